@@ -1,0 +1,97 @@
+"""The adapter: which layers it touches and how large it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sdlora.config.section import Section
+
+Algorithm = Literal["lora", "loha", "lokr"]
+LAYER_SETS = ("attention", "attention+ff", "all", "all+conv")
+REGEX_PREFIX = "regex:"
+
+
+class AdapterConfig(Section):
+    algorithm: Algorithm = "lora"
+    """lora (low rank), loha (Hadamard product of two low-rank maps) or lokr (Kronecker product)."""
+
+    rank: int = Field(default=16, ge=1, le=1024)
+    """Rank of the update of linear layers and 1x1 projections."""
+
+    alpha: float | None = Field(default=None, gt=0)
+    """Scale of the update is alpha / rank; by default alpha = rank / 2."""
+
+    conv_rank: int | None = Field(default=None, ge=1, le=1024)
+    """Rank of Conv2d layers (layer set all+conv); by default the same as rank."""
+
+    conv_alpha: float | None = Field(default=None, gt=0)
+    """Alpha of Conv2d layers; by default keeps the same alpha / rank."""
+
+    layers: str = "all"
+    """UNet layers: attention, attention+ff, all (adds proj_in/out), all+conv, or `regex:` and a pattern."""
+
+    block_ranks: dict[str, int] = Field(default_factory=dict)
+    """Rank by block pattern, for example {down_blocks.0: 4, mid_block: 32}; 0 leaves the block out."""
+
+    text_encoder: bool = False
+    """Train the text encoder (both of SDXL) too."""
+
+    text_encoder_layers: Literal["attention", "attention+ff"] = "attention+ff"
+    """Text-encoder layers; attention always means q, k, v and out together, as other tools demand."""
+
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) (Kalajdzievski 2023)."""
+
+    dora: bool = False
+    """Train magnitude and direction apart (DoRA, Liu et al. 2024); such files do not travel to all tools."""
+
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout on the adapter's input."""
+
+    lokr_factor: int = Field(default=-1, ge=-1)
+    """LoKr: size of the smaller Kronecker factor; -1 takes the most even split."""
+
+    start_from: Path | None = None
+    """Go on from this adapter file (kohya or diffusers keys); ranks and layers are taken from it."""
+
+    @property
+    def resolved_alpha(self) -> float:
+        """Alpha for linear layers."""
+        return self.alpha if self.alpha is not None else self.rank / 2
+
+    @property
+    def resolved_conv_rank(self) -> int:
+        """Rank for Conv2d layers."""
+        return self.conv_rank if self.conv_rank is not None else self.rank
+
+    @property
+    def resolved_conv_alpha(self) -> float:
+        """Alpha for Conv2d layers."""
+        if self.conv_alpha is not None:
+            return self.conv_alpha
+        return self.resolved_conv_rank * self.resolved_alpha / self.rank
+
+    @model_validator(mode="after")
+    def _check(self) -> AdapterConfig:
+        problems: list[str] = []
+        if self.layers.startswith(REGEX_PREFIX):
+            try:
+                re.compile(self.layers.removeprefix(REGEX_PREFIX))
+            except re.error as error:
+                problems.append(f"layers: not a regular expression: {error}")
+        elif self.layers not in LAYER_SETS:
+            known = ", ".join(LAYER_SETS)
+            problems.append(f"layers: unknown layer set '{self.layers}'; use one of {known}, or regex:PATTERN")
+        if (self.conv_rank or self.conv_alpha) and self.layers in LAYER_SETS[:-1]:
+            problems.append(f"conv_rank/conv_alpha have no effect with layers={self.layers}; use all+conv")
+        if self.algorithm != "lora" and (self.dora or self.rslora):
+            problems.append(f"dora and rslora go with algorithm lora only, not {self.algorithm}")
+        if any(rank < 0 for rank in self.block_ranks.values()):
+            problems.append("block_ranks: a rank must be 0 (leave out) or more")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

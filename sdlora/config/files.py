@@ -1,0 +1,219 @@
+"""YAML files and `--set` values to a TrainConfig and back, with errors in plain words."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from sdlora.config.shipped import presets_folder
+from sdlora.config.train import TrainConfig
+from sdlora.errors import ConfigError
+
+_PATH_SUFFIXES = (".yaml", ".yml")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is set twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def find(preset: str) -> Path:
+    """The file behind a preset name or path: the path itself, else a shipped preset of that name.
+
+    Raises ConfigError that lists what there is.
+    """
+    path = Path(preset).expanduser()
+    if path.is_file():
+        return path
+    names = [path.name] if path.suffix in _PATH_SUFFIXES else [path.name + suffix for suffix in _PATH_SUFFIXES]
+    if path.parent == Path():
+        for name in names:
+            if (presets_folder() / name).is_file():
+                return presets_folder() / name
+    known = ", ".join(sorted(file.name for file in shipped_presets()))
+    raise ConfigError(str(preset), [f"no such file, and no preset of that name; presets are: {known}"])
+
+
+def shipped_presets() -> list[Path]:
+    """The files of all presets that come with the package, sorted by name."""
+    return sorted(file for file in presets_folder().glob("*.yaml"))
+
+
+def purpose(preset: Path) -> str:
+    """What a preset is for: the first line of its header comment."""
+    for line in preset.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            return line.lstrip("# ").removeprefix("Purpose:").strip()
+    return ""
+
+
+def load(preset: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The checked configuration from a preset or file and `section.name=value` overrides.
+
+    Raises ConfigError listing every problem at once.
+    """
+    values: dict[str, Any] = {}
+    source = "the command line"
+    if preset is not None:
+        path = find(str(preset))
+        source = str(preset)
+        values = _read_yaml(path)
+    problems = [problem for text in overrides if (problem := _apply_override(values, text))]
+    if problems:
+        raise ConfigError(source, problems)
+    return validate(values, source)
+
+
+def validate(values: Mapping[str, Any], source: str) -> TrainConfig:
+    """Check plain values as a YAML file holds them. Raises ConfigError listing every problem at once."""
+    try:
+        return TrainConfig.model_validate(dict(values))
+    except ValidationError as error:
+        by_setting: dict[str, list[str]] = {}
+        for item in error.errors():
+            location = ".".join(str(part) for part in item["loc"] if not _is_union_branch(part))
+            by_setting.setdefault(location, _in_words(item, location))
+        problems = [problem for several in by_setting.values() for problem in several]
+        raise ConfigError(source, problems) from None
+
+
+def dump(config: TrainConfig, *, only_changes: bool = False) -> str:
+    """The configuration as YAML that `load` reads back; only_changes leaves defaults out."""
+    values = config.model_dump(mode="json", exclude_defaults=only_changes)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as explained to a user: dotted name, kind of value, default, description."""
+
+    name: str
+    kind: str
+    default: Any
+    description: str
+
+
+def settings(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[Setting]:
+    """All settings of a section, depth first, in the order in which they are declared."""
+    for name, field in model.model_fields.items():
+        section = _section_of(field)
+        if section is not None:
+            yield from settings(section, f"{prefix}{name}.")
+        else:
+            default = field.get_default(call_default_factory=True, validated_data={})
+            yield Setting(prefix + name, _kind_in_words(field.annotation), default, field.description or "")
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _kind_in_words(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Literal:
+        return " | ".join(str(choice) for choice in typing.get_args(annotation))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " | ".join(_kind_in_words(part) for part in typing.get_args(annotation))
+    if typing.get_origin(annotation) is tuple:
+        return f"list of {_kind_in_words(typing.get_args(annotation)[0])}"
+    if typing.get_origin(annotation) is dict:
+        return "mapping"
+    words = {
+        str: "text",
+        bool: "true | false",
+        int: "integer",
+        float: "number",
+        Path: "path",
+        type(None): "null",
+    }
+    return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(str(path), [f"must hold settings (name: value), holds a {type(values).__name__}"])
+    return values
+
+
+def _apply_override(values: dict[str, Any], text: str) -> str | None:
+    """Set one `section.name=value` in place; returns what is wrong with it, if anything."""
+    name, equals, raw = text.partition("=")
+    if not equals or not name.strip():
+        return f"--set {text}: write it as section.name=value"
+    try:
+        value = yaml.safe_load(raw) if raw else ""
+    except yaml.YAMLError:
+        value = raw
+    *sections, last = name.strip().split(".", 2 if name.count(".") > 1 else 1)
+    inner = values
+    for section in sections:
+        inner = inner.setdefault(section, {})
+        if not isinstance(inner, dict):
+            return f"--set {text}: '{section}' is a value, not a section"
+    inner[last] = value
+    return None
+
+
+def _in_words(item: Any, location: str) -> list[str]:
+    """One pydantic error as our own sentences (a validator's message may hold several)."""
+    if item["type"] == "extra_forbidden":
+        return [f"{location}: unknown setting{_suggestion(item['loc'])}"]
+    if item["type"] == "value_error":
+        message = str(item["ctx"]["error"])
+        return [_locate(location, part) for part in message.split("; ")]
+    shown = repr(item["input"])
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    message = item["msg"].replace("Input should be", "must be")
+    return [f"{location}: {message[0].lower()}{message[1:]}; got {shown}"]
+
+
+def _locate(location: str, message: str) -> str:
+    """Put the section in front: `rank: too low` of adapter becomes `adapter.rank: too low`."""
+    if not location:
+        return message
+    return f"{location}.{message}" if re.match(r"\w+[:/]", message) else f"{location}: {message}"
+
+
+def _is_union_branch(part: Any) -> bool:
+    """Whether pydantic put this part into the location to name a union's branch, not a setting."""
+    return isinstance(part, str) and (
+        part in {"int", "float", "str", "bool", "path", "none"} or "[" in part or part.startswith("tuple")
+    )
+
+
+def _suggestion(location: Sequence[Any]) -> str:
+    known = [setting.name for setting in settings()]
+    wanted = ".".join(str(part) for part in location)
+    *section, last = (str(part) for part in location)
+    prefix = "".join(f"{part}." for part in section)
+    siblings = {name.removeprefix(prefix).split(".")[0] for name in known if name.startswith(prefix)}
+    near = difflib.get_close_matches(last, sorted(siblings), n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    same_name = [name for name in known if name.split(".")[-1] == last]
+    near = same_name[:1] or difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else "; `sdlora explain` lists all settings"

@@ -1,0 +1,62 @@
+"""What is minimised: noise, timesteps, loss and prior preservation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sdlora.config.section import Section
+
+
+class ObjectiveConfig(Section):
+    loss: Literal["mse", "l1", "huber"] = "mse"
+    """Distance between prediction and target."""
+
+    huber_delta: float = Field(default=0.1, gt=0)
+    """Where Huber loss turns from square to straight."""
+
+    huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
+    """How huber_delta falls with noise (Fischer et al. 2024)."""
+
+    weighting: Literal["none", "min_snr", "debiased"] = "none"
+    """Loss weight by timestep: min_snr (Hang et al. 2023) or debiased (Yu et al. 2024)."""
+
+    min_snr_gamma: float = Field(default=5.0, gt=0)
+    """Cap of the min_snr weight; 5 is usual, anime SDXL sets often take 8."""
+
+    noise_offset: float = Field(default=0.0, ge=0, le=1)
+    """Add a constant per channel to the noise, for very dark and bright images (Guttenberg 2023); 0.05 is usual."""
+
+    multires_noise_iterations: int = Field(default=0, ge=0, le=10)
+    """Levels of multi-resolution noise (Whitaker 2023); 0 is off, 6 is usual."""
+
+    multires_noise_discount: float = Field(default=0.3, ge=0, le=1)
+    """Strength of each coarser level."""
+
+    input_perturbation: float = Field(default=0.0, ge=0, le=1)
+    """Extra noise on the UNet's input only (Ning et al. 2023); 0.1 is usual."""
+
+    min_timestep: int = Field(default=0, ge=0, le=999)
+    """Lowest timestep trained."""
+
+    max_timestep: int = Field(default=999, ge=0, le=999)
+    """Highest timestep trained."""
+
+    timestep_distribution: Literal["uniform", "logit_normal", "cubic"] = "uniform"
+    """How timesteps are drawn: evenly, mostly middle ones, or mostly noisy ones."""
+
+    prior_preservation: Literal["none", "class_images", "base_prediction"] = "none"
+    """Keep what the base knows: class images (DreamBooth), or match the frozen base's own predictions."""
+
+    prior_weight: float = Field(default=1.0, gt=0)
+    """Weight of the prior term."""
+
+    prior_prompt: str = ""
+    """Caption for base_prediction; empty takes the image's own caption without the trigger."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ObjectiveConfig:
+        if self.min_timestep > self.max_timestep:
+            raise ValueError(f"min_timestep ({self.min_timestep}) is above max_timestep ({self.max_timestep})")
+        return self

@@ -1,0 +1,109 @@
+"""How the adapter's weights are updated."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from sdlora.config.base_model import Precision
+from sdlora.config.section import Section
+
+Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+OPTIMIZERS = (
+    "adamw",
+    "adamw8bit",
+    "paged_adamw8bit",
+    "lion",
+    "adafactor",
+    "prodigy",
+    "schedule_free_adamw",
+)
+
+
+class OptimizationConfig(Section):
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer updates; give this or epochs."""
+
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over all images; give this or steps. Without either: 10 epochs."""
+
+    batch_size: int = Field(default=1, ge=1)
+    """Images in a forward pass."""
+
+    accumulation: int = Field(default=1, ge=1)
+    """Batches whose gradients are averaged for one step."""
+
+    optimizer: str = "adamw"
+    """adamw, adamw8bit, paged_adamw8bit, lion, adafactor, prodigy, schedule_free_adamw, or a dotted path to a class."""
+
+    optimizer_options: dict[str, Any] = Field(default_factory=dict)
+    """More keyword arguments for the optimizer, for example {betas: [0.9, 0.99], d_coef: 2}."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Learning rate of the UNet's adapter (1.0 for Prodigy)."""
+
+    text_encoder_learning_rate: float | None = Field(default=None, ge=0)
+    """Learning rate of the (first) text encoder's adapter; by default half the UNet's."""
+
+    text_encoder_2_learning_rate: float | None = Field(default=None, ge=0)
+    """Learning rate of SDXL's second text encoder; by default that of the first."""
+
+    block_learning_rates: dict[str, float] = Field(default_factory=dict)
+    """Factor on the learning rate by block pattern, for example {down_blocks.0: 0.5}."""
+
+    lora_plus_ratio: float = Field(default=1.0, ge=1.0)
+    """Learning rate of B over that of A (LoRA+, Hayou et al. 2024 suggests 16); 1 is plain LoRA."""
+
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Weight decay of the optimizer."""
+
+    schedule: Schedule = "constant"
+    """Course of the learning rate after warm-up."""
+
+    warmup: float = Field(default=0.0, ge=0)
+    """Warm-up: a share of all steps when below 1, a number of steps otherwise."""
+
+    schedule_cycles: int = Field(default=1, ge=1)
+    """Cycles of cosine_with_restarts."""
+
+    schedule_power: float = Field(default=1.0, gt=0)
+    """Exponent of the polynomial schedule."""
+
+    schedule_floor: float = Field(default=0.0, ge=0, le=1)
+    """Share of the learning rate at which linear, cosine and polynomial end."""
+
+    max_gradient_norm: float = Field(default=1.0, ge=0)
+    """Clip the gradient of all trained weights to this norm; 0 is off."""
+
+    precision: Precision = "bf16"
+    """Number type of the forward and backward pass; fp16 uses a gradient scaler. Trained weights are fp32 always."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a quarter slower."""
+
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the adapter, for example 0.99; 0 is off."""
+
+    max_nonfinite: int = Field(default=10, ge=0)
+    """Batches in a row with a non-finite loss or gradient before the run gives up."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads for torch; by default torch's own choice."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizationConfig:
+        problems: list[str] = []
+        if self.steps is not None and self.epochs is not None:
+            problems.append(f"give steps ({self.steps}) or epochs ({self.epochs}), not both")
+        if self.optimizer not in OPTIMIZERS and "." not in self.optimizer:
+            known = ", ".join(OPTIMIZERS)
+            problems.append(
+                f"optimizer: unknown '{self.optimizer}'; use one of {known}, or a dotted path such as torch.optim.SGD"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

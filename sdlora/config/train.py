@@ -1,0 +1,79 @@
+"""The whole configuration of a training run."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sdlora.config.adapter import AdapterConfig
+from sdlora.config.base_model import BaseModelConfig
+from sdlora.config.images import CaptionsConfig, ImagesConfig
+from sdlora.config.objective import ObjectiveConfig
+from sdlora.config.optimization import OPTIMIZERS, OptimizationConfig
+from sdlora.config.outputs import OutputsConfig, PreviewsConfig, ValidationConfig
+from sdlora.config.section import Section
+
+CONFIG_VERSION = 1
+DEFAULT_EPOCHS = 10
+ADAPTIVE_OPTIMIZERS = tuple(name for name in OPTIMIZERS if name != "prodigy")
+
+
+class TrainConfig(Section):
+    version: Literal[1] = CONFIG_VERSION
+    """Version of this configuration format."""
+
+    name: str = "my-lora"
+    """Name of the adapter, its file and its run folder."""
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of every random draw of the run."""
+
+    base_model: BaseModelConfig = BaseModelConfig()
+    images: ImagesConfig = ImagesConfig()
+    captions: CaptionsConfig = CaptionsConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    optimization: OptimizationConfig = OptimizationConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    validation: ValidationConfig = ValidationConfig()
+    previews: PreviewsConfig = PreviewsConfig()
+    outputs: OutputsConfig = OutputsConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _name_fits_other_tools(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w.+() -]+", name) or name.strip(" .") != name or name.lower() in {"none", "addams"}:
+            raise ValueError(
+                f"'{name}' can't be used as a name: other tools read it in <lora:name:1>, so use letters, digits, "
+                "spaces, _ - + . ( ), not 'none'"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        problems: list[str] = []
+        if self.objective.prior_preservation == "class_images" and self.images.class_folder is None:
+            problems.append("objective.prior_preservation=class_images needs images.class_folder")
+        if self.images.class_folder is not None and self.objective.prior_preservation != "class_images":
+            problems.append("images.class_folder has no effect without objective.prior_preservation=class_images")
+        optimization = self.optimization
+        if optimization.precision == "fp16" and self.base_model.precision == "bf16":
+            problems.append(
+                "optimization.precision=fp16 with base_model.precision=bf16: set base_model.precision=fp16 or fp32"
+            )
+        if not self.adapter.text_encoder and optimization.text_encoder_learning_rate:
+            problems.append("optimization.text_encoder_learning_rate has no effect without adapter.text_encoder=true")
+        if optimization.optimizer == "prodigy" and optimization.learning_rate < 0.1:
+            problems.append(
+                f"optimization.learning_rate={optimization.learning_rate} is too low for prodigy, "
+                "which finds its own: use 1.0"
+            )
+        if optimization.optimizer in ADAPTIVE_OPTIMIZERS and optimization.learning_rate > 0.1:
+            problems.append(
+                f"optimization.learning_rate={optimization.learning_rate} is too high for "
+                f"{optimization.optimizer}: 1e-4 is usual"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

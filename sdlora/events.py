@@ -1,0 +1,165 @@
+"""What a run tells: one typed stream of events, consumed by sinks (terminal, file, TensorBoard, web page)."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    time: float = Field(default_factory=time.time)
+    """Seconds since the epoch."""
+
+
+class RunStarted(_Event):
+    kind: Literal["run_started"] = "run_started"
+    name: str
+    folder: str
+    process_id: int
+    total_steps: int
+    first_step: int
+    """Steps already done when the run began: above 0 after a resume."""
+    trainable_parameters: int
+    total_parameters: int
+
+
+class Progress(_Event):
+    kind: Literal["progress"] = "progress"
+    stage: str
+    """What is going on, for example "caching images"."""
+    done: int
+    total: int
+
+
+class StepFinished(_Event):
+    kind: Literal["step_finished"] = "step_finished"
+    step: int
+    """Number of optimizer updates done so far."""
+    epoch: int
+    loss: float
+    learning_rates: dict[str, float]
+    gradient_norm: float
+    seconds: float
+    """Time of this step."""
+    memory_gib: float
+    """Peak memory: of the card if there is one, of the process otherwise."""
+
+
+class Validated(_Event):
+    kind: Literal["validated"] = "validated"
+    step: int
+    loss: float
+    base_loss: float
+    relative_loss: float
+    """loss / base_loss: below 1 the adapter predicts held-out images better than the base model."""
+    is_best: bool
+
+
+class CheckpointSaved(_Event):
+    kind: Literal["checkpoint_saved"] = "checkpoint_saved"
+    step: int
+    path: str
+
+
+class PreviewReady(_Event):
+    kind: Literal["preview_ready"] = "preview_ready"
+    step: int
+    paths: list[str]
+    prompts: list[str]
+
+
+class WarningRaised(_Event):
+    kind: Literal["warning_raised"] = "warning_raised"
+    message: str
+
+
+class Notice(_Event):
+    kind: Literal["notice"] = "notice"
+    message: str
+
+
+class RunFinished(_Event):
+    kind: Literal["run_finished"] = "run_finished"
+    step: int
+    reason: Literal["completed", "stopped"]
+    adapter_path: str | None
+    seconds: float
+
+
+class RunFailed(_Event):
+    kind: Literal["run_failed"] = "run_failed"
+    step: int
+    message: str
+
+
+Event = (
+    RunStarted
+    | Progress
+    | StepFinished
+    | Validated
+    | CheckpointSaved
+    | PreviewReady
+    | WarningRaised
+    | Notice
+    | RunFinished
+    | RunFailed
+)
+
+_PARSER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+
+class EventSink(Protocol):
+    """Something that consumes events."""
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+
+    def close(self) -> None:
+        """Flush and let go of resources."""
+
+
+def parse_event(line: str | bytes) -> Event:
+    """Turn one line of events.jsonl back into its event. Raises pydantic.ValidationError on anything else."""
+    return _PARSER.validate_json(line)
+
+
+class EventStream:
+    """Hands each event to every sink. A sink that fails is reported once to the others and detached.
+
+    A sink with `fatal = True` (the run's own events.jsonl) is not forgiven: its error ends the run.
+    """
+
+    def __init__(self, sinks: list[EventSink]) -> None:
+        self.sinks = list(sinks)
+
+    def emit(self, event: Event) -> None:
+        """Send one event to all sinks."""
+        for sink in list(self.sinks):
+            try:
+                sink.emit(event)
+            except Exception as error:
+                if getattr(sink, "fatal", False):
+                    raise
+                self.sinks.remove(sink)
+                self.emit(WarningRaised(message=f"{type(sink).__name__} failed and is switched off: {error}"))
+
+    def warn(self, message: str) -> None:
+        """Send a warning."""
+        self.emit(WarningRaised(message=message))
+
+    def notice(self, message: str) -> None:
+        """Send a remark."""
+        self.emit(Notice(message=message))
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Send how far a stage has come."""
+        self.emit(Progress(stage=stage, done=done, total=total))
+
+    def close(self) -> None:
+        """Close all sinks."""
+        for sink in self.sinks:
+            sink.close()
