@@ -93,5 +93,5 @@ class AdapterConfig(Section):
         if any(rank < 0 for rank in self.block_ranks.values()):
             problems.append("block_ranks: a rank must be 0 (leave out) or more")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self

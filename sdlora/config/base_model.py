@@ -36,8 +36,8 @@ class BaseModelConfig(Section):
     vae: str | None = None
     """Another VAE than the model's own: a folder, a file or a hub name."""
 
-    precision: Precision = "bf16"
-    """Number type of the frozen weights."""
+    precision: Literal["auto"] | Precision = "auto"
+    """Number type of the frozen weights; auto takes optimization.precision."""
 
     quantization: Quantization = "none"
     """Hold frozen weights of UNet layers in int8 (LLM.int8) or 4 bits (NF4, as in QLoRA)."""

@@ -184,7 +184,7 @@ def _in_words(item: Any, location: str) -> list[str]:
         return [f"{location}: unknown setting{_suggestion(item['loc'])}"]
     if item["type"] == "value_error":
         message = str(item["ctx"]["error"])
-        return [_locate(location, part) for part in message.split("; ")]
+        return [_locate(location, part) for part in message.splitlines()]
     shown = repr(item["input"])
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     message = item["msg"].replace("Input should be", "must be")

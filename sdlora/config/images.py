@@ -86,7 +86,7 @@ class ImagesConfig(Section):
     random_crop: bool = False
     """Cut the bucket's window at a random place, not the centre."""
 
-    background: str = "#ffffff"
+    background: str = Field(default="#ffffff", pattern=r"^#[0-9a-fA-F]{6}$")
     """Colour behind transparent pixels, as #rrggbb."""
 
     mask: MaskSource = "none"
@@ -124,6 +124,17 @@ class ImagesConfig(Section):
     def _check(self) -> ImagesConfig:
         if not self.resolutions or any(edge < 64 or edge % 8 for edge in self.resolutions):
             raise ValueError(f"resolution: every value must be a multiple of 8, at least 64; got {self.resolution}")
+        if self.buckets:
+            self._check_buckets()
+        return self
+
+    def _check_buckets(self) -> None:
+        smallest, largest = min(self.resolutions), max(self.resolutions)
         if self.bucket_min and self.bucket_max and self.bucket_min > self.bucket_max:
             raise ValueError(f"bucket_min ({self.bucket_min}) is larger than bucket_max ({self.bucket_max})")
-        return self
+        if self.bucket_min and self.bucket_min > smallest:
+            raise ValueError(f"bucket_min ({self.bucket_min}) is larger than the resolution ({smallest})")
+        if self.bucket_max and self.bucket_max < largest:
+            raise ValueError(f"bucket_max ({self.bucket_max}) is smaller than the resolution ({largest})")
+        if self.bucket_step > smallest:
+            raise ValueError(f"bucket_step ({self.bucket_step}) is larger than the resolution ({smallest})")

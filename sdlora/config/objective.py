@@ -17,7 +17,7 @@ class ObjectiveConfig(Section):
     """Where Huber loss turns from square to straight."""
 
     huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
-    """How huber_delta falls with noise (Fischer et al. 2024)."""
+    """How Huber's turning point falls with noise, from 1 to huber_delta; constant keeps it (Khrapov et al. 2024)."""
 
     weighting: Literal["none", "min_snr", "debiased"] = "none"
     """Loss weight by timestep: min_snr (Hang et al. 2023) or debiased (Yu et al. 2024)."""

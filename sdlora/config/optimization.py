@@ -44,7 +44,7 @@ class OptimizationConfig(Section):
     """Learning rate of the UNet's adapter (1.0 for Prodigy)."""
 
     text_encoder_learning_rate: float | None = Field(default=None, ge=0)
-    """Learning rate of the (first) text encoder's adapter; by default half the UNet's."""
+    """Learning rate of the (first) text encoder's adapter; by default half the UNet's (prodigy: the same)."""
 
     text_encoder_2_learning_rate: float | None = Field(default=None, ge=0)
     """Learning rate of SDXL's second text encoder; by default that of the first."""
@@ -71,7 +71,7 @@ class OptimizationConfig(Section):
     """Exponent of the polynomial schedule."""
 
     schedule_floor: float = Field(default=0.0, ge=0, le=1)
-    """Share of the learning rate at which linear, cosine and polynomial end."""
+    """Share of the learning rate at which linear, polynomial and (each cycle of) cosine end."""
 
     max_gradient_norm: float = Field(default=1.0, ge=0)
     """Clip the gradient of all trained weights to this norm; 0 is off."""
@@ -94,6 +94,19 @@ class OptimizationConfig(Section):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads for torch; by default torch's own choice."""
 
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Base learning rate of each part: unet, text_encoder, text_encoder_2."""
+        first = self.text_encoder_learning_rate
+        if first is None:
+            first = self.learning_rate if self.optimizer == "prodigy" else self.learning_rate / 2
+        second = self.text_encoder_2_learning_rate
+        return {
+            "unet": self.learning_rate,
+            "text_encoder": first,
+            "text_encoder_2": first if second is None else second,
+        }
+
     @model_validator(mode="after")
     def _check(self) -> OptimizationConfig:
         problems: list[str] = []
@@ -102,8 +115,31 @@ class OptimizationConfig(Section):
         if self.optimizer not in OPTIMIZERS and "." not in self.optimizer:
             known = ", ".join(OPTIMIZERS)
             problems.append(
-                f"optimizer: unknown '{self.optimizer}'; use one of {known}, or a dotted path such as torch.optim.SGD"
+                f"optimizer: unknown '{self.optimizer}': use one of {known}, or a dotted path such as torch.optim.SGD"
             )
+        problems += self._prodigy_problems() if self.optimizer == "prodigy" else []
+        if self.optimizer == "schedule_free_adamw" and self.schedule != "constant":
+            problems.append(f"schedule={self.schedule} has no place with schedule_free_adamw: use constant")
+        if self.optimizer == "schedule_free_adamw" and self.ema > 0:
+            problems.append(f"ema={self.ema} averages twice with schedule_free_adamw, itself an average: use 0")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
+
+    def _prodigy_problems(self) -> list[str]:
+        """Prodigy estimates one step size for all weights and accepts a single learning rate (or 0) only."""
+        given = {
+            "text_encoder_learning_rate": self.text_encoder_learning_rate,
+            "text_encoder_2_learning_rate": self.text_encoder_2_learning_rate,
+        }
+        problems = [
+            f"{name}={rate}: prodigy takes one learning rate for all parts, {self.learning_rate} here "
+            "(leave this one out, or set it to 0 to leave that part as it is)"
+            for name, rate in given.items()
+            if rate not in (None, 0.0, self.learning_rate)
+        ]
+        if any(factor not in (1.0, 0.0) for factor in self.block_learning_rates.values()):
+            problems.append("block_learning_rates: with prodigy a factor can be 0 or 1 only")
+        if self.lora_plus_ratio != 1.0:
+            problems.append(f"lora_plus_ratio={self.lora_plus_ratio} can't be used with prodigy: use 1")
+        return problems

@@ -40,6 +40,13 @@ class TrainConfig(Section):
     previews: PreviewsConfig = PreviewsConfig()
     outputs: OutputsConfig = OutputsConfig()
 
+    @property
+    def resolved_base_model(self) -> BaseModelConfig:
+        """The base model's settings with precision auto filled in."""
+        if self.base_model.precision != "auto":
+            return self.base_model
+        return self.base_model.model_copy(update={"precision": self.optimization.precision})
+
     @field_validator("name")
     @classmethod
     def _name_fits_other_tools(cls, name: str) -> str:
@@ -58,9 +65,10 @@ class TrainConfig(Section):
         if self.images.class_folder is not None and self.objective.prior_preservation != "class_images":
             problems.append("images.class_folder has no effect without objective.prior_preservation=class_images")
         optimization = self.optimization
-        if optimization.precision == "fp16" and self.base_model.precision == "bf16":
+        if optimization.precision == "fp32" and self.base_model.precision in ("bf16", "fp16"):
             problems.append(
-                "optimization.precision=fp16 with base_model.precision=bf16: set base_model.precision=fp16 or fp32"
+                f"optimization.precision=fp32 can't compute with base_model.precision={self.base_model.precision}: "
+                "set both to the same, or base_model.precision=auto"
             )
         if not self.adapter.text_encoder and optimization.text_encoder_learning_rate:
             problems.append("optimization.text_encoder_learning_rate has no effect without adapter.text_encoder=true")
@@ -75,5 +83,5 @@ class TrainConfig(Section):
                 f"{optimization.optimizer}: 1e-4 is usual"
             )
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self

@@ -1,0 +1,126 @@
+"""Shows a run in the terminal: remarks as lines, one progress bar."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sdlora import events
+from sdlora.events import Event
+
+_SMOOTHING = 0.95
+_PLAIN_LINES_PER_STAGE = 10
+
+
+class TerminalSink:
+    """A rich progress bar with loss, learning rate, speed and memory; plain lines when output is not a terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._tasks: dict[str, int] = {}
+        self._total_steps = 0
+        self._loss: float | None = None
+        self._seconds: float | None = None
+        self._progress.start()
+
+    def emit(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case events.RunStarted():
+                self._total_steps = event.total_steps
+                share = 100 * event.trainable_parameters / max(event.total_parameters, 1)
+                self._say(
+                    f"{event.name}: {event.total_steps} steps"
+                    + (f", going on from step {event.first_step}" if event.first_step else "")
+                )
+                self._say(
+                    f"trainable parameters: {event.trainable_parameters:,} of {event.total_parameters:,} ({share:.2f}%)"
+                )
+                self._say(f"run folder: {event.folder}")
+            case events.Progress():
+                self._advance(event.stage, event.done, event.total, "")
+                if event.done >= event.total:
+                    self._finish(event.stage)
+            case events.StepFinished():
+                self._step(event)
+            case events.Validated():
+                best = ", best so far" if event.is_best else ""
+                self._say(
+                    f"step {event.step}: validation loss {event.loss:.4f}, "
+                    f"{100 * (event.relative_loss - 1):+.1f}% against the base model{best}"
+                )
+            case events.CheckpointSaved():
+                self._say(f"step {event.step}: saved {event.path}")
+            case events.PreviewReady():
+                self._say(f"step {event.step}: previews " + ", ".join(event.paths))
+            case events.WarningRaised():
+                self._say(f"[yellow]warning:[/] {_plain(event.message)}")
+            case events.Notice():
+                self._say(_plain(event.message))
+            case events.RunFinished():
+                self._finish("training")
+                self._say(f"[green]{event.reason}[/] at step {event.step} after {_duration(event.seconds)}")
+                if event.adapter_path:
+                    self._say(f"adapter: {event.adapter_path}")
+            case events.RunFailed():
+                self._say(f"[red]failed[/] at step {event.step}: {_plain(event.message)}")
+
+    def close(self) -> None:
+        """Take the progress bar away."""
+        self._progress.stop()
+
+    def _say(self, text: str) -> None:
+        self.console.print(text)
+
+    def _step(self, event: events.StepFinished) -> None:
+        self._loss = _smooth(self._loss, event.loss)
+        self._seconds = _smooth(self._seconds, event.seconds)
+        rate = next(iter(event.learning_rates.values()), 0.0)
+        figures = f"loss {self._loss:.4f}  lr {rate:.2e}  {_speed(self._seconds)}  {event.memory_gib:.1f} GiB"
+        self._advance("training", event.step, self._total_steps, figures)
+
+    def _advance(self, stage: str, done: int, total: int, figures: str) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total, figures=figures)
+        self._progress.update(self._tasks[stage], completed=done, total=total, figures=figures)  # type: ignore[arg-type]
+        every = max(1, total // _PLAIN_LINES_PER_STAGE)
+        if not self.console.is_terminal and (done % every == 0 or done == total):
+            self._say(f"{stage} {done}/{total}  {figures}".rstrip())
+
+    def _finish(self, stage: str) -> None:
+        task = self._tasks.pop(stage, None)
+        if task is not None:
+            self._progress.remove_task(task)  # type: ignore[arg-type]
+
+
+def _smooth(old: float | None, new: float) -> float:
+    return new if old is None else _SMOOTHING * old + (1 - _SMOOTHING) * new
+
+
+def _speed(seconds_per_step: float) -> str:
+    if seconds_per_step >= 1:
+        return f"{seconds_per_step:.1f} s/step"
+    return f"{1 / max(seconds_per_step, 1e-9):.1f} steps/s"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours} h " if hours else "") + (f"{minutes} min " if minutes or hours else "") + f"{rest} s"
+
+
+def _plain(text: str) -> str:
+    """Text whose square brackets are no markup."""
+    return text.replace("[", r"\[")

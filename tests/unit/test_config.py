@@ -1,0 +1,157 @@
+"""The configuration: loading, overriding, and what a user reads when something is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sdlora.config import files
+from sdlora.config.train import TrainConfig
+from sdlora.errors import ConfigError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("preset", files.shipped_presets(), ids=lambda path: path.name)
+def test_every_shipped_preset_is_valid_and_says_what_it_is_for(preset: Path) -> None:
+    files.load(preset.name)
+    header = preset.read_text(encoding="utf-8").split("\nname:")[0]
+    for word in ("Purpose:", "Base model:", "Memory:", "Time:", "Command: sdlora train --preset"):
+        assert f"# {word}" in header
+    assert files.purpose(preset)
+
+
+@pytest.mark.parametrize("preset", files.shipped_presets(), ids=lambda path: path.name)
+def test_a_preset_names_only_what_differs_from_the_defaults(preset: Path) -> None:
+    written = {name for name, _ in flatten(yaml.safe_load(preset.read_text(encoding="utf-8")))}
+    defaults = dict(flatten(TrainConfig().model_dump(mode="json")))
+    resolved = dict(flatten(files.load(preset.name).model_dump(mode="json")))
+    same = {name for name in written if name in defaults and defaults[name] == resolved.get(name)}
+    assert same <= {"base_model.model", "images.resolution"}, f"set to the default: {same}"
+
+
+def flatten(values: dict, prefix: str = "") -> list[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            pairs += flatten(value, f"{prefix}{name}.")
+        else:
+            pairs.append((prefix + name, value))
+    return pairs
+
+
+def test_a_written_configuration_reads_back_the_same(tmp_path: Path) -> None:
+    config = files.load("demo.yaml", ["images.folder=[a, b]", "seed=7"])
+    assert files.load(write(tmp_path, files.dump(config))) == config
+    assert files.load(write(tmp_path, files.dump(config, only_changes=True))) == config
+
+
+def test_presets_are_found_by_name_with_and_without_ending_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert files.load("demo") == files.load("demo.yaml")
+
+
+def test_a_file_in_the_current_folder_wins_over_a_shipped_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.yaml").write_text("name: own", encoding="utf-8")
+    assert files.load("demo.yaml").name == "own"
+
+
+def test_an_unknown_preset_lists_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"animee.yaml has 1 problem:\n.*presets are: anime.yaml, demo.yaml"):
+        files.load("animee.yaml")
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "adapter: {rnak: 3}\nimags: {}\nimages: {resolution: 100}\noptimization: {batch_size: x}")
+    with pytest.raises(ConfigError) as caught:
+        files.load(path)
+    assert caught.value.problems == [
+        "images.resolution: every value must be a multiple of 8, at least 64; got 100",
+        "adapter.rnak: unknown setting; did you mean 'rank'?",
+        "optimization.batch_size: must be a valid integer, unable to parse string as an integer; got 'x'",
+        "imags: unknown setting; did you mean 'images'?",
+    ]
+
+
+def test_a_setting_in_the_wrong_section_is_pointed_to_its_place(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rank: unknown setting; did you mean 'adapter.rank'"):
+        files.load(write(tmp_path, "rank: 3"))
+
+
+def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'seed' is set twice"):
+        files.load(write(tmp_path, "seed: 1\nseed: 2"))
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- 1", "must hold settings")])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        files.load(write(tmp_path, text))
+
+
+def test_overrides_reach_nested_names_with_dots() -> None:
+    config = files.load(overrides=["adapter.block_ranks.down_blocks.0=4", "optimization.learning_rate=1e-3"])
+    assert config.adapter.block_ranks == {"down_blocks.0": 4}
+    assert config.optimization.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("adapter.rank", "write it as section.name=value"), ("seed.x=1", "'seed' is a value, not a section")],
+)
+def test_a_malformed_override_is_explained(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        files.load(overrides=["seed=3", override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimization.steps=3", "optimization.epochs=2"], "steps .3. or epochs .2., not both"),
+        (["optimization.optimizer=adam"], "optimizer: unknown 'adam': use one of adamw, .* or a dotted path"),
+        (["optimization.optimizer=prodigy"], "too low for prodigy"),
+        (["optimization.learning_rate=1"], "too high for adamw"),
+        (["optimization.text_encoder_learning_rate=1e-4"], "no effect without adapter.text_encoder=true"),
+        (["optimization.precision=fp32", "base_model.precision=bf16"], "set both to the same"),
+        (["objective.prior_preservation=class_images"], "needs images.class_folder"),
+        (["images.class_folder=x"], "no effect without objective.prior_preservation=class_images"),
+        (["objective.min_timestep=900", "objective.max_timestep=100"], r"min_timestep \(900\) is above max_timestep"),
+        (["adapter.layers=everything"], "unknown layer set 'everything'; use one of attention, .*regex:PATTERN"),
+        (["adapter.layers=regex:("], "not a regular expression"),
+        (["adapter.conv_rank=4"], "no effect with layers=all; use all.conv"),
+        (["adapter.algorithm=loha", "adapter.dora=true"], "go with algorithm lora only"),
+        (["adapter.block_ranks.mid_block=-1"], "a rank must be 0"),
+        (["images.bucket_min=512", "images.bucket_max=256"], r"bucket_min \(512\) is larger than bucket_max"),
+        (["name='a:b'"], "other tools read it in <lora:name:1>"),
+        (["seed=.nan"], "seed"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        files.load(overrides=overrides)
+
+
+def test_every_setting_is_described_where_it_is_declared() -> None:
+    undescribed = [setting.name for setting in files.settings() if not setting.description.endswith(".")]
+    assert undescribed == []
+
+
+def test_alpha_follows_rank_unless_given() -> None:
+    adapter = files.load(overrides=["adapter.rank=8", "adapter.layers=all+conv", "adapter.conv_rank=4"]).adapter
+    assert (adapter.resolved_alpha, adapter.resolved_conv_rank, adapter.resolved_conv_alpha) == (4, 4, 2)
+
+
+def test_frozen_weights_take_the_training_precision_unless_told_otherwise() -> None:
+    assert files.load(overrides=["optimization.precision=fp32"]).resolved_base_model.precision == "fp32"
+    assert files.load(overrides=["base_model.precision=fp32"]).resolved_base_model.precision == "fp32"
