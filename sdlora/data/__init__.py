@@ -1,0 +1,1 @@
+"""Images and captions, from a folder to batches. Knows no model."""

@@ -1,0 +1,184 @@
+"""Encoded images and captions on disk: content-addressed, written atomically, shared by runs and processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdlora.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CACHE_VARIABLE = "SDLORA_CACHE"
+_FORMAT = 1
+"""Part of every key: a change of how entries are made starts afresh."""
+_SHARD = re.compile(r"[0-9a-f]{2}")
+_USE_NOTED_SECONDS = 600.0
+_ABANDONED_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class CacheSummary:
+    """How much a cache holds, or how much was removed from it."""
+
+    folder: Path
+    entries: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    path: Path
+    size_bytes: int
+    last_use: float
+    """Seconds since the epoch."""
+
+
+class Cache:
+    """Named tensors by key, one safetensors file each, in `<folder>/<first two digits>/<key>.safetensors`.
+
+    A file is written beside its place and moved there in one go, so readers see all of it or nothing, and two
+    processes that encode the same key do the work twice but harm nothing. A damaged file counts as absent. The
+    file's modification time says when it was last used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def key(self, parts: Mapping[str, str | int | float]) -> str:
+        """The name of what `parts` determine: 64 hex digits, the same in any order, on any machine."""
+        text = json.dumps({"format": _FORMAT, **parts}, sort_keys=True, ensure_ascii=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """The tensors (on the CPU) kept under the key, or None when absent or damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        path = self._path(key)
+        try:
+            tensors: dict[str, Tensor] = load(path.read_bytes())
+        except (OSError, SafetensorError, ValueError, KeyError):
+            return None
+        _note_use(path)
+        return tensors
+
+    def get_or_encode(self, key: str, encode: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors kept under the key; when absent, `encode()` makes them and they are kept.
+
+        Returns them on the CPU, equal to the last bit whether kept or fresh. Raises DataError when they can't be
+        written.
+        """
+        kept = self.get(key)
+        return self.put(key, encode()) if kept is None else kept
+
+    def put(self, key: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Keep the tensors under the key, replacing what is there; returns them as `get` would.
+
+        Raises DataError when they can't be written.
+        """
+        from safetensors.torch import save
+
+        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        path = self._path(key)
+        temporary = path.with_name(f".{key}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(save(plain))
+            _move(temporary, path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise DataError(
+                f"can't write to the cache folder {self.folder}: {error.strerror or error}. Free some space "
+                "(sdlora cache), set images.cache_folder to another place, or images.cache=false."
+            ) from error
+        return plain
+
+    def summary(self) -> CacheSummary:
+        """How many entries there are and how large they are."""
+        entries = list(self._entries())
+        return CacheSummary(self.folder, len(entries), sum(entry.size_bytes for entry in entries))
+
+    def prune(self, *, max_bytes: int | None = None, older_than: timedelta | None = None) -> CacheSummary:
+        """Remove entries not used for `older_than`, then the least recently used ones beyond `max_bytes` in all.
+
+        Returns what was removed. Leftovers of interrupted writes go too.
+        """
+        self._remove_abandoned()
+        entries = sorted(self._entries(), key=lambda entry: entry.last_use)
+        oldest_kept = time.time() - older_than.total_seconds() if older_than is not None else float("-inf")
+        total_bytes = sum(entry.size_bytes for entry in entries)
+        removed = removed_bytes = 0
+        for entry in entries:
+            too_many = max_bytes is not None and total_bytes - removed_bytes > max_bytes
+            if entry.last_use >= oldest_kept and not too_many:
+                break
+            entry.path.unlink(missing_ok=True)
+            removed += 1
+            removed_bytes += entry.size_bytes
+        return CacheSummary(self.folder, removed, removed_bytes)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def _shards(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return [path for path in self.folder.iterdir() if _SHARD.fullmatch(path.name) and path.is_dir()]
+
+    def _entries(self) -> Iterator[_Entry]:
+        for shard in self._shards():
+            for path in shard.glob("*.safetensors"):
+                try:
+                    status = path.stat()
+                except FileNotFoundError:  # another process removed it meanwhile
+                    continue
+                yield _Entry(path, status.st_size, status.st_mtime)
+
+    def _remove_abandoned(self) -> None:
+        for shard in self._shards():
+            for path in shard.glob(".*.tmp"):
+                with suppress(FileNotFoundError):  # its writer has just moved it
+                    if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                        path.unlink()
+
+
+def default_cache_folder() -> Path:
+    """The user's cache folder: $SDLORA_CACHE, or `sdlora` where this platform keeps caches."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "sdlora" / "Cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "sdlora"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sdlora"
+
+
+def _move(temporary: Path, path: Path) -> None:
+    try:
+        temporary.replace(path)
+    except PermissionError:  # Windows, while another process reads the same entry, which has the same content
+        if not path.exists():
+            raise
+        temporary.unlink(missing_ok=True)
+
+
+def _note_use(path: Path) -> None:
+    with suppress(OSError):  # a read-only cache still serves
+        if time.time() - path.stat().st_mtime > _USE_NOTED_SECONDS:
+            os.utime(path)

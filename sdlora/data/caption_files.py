@@ -1,0 +1,119 @@
+"""The caption of each image: from a .txt file beside it, metadata.jsonl, or the name of its folder."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import posixpath
+import re
+from pathlib import Path
+
+METADATA_FILE = "metadata.jsonl"
+METADATA_TEXT_KEYS = ("text", "caption")
+_REPEATS_FOLDER = re.compile(r"(\d{1,3})_(.+)")
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class CaptionFolders:
+    """Caption sources of one image folder and its subfolders; reads each metadata file once.
+
+    `problems` gathers a sentence for each caption file that can't be read.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.problems: list[str] = []
+        self._metadata: dict[Path, dict[str, str]] = {}
+
+    def caption(self, image: Path) -> str | None:
+        """The image's own caption, or None. The nearest source wins: .txt, metadata.jsonl, folder name.
+
+        An empty source counts as none. A .txt that can't be read gives "", and a sentence in `problems`.
+        """
+        sources = (self._beside, self._from_metadata, self._from_folder_name)
+        return next((text for source in sources if (text := source(image)) is not None), None)
+
+    def _beside(self, image: Path) -> str | None:
+        path = image.with_suffix(".txt")
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self.problems.append(f"{self._name(path)} can't be read: {error.strerror or error}")
+            return ""
+        text = self._decode(path, content)
+        return "" if text is None else text.strip() or None
+
+    def _from_metadata(self, image: Path) -> str | None:
+        for folder in (image.parent, *image.parent.parents):
+            text = self._metadata_of(folder).get(image.relative_to(folder).as_posix(), "").strip()
+            if text:
+                return text
+            if folder == self.root:
+                break
+        return None
+
+    def _from_folder_name(self, image: Path) -> str | None:
+        repeated = repeats_folder(image.parent, self.root)
+        return repeated[1] if repeated else None
+
+    def _metadata_of(self, folder: Path) -> dict[str, str]:
+        if folder not in self._metadata:
+            path = folder / METADATA_FILE
+            self._metadata[folder] = self._read_metadata(path) if path.is_file() else {}
+        return self._metadata[folder]
+
+    def _read_metadata(self, path: Path) -> dict[str, str]:
+        captions: dict[str, str] = {}
+        lines = (self._decode(path, path.read_bytes()) or "").splitlines()
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            entry = _json_object(line)
+            file_name = entry.get("file_name")
+            text = next((entry[key] for key in METADATA_TEXT_KEYS if key in entry), None)
+            if not isinstance(text, str) or not isinstance(file_name, str):
+                self.problems.append(
+                    f"{self._name(path)}, line {number}: expected an object with 'file_name' and 'text' "
+                    f"(or 'caption'), got: {line.strip()[:80]}"
+                )
+                continue
+            captions[posixpath.normpath(file_name.replace("\\", "/"))] = text
+        return captions
+
+    def _decode(self, path: Path, content: bytes) -> str | None:
+        encoding = "utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig"
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError as error:
+            self.problems.append(
+                f"{self._name(path)} is not UTF-8 text (byte 0x{content[error.start]:02x} at position {error.start}): "
+                "save it as UTF-8"
+            )
+            return None
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def repeats_folder(folder: Path, root: Path) -> tuple[int, str] | None:
+    """Repeats and name from the nearest folder called `10_name`, from `folder` up to and including `root`.
+
+    One to three digits count; a longer number (`2024_holiday`) is part of the name.
+    """
+    for candidate in (folder, *folder.parents):
+        match = _REPEATS_FOLDER.fullmatch(candidate.name)
+        if match:
+            return int(match[1]), match[2].strip()
+        if candidate == root:
+            return None
+    return None
+
+
+def _json_object(line: str) -> dict[str, object]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}

@@ -1,0 +1,162 @@
+"""The text an image is trained with: its caption after trigger, wildcards, shuffle and dropout."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from sdlora.config.images import CaptionsConfig
+
+_ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
+_OPENING, _CLOSING = "([", ")]"
+
+
+def render(caption: str, config: CaptionsConfig, generator: random.Random) -> str:
+    """The caption as trained this time.
+
+    In this order: caption dropout gives ""; one line and one of each {red|green} is picked (without `wildcards`,
+    lines are joined by the separator and braces stay text); the trigger is put in front unless the caption has it
+    as a whole word; tags after the first `keep_tags` are dropped and shuffled; prefix and suffix go around, never
+    dropped. A configured trigger is shuffled when keep_tags is 0, but never dropped by tag_dropout.
+    Draws from `generator` only for what is switched on; with `is_random(config)` false the result is fixed.
+    """
+    if config.dropout and generator.random() < config.dropout:
+        return ""
+    if config.wildcards:
+        text = _pick_alternatives(generator.choice(_lines(caption) or [""]), generator)
+    else:
+        text = _one_line(caption, config)
+    return _surround(_reorder(_with_trigger(text, config), config, generator), config)
+
+
+def is_random(config: CaptionsConfig) -> bool:
+    """Whether the same caption may come out differently from one time to the next."""
+    return bool(config.shuffle_tags or config.tag_dropout or config.dropout or config.wildcards)
+
+
+def variants(caption: str, config: CaptionsConfig, limit: int = 64) -> list[str] | None:
+    """Every text that `render` can give for a caption, without repetition, to encode them all beforehand.
+
+    None when there may be more than `limit`, or when tags are shuffled or dropped.
+    """
+    if config.shuffle_tags or config.tag_dropout:
+        return None
+    texts = [_one_line(caption, config)]
+    if config.wildcards:
+        lines = _lines(caption) or [""]
+        if sum(_count_alternatives(line) for line in lines) > limit:
+            return None
+        texts = [text for line in lines for text in _all_alternatives(line)]
+    rendered = [_surround(_with_trigger(text, config), config) for text in texts]
+    return list(dict.fromkeys([*rendered, ""] if config.dropout else rendered))
+
+
+def split_tags(text: str, config: CaptionsConfig) -> list[str]:
+    """The caption's tags, stripped, empty ones left out.
+
+    With `config.weights`, separators inside (round) or [square] brackets don't split: "(red, blue:1.2)" is one tag.
+    """
+    separator = config.separator.strip() or config.separator
+    if not separator:
+        parts = [text]
+    elif config.weights and _is_balanced(text):
+        parts = _split_outside_brackets(text, separator)
+    else:
+        parts = text.split(separator)
+    return [tag for part in parts if (tag := part.strip())]
+
+
+def has_trigger(text: str, trigger: str) -> bool:
+    """Whether the text has the trigger as a whole word or tag; case doesn't matter, as CLIP ignores it."""
+    return re.search(rf"(?<![\w-]){re.escape(trigger.strip())}(?![\w-])", text, re.IGNORECASE) is not None
+
+
+def _lines(caption: str) -> list[str]:
+    return [line.strip() for line in caption.splitlines() if line.strip()]
+
+
+def _one_line(caption: str, config: CaptionsConfig) -> str:
+    return _joint(config).join(_lines(caption))
+
+
+def _joint(config: CaptionsConfig) -> str:
+    separator = config.separator
+    return separator if not separator or separator[-1].isspace() else f"{separator} "
+
+
+def _with_trigger(text: str, config: CaptionsConfig) -> str:
+    trigger = (config.trigger or "").strip()
+    if not trigger or has_trigger(f"{config.prefix} {text} {config.suffix}", trigger):
+        return text
+    return (_joint(config) or " ").join(part for part in (trigger, text) if part)
+
+
+def _surround(text: str, config: CaptionsConfig) -> str:
+    return " ".join(part for part in (config.prefix.strip(), text, config.suffix.strip()) if part)
+
+
+def _reorder(text: str, config: CaptionsConfig, generator: random.Random) -> str:
+    if not (config.shuffle_tags or config.tag_dropout):
+        return text
+    tags = split_tags(text, config)
+    kept, loose = tags[: config.keep_tags], tags[config.keep_tags :]
+    if config.tag_dropout:
+        trigger = (config.trigger or "").strip()
+        loose = [
+            tag for tag in loose if generator.random() >= config.tag_dropout or (trigger and has_trigger(tag, trigger))
+        ]
+    if config.shuffle_tags:
+        generator.shuffle(loose)
+    return _joint(config).join([*kept, *loose])
+
+
+def _pick_alternatives(text: str, generator: random.Random) -> str:
+    while match := _ALTERNATIVES.search(text):
+        choice = generator.choice(match[1].split("|")).strip()
+        text = text[: match.start()] + choice + text[match.end() :]
+    return " ".join(text.split())
+
+
+def _count_alternatives(text: str) -> int:
+    """An upper bound: nested alternatives count as if all were side by side."""
+    count = 1
+    while match := _ALTERNATIVES.search(text):
+        count *= len(match[1].split("|"))
+        text = text[: match.start()] + text[match.end() :]
+    return count
+
+
+def _all_alternatives(text: str) -> list[str]:
+    match = _ALTERNATIVES.search(text)
+    if not match:
+        return [" ".join(text.split())]
+    before, after = text[: match.start()], text[match.end() :]
+    return [full for choice in match[1].split("|") for full in _all_alternatives(before + choice.strip() + after)]
+
+
+def _is_balanced(text: str) -> bool:
+    depths = _depths(text)
+    return min(depths, default=0) >= 0 and (not depths or depths[-1] == 0)
+
+
+def _depths(text: str) -> list[int]:
+    """Bracket depth after each character; a bracket behind a backslash is text."""
+    depths: list[int] = []
+    depth, escaped = 0, False
+    for character in text:
+        if not escaped:
+            depth += (character in _OPENING) - (character in _CLOSING)
+        escaped = character == "\\" and not escaped
+        depths.append(depth)
+    return depths
+
+
+def _split_outside_brackets(text: str, separator: str) -> list[str]:
+    depths = _depths(text)
+    parts, start, position = [], 0, 0
+    while (position := text.find(separator, position)) >= 0:
+        if depths[position] == 0:
+            parts.append(text[start:position])
+            start = position + len(separator)
+        position += len(separator)
+    return [*parts, text[start:]]

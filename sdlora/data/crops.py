@@ -1,0 +1,123 @@
+"""Pixels and masks of one image as the model sees them, and SDXL's size conditions.
+
+Tensor legend: C channel, H height, W width.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy
+from PIL import Image
+
+from sdlora.config.images import MaskSource
+from sdlora.data.buckets import Placement
+from sdlora.data.images import ImageRecord, load_mask, load_rgb
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LATENT_FACTOR = 8
+"""Pixels per latent along each edge, the same in all Stable Diffusion families."""
+
+
+class SizeConditions(NamedTuple):
+    """What SDXL is told about an image's size and crop, in the order its UNet expects (Podell et al. 2023, 2.2)."""
+
+    original_height: int
+    original_width: int
+    crop_top: int
+    crop_left: int
+    target_height: int
+    target_width: int
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Loss weights in [0, 1] with the geometry of the image's pixels."""
+
+    pixels_HW: Tensor
+    latents_HW: Tensor
+    """The same at latent size: each value is the mean over 8x8 pixels."""
+
+
+def draw_crop(placement: Placement, generator: random.Random) -> tuple[int, int]:
+    """A random place (x, y) for the window on the resized image, not mirrored."""
+    room_x, room_y = placement.crop_room_px
+    return generator.randint(0, room_x), generator.randint(0, room_y)
+
+
+def prepare_pixels(
+    record: ImageRecord,
+    placement: Placement,
+    *,
+    flip: bool,
+    crop_xy: tuple[int, int] | None,
+    background: str,
+) -> Tensor:
+    """The image in its bucket: float32 pixels_CHW in [-1, 1].
+
+    crop_xy: place of the window on the resized, not yet mirrored image; None is the centre. flip mirrors left and
+    right after the crop. background: colour behind transparent pixels. Raises decoding.UnreadableImageError.
+    """
+    import torch
+
+    image = _cut(load_rgb(record.path, background), placement, flip, crop_xy)
+    pixels_HWC = numpy.asarray(image, dtype=numpy.float32) / 127.5 - 1
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+
+
+def prepare_mask(
+    record: ImageRecord,
+    placement: Placement,
+    *,
+    source: MaskSource,
+    flip: bool,
+    crop_xy: tuple[int, int] | None,
+    unmasked_weight: float = 0.0,
+) -> Mask:
+    """The image's loss mask with the geometry of `prepare_pixels`; all ones for an image without a mask.
+
+    unmasked_weight: weight outside the mask. Raises decoding.UnreadableImageError.
+    """
+    import torch
+
+    mask = load_mask(record, source, (record.width_px, record.height_px))
+    values_HW = numpy.asarray(_cut(mask, placement, flip, crop_xy), dtype=numpy.float32) / 255
+    pixels_HW = torch.from_numpy(unmasked_weight + (1 - unmasked_weight) * values_HW)
+    latents_HW = torch.nn.functional.avg_pool2d(pixels_HW[None], LATENT_FACTOR)[0]
+    return Mask(pixels_HW, latents_HW)
+
+
+def size_conditions(
+    record: ImageRecord, placement: Placement, *, flip: bool, crop_xy: tuple[int, int] | None
+) -> SizeConditions:
+    """SDXL's size conditions of a crop; on a mirrored image the window's left edge is counted on the mirrored one."""
+    x, y = _window(placement, crop_xy)
+    return SizeConditions(
+        original_height=record.height_px,
+        original_width=record.width_px,
+        crop_top=y,
+        crop_left=placement.crop_room_px[0] - x if flip else x,
+        target_height=placement.bucket.height_px,
+        target_width=placement.bucket.width_px,
+    )
+
+
+def _window(placement: Placement, crop_xy: tuple[int, int] | None) -> tuple[int, int]:
+    room_x, room_y = placement.crop_room_px
+    x, y = (room_x // 2, room_y // 2) if crop_xy is None else crop_xy
+    if not (0 <= x <= room_x and 0 <= y <= room_y):
+        raise ValueError(f"crop_xy {crop_xy} leaves the image: the window can move by ({room_x}, {room_y}) pixels")
+    return x, y
+
+
+def _cut(image: Image.Image, placement: Placement, flip: bool, crop_xy: tuple[int, int] | None) -> Image.Image:
+    resized = (placement.resized_width_px, placement.resized_height_px)
+    if image.size != resized:
+        image = image.resize(resized, Image.Resampling.LANCZOS)
+    x, y = _window(placement, crop_xy)
+    image = image.crop((x, y, x + placement.bucket.width_px, y + placement.bucket.height_px))
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image

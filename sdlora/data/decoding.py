@@ -1,0 +1,142 @@
+"""Any image file as upright 8-bit sRGB pixels, with its alpha channel and size."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif")
+UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".psd", ".svg", ".tif", ".tiff")
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+_size_limit = threading.Lock()
+
+
+class UnreadableImageError(Exception):
+    """A file that can't be used as an image; the message is the reason, without the file's name."""
+
+
+@contextmanager
+def open_image(path: Path, max_megapixels: float | None = None) -> Iterator[Image.Image]:
+    """The opened image, pixels not yet decoded. Raises UnreadableImageError, also for errors inside the block.
+
+    max_megapixels replaces Pillow's own guard against decompression bombs; None trusts the file.
+    """
+    try:
+        with _open_without_size_limit(path) as image:
+            megapixels = image.width * image.height / 1e6
+            if max_megapixels is not None and megapixels > max_megapixels:
+                raise UnreadableImageError(
+                    f"{megapixels:.3g} megapixels, more than images.max_megapixels={max_megapixels:g}"
+                )
+            yield image
+    except (UnreadableImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's plugins let broken files raise almost anything
+        raise UnreadableImageError(_reason(path, error)) from error
+
+
+def oriented_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in pixels as the image is shown, that is after its EXIF orientation."""
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def load_rgb(path: Path, background: str) -> Image.Image:
+    """The image upright, in 8-bit sRGB, transparent pixels on `background` (#rrggbb). Raises UnreadableImageError."""
+    with open_image(path) as image:
+        image.load()
+        return _upright(image, _flatten(image, background))
+
+
+def load_alpha(path: Path) -> Image.Image | None:
+    """The upright alpha channel in mode L, or None for an image without one. Raises UnreadableImageError."""
+    with open_image(path) as image:
+        image.load()
+        if not image.has_transparency_data:
+            return None
+        return _upright(image, image.convert("RGBA").getchannel("A"))
+
+
+def load_grey(path: Path) -> Image.Image:
+    """The upright image in mode L, transparent pixels black. Raises UnreadableImageError."""
+    return load_rgb(path, "#000000").convert("L")
+
+
+def _open_without_size_limit(path: Path) -> Image.Image:
+    with _size_limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(path, formats=_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "not a JPEG, PNG, WebP, AVIF, BMP or GIF image"
+    return f"damaged ({error})" if str(error) else f"damaged ({type(error).__name__})"
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # broken EXIF data doesn't make the pixels unreadable
+        return 1
+
+
+def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
+    transpose = _UPRIGHT.get(_orientation(image))
+    return pixels if transpose is None else pixels.transpose(transpose)
+
+
+def _flatten(image: Image.Image, background: str) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if not image.has_transparency_data:
+        return _to_srgb(_to_eight_bits(image), profile)
+    with_alpha = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(_to_srgb(with_alpha.convert("RGB"), profile), mask=with_alpha.getchannel("A"))
+    return canvas
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = numpy.asarray(image).astype(numpy.float64)
+    return Image.fromarray((values / 257).round().clip(0, 255).astype(numpy.uint8))
+
+
+def _to_srgb(image: Image.Image, profile_bytes: bytes | None) -> Image.Image:
+    """Mode RGB in sRGB; a missing, broken or unfitting colour profile leaves Pillow's plain conversion."""
+    if image.mode not in ("RGB", "CMYK", "L", "LAB"):
+        image = image.convert("RGB")
+    if profile_bytes:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
+            if not ImageCms.getProfileDescription(profile).startswith("sRGB"):
+                converted = ImageCms.profileToProfile(image, profile, _SRGB, outputMode="RGB")
+                return converted if converted is not None else image.convert("RGB")
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass
+    return image.convert("RGB")

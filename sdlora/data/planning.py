@@ -1,0 +1,89 @@
+"""What a run will do with its images, in numbers: for the summary before a run and for the file's metadata."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdlora.config.images import CaptionsConfig, ImagesConfig
+from sdlora.data.batches import plan_epoch
+from sdlora.data.buckets import Bucket, Placed
+from sdlora.data.captions import split_tags
+from sdlora.data.images import ImageRecord, ScanResult, Skipped
+
+
+@dataclass(frozen=True)
+class BucketCount:
+    """A bucket and how many samples of an epoch are in it, repeats counted."""
+
+    bucket: Bucket
+    samples: int
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """What one epoch trains."""
+
+    images: int
+    """Different images (files); each counts once, whatever its repeats and resolutions."""
+    files_seen: int
+    skipped: list[Skipped]
+    samples: int
+    """Images in an epoch, repeats and resolutions counted."""
+    buckets: list[BucketCount]
+    batches: int
+    short_batches: int
+    upscaled: int
+    """Images that are enlarged for at least one resolution."""
+    without_mask: int
+    """Images without a mask of their own, trained everywhere; 0 when masks are off."""
+    never_trained: list[Path]
+    """Images in no batch of an epoch: always empty, and counted from the real batches to prove it."""
+    mean_aspect_error: float
+    """Mean of |image aspect - bucket aspect| (width over height), over samples."""
+
+
+def plan(scan: ScanResult, placed: Sequence[Placed], images: ImagesConfig, batch_size: int) -> DataPlan:
+    """The numbers of one epoch, taken from the batches that training would draw."""
+    batches = plan_epoch(placed, batch_size, seed=0, epoch=0)
+    trained = Counter(placed[index].record.path for batch in batches for index in batch)
+    buckets = Counter(placed[index].placement.bucket for batch in batches for index in batch)
+    samples = sum(buckets.values())
+    errors = sum(item.record.repeats * _aspect_error(item) for item in placed)
+    return DataPlan(
+        images=len(scan.records),
+        files_seen=scan.files_seen,
+        skipped=list(scan.skipped),
+        samples=samples,
+        buckets=[BucketCount(bucket, count) for bucket, count in sorted(buckets.items())],
+        batches=len(batches),
+        short_batches=sum(len(batch) < batch_size for batch in batches),
+        upscaled=len({item.record.path for item in placed if item.placement.upscaled}),
+        without_mask=_without_mask(scan.records, images),
+        never_trained=[record.path for record in scan.records if not trained[record.path]],
+        mean_aspect_error=errors / samples if samples else 0.0,
+    )
+
+
+def tag_counts(records: Sequence[ImageRecord], config: CaptionsConfig) -> dict[str, dict[str, int]]:
+    """How many captions of each folder (by its name) have each tag, most frequent first."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        lines = (record.caption or "").splitlines()
+        counts[record.path.parent.name].update({tag for line in lines for tag in split_tags(line, config)})
+    return {folder: dict(sorted(tags.items(), key=_frequent_first)) for folder, tags in counts.items()}
+
+
+def _frequent_first(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]
+
+
+def _without_mask(records: Sequence[ImageRecord], images: ImagesConfig) -> int:
+    return 0 if images.mask == "none" else sum(not record.has_mask(images.mask) for record in records)
+
+
+def _aspect_error(item: Placed) -> float:
+    image = item.record.width_px / item.record.height_px
+    return abs(image - item.placement.bucket.width_px / item.placement.bucket.height_px)

@@ -1,0 +1,132 @@
+"""The errors of an image scan: each lists every file concerned and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from sdlora.config.images import CaptionsConfig
+from sdlora.data.decoding import IMAGE_SUFFIXES
+from sdlora.errors import DataError
+
+_LISTED_AT_MOST = 100
+_OTHER_CAPTION_SUFFIXES = (".caption", ".cap", ".txt")
+
+
+def refuse_missing_folders(folders: Sequence[Path]) -> None:
+    """Raise DataError unless there is at least one folder and all of them exist."""
+    if not folders:
+        raise DataError("images.folder is not set: give the folder with your training images.")
+    problems = [problem for folder in folders if (problem := _folder_problem(folder))]
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def refuse_empty_folder(folder: Path, files: Sequence[Path]) -> None:
+    """Raise DataError for a folder without any image; `files` are the other files found in it."""
+    known = ", ".join(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
+    message = f"{folder} and its subfolders hold no images (looked for {known})"
+    if files:
+        kinds = Counter(path.suffix.lower() or "no ending" for path in files)
+        message += f", only {', '.join(f'{count} {kind}' for kind, count in kinds.most_common(5))}"
+    hidden = [path for path in folder.iterdir() if path.is_dir() and path.name.startswith(".") and _images_in(path)]
+    hints = [f"The hidden folder {path.name} has {_images_in(path)}, but hidden ones are not read." for path in hidden]
+    if not hints and _images_in(folder.parent):
+        hints = [f"Its parent folder {folder.parent} has {_images_in(folder.parent)}: is that the one you meant?"]
+    raise DataError(" ".join([f"{message}.", *hints]))
+
+
+def refuse_unreadable(reasons: Mapping[str, str], files_seen: int, allowed: float) -> None:
+    """Raise DataError when more than the share `allowed` of the files can't be used (name: reason), or all of them."""
+    if not reasons or (len(reasons) / files_seen <= allowed and len(reasons) < files_seen):
+        return
+    listed = _listed(f"{name}: {reason}" for name, reason in reasons.items())
+    if len(reasons) == files_seen:
+        raise DataError(f"none of the {files_seen} image files can be used:{listed}\nRepair or replace them.")
+    raise DataError(
+        f"{len(reasons)} of {files_seen} image files can't be used, more than images.max_unreadable={allowed:g} "
+        f"allows:{listed}\nRepair or remove them, or raise images.max_unreadable."
+    )
+
+
+def refuse_caption_problems(
+    uncaptioned: Mapping[str, Path], problems: Sequence[str], num_images: int, captions: CaptionsConfig
+) -> None:
+    """Raise DataError for images without a caption (name: path) and for caption files that can't be read."""
+    messages = list(problems)
+    if uncaptioned:
+        count = f"{len(uncaptioned)} of {num_images} images {'has' if len(uncaptioned) == 1 else 'have'} no caption"
+        names = list(uncaptioned)
+        where = f"{names[0].rpartition('.')[0]}.txt beside {'it' if len(names) == 1 else 'each'}"
+        remedy = f"Add {where}, or set captions.default"
+        if captions.trigger:
+            remedy += ' (captions.default="" takes the trigger alone)'
+        hints = _caption_hints(list(uncaptioned.values()))
+        messages.append(" ".join([f"{count}: {', '.join(_shortened(names))}. {remedy}.", *hints]))
+    if messages:
+        raise DataError("\n".join(messages))
+
+
+def refuse_zero_repeats(folder: Path) -> None:
+    """Raise DataError for a folder called `0_name`, whose images would never be trained."""
+    raise DataError(
+        f"the name of {folder} asks for 0 repeats, so its images would never be trained. "
+        "Rename it, or move it out of images.folder."
+    )
+
+
+def refuse_absent_masks(num_images: int, source: str) -> None:
+    """Raise DataError when masks are asked for and no image has one."""
+    missing = "a transparent part" if source == "alpha" else "a NAME-masklabel.png beside it"
+    raise DataError(
+        f"images.mask={source} is set, but none of the {num_images} images has {missing}. Add masks, or set "
+        "images.mask=none."
+    )
+
+
+def _folder_problem(folder: Path) -> str | None:
+    if folder.is_dir():
+        return None
+    if folder.is_file():
+        return f"{folder} is a file: give the folder that holds the images."
+    message = f"the image folder {folder} doesn't exist"
+    parent = folder.parent
+    if not parent.is_dir():
+        return f"{message} (nor does {parent})."
+    siblings = [path.name for path in parent.iterdir() if path.is_dir()]
+    close = difflib.get_close_matches(folder.name, siblings, n=1)
+    return f"{message}; did you mean {parent / close[0]}?" if close else f"{message}."
+
+
+def _images_in(folder: Path) -> str:
+    count = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+    return "" if not count else "1 image" if count == 1 else f"{count} images"
+
+
+def _caption_hints(uncaptioned: Sequence[Path]) -> list[str]:
+    """What lies beside uncaptioned images and looks like a caption, or is one that says nothing."""
+    hints = []
+    for folder in dict.fromkeys(path.parent for path in uncaptioned):
+        stems = {path.stem for path in uncaptioned if path.parent == folder}
+        texts = [path for path in sorted(folder.iterdir()) if path.stem in stems]
+        others = {
+            path.suffix for path in texts if path.suffix.lower() in _OTHER_CAPTION_SUFFIXES and path.suffix != ".txt"
+        }
+        empty = [path.name for path in texts if path.suffix == ".txt"]
+        hints += [
+            f"{folder.name} has {suffix} files, which are not read: rename them to .txt." for suffix in sorted(others)
+        ]
+        if empty:
+            hints.append(f"Empty: {', '.join(_shortened(empty))}.")
+    return hints
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    left_out = len(names) - _LISTED_AT_MOST
+    return [*names[:_LISTED_AT_MOST], f"and {left_out} more"] if left_out > 0 else list(names)
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "".join(f"\n  {line}" for line in _shortened(list(lines)))

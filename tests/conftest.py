@@ -1,0 +1,34 @@
+"""Keeps every test away from the user's own cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDLORA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of SD 1.5's topology, much narrower, as a diffusers folder."""
+    from sdlora.models.tiny import build
+
+    return build("sd1", tmp_path_factory.mktemp("models") / "sd1")
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten small captioned pictures of three shapes."""
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(10):
+        size = [(96, 96), (128, 80), (80, 128)][index % 3]
+        image = Image.new("RGB", size, (20 * index, 60, 255 - 20 * index))
+        ImageDraw.Draw(image).ellipse((10, 10, 30 + 4 * index, 60), fill="white")
+        image.save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"shape {index}, white, on blue, (bright:1.2)", encoding="utf-8")
+    return folder
