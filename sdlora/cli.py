@@ -1,0 +1,156 @@
+"""The command line: parse, call the API, show the result. Heavy imports live in the commands' bodies."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sdlora.config import files
+
+if TYPE_CHECKING:
+    from sdlora.sinks.terminal import TerminalSink
+    from sdlora.training.run import RunResult
+    from sdlora.training.run_folder import Request
+
+app = typer.Typer(
+    name="sdlora",
+    help="Train Stable Diffusion LoRA adapters whose files load everywhere.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+cache_app = typer.Typer(help="Show and prune the cache of encoded images and captions.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+console = Console(highlight=False, soft_wrap=True)
+
+PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="A preset's name, or a YAML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="SECTION.NAME=VALUE", help="Overrule one setting; may be given again."),
+]
+RunArgument = Annotated[Path, typer.Argument(help="A run's folder, for example runs/my-lora.")]
+
+
+@app.command()
+def train(
+    preset: PresetOption = None,
+    overrides: SetOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print settings and summary, train nothing.")
+    ] = False,
+) -> None:
+    """Train an adapter."""
+    config = files.load(preset, overrides or ())
+    if dry_run:
+        from sdlora.training.summary import summarise
+
+        console.print(files.dump(config), markup=False)
+        console.print(summarise(config).as_text(), markup=False)
+        return
+    from sdlora.training.run import train as train_adapter
+
+    _exit_like(train_adapter(config, sinks=[_terminal()]))
+
+
+@app.command()
+def resume(run: RunArgument) -> None:
+    """Go on with an interrupted run from its newest checkpoint."""
+    from sdlora.training.run import resume as resume_run
+
+    _exit_like(resume_run(run, sinks=[_terminal()]))
+
+
+@app.command()
+def stop(run: RunArgument) -> None:
+    """Ask a running training to save and stop after the current step."""
+    _ask(run, "stop")
+
+
+@app.command()
+def save(run: RunArgument) -> None:
+    """Ask a running training for a checkpoint now."""
+    _ask(run, "save")
+
+
+@app.command()
+def preview(run: RunArgument) -> None:
+    """Ask a running training for previews now."""
+    _ask(run, "preview")
+
+
+@app.command()
+def presets() -> None:
+    """List the presets that come with sdlora."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for path in files.shipped_presets():
+        table.add_row(path.name, files.purpose(path))
+    console.print(table)
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="A setting or section, for example adapter.rank or images.")] = "",
+) -> None:
+    """Explain settings: kind of value, default and meaning."""
+    found = [item for item in files.settings() if f"{item.name}.".startswith(f"{name}.") or not name]
+    if not found:
+        found = [item for item in files.settings() if name.lower() in f"{item.name} {item.description}".lower()]
+    for item in found:
+        console.print(f"[bold]{item.name}[/] = {item.default!r}", f"[dim]({item.kind})[/]".replace("[]", ""))
+        console.print(f"    {item.description}", markup=False)
+    if not found:
+        console.print(f"no setting is called or mentions '{name}'", markup=False)
+        raise typer.Exit(2)
+
+
+@cache_app.command("show")
+def cache_show(
+    folder: Annotated[Path | None, typer.Option(help="Cache folder; by default the user's.")] = None,
+) -> None:
+    """Show where the cache lies, how many entries it has and its size."""
+    from sdlora.data.cache import Cache, default_cache_folder
+
+    summary = Cache(folder or default_cache_folder()).summary()
+    console.print(f"{summary.folder}: {summary.entries} entries, {summary.size_bytes / 2**20:.1f} MiB", markup=False)
+
+
+@cache_app.command("prune")
+def cache_prune(
+    keep_mib: Annotated[float | None, typer.Option(help="Keep the most recently used entries up to this size.")] = None,
+    older_than_days: Annotated[float | None, typer.Option(help="Remove entries not used for so many days.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Cache folder; by default the user's.")] = None,
+) -> None:
+    """Remove cached entries by size or age; without an option all of them."""
+    from sdlora.data.cache import Cache, default_cache_folder
+
+    max_bytes = None if keep_mib is None else int(keep_mib * 2**20)
+    if max_bytes is None and older_than_days is None:
+        max_bytes = 0
+    older_than = None if older_than_days is None else timedelta(days=older_than_days)
+    removed = Cache(folder or default_cache_folder()).prune(max_bytes=max_bytes, older_than=older_than)
+    console.print(f"removed {removed.entries} entries, {removed.size_bytes / 2**20:.1f} MiB")
+
+
+def _ask(run: Path, request: Request) -> None:
+    from sdlora.training.run_folder import open_run
+
+    folder, _ = open_run(run)
+    folder.ask(request)
+    console.print(f"asked {folder.path.name} to {request}; it answers between two steps", markup=False)
+
+
+def _terminal() -> TerminalSink:
+    from sdlora.sinks.terminal import TerminalSink
+
+    return TerminalSink()
+
+
+def _exit_like(result: RunResult) -> None:
+    if result.interrupted:
+        raise typer.Exit(130)

@@ -1,0 +1,109 @@
+"""Everything a run needs before its first step: model, adapter, encoded images and captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sdlora.adapters.attach import Adapter, attach
+from sdlora.config.train import TrainConfig
+from sdlora.data.cache import Cache, default_cache_folder
+from sdlora.data.captions import is_random, variants
+from sdlora.events import EventStream
+from sdlora.models.family import Bundle
+from sdlora.models.loading import load
+from sdlora.training.examples import BatchSource
+from sdlora.training.forward import Forward
+from sdlora.training.host import tune_malloc
+from sdlora.training.images import RunImages
+from sdlora.training.latents import LatentSource
+from sdlora.training.precision import PrecisionContext
+from sdlora.training.texts import TextSource
+from sdlora.training.validation import Validation
+from sdlora.training.workers import Workers
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to begin."""
+
+    bundle: Bundle
+    adapter: Adapter
+    batches: BatchSource
+    forward: Forward
+    validation: Validation | None
+
+    @property
+    def total_parameters(self) -> int:
+        """Values of all parts of the model, adapter included."""
+        parts = [self.bundle.unet, self.bundle.vae, *self.bundle.text_encoders]
+        return sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+
+def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers: Workers) -> Prepared:
+    """Load the base model, attach the adapter, encode what can be encoded beforehand."""
+    if config.optimization.threads:
+        torch.set_num_threads(config.optimization.threads)
+    events.notice(f"loading {config.base_model.model}")
+    bundle = load(config.resolved_base_model, device=workers.device)
+    tune_malloc()
+    for note in bundle.notes:
+        events.notice(note)
+    cache = Cache(config.images.cache_folder or default_cache_folder()) if config.images.cache else None
+    latents = LatentSource(bundle, config.images, cache)
+    latents.prepare(images.placed, events)
+    latents.prepare(images.placed_held_out, events, flips=False)
+    texts = _texts(config, images, bundle, cache, events)
+    adapter = attach(bundle, config.adapter, seed=config.seed)
+    for note in adapter.notes:
+        events.notice(note)
+    if config.optimization.gradient_checkpointing:
+        _checkpoint_activations(bundle, adapter)
+    if not config.previews.prompts:
+        _leave_device(bundle, vae=not latents.is_live, text_encoders=not texts.live)
+    batches = BatchSource(
+        images.placed, latents, config.captions, batch_size=config.optimization.batch_size, seed=config.seed
+    )
+    validation = None
+    if images.placed_held_out:
+        precision = PrecisionContext(config.optimization.precision, workers.device)
+        validation = Validation(images.placed_held_out, config, bundle, adapter, latents, texts, precision)
+    return Prepared(bundle, adapter, batches, Forward(config, bundle, adapter, texts), validation)
+
+
+def _texts(
+    config: TrainConfig, images: RunImages, bundle: Bundle, cache: Cache | None, events: EventStream
+) -> TextSource:
+    """Text states from the cache where each caption has few forms and no text encoder is trained, else live."""
+    captions = [record.caption or "" for record in images.trained + images.held_out]
+    has_few_forms = all(variants(caption, config.captions) is not None for caption in captions)
+    live = config.adapter.text_encoder or (is_random(config.captions) and not has_few_forms)
+    texts = TextSource(bundle, config.captions, cache, live=live)
+    asked_as_is = [config.objective.prior_prompt or caption for caption in captions]
+    texts.prepare(captions, asked_as_is if config.objective.prior_preservation == "base_prediction" else [], events)
+    return texts
+
+
+def _checkpoint_activations(bundle: Bundle, adapter: Adapter) -> None:
+    """Recompute activations in the backward pass. PyTorch does so only in modules that are in training mode."""
+    bundle.unet.enable_gradient_checkpointing()
+    bundle.unet.train()
+    for encoder in bundle.text_encoders:
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            encoder.train()
+    adapter.train(True)
+
+
+def _leave_device(bundle: Bundle, *, vae: bool, text_encoders: bool) -> None:
+    """Move what the steps don't need off the card."""
+    if bundle.device.type == "cpu":
+        return
+    if vae:
+        bundle.vae.to("cpu")
+    if text_encoders:
+        for encoder in bundle.text_encoders:
+            encoder.to("cpu")
+    if bundle.device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,317 @@
+"""A whole run: check, prepare, train, validate, save, export. `train` begins one, `resume` goes on with one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from sdlora.adapters.files import Export, export, write_side_car
+from sdlora.adapters.metadata import TrainingFacts
+from sdlora.adapters.selftest import self_test
+from sdlora.config.train import TrainConfig
+from sdlora.errors import ConfigError, SdloraError
+from sdlora.events import (
+    CheckpointSaved,
+    EventSink,
+    EventStream,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    Validated,
+)
+from sdlora.models.family import Bundle
+from sdlora.models.loading import load
+from sdlora.sinks.jsonl import JsonlSink
+from sdlora.sinks.tensorboard import TensorBoardSink
+from sdlora.sinks.terminal import TerminalSink
+from sdlora.training import checkpoints, previews, run_folder
+from sdlora.training.checkpoints import Checkpoint
+from sdlora.training.checks import check
+from sdlora.training.facts import training_facts
+from sdlora.training.images import RunImages
+from sdlora.training.interrupts import Interrupts
+from sdlora.training.prepare import Prepared, prepare
+from sdlora.training.run_folder import RunFolder
+from sdlora.training.trainer import Outcome, Trainer
+from sdlora.training.workers import Workers
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    folder: Path
+    outcome: Outcome
+    step: int
+    adapter: Path
+    """The finished file, or the newest checkpoint's when the run was stopped."""
+    interrupted: bool
+    """Whether Ctrl-C (or a termination signal) stopped it."""
+    relative_loss: float | None
+    """Last validation loss over the base model's, if images were held out."""
+
+
+def train(config: TrainConfig, sinks: Sequence[EventSink] = ()) -> RunResult:
+    """Train a new adapter. Everything that can be checked is checked before the run's folder or a model is touched."""
+    images = check(config)
+    workers = Workers(config.optimization.device)
+    folder = run_folder.create(config) if workers.is_main else run_folder.RunFolder(config.outputs.folder)
+    return _run(config, folder, images, sinks, workers, None)
+
+
+def resume(path: Path, sinks: Sequence[EventSink] = ()) -> RunResult:
+    """Go on with the run in a folder from its newest checkpoint, or from the start if it has none."""
+    folder, config = run_folder.open_run(path)
+    images = check(config)
+    checkpoint = checkpoints.newest(folder.checkpoints)
+    total_steps = images.total_steps(config)
+    if checkpoint is not None and checkpoint.step >= total_steps and folder.adapter(config.name).is_file():
+        raise ConfigError(str(path), [f"this run is complete: all {total_steps} steps are done"])
+    return _run(config, folder, images, sinks, Workers(config.optimization.device), checkpoint)
+
+
+def _run(
+    config: TrainConfig,
+    folder: RunFolder,
+    images: RunImages,
+    sinks: Sequence[EventSink],
+    workers: Workers,
+    checkpoint: Checkpoint | None,
+) -> RunResult:
+    started = time.time()
+    with _event_stream(config, folder, sinks, workers) as events, Interrupts() as interrupts:
+        step = checkpoint.step if checkpoint else 0
+        try:
+            prepared = prepare(config, images, events, workers)
+            run = _Run(config, folder, images, prepared, events, workers, interrupts, started)
+            if checkpoint is not None:
+                run.trainer.load_state(checkpoint.load())
+            return run.go()
+        except BaseException as error:
+            message = str(error) if isinstance(error, SdloraError) else f"{type(error).__name__}: {error}"
+            events.emit(RunFailed(step=step, message=message))
+            raise
+
+
+@contextmanager
+def _event_stream(
+    config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink], workers: Workers
+) -> Iterator[EventStream]:
+    """The run's events to its own files and the caller's sinks; nothing from other processes than the main one."""
+    if not workers.is_main:
+        yield EventStream([])
+        return
+    with folder.log.open("a", encoding="utf-8") as log:
+        log_sink = TerminalSink(Console(file=log, highlight=False, soft_wrap=True))
+        own: list[EventSink] = [JsonlSink(folder.events), log_sink]
+        if config.outputs.tensorboard:
+            own.append(TensorBoardSink(folder.path / "tensorboard"))
+        stream = EventStream([*own, *sinks])
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+
+class _Run:
+    """The pieces of a running training and what happens between its steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        images: RunImages,
+        prepared: Prepared,
+        events: EventStream,
+        workers: Workers,
+        interrupts: Interrupts,
+        started: float,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.images = images
+        self.prepared = prepared
+        self.events = events
+        self.workers = workers
+        self.interrupts = interrupts
+        self.started = started
+        self.relative_loss: float | None = None
+        self.trainer = Trainer(
+            config,
+            images.total_steps(config),
+            prepared.adapter,
+            prepared.batches,
+            prepared.forward,
+            events,
+            workers,
+        )
+
+    def go(self) -> RunResult:
+        """Train from where the trainer stands to the end, or until asked to stop."""
+        trainer = self.trainer
+        self.events.emit(
+            RunStarted(
+                name=self.config.name,
+                folder=str(self.folder.path),
+                process_id=os.getpid(),
+                total_steps=trainer.total_steps,
+                first_step=trainer.progress.step,
+                trainable_parameters=self.prepared.adapter.trainable_parameters,
+                total_parameters=self.prepared.total_parameters,
+            )
+        )
+        self.folder.take_requests()  # those to an earlier process
+        if trainer.progress.step == 0:
+            self._validate()
+            self._preview()
+        outcome = trainer.run(self._after_step)
+        adapter = self._finish() if outcome == "completed" else self._save()
+        self.events.emit(
+            RunFinished(
+                step=trainer.progress.step,
+                reason=outcome,
+                adapter_path=str(adapter),
+                seconds=time.time() - self.started,
+            )
+        )
+        return RunResult(
+            folder=self.folder.path,
+            outcome=outcome,
+            step=trainer.progress.step,
+            adapter=adapter,
+            interrupted=self.interrupts.seen,
+            relative_loss=self.relative_loss,
+        )
+
+    def _after_step(self) -> Literal["go on", "stop"]:
+        step, is_last = self.trainer.progress.step, self.trainer.progress.step == self.trainer.total_steps
+        requests = self.folder.take_requests()
+        stop = self.interrupts.seen or "stop" in requests
+        if self.workers.any(stop):
+            return "stop"
+        improved = (is_last or step % self.config.validation.every == 0) and self._validate()
+        every = self.config.outputs.checkpoint_every
+        if improved or is_last or "save" in requests or (every and step % every == 0):
+            self._save()
+            if improved:
+                checkpoints.name_best(self.folder.checkpoints, step, self.trainer.progress.best_relative_loss)
+            checkpoints.prune(self.folder.checkpoints, self.config.outputs.keep_checkpoints)
+        every = self.config.previews.every
+        if is_last or "preview" in requests or (every and step % every == 0):
+            self._preview()
+        return "go on"
+
+    def _validate(self) -> bool:
+        """Measure the held-out images; returns whether the adapter predicts them better than ever before."""
+        validation, progress = self.prepared.validation, self.trainer.progress
+        if validation is None:
+            return False
+        if progress.step == 0:
+            progress.base_loss = validation.base_loss()
+        with self.trainer.judged():
+            loss = validation.loss()
+        self.relative_loss = loss / progress.base_loss
+        is_best = progress.step > 0 and self.relative_loss < progress.best_relative_loss
+        if is_best:
+            progress.best_relative_loss = self.relative_loss
+        self.events.emit(
+            Validated(
+                step=progress.step,
+                loss=loss,
+                base_loss=progress.base_loss,
+                relative_loss=self.relative_loss,
+                is_best=is_best,
+            )
+        )
+        return is_best
+
+    def _preview(self) -> list[Path]:
+        if not self.workers.is_main:
+            return []
+        with self.trainer.judged():
+            return previews.draw(
+                self.config,
+                self.prepared.bundle,
+                self.folder,
+                self.trainer.progress.step,
+                self.events,
+                self.trainer.precision.autocast(),
+            )
+
+    def _save(self) -> Path:
+        """Write a checkpoint; returns the adapter file in it."""
+        step = self.trainer.progress.step
+        name = f"{self.config.name}-step_{step:06d}.safetensors"
+        if self.workers.is_main:
+            state = self.trainer.state()
+            with self.trainer.judged():
+                saved = checkpoints.save(
+                    self.folder.checkpoints, step, state, lambda folder: self._export(folder / name)
+                )
+            self.events.emit(CheckpointSaved(step=step, path=str(saved.path)))
+        self.workers.wait()
+        return self.folder.checkpoints / f"step_{step:06d}" / name
+
+    def _finish(self) -> Path:
+        """Write the finished adapter with its side-cars and prove that it holds what was trained."""
+        path = self.folder.adapter(self.config.name)
+        if self.workers.is_main:
+            with self.trainer.judged():
+                exported = self._export(path)
+                for warning in exported.warnings:
+                    self.events.warn(warning)
+                write_side_car(path, self._facts(), self._newest_preview())
+                if self.config.outputs.self_test:
+                    report = self_test(self.prepared.adapter, path, self._load_fresh_base)
+                    self.events.notice(f"self-test passed: {report.summary()}")
+            self._name_best()
+        self.workers.wait()
+        return path
+
+    def _load_fresh_base(self) -> Bundle:
+        base = self.config.base_model.model_copy(update={"quantization": "none", "precision": "fp32"})
+        return load(base, device=self.workers.device)
+
+    def _name_best(self) -> None:
+        best = checkpoints.best_step(self.folder.checkpoints)
+        if best is None:
+            return
+        relative = self.trainer.progress.best_relative_loss
+        which = "the last step" if best == self.trainer.progress.step else f"step {best}"
+        advice = "" if relative < 1 else "; no checkpoint predicts the held-out images better than the base model does"
+        self.events.notice(f"best by validation: {which}, {100 * (relative - 1):+.1f}% against the base model{advice}")
+
+    def _newest_preview(self) -> Path | None:
+        drawn = sorted(self.folder.previews(self.trainer.progress.step).glob("*.png"))
+        return drawn[0] if drawn else None
+
+    def _export(self, path: Path) -> Export:
+        outputs = self.config.outputs
+        return export(
+            self.prepared.adapter,
+            path,
+            self._facts(),
+            file_format=outputs.format,
+            precision=outputs.precision,
+            private=outputs.metadata == "private",
+        )
+
+    def _facts(self) -> TrainingFacts:
+        trainer = self.trainer
+        return training_facts(
+            self.config,
+            self.prepared.bundle,
+            self.images.trained,
+            self.images.plan,
+            total_steps=trainer.total_steps,
+            step=trainer.progress.step,
+            epoch=trainer.batches.epoch_of(trainer.progress.position * self.workers.count),
+            started=self.started,
+        )

@@ -1,0 +1,91 @@
+"""Captions to the text states that the UNet sees: encoded beforehand and cached, or live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sdlora.config.images import CaptionsConfig
+from sdlora.data import captions as caption_text
+from sdlora.data.cache import Cache
+from sdlora.events import EventStream
+from sdlora.models.family import Bundle, TextStates, join_text_states
+
+_KEEP_IN_MEMORY = 4096
+_ENCODE_AT_ONCE = 16
+
+
+class TextSource:
+    """Text states of captions.
+
+    live: encode anew at each call, with gradients if the text encoders are trained. Otherwise states come from memory
+    or the disk cache, and only what is in neither is encoded.
+    """
+
+    def __init__(self, bundle: Bundle, config: CaptionsConfig, cache: Cache | None, *, live: bool) -> None:
+        self.live = live
+        self._bundle = bundle
+        self._config = config
+        self._cache = cache
+        self._memory: dict[str, TextStates] = {}
+
+    def prepare(self, captions: Sequence[str], as_is: Sequence[str], events: EventStream) -> None:
+        """Encode all forms of these captions, and `as_is` unchanged, so that the text encoders can leave the card."""
+        if self.live:
+            return
+        forms = [form for caption in captions for form in caption_text.variants(caption, self._config) or ()]
+        todo = list(dict.fromkeys(["", *forms, *as_is]))
+        for start in range(0, len(todo), _ENCODE_AT_ONCE):
+            self.states(todo[start : start + _ENCODE_AT_ONCE])
+            events.progress("encoding captions", min(start + _ENCODE_AT_ONCE, len(todo)), len(todo))
+
+    def states(self, texts: Sequence[str]) -> TextStates:
+        """States of a batch of texts; shorter ones are filled up with empty chunks."""
+        if self.live:
+            return self._encode(texts)
+        missing = [text for text in dict.fromkeys(texts) if text not in self._memory]
+        for text in missing:
+            self._memory[text] = self._cached(text)
+        states = join_text_states([self._memory[text] for text in texts], self._empty())
+        while len(self._memory) > _KEEP_IN_MEMORY:
+            self._memory.pop(next(iter(self._memory)))
+        return states.to(self._bundle.device)
+
+    def _empty(self) -> TextStates:
+        """The chunk that shorter captions are filled up with."""
+        if "" not in self._memory:
+            self._memory[""] = self._cached("")
+        return self._memory[""]
+
+    def _cached(self, text: str) -> TextStates:
+        if self._cache is None:
+            return self._encode_one(text)
+        key = self._cache.key(
+            {
+                "kind": "text states",
+                "text": text,
+                "encoders": self._bundle.text_identity,
+                "precision": str(self._bundle.text_encoders[0].dtype),
+                "clip_skip": self._bundle.clip_skip,
+                "max_tokens": self._config.max_tokens,
+                "weights": self._config.weights,
+            }
+        )
+        tensors = self._cache.get_or_encode(key, lambda: _to_tensors(self._encode_one(text)))
+        return TextStates(tensors["states"], tensors.get("pooled"))
+
+    @torch.no_grad()
+    def _encode_one(self, text: str) -> TextStates:
+        return self._encode([text]).to("cpu")
+
+    def _encode(self, texts: Sequence[str]) -> TextStates:
+        return self._bundle.family.encode_text(
+            self._bundle, list(texts), max_tokens=self._config.max_tokens, weights=self._config.weights
+        )
+
+
+def _to_tensors(states: TextStates) -> dict[str, Tensor]:
+    pooled = {} if states.pooled_BD is None else {"pooled": states.pooled_BD}
+    return {"states": states.states_BTD, **pooled}

@@ -1,0 +1,73 @@
+"""The processes that train together, usually one, and the device of this one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from torch import Tensor
+
+from sdlora.errors import ConfigError
+
+
+class Workers:
+    """Device, rank and communication, as set up by accelerate (`accelerate launch -m sdlora train ...` for several).
+
+    The adapter is the only thing trained and small, so its gradients are averaged directly; the base model needs no
+    wrapper. Raises ConfigError for a device that isn't there.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self._state = PartialState(cpu=device == "cpu")
+        self.device = self._state.device if device in ("auto", "cpu") else _checked(device)
+        if device in ("auto", "cpu") and self.device.type == "cpu":
+            self.device = torch.device("cpu")
+
+    @property
+    def count(self) -> int:
+        """Number of processes."""
+        return int(self._state.num_processes)
+
+    @property
+    def index(self) -> int:
+        """This process, from 0."""
+        return int(self._state.process_index)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and events."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+        self._state.wait_for_everyone()
+
+    def mean(self, value: float) -> float:
+        """The mean of each process's value."""
+        if self.count == 1:
+            return value
+        return float(reduce(torch.tensor(value, device=self.device), "mean"))
+
+    def any(self, value: bool) -> bool:
+        """Whether the value is true in any process."""
+        return self.mean(float(value)) > 0
+
+    def average_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Replace every gradient by its mean over the processes."""
+        if self.count == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad = reduce(parameter.grad, "mean")
+
+
+def _checked(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError("optimization.device", [f"'{name}' can't be used: {reason}"]) from None
+    return device
