@@ -8,6 +8,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--width", choices=("tiny", "true"), default="tiny", help="width of random base models")
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDLORA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
@@ -19,6 +23,31 @@ def tiny_sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sdlora.models.tiny import build
 
     return build("sd1", tmp_path_factory.mktemp("models") / "sd1")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for SD 2.x's v-prediction model."""
+    from sdlora.models.tiny import build
+
+    return build("sd2", tmp_path_factory.mktemp("models") / "sd2", prediction="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for SDXL."""
+    from sdlora.models.tiny import build
+
+    return build("sdxl", tmp_path_factory.mktemp("models") / "sdxl")
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tiny_sd1: Path, tiny_sd2: Path, tiny_sdxl: Path) -> dict[str, Path]:
+    """The three random models as single files in the original layout, by family."""
+    from sdlora.models.tiny import save_single_file
+
+    folders = (tiny_sd1, tiny_sd2, tiny_sdxl)
+    return {folder.name: save_single_file(folder, folder.with_suffix(".safetensors")) for folder in folders}
 
 
 @pytest.fixture(scope="session")

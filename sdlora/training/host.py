@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import sys
+import platform
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD = -1
@@ -25,7 +25,7 @@ def tune_malloc() -> bool:
     process then stays at its high-water mark, so call it once, after the base model is loaded: buffers freed during
     loading then still return to the system. On other platforms nothing happens.
     """
-    if sys.platform != "linux":
+    if platform.system() != "Linux":
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):  # musl has no such knobs

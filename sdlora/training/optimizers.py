@@ -112,8 +112,8 @@ def notes(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
         small = [size for size in sizes if size < limit]
         if small:
             remarks.append(
-                f"{len(small)} of {len(sizes)} adapter tensors have fewer than {limit} values and keep 32-bit optimizer "
-                f"state ({sum(small)} of {sum(sizes)} values)"
+                f"{len(small)} of {len(sizes)} adapter tensors have fewer than {limit} values and keep 32-bit "
+                f"optimizer state ({sum(small)} of {sum(sizes)} values)"
             )
     return remarks
 
@@ -178,7 +178,7 @@ def _given_options(config: OptimizationConfig) -> dict[str, Any]:
     }
 
 
-def _import_class(name: str, kind: _Kind) -> type[Optimizer]:
+def _import_class(name: str, kind: _Kind) -> type[Any]:
     module_name, _, class_name = kind.path.rpartition(".")
     package = module_name.partition(".")[0]
     try:
@@ -197,7 +197,7 @@ def _import_class(name: str, kind: _Kind) -> type[Optimizer]:
     return found
 
 
-def _option_problems(optimizer_class: type[Optimizer], options: Mapping[str, Any]) -> list[str]:
+def _option_problems(optimizer_class: type[Any], options: Mapping[str, Any]) -> list[str]:
     accepted = inspect.signature(optimizer_class).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
     names = [name for name in accepted if name not in _SETTINGS]

@@ -97,9 +97,11 @@ class Trainer:
     def judged(self) -> Iterator[None]:
         """Inside, the adapter is as it would be exported: averaged weights if there are any, dropout off."""
         self.adapter.train(False)
-        with self.average.averaged() if self.average else optimizers.evaluation_weights(self.optimizer):
-            yield
-        self.adapter.train(True)
+        try:
+            with self.average.averaged() if self.average else optimizers.evaluation_weights(self.optimizer):
+                yield
+        finally:
+            self.adapter.train(True)
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, for a checkpoint."""
@@ -167,8 +169,11 @@ class Trainer:
             self._warn_of_dead_modules()
         factor = schedules.factor(self.progress.step, self.total_steps, self.config)
         self._rates = optimizers.set_learning_rates(self.optimizer, self.groups, factor)
+        finding_scale = self.precision.scale > 1  # fp16 begins with too high a scale, on purpose
         if not self.precision.step(self.optimizer):
-            self._handle_bad(f"the gradient's norm is {norm}", None)
+            self.optimizer.zero_grad(set_to_none=True)
+            if not finding_scale:
+                self._handle_bad(f"the gradient's norm is {norm}", None)
             return None
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -190,8 +195,7 @@ class Trainer:
         if self.adapter.has_nonfinite():
             self._take_over(self._last_good)
             restored = "; the last good weights are back"
-        if self.precision.scale == 1.0:  # above 1 it is only fp16's scale finding its level
-            self.events.warn(f"step {self.progress.step}: {reason}{names}; going on with the next batch{restored}")
+        self.events.warn(f"step {self.progress.step}: {reason}{names}; going on with the next batch{restored}")
 
     def _warn_of_dead_modules(self) -> None:
         dead = self.adapter.dead_modules()

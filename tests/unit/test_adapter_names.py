@@ -105,7 +105,10 @@ def test_prefixes_are_those_of_the_families() -> None:
 @pytest.mark.parametrize(
     ("diffusers", "original"),
     [
-        ("down_blocks_1_attentions_0_transformer_blocks_1_attn2_to_k", "input_blocks_4_1_transformer_blocks_1_attn2_to_k"),
+        (
+            "down_blocks_1_attentions_0_transformer_blocks_1_attn2_to_k",
+            "input_blocks_4_1_transformer_blocks_1_attn2_to_k",
+        ),
         ("down_blocks_0_downsamplers_0_conv", "input_blocks_3_0_op"),
         ("up_blocks_0_upsamplers_0_conv", "output_blocks_2_2_conv"),
         ("mid_block_resnets_1_conv2", "middle_block_2_out_layers_3"),

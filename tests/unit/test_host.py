@@ -34,5 +34,5 @@ def test_large_blocks_are_kept_and_not_faulted_in_again():
 
 
 def test_nothing_happens_on_other_platforms(monkeypatch):
-    monkeypatch.setattr(host.sys, "platform", "darwin")
+    monkeypatch.setattr(host.platform, "system", lambda: "Darwin")
     assert host.tune_malloc() is False

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 STEPS = 40
 NAMES = (*OPTIMIZERS, "torch.optim.SGD")
 PRODIGY_START = {"d0": 1e-3}  # the usual 1e-6 takes longer to grow than these tests last
-RATES = {"prodigy": 1.0, "adafactor": 0.03, "torch.optim.SGD": 0.05}
+RATES = {"prodigy": 1.0, "adafactor": 0.03, "torch.optim.SGD": 1.0}
 
 
 def settings(name: str, **changes) -> OptimizationConfig:
@@ -71,7 +71,7 @@ def through_a_file(state: dict) -> dict:
 @pytest.mark.parametrize("name", NAMES)
 def test_optimizer_learns(name):
     run = Run(settings(name))
-    losses = [run.step() for _ in range(STEPS)]
+    losses = [run.step() for _ in range(2 * STEPS)]
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -137,8 +137,8 @@ def test_learning_rates_of_a_step_are_set_and_named():
 
 
 def test_rate_reported_for_prodigy_includes_its_own_estimate():
-    run = Run(settings("prodigy", warmup=0))
-    for _ in range(20):
+    run = Run(settings("prodigy"))
+    for _ in range(STEPS):
         run.step()
     estimate = run.optimizer.param_groups[0]["d"]
     assert estimate > 1e-3

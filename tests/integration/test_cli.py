@@ -1,0 +1,214 @@
+"""The command line as a user meets it: what it prints and how it exits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from sdlora.__main__ import main
+from sdlora.training.run_folder import open_run
+
+
+class Outcome:
+    def __init__(self, code: int, output: str, errors: str) -> None:
+        self.code, self.output, self.errors = code, output, errors
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Call the command line in this process."""
+
+    def call(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["sdlora", *arguments])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        printed = capsys.readouterr()
+        return Outcome(int(exit_info.value.code or 0), printed.out, printed.err)
+
+    return call
+
+
+def train_on(model: Path | str, images: Path, *overrides: str) -> list[str]:
+    settings = [f"base_model.model={model}", f"images.folder={images}", "images.resolution=64", *overrides]
+    return ["train", *(part for setting in settings for part in ("--set", setting))]
+
+
+@pytest.fixture
+def one_image(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (80, 80), "red").save(folder / "a.png")
+    (folder / "a.txt").write_text("a red square", encoding="utf-8")
+    return folder
+
+
+def test_help_and_import_load_no_torch() -> None:
+    code = (
+        "import sys, sdlora, sdlora.cli\n"
+        "from typer.testing import CliRunner\n"
+        "result = CliRunner().invoke(sdlora.cli.app, ['--help'])\n"
+        "assert result.exit_code == 0 and 'train' in result.output, result.output\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'accelerate', 'gradio'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_presets_are_listed_with_their_purpose(run) -> None:
+    result = run("presets")
+    assert result.code == 0
+    assert "demo.yaml" in result.output
+    assert "blueprint style" in result.output
+
+
+def test_explain_prints_the_description_of_a_setting_and_searches_all(run) -> None:
+    assert "Rank of the update of linear layers" in run("explain", "adapter.rank").output
+    assert "objective.min_snr_gamma" in run("explain", "min_snr").output
+    missing = run("explain", "nosuchthing")
+    assert missing.code == 2
+    assert "no setting is called or mentions 'nosuchthing'" in missing.output
+
+
+def test_dry_run_prints_settings_and_summary_and_leaves_nothing_behind(
+    run, tiny_sd1: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    result = run(*train_on(tiny_sd1, tiny_images, f"outputs.folder={tmp_path / 'runs'}"), "--dry-run")
+    assert result.code == 0, result.errors
+    assert "rank: 16" in result.output
+    for line in (
+        "images:          10 of 10 files, 0 held out",
+        "never trained:   0 images",
+        "steps:           100 optimizer steps of 1 batches, 10.0 epochs",
+        "strength:        learning rate 0.0001 x alpha/rank 0.5 = 5e-05",
+        "text:            0 captions over 75 tokens",
+    ):
+        assert line in result.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_cache_can_be_shown_and_pruned(run, tmp_path: Path) -> None:
+    assert "0 entries" in run("cache", "show", "--folder", str(tmp_path)).output
+    assert "removed 0 entries" in run("cache", "prune", "--folder", str(tmp_path)).output
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("adapter.rnak=4", "adapter.rnak: unknown setting; did you mean 'rank'?"),
+        ("adapter.rank=many", "adapter.rank: must be a valid integer"),
+        ("images.folder=nowhere", "nowhere"),
+        ("adapter.layers=everything", "unknown layer set 'everything'"),
+        ("adapter.start_from=nowhere.safetensors", "adapter.start_from has 1 problem"),
+        ("base_model.model=nowhere.safetensors", "nowhere.safetensors: no such file"),
+        ("base_model.model=nowhere", "base model 'nowhere' was not found"),
+        ("optimization.optimizer=torch.optim.Nothing", "'torch.optim.Nothing' can't be imported"),
+    ],
+)
+def test_a_wrong_setting_is_one_message_and_exit_code_2(
+    run, tiny_sd1: Path, one_image: Path, override: str, message: str
+) -> None:
+    result = run(*train_on(tiny_sd1, one_image, override))
+    assert result.code == 2
+    assert message in result.errors
+    assert result.errors.count("error:") == 1
+    assert "Traceback" not in result.errors
+
+
+def test_no_image_folder_says_which_setting_is_missing(run, tiny_sd1: Path) -> None:
+    result = run("train", "--set", f"base_model.model={tiny_sd1}")
+    assert result.code == 2
+    assert "no image folder is set: use --set images.folder=FOLDER" in result.errors
+
+
+def test_an_empty_folder_is_named(run, tiny_sd1: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run(*train_on(tiny_sd1, tmp_path / "empty"))
+    assert result.code == 2
+    assert str(tmp_path / "empty") in result.errors
+
+
+def test_a_corrupt_image_is_named_with_its_reason(run, tiny_sd1: Path, one_image: Path) -> None:
+    (one_image / "broken.png").write_bytes(b"\x89PNG not really")
+    result = run(*train_on(tiny_sd1, one_image))
+    assert result.code == 2
+    assert "broken.png" in result.errors
+    assert "images.max_unreadable" in result.errors
+
+
+def test_a_missing_caption_is_named_with_what_to_do(run, tiny_sd1: Path, one_image: Path) -> None:
+    (one_image / "a.txt").unlink()
+    result = run(*train_on(tiny_sd1, one_image))
+    assert result.code == 2
+    assert "a.png" in result.errors
+    assert "captions.default" in result.errors
+
+
+@pytest.mark.parametrize(
+    ("override", "package", "extra"),
+    [
+        ("optimization.optimizer=prodigy", "prodigyopt", "prodigy"),
+        ("optimization.optimizer=adamw8bit", "bitsandbytes", "8bit"),
+        ("base_model.quantization=nf4", "bitsandbytes", "8bit"),
+        ("outputs.tensorboard=true", "tensorboard", "tensorboard"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_pip_command(
+    run, monkeypatch: pytest.MonkeyPatch, tiny_sd1: Path, one_image: Path, override: str, package: str, extra: str
+) -> None:
+    monkeypatch.setattr("sdlora.training.checks.find_spec", lambda name: None)
+    for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    overrides = [override, "optimization.learning_rate=1.0"] if package == "prodigyopt" else [override]
+    result = run(*train_on(tiny_sd1, one_image, *overrides))
+    assert result.code == 2
+    assert f"needs the package '{package}', which is not installed. Run: pip install 'sdlora[{extra}]'" in result.errors
+
+
+def test_a_file_of_an_unknown_family_says_what_was_looked_for(run, one_image: Path, tmp_path: Path) -> None:
+    save_file({"something.weight": torch.zeros(2, 2)}, tmp_path / "odd.safetensors")
+    result = run(*train_on(tmp_path / "odd.safetensors", one_image))
+    assert result.code == 2
+    assert "odd.safetensors" in result.errors
+
+
+def test_requests_go_to_the_run_and_wrong_folders_are_refused(run, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: x", encoding="utf-8")
+    for command in ("stop", "save", "preview"):
+        assert f"asked {tmp_path.name} to {command}" in run(command, str(tmp_path)).output
+    assert open_run(tmp_path)[0].take_requests() == {"stop", "save", "preview"}
+    result = run("stop", str(tmp_path / "requests"))
+    assert result.code == 2
+    assert "not a run folder" in result.errors
+
+
+def test_a_run_leaves_everything_it_promises(run, tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> None:
+    overrides = [
+        "name=my style",
+        "captions.trigger=sks",
+        "adapter.rank=2",
+        "adapter.text_encoder=true",
+        "optimization.steps=3",
+        "optimization.precision=fp32",
+        "validation.fraction=0.1",
+        "previews.prompts=[a cat, a dog]",
+        "previews.steps=2",
+        "outputs.tensorboard=true",
+        f"outputs.folder={tmp_path}",
+    ]
+    result = run(*train_on(tiny_sd1, tiny_images, *overrides))
+    folder = tmp_path / "my_style"
+    assert result.code == 0, result.errors
+    assert "trainable parameters:" in result.errors
+    assert "self-test passed" in result.errors
+    names = ["config.yaml", "environment.json", "events.jsonl", "log.txt", "my style.safetensors", "my style.png"]
+    names += ["previews/step_000000/01.png", "previews/step_000003/01.png", "checkpoints/step_000003", "tensorboard"]
+    assert [name for name in names if not (folder / name).exists()] == []
+    side_car = json.loads((folder / "my style.json").read_text(encoding="utf-8"))
+    assert side_car["activation text"] == "sks"

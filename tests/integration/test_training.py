@@ -1,0 +1,255 @@
+"""What the training loop promises, on a tiny model of SD 1.5's topology."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import torch
+from PIL import Image
+
+from sdlora.config import files
+from sdlora.config.train import TrainConfig
+from sdlora.errors import TrainingError
+from sdlora.events import Event, PreviewReady, RunFinished, RunStarted, StepFinished, Validated, WarningRaised
+from sdlora.training import checkpoints
+from sdlora.training.forward import Forward
+from sdlora.training.run import RunResult, train
+from sdlora.training.run_folder import RunFolder
+
+
+E = TypeVar("E")
+
+
+class Collector:
+    """Keeps events and lets a test act between steps."""
+
+    def __init__(self, on_step: Callable[[int], None] | None = None) -> None:
+        self.events: list[Event] = []
+        self._on_step = on_step
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+        if self._on_step and isinstance(event, StepFinished):
+            self._on_step(event.step)
+
+    def close(self) -> None:
+        pass
+
+    def of(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@pytest.fixture
+def configure(tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    def with_overrides(*overrides: str) -> TrainConfig:
+        settings = {
+            "base_model.model": tiny_sd1,
+            "images.folder": tiny_images,
+            "images.resolution": 64,
+            "images.bucket_step": 32,
+            "adapter.rank": 2,
+            "optimization.steps": 3,
+            "optimization.precision": "fp32",
+            "optimization.learning_rate": "1e-3",
+            "outputs.folder": tmp_path / "runs",
+            "outputs.self_test": "false",
+        }
+        return files.load(overrides=[*(f"{name}={value}" for name, value in settings.items()), *overrides])
+
+    return with_overrides
+
+
+def run(config: TrainConfig, on_step: Callable[[int], None] | None = None) -> tuple[RunResult, Collector]:
+    collector = Collector(on_step)
+    return train(config, [collector]), collector
+
+
+def test_validation_is_relative_to_the_base_and_the_best_checkpoint_is_named(configure) -> None:
+    config = configure(
+        "validation.fraction=0.2", "validation.every=4", "optimization.steps=8", "adapter.text_encoder=true"
+    )
+    result, collector = run(config)
+    measured = collector.of(Validated)
+    assert [event.step for event in measured] == [0, 4, 8]
+    assert measured[0].relative_loss == pytest.approx(1.0, abs=1e-6)
+    best = min(measured[1:], key=lambda event: event.relative_loss)
+    assert best.relative_loss < 1
+    assert checkpoints.best_step(result.folder / "checkpoints") == best.step
+    assert result.relative_loss == measured[-1].relative_loss
+
+
+def test_every_image_is_trained_in_every_epoch_and_short_batches_are_kept(configure) -> None:
+    config = configure("optimization.batch_size=4").model_copy(
+        update={
+            "optimization": files.load(overrides=["optimization.epochs=2", "optimization.batch_size=4"]).optimization
+        }
+    )
+    seen: list[str] = []
+    original = Forward.loss
+
+    def record(self: Forward, batch):  # type: ignore[no-untyped-def]
+        seen.extend(batch.names)
+        return original(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Forward, "loss", record)
+        result, _ = run(config)
+    assert sorted(seen) == sorted(2 * [f"{index}.png" for index in range(10)])
+    assert result.step == 2 * 3  # three buckets of 3 or 4 images, a batch each
+
+
+def test_a_nonfinite_loss_is_left_out_and_training_goes_on(configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = Forward.loss, iter(range(100))
+
+    def spoiled(self: Forward, batch):  # type: ignore[no-untyped-def]
+        return original(self, batch) * (float("nan") if next(calls) == 1 else 1.0)
+
+    monkeypatch.setattr(Forward, "loss", spoiled)
+    result, collector = run(configure())
+    assert result.step == 3
+    warning = collector.of(WarningRaised)[0]
+    assert "the loss is nan for" in warning.message
+    assert ".png; going on with the next batch" in warning.message
+
+
+def test_spoiled_weights_are_replaced_by_the_last_good_ones(configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = Forward.loss, iter(range(100))
+
+    def spoiled(self: Forward, batch):  # type: ignore[no-untyped-def]
+        if next(calls) == 1:
+            next(iter(self._adapter.parameters)).data.fill_(float("nan"))
+        return original(self, batch)
+
+    monkeypatch.setattr(Forward, "loss", spoiled)
+    result, collector = run(configure())
+    assert result.step == 3
+    assert "the last good weights are back" in collector.of(WarningRaised)[0].message
+    assert result.adapter.is_file()
+
+
+def test_losses_that_stay_nonfinite_end_the_run_without_a_file(configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Forward, "loss", lambda self, batch: torch.tensor(float("inf"), requires_grad=True))
+    config = configure("optimization.max_nonfinite=2", "name=broken")
+    with pytest.raises(TrainingError, match="the loss is inf for .*, 3 times in a row: training can't go on"):
+        train(config)
+    assert not list(config.outputs.folder.rglob("*.safetensors"))
+    assert '"kind":"run_failed"' in (config.outputs.folder / "broken" / "events.jsonl").read_text(encoding="utf-8")
+
+
+def test_modules_without_gradient_are_named(configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Forward.loss
+
+    def without_attention(self: Forward, batch):  # type: ignore[no-untyped-def]
+        weights = [weight for weight in self._adapter.weights() if weight.path.endswith("attn2.to_q")]
+        for weight in weights:
+            weight.parameter.requires_grad_(False)
+        return original(self, batch)
+
+    monkeypatch.setattr(Forward, "loss", without_attention)
+    _, collector = run(configure("optimization.steps=10"))
+    warning = collector.of(WarningRaised)[0]
+    assert re.match(r"\d+ adapter modules get no gradient and will not learn: unet.down_blocks.0.*attn2.to_q", warning.message)
+
+
+def test_fp16_trains_with_a_loss_scale_on_the_cpu(configure) -> None:
+    result, collector = run(configure("optimization.precision=fp16", "optimization.steps=6"))
+    losses = [event.loss for event in collector.of(StepFinished)]
+    assert result.step == 6
+    assert all(0 < loss < 10 for loss in losses)
+    assert checkpoints.newest(result.folder / "checkpoints").load()["precision"]["scale"] > 1  # type: ignore[union-attr]
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(configure) -> None:
+    losses = []
+    for value in ("false", "true"):
+        overrides = ["adapter.text_encoder=true", "adapter.dropout=0.2", "optimization.threads=1"]
+        _, collector = run(configure(*overrides, f"optimization.gradient_checkpointing={value}"))
+        losses.append([event.loss for event in collector.of(StepFinished)])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("text_encoder", ["false", "true"])
+def test_prior_preservation_with_the_base_prediction_adds_its_term(configure, text_encoder: str) -> None:
+    overrides = [f"adapter.text_encoder={text_encoder}", "captions.trigger=sks", "optimization.threads=1"]
+    _, plain = run(configure(*overrides))
+    _, kept = run(configure(*overrides, "objective.prior_preservation=base_prediction"))
+    plain_losses = [event.loss for event in plain.of(StepFinished)]
+    kept_losses = [event.loss for event in kept.of(StepFinished)]
+    assert kept_losses[0] == plain_losses[0]  # the adapter is still zero, so it agrees with the base
+    assert kept_losses[2] != plain_losses[2]
+
+
+def test_class_images_are_trained_with_their_weight(configure, tmp_path: Path) -> None:
+    folder = tmp_path / "class"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "green").save(folder / "a.png")
+    (folder / "a.txt").write_text("a shape", encoding="utf-8")
+    overrides = ["objective.prior_preservation=class_images", f"images.class_folder={folder}"]
+    result, _ = run(configure(*overrides, "objective.prior_weight=0.5", "optimization.steps=12"))
+    assert result.step == 12
+
+
+def test_masks_weight_the_loss(configure, tmp_path: Path, tiny_images: Path) -> None:
+    folder = tmp_path / "masked"
+    folder.mkdir()
+    for source in tiny_images.iterdir():
+        (folder / source.name).write_bytes(source.read_bytes())
+        if source.suffix == ".png":
+            with Image.open(source) as image:
+                Image.new("L", image.size, 0).save(folder / f"{source.stem}-masklabel.png")
+    overrides = [f"images.folder={folder}", "images.mask=file"]
+    _, collector = run(configure(*overrides))
+    assert [event.loss for event in collector.of(StepFinished)] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("overrides", [["adapter.algorithm=loha"], ["adapter.algorithm=lokr"], ["adapter.dora=true"]])
+def test_other_algorithms_train_and_pass_the_self_test(configure, overrides: list[str]) -> None:
+    result, collector = run(configure(*overrides, "adapter.layers=all+conv", "outputs.self_test=true"))
+    assert result.adapter.is_file()
+    assert "self-test passed" in " ".join(getattr(event, "message", "") for event in collector.events)
+
+
+def test_previews_are_drawn_before_the_first_step_and_on_request(configure) -> None:
+    config = configure("previews.prompts=[a cat]", "previews.steps=2", "name=asked")
+    folder = RunFolder(config.outputs.folder / "asked")
+    _, collector = run(config, lambda step: folder.ask("preview") if step == 1 else None)
+    assert [event.step for event in collector.of(PreviewReady)] == [0, 1, 3]
+
+
+def test_a_stop_request_saves_and_ends_the_run(configure) -> None:
+    config = configure("name=stopped", "optimization.steps=50")
+    folder = RunFolder(config.outputs.folder / "stopped")
+    result, collector = run(config, lambda step: folder.ask("stop") if step == 2 else None)
+    assert (result.outcome, result.step, result.interrupted) == ("stopped", 2, False)
+    assert collector.of(RunFinished)[0].reason == "stopped"
+    assert result.adapter.is_file()
+    assert "step_000002" in str(result.adapter)
+
+
+def test_ctrl_c_saves_and_ends_the_run(configure) -> None:
+    result, _ = run(configure("optimization.steps=50"), lambda step: os.kill(os.getpid(), signal.SIGINT))
+    assert (result.outcome, result.step, result.interrupted) == ("stopped", 1, True)
+    assert checkpoints.newest(result.folder / "checkpoints") is not None
+
+
+def test_old_checkpoints_are_pruned(configure) -> None:
+    config = configure("optimization.steps=5", "outputs.checkpoint_every=1", "outputs.keep_checkpoints=2")
+    result, _ = run(config)
+    assert [checkpoint.step for checkpoint in checkpoints.find(result.folder / "checkpoints")] == [4, 5]
+
+
+def test_a_second_run_of_the_same_name_gets_its_own_folder(configure) -> None:
+    folders = [run(configure("optimization.steps=1"))[0].folder.name for _ in range(2)]
+    assert folders == ["my-lora", "my-lora-2"]
+
+
+def test_parameters_are_counted(configure) -> None:
+    _, collector = run(configure("optimization.steps=1"))
+    (started,) = collector.of(RunStarted)
+    assert 0 < started.trainable_parameters < started.total_parameters / 10
