@@ -15,7 +15,7 @@ from sdlora.config.optimization import OPTIMIZERS, OptimizationConfig
 from sdlora.config.outputs import OutputsConfig, PreviewsConfig, ValidationConfig
 from sdlora.config.section import Section
 
-CONFIG_VERSION = 1
+CONFIG_VERSION: Literal[1] = 1
 DEFAULT_EPOCHS = 10
 ADAPTIVE_OPTIMIZERS = tuple(name for name in OPTIMIZERS if name != "prodigy")
 

@@ -138,7 +138,7 @@ def _absolute(name: str) -> str:
 
 
 def _environment() -> dict[str, object]:
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
