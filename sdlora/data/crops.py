@@ -6,6 +6,8 @@ Tensor legend: C channel, H height, W width.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +16,9 @@ from PIL import Image
 
 from sdlora.config.images import MaskSource
 from sdlora.data.buckets import Placement
-from sdlora.data.images import ImageRecord, load_mask, load_rgb
+from sdlora.data.decoding import UnreadableImageError, load_rgb
+from sdlora.data.images import ImageRecord, load_mask
+from sdlora.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,11 +64,13 @@ def prepare_pixels(
     """The image in its bucket: float32 pixels_CHW in [-1, 1].
 
     crop_xy: place of the window on the resized, not yet mirrored image; None is the centre. flip mirrors left and
-    right after the crop. background: colour behind transparent pixels. Raises decoding.UnreadableImageError.
+    right after the crop. background: colour behind transparent pixels. Raises DataError for a file that has gone bad.
     """
     import torch
 
-    image = _cut(load_rgb(record.path, background), placement, flip, crop_xy)
+    with _named(record):
+        image = load_rgb(record.path, background)
+    image = _cut(image, placement, flip, crop_xy)
     pixels_HWC = numpy.asarray(image, dtype=numpy.float32) / 127.5 - 1
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
 
@@ -80,11 +86,12 @@ def prepare_mask(
 ) -> Mask:
     """The image's loss mask with the geometry of `prepare_pixels`; all ones for an image without a mask.
 
-    unmasked_weight: weight outside the mask. Raises decoding.UnreadableImageError.
+    unmasked_weight: weight outside the mask. Raises DataError for a file that has gone bad.
     """
     import torch
 
-    mask = load_mask(record, source, (record.width_px, record.height_px))
+    with _named(record):
+        mask = load_mask(record, source, (record.width_px, record.height_px))
     values_HW = numpy.asarray(_cut(mask, placement, flip, crop_xy), dtype=numpy.float32) / 255
     pixels_HW = torch.from_numpy(unmasked_weight + (1 - unmasked_weight) * values_HW)
     latents_HW = torch.nn.functional.avg_pool2d(pixels_HW[None], LATENT_FACTOR)[0]
@@ -104,6 +111,16 @@ def size_conditions(
         target_height=placement.bucket.height_px,
         target_width=placement.bucket.width_px,
     )
+
+
+@contextmanager
+def _named(record: ImageRecord) -> Iterator[None]:
+    try:
+        yield
+    except UnreadableImageError as error:
+        raise DataError(
+            f"{record.path} or its mask was readable when it was scanned, but is not now: {error}"
+        ) from error
 
 
 def _window(placement: Placement, crop_xy: tuple[int, int] | None) -> tuple[int, int]:

@@ -91,6 +91,8 @@ def _open_without_size_limit(path: Path) -> Image.Image:
 
 
 def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"can't be opened ({error.strerror})"
     if path.stat().st_size == 0:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):

@@ -22,7 +22,6 @@ from sdlora.data.decoding import (
     open_image,
     oriented_size,
 )
-from sdlora.data.decoding import load_rgb as load_rgb
 from sdlora.data.inspection import Inspection, InspectionMemory, hash_file
 from sdlora.data.scan_problems import (
     refuse_absent_masks,

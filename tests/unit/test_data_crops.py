@@ -14,6 +14,7 @@ from sdlora.config.images import CaptionsConfig, ImagesConfig
 from sdlora.data.buckets import Bucket, Placed, Placement, assign
 from sdlora.data.crops import draw_crop, prepare_mask, prepare_pixels, size_conditions
 from sdlora.data.images import ImageRecord, scan
+from sdlora.errors import DataError
 
 WHITE = "#ffffff"
 
@@ -116,6 +117,16 @@ def test_outside_the_mask_the_given_weight_counts(tmp_path: Path) -> None:
 def test_an_image_without_a_mask_counts_everywhere(tmp_path: Path) -> None:
     mask = prepare_mask(ramp(tmp_path), UNSCALED, source="file", flip=True, crop_xy=None)
     assert torch.equal(mask.latents_HW, torch.ones(8, 8))
+
+
+def test_a_file_that_goes_bad_after_the_scan_is_named(tmp_path: Path) -> None:
+    record = ramp(tmp_path)
+    record.path.write_text("no")
+    with pytest.raises(DataError, match=r"a\.png .*was readable when it was scanned, but is not now: not a JPEG"):
+        prepare_pixels(record, UNSCALED, flip=False, crop_xy=None, background=WHITE)
+    record.path.unlink()
+    with pytest.raises(DataError, match=r"a\.png .*but is not now: can't be opened \(No such file"):
+        prepare_pixels(record, UNSCALED, flip=False, crop_xy=None, background=WHITE)
 
 
 @pytest.mark.parametrize("size", [(61, 33), (1000, 300), (64, 64), (3, 500)])
