@@ -62,7 +62,8 @@ def train(config: TrainConfig, sinks: Sequence[EventSink] = ()) -> RunResult:
     """Train a new adapter. Everything that can be checked is checked before the run's folder or a model is touched."""
     images = check(config)
     workers = Workers(config.optimization.device)
-    folder = run_folder.create(config) if workers.is_main else run_folder.RunFolder(config.outputs.folder)
+    folder = workers.share(run_folder.create(config) if workers.is_main else None)
+    assert folder is not None
     return _run(config, folder, images, sinks, workers, None)
 
 
@@ -167,7 +168,8 @@ class _Run:
                 total_parameters=self.prepared.total_parameters,
             )
         )
-        self.folder.take_requests()  # those to an earlier process
+        if self.workers.is_main:
+            self.folder.take_requests()  # those to an earlier process
         if trainer.progress.step == 0:
             self._validate()
             self._preview()
@@ -192,21 +194,25 @@ class _Run:
 
     def _after_step(self) -> Literal["go on", "stop"]:
         step, is_last = self.trainer.progress.step, self.trainer.progress.step == self.trainer.total_steps
-        requests = self.folder.take_requests()
-        stop = self.interrupts.seen or "stop" in requests
-        if self.workers.any(stop):
+        requests = self.workers.share(self.folder.take_requests() if self.workers.is_main else set())
+        if "stop" in requests or self.workers.any(self.interrupts.seen):
             return "stop"
         improved = (is_last or step % self.config.validation.every == 0) and self._validate()
         every = self.config.outputs.checkpoint_every
         if improved or is_last or "save" in requests or (every and step % every == 0):
             self._save()
-            if improved:
-                checkpoints.name_best(self.folder.checkpoints, step, self.trainer.progress.best_relative_loss)
-            checkpoints.prune(self.folder.checkpoints, self.config.outputs.keep_checkpoints)
+            if self.workers.is_main:
+                self._tidy_checkpoints(improved)
         every = self.config.previews.every
         if is_last or "preview" in requests or (every and step % every == 0):
             self._preview()
         return "go on"
+
+    def _tidy_checkpoints(self, improved: bool) -> None:
+        if improved:
+            progress = self.trainer.progress
+            checkpoints.name_best(self.folder.checkpoints, progress.step, progress.best_relative_loss)
+        checkpoints.prune(self.folder.checkpoints, self.config.outputs.keep_checkpoints)
 
     def _validate(self) -> bool:
         """Measure the held-out images; returns whether the adapter predicts them better than ever before."""

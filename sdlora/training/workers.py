@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
 
 from sdlora.errors import ConfigError
 
+T = TypeVar("T")
+
 
 class Workers:
-    """Device, rank and communication, as set up by accelerate (`accelerate launch -m sdlora train ...` for several).
+    """Device, rank and communication, as set up by accelerate (for several: `torchrun --nproc-per-node 2 -m sdlora train ...`).
 
     The adapter is the only thing trained and small, so its gradients are averaged directly; the base model needs no
     wrapper. Raises ConfigError for a device that isn't there.
@@ -43,6 +46,12 @@ class Workers:
     def wait(self) -> None:
         """Wait for all processes."""
         self._state.wait_for_everyone()
+
+    def share(self, value: T) -> T:
+        """The main process's value, in every process."""
+        if self.count == 1:
+            return value
+        return cast(T, broadcast_object_list([value])[0])
 
     def mean(self, value: float) -> float:
         """The mean of each process's value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +86,8 @@ def test_unpacking_follows_bitsandbytes_own_layers() -> None:
         torch.testing.assert_close(QuantizedLinear(layer, kind).weight, theirs)
     theirs = bitsandbytes.nn.Int8Params(layer.weight.clone(), has_fp16_weights=False, requires_grad=False).to("cpu")
     unpacked = bitsandbytes.functional.int8_vectorwise_dequant(theirs.data, theirs.SCB)
-    torch.testing.assert_close(QuantizedLinear(layer, "int8").weight, unpacked, rtol=0, atol=0.4 / 127)
+    one_step = float(layer.weight.abs().max()) / 127  # theirs are rounded to fp16 first
+    torch.testing.assert_close(QuantizedLinear(layer, "int8").weight, unpacked, rtol=0, atol=1.01 * one_step)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,20 +142,17 @@ def test_a_wide_layers_bytes_against_fp16(kind: Quantization, share: float) -> N
     assert weight_bytes(QuantizedConv2d(wide, kind)) / weight_bytes(wide) < share
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "config",
+    ("kind", "config"),
     [
-        LoraConfig(r=2, target_modules=LAYERS),
-        LoraConfig(r=2, target_modules=LAYERS, use_dora=True),
-        LoHaConfig(r=2, target_modules=LAYERS),
-        LoKrConfig(r=2, target_modules=LAYERS),
+        *((kind, LoraConfig(r=2, target_modules=LAYERS)) for kind in KINDS),
+        ("int8", LoraConfig(r=2, target_modules=LAYERS, use_dora=True)),
+        ("nf4", LoHaConfig(r=2, target_modules=LAYERS)),
+        ("nf4", LoKrConfig(r=2, target_modules=LAYERS)),
     ],
-    ids=["lora", "dora", "loha", "lokr"],
+    ids=["lora-int8", "lora-nf4", "lora-nf4-double", "dora", "loha", "lokr"],
 )
-def test_every_adapter_on_a_quantised_base_trains(config: Any, kind: Quantization, tiny_sd1: Path) -> None:
-    if kind != "nf4" and type(config) is not LoraConfig:
-        pytest.skip("one kind is enough for the others")
+def test_every_adapter_on_a_quantised_base_trains(kind: Quantization, config: Any, tiny_sd1: Path) -> None:
     bundle = model(tiny_sd1, kind)
     noisy_BCHW, states = torch.randn(1, 4, 16, 16), bundle.family.encode_text(bundle, ["a cat"])
     before_BCHW = bundle.family.predict(bundle, noisy_BCHW, torch.tensor([500]), states)
@@ -163,15 +162,15 @@ def test_every_adapter_on_a_quantised_base_trains(config: Any, kind: Quantizatio
     predicted_BCHW = bundle.family.predict(bundle, noisy_BCHW, torch.tensor([500]), states)
     torch.testing.assert_close(predicted_BCHW, before_BCHW)
     predicted_BCHW.square().sum().backward()
-    trained = {name: weight for name, weight in bundle.unet.named_parameters() if weight.requires_grad}
-    starts_at_zero = ("lora_A", "hada_w1", "hada_w2_b", "lokr_w2", "lokr_w1_b")  # no gradient while its partner is 0
-    dead = [
-        name
-        for name, weight in trained.items()
-        if (weight.grad is None or not weight.grad.any()) and not any(part in name for part in starts_at_zero)
-    ]
-    assert trained
-    assert not dead
+    trained = [weight for weight in bundle.unet.named_parameters() if weight[1].requires_grad]
+    alive = [name for name, weight in trained if weight.grad is not None and weight.grad.any()]
+    assert len(trained) > 100
+    assert {_adapted(name) for name in alive} == {_adapted(name) for name, _ in trained}
+
+
+def _adapted(name: str) -> str:
+    """The module that an adapter's weight belongs to."""
+    return re.split(r"\.(?:lora|hada|lokr)_", name)[0]
 
 
 def test_peft_makes_plain_convolutions_for_its_own(tiny_sd1: Path) -> None:

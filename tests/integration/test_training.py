@@ -154,7 +154,9 @@ def test_modules_without_gradient_are_named(configure, monkeypatch: pytest.Monke
     monkeypatch.setattr(Forward, "loss", without_attention)
     _, collector = run(configure("optimization.steps=10"))
     warning = collector.of(WarningRaised)[0]
-    assert re.match(r"\d+ adapter modules get no gradient and will not learn: unet.down_blocks.0.*attn2.to_q", warning.message)
+    assert re.match(
+        r"\d+ adapter modules get no gradient and will not learn: unet.down_blocks.0.*attn2.to_q", warning.message
+    )
 
 
 def test_fp16_trains_with_a_loss_scale_on_the_cpu(configure) -> None:

@@ -8,6 +8,7 @@ import pickle
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -255,6 +256,27 @@ def test_damaged_files_get_one_clear_error(tmp_path: Path, data: bytes, message:
     path.write_bytes(data)
     with pytest.raises(AdapterError, match=message):
         read(path)
+
+
+def test_200_damaged_files_are_refused_or_read_but_never_crash(tmp_path: Path) -> None:
+    tensors, _ = kohya_tensors(mixed_modules(), "sd1", torch.float16)
+    whole = serialise(tensors, {"ss_v2": "False"})
+    (length,) = struct.unpack("<Q", whole[:8])
+    path, generator, messages = tmp_path / "x.safetensors", Random(0), []
+    for trial in range(200):
+        data = bytearray(whole)
+        if trial % 4 == 0:
+            data = data[: generator.randrange(1, len(data))]
+        for _ in range(generator.randint(1, 4)):
+            end = 8 + length if trial % 4 < 3 else len(data)
+            data[generator.randrange(min(end, len(data)))] ^= 1 << generator.randrange(8)
+        path.write_bytes(data)
+        try:
+            read(path)
+        except AdapterError as error:
+            messages.append(str(error))
+    assert len(messages) > 100
+    assert all(message.startswith(path.name) for message in messages)
 
 
 def test_a_truncated_file_and_a_missing_one_are_told_apart(tmp_path: Path) -> None:

@@ -1,0 +1,303 @@
+"""What an adapter file says about itself: kohya's ss_* keys, ModelSpec 1.0.1 and hashes, all as strings.
+
+Other tools read these: A1111 and its forks (version filter, alias, tag list, hashes), sd-scripts' merge and resize,
+model sites. The shapes of the JSON values are what A1111's metadata editor expects.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from sdlora.config.base_model import FamilyName, Prediction
+from sdlora.models.family import FAMILIES
+
+
+@dataclass(frozen=True)
+class DatasetFolder:
+    """One image folder as metadata names it."""
+
+    name: str
+    repeats: int
+    num_images: int
+    is_class: bool = False
+
+
+@dataclass(frozen=True)
+class BucketCount:
+    """How many images (with repeats) are trained at one size."""
+
+    width_px: int
+    height_px: int
+    num_images: int
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """Everything about a run that its file tells. Only `name`, `family` and `prediction` are needed.
+
+    None becomes "None", as kohya writes it. Times are seconds since the epoch. Never put a full path in here.
+    """
+
+    name: str
+    family: FamilyName
+    prediction: Prediction = "epsilon"
+    zero_terminal_snr: bool = False
+    trigger: str = ""
+    author: str = ""
+    description: str = ""
+    license: str = ""
+    comment: str | None = None
+    session_id: int | None = None
+    started: float | None = None
+    finished: float | None = None
+    base_model_name: str | None = None
+    base_model_hash: str | None = None
+    """sha256 of the base model's file, if it is one file."""
+    vae_name: str | None = None
+    learning_rate: float | None = None
+    unet_learning_rate: float | None = None
+    text_encoder_learning_rate: float | None = None
+    optimizer: str | None = None
+    """Class and options, for example torch.optim.AdamW(weight_decay=0.01)."""
+    schedule: str | None = None
+    warmup_steps: int = 0
+    steps: int = 0
+    max_steps: int | None = None
+    epoch: int = 0
+    num_epochs: int = 0
+    num_train_images: int = 0
+    num_class_images: int = 0
+    num_batches_per_epoch: int = 0
+    batch_size: int = 1
+    accumulation: int = 1
+    gradient_checkpointing: bool = False
+    max_gradient_norm: float | None = None
+    mixed_precision: str = "no"
+    """no, bf16 or fp16."""
+    dropout: float | None = None
+    ema: float | None = None
+    seed: int = 0
+    clip_skip: int | None = None
+    max_tokens: int = 75
+    cache_latents: bool = True
+    noise_offset: float | None = None
+    multires_noise_iterations: int | None = None
+    multires_noise_discount: float | None = None
+    input_perturbation: float | None = None
+    min_snr_gamma: float | None = None
+    debiased: bool = False
+    loss: str = "l2"
+    """l2, l1, huber: kohya's words."""
+    huber_schedule: str | None = None
+    huber_delta: float | None = None
+    prior_weight: float | None = None
+    min_timestep: int | None = None
+    max_timestep: int | None = None
+    resolution: tuple[int, int] = (512, 512)
+    """Width and height in pixels."""
+    buckets: bool = True
+    bucket_min: int | None = None
+    bucket_max: int | None = None
+    bucket_counts: tuple[BucketCount, ...] = ()
+    mean_aspect_error: float = 0.0
+    folders: tuple[DatasetFolder, ...] = ()
+    tag_frequency: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Folder name to tag to count."""
+    caption_dropout: float = 0.0
+    tag_dropout: float = 0.0
+    shuffle_tags: bool = False
+    keep_tags: int = 0
+    horizontal_flip: bool = False
+    random_crop: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What the written weights are, told by the writer itself."""
+
+    module: str
+    """networks.lora, or lycoris.kohya for everything that kohya's own loader doesn't know."""
+    rank: int
+    alpha: float
+    arguments: Mapping[str, str]
+
+
+_SIDE_CAR_VERSIONS: dict[FamilyName, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
+_PREFERRED_WEIGHT = 1.0
+_LEFT_OUT_IF_UNKNOWN = {"ss_training_started_at", "ss_training_finished_at", "ss_network_args", "ss_bucket_info"}
+"""A1111 parses these: "None" would break its metadata dialog."""
+
+
+def kohya_metadata(facts: TrainingFacts, network: NetworkFacts, *, private: bool) -> dict[str, str]:
+    """The ss_* entries. private leaves out folder names, captions and tags."""
+    values = {**_about_run(facts), **_about_network(facts, network), **_about_optimization(facts)}
+    values |= _about_objective(facts) | _about_images(facts)
+    if not private:
+        values |= _about_folders(facts)
+    return {key: str(value) for key, value in values.items() if value is not None or key not in _LEFT_OUT_IF_UNKNOWN}
+
+
+def model_spec(facts: TrainingFacts, tensor_hash: str) -> dict[str, str]:
+    """The modelspec.* entries (Stability AI's ModelSpec 1.0.1). tensor_hash: sha256 of the tensors' bytes."""
+    family = FAMILIES[facts.family]
+    spec: dict[str, object] = {
+        "sai_model_spec": "1.0.1",
+        "architecture": f"{family.modelspec_architecture(facts.prediction)}/lora",
+        "implementation": family.modelspec_implementation,
+        "title": facts.name,
+        "resolution": "{}x{}".format(*facts.resolution),
+        "prediction_type": "v" if facts.prediction == "v_prediction" else "epsilon",
+        "hash_sha256": f"0x{tensor_hash}",
+        "date": None if facts.finished is None else _local_date(facts.finished),
+        "author": facts.author,
+        "description": facts.description,
+        "license": facts.license,
+        "trigger_phrase": facts.trigger,
+        "usage_hint": f"Put '{facts.trigger}' into the prompt." if facts.trigger else None,
+        "encoder_layer": facts.clip_skip if facts.clip_skip and facts.clip_skip > 1 else None,
+        "timestep_range": _timestep_range(facts),
+    }
+    return {f"modelspec.{key}": str(value) for key, value in spec.items() if value not in (None, "")}
+
+
+def side_car(facts: TrainingFacts) -> dict[str, object]:
+    """The `<name>.json` that A1111, Forge and InvokeAI read beside the file, trigger words above all."""
+    return {
+        "description": facts.description,
+        "sd version": _SIDE_CAR_VERSIONS[facts.family],
+        "activation text": facts.trigger,
+        "preferred weight": _PREFERRED_WEIGHT,
+        "negative text": "",
+        "notes": facts.comment or "",
+    }
+
+
+def _about_run(facts: TrainingFacts) -> dict[str, Any]:
+    return {
+        "ss_session_id": facts.session_id,
+        "ss_training_started_at": facts.started,
+        "ss_training_finished_at": facts.finished,
+        "ss_output_name": facts.name,
+        "ss_training_comment": facts.comment,
+        "ss_sd_model_name": facts.base_model_name,
+        "ss_new_sd_model_hash": facts.base_model_hash,
+        "ss_vae_name": facts.vae_name,
+        "ss_seed": facts.seed,
+        "ss_lowram": False,
+    }
+
+
+def _about_network(facts: TrainingFacts, network: NetworkFacts) -> dict[str, Any]:
+    return {
+        "ss_v2": facts.family == "sd2",
+        "ss_base_model_version": FAMILIES[facts.family].base_model_version(facts.prediction),
+        "ss_network_module": network.module,
+        "ss_network_dim": network.rank,
+        "ss_network_alpha": network.alpha,
+        "ss_network_args": json.dumps(dict(network.arguments)) if network.arguments else None,
+        "ss_network_dropout": facts.dropout or None,
+    }
+
+
+def _about_optimization(facts: TrainingFacts) -> dict[str, Any]:
+    return {
+        "ss_learning_rate": facts.learning_rate,
+        "ss_unet_lr": facts.unet_learning_rate,
+        "ss_text_encoder_lr": facts.text_encoder_learning_rate,
+        "ss_optimizer": facts.optimizer,
+        "ss_lr_scheduler": facts.schedule,
+        "ss_lr_warmup_steps": facts.warmup_steps,
+        "ss_steps": facts.steps,
+        "ss_max_train_steps": facts.steps if facts.max_steps is None else facts.max_steps,
+        "ss_epoch": facts.epoch,
+        "ss_num_epochs": facts.num_epochs,
+        "ss_gradient_accumulation_steps": facts.accumulation,
+        "ss_gradient_checkpointing": facts.gradient_checkpointing,
+        "ss_max_grad_norm": facts.max_gradient_norm,
+        "ss_mixed_precision": facts.mixed_precision,
+        "ss_full_fp16": False,
+        "ss_full_bf16": False,
+        "ss_ema_decay": facts.ema,
+    }
+
+
+def _about_objective(facts: TrainingFacts) -> dict[str, Any]:
+    return {
+        "ss_clip_skip": facts.clip_skip,
+        "ss_max_token_length": facts.max_tokens,
+        "ss_noise_offset": facts.noise_offset,
+        "ss_multires_noise_iterations": facts.multires_noise_iterations,
+        "ss_multires_noise_discount": facts.multires_noise_discount,
+        "ss_ip_noise_gamma": facts.input_perturbation,
+        "ss_adaptive_noise_scale": None,
+        "ss_zero_terminal_snr": facts.zero_terminal_snr,
+        "ss_min_snr_gamma": facts.min_snr_gamma,
+        "ss_debiased_estimation": facts.debiased,
+        "ss_loss_type": facts.loss,
+        "ss_huber_schedule": facts.huber_schedule,
+        "ss_huber_c": facts.huber_delta,
+        "ss_prior_loss_weight": facts.prior_weight,
+        "ss_scale_weight_norms": None,
+    }
+
+
+def _about_images(facts: TrainingFacts) -> dict[str, Any]:
+    buckets = {
+        str(index): {"resolution": [count.width_px, count.height_px], "count": count.num_images}
+        for index, count in enumerate(facts.bucket_counts)
+    }
+    return {
+        "ss_num_train_images": facts.num_train_images,
+        "ss_num_reg_images": facts.num_class_images,
+        "ss_num_batches_per_epoch": facts.num_batches_per_epoch,
+        "ss_batch_size_per_device": facts.batch_size,
+        "ss_total_batch_size": facts.batch_size * facts.accumulation,
+        "ss_cache_latents": facts.cache_latents,
+        "ss_resolution": facts.resolution,
+        "ss_enable_bucket": facts.buckets,
+        "ss_min_bucket_reso": facts.bucket_min,
+        "ss_max_bucket_reso": facts.bucket_max,
+        "ss_bucket_info": json.dumps({"buckets": buckets, "mean_img_ar_error": facts.mean_aspect_error})
+        if buckets
+        else None,
+        "ss_caption_dropout_rate": facts.caption_dropout,
+        "ss_caption_dropout_every_n_epochs": 0,
+        "ss_caption_tag_dropout_rate": facts.tag_dropout,
+        "ss_shuffle_caption": facts.shuffle_tags,
+        "ss_keep_tokens": facts.keep_tags,
+        "ss_flip_aug": facts.horizontal_flip,
+        "ss_color_aug": False,
+        "ss_face_crop_aug_range": None,
+        "ss_random_crop": facts.random_crop,
+    }
+
+
+def _about_folders(facts: TrainingFacts) -> dict[str, Any]:
+    def listed(is_class: bool) -> str:
+        chosen = [folder for folder in facts.folders if folder.is_class == is_class]
+        return json.dumps(
+            {folder.name: {"n_repeats": folder.repeats, "img_count": folder.num_images} for folder in chosen}
+        )
+
+    return {
+        "ss_dataset_dirs": listed(False),
+        "ss_reg_dataset_dirs": listed(True),
+        "ss_tag_frequency": json.dumps(
+            {name: dict(tags) for name, tags in facts.tag_frequency.items()}, ensure_ascii=False
+        ),
+    }
+
+
+def _timestep_range(facts: TrainingFacts) -> str | None:
+    if facts.min_timestep is None or facts.max_timestep is None or (facts.min_timestep, facts.max_timestep) == (0, 999):
+        return None
+    return f"{facts.min_timestep},{facts.max_timestep}"
+
+
+def _local_date(seconds: float) -> str:
+    """ISO 8601 in UTC without a zone or microseconds, the form that kohya writes."""
+    return datetime.fromtimestamp(int(seconds), tz=timezone.utc).replace(tzinfo=None).isoformat()

@@ -1,0 +1,212 @@
+"""Reads adapter files of any common layout into `AdapterFile`: kohya, diffusers/PEFT, old attention processors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdlora.adapters.container import load_tensors
+from sdlora.adapters.family_guess import guess_family
+from sdlora.adapters.kohya import canonical
+from sdlora.adapters.weights import LOHA_FACTORS, LOKR_FACTORS, LORA_FACTORS, AdapterFile, Format, ModuleWeights
+from sdlora.config.adapter import Algorithm
+from sdlora.errors import AdapterError
+
+_KOHYA_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
+_KOHYA_FACTORS = {
+    **{f"{name}.weight": name for name in LORA_FACTORS},
+    **{name: name for name in (*LOHA_FACTORS, *LOKR_FACTORS)},
+    "lora_A.weight": "lora_down",
+    "lora_B.weight": "lora_up",
+    "alpha": "alpha",
+    "dora_scale": "dora_scale",
+}
+
+_OLD_PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.")
+_DIFFUSERS_KEY = re.compile(
+    r"(?P<path>.+?)\.(?P<factor>lora_A|lora_B|lora\.down|lora\.up|lora_magnitude_vector|alpha|dora_scale"
+    r"|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?)(?:\.default)?(?:\.weight)?"
+)
+_DIFFUSERS_FACTORS = {
+    "lora_A": "lora_down",
+    "lora.down": "lora_down",
+    "lora_B": "lora_up",
+    "lora.up": "lora_up",
+    "lora_magnitude_vector": "dora_scale",
+}
+_NEEDED: dict[Algorithm, tuple[tuple[str, ...], ...]] = {
+    "lora": (("lora_down", "lora_up"),),
+    "loha": (("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),),
+    "lokr": tuple(
+        (*first, *second)
+        for first in (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b"))
+        for second in (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))
+    ),
+}
+
+
+def read(path: Path | str) -> AdapterFile:
+    """All that an adapter file holds, with names made uniform. Every tensor is used, or named in `unused`.
+
+    Raises AdapterError, listing what is wrong: not safetensors, damaged, no adapter in it, factors missing or of
+    shapes that don't fit each other, non-finite values.
+    """
+    path = Path(path)
+    tensors, metadata = load_tensors(path)
+    is_kohya = any(key.startswith(_KOHYA_PREFIXES) for key in tensors)
+    grouped, unused = (_by_kohya_key if is_kohya else _by_diffusers_key)(tensors)
+    problems = [f"{key} has a value that is not finite" for key in tensors if not _is_finite(tensors[key])]
+    modules: dict[str, ModuleWeights] = {}
+    family = guess_family(grouped, metadata)
+    declared = _declared_alphas(metadata)
+    for name, given in grouped.items():
+        try:
+            weights = _module_weights(given)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        own_name = canonical(name, family)
+        if own_name in modules:
+            problems.append(f"{name} and another key both mean {own_name}")
+        modules[own_name] = weights if is_kohya else _with_declared_alpha(name, weights, declared)
+    if problems:
+        listed = "\n  ".join(problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else []))
+        raise AdapterError(f"{path.name} can't be used:\n  {listed}")
+    if not modules:
+        first = next(iter(tensors), "nothing at all")
+        raise AdapterError(f"{path.name} holds no LoRA, LoHa or LoKr layer that is understood (it holds {first}, ...)")
+    file_format: Format = "kohya" if is_kohya else "diffusers"
+    return AdapterFile(path, file_format, family, modules, metadata, tuple(unused), _notes(modules, is_kohya))
+
+
+def _by_kohya_key(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    unused: list[str] = []
+    for key, tensor in tensors.items():
+        name, _, rest = key.partition(".")
+        if name.startswith(_KOHYA_PREFIXES) and rest in _KOHYA_FACTORS:
+            grouped[name][_KOHYA_FACTORS[rest]] = tensor
+        else:
+            unused.append(key)
+    return _without_bare_alphas(grouped, unused)
+
+
+def _by_diffusers_key(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """Grouped under kohya-like names with diffusers spelling; `canonical` sees to the rest once the family is known."""
+    grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    unused: list[str] = []
+    for key, tensor in tensors.items():
+        plain = _OLD_PROCESSOR.sub(lambda m: f".{m[1]}{'.0' if m[1] == 'to_out' else ''}.lora.", key)
+        plain = plain.replace(".lora_linear_layer.", ".lora.").removeprefix("base_model.model.")
+        match = _DIFFUSERS_KEY.fullmatch(plain)
+        name = _kohya_like(match["path"]) if match else None
+        if match is None or name is None:
+            unused.append(key)
+            continue
+        factor = _DIFFUSERS_FACTORS.get(match["factor"], match["factor"])
+        if match["factor"] == "lora_magnitude_vector":
+            tensor = _per_output(tensor)
+        grouped[name][factor] = tensor
+    return _without_bare_alphas(grouped, unused)
+
+
+def _kohya_like(path: str) -> str | None:
+    """lora_unet_down_blocks_0_... from unet.down_blocks.0...; None when this is no part of a Stable Diffusion."""
+    for part, start in (("text_encoder_2", "lora_te2"), ("text_encoder", "lora_te"), ("unet", "lora_unet")):
+        if path.startswith(f"{part}."):
+            return f"{start}_{path.removeprefix(f'{part}.').replace('.', '_')}"
+    if path.startswith(("down_blocks.", "mid_block.", "up_blocks.")):
+        return f"lora_unet_{path.replace('.', '_')}"
+    if path.startswith("text_model."):
+        return f"lora_te_{path.replace('.', '_')}"
+    return None
+
+
+def _per_output(magnitude: Tensor) -> Tensor:
+    """PEFT's magnitude [out] or [1,out,1,1] in the shape of files, [out,1(,1,1)]."""
+    dimensions = 4 if magnitude.ndim == 4 else 2
+    return magnitude.reshape(-1, *[1] * (dimensions - 1))
+
+
+def _without_bare_alphas(
+    grouped: dict[str, dict[str, Tensor]], unused: list[str]
+) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """Alphas (of .diff tensors and the like) that belong to no factor are unused, not an error."""
+    for name in [name for name, given in grouped.items() if given.keys() <= {"alpha", "dora_scale"}]:
+        unused += [f"{name}.{factor}" for factor in grouped.pop(name)]
+    return dict(grouped), unused
+
+
+def _module_weights(given: Mapping[str, Tensor]) -> ModuleWeights:
+    """One layer's weights. Raises ValueError saying what is wrong."""
+    factors = {name: tensor for name, tensor in given.items() if name not in ("alpha", "dora_scale")}
+    algorithm: Algorithm = "lora" if "lora_down" in factors or "lora_up" in factors else "loha"
+    if algorithm != "lora" and any(name.startswith("lokr_") for name in factors):
+        algorithm = "lokr"
+    allowed = {"lora": LORA_FACTORS, "loha": LOHA_FACTORS, "lokr": LOKR_FACTORS}[algorithm]
+    shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in factors.items())
+    if not set(factors) <= set(allowed) or not any(set(needed) <= set(factors) for needed in _NEEDED[algorithm]):
+        raise ValueError(f"these factors make no {algorithm} layer: {shapes}")
+    if not all(tensor.is_floating_point() for tensor in given.values()):
+        raise ValueError(f"holds whole numbers where factors should be: {shapes}")
+    alpha = given.get("alpha")
+    if alpha is not None and alpha.numel() != 1:
+        raise ValueError(f"alpha has {alpha.numel()} values, not one")
+    weights = ModuleWeights(
+        algorithm, factors, None if alpha is None else float(alpha.float()), given.get("dora_scale")
+    )
+    try:
+        fits = weights.delta_shape.numel() > 0 and weights.rank > 0
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        fits = False
+    if not fits:
+        raise ValueError(f"the shapes don't fit each other: {shapes}")
+    return weights
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
+
+
+def _declared_alphas(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """diffusers' own header entry: PEFT settings by part, such as unet.lora_alpha and unet.alpha_pattern."""
+    try:
+        declared = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        return {}
+    return declared if isinstance(declared, dict) else {}
+
+
+def _with_declared_alpha(name: str, weights: ModuleWeights, declared: Mapping[str, Any]) -> ModuleWeights:
+    part = {"unet": "unet", "te": "text_encoder", "te2": "text_encoder_2"}[name.split("_")[1]]
+    settings = {key.removeprefix(f"{part}."): value for key, value in declared.items() if key.startswith(f"{part}.")}
+    alpha = settings.get("lora_alpha", settings.get("alpha"))
+    patterns = settings.get("alpha_pattern") or {}
+    if isinstance(patterns, dict):
+        for pattern, value in patterns.items():
+            if f"{name}$".endswith(f"_{pattern.lstrip('^').replace('.', '_')}$"):
+                alpha = value
+    if weights.alpha is not None or not isinstance(alpha, (int, float)):
+        return weights
+    if settings.get("use_rslora"):
+        alpha *= sqrt(weights.rank)
+    return ModuleWeights(weights.algorithm, weights.factors, float(alpha), weights.dora_scale)
+
+
+def _notes(modules: Mapping[str, ModuleWeights], is_kohya: bool) -> tuple[str, ...]:
+    notes: list[str] = []
+    without = sum(weights.alpha is None for weights in modules.values())
+    if is_kohya and without:
+        notes.append(f"{without} of {len(modules)} layers have no alpha: their scale is taken as 1")
+    zero = sum(weights.alpha == 0 for weights in modules.values())
+    if zero:
+        notes.append(f"{zero} of {len(modules)} layers have alpha 0: no effect here, but full effect in kohya's tools")
+    return tuple(notes)
