@@ -34,12 +34,6 @@ class Prepared:
     forward: Forward
     validation: Validation | None
 
-    @property
-    def total_parameters(self) -> int:
-        """Values of all parts of the model, adapter included."""
-        parts = [self.bundle.unet, self.bundle.vae, *self.bundle.text_encoders]
-        return sum(parameter.numel() for part in parts for parameter in part.parameters())
-
 
 def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers: Workers) -> Prepared:
     """Load the base model, attach the adapter, encode what can be encoded beforehand."""

@@ -16,7 +16,7 @@ from sdlora.adapters.files import Export, export, write_side_car
 from sdlora.adapters.metadata import TrainingFacts
 from sdlora.adapters.selftest import self_test
 from sdlora.config.train import TrainConfig
-from sdlora.errors import ConfigError, SdloraError
+from sdlora.errors import AdapterError, ConfigError, SdloraError
 from sdlora.events import (
     CheckpointSaved,
     EventSink,
@@ -88,7 +88,7 @@ def _run(
 ) -> RunResult:
     started = time.time()
     with _event_stream(config, folder, sinks, workers) as events, Interrupts() as interrupts:
-        step = checkpoint.step if checkpoint else 0
+        run: _Run | None = None
         try:
             prepared = prepare(config, images, events, workers)
             run = _Run(config, folder, images, prepared, events, workers, interrupts, started)
@@ -97,7 +97,7 @@ def _run(
             return run.go()
         except BaseException as error:
             message = str(error) if isinstance(error, SdloraError) else f"{type(error).__name__}: {error}"
-            events.emit(RunFailed(step=step, message=message))
+            events.emit(RunFailed(step=run.trainer.progress.step if run else 0, message=message))
             raise
 
 
@@ -165,7 +165,7 @@ class _Run:
                 total_steps=trainer.total_steps,
                 first_step=trainer.progress.step,
                 trainable_parameters=self.prepared.adapter.trainable_parameters,
-                total_parameters=self.prepared.total_parameters,
+                total_parameters=self.prepared.adapter.total_parameters,
             )
         )
         if self.workers.is_main:
@@ -275,11 +275,19 @@ class _Run:
                     self.events.warn(warning)
                 write_side_car(path, self._facts(), self._newest_preview())
                 if self.config.outputs.self_test:
-                    report = self_test(self.prepared.adapter, path, self._load_fresh_base)
-                    self.events.notice(f"self-test passed: {report.summary()}")
+                    self._self_test(path)
             self._name_best()
         self.workers.wait()
         return path
+
+    def _self_test(self, path: Path) -> None:
+        """A file that doesn't hold what was trained must not lie about as if it did: it gets another name."""
+        try:
+            report = self_test(self.prepared.adapter, path, self._load_fresh_base)
+        except AdapterError:
+            path.replace(path.with_suffix(".failed-self-test"))
+            raise
+        self.events.notice(f"self-test passed: {report.summary()}")
 
     def _load_fresh_base(self) -> Bundle:
         base = self.config.base_model.model_copy(update={"quantization": "none", "precision": "fp32"})

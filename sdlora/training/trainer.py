@@ -188,8 +188,8 @@ class Trainer:
         if self.progress.bad_in_a_row > self.config.max_nonfinite:
             raise TrainingError(
                 f"{reason}{names}, {self.progress.bad_in_a_row} times in a row: training can't go on. "
-                "No file with such weights was written. Lower optimization.learning_rate, or set optimization.precision "
-                "to bf16 or fp32, and resume from the newest checkpoint."
+                "No file with such weights was written. Lower optimization.learning_rate, or set "
+                "optimization.precision to bf16 or fp32, and resume from the newest checkpoint."
             )
         restored = ""
         if self.adapter.has_nonfinite():

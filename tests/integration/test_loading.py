@@ -144,6 +144,15 @@ def test_the_hubs_refusals_are_explained(
         loaded("owner/name", revision="v9")
 
 
+def test_sdxl_in_bf16_sees_image_sizes_to_the_pixel(tiny_files: dict[str, Path]) -> None:
+    bundle = loaded(tiny_files["sdxl"], precision="bf16")
+    states = bundle.family.encode_text(bundle, [""])
+    added = bundle.family.added_conditions(states, [SizeConditions(837, 641, 0, 0, 837, 641)])
+    assert added is not None
+    assert added["time_ids"].tolist() == [[837, 641, 0, 0, 837, 641]]
+    assert prediction(bundle).dtype == torch.bfloat16
+
+
 # ---- how it is held
 
 

@@ -13,15 +13,26 @@ import pytest
 import torch
 from PIL import Image
 
+import sdlora
+from sdlora.adapters.attach import Adapter
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
-from sdlora.errors import TrainingError
-from sdlora.events import Event, PreviewReady, RunFinished, RunStarted, StepFinished, Validated, WarningRaised
+from sdlora.errors import AdapterError, TrainingError
+from sdlora.events import (
+    Event,
+    PreviewReady,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+    Validated,
+    WarningRaised,
+    parse_event,
+)
 from sdlora.training import checkpoints
 from sdlora.training.forward import Forward
 from sdlora.training.run import RunResult, train
 from sdlora.training.run_folder import RunFolder
-
 
 E = TypeVar("E")
 
@@ -255,3 +266,29 @@ def test_parameters_are_counted(configure) -> None:
     _, collector = run(configure("optimization.steps=1"))
     (started,) = collector.of(RunStarted)
     assert 0 < started.trainable_parameters < started.total_parameters / 10
+
+
+def test_a_file_that_fails_its_self_test_is_renamed_and_the_run_fails(
+    configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_weights(self: Adapter, part: str, path: str) -> torch.Tensor:
+        return original(self, part, path) + 1.0  # type: ignore[arg-type]
+
+    original = Adapter.delta_weight
+    monkeypatch.setattr(Adapter, "delta_weight", other_weights)
+    config = configure("optimization.steps=1", "outputs.self_test=true")
+    with pytest.raises(AdapterError, match="does not hold what was trained"):
+        train(config)
+    folder = config.outputs.folder / "my-lora"
+    assert not (folder / "my-lora.safetensors").exists()
+    assert (folder / "my-lora.failed-self-test").exists()
+    last = parse_event((folder / "events.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert isinstance(last, RunFailed)
+    assert last.step == 1
+
+
+def test_public_names_can_be_imported() -> None:
+    for name in sdlora.__all__:
+        assert getattr(sdlora, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        sdlora.nothing  # noqa: B018
