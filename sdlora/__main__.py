@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from sdlora.errors import SdloraError
 
 INTERRUPTED = 130
 
+_CHATTY_LIBRARIES = ("bitsandbytes", "transformers", "diffusers", "torch.distributed")
+"""They warn of packages that sdlora does without; what matters to users comes as events."""
+
 
 def main() -> None:
     """Run the command line; an SdloraError becomes its message and exit code, never a traceback."""
     from sdlora.cli import app
+
+    for name in _CHATTY_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     try:
         app()

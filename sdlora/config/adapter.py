@@ -50,7 +50,7 @@ class AdapterConfig(Section):
     """Train magnitude and direction apart (DoRA, Liu et al. 2024); such files do not travel to all tools."""
 
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout on the adapter's input."""
+    """Dropout on the adapter's input (LoHa and LoKr: on rows of the update)."""
 
     lokr_factor: int = Field(default=-1, ge=-1)
     """LoKr: size of the smaller Kronecker factor; -1 takes the most even split."""

@@ -17,7 +17,7 @@ def check(config: TrainConfig) -> RunImages:
     Raises the SdloraError of what is wrong: optimizer, missing packages, adapter to start from, base model, images.
     """
     optimizers.check(config.optimization)
-    if config.base_model.quantization != "none" and find_spec("bitsandbytes") is None:
+    if config.base_model.quantization.startswith("nf4") and find_spec("bitsandbytes") is None:
         raise MissingPackageError(f"base_model.quantization={config.base_model.quantization}", "bitsandbytes", "8bit")
     if config.outputs.tensorboard and find_spec("tensorboard") is None:
         raise MissingPackageError("outputs.tensorboard", "tensorboard", "tensorboard")

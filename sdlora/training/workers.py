@@ -18,8 +18,9 @@ T = TypeVar("T")
 class Workers:
     """Device, rank and communication, as set up by accelerate.
 
-    Several processes are started with `torchrun --nproc-per-node 2 -m sdlora train ...`. The adapter is the only thing trained and small, so its gradients are averaged directly; the base model needs no
-    wrapper. Raises ConfigError for a device that isn't there.
+    Several processes are started with `torchrun --nproc-per-node 2 -m sdlora train ...`. The adapter is the only thing
+    trained and small, so its gradients are averaged directly; the base model needs no wrapper.
+    Raises ConfigError for a device that isn't there.
     """
 
     def __init__(self, device: str = "auto") -> None:

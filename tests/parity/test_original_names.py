@@ -6,10 +6,38 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from sdlora.config.base_model import FamilyName
 from sdlora.models.configs import fit_unet, fit_vae, shipped_configs
 from sdlora.models.original_names import original_unet_name, original_vae_name
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "weights"),
+    [
+        ("sd1", "unet", 859_520_964),
+        ("sd1", "vae", 83_653_863),
+        ("sd1", "text_encoder", 123_060_480),
+        ("sd2", "unet", 865_910_724),
+        ("sd2", "text_encoder", 340_387_840),
+        ("sdxl", "unet", 2_567_463_684),
+        ("sdxl", "vae", 83_653_863),
+        ("sdxl", "text_encoder", 123_060_480),
+        ("sdxl", "text_encoder_2", 694_659_840),
+    ],
+)
+def test_the_shipped_configs_give_the_published_number_of_weights(family: FamilyName, part: str, weights: int) -> None:
+    config = shipped_configs(family)[part]
+    with torch.device("meta"):
+        if part == "unet":
+            module = UNet2DConditionModel.from_config(config)
+        elif part == "vae":
+            module = AutoencoderKL.from_config(config)
+        else:
+            projected = config["architectures"] == ["CLIPTextModelWithProjection"]
+            module = (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**config))
+    assert sum(parameter.numel() for parameter in module.parameters()) == weights
 
 
 @pytest.mark.parametrize(("family", "weights"), [("sd1", 686), ("sd2", 686), ("sdxl", 1680)])

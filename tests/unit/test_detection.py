@@ -139,7 +139,7 @@ def test_zero_terminal_snr_with_epsilon_is_refused(tmp_path: Path) -> None:
 
 def test_another_family_than_configured_is_refused(tmp_path: Path) -> None:
     model = safetensors(tmp_path / "model.safetensors", SD1)
-    with pytest.raises(ModelError, match="is of family sd1, but base_model.family says sdxl"):
+    with pytest.raises(ModelError, match=r"is of family sd1, but base_model.family says sdxl"):
         found(model, family="sdxl")
 
 
@@ -190,7 +190,7 @@ def test_a_truncated_file_is_called_incomplete(tmp_path: Path) -> None:
     model = safetensors(tmp_path / "model.safetensors", SD1)
     with model.open("rb+") as file:
         file.truncate(model.stat().st_size - 1000)
-    with pytest.raises(ModelError, match="incomplete, .* of .* bytes are there; download or copy it again"):
+    with pytest.raises(ModelError, match=r"incomplete, .* of .* bytes are there; download or copy it again"):
         found(model)
 
 
@@ -260,7 +260,7 @@ def test_a_folders_scheduler_tells_the_prediction(tmp_path: Path) -> None:
         (
             SD1_UNET,
             {"unet": [None, None], "_class_name": "FluxPipeline"},
-            "this is a FluxPipeline model, it has no UNet",
+            "a FluxPipeline model, it has no UNet",
         ),
     ],
 )
@@ -277,7 +277,7 @@ def test_an_unknown_prediction_type_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_model_names_the_file_in_it(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="model_index.json is missing$"):
+    with pytest.raises(ModelError, match=r"model_index.json is missing$"):
         found(tmp_path)
     safetensors(tmp_path / "anything.safetensors", SD1)
     with pytest.raises(ModelError, match=r"did you mean the file .*anything.safetensors\?"):

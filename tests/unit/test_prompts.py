@@ -97,12 +97,8 @@ def test_weights_reach_each_token(clip: Tokenizer) -> None:
 
 
 def test_break_begins_a_new_chunk_and_its_gap_counts(clip: Tokenizer) -> None:
-    assert [
-        len(chunk.tokens) for chunk in split_into_chunks(lambda text: token_numbers(clip, text), "a BREAK b c")
-    ] == [
-        1,
-        2,
-    ]
+    chunks = split_into_chunks(lambda text: token_numbers(clip, text), "a BREAK b c")
+    assert [len(chunk.tokens) for chunk in chunks] == [1, 2]
     assert count_tokens(clip, "a BREAK b c") == 77
 
 

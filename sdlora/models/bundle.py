@@ -1,0 +1,118 @@
+"""A loaded base model, and what passes through it.
+
+Shapes: B images, T text positions (77 a chunk), D text width, C latent channels, H and W latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from sdlora.config.base_model import BaseModelConfig
+from sdlora.models.components import TextEncoder
+from sdlora.models.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from sdlora.models.family import Family
+
+
+class SizeConditions(NamedTuple):
+    """What SDXL is told about an image's size, in pixels (Podell et al. 2023, section 2.2); others ignore it."""
+
+    original_height: int
+    original_width: int
+    crop_top: int
+    crop_left: int
+    target_height: int
+    target_width: int
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """Encoded captions: states_BTD for cross-attention, and SDXL's pooled_BD of the whole caption."""
+
+    states_BTD: Tensor
+    pooled_BD: Tensor | None = None
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> TextStates:
+        """The same on another device, in another number type."""
+        pooled_BD = self.pooled_BD.to(device, dtype) if self.pooled_BD is not None else None
+        return TextStates(self.states_BTD.to(device, dtype), pooled_BD)
+
+
+@dataclass
+class Bundle:
+    """A base model: frozen modules in eval mode, their tokenizers, noise schedule and family.
+
+    `notes` are sentences for the user, written while it loaded and whenever it has to change something. Identities are
+    hashes for cache keys: `vae_identity` and `text_identity` cover all that shapes latents and text states (weights,
+    precision, clip_skip), `identity` the weights of the whole model.
+    """
+
+    family: Family
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoders: list[TextEncoder]
+    tokenizers: list[CLIPTokenizer]
+    schedule: NoiseSchedule
+    config: BaseModelConfig
+    source: str
+    dtype: torch.dtype
+    native_resolution: int
+    identity: str
+    vae_identity: str
+    text_identity: str
+    clip_skip: int = 1
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        return next(self.unet.parameters()).device
+
+    def to(self, device: torch.device | str) -> Bundle:
+        """Move every module to a device, in place."""
+        for module in (self.unet, self.vae, *self.text_encoders):
+            module.to(device)
+        return self
+
+
+def join_text_states(states: Sequence[TextStates], empty: TextStates) -> TextStates:
+    """Text states of single captions as one batch; shorter ones are filled up with chunks of the empty caption.
+
+    states: at least one. empty: the encoded caption "", one chunk.
+    """
+    longest = max(item.states_BTD.shape[1] for item in states)
+    chunk_BTD = empty.states_BTD
+    filled = []
+    for item in states:
+        missing = (longest - item.states_BTD.shape[1]) // chunk_BTD.shape[1]
+        fill_BTD = chunk_BTD.to(item.states_BTD).expand(len(item.states_BTD), -1, -1)
+        filled.append(torch.cat([item.states_BTD, *[fill_BTD] * missing], dim=1))
+    pooled = [item.pooled_BD for item in states if item.pooled_BD is not None]
+    return TextStates(torch.cat(filled), torch.cat(pooled) if pooled else None)
+
+
+def run_unet(
+    bundle: Bundle,
+    noisy_BCHW: Tensor,
+    timesteps_B: Tensor,
+    text_states: TextStates,
+    added_conditions: dict[str, Tensor] | None,
+) -> Tensor:
+    """The UNet's raw output (epsilon or v) in the base model's number type."""
+    states_BTD = text_states.states_BTD.to(bundle.device, bundle.dtype)
+    predicted_BCHW: Tensor = bundle.unet(
+        noisy_BCHW.to(bundle.device, bundle.dtype),
+        timesteps_B.to(bundle.device),
+        encoder_hidden_states=states_BTD,
+        added_cond_kwargs=added_conditions,
+        return_dict=False,
+    )[0]
+    return predicted_BCHW

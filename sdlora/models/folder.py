@@ -1,0 +1,124 @@
+"""A model in the diffusers layout, from a folder or from the hub, through diffusers' and transformers' own loaders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from sdlora.config.base_model import FamilyName
+from sdlora.errors import ModelError
+from sdlora.models.components import TextEncoder, check_complete
+from sdlora.models.hub import HubModel, explained, model_file, reach
+from sdlora.models.progress_bars import no_progress_bars
+from sdlora.models.source import Source
+
+Model = TypeVar("Model")
+
+_SMALLEST_VOCABULARY = 256  # one entry a byte
+
+
+class DiffusersModel:
+    """The parts of a diffusers folder or hub model."""
+
+    def __init__(self, source: Source, family: FamilyName, revision: str | None, variant: str | None) -> None:
+        self._source = source
+        self._family: FamilyName = family
+        self._hub = reach(source.name, revision) if source.path is None else None
+        self._revision = revision
+        self._variant = variant
+
+    def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
+        """The UNet. Raises ModelError when weights are missing, left over or of the wrong shape."""
+        return self._load(UNet2DConditionModel, "unet", torch_dtype=dtype)
+
+    def vae(self, dtype: torch.dtype) -> AutoencoderKL:
+        """The VAE."""
+        return self._load(AutoencoderKL, "vae", torch_dtype=dtype)
+
+    def text_encoders(self, dtype: torch.dtype) -> list[TextEncoder]:
+        """The text encoder, for SDXL both."""
+        encoders: list[TextEncoder] = [self._load(CLIPTextModel, "text_encoder", dtype=dtype)]
+        if self._family == "sdxl":
+            encoders.append(self._load(CLIPTextModelWithProjection, "text_encoder_2", dtype=dtype))
+        return encoders
+
+    def tokenizers(self) -> list[CLIPTokenizer]:
+        """The model's own tokenizers. Raises ModelError when one is missing or has no vocabulary."""
+        names = ("tokenizer", "tokenizer_2") if self._family == "sdxl" else ("tokenizer",)
+        return [self._tokenizer(name) for name in names]
+
+    def scheduler_config(self) -> Mapping[str, Any]:
+        """scheduler/scheduler_config.json; empty when there is none."""
+        path = model_file(self._source, "scheduler/scheduler_config.json", self._revision)
+        if path is None:
+            return {}
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+
+    def _load(self, kind: type[Model], part: str, **dtype: torch.dtype) -> Model:
+        where = f"{self._source.name}/{part}"
+        return load_pretrained(
+            kind, self._source.location, where, self._hub, subfolder=part, variant=self._variant, **dtype
+        )
+
+    def _tokenizer(self, part: str) -> CLIPTokenizer:
+        where = f"{self._source.name}/{part}"
+        with explained(self._source.name, None):
+            try:
+                tokenizer = CLIPTokenizer.from_pretrained(
+                    self._source.location, subfolder=part, **_hub_options(self._hub)
+                )
+            except (OSError, ValueError) as error:
+                raise ModelError(f"{where}: can't be read: {error}") from error
+        if len(tokenizer) < _SMALLEST_VOCABULARY:  # transformers makes an empty one when there are no files
+            raise ModelError(f"{where}: has no vocabulary (vocab.json and merges.txt, or tokenizer.json)")
+        return tokenizer
+
+
+def load_vae_folder(source: Source, dtype: torch.dtype) -> AutoencoderKL:
+    """A VAE from a folder or the hub, whether its config.json lies at the top or under vae/."""
+    hub = reach(source.name, None) if source.path is None else None
+    subfolder = "vae" if model_file(source, "config.json", None) is None else ""
+    return load_pretrained(AutoencoderKL, source.location, source.name, hub, subfolder=subfolder, torch_dtype=dtype)
+
+
+def load_pretrained(kind: type[Model], location: str, where: str, hub: HubModel | None, **options: Any) -> Model:
+    """`kind.from_pretrained`, every weight accounted for. Raises ModelError instead of what it raises."""
+    quiet = no_progress_bars() if hub is None else nullcontext()
+    with quiet, explained(location, None):
+        try:
+            model, info = kind.from_pretrained(  # type: ignore[attr-defined]
+                location, output_loading_info=True, **_hub_options(hub), **options
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            hint = _variant_hint(location, options)
+            raise ModelError(f"{where}: can't be loaded{hint}: {error}") from error
+    # position_ids: older files hold these numbers 0 to 76, newer models make them
+    unexpected = [name for name in info["unexpected_keys"] if not name.endswith("position_ids")]
+    check_complete(where, info["missing_keys"], unexpected)
+    if info["mismatched_keys"]:
+        raise ModelError(f"{where}: {len(info['mismatched_keys'])} weights have another shape than the config says")
+    loaded: Model = model
+    return loaded
+
+
+def _hub_options(hub: HubModel | None) -> dict[str, Any]:
+    return {} if hub is None else {"revision": hub.revision, "local_files_only": hub.cached_only}
+
+
+def _variant_hint(location: str, options: Mapping[str, Any]) -> str:
+    """Which variants the folder has, when the one asked for isn't there."""
+    folder = Path(location) / options.get("subfolder", "")
+    files = [file.name.split(".") for file in folder.glob("*.safetensors")]
+    variants = sorted({parts[1] for parts in files if len(parts) == 3})
+    if variants and options.get("variant") not in variants:
+        return f" (it has the variant {', '.join(variants)}: set base_model.variant)"
+    return ""

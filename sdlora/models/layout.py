@@ -1,0 +1,39 @@
+"""A base model's UNet without weights: to count and choose layers before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from sdlora.config.base_model import BaseModelConfig
+from sdlora.models.configs import Config, fit_unet, shipped_configs
+from sdlora.models.detection import Detection
+from sdlora.models.headers import read_header
+from sdlora.models.hub import model_file
+from sdlora.models.recognition import UNET_PREFIX
+from sdlora.models.source import locate
+
+
+def unet_layout(config: BaseModelConfig, detection: Detection) -> UNet2DConditionModel:
+    """The UNet on torch's meta device: true shapes, no memory. Raises ModelError when the model isn't there."""
+    with torch.device("meta"):
+        unet: UNet2DConditionModel = UNet2DConditionModel.from_config(_unet_config(config, detection))
+    return unet
+
+
+def _unet_config(config: BaseModelConfig, detection: Detection) -> Config:
+    source = locate(config.model)
+    if source.kind == "file":
+        assert source.path is not None
+        shapes = {
+            name.removeprefix(UNET_PREFIX): tuple(shape)
+            for name, shape in read_header(source.path).shapes.items()
+            if name.startswith(UNET_PREFIX)
+        }
+        return fit_unet(shipped_configs(detection.family, detection.prediction)["unet"], shapes)
+    path = model_file(source, "unet/config.json", config.revision)
+    assert path is not None, "detect() has read this file"
+    content: Config = json.loads(path.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,117 @@
+"""A base model by name, folder or file: detected, loaded frozen, quantised if asked, with its notes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+from sdlora.config.base_model import BaseModelConfig, FamilyName, Precision
+from sdlora.models.bundle import Bundle
+from sdlora.models.components import Parts
+from sdlora.models.detection import Detection, detect
+from sdlora.models.family import FAMILIES
+from sdlora.models.folder import DiffusersModel, load_vae_folder
+from sdlora.models.identity import weights_identity
+from sdlora.models.quantize import quantize_, weight_bytes
+from sdlora.models.schedule import build_schedule
+from sdlora.models.single_file import SingleFile, load_vae_file
+from sdlora.models.source import locate
+from sdlora.models.text import check_clip_skip
+
+__all__ = ["DTYPES", "Detection", "detect", "load", "load_vae"]
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load(config: BaseModelConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Bundle:
+    """The base model of `config`, frozen, in eval mode, on `device`.
+
+    dtype: number type of the weights; by default that of config.precision (auto: bf16). Raises ModelError when the
+    model isn't there, can't be read or isn't of a known family, MissingPackageError when NF4 needs bitsandbytes.
+    """
+    detection = detect(config)
+    dtype = dtype if dtype is not None else _default_dtype(config)
+    notes = list(detection.notes)
+    parts = _parts(config, detection)
+    text_encoders = parts.text_encoders(dtype)
+    _check_clip_skip(config, detection.family, text_encoders[0].config.num_hidden_layers, notes)
+    vae = _load_vae(config, parts, detection.family, dtype, notes)
+    unet = parts.unet(dtype)
+    for module in (unet, vae, *text_encoders):
+        module.requires_grad_(False).eval()
+    identity = weights_identity([unet, vae, *text_encoders])
+    vae_identity = weights_identity([vae], repr(vae.config.scaling_factor))
+    text_identity = weights_identity(text_encoders, config.clip_skip)
+    plain_bytes = weight_bytes(unet)
+    quantize_(unet, config.quantization, device)
+    if config.quantization != "none":
+        notes.append(f"UNet in {config.quantization}: {_mib(weight_bytes(unet))} MiB, not {_mib(plain_bytes)}")
+    bundle = Bundle(
+        family=FAMILIES[detection.family],
+        unet=unet,
+        vae=vae,
+        text_encoders=text_encoders,
+        tokenizers=parts.tokenizers(),
+        schedule=build_schedule(parts.scheduler_config(), detection.prediction, detection.zero_terminal_snr),
+        config=config,
+        source=config.model,
+        dtype=dtype,
+        native_resolution=detection.native_resolution,
+        identity=identity,
+        vae_identity=vae_identity,
+        text_identity=text_identity,
+        clip_skip=config.clip_skip,
+        notes=notes,
+    )
+    return bundle.to(device)
+
+
+def _default_dtype(config: BaseModelConfig) -> torch.dtype:
+    return torch.bfloat16 if config.precision == "auto" else DTYPES[config.precision]
+
+
+def _parts(config: BaseModelConfig, detection: Detection) -> Parts:
+    source = locate(config.model)
+    if source.kind == "file":
+        assert source.path is not None
+        return SingleFile(source.path, detection)
+    return DiffusersModel(source, detection.family, config.revision, config.variant)
+
+
+def _check_clip_skip(config: BaseModelConfig, family: FamilyName, layers: int, notes: list[str]) -> None:
+    if family == "sdxl" and config.clip_skip > 1:
+        notes.append("base_model.clip_skip has no effect: SDXL always takes the last layer but one")
+    check_clip_skip(config.clip_skip, layers)
+
+
+def _load_vae(
+    config: BaseModelConfig, parts: Parts, family: FamilyName, dtype: torch.dtype, notes: list[str]
+) -> AutoencoderKL:
+    """The model's own or another VAE; SDXL's in fp32 when fp16 is asked for, as it overflows there."""
+    vae = parts.vae(dtype) if config.vae is None else load_vae(config.vae, family, dtype)
+    if dtype != torch.float16 or family != "sdxl" or _made_for_fp16(vae, config):
+        return vae
+    notes.append("SDXL's VAE overflows in fp16, so it is held in fp32")
+    # loaded afresh: what was rounded to fp16 stays rounded
+    return parts.vae(torch.float32) if config.vae is None else load_vae(config.vae, family, torch.float32)
+
+
+def _made_for_fp16(vae: AutoencoderKL, config: BaseModelConfig) -> bool:
+    """Whether it is one of the VAEs whose weights were scaled to fit fp16: by its config, or by its file's name."""
+    name = Path(config.vae or "").name.lower().replace("_", "-")
+    return not vae.config.force_upcast or "fp16-fix" in name
+
+
+def load_vae(name: str, family: FamilyName, dtype: torch.dtype) -> AutoencoderKL:
+    """A VAE by itself: a folder, a file or a hub name. Raises ModelError when it isn't there or is no VAE."""
+    source = locate(name)
+    if source.kind == "file":
+        assert source.path is not None
+        return load_vae_file(source.path, family, dtype)
+    return load_vae_folder(source, dtype)
+
+
+def _mib(number: int) -> int:
+    return round(number / 2**20)

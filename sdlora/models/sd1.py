@@ -1,0 +1,71 @@
+"""Stable Diffusion 1.x and 2.x: one text encoder, no size conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sdlora.config.base_model import FamilyName, Prediction
+from sdlora.models.bundle import Bundle, SizeConditions, TextStates, run_unet
+from sdlora.models.text import encode_with, layer_states
+
+
+@dataclass(frozen=True)
+class StableDiffusion:
+    """SD 1.x or 2.x; an implementation of `sdlora.models.family.Family`, which documents the methods."""
+
+    name: FamilyName
+    native_resolution: int
+    text_encoder_prefixes: tuple[str, ...] = ("lora_te",)
+    modelspec_implementation: str = "diffusers"
+
+    def base_model_version(self, prediction: Prediction) -> str:
+        """sd_v1, sd_v1_v, sd_v2 or sd_v2_v."""
+        return f"sd_v{self.name[-1]}" + ("_v" if prediction == "v_prediction" else "")
+
+    def modelspec_architecture(self, prediction: Prediction) -> str:
+        """SD 2's two resolutions go with what they predict."""
+        if self.name == "sd1":
+            return "stable-diffusion-v1"
+        return "stable-diffusion-v2-768-v" if prediction == "v_prediction" else "stable-diffusion-v2-512"
+
+    def encode_text(
+        self, bundle: Bundle, captions: Sequence[str], max_tokens: int = 225, weights: bool = True
+    ) -> TextStates:
+        """The layer `clip_skip` from the end, through the final layer norm."""
+        states = encode_with(
+            bundle.text_encoders[0],
+            bundle.tokenizers[0],
+            captions,
+            lambda output, encoder: layer_states(output, encoder, bundle.clip_skip),
+            max_tokens=max_tokens,
+            weights=weights,
+        )
+        return TextStates(states.states_BTD)
+
+    def full_size_conditions(self, width_px: int, height_px: int) -> SizeConditions:
+        """Given for uniformity; the UNet takes none."""
+        return SizeConditions(height_px, width_px, 0, 0, height_px, width_px)
+
+    def added_conditions(
+        self, text_states: TextStates, size_conditions: Sequence[Sequence[int]] | None
+    ) -> dict[str, Tensor] | None:
+        """None."""
+        return None
+
+    def predict(
+        self,
+        bundle: Bundle,
+        noisy_BCHW: Tensor,
+        timesteps_B: Tensor,
+        text_states: TextStates,
+        size_conditions: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
+        """The UNet's output."""
+        return run_unet(bundle, noisy_BCHW, timesteps_B, text_states, None)
+
+
+SD1 = StableDiffusion("sd1", native_resolution=512)
+SD2 = StableDiffusion("sd2", native_resolution=512)

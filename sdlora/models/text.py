@@ -1,0 +1,106 @@
+"""Captions to text states: chunks of 75 tokens through a CLIP text encoder, weighted as in the web UI.
+
+Shapes: B captions, K chunks a caption, N = B x K, T = 77 positions a chunk, D width of the encoder.
+
+Weights multiply the hidden states of their tokens; then the whole chunk is scaled so that its mean is what it was:
+
+    z' = z * w        z'' = z' * mean(z) / mean(z')          (mean over all positions and channels of a chunk)
+
+which is AUTOMATIC1111's rule. Where that ratio makes no sense (negative, or above 10, when a mean is close to 0) it is
+left out. Nothing here switches gradients off, so that text encoders can be trained through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sdlora.errors import ModelError
+from sdlora.models.bundle import TextStates
+from sdlora.models.prompts import CHUNK_TOKENS, MAX_TOKENS, Chunk, split_into_chunks, token_numbers
+
+if TYPE_CHECKING:
+    from sdlora.models.bundle import Bundle
+
+_LARGEST_RATIO = 10.0
+
+
+def encode(
+    bundle: Bundle, captions: Sequence[str], *, max_tokens: int = MAX_TOKENS, weights: bool = True
+) -> TextStates:
+    """Text states of a batch of captions, as long as the longest needs (see `Family.encode_text`)."""
+    return bundle.family.encode_text(bundle, captions, max_tokens, weights)
+
+
+def encode_with(
+    encoder: Any,
+    tokenizer: Any,
+    captions: Sequence[str],
+    choose: Callable[[Any, Any], Tensor],
+    *,
+    max_tokens: int,
+    weights: bool,
+) -> TextStates:
+    """Text states of one encoder. choose: from the encoder's output (and the encoder) to its states_NTD.
+
+    pooled_BD is the projected state of each caption's first chunk, None for an encoder without projection.
+    """
+    most = max_tokens // CHUNK_TOKENS
+    chunks = [
+        split_into_chunks(lambda text: token_numbers(tokenizer, text), caption, weights=weights)[:most]
+        for caption in captions
+    ]
+    longest = max(len(caption_chunks) for caption_chunks in chunks)
+    padded = [chunk for own in chunks for chunk in [*own, *[Chunk((), ())] * (longest - len(own))]]
+    device = next(encoder.parameters()).device
+    tokens_NT = torch.tensor([_with_marks(chunk, tokenizer) for chunk in padded], device=device)
+    output = encoder(tokens_NT, output_hidden_states=True)
+    states_NTD = choose(output, encoder)
+    if any(weight != 1 for chunk in padded for weight in chunk.weights):
+        states_NTD = emphasise(states_NTD, torch.tensor([_weights_with_marks(chunk) for chunk in padded]))
+    width = states_NTD.shape[-1]
+    pooled_ND = getattr(output, "text_embeds", None)
+    return TextStates(states_NTD.reshape(len(captions), -1, width), None if pooled_ND is None else pooled_ND[::longest])
+
+
+def _with_marks(chunk: Chunk, tokenizer: Any) -> list[int]:
+    padding = [tokenizer.pad_token_id] * (CHUNK_TOKENS - len(chunk.tokens))
+    return [tokenizer.bos_token_id, *chunk.tokens, tokenizer.eos_token_id, *padding]
+
+
+def _weights_with_marks(chunk: Chunk) -> list[float]:
+    return [1.0, *chunk.weights, *[1.0] * (CHUNK_TOKENS + 1 - len(chunk.weights))]
+
+
+def emphasise(states_NTD: Tensor, weights_NT: Tensor) -> Tensor:
+    """States times weights with each chunk's mean restored (formula above), in the states' number type."""
+    plain_NTD = states_NTD.float()
+    weighted_NTD = plain_NTD * weights_NT.to(plain_NTD)[:, :, None]
+    ratio_N = plain_NTD.mean(dim=(1, 2)) / weighted_NTD.mean(dim=(1, 2))
+    sensible_N = (ratio_N > 0) & (ratio_N <= _LARGEST_RATIO)
+    ratio_N = torch.where(sensible_N, ratio_N, torch.ones_like(ratio_N))
+    return (weighted_NTD * ratio_N[:, None, None]).to(states_NTD.dtype)
+
+
+def layer_states(output: Any, encoder: Any, clip_skip: int) -> Tensor:
+    """The layer `clip_skip` from the end (1 is the last), through the final layer norm."""
+    if clip_skip == 1:
+        last_NTD: Tensor = output.last_hidden_state
+        return last_NTD
+    normed_NTD: Tensor = getattr(encoder, "text_model", encoder).final_layer_norm(output.hidden_states[-clip_skip])
+    return normed_NTD
+
+
+def penultimate_states(output: Any, encoder: Any) -> Tensor:
+    """The last layer but one, without layer norm."""
+    states_NTD: Tensor = output.hidden_states[-2]
+    return states_NTD
+
+
+def check_clip_skip(clip_skip: int, layers: int) -> None:
+    """Raise ModelError when the text encoder has no such layer."""
+    if clip_skip > layers:
+        raise ModelError(f"base_model.clip_skip is {clip_skip}, but the text encoder has {layers} layers")
