@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 from sdlora.errors import SdloraError
 
 INTERRUPTED = 130
 
-_CHATTY_LIBRARIES = ("bitsandbytes", "transformers", "diffusers", "torch.distributed")
-"""They warn of packages that sdlora does without; what matters to users comes as events."""
-
 
 def main() -> None:
     """Run the command line; an SdloraError becomes its message and exit code, never a traceback."""
     from sdlora.cli import app
 
-    for name in _CHATTY_LIBRARIES:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    _quiet_libraries()
 
     try:
         app()
@@ -27,6 +24,13 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _quiet_libraries() -> None:
+    """Libraries warn of packages that sdlora does without; what matters to users comes as events."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":
