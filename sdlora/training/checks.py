@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 
 from sdlora.config.train import TrainConfig
-from sdlora.errors import ConfigError, MissingPackageError
+from sdlora.errors import ConfigError, MissingPackageError, SdloraError
 from sdlora.models.detection import detect
 from sdlora.training import optimizers
 from sdlora.training.images import RunImages, find_images
@@ -14,14 +15,37 @@ from sdlora.training.images import RunImages, find_images
 def check(config: TrainConfig) -> RunImages:
     """The run's images, if the run can begin.
 
-    Raises the SdloraError of what is wrong: optimizer, missing packages, adapter to start from, base model, images.
+    Raises the SdloraError of what is wrong (optimizer, missing packages, adapter to start from, base model, images), or
+    a ConfigError that lists several.
     """
-    optimizers.check(config.optimization)
+    found: list[RunImages] = []
+    checks: tuple[Callable[[], object], ...] = (
+        lambda: optimizers.check(config.optimization),
+        lambda: _check_packages(config),
+        lambda: _check_start(config),
+        lambda: detect(config.resolved_base_model),
+        lambda: found.append(find_images(config)),
+    )
+    errors: list[SdloraError] = []
+    for one in checks:
+        try:
+            one()
+        except SdloraError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConfigError("this run", [str(error) for error in errors])
+    return found[0]
+
+
+def _check_packages(config: TrainConfig) -> None:
     if config.base_model.quantization.startswith("nf4") and find_spec("bitsandbytes") is None:
         raise MissingPackageError(f"base_model.quantization={config.base_model.quantization}", "bitsandbytes", "8bit")
     if config.outputs.tensorboard and find_spec("tensorboard") is None:
         raise MissingPackageError("outputs.tensorboard", "tensorboard", "tensorboard")
+
+
+def _check_start(config: TrainConfig) -> None:
     if config.adapter.start_from is not None and not config.adapter.start_from.is_file():
         raise ConfigError("adapter.start_from", [f"no such file: {config.adapter.start_from}"])
-    detect(config.resolved_base_model)
-    return find_images(config)

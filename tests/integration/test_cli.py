@@ -212,3 +212,11 @@ def test_a_run_leaves_everything_it_promises(run, tiny_sd1: Path, tiny_images: P
     assert [name for name in names if not (folder / name).exists()] == []
     side_car = json.loads((folder / "my style.json").read_text(encoding="utf-8"))
     assert side_car["activation text"] == "sks"
+
+
+def test_problems_of_different_kinds_are_listed_together(run) -> None:
+    result = run(*train_on("nomodel", Path("nofolder"), "adapter.start_from=nofile.safetensors"))
+    assert result.code == 2
+    assert "this run has 3 problems" in result.errors
+    for name in ("nomodel", "nofolder", "nofile.safetensors"):
+        assert name in result.errors
