@@ -6,6 +6,7 @@ own load_lora_weights puts it into a fresh pipeline; and the answers of that pip
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +42,10 @@ class SelfTestReport:
     """What was compared and how far apart it was. Errors are relative; None is not tested, `untested` says why."""
 
     num_modules: int
+    relative_error: float
+    """Of all updates together."""
     max_relative_error: float
+    """Of the worst layer, which may be large where an update is almost nothing in the file's number type."""
     worst_module: str
     diffusers_error: float | None
     """Largest relative error of a layer's update as diffusers loaded it."""
@@ -53,7 +57,10 @@ class SelfTestReport:
 
     def summary(self) -> str:
         """One line for the log."""
-        parts = [f"{self.num_modules} layers read back, largest error {self.max_relative_error:.1e}"]
+        parts = [
+            f"{self.num_modules} layers read back within {self.relative_error:.1e} of their updates "
+            f"(worst: {self.max_relative_error:.1e} in {self.worst_module})"
+        ]
         if self.prediction_error is not None:
             parts.append(f"prediction through diffusers within {self.prediction_error:.1e} of the adapter's effect")
         if self.text_error is not None:
@@ -72,14 +79,14 @@ def self_test(adapter: Adapter, path: Path, load_base: Callable[[], Bundle] | No
     dtype = _file_dtype(tensors)
     live = {(part, module): adapter.delta_weight(part, module) for part, module, _ in adapter.modules()}
     stored = stored_layers(adapter, tensors)
-    worst, error = _compare_deltas(path, live, stored, dtype)
+    errors = _compare_deltas(path, live, stored, dtype)
     if adapter.config.dora:
         _compare_magnitudes(adapter, tensors, path)
     reason = _why_not_diffusers(adapter, load_base)
     if reason is not None or load_base is None:
-        return SelfTestReport(len(live), error, worst, None, None, None, (reason or "diffusers",))
+        return SelfTestReport(len(live), *errors, None, None, None, (reason or "diffusers",))
     diffusers_error, prediction_error, text_error = _through_diffusers(load_base(), path, live, dtype)
-    return SelfTestReport(len(live), error, worst, diffusers_error, prediction_error, text_error, ())
+    return SelfTestReport(len(live), *errors, diffusers_error, prediction_error, text_error, ())
 
 
 def _why_not_diffusers(adapter: Adapter, load_base: Callable[[], Bundle] | None) -> str | None:
@@ -92,9 +99,14 @@ def _why_not_diffusers(adapter: Adapter, load_base: Callable[[], Bundle] | None)
 
 def _compare_deltas(
     path: Path, live: Mapping[Any, Tensor], stored: Mapping[Any, StoredLayer], dtype: torch.dtype
-) -> tuple[str, float]:
-    """Worst layer and its relative error. Raises AdapterError when it is beyond rounding."""
+) -> tuple[float, float, str]:
+    """Relative error of all updates together, of the worst layer, and that layer's name.
+
+    Raises AdapterError when a layer's is beyond rounding.
+    """
     worst, largest = "", -1.0
+    distances: list[float] = []
+    sizes: list[float] = []
     for key, expected in live.items():
         actual = stored[key].delta()
         reference = expected.double().cpu()
@@ -102,6 +114,8 @@ def _compare_deltas(
             raise AdapterError(f"self-test: {'.'.join(key)} has {actual.numel()} weights, not {reference.numel()}")
         distance = float((actual.reshape(reference.shape) - reference).norm())
         error = _relative(distance, float(reference.norm()))
+        distances.append(distance)
+        sizes.append(float(reference.norm()))
         if error > largest:
             worst, largest = ".".join(key), error
         allowed = _DELTA_TOLERANCE[dtype] * float(reference.norm())
@@ -113,7 +127,7 @@ def _compare_deltas(
                 f"self-test: {path.name} does not hold what was trained: {'.'.join(key)} differs by {error:.2e} of its "
                 f"update's size (allowed {_DELTA_TOLERANCE[dtype]:.0e})"
             )
-    return worst, largest
+    return _relative(math.hypot(*distances), math.hypot(*sizes)), largest, worst
 
 
 def _compare_magnitudes(adapter: Adapter, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy
 from PIL import Image
@@ -19,23 +19,13 @@ from sdlora.data.buckets import Placement
 from sdlora.data.decoding import UnreadableImageError, load_rgb
 from sdlora.data.images import ImageRecord, load_mask
 from sdlora.errors import DataError
+from sdlora.models.size_conditions import SizeConditions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LATENT_FACTOR = 8
 """Pixels per latent along each edge, the same in all Stable Diffusion families."""
-
-
-class SizeConditions(NamedTuple):
-    """What SDXL is told about an image's size and crop, in the order its UNet expects (Podell et al. 2023, 2.2)."""
-
-    original_height: int
-    original_width: int
-    crop_top: int
-    crop_left: int
-    target_height: int
-    target_width: int
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -20,17 +20,6 @@ from sdlora.models.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from sdlora.models.family import Family
-
-
-class SizeConditions(NamedTuple):
-    """What SDXL is told about an image's size, in pixels (Podell et al. 2023, section 2.2); others ignore it."""
-
-    original_height: int
-    original_width: int
-    crop_top: int
-    crop_left: int
-    target_height: int
-    target_width: int
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Protocol
 from torch import Tensor
 
 from sdlora.config.base_model import FamilyName, Prediction
-from sdlora.models.bundle import Bundle, SizeConditions, TextStates, join_text_states
+from sdlora.models.bundle import Bundle, TextStates, join_text_states
 from sdlora.models.schedule import NoiseSchedule
 from sdlora.models.sd1 import SD1, SD2
 from sdlora.models.sdxl import SDXL
+from sdlora.models.size_conditions import SizeConditions
 
 __all__ = [
     "FAMILIES",

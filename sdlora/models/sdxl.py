@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sdlora.config.base_model import FamilyName, Prediction
-from sdlora.models.bundle import Bundle, SizeConditions, TextStates, run_unet
+from sdlora.models.bundle import Bundle, TextStates, run_unet
+from sdlora.models.size_conditions import SizeConditions
 from sdlora.models.text import encode_with, penultimate_states
 
 

@@ -17,7 +17,7 @@ from sdlora.config.images import CaptionsConfig
 from sdlora.data import captions as caption_text
 from sdlora.data.batches import plan_epoch, sample_generator, sample_random
 from sdlora.data.buckets import Placed
-from sdlora.data.crops import SizeConditions
+from sdlora.models.size_conditions import SizeConditions
 from sdlora.training.latents import LatentSource
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from sdlora.config.images import ImagesConfig
 from sdlora.data.buckets import Placed
 from sdlora.data.cache import Cache
-from sdlora.data.crops import SizeConditions, draw_crop, prepare_mask, prepare_pixels, size_conditions
+from sdlora.data.crops import draw_crop, prepare_mask, prepare_pixels, size_conditions
 from sdlora.events import EventStream
 from sdlora.models.family import Bundle
+from sdlora.models.size_conditions import SizeConditions
 from sdlora.models.vae import encode_moments
 
 
