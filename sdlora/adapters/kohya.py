@@ -27,6 +27,16 @@ _RESNET_TO_LDM = {
 }
 _RESNET_FROM_LDM = {ldm: diffusers for diffusers, ldm in _RESNET_TO_LDM.items()}
 
+_ENDS_TO_LDM = {
+    "conv_in": "input_blocks_0_0",
+    "conv_out": "out_2",
+    "time_embedding_linear_1": "time_embed_0",
+    "time_embedding_linear_2": "time_embed_2",
+    "add_embedding_linear_1": "label_emb_0_0",
+    "add_embedding_linear_2": "label_emb_0_2",
+}
+_ENDS_FROM_LDM = {ldm: diffusers for diffusers, ldm in _ENDS_TO_LDM.items()}
+
 _LAYERS_PER_BLOCK = 2
 """Of SDXL (as of all Stable Diffusion): down blocks have 2 resnets and a downsampler, up blocks 3 and an upsampler."""
 
@@ -99,7 +109,7 @@ def canonical(name: str, family: FamilyName | None) -> str:
 
 
 def to_ldm(flat: str) -> str:
-    """SDXL UNet path, underscored: diffusers spelling to the original one. Anything else comes back unchanged."""
+    """UNet path, underscored: diffusers spelling to SDXL's original one. Anything else comes back unchanged."""
     match = re.fullmatch(r"(down_blocks|up_blocks)_(\d+)_(resnets|attentions|downsamplers|upsamplers)_(\d+)_(.+)", flat)
     if match:
         side, block, kind, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
@@ -119,11 +129,11 @@ def to_ldm(flat: str) -> str:
         if match[1] == "attentions":
             return f"middle_block_1_{match[3]}"
         return f"middle_block_{2 * int(match[2])}_{_RESNET_TO_LDM.get(match[3], match[3])}"
-    return flat
+    return _ENDS_TO_LDM.get(flat, flat)
 
 
 def from_ldm(flat: str) -> str:
-    """SDXL UNet path, underscored: original spelling to the diffusers one. Anything else comes back unchanged."""
+    """UNet path, underscored: original spelling (of any family) to diffusers'. Anything else comes back unchanged."""
     match = re.fullmatch(r"(input|output)_blocks_(\d+)_(\d+)_(.+)", flat)
     if match:
         side, number, slot, rest = match[1], int(match[2]), int(match[3]), match[4]
@@ -131,7 +141,7 @@ def from_ldm(flat: str) -> str:
         start = f"down_blocks_{block}" if side == "input" else f"up_blocks_{block}"
         if side == "input" and (slot, rest) == (0, "op"):
             return f"{start}_downsamplers_0_conv"
-        if side == "output" and (slot, rest) == (2, "conv"):
+        if side == "output" and slot > 0 and rest == "conv":  # slot 1 in SD 1.x and 2.x, where a block has no attention
             return f"{start}_upsamplers_0_conv"
         kind = "attentions" if slot == 1 else "resnets"
         return f"{start}_{kind}_{index}_{_RESNET_FROM_LDM.get(rest, rest)}"
@@ -140,7 +150,7 @@ def from_ldm(flat: str) -> str:
         if match[1] == "1":
             return f"mid_block_attentions_0_{match[2]}"
         return f"mid_block_resnets_{int(match[1]) // 2}_{_RESNET_FROM_LDM.get(match[2], match[2])}"
-    return flat
+    return _ENDS_FROM_LDM.get(flat, flat)
 
 
 def _dotted(flat: str) -> str:

@@ -80,7 +80,8 @@ class ModuleWeights:
         """The same LoRA with lora_mid multiplied into lora_down [r,in,k,k]; anything else unchanged."""
         if "lora_mid" not in self.factors:
             return self
-        down = _joined_down(self.factors["lora_down"].float(), self.factors["lora_mid"].float())
+        precise = torch.promote_types(self.factors["lora_down"].dtype, torch.float32)
+        down = _joined_down(self.factors["lora_down"].to(precise), self.factors["lora_mid"].to(precise))
         factors = {"lora_down": down, "lora_up": self.factors["lora_up"]}
         return ModuleWeights(self.algorithm, factors, self.alpha, self.dora_scale)
 

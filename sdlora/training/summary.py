@@ -39,6 +39,8 @@ class Summary:
     """Images whose caption is over captions.max_tokens: file name and number of tokens."""
     cache_bytes: int
     """Size of the encoded images, at most."""
+    run_bytes: int
+    """Size of the adapter file and of all checkpoints kept."""
     free_disk_gib: float
     trainable_parameters: int
     """Of the UNet's adapter."""
@@ -68,7 +70,8 @@ class Summary:
         yield "memory", f"about {self.memory.total_gib:.1f} GiB for the training steps (an estimate)"
         limit = self.config.captions.max_tokens
         yield "text", f"{len(self.long_captions)} captions over {limit} tokens" + _shown(self.long_captions)
-        yield "disk", f"{self.cache_bytes / 2**20:.1f} MiB of cache at most; {self.free_disk_gib:.1f} GiB free"
+        needed = f"{self.cache_bytes / 2**20:.1f} MiB of cache and {self.run_bytes / 2**20:.0f} MiB in the run's folder"
+        yield "disk", f"at most {needed}; {self.free_disk_gib:.1f} GiB free"
 
     def _image_lines(self) -> Iterator[tuple[str, str]]:
         plan = self.images.plan
@@ -89,6 +92,10 @@ def summarise(config: TrainConfig) -> Summary:
     model = detect(config.resolved_base_model)
     unet = unet_layout(config.base_model, model)
     trainable = _trainable_parameters(config, unet)
+    memory = estimate(_memory_plan(config, images, unet, trainable))
+    file_bytes = trainable * DTYPES[config.outputs.precision].itemsize
+    gradient_bytes = 4 * trainable
+    checkpoint_bytes = file_bytes + memory.adapter_bytes - gradient_bytes + memory.optimizer_bytes
     flips = 2 if config.images.horizontal_flip else 1
     pixels = sum(item.placement.bucket.width_px * item.placement.bucket.height_px for item in images.placed)
     return Summary(
@@ -98,9 +105,10 @@ def summarise(config: TrainConfig) -> Summary:
         total_steps=images.total_steps(config),
         long_captions=_long_captions(config, images),
         cache_bytes=round(pixels * flips * _LATENT_BYTES_PER_PIXEL) if config.images.cache else 0,
+        run_bytes=file_bytes + (config.outputs.keep_checkpoints + 1) * checkpoint_bytes,
         free_disk_gib=free_disk_gib(config.outputs.folder),
         trainable_parameters=trainable,
-        memory=estimate(_memory_plan(config, images, unet, trainable)),
+        memory=memory,
     )
 
 
