@@ -15,6 +15,7 @@ from PIL import Image
 
 import sdlora
 from sdlora.adapters.attach import Adapter
+from sdlora.adapters.files import read
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
 from sdlora.errors import AdapterError, TrainingError
@@ -226,6 +227,26 @@ def test_other_algorithms_train_and_pass_the_self_test(configure, overrides: lis
     result, collector = run(configure(*overrides, "adapter.layers=all+conv", "outputs.self_test=true"))
     assert result.adapter.is_file()
     assert "self-test passed" in " ".join(getattr(event, "message", "") for event in collector.events)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "learning_rate"),
+    [
+        ("adamw8bit", "1e-3"),
+        ("paged_adamw8bit", "1e-3"),
+        ("lion", "1e-4"),
+        ("adafactor", "1e-3"),
+        ("prodigy", "1.0"),
+        ("schedule_free_adamw", "1e-3"),
+        ("torch.optim.SGD", "1.0"),
+    ],
+)
+def test_every_optimizer_moves_the_adapter_and_exports(configure, optimizer: str, learning_rate: str) -> None:
+    overrides = [f"optimization.optimizer={optimizer}", f"optimization.learning_rate={learning_rate}"]
+    result, collector = run(configure(*overrides, "outputs.precision=fp32"))
+    assert result.step == 3
+    assert next(iter(collector.of(StepFinished)[-1].learning_rates.values())) > 0
+    assert any(module.factors["lora_up"].any() for module in read(result.adapter).modules.values())
 
 
 def test_previews_are_drawn_before_the_first_step_and_on_request(configure) -> None:
