@@ -9,7 +9,7 @@ import typing
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,6 +18,8 @@ from pydantic.fields import FieldInfo
 from sdlora.config.shipped import presets_folder
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
+
+Config = TypeVar("Config", bound=BaseModel)
 
 _PATH_SUFFIXES = (".yaml", ".yml")
 
@@ -75,22 +77,30 @@ def load(preset: str | Path | None = None, overrides: Sequence[str] = ()) -> Tra
     if preset is not None:
         path = find(str(preset))
         source = str(preset)
-        values = _read_yaml(path)
+        values = read_yaml(path)
     problems = [problem for text in overrides if (problem := _apply_override(values, text))]
     if problems:
         raise ConfigError(source, problems)
     return validate(values, source)
 
 
-def validate(values: Mapping[str, Any], source: str) -> TrainConfig:
+@overload
+def validate(values: Mapping[str, Any], source: str) -> TrainConfig: ...
+
+
+@overload
+def validate(values: Mapping[str, Any], source: str, kind: type[Config]) -> Config: ...
+
+
+def validate(values: Mapping[str, Any], source: str, kind: type[BaseModel] = TrainConfig) -> BaseModel:
     """Check plain values as a YAML file holds them. Raises ConfigError listing every problem at once."""
     try:
-        return TrainConfig.model_validate(dict(values))
+        return kind.model_validate(dict(values))
     except ValidationError as error:
         by_setting: dict[str, list[str]] = {}
         for item in error.errors():
             location = ".".join(str(part) for part in item["loc"] if not _is_union_branch(part))
-            by_setting.setdefault(location, _in_words(item, location))
+            by_setting.setdefault(location, _in_words(item, location, kind))
         problems = [problem for several in by_setting.values() for problem in several]
         raise ConfigError(source, problems) from None
 
@@ -147,9 +157,12 @@ def _kind_in_words(annotation: Any) -> str:
     return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The plain values of a YAML file. Raises ConfigError when it can't be read or holds no settings."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise ConfigError(str(path), [f"can't be read: {error.strerror or error}"]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(error).split())}"]) from None
     if values is None:
@@ -178,10 +191,10 @@ def _apply_override(values: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def _in_words(item: Any, location: str) -> list[str]:
+def _in_words(item: Any, location: str, kind: type[BaseModel]) -> list[str]:
     """One pydantic error as our own sentences (a validator's message may hold several)."""
     if item["type"] == "extra_forbidden":
-        return [f"{location}: unknown setting{_suggestion(item['loc'])}"]
+        return [f"{location}: unknown setting{_suggestion(item['loc'], kind)}"]
     if item["type"] == "value_error":
         message = str(item["ctx"]["error"])
         return [_locate(location, part) for part in message.splitlines()]
@@ -205,8 +218,8 @@ def _is_union_branch(part: Any) -> bool:
     )
 
 
-def _suggestion(location: Sequence[Any]) -> str:
-    known = [setting.name for setting in settings()]
+def _suggestion(location: Sequence[Any], kind: type[BaseModel]) -> str:
+    known = [setting.name for setting in settings(kind)]
     wanted = ".".join(str(part) for part in location)
     *section, last = (str(part) for part in location)
     prefix = "".join(f"{part}." for part in section)

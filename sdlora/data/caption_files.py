@@ -83,9 +83,8 @@ class CaptionFolders:
         return captions
 
     def _decode(self, path: Path, content: bytes) -> str | None:
-        encoding = "utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig"
         try:
-            return content.decode(encoding)
+            return decode_text(content)
         except UnicodeDecodeError as error:
             self.problems.append(
                 f"{self._name(path)} is not UTF-8 text (byte 0x{content[error.start]:02x} at position {error.start}): "
@@ -95,6 +94,11 @@ class CaptionFolders:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def decode_text(content: bytes) -> str:
+    """The text of a caption file: UTF-8 with or without mark, or UTF-16 with its mark. Raises UnicodeDecodeError."""
+    return content.decode("utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig")
 
 
 def repeats_folder(folder: Path, root: Path) -> tuple[int, str] | None:

@@ -76,10 +76,11 @@ def _lines(caption: str) -> list[str]:
 
 
 def _one_line(caption: str, config: CaptionsConfig) -> str:
-    return _joint(config).join(_lines(caption))
+    return joint(config).join(_lines(caption))
 
 
-def _joint(config: CaptionsConfig) -> str:
+def joint(config: CaptionsConfig) -> str:
+    """What stands between two tags: the separator and a space."""
     separator = config.separator
     return separator if not separator or separator[-1].isspace() else f"{separator} "
 
@@ -88,7 +89,7 @@ def _with_trigger(text: str, config: CaptionsConfig) -> str:
     trigger = (config.trigger or "").strip()
     if not trigger or has_trigger(f"{config.prefix} {text} {config.suffix}", trigger):
         return text
-    return (_joint(config) or " ").join(part for part in (trigger, text) if part)
+    return (joint(config) or " ").join(part for part in (trigger, text) if part)
 
 
 def _surround(text: str, config: CaptionsConfig) -> str:
@@ -107,7 +108,7 @@ def _reorder(text: str, config: CaptionsConfig, generator: random.Random) -> str
         ]
     if config.shuffle_tags:
         generator.shuffle(loose)
-    return _joint(config).join([*kept, *loose])
+    return joint(config).join([*kept, *loose])
 
 
 def _pick_alternatives(text: str, generator: random.Random) -> str:

@@ -43,6 +43,24 @@ def draw_crop(placement: Placement, generator: random.Random) -> tuple[int, int]
     return generator.randint(0, room_x), generator.randint(0, room_y)
 
 
+def crop_image(
+    record: ImageRecord, placement: Placement, *, flip: bool, crop_xy: tuple[int, int] | None, background: str
+) -> Image.Image:
+    """The image in its bucket, in mode RGB; arguments and errors as in `prepare_pixels`."""
+    with _named(record):
+        image = load_rgb(record.path, background)
+    return _cut(image, placement, flip, crop_xy)
+
+
+def crop_mask(
+    record: ImageRecord, placement: Placement, *, source: MaskSource, flip: bool, crop_xy: tuple[int, int] | None
+) -> Image.Image:
+    """The image's mask in its bucket, in mode L, white where it is trained. Raises DataError like `prepare_pixels`."""
+    with _named(record):
+        mask = load_mask(record, source, (record.width_px, record.height_px))
+    return _cut(mask, placement, flip, crop_xy)
+
+
 def prepare_pixels(
     record: ImageRecord,
     placement: Placement,
@@ -58,9 +76,7 @@ def prepare_pixels(
     """
     import torch
 
-    with _named(record):
-        image = load_rgb(record.path, background)
-    image = _cut(image, placement, flip, crop_xy)
+    image = crop_image(record, placement, flip=flip, crop_xy=crop_xy, background=background)
     pixels_HWC = numpy.asarray(image, dtype=numpy.float32) / 127.5 - 1
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
 
@@ -80,9 +96,8 @@ def prepare_mask(
     """
     import torch
 
-    with _named(record):
-        mask = load_mask(record, source, (record.width_px, record.height_px))
-    values_HW = numpy.asarray(_cut(mask, placement, flip, crop_xy), dtype=numpy.float32) / 255
+    mask = crop_mask(record, placement, source=source, flip=flip, crop_xy=crop_xy)
+    values_HW = numpy.asarray(mask, dtype=numpy.float32) / 255
     pixels_HW = torch.from_numpy(unmasked_weight + (1 - unmasked_weight) * values_HW)
     latents_HW = torch.nn.functional.avg_pool2d(pixels_HW[None], LATENT_FACTOR)[0]
     return Mask(pixels_HW, latents_HW)

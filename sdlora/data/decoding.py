@@ -115,14 +115,15 @@ def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
 def _flatten(image: Image.Image, background: str) -> Image.Image:
     profile = image.info.get("icc_profile")
     if not image.has_transparency_data:
-        return _to_srgb(_to_eight_bits(image), profile)
+        return _to_srgb(to_eight_bits(image), profile)
     with_alpha = image.convert("RGBA")
     canvas = Image.new("RGB", image.size, background)
     canvas.paste(_to_srgb(with_alpha.convert("RGB"), profile), mask=with_alpha.getchannel("A"))
     return canvas
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """A 16-bit grey image in mode L; any other as it is."""
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     values = numpy.asarray(image).astype(numpy.float64)

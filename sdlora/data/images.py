@@ -33,7 +33,8 @@ from sdlora.data.scan_problems import (
 )
 
 MASK_ENDING = "-masklabel"
-_THREADS = min(8, os.cpu_count() or 1)
+THREADS = min(8, os.cpu_count() or 1)
+"""Threads that decode images; Pillow lets go of the interpreter while it does."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,32 @@ def scan(
     return ScanResult(found.records, found.skipped, files_seen)
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The files of an image folder and its subfolders, by name, without hidden ones."""
+
+    files: list[Path]
+    pictures: list[Path]
+    """Files that should be images by their ending, masks left out."""
+    masks: dict[Path, Path]
+    """Mask files by their path without ending."""
+
+    def mask_of(self, picture: Path) -> Path | None:
+        """The `name-masklabel` file beside a picture."""
+        return self.masks.get(picture.with_name(picture.stem + MASK_ENDING))
+
+
+def list_folder(root: Path) -> Listing:
+    """The pictures and masks below a folder, unopened. Raises DataError when there is no picture."""
+    files = list(_files_below(root, set()))
+    candidates = [path for path in files if path.suffix.lower() in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)]
+    masks = {path.with_suffix(""): path for path in candidates if path.stem.endswith(MASK_ENDING)}
+    pictures = [path for path in candidates if path.with_suffix("") not in masks]
+    if not pictures:
+        refuse_empty_folder(root, files)
+    return Listing(files, pictures, masks)
+
+
 def load_mask(record: ImageRecord, source: MaskSource, size: tuple[int, int]) -> Image.Image:
     """The loss mask in mode L (white is trained), upright, at `size` (width, height); white when there is none.
 
@@ -133,19 +160,14 @@ class _Finds:
 
 
 def _scan_folder(root: Path, images: ImagesConfig, captions: CaptionsConfig, is_class: bool, found: _Finds) -> None:
-    files = list(_files_below(root, set()))
-    candidates = [path for path in files if path.suffix.lower() in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)]
-    masks = {path.with_suffix(""): path for path in candidates if path.stem.endswith(MASK_ENDING)}
-    pictures = [path for path in candidates if path.with_suffix("") not in masks]
-    if not pictures:
-        refuse_empty_folder(root, files)
-    pictures = [path for path in pictures if path.resolve() not in found.real_paths]
+    listing = list_folder(root)
+    pictures = [path for path in listing.pictures if path.resolve() not in found.real_paths]
     found.real_paths.update(path.resolve() for path in pictures)
 
     sources = CaptionFolders(root)
-    for path, facts in _inspect_all(pictures, root, images):
-        mask_path = masks.get(path.with_name(path.stem + MASK_ENDING)) if images.mask == "file" else None
-        reason = facts if isinstance(facts, str) else _mask_problem(mask_path, images.max_megapixels)
+    for path, facts in inspect_all(pictures, root, images):
+        mask_path = listing.mask_of(path) if images.mask == "file" else None
+        reason = facts if isinstance(facts, str) else mask_problem(mask_path, images.max_megapixels)
         if isinstance(facts, str) or reason:
             found.skipped.append(Skipped(path, str(reason)))
             continue
@@ -193,7 +215,7 @@ def _files_below(folder: Path, visited: set[Path]) -> Iterator[Path]:
             yield path
 
 
-def _inspect_all(paths: Sequence[Path], root: Path, images: ImagesConfig) -> list[tuple[Path, Inspection | str]]:
+def inspect_all(paths: Sequence[Path], root: Path, images: ImagesConfig) -> list[tuple[Path, Inspection | str]]:
     """Each path with its facts, or with the reason why it can't be read."""
     cache_folder = (images.cache_folder or default_cache_folder()) if images.cache else None
     memory = InspectionMemory(root, cache_folder)
@@ -209,13 +231,14 @@ def _inspect_all(paths: Sequence[Path], root: Path, images: ImagesConfig) -> lis
         except OSError as error:
             return f"can't be opened ({error.strerror or error})"
 
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with ThreadPoolExecutor(THREADS) as threads:
         facts = list(threads.map(look, paths))
     memory.save()
     return list(zip(paths, facts, strict=True))
 
 
-def _mask_problem(mask_path: Path | None, max_megapixels: float) -> str | None:
+def mask_problem(mask_path: Path | None, max_megapixels: float) -> str | None:
+    """Why a mask can't be used, if so."""
     if mask_path is None:
         return None
     try:

@@ -12,7 +12,7 @@ from sdlora.data.decoding import IMAGE_SUFFIXES
 from sdlora.errors import DataError
 
 _LISTED_AT_MOST = 100
-_OTHER_CAPTION_SUFFIXES = (".caption", ".cap", ".txt")
+OTHER_CAPTION_SUFFIXES = (".caption", ".cap", ".txt")
 
 
 def refuse_missing_folders(folders: Sequence[Path]) -> None:
@@ -112,7 +112,7 @@ def _caption_hints(uncaptioned: Sequence[Path]) -> list[str]:
         stems = {path.stem for path in uncaptioned if path.parent == folder}
         texts = [path for path in sorted(folder.iterdir()) if path.stem in stems]
         others = {
-            path.suffix for path in texts if path.suffix.lower() in _OTHER_CAPTION_SUFFIXES and path.suffix != ".txt"
+            path.suffix for path in texts if path.suffix.lower() in OTHER_CAPTION_SUFFIXES and path.suffix != ".txt"
         }
         empty = [path.name for path in texts if path.suffix == ".txt"]
         hints += [

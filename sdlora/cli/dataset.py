@@ -1,0 +1,203 @@
+"""Commands on data sets: check, fix, undo, edit, sheet, import."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from sdlora.cli.app import app, console
+from sdlora.cli.train import PresetOption, SetOption
+from sdlora.config import files
+from sdlora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdlora.data.lint.findings import Finding, Report
+    from sdlora.data.repair.changes import Change
+
+dataset_app = typer.Typer(help="Check, mend and show a data set before training on it.", no_args_is_help=True)
+app.add_typer(dataset_app, name="dataset")
+
+_COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+_EXAMPLES = 3
+_CHANGES_SHOWN = 50
+
+FoldersArgument = Annotated[
+    list[Path] | None, typer.Argument(metavar="FOLDER...", help="Image folders; by default images.folder.")
+]
+FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="A data set's folder.")]
+ApplyOption = Annotated[bool, typer.Option("--apply", help="Make the changes; without it they are only shown.")]
+
+
+@dataset_app.command("check")
+def check_command(
+    folders: FoldersArgument = None,
+    preset: PresetOption = None,
+    overrides: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the report as a page with small pictures.")] = None,
+) -> None:
+    """Find what would make a run fail or a LoRA bad. Exit code 1 when there are errors."""
+    from sdlora.data.lint.check import check
+
+    report = check(files.load(preset, overrides or ()), folders or ())
+    if html is not None:
+        from sdlora.data.lint.html import as_html
+
+        html.write_text(as_html(report), encoding="utf-8")
+    if as_json:
+        console.print_json(json.dumps(report.as_dict()))
+    else:
+        _show(report)
+        if html is not None:
+            console.print(f"wrote {html}", markup=False)
+    if report.of("error"):
+        raise typer.Exit(1)
+
+
+@dataset_app.command("fix")
+def fix_command(
+    folder: FolderArgument,
+    rules: Annotated[str, typer.Option("--rules", "-r", help="Fixes to make, with commas between; or all.")],
+    preset: PresetOption = None,
+    overrides: SetOption = None,
+    encoding: Annotated[str, typer.Option(help="What captions that aren't UTF-8 are written in.")] = "cp1252",
+    apply_changes: ApplyOption = False,
+) -> None:
+    """Mend what `check` found; `undo` gives every byte back."""
+    from sdlora.data.lint.findings import FIXABLE
+    from sdlora.data.repair.fixes import plan_fixes
+
+    config = files.load(preset, overrides or ())
+    names = [name.strip() for name in rules.split(",") if name.strip()]
+    if names == ["all"]:
+        names = [name for name in FIXABLE if name != "trigger-missing" or config.captions.trigger]
+    _make_or_show(folder, plan_fixes(folder, names, config, encoding=encoding), apply_changes)
+
+
+@dataset_app.command("edit")
+def edit_command(
+    folder: FolderArgument,
+    pattern: Annotated[str, typer.Argument(help="A regular expression, Python's syntax.")],
+    replacement: Annotated[str, typer.Argument(help=r"What takes a match's place; \1 is the first group.")],
+    ignore_case: Annotated[bool, typer.Option("--ignore-case", "-i", help="Capitals don't matter.")] = False,
+    apply_changes: ApplyOption = False,
+) -> None:
+    """Replace text in all captions; `undo` gives every byte back."""
+    from sdlora.data.repair.edit import plan_edit
+
+    _make_or_show(folder, plan_edit(folder, pattern, replacement, ignore_case=ignore_case), apply_changes)
+
+
+@dataset_app.command("undo")
+def undo_command(folder: FolderArgument) -> None:
+    """Take back the newest `fix` or `edit` of a data set; again for the one before."""
+    from sdlora.data.repair.changes import undo
+
+    undone = undo(folder)
+    console.print(f"undone: {len(undone.files)} changes of {undone.batch}", markup=False)
+
+
+@dataset_app.command("sheet")
+def sheet_command(
+    folders: FoldersArgument = None,
+    preset: PresetOption = None,
+    overrides: SetOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path("sheet.png"),
+    columns: Annotated[int, typer.Option(min=1, max=50, help="Images in a row.")] = 6,
+    most: Annotated[int, typer.Option(min=1, max=2000, help="Images at most.")] = 200,
+) -> None:
+    """Draw all images with the crops and captions they are trained with, masks tinted."""
+    from sdlora.data.sheet import draw_sheet
+
+    sheet = draw_sheet(files.load(preset, overrides or ()), folders or (), columns=columns, most=most)
+    sheet.save(out, "PNG")
+    console.print(f"wrote {out} ({sheet.width}x{sheet.height} px)", markup=False)
+
+
+@dataset_app.command("import")
+def import_command(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="Settings, metadata or folder of another trainer.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The YAML to write, else printed.")] = None,
+    captions_for: Annotated[
+        Path | None,
+        typer.Option("--captions-for", help="Write the captions of a metadata file beside these images."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the YAML that is there already.")] = False,
+) -> None:
+    """Take over settings of kohya_ss, sd-scripts, OneTrainer or ai-toolkit."""
+    from sdlora.config.imports.read import import_settings
+
+    imported = import_settings(source)
+    if out is None:
+        console.print(imported.as_yaml(), markup=False)
+    else:
+        if out.exists() and not force:
+            raise ConfigError(str(out), ["it is there already; --force replaces it"])
+        out.write_text(imported.as_yaml(), encoding="utf-8")
+        for sentence in imported.lost:
+            console.print(f"not taken over: {sentence}", markup=False)
+        console.print(f"wrote {out}, read as {imported.tool}", markup=False)
+    if captions_for is not None:
+        from sdlora.data.repair.caption_import import plan_captions
+
+        changes, unknown = plan_captions(captions_for, imported.captions)
+        _make_or_show(captions_for, changes, apply_changes=True)
+        for name in unknown:
+            console.print(f"no image: {name}", markup=False)
+
+
+def _show(report: Report) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "rule", "files", "what"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "files" else "left")
+    by_rule: dict[str, list[Finding]] = defaultdict(list)
+    for finding in report.findings:
+        by_rule[finding.rule].append(finding)
+    for rule, findings in by_rule.items():
+        paths = list(dict.fromkeys(path for finding in findings for path in finding.files))
+        severity = findings[0].severity
+        lines = [finding.message for finding in findings[:_EXAMPLES]]
+        lines += [f"(and {len(findings) - _EXAMPLES} more like it)"] if len(findings) > _EXAMPLES else []
+        lines += [_names(paths, report)] if paths else []
+        lines += [f"mend: --rules {findings[0].fix}"] if findings[0].fix else []
+        count = str(len(paths)) if paths else ""
+        table.add_row(f"[{_COLOURS[severity]}]{severity}[/]", rule, count, _plain("\n".join(lines)))
+    if report.findings:
+        console.print(table)
+    console.print(report.summary, markup=False)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _names(paths: Sequence[Path], report: Report) -> str:
+    names = [report.name(path) for path in paths[:_EXAMPLES]]
+    return ", ".join(names) + (f" and {len(paths) - _EXAMPLES} more" if len(paths) > _EXAMPLES else "")
+
+
+def _make_or_show(folder: Path, changes: list[Change], apply_changes: bool) -> None:
+    from sdlora.data.repair.changes import apply
+
+    root = folder.expanduser().resolve()
+    for change in changes[:_CHANGES_SHOWN]:
+        what = f"{', '.join(change.rules)}: {change.path.relative_to(root)}: {change.summary}"
+        console.print(what, markup=False)
+    if len(changes) > _CHANGES_SHOWN:
+        console.print(f"and {len(changes) - _CHANGES_SHOWN} more")
+    if not changes:
+        console.print("nothing to change")
+    elif apply_changes:
+        trash = apply(folder, changes)
+        console.print(f"{len(changes)} changes made; originals are in {trash}", markup=False)
+        console.print(f"sdlora dataset undo {folder} takes them back", markup=False)
+    else:
+        console.print(f"{len(changes)} changes would be made; add --apply to make them")

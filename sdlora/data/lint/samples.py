@@ -1,0 +1,116 @@
+"""A data set as the rules see it: each picture with its facts, caption and figures, or the reason why it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sdlora.config.images import ImagesConfig
+from sdlora.data.caption_files import CaptionFolders, repeats_folder
+from sdlora.data.decoding import UnreadableImageError
+from sdlora.data.images import THREADS, ImageRecord, Listing, inspect_all, list_folder, mask_problem
+from sdlora.data.lint.measures import Measures, measure
+from sdlora.data.scan_problems import OTHER_CAPTION_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One readable picture."""
+
+    record: ImageRecord
+    measures: Measures
+
+
+@dataclass
+class DataSet:
+    """What lies in the folders."""
+
+    folders: tuple[Path, ...]
+    records: list[ImageRecord] = field(default_factory=list)
+    """The readable pictures as training sees them, `caption` None where there is none."""
+    samples: list[Sample] = field(default_factory=list)
+    """The same with their figures, if asked for."""
+    broken: dict[Path, str] = field(default_factory=dict)
+    """Pictures that can't be used, with the reason."""
+    caption_problems: list[str] = field(default_factory=list)
+    """A sentence for each caption file that can't be read, apart from wrong encodings."""
+    unread_captions: dict[Path, Path] = field(default_factory=dict)
+    """Caption files with an ending that is not read, by picture."""
+    zero_repeats: list[Path] = field(default_factory=list)
+    """Pictures in folders called `0_name`."""
+
+
+def gather(folders: Sequence[Path], images: ImagesConfig, *, figures: bool = True) -> DataSet:
+    """Read every picture of the folders, each file once, and measure it if `figures` are asked for.
+
+    Raises DataError for an empty folder.
+    """
+    found = DataSet(tuple(folders))
+    seen: set[Path] = set()
+    for root in folders:
+        listing = list_folder(root)
+        pictures = [path for path in listing.pictures if path.resolve() not in seen]
+        seen.update(path.resolve() for path in pictures)
+        _gather_folder(root, listing, pictures, images, found)
+    if figures:
+        for record, measures in _measure_all(found.records, max(images.resolutions)):
+            if isinstance(measures, str):
+                found.broken[record.path] = measures
+            else:
+                found.samples.append(Sample(record, measures))
+        found.records = [sample.record for sample in found.samples]
+    return found
+
+
+def unread_captions(listing: Listing) -> dict[Path, Path]:
+    """Pictures with no a.txt but a file that looks like it and is not read, such as a.caption or a.TXT."""
+    texts: dict[Path, list[Path]] = {}
+    for path in listing.files:
+        if path.suffix.lower() in OTHER_CAPTION_SUFFIXES:
+            texts.setdefault(path.with_suffix(""), []).append(path)
+    beside = {picture: texts.get(picture.with_suffix(""), []) for picture in listing.pictures}
+    return {
+        picture: paths[0] for picture, paths in beside.items() if paths and all(path.suffix != ".txt" for path in paths)
+    }
+
+
+def _gather_folder(
+    root: Path, listing: Listing, pictures: Sequence[Path], images: ImagesConfig, found: DataSet
+) -> None:
+    sources = CaptionFolders(root)
+    found.unread_captions |= unread_captions(listing)
+    for path, facts in inspect_all(pictures, root, images):
+        mask_path = listing.mask_of(path) if images.mask == "file" else None
+        reason = facts if isinstance(facts, str) else mask_problem(mask_path, images.max_megapixels)
+        if isinstance(facts, str) or reason:
+            found.broken[path] = str(reason)
+            continue
+        repeats, _ = repeats_folder(path.parent, root) or (images.repeats, "")
+        if repeats == 0:
+            found.zero_repeats.append(path)
+        found.records.append(
+            ImageRecord(
+                path=path,
+                width_px=facts.width_px,
+                height_px=facts.height_px,
+                caption=sources.caption(path),
+                content_hash=facts.content_hash,
+                repeats=max(repeats, 1),
+                mask_path=mask_path,
+                has_alpha=facts.has_alpha,
+            )
+        )
+    found.caption_problems += [problem for problem in sources.problems if ".txt is not UTF-8 text" not in problem]
+
+
+def _measure_all(records: Sequence[ImageRecord], edge_px: int) -> Iterator[tuple[ImageRecord, Measures | str]]:
+    def look(record: ImageRecord) -> Measures | str:
+        try:
+            return measure(record.path, edge_px)
+        except UnreadableImageError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        yield from zip(records, threads.map(look, records), strict=True)

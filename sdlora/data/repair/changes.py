@@ -1,0 +1,203 @@
+"""Changes to the files of a data set, each logged with the original kept, so that `undo` gives every byte back.
+
+    <data set>/.sdlora-trash/<time>/log.jsonl    one line a change, written before the change is made
+    <data set>/.sdlora-trash/<time>/0001         the file as it was, for a change to an existing file
+
+The folder is hidden, so scans pass it by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from sdlora.errors import DataError
+
+TRASH = ".sdlora-trash"
+_LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One file to be written or removed. `content` gives the new bytes when asked; None removes the file."""
+
+    rules: tuple[str, ...]
+    path: Path
+    content: Callable[[], bytes] | None
+    summary: str
+    """What the change does, for the preview."""
+
+
+@dataclass(frozen=True)
+class Undone:
+    """What an undo put back."""
+
+    files: tuple[Path, ...]
+    batch: str
+    """The time at which the changes had been made."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A line of the log: a file's hash before and after (None: absent) and the original's name in the trash."""
+
+    path: str
+    before: str | None
+    after: str | None
+    kept: str | None
+    rules: tuple[str, ...]
+
+
+def apply(folder: Path, changes: Sequence[Change]) -> Path | None:
+    """Make the changes, in order; returns the folder with the originals, None when there was nothing to do.
+
+    Each is logged and its original kept before the file is touched; files are replaced in one go. Interrupted between
+    two changes, the first are done and can be undone. Raises DataError for a file outside the folder or one that
+    can't be written.
+    """
+    if not changes:
+        return None
+    folder = folder.expanduser().resolve()
+    targets = [_target(change.path, folder) for change in changes]
+    batch = _new_batch(folder)
+    for number, (change, path) in enumerate(zip(changes, targets, strict=True), start=1):
+        try:
+            _make(change, path, folder, batch, f"{number:06d}")
+        except OSError as error:
+            raise DataError(
+                f"{change.path} can't be changed ({error.strerror or error}); {number - 1} of {len(changes)} changes "
+                f"are done: `sdlora dataset undo {folder}` takes them back."
+            ) from error
+    return batch
+
+
+def undo(folder: Path) -> Undone:
+    """Take back the newest changes of a data set, byte for byte; call again for those before.
+
+    Safe to interrupt and repeat. Raises DataError when there is nothing to undo, and, before touching anything, when
+    files have been changed since.
+    """
+    folder = folder.expanduser().resolve()
+    batches = sorted(path for path in (folder / TRASH).glob("*") if (path / _LOG).is_file())
+    if not batches:
+        raise DataError(f"{folder} has no changes to undo (no {TRASH} folder with a log in it).")
+    batch = batches[-1]
+    entries = list(_read(batch / _LOG))
+    _refuse_later_changes(folder, entries)
+    for entry in reversed(entries):
+        _restore(folder, batch, entry)
+    (batch / _LOG).unlink()
+    shutil.rmtree(batch)
+    with suppress(OSError):  # not empty: older changes are still in it
+        (folder / TRASH).rmdir()
+    return Undone(tuple(folder / entry.path for entry in entries), batch.name)
+
+
+def _new_batch(folder: Path) -> Path:
+    time = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%S")
+    for number in range(1, 1000):
+        batch = folder / TRASH / f"{time}-{number:03d}"
+        with suppress(FileExistsError):
+            batch.mkdir(parents=True)
+            return batch
+    raise DataError(f"{folder / TRASH} has too many changes of this second: try again.")
+
+
+def _target(path: Path, folder: Path) -> Path:
+    target = path.parent.resolve() / path.name
+    if not target.is_relative_to(folder) or target.is_symlink():
+        raise DataError(f"{path} is a link or lies outside {folder}, so nothing was changed: go where it really lies.")
+    return target
+
+
+def _make(change: Change, path: Path, folder: Path, batch: Path, number: str) -> None:
+    before = _hash(path)
+    content = change.content() if change.content else None
+    after = None if content is None else hashlib.sha256(content).hexdigest()
+    if before == after:
+        return
+    if before is not None:
+        _copy(path, batch / number)
+    name = path.relative_to(folder).as_posix()
+    _log(batch / _LOG, _Entry(name, before, after, number if before is not None else None, change.rules))
+    if content is None:
+        path.unlink()
+    else:
+        _write(path, content)
+
+
+def _restore(folder: Path, batch: Path, entry: _Entry) -> None:
+    path = folder / entry.path
+    _temporary(path).unlink(missing_ok=True)
+    if _hash(path) == entry.before:
+        return
+    if entry.kept is None:
+        path.unlink(missing_ok=True)
+    else:
+        _copy(batch / entry.kept, path)
+
+
+def _refuse_later_changes(folder: Path, entries: Sequence[_Entry]) -> None:
+    """Raise DataError for files that are neither as before the changes nor as after them."""
+    states: dict[str, set[str | None]] = {}
+    for entry in entries:
+        states.setdefault(entry.path, set()).update((entry.before, entry.after))
+    changed = [name for name, known in states.items() if _hash(folder / name) not in known]
+    if changed:
+        raise DataError(
+            f"{len(changed)} of {len(states)} files have been changed since, and undoing would lose that: "
+            f"{', '.join(changed)}. Nothing was undone; move them away first."
+        )
+
+
+def _hash(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sdlora-tmp")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy with the same times that appears in one go."""
+    temporary = _temporary(target)
+    shutil.copy2(source, temporary)
+    _settle(temporary)
+    temporary.replace(target)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = _temporary(path)
+    temporary.write_bytes(content)
+    _settle(temporary)
+    temporary.replace(path)
+
+
+def _settle(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _log(path: Path, entry: _Entry) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry.__dict__) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(log: Path) -> Iterator[_Entry]:
+    """The log's entries; a last line cut off by a crash belongs to a change that was not made."""
+    for line in log.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError, TypeError):
+            values = json.loads(line)
+            yield _Entry(**{**values, "rules": tuple(values["rules"])})

@@ -1,0 +1,185 @@
+"""`sdlora dataset ...` as a user meets it, and the contact sheet."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+from dataset_pictures import fingerprint, picture, save_captioned
+from PIL import Image
+
+from sdlora.__main__ import main
+from sdlora.config import files
+from sdlora.data.buckets import assign
+from sdlora.data.crops import prepare_pixels
+from sdlora.data.images import scan
+from sdlora.data.repair.caption_import import plan_captions
+from sdlora.data.sheet import draw_sheet, trained_picture
+
+SMALL = ("--set", "images.resolution=256")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Call `sdlora dataset`; gives exit code, output and errors."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sdlora", "dataset", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        printed = capsys.readouterr()
+        return int(exit_info.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two good pictures and one whose caption has the wrong ending."""
+    for number in range(3):
+        save_captioned(picture(number), tmp_path / "set" / f"{number}.png", f"thing [{number}], bright")
+    (tmp_path / "set" / "2.txt").rename(tmp_path / "set" / "2.caption")
+    return tmp_path / "set"
+
+
+def test_help_and_check_load_no_torch(folder: Path) -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from sdlora.cli import app\n"
+        "for arguments in (['dataset', '--help'], ['dataset', 'check', sys.argv[1]]):\n"
+        "    result = CliRunner().invoke(app, arguments)\n"
+        "assert 'caption-extension' in result.output, result.output\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+
+
+def test_check_shows_findings_and_exits_with_1_for_errors(run, folder: Path) -> None:
+    code, output, _ = run("check", folder, *SMALL)
+    assert code == 1
+    text = " ".join(output.split())
+    assert "error caption-extension 1 .caption files are not read: rename them to .txt 2.caption" in text
+    assert "mend: --rules caption-extension" in text
+    assert "3 images: 1 error" in text
+
+
+def test_check_exits_with_0_for_a_clean_set(run) -> None:
+    assert run("check", "--preset", "demo.yaml")[:2] == (0, "24 images: nothing to mend\n")
+
+
+def test_check_writes_json_and_a_page(run, folder: Path, tmp_path: Path) -> None:
+    code, output, _ = run("check", folder, *SMALL, "--json", "--html", tmp_path / "report.html")
+    assert code == 1
+    report = json.loads(output)
+    assert report["counts"] == {"error": 1, "warning": 0, "note": 0}
+    assert report["findings"][0]["files"] == [str(folder / "2.caption")]
+    assert "caption-extension" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_check_without_a_folder_says_what_is_missing(run) -> None:
+    code, _, errors = run("check")
+    assert code == 2
+    assert "images.folder is not set" in errors
+
+
+def test_fix_shows_then_makes_and_undo_takes_back(run, folder: Path) -> None:
+    before = fingerprint(folder)
+    code, output, _ = run("fix", folder, "--rules", "all")
+    assert code == 0
+    assert "caption-extension: 2.txt: caption: thing [2], bright" in output
+    assert "2 changes would be made; add --apply to make them" in output
+    assert fingerprint(folder) == before
+    code, output, _ = run("fix", folder, "--rules", "caption-extension,duplicate-tags", "--apply")
+    assert "2 changes made; originals are in" in output
+    assert (folder / "2.txt").read_text(encoding="utf-8") == "thing [2], bright"
+    assert run("check", folder, *SMALL)[0] == 0
+    code, output, _ = run("undo", folder)
+    assert "undone: 2 changes of" in output
+    assert fingerprint(folder) == before
+
+
+def test_a_fix_that_does_not_exist_is_refused(run, folder: Path) -> None:
+    code, _, errors = run("fix", folder, "--rules", "sharpen")
+    assert code == 2
+    assert "'sharpen' has no fix" in errors
+
+
+def test_edit_shows_then_makes(run, folder: Path) -> None:
+    assert "2 changes would be made" in run("edit", folder, "BRIGHT", "dark", "-i")[1]
+    run("edit", folder, "bright", "dark", "--apply")
+    assert (folder / "0.txt").read_text(encoding="utf-8") == "thing [0], dark"
+    assert "nothing to change" in run("edit", folder, "bright", "dark")[1]
+    assert "no changes to undo" in run("undo", folder.parent)[2]
+
+
+def test_a_sheet_is_written(run, folder: Path, tmp_path: Path) -> None:
+    code, output, _ = run("sheet", folder, *SMALL, "--out", tmp_path / "sheet.png", "--columns", 2)
+    assert code == 0
+    assert "sheet.png" in output
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (420, 612)
+
+
+def test_the_sheet_shows_what_training_sees(folder: Path) -> None:
+    config = files.load(None, ["images.resolution=128", f"images.folder={folder}", "captions.default=x"])
+    save_captioned(picture(5, (500, 220)), folder / "wide.png", "wide")
+    for item in assign(scan(config.images, config.captions).records, config.images):
+        trained = prepare_pixels(
+            item.record, item.placement, flip=False, crop_xy=None, background=config.images.background
+        )
+        pixels_HWC = ((trained.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(numpy.uint8)
+        assert (numpy.asarray(trained_picture(item, config)) == pixels_HWC).all()
+
+
+def test_masked_parts_are_tinted_in_the_sheet(tmp_path: Path) -> None:
+    save_captioned(Image.new("RGB", (128, 128), "white"), tmp_path / "a.png", "a cup")
+    mask = Image.new("L", (128, 128), 255)
+    mask.paste(0, (0, 0, 64, 128))
+    mask.save(tmp_path / "a-masklabel.png")
+    config = files.load(None, ["images.resolution=128", "images.mask=file", f"images.folder={tmp_path}"])
+    (item,) = assign(scan(config.images, config.captions).records, config.images)
+    tinted = trained_picture(item, config)
+    assert tinted.getpixel((100, 64)) == (255, 255, 255)
+    red, green, _ = tinted.getpixel((20, 64))
+    assert red > green + 80
+    assert draw_sheet(config).width == 216
+
+
+def test_import_prints_or_writes_yaml_that_loads(run, folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "concepts.json"
+    source.write_text(json.dumps([{"path": str(folder), "loss_weight": 2}]), encoding="utf-8")
+    assert "# Imported from OneTrainer concepts" in run("import", source)[1]
+    code, output, _ = run("import", source, "--out", tmp_path / "ours.yaml")
+    assert code == 0
+    assert "not taken over: loss_weight=2: no counterpart" in output
+    assert files.load(tmp_path / "ours.yaml").images.folder == folder
+    code, _, errors = run("import", source, "--out", tmp_path / "ours.yaml")
+    assert code == 2
+    assert "--force replaces it" in errors
+    assert run("import", source, "--out", tmp_path / "ours.yaml", "--force")[0] == 0
+
+
+def test_captions_of_a_metadata_file_are_written_and_undone(run, folder: Path, tmp_path: Path) -> None:
+    before = fingerprint(folder)
+    source = tmp_path / "meta.json"
+    entries = {"2": {"caption": "a cap"}, "0": {"caption": "stays out"}, "far/away.png": {"caption": "?"}}
+    source.write_text(json.dumps(entries), encoding="utf-8")
+    _, output, _ = run("import", source, "--captions-for", folder)
+    assert "no image: far/away.png" in output
+    assert (folder / "2.txt").read_text(encoding="utf-8") == "a cap"
+    assert (folder / "0.txt").read_text(encoding="utf-8") == "thing [0], bright"
+    run("undo", folder)
+    assert fingerprint(folder) == before
+
+
+@pytest.mark.parametrize("name", ["sub/2.png", "sub/2", r"C:\pictures\sub\2.png", "/elsewhere/2"])
+def test_images_are_found_by_path_or_name(tmp_path: Path, name: str) -> None:
+    image = save_captioned(picture(2), tmp_path / "sub" / "2.png", None)
+    changes, unknown = plan_captions(tmp_path, {name: "a cap"})
+    assert ([change.path for change in changes], unknown) == ([image.with_suffix(".txt")], [])

@@ -1,0 +1,396 @@
+"""Settings of other trainers: what is taken over, what is listed as lost, and that the result is a valid config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sdlora.config import files
+from sdlora.config.imports.read import Imported, import_settings
+from sdlora.errors import ConfigError
+
+KOHYA = {
+    "LoRA_type": "Kohya LoCon",
+    "additional_parameters": "",
+    "adaptive_noise_scale": 0,
+    "bucket_no_upscale": True,
+    "bucket_reso_steps": 64,
+    "cache_latents": True,
+    "caption_dropout_rate": 0.05,
+    "caption_extension": ".txt",
+    "clip_skip": "2",
+    "color_aug": True,
+    "conv_alpha": 4,
+    "conv_dim": 8,
+    "enable_bucket": True,
+    "epoch": 10,
+    "flip_aug": False,
+    "gradient_accumulation_steps": "2",
+    "gradient_checkpointing": True,
+    "keep_tokens": "1",
+    "learning_rate": 0.0001,
+    "lr_scheduler": "cosine",
+    "lr_warmup": 10,
+    "max_bucket_reso": 2048,
+    "max_resolution": "768,768",
+    "max_timestep": 1000,
+    "max_token_length": "150",
+    "max_train_epochs": "",
+    "max_train_steps": "",
+    "min_bucket_reso": 256,
+    "min_snr_gamma": 5,
+    "mixed_precision": "bf16",
+    "network_alpha": 16,
+    "network_dim": 32,
+    "noise_offset": 0.05,
+    "optimizer": "AdamW8bit",
+    "optimizer_args": "weight_decay=0.1 betas=0.9,0.99",
+    "output_dir": "out",
+    "output_name": "my lora!",
+    "pretrained_model_name_or_path": "models/sd15.safetensors",
+    "prior_loss_weight": 1.0,
+    "sample_prompts": "# comment\na cat --n bad --w 512\na dog",
+    "save_every_n_epochs": 1,
+    "save_precision": "fp16",
+    "scale_weight_norms": 1,
+    "sdxl": False,
+    "seed": "1234",
+    "shuffle_caption": True,
+    "text_encoder_lr": 5e-05,
+    "train_batch_size": 4,
+    "train_data_dir": "pictures",
+    "training_comment": "trigger: zeta",
+    "unet_lr": 0.0002,
+    "v2": False,
+    "v_parameterization": False,
+    "xformers": "xformers",
+}
+
+DATASET = """
+[general]
+shuffle_caption = true
+caption_extension = ".txt"
+keep_tokens = 1
+
+[[datasets]]
+resolution = 768
+batch_size = 4
+keep_tokens = 2
+
+  [[datasets.subsets]]
+  image_dir = "pictures/hero"
+  class_tokens = "zeta hero"
+  num_repeats = 10
+  face_crop_aug_range = [1.0, 3.0]
+
+  [[datasets.subsets]]
+  image_dir = "pictures/friend"
+  num_repeats = 5
+
+  [[datasets.subsets]]
+  is_reg = true
+  image_dir = "pictures/people"
+"""
+
+CONCEPTS: list[dict[str, Any]] = [
+    {
+        "__version": 2,
+        "image": {
+            "__version": 1,
+            "enable_crop_jitter": True,
+            "enable_random_flip": True,
+            "enable_random_rotate": True,
+            "random_rotate_max_angle": 5.0,
+            "random_hue_max_strength": 0.5,
+            "enable_resolution_override": True,
+            "resolution_override": "512,768",
+        },
+        "text": {
+            "prompt_source": "concept",
+            "prompt_path": "prompts.txt",
+            "enable_tag_shuffling": True,
+            "tag_delimiter": ";",
+            "keep_tags_count": 2,
+            "tag_dropout_enable": True,
+            "tag_dropout_mode": "RANDOM",
+            "tag_dropout_probability": 0.1,
+        },
+        "name": "hero",
+        "path": "pictures/hero",
+        "enabled": True,
+        "type": "STANDARD",
+        "balancing": 3.0,
+        "balancing_strategy": "REPEATS",
+        "loss_weight": 0.5,
+    },
+    {"path": "pictures/friend", "balancing": 0.5, "text": {"prompt_source": "sample"}},
+    {"path": "pictures/off", "enabled": False},
+    {"path": "pictures/held-out", "type": "VALIDATION"},
+    {"path": "pictures/prior", "type": "PRIOR_PREDICTION"},
+]
+
+AI_TOOLKIT = {
+    "job": "extension",
+    "config": {
+        "name": "my_first_lora",
+        "process": [
+            {
+                "type": "sd_trainer",
+                "training_folder": "output",
+                "device": "cuda:0",
+                "trigger_word": "zeta",
+                "network": {"type": "lora", "linear": 16, "linear_alpha": 8, "conv": 8, "conv_alpha": 4},
+                "save": {"dtype": "float16", "save_every": 250, "max_step_saves_to_keep": 4, "push_to_hub": False},
+                "datasets": [
+                    {
+                        "folder_path": "pictures",
+                        "caption_ext": "txt",
+                        "caption_dropout_rate": 0.05,
+                        "shuffle_tokens": False,
+                        "cache_latents_to_disk": True,
+                        "resolution": [512, 768],
+                        "mask_path": "masks",
+                    }
+                ],
+                "train": {
+                    "batch_size": 2,
+                    "steps": 2000,
+                    "gradient_accumulation_steps": 1,
+                    "train_unet": True,
+                    "train_text_encoder": False,
+                    "gradient_checkpointing": True,
+                    "noise_scheduler": "ddpm",
+                    "optimizer": "adamw8bit",
+                    "optimizer_params": {"weight_decay": 0.01},
+                    "lr": 1e-4,
+                    "min_snr_gamma": 5.0,
+                    "max_denoising_steps": 1000,
+                    "ema_config": {"use_ema": True, "ema_decay": 0.99},
+                    "dtype": "bf16",
+                },
+                "model": {"name_or_path": "stabilityai/stable-diffusion-xl-base-1.0", "is_xl": True, "quantize": True},
+                "sample": {
+                    "sampler": "ddpm",
+                    "sample_every": 250,
+                    "width": 1024,
+                    "height": 1024,
+                    "prompts": ["[trigger] playing chess", "a bear"],
+                    "neg": "blurry",
+                    "seed": 42,
+                    "walk_seed": True,
+                    "guidance_scale": 7,
+                    "sample_steps": 20,
+                },
+            }
+        ],
+    },
+    "meta": {"name": "[name]", "version": "1.0"},
+}
+
+
+def imported(tmp_path: Path, name: str, content: object) -> Imported:
+    path = tmp_path / name
+    if isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+    else:
+        path.write_text(yaml.safe_dump(content) if name.endswith(".yaml") else json.dumps(content), encoding="utf-8")
+    return import_settings(path)
+
+
+def read_back(result: Imported, tmp_path: Path) -> None:
+    """The YAML that is written loads to the same configuration."""
+    (tmp_path / "ours.yaml").write_text(result.as_yaml(), encoding="utf-8")
+    assert files.load(tmp_path / "ours.yaml") == result.config
+
+
+def lost_names(result: Imported) -> set[str]:
+    return {sentence.partition("=")[0] for sentence in result.lost}
+
+
+def test_kohya_settings_are_taken_over(tmp_path: Path) -> None:
+    result = imported(tmp_path, "kohya.json", KOHYA)
+    assert result.tool == "kohya_ss"
+    config = result.config
+    assert (config.name, config.seed) == ("my lora", 1234)
+    assert (config.base_model.model, config.base_model.clip_skip) == ("models/sd15.safetensors", 2)
+    assert config.images.folder == Path("pictures")
+    assert (config.images.resolution, config.images.upscale) == (768, False)
+    assert (config.images.bucket_min, config.images.bucket_max) == (256, 2048)
+    captions = config.captions
+    assert (captions.shuffle_tags, captions.keep_tags, captions.dropout, captions.max_tokens) == (True, 1, 0.05, 150)
+    adapter = config.adapter
+    assert (adapter.layers, adapter.rank, adapter.alpha) == ("all+conv", 32, 16)
+    assert (adapter.conv_rank, adapter.conv_alpha, adapter.text_encoder) == (8, 4, True)
+    optimization = config.optimization
+    assert (optimization.epochs, optimization.steps, optimization.accumulation) == (10, None, 2)
+    assert (optimization.learning_rate, optimization.text_encoder_learning_rate) == (2e-4, 5e-5)
+    assert (optimization.optimizer, optimization.weight_decay) == ("adamw8bit", 0.1)
+    assert optimization.optimizer_options == {"betas": [0.9, 0.99]}
+    assert (optimization.schedule, optimization.warmup, optimization.precision) == ("cosine", 0.1, "bf16")
+    assert (config.objective.weighting, config.objective.min_snr_gamma) == ("min_snr", 5)
+    assert (config.objective.max_timestep, config.objective.noise_offset) == (999, 0.05)
+    assert config.previews.prompts == ("a cat", "a dog")
+    read_back(result, tmp_path)
+
+
+def test_kohya_settings_without_counterpart_are_listed_and_others_are_not(tmp_path: Path) -> None:
+    result = imported(tmp_path, "kohya.json", KOHYA)
+    assert lost_names(result) == {"color_aug", "save_every_n_epochs", "scale_weight_norms", "sample_prompts"}
+    assert "color_aug=True: no counterpart" in result.lost
+    assert "#   scale_weight_norms=1: no counterpart" in result.as_yaml()
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "value"),
+    [
+        ({"LoRA_type": "LyCORIS/LoKr"}, "adapter.algorithm", "lokr"),
+        ({"LoRA_type": "Standard"}, "adapter.layers", "all"),
+        ({"LoRA_type": "LyCORIS/LoCon", "conv_dim": 0}, "adapter.layers", "all"),
+        ({"text_encoder_lr": 0}, "adapter.text_encoder", False),
+        ({"text_encoder_lr": ""}, "optimization.text_encoder_learning_rate", 1e-4),
+        ({"max_train_steps": "1600"}, "optimization.steps", 1600),
+        ({"max_train_epochs": "3"}, "optimization.epochs", 3),
+        ({"max_resolution": "512,768"}, "images.resolution", 624),
+        ({"enable_bucket": False}, "images.buckets", False),
+        ({"max_bucket_reso": 512}, "images.bucket_max", None),
+        ({"sdxl": True}, "base_model.family", "sdxl"),
+        ({"v2": True, "v_parameterization": True}, "base_model.prediction", "v_prediction"),
+        ({"reg_data_dir": "people"}, "objective.prior_preservation", "class_images"),
+        ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 0.5}, "optimization.optimizer", "prodigy"),
+        ({"optimizer": "AdamWScheduleFree"}, "optimization.schedule", "constant"),
+        ({"optimizer": "DAdaptAdam"}, "optimization.optimizer", "adamw"),
+        ({"lr_warmup_steps": 50}, "optimization.warmup", 50),
+        ({"debiased_estimation_loss": True}, "objective.weighting", "debiased"),
+        ({"loss_type": "smooth_l1"}, "objective.loss", "mse"),
+        ({"caption_extension": ".caption"}, "captions.separator", ","),
+        ({"max_token_length": "100"}, "captions.max_tokens", 75),
+        ({"optimizer_args": "use=sin("}, "optimization.optimizer_options", {}),
+        ({"LoRA_type": "LyCORIS/BOFT"}, "adapter.algorithm", "lora"),
+    ],
+)
+def test_variants_of_kohya_settings(tmp_path: Path, changes: dict[str, Any], setting: str, value: object) -> None:
+    result = imported(tmp_path, "kohya.json", {**KOHYA, **changes})
+    found: Any = result.config
+    for part in setting.split("."):
+        found = getattr(found, part)
+    assert found == value
+    read_back(result, tmp_path)
+
+
+def test_values_without_counterpart_say_why(tmp_path: Path) -> None:
+    changes = {
+        "optimizer": "DAdaptAdam",
+        "caption_extension": ".caption",
+        "max_token_length": "100",
+        "max_bucket_reso": 512,
+    }
+    text = "\n".join(imported(tmp_path, "kohya.json", {**KOHYA, **changes}).lost)
+    assert "optimizer=DAdaptAdam: no counterpart" in text
+    assert "caption_extension=.caption: only .txt is read: `sdlora dataset fix --rules caption-extension`" in text
+    assert "max_token_length=100: 75, 150 or 225 is possible" in text
+    assert "images.bucket_max=512: has no effect at resolution 768" in text
+
+
+def test_a_dataset_config_gives_folders_and_says_what_differs(tmp_path: Path) -> None:
+    result = imported(tmp_path, "dataset.toml", DATASET)
+    images = result.config.images
+    assert images.folder == (Path("pictures/hero"), Path("pictures/friend"))
+    assert images.class_folder == Path("pictures/people")
+    assert (images.resolution, images.repeats) == (768, 10)
+    assert (result.config.captions.keep_tags, result.config.captions.default) == (2, "zeta hero")
+    assert result.config.optimization.batch_size == 4
+    assert lost_names(result) == {"face_crop_aug_range", "pictures/friend: num_repeats"}
+    assert "rename this one to 5_friend" in "\n".join(result.lost)
+    read_back(result, tmp_path)
+
+
+def test_concepts_give_folders_and_say_what_differs(tmp_path: Path) -> None:
+    result = imported(tmp_path, "concepts.json", CONCEPTS)
+    config = result.config
+    assert config.images.folder == (Path("pictures/hero"), Path("pictures/friend"))
+    assert config.validation.folder == Path("pictures/held-out")
+    assert (config.images.repeats, config.images.resolution) == (3, (512, 768))
+    assert (config.images.horizontal_flip, config.images.random_crop) == (True, True)
+    captions = config.captions
+    assert (captions.shuffle_tags, captions.keep_tags, captions.tag_dropout, captions.separator) == (True, 2, 0.1, ";")
+    assert lost_names(result) == {
+        "loss_weight",
+        "text.prompt_source",
+        "image.enable_random_rotate",
+        "image.random_rotate_max_angle",
+        "pictures/friend: balancing",
+        "pictures/prior: type",
+    }
+    read_back(result, tmp_path)
+
+
+def test_an_ai_toolkit_job_is_taken_over(tmp_path: Path) -> None:
+    result = imported(tmp_path, "job.yaml", AI_TOOLKIT)
+    config = result.config
+    assert (config.name, config.captions.trigger) == ("my_first_lora", "zeta")
+    assert (config.adapter.rank, config.adapter.alpha, config.adapter.layers) == (16, 8, "all+conv")
+    assert (config.images.folder, config.images.resolution) == (Path("pictures"), (512, 768))
+    assert (config.optimization.steps, config.optimization.ema) == (2000, 0.99)
+    assert (config.base_model.family, config.base_model.quantization) == ("sdxl", "int8")
+    assert config.objective.max_timestep == 999
+    assert config.previews.prompts == ("zeta playing chess", "a bear")
+    assert (config.outputs.checkpoint_every, config.outputs.keep_checkpoints) == (250, 4)
+    assert result.lost == ("datasets.mask_path=masks: no counterpart",)
+    read_back(result, tmp_path)
+
+
+def test_a_model_that_is_no_stable_diffusion_is_listed(tmp_path: Path) -> None:
+    job = json.loads(json.dumps(AI_TOOLKIT))
+    job["config"]["process"][0]["model"] = {"name_or_path": "a/b", "is_flux": True}
+    job["config"]["process"][0]["train"]["noise_scheduler"] = "flowmatch"
+    lost = "\n".join(imported(tmp_path, "job.yaml", job).lost)
+    assert "model.arch=flux: only Stable Diffusion 1.x, 2.x and XL can be trained" in lost
+    assert "train.noise_scheduler=flowmatch: noise is added as in DDPM" in lost
+
+
+def test_metadata_gives_captions(tmp_path: Path) -> None:
+    entries = {
+        "a": {"caption": "a cat", "tags": "red, small", "train_resolution": [512, 512]},
+        "b.png": {"tags": "dog"},
+    }
+    result = imported(tmp_path, "meta.json", entries)
+    assert result.captions == {"a": "a cat, red, small", "b.png": "dog"}
+    assert result.config.images.folder == tmp_path
+    assert result.lost == ()
+
+
+def test_a_folder_of_repeat_folders_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "10_zeta dog").mkdir()
+    result = import_settings(tmp_path)
+    assert (result.tool, result.config.images.folder) == ("sd-scripts folders", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", {"hello": 1}, "neither kohya_ss settings, OneTrainer concepts nor sd-scripts metadata"),
+        ("a.json", "{", "can't be imported"),
+        ("a.json", [], "no enabled concept of type STANDARD"),
+        ("a.toml", "[general]", r"it has no \[\[datasets.subsets\]\]"),
+        ("a.toml", "=", "can't be imported"),
+        ("a.yaml", {"job": "extension"}, "it has no config.process"),
+        ("a.yaml", "- [", "can't be imported"),
+        ("a.yaml", "- 1", "it holds a list, not settings"),
+        ("a.ini", "", r"\.ini is not read; \.json, \.toml, \.yaml and folders are"),
+        ("a.json", {**KOHYA, "noise_offset": 3}, "objective.noise_offset: must be less than or equal to 1; got 3"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_says_why(tmp_path: Path, name: str, content: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        imported(tmp_path, name, content)
+
+
+def test_a_missing_file_and_a_plain_folder_say_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        import_settings(tmp_path / "nothing.json")
+    with pytest.raises(ConfigError, match="plain image folders need no import"):
+        import_settings(tmp_path)
