@@ -14,11 +14,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "MixConfig": ("sdlora.config.mix", "MixConfig"),
     "SdloraError": ("sdlora.errors", "SdloraError"),
     "TrainConfig": ("sdlora.config.train", "TrainConfig"),
+    "convert_adapter": ("sdlora.adapters.convert", "convert"),
+    "extract_adapter": ("sdlora.adapters.making", "extract_adapter"),
     "load_config": ("sdlora.config.files", "load"),
     "load_model": ("sdlora.models.loading", "load"),
+    "merge_adapters": ("sdlora.adapters.making", "merge_adapters"),
+    "mix_adapters": ("sdlora.adapters.making", "mix_adapters"),
     "read_adapter": ("sdlora.adapters.files", "read"),
+    "resize_adapter": ("sdlora.adapters.making", "resize_adapter"),
     "resume": ("sdlora.training.run", "resume"),
     "summarise": ("sdlora.training.summary", "summarise"),
     "train": ("sdlora.training.run", "train"),

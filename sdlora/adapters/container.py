@@ -33,10 +33,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise AdapterError(f"{path}: there is no such file")
     try:
         with path.open("rb") as stream:
-            start = stream.read(_LENGTH_BYTES)
+            start = stream.read(_LENGTH_BYTES + 1)
     except OSError as error:
         raise AdapterError(f"{path} can't be opened: {error.strerror or error}") from error
-    if path.suffix.lower() in _PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS):
+    # a header of 640 bytes begins like a pickle, so what follows the length counts too
+    looks_pickled = start.startswith(_PICKLE_STARTS) and start[_LENGTH_BYTES:] != b"{"
+    if path.suffix.lower() in _PICKLE_SUFFIXES or looks_pickled:
         raise AdapterError(
             f"{path.name} is a pickle: opening one can run any program hidden in it, so only .safetensors files are "
             "read. Convert it with the tool that made it."
@@ -98,9 +100,26 @@ def tensor_hash(data: bytes) -> str:
     return hashlib.sha256(memoryview(data)[_LENGTH_BYTES + length :]).hexdigest()
 
 
+def file_tensor_hash(path: Path) -> str:
+    """`tensor_hash` of a file on the disk, without holding it in memory."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(_LENGTH_BYTES))
+        stream.seek(_LENGTH_BYTES + length)
+        digest = hashlib.sha256()
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def legacy_hash(data: bytes) -> str:
     """kohya's sshs_legacy_hash: 8 hex of sha256 over bytes 0x100000 to 0x110000 (of nothing in smaller files)."""
     return hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
+
+
+def refuse_overwriting(path: Path, force: bool) -> None:
+    """Raise AdapterError when there is something at `path` already, unless `force`; ask before long work."""
+    if path.exists() and not force:
+        raise AdapterError(f"{path} exists already; choose another name, or give --force to replace it")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

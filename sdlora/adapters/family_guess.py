@@ -68,7 +68,10 @@ def _by_projection(modules: Mapping[str, Mapping[str, Tensor]]) -> FamilyName | 
 
 
 def _input_width(factors: Mapping[str, Tensor]) -> int | None:
+    """Inputs of a linear layer."""
     for name in ("lora_down", "hada_w1_b"):
         if name in factors and factors[name].ndim > 1:
             return factors[name].shape[1]
-    return None
+    halves = [factors.get(name, factors.get(f"{name}_b")) for name in ("lokr_w1", "lokr_w2")]
+    widths = [half.shape[1] for half in halves if half is not None and half.ndim > 1]
+    return widths[0] * widths[1] if len(widths) == 2 else None

@@ -141,6 +141,12 @@ def kohya_metadata(facts: TrainingFacts, network: NetworkFacts, *, private: bool
     return {key: str(value) for key, value in values.items() if value is not None or key not in _LEFT_OUT_IF_UNKNOWN}
 
 
+def derived_metadata(facts: TrainingFacts, network: NetworkFacts) -> dict[str, str]:
+    """The ss_* entries of an adapter that was not trained but made of others: only what is true of it."""
+    values = {"ss_output_name": facts.name, **_about_network(facts, network)}
+    return {key: str(value) for key, value in values.items() if value is not None}
+
+
 def model_spec(facts: TrainingFacts, tensor_hash: str) -> dict[str, str]:
     """The modelspec.* entries (Stability AI's ModelSpec 1.0.1). tensor_hash: sha256 of the tensors' bytes."""
     family = FAMILIES[facts.family]

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdlora.adapters.container import load_tensors
+from sdlora.adapters.container import file_tensor_hash, load_tensors
 from sdlora.adapters.family_guess import guess_family
+from sdlora.adapters.hub_files import local_file
 from sdlora.adapters.kohya import canonical
 from sdlora.adapters.weights import LOHA_FACTORS, LOKR_FACTORS, LORA_FACTORS, AdapterFile, Format, ModuleWeights
 from sdlora.config.adapter import Algorithm
@@ -56,10 +57,12 @@ _NEEDED: dict[Algorithm, tuple[tuple[str, ...], ...]] = {
 def read(path: Path | str) -> AdapterFile:
     """All that an adapter file holds, with names made uniform. Every tensor is used, or named in `unused`.
 
+    path: a file, or hf://owner/name[/file] on the hub.
+
     Raises AdapterError, listing what is wrong: not safetensors, damaged, no adapter in it, factors missing or of
     shapes that don't fit each other, non-finite values.
     """
-    path = Path(path)
+    path = local_file(path)
     tensors, metadata = load_tensors(path)
     is_kohya = any(key.startswith(_KOHYA_PREFIXES) for key in tensors)
     grouped, unused = (_by_kohya_key if is_kohya else _by_diffusers_key)(tensors)
@@ -84,7 +87,11 @@ def read(path: Path | str) -> AdapterFile:
         first = next(iter(tensors), "nothing at all")
         raise AdapterError(f"{path.name} holds no LoRA, LoHa or LoKr layer that is understood (it holds {first}, ...)")
     file_format: Format = "kohya" if is_kohya else "diffusers"
-    return AdapterFile(path, file_format, family, modules, metadata, tuple(unused), _notes(modules, is_kohya))
+    model_hash = file_tensor_hash(path)
+    notes = _notes(modules, is_kohya)
+    if metadata.get("sshs_model_hash", model_hash) != model_hash:
+        notes += ("its tensors are not those that its own hash was taken of: changed by another tool, or damaged",)
+    return AdapterFile(path, file_format, family, modules, metadata, model_hash, tuple(unused), notes)
 
 
 def _by_kohya_key(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:

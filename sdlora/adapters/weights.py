@@ -132,6 +132,8 @@ class AdapterFile:
     modules: dict[str, ModuleWeights]
     """By kohya name as this package writes it (SDXL: LDM spelling), whatever spelling the file has."""
     metadata: dict[str, str]
+    model_hash: str = ""
+    """sha256 of all bytes behind the header (kohya's sshs_model_hash); its first 12 letters are the AutoV3 hash."""
     unused: tuple[str, ...] = ()
     """Keys of tensors that are not understood."""
     notes: tuple[str, ...] = field(default=())

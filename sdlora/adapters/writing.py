@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ def export(
         tensors, network = diffusers_tensors(modules, dtype)
     data, model_hash = _with_metadata(tensors, facts, network, private=private)
     write_atomically(path, data)
-    return Export(path, len(data), model_hash, _warnings(modules, tensors, file_format))
+    return Export(path, len(data), model_hash, travel_warnings(modules, tensors, file_format))
 
 
 def write_side_car(path: Path, facts: TrainingFacts, preview: Path | None = None) -> list[Path]:
@@ -84,17 +84,21 @@ def write_side_car(path: Path, facts: TrainingFacts, preview: Path | None = None
 
 def kohya_tensors(modules: Modules, family: FamilyName, dtype: torch.dtype) -> tuple[dict[str, Tensor], NetworkFacts]:
     """All tensors in kohya's layout, and what the metadata says of them. Raises AdapterError on fp16 overflow."""
+    return named_tensors({kohya_name(part, path, family): weights for (part, path), weights in modules.items()}, dtype)
+
+
+def named_tensors(modules: Mapping[str, ModuleWeights], dtype: torch.dtype) -> tuple[dict[str, Tensor], NetworkFacts]:
+    """The same for modules that have their kohya names already."""
     alpha = _common_alpha(modules, dtype)
     tensors: dict[str, Tensor] = {}
-    for (part, path), weights in modules.items():
-        name = kohya_name(part, path, family)
+    for name, weights in modules.items():
         for factor, tensor in _folded(weights, alpha).items():
             suffix = ".weight" if weights.algorithm == "lora" else ""
-            tensors[f"{name}.{factor}{suffix}"] = _cast(tensor, dtype, path)
+            tensors[f"{name}.{factor}{suffix}"] = _cast(tensor, dtype, name)
         tensors[f"{name}.alpha"] = torch.tensor(alpha, dtype=dtype)
         if weights.dora_scale is not None:
-            tensors[f"{name}.dora_scale"] = _cast(weights.dora_scale, dtype, path)
-    return tensors, _network_facts(modules, alpha)
+            tensors[f"{name}.dora_scale"] = _cast(weights.dora_scale, dtype, name)
+    return tensors, network_facts(modules, alpha)
 
 
 def diffusers_tensors(modules: Modules, dtype: torch.dtype) -> tuple[dict[str, Tensor], NetworkFacts]:
@@ -119,7 +123,7 @@ def diffusers_tensors(modules: Modules, dtype: torch.dtype) -> tuple[dict[str, T
             magnitude = weights.dora_scale.reshape((1, -1, 1, 1) if is_conv else (-1,))
             tensors[f"{name}.lora_magnitude_vector"] = _cast(magnitude, dtype, path)
     rank = _most_common([weights.rank for weights in modules.values()])
-    return tensors, _network_facts(modules, float(rank))
+    return tensors, network_facts(modules, float(rank))
 
 
 def _folded(weights: ModuleWeights, alpha: float) -> dict[str, Tensor]:
@@ -132,7 +136,7 @@ def _folded(weights: ModuleWeights, alpha: float) -> dict[str, Tensor]:
     return factors
 
 
-def _common_alpha(modules: Modules, dtype: torch.dtype) -> float:
+def _common_alpha(modules: Mapping[Any, ModuleWeights], dtype: torch.dtype) -> float:
     """The alpha most layers have, rounded to a value that the file's number type holds exactly."""
     alpha = _most_common([w.scale * w.rank for w in modules.values() if not w.is_full_lokr] or [1.0])
     rounded = float(torch.tensor(alpha, dtype=dtype))
@@ -171,7 +175,8 @@ def _all_tensors(weights: ModuleWeights) -> list[Tensor]:
     return [*weights.factors.values(), *magnitude]
 
 
-def _network_facts(modules: Modules, alpha: float) -> NetworkFacts:
+def network_facts(modules: Mapping[Any, ModuleWeights], alpha: float) -> NetworkFacts:
+    """What the metadata says of these layers, whatever they are called."""
     first = next(iter(modules.values()))
     kernels = {key: weights for key, weights in modules.items() if _is_convolution(weights)}
     plain = [weights.rank for key, weights in modules.items() if key not in kernels]
@@ -197,14 +202,26 @@ def _with_metadata(
     tensors: Mapping[str, Tensor], facts: TrainingFacts, network: NetworkFacts, *, private: bool
 ) -> tuple[bytes, str]:
     """The file's bytes and its model hash. Both hashes are of the file with ss_* entries only, as kohya takes them."""
-    entries = kohya_metadata(facts, network, private=private)
+    return with_hashes(tensors, facts, kohya_metadata(facts, network, private=private))
+
+
+def with_hashes(
+    tensors: Mapping[str, Tensor],
+    facts: TrainingFacts,
+    entries: Mapping[str, str],
+    more: Mapping[str, str] | None = None,
+) -> tuple[bytes, str]:
+    """A file of these tensors with ss_* `entries`, hashes of it with only these, ModelSpec and `more`; and its hash."""
     bare = serialise(tensors, entries)
     model_hash = tensor_hash(bare)
     hashes = {"sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash(bare)}
-    return serialise(tensors, {**entries, **model_spec(facts, model_hash), **hashes}), model_hash
+    return serialise(tensors, {**entries, **model_spec(facts, model_hash), **(more or {}), **hashes}), model_hash
 
 
-def _warnings(modules: Modules, tensors: Mapping[str, Tensor], file_format: Format) -> tuple[str, ...]:
+def travel_warnings(
+    modules: Mapping[Any, ModuleWeights], tensors: Mapping[str, Tensor], file_format: Format
+) -> tuple[str, ...]:
+    """Where a file of these tensors will not be read as it should."""
     warnings: list[str] = []
     algorithm = next(iter(modules.values())).algorithm
     if any(weights.rank == 1 and not weights.is_full_lokr for weights in modules.values()) and algorithm == "lora":

@@ -1,4 +1,4 @@
-"""The command line: parse, call the API, show the result. Heavy imports live in the commands' bodies."""
+"""Commands around training: train, resume, requests to a run, presets, settings, the cache."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from sdlora.cli.app import app, console
 from sdlora.config import files
 
 if TYPE_CHECKING:
@@ -17,17 +17,8 @@ if TYPE_CHECKING:
     from sdlora.training.run import RunResult
     from sdlora.training.run_folder import Request
 
-app = typer.Typer(
-    name="sdlora",
-    help="Train Stable Diffusion LoRA adapters whose files load everywhere.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=True,
-)
 cache_app = typer.Typer(help="Show and prune the cache of encoded images and captions.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
-
-console = Console(highlight=False, soft_wrap=True)
 
 PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="A preset's name, or a YAML file.")]
 SetOption = Annotated[

@@ -1,0 +1,137 @@
+"""Large safetensors files, one tensor at a time: read one, or copy all while changing some. Memory: one tensor."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from sdlora.errors import AdapterError, ModelError
+from sdlora.models.headers import read_header
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""The number types a weight may have; tensors of others are copied as they are."""
+_COPIED_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class _Entry:
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class TensorFile:
+    """A safetensors file by its header. Raises ModelError when it is none, or incomplete."""
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix.lower() != ".safetensors":
+            raise ModelError(f"{path.name} is no .safetensors file; convert the model to safetensors first")
+        self.path = path
+        self.metadata = read_header(path).metadata
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            self._header: dict[str, Any] = json.loads(stream.read(length))
+        self._data_start = 8 + length
+        self._entries = {
+            name: _Entry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+            for name, entry in self._header.items()
+            if name != "__metadata__"
+        }
+
+    def names(self) -> list[str]:
+        """Names of all tensors, in the order in which they lie in the file."""
+        return sorted(self._entries, key=lambda name: self._entries[name].start)
+
+    def shape(self, name: str) -> torch.Size:
+        """Shape of one tensor."""
+        return torch.Size(self._entries[name].shape)
+
+    def is_weight(self, name: str) -> bool:
+        """Whether a tensor is of a number type that can be calculated with."""
+        return self._entries[name].dtype in _DTYPES
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in memory of its own."""
+        with self.path.open("rb") as stream:
+            return self._read(stream, name)
+
+    def copy_changed(
+        self,
+        target: Path,
+        change: Mapping[str, Callable[[Tensor], Tensor]],
+        metadata: Mapping[str, str],
+        on_tensor: Callable[[], None],
+    ) -> None:
+        """Write the file anew with some tensors changed (same shape and number type), whole or not at all.
+
+        Raises AdapterError: a changed value is not finite in the file's number type, or the disk.
+        """
+        header = {"__metadata__": dict(metadata), **{k: v for k, v in self._header.items() if k != "__metadata__"}}
+        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        raw += b" " * (-len(raw) % 8)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("rb") as source, temporary.open("wb") as out:
+                out.write(struct.pack("<Q", len(raw)) + raw)
+                for name in self.names():
+                    if name in change:
+                        out.write(self._changed(source, name, change[name]))
+                    else:
+                        self._copy(source, out, self._entries[name])
+                    on_tensor()
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(target)
+        except OSError as error:
+            raise AdapterError(f"{target} can't be written: {error.strerror or error}") from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+    def _read(self, stream: IO[bytes], name: str) -> Tensor:
+        entry = self._entries[name]
+        dtype = _DTYPES[entry.dtype]
+        if entry.start == entry.end:
+            return torch.empty(entry.shape, dtype=dtype)
+        data = bytearray(entry.end - entry.start)
+        stream.seek(self._data_start + entry.start)
+        stream.readinto(data)  # type: ignore[attr-defined]
+        return torch.frombuffer(data, dtype=dtype).reshape(entry.shape)
+
+    def _changed(self, stream: IO[bytes], name: str, change: Callable[[Tensor], Tensor]) -> bytes:
+        before = self._read(stream, name)
+        after = change(before)
+        assert after.shape == before.shape
+        cast = after.to(before.dtype)
+        if not bool(torch.isfinite(cast.float()).all()):
+            kind = str(before.dtype).removeprefix("torch.")
+            raise AdapterError(f"{name} would hold values that {kind} can't; lower the weights of the adapters")
+        return cast.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+    def _copy(self, source: IO[bytes], out: IO[bytes], entry: _Entry) -> None:
+        source.seek(self._data_start + entry.start)
+        left = entry.end - entry.start
+        while left > 0:
+            block = source.read(min(left, _COPIED_BYTES))
+            if not block:
+                raise OSError(f"{self.path.name} ends too early")
+            out.write(block)
+            left -= len(block)

@@ -1,0 +1,299 @@
+"""Commands on finished adapters: inspect, mix, merge, extract, resize, convert, push."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from sdlora.cli.app import app, console
+from sdlora.config import files
+from sdlora.config.base_model import FamilyName, Precision
+from sdlora.config.mix import MixConfig, MixMethod, parse_adapter
+from sdlora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdlora.adapters.making import Made
+    from sdlora.adapters.operands import BaseWeight
+    from sdlora.adapters.writing import Export
+
+AdaptersArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FILE:WEIGHT...",
+        help="Adapters with weights, for example a.safetensors:0.8 b.safetensors:unet=0.6,te=0,blocks=OUTD. "
+        "FILE may lie on the hub: hf://owner/name/file.",
+    ),
+]
+FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="An adapter file, or hf://owner/name/file.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="Base model: folder, .safetensors file, builtin:... or a hub name.")
+]
+RankOption = Annotated[int | None, typer.Option("--rank", min=1, help="Rank of every layer.")]
+EnergyOption = Annotated[
+    float | None, typer.Option("--energy", help="Share of each layer's sum of squares to keep, such as 0.99.")
+]
+PrecisionOption = Annotated[Precision | None, typer.Option("--precision", help="Number type of the written weights.")]
+FamilyOption = Annotated[FamilyName | None, typer.Option("--family", help="Family, for files that don't tell it.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def inspect(
+    file: FileArgument,
+    other: Annotated[str | None, typer.Argument(help="Another adapter to compare with.")] = None,
+    base: BaseOption = None,
+    as_json: JsonOption = False,
+    chart: Annotated[Path | None, typer.Option("--chart", help="Draw a bar chart by block into this PNG.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only what the file says, no analysis.")] = False,
+    force: ForceOption = False,
+) -> None:
+    """Show what an adapter is, how strong it is and where; with two, how far they agree."""
+    from sdlora.adapters.analysis import analyse
+    from sdlora.adapters.chart import save_chart
+    from sdlora.adapters.comparison import compare
+    from sdlora.adapters.inspection import inspect as describe
+    from sdlora.adapters.reading import read
+
+    if quick and (chart or other):
+        raise ConfigError("the command line", ["--quick does no analysis, so --chart and a second file go without it"])
+    adapters = [read(name) for name in (file, other) if name is not None]
+    base_weight = _base_weight(base)
+    facts = [describe(adapter) for adapter in adapters]
+    result: dict[str, Any] = {"files": [one.as_dict() for one in facts]}
+    texts = [one.as_text() for one in facts]
+    bars: list[tuple[str, float]] = []
+    if len(adapters) == 2:
+        with _progress("comparing") as on_progress:
+            comparison = compare(adapters[0], adapters[1], base_weight, on_progress)
+        result["comparison"], title = comparison.as_dict(), f"cosine of {facts[0].name} and {facts[1].name}"
+        texts.append(comparison.as_text())
+        bars = [(block.block, block.cosine) for block in comparison.blocks]
+    elif not quick:
+        with _progress("analysing") as on_progress:
+            analysis = analyse(adapters[0], base_weight, on_progress)
+        result["analysis"], title = analysis.as_dict(), f"||dW|| of {facts[0].name}"
+        texts.append(analysis.as_text())
+        bars = [(block.block, block.norm) for block in analysis.blocks]
+    if chart is not None:
+        save_chart(bars, title, chart, force=force)
+        texts.append(f"chart written to {chart}")
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        console.print("\n\n".join(texts), markup=False)
+
+
+@app.command()
+def mix(
+    out: OutOption,
+    adapters: AdaptersArgument = None,
+    config: Annotated[Path | None, typer.Option("--config", help="A YAML file with the mix's settings.")] = None,
+    method: Annotated[MixMethod | None, typer.Option("--method", help="How; concat is the exact sum.")] = None,
+    rank: RankOption = None,
+    energy: EnergyOption = None,
+    density: Annotated[float | None, typer.Option("--density", help="ties, dare: share of values kept.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="dare: seed of the random choice.")] = None,
+    base: BaseOption = None,
+    precision: PrecisionOption = None,
+    family: FamilyOption = None,
+    errors: Annotated[bool, typer.Option("--errors", help="List every layer's relative error.")] = False,
+    force: ForceOption = False,
+) -> None:
+    """Mix adapters into one: the exact weighted sum of their updates, or an approximation with its error."""
+    values = files.read_yaml(config) if config else {}
+    if adapters:
+        values["adapters"] = [parse_adapter(text).model_dump() for text in adapters]
+    given = {
+        "method": method,
+        "rank": rank,
+        "energy": energy,
+        "density": density,
+        "seed": seed,
+        "base_model": base,
+        "precision": precision,
+        "family": family,
+    }
+    values |= {name: value for name, value in given.items() if value is not None}
+    settings = files.validate(values, str(config or "the command line"), MixConfig)
+    from sdlora.adapters.making import mix_adapters
+
+    with _progress("mixing") as on_progress:
+        made = mix_adapters(settings, out, force=force, on_progress=on_progress)
+    _show_made(made, errors=errors)
+
+
+@app.command()
+def merge(
+    adapters: AdaptersArgument,
+    base: Annotated[str, typer.Option("--base", help="Base model: folder, .safetensors file or a hub name.")],
+    out: OutOption,
+    force: ForceOption = False,
+) -> None:
+    """Bake adapters into a base model: a folder becomes a folder, a single file a single file."""
+    from sdlora.adapters.making import merge_adapters
+
+    with _progress("merging") as on_progress:
+        merged = merge_adapters(
+            base, [parse_adapter(text) for text in adapters or ()], out, force=force, on_progress=on_progress
+        )
+    console.print(f"{merged.path}: {len(merged.changed)} layers changed", markup=False)
+    if merged.unplaced:
+        listed = ", ".join(merged.unplaced[:3])
+        console.print(f"note: the model has not {len(merged.unplaced)} layers of the adapters: {listed}", markup=False)
+
+
+@app.command()
+def extract(
+    tuned: Annotated[str, typer.Option("--tuned", help="The tuned model: folder, .safetensors file or hub name.")],
+    base: Annotated[str, typer.Option("--base", help="The model it was tuned from.")],
+    out: OutOption,
+    rank: RankOption = None,
+    conv_rank: Annotated[
+        int | None, typer.Option("--conv-rank", min=0, help="Rank of convolutions; 0 leaves them out.")
+    ] = None,
+    energy: EnergyOption = None,
+    precision: PrecisionOption = "fp16",
+    errors: Annotated[bool, typer.Option("--errors", help="List every layer's relative error.")] = False,
+    force: ForceOption = False,
+) -> None:
+    """Make an adapter of the difference of two models."""
+    _check_size(rank, energy, 32)
+    from sdlora.adapters.extract import Ranks
+    from sdlora.adapters.making import extract_adapter
+
+    ranks = Ranks(None if energy else rank or 32, conv_rank, energy)
+    with _progress("extracting") as on_progress:
+        made = extract_adapter(
+            tuned, base, out, ranks, precision=precision or "fp16", force=force, on_progress=on_progress
+        )
+    _show_made(made, errors=errors)
+
+
+@app.command()
+def resize(
+    file: FileArgument,
+    out: OutOption,
+    rank: RankOption = None,
+    energy: EnergyOption = None,
+    precision: PrecisionOption = None,
+    family: FamilyOption = None,
+    errors: Annotated[bool, typer.Option("--errors", help="List every layer's relative error.")] = False,
+    force: ForceOption = False,
+) -> None:
+    """Cut an adapter to a smaller rank, or to what keeps a share of every layer's energy."""
+    _check_size(rank, energy, None)
+    from sdlora.adapters.making import resize_adapter
+
+    with _progress("resizing") as on_progress:
+        made = resize_adapter(
+            file,
+            out,
+            rank=rank,
+            energy=energy,
+            precision=precision,
+            family=family,
+            force=force,
+            on_progress=on_progress,
+        )
+    _show_made(made, errors=errors)
+
+
+@app.command()
+def convert(
+    file: FileArgument,
+    out: OutOption,
+    to: Annotated[Literal["kohya", "diffusers"], typer.Option("--to", help="The layout to write.")],
+    precision: PrecisionOption = None,
+    family: FamilyOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Write an adapter in kohya's or diffusers' layout; the effective weights stay the same to the last bit."""
+    from sdlora.adapters.convert import convert as convert_file
+
+    _show_export(convert_file(file, out, to, precision=precision, family=family, force=force))
+
+
+@app.command()
+def push(
+    source: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="An adapter file, or a run's folder.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub.")],
+    base_model: Annotated[str | None, typer.Option("--base", help="Hub name of the base model, for the card.")] = None,
+    license_name: Annotated[str | None, typer.Option("--license", help="Licence, for the card.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the card and the files, upload nothing.")] = False,
+) -> None:
+    """Upload an adapter to the Hugging Face hub with a model card and preview pictures."""
+    from sdlora.adapters.publishing import prepare
+    from sdlora.adapters.publishing import push as upload
+
+    publication = prepare(source, repository, base_model=base_model, license_name=license_name)
+    if dry_run:
+        console.print(publication.card, markup=False)
+        console.print("files: README.md, " + ", ".join(publication.files), markup=False)
+    else:
+        console.print(upload(publication, private=private), markup=False)
+
+
+def _check_size(rank: int | None, energy: float | None, default_rank: int | None) -> None:
+    problems = []
+    if rank is not None and energy is not None:
+        problems.append("--rank and --energy exclude each other")
+    if rank is None and energy is None and default_rank is None:
+        problems.append("give --rank or --energy")
+    if energy is not None and not 0 < energy <= 1:
+        problems.append(f"--energy is a share above 0 and up to 1, not {energy}")
+    if problems:
+        raise ConfigError("the command line", problems)
+
+
+def _base_weight(base: str | None) -> BaseWeight | None:
+    if base is None:
+        return None
+    from sdlora.adapters.base_weights import open_base
+
+    return open_base(base).weight
+
+
+def _show_made(made: Made, *, errors: bool) -> None:
+    from sdlora.adapters.mix import summary
+
+    result = made.result
+    if errors:
+        for layer in result.layers:
+            console.print(f"{layer.relative_error:9.2e}  rank {layer.rank:<4} {layer.name}", markup=False)
+    console.print(summary(result.modules), markup=False)
+    console.print(
+        f"relative error {result.relative_error:.2e} in total, {result.worst.relative_error:.2e} in the worst layer "
+        f"({result.worst.name})"
+        if result.relative_error
+        else "exact, up to rounding",
+        markup=False,
+    )
+    for note in result.notes:
+        console.print(f"note: {note}", markup=False)
+    _show_export(made.export)
+
+
+def _show_export(export: Export) -> None:
+    for warning in export.warnings:
+        console.print(f"note: {warning}", markup=False)
+    console.print(f"{export.path}: {export.size_bytes / 2**20:.1f} MiB, hash {export.model_hash[:12]}", markup=False)
+
+
+@contextmanager
+def _progress(stage: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on the terminal, gone when the work is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    terminal = Console(stderr=True)
+    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task(stage, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

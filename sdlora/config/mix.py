@@ -1,0 +1,121 @@
+"""Which adapters are mixed or merged, how strongly and by which method."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sdlora.config.base_model import FamilyName, Precision
+from sdlora.config.section import Section
+from sdlora.errors import ConfigError
+
+MixMethod = Literal["concat", "svd", "linear", "ties", "dare", "dare-ties"]
+_WEIGHT = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_SPELLED = re.compile(rf"(?P<file>.+?)(?::(?P<weight>{_WEIGHT}))?(?::(?P<settings>[A-Za-z]\w*=.+))?")
+_SETTING = re.compile(r"(\w+)=(\[[^\]]*\]|[^,]+)(?:,|$)")
+_NAMES = {"unet": "unet", "te": "text_encoder", "te2": "text_encoder_2"}
+
+
+class MixedAdapter(Section):
+    file: str
+    """Adapter file, or hf://owner/name[/file]."""
+
+    weight: float = 1.0
+    """What the whole update is multiplied by; negative weights take it away."""
+
+    unet: float | None = None
+    """Weight of the UNet's layers, instead of `weight`."""
+
+    text_encoder: float | None = None
+    """Weight of the text encoders' layers, instead of `weight`."""
+
+    text_encoder_2: float | None = None
+    """SDXL: weight of the second text encoder's layers, instead of `text_encoder`."""
+
+    blocks: str | list[float] | dict[str, float] = "ALL"
+    """Weight by block, on top: a preset (ALL, NONE, INS, IND, INALL, MIDD, OUTD, OUTS, OUTALL), a list in sd-scripts'
+    lbw order (12 or 20 numbers for SDXL, 17 or 26 for others), or weights by name such as {MID: 0.5, OUT03: 0}."""
+
+
+class MixConfig(Section):
+    adapters: list[MixedAdapter] = Field(min_length=1)
+    """The adapters to mix."""
+
+    method: MixMethod = "concat"
+    """concat (exact sum, ranks add up), svd (best approximation of the sum), linear (exact, for adapters that share a
+    factor), ties (Yadav 2023), dare or dare-ties (Yu 2024)."""
+
+    rank: int | None = Field(default=None, ge=1, le=4096)
+    """Rank of every layer of the result (svd, ties, dare); layers that need less get less."""
+
+    energy: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Instead of rank: share of each layer's sum of squares to keep, for example 0.99."""
+
+    density: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """ties, dare: share of each adapter's values that is kept."""
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """dare: seed of the random choice."""
+
+    base_model: str | None = None
+    """Base model, needed only when an adapter is DoRA: its update depends on the base weights."""
+
+    family: Literal["auto"] | FamilyName = "auto"
+    """Stable Diffusion family, for files that don't tell."""
+
+    precision: Precision = "fp16"
+    """Number type of the written weights."""
+
+    @property
+    def truncates(self) -> bool:
+        """Whether the method makes an approximation of a chosen rank."""
+        return self.method not in ("concat", "linear")
+
+    @model_validator(mode="after")
+    def _check(self) -> MixConfig:
+        chosen = sum(value is not None for value in (self.rank, self.energy))
+        if self.truncates and chosen != 1:
+            raise ValueError(f"method {self.method} needs a rank or an energy, one of them (for example rank: 32)")
+        if not self.truncates and chosen:
+            raise ValueError(f"rank and energy have no effect with method {self.method}; use svd")
+        return self
+
+
+def parse_adapter(text: str) -> MixedAdapter:
+    """An adapter as the command line spells it: `FILE[:WEIGHT][:name=value,...]`.
+
+    Names: unet, te, te2 (weights), blocks (a preset, a list `[1,0,...]`, or `MID=0.5` and the like).
+    Raises ConfigError for anything else.
+    """
+    match = _SPELLED.fullmatch(text)
+    if match is None:
+        raise ConfigError("the command line", [f"'{text}': write FILE:0.8 or FILE:unet=0.6,te=0.3,blocks=OUTD"])
+    values: dict[str, object] = {"file": match["file"]}
+    if match["weight"]:
+        values["weight"] = float(match["weight"])
+    blocks: dict[str, float] = {}
+    settings = match["settings"] or ""
+    if settings and not re.fullmatch(rf"(?:{_SETTING.pattern})+", settings):
+        raise ConfigError(text, [f"'{settings}' is not a list of name=value"])
+    for name, value in _SETTING.findall(settings):
+        if name == "blocks":
+            values["blocks"] = [_number(part, text) for part in value[1:-1].split(",")] if value[0] == "[" else value
+        elif name in _NAMES:
+            values[_NAMES[name]] = _number(value, text)
+        elif name.isupper():
+            blocks[name] = _number(value, text)
+        else:
+            raise ConfigError(text, [f"'{name}' is not known here; use unet, te, te2, blocks, or a block such as MID"])
+    if blocks:
+        if "blocks" in values:
+            raise ConfigError(text, ["give either blocks=... or single blocks such as MID=0.5, not both"])
+        values["blocks"] = blocks
+    return MixedAdapter.model_validate(values)
+
+
+def _number(value: str, source: str) -> float:
+    if not re.fullmatch(_WEIGHT, value.strip()):
+        raise ConfigError(source, [f"'{value}' is not a number"])
+    return float(value)
