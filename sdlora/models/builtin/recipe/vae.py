@@ -70,7 +70,7 @@ def reconstruction_loss(images_BCHW: Tensor, targets_BCHW: Tensor, fidelity: flo
         (1 - 0.75 * fidelity) * (shape + 3 * colour)
         + colour
         + block_error(avg_pool2d(error, 8))
-        + 0.1 * fidelity * log_squared_error(error)
+        + 0.5 * fidelity * log_squared_error(error)
     )
 
 
@@ -148,7 +148,7 @@ def _train(rank: int, num_workers: int, work: Path, num_steps: int) -> None:
         mean, log_variance = moments(vae, targets)
         latents = mean + torch.exp(0.5 * log_variance) * noise
         reconstructed = vae.decoder(vae.post_quant_conv(latents))
-        fidelity = min(1.0, max(0.0, (step / num_steps - 0.4) / 0.3))
+        fidelity = min(1.0, max(0.0, (step / num_steps - 0.2) / 0.2))
         loss = reconstruction_loss(reconstructed, targets, fidelity)
         # Without this, all three colour axes need thousands of steps more: latents must hold them linearly.
         loss = loss + block_error((avg_pool2d(targets, 8) - colour_head(latents)).float())

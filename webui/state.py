@@ -1,0 +1,54 @@
+"""What the page remembers: field values by name, kept on the server, so that reload and restart lose nothing."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+
+class PageState:
+    """Values by dotted name (`train.preset`), written to one JSON file at every change. Safe from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._values = _read(path)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The remembered value, or the default."""
+        return self._values.get(name, default)
+
+    def set(self, name: str, value: Any) -> None:
+        """Remember a value that JSON can hold."""
+        self.update({name: value})
+
+    def update(self, values: dict[str, Any]) -> None:
+        """Remember several values in one write."""
+        with self._lock:
+            changed = {**self._values, **values}
+            if changed == self._values:
+                return
+            self._values = changed
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            beside = self._path.with_name(self._path.name + ".part")
+            beside.write_text(json.dumps(changed, ensure_ascii=False, indent=1), encoding="utf-8")
+            beside.replace(self._path)
+
+    def forget(self, prefix: str) -> None:
+        """Drop all values whose name begins so (`train.`)."""
+        kept = {name: value for name, value in self._values.items() if not name.startswith(prefix)}
+        with self._lock:
+            self._values = kept
+        self.update({})
+        self._path.write_text(json.dumps(kept, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's values; none if it is missing or damaged (field values are not worth refusing to start)."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,12 @@
+"""The runs tab."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from webui.context import Context
+
+
+def build(context: Context) -> None:
+    """Lay out the tab."""
+    gr.Markdown("## Runs")

@@ -1,0 +1,69 @@
+"""Where the page keeps its files: one folder with data sets, runs, adapters and images in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Folders under one root. Creating the object touches nothing; `prepare` makes the folders."""
+
+    root: Path
+
+    @property
+    def datasets(self) -> Path:
+        """One folder a data set: images and captions."""
+        return self.root / "datasets"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a run, those of the command line included when it writes here."""
+        return self.root / "runs"
+
+    @property
+    def adapters(self) -> Path:
+        """Adapter files from elsewhere and mixed ones; finished runs' files are found in `runs`."""
+        return self.root / "adapters"
+
+    @property
+    def mixes(self) -> Path:
+        """Saved mixes, one small YAML each."""
+        return self.root / "mixes"
+
+    @property
+    def outputs(self) -> Path:
+        """Generated images."""
+        return self.root / "outputs"
+
+    @property
+    def trash(self) -> Path:
+        """What was deleted, until a person empties it."""
+        return self.root / "trash"
+
+    @property
+    def internal(self) -> Path:
+        """The page's own files: state, thumbnails, job logs."""
+        return self.root / ".webui"
+
+    @property
+    def thumbnails(self) -> Path:
+        """Small pictures of data sets and images, made once."""
+        return self.internal / "thumbnails"
+
+    @property
+    def jobs(self) -> Path:
+        """One folder a background job."""
+        return self.internal / "jobs"
+
+    @property
+    def state(self) -> Path:
+        """Values of the page's fields."""
+        return self.internal / "state.json"
+
+    def prepare(self) -> None:
+        """Make the folders that are missing."""
+        for folder in (self.datasets, self.runs, self.adapters, self.mixes, self.outputs, self.trash, self.thumbnails):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.jobs.mkdir(exist_ok=True)
