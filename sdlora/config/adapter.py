@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -55,8 +54,8 @@ class AdapterConfig(Section):
     lokr_factor: int = Field(default=-1, ge=-1)
     """LoKr: size of the smaller Kronecker factor; -1 takes the most even split."""
 
-    start_from: Path | None = None
-    """Go on from this adapter file (kohya or diffusers keys); ranks and layers are taken from it."""
+    start_from: str | None = None
+    """Go on from this adapter file, or hf://owner/name[/file] (any common format); ranks and layers come from it."""
 
     @property
     def resolved_alpha(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
+from sdlora.adapters.hub_files import local_file
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, MissingPackageError, SdloraError
 from sdlora.models.detection import detect
@@ -47,5 +48,7 @@ def _check_packages(config: TrainConfig) -> None:
 
 
 def _check_start(config: TrainConfig) -> None:
-    if config.adapter.start_from is not None and not config.adapter.start_from.is_file():
-        raise ConfigError("adapter.start_from", [f"no such file: {config.adapter.start_from}"])
+    """A file on the hub is fetched here, so that a wrong name or a missing network shows before a model is loaded."""
+    start = config.adapter.start_from
+    if start is not None and not local_file(start).is_file():
+        raise ConfigError("adapter.start_from", [f"no such file: {start}"])

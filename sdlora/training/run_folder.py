@@ -122,7 +122,7 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
                     "cache_folder": images.cache_folder and images.cache_folder.resolve(),
                 }
             ),
-            "adapter": adapter.model_copy(update={"start_from": adapter.start_from and adapter.start_from.resolve()}),
+            "adapter": adapter.model_copy(update={"start_from": adapter.start_from and _absolute(adapter.start_from)}),
             "validation": validation.model_copy(update={"folder": validation.folder and validation.folder.resolve()}),
             "outputs": outputs.model_copy(update={"folder": outputs.folder.resolve()}),
             "base_model": base.model_copy(

@@ -275,7 +275,7 @@ def test_starting_from_a_file_gives_its_updates_ranks_and_algorithm(
     fresh: Callable[..., Bundle], saved: Callable[..., Any], settings: dict[str, Any], file_format: str
 ) -> None:
     path, before = saved(file_format, **settings)
-    after = attach(fresh(), config(start_from=path, rank=64))
+    after = attach(fresh(), config(start_from=str(path), rank=64))
     assert after.algorithm == before.algorithm
     assert [(part, name) for part, name, _ in after.modules()] == [(part, name) for part, name, _ in before.modules()]
     for part, name, _ in before.modules():
@@ -298,16 +298,16 @@ def test_starting_from_a_file_of_another_family_is_refused(
     export(adapter, tmp_path / "a.safetensors", TrainingFacts("a", "sd2"))
     bundle = fresh()
     with pytest.raises(AdapterError, match=r"a\.safetensors was trained on sd2, this base model is sd1"):
-        attach(bundle, config(start_from=tmp_path / "a.safetensors"))
+        attach(bundle, config(start_from=str(tmp_path / "a.safetensors")))
 
 
 def test_text_encoder_setting_must_agree_with_the_file(fresh: Callable[..., Bundle], saved: Callable[..., Any]) -> None:
     path, _ = saved()
     with pytest.raises(ConfigError, match=r"holds text-encoder layers; set adapter\.text_encoder: true"):
-        attach(fresh(), config(start_from=path, text_encoder=False))
+        attach(fresh(), config(start_from=str(path), text_encoder=False))
     path, _ = saved(text_encoder=False)
     with pytest.raises(ConfigError, match=r"holds no text-encoder layers; set adapter\.text_encoder: false"):
-        attach(fresh(), config(start_from=path))
+        attach(fresh(), config(start_from=str(path)))
 
 
 def test_layers_of_other_sizes_are_refused(
@@ -317,7 +317,7 @@ def test_layers_of_other_sizes_are_refused(
     bundle = fresh()
     bundle.unet.mid_block.attentions[0].proj_in = nn.Conv2d(8, 8, 1)
     with pytest.raises(AdapterError, match=r"doesn't fit .*: mid_block\.attentions\.0\.proj_in is for a layer of 64"):
-        attach(bundle, config(start_from=path))
+        attach(bundle, config(start_from=str(path)))
 
 
 def test_reading_back_gives_the_live_factors(saved: Callable[..., Any]) -> None:

@@ -258,7 +258,7 @@ def test_factors_cut_in_other_ways_are_trained_on_and_written_as_they_are(
     given = {f"{CONV}.{name}": tensor / 8 for name, tensor in factors.items()}
     save_file({**given, f"{CONV}.alpha": torch.tensor(2.0)}, tmp_path / "given.safetensors")
     expected = read(tmp_path / "given.safetensors").modules[CONV].delta().float().reshape(64, 64, 3, 3)
-    adapter = attach(loader("sd1"), AdapterConfig(start_from=tmp_path / "given.safetensors"))
+    adapter = attach(loader("sd1"), AdapterConfig(start_from=str(tmp_path / "given.safetensors")))
     torch.testing.assert_close(adapter.delta_weight("unet", "mid_block.resnets.0.conv1"), expected)
     exported(adapter, tmp_path / "written.safetensors", precision="fp32")
     assert self_test(adapter, tmp_path / "written.safetensors").max_relative_error < 1e-5

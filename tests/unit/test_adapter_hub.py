@@ -16,7 +16,10 @@ from safetensors.torch import save_file
 from sdlora.adapters.files import read
 from sdlora.adapters.hub_files import local_file
 from sdlora.adapters.publishing import prepare, push
+from sdlora.config.files import validate
 from sdlora.errors import AdapterError
+from sdlora.training.checks import check
+from sdlora.training.run_folder import create, open_run
 
 KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
@@ -50,6 +53,17 @@ def test_a_hub_address_goes_wherever_a_file_goes(hub: list[str]) -> None:
     assert KEY in read("hf://me/one").modules
     assert KEY in read(Path("hf://me/one")).modules  # pathlib leaves one slash
     assert hub == ["me/two/sub/b.safetensors", "me/one/a.safetensors", "me/one/a.safetensors"]
+
+
+def test_training_can_go_on_from_an_adapter_on_the_hub(hub: list[str], tmp_path: Path) -> None:
+    Image.new("RGB", (128, 128), "red").save(tmp_path / "a.png")
+    values = {"adapter": {"start_from": "hf://me/one"}, "outputs": {"folder": str(tmp_path / "runs")}}
+    config = validate({**values, "images": {"folder": str(tmp_path)}, "captions": {"default": "red"}}, "test")
+    check(config)
+    assert hub == ["me/one/a.safetensors"]
+    assert open_run(create(config).path)[1].adapter.start_from == "hf://me/one"
+    with pytest.raises(AdapterError, match="holds no .safetensors file"):
+        check(config.model_copy(update={"adapter": config.adapter.model_copy(update={"start_from": "hf://me/no"})}))
 
 
 @pytest.mark.parametrize(
