@@ -24,7 +24,7 @@ def train_on(quantization: Quantization, folder: Path) -> RunResult:
         "images.resolution": 128,
         "adapter.rank": 8,
         "optimization.steps": STEPS,
-        "optimization.batch_size": 2,
+        "optimization.batch_size": 1,
         "optimization.learning_rate": "5e-4",
         "optimization.precision": "fp32",
         "validation.fraction": 0.1,

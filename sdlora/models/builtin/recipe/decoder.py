@@ -27,7 +27,7 @@ from .vae import (
 from .workers import run_workers
 
 LEARNING_RATE = 1e-3
-LATENT_NOISE = 0.03
+LATENT_NOISE = 0.1
 """Standard deviation of noise on the latents (which have unit variance): what a UNet draws is never exact."""
 
 

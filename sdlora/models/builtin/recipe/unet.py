@@ -32,7 +32,7 @@ EMA_DECAY = 0.995
 SAVE_EVERY = 100
 TIER_WEIGHTS = {"benchmark": 2.0, "core": 1.0, "wide": 0.6}
 OTHER_STYLES_WEIGHT = 0.25
-WIDE_FROM = 1.0
+WIDE_FROM = 0.3
 """Share of the training after which the names of the `wide` tier join."""
 
 
