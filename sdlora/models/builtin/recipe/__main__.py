@@ -11,7 +11,7 @@ from pathlib import Path
 from sdlora.models.builtin import BUILTIN_MODELS
 
 STAGES = ("data", "tokenizer", "vae", "latents", "decoder", "unet", "export", "evaluate")
-DEFAULT_STEPS = {"vae": 3600, "decoder": 3000, "unet": 10000}
+DEFAULT_STEPS = {"vae": 6100, "decoder": 500, "unet": 3300}
 
 
 def main() -> None:
