@@ -15,10 +15,13 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "MixConfig": ("sdlora.config.mix", "MixConfig"),
+    "GenerateConfig": ("sdlora.config.generate", "GenerateConfig"),
+    "Generator": ("sdlora.generation.generate", "Generator"),
     "SdloraError": ("sdlora.errors", "SdloraError"),
     "TrainConfig": ("sdlora.config.train", "TrainConfig"),
     "convert_adapter": ("sdlora.adapters.convert", "convert"),
     "extract_adapter": ("sdlora.adapters.making", "extract_adapter"),
+    "generate": ("sdlora.generation.generate", "generate"),
     "load_config": ("sdlora.config.files", "load"),
     "load_model": ("sdlora.models.loading", "load"),
     "merge_adapters": ("sdlora.adapters.making", "merge_adapters"),

@@ -8,19 +8,20 @@ import sys
 
 from sdlora.errors import SdloraError
 
-INTERRUPTED = 130
-
 
 def main() -> None:
     """Run the command line; an SdloraError becomes its message and exit code, never a traceback."""
     from sdlora.cli import app
+    from sdlora.cli.app import INTERRUPTED
+    from sdlora.cli.progress import recorded_end
 
     _quiet_libraries()
     # Threads that spin for long while they wait make a step several times slower when anything else runs beside it.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
     try:
-        app()
+        with recorded_end():
+            app()
     except SdloraError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)

@@ -5,6 +5,7 @@ SdloraError
 ├── DataError           images, captions, masks or caches
 ├── ModelError          the base model: not found, unreadable, of an unknown family
 ├── AdapterError        an adapter file or an adapter that does not fit
+├── RunError            a run's folder: in use by another process, or not in the state asked for
 ├── MissingPackageError an optional package is not installed
 └── TrainingError       a run that began and could not go on (exit code 1, the others 2)
 """
@@ -40,6 +41,10 @@ class ModelError(SdloraError):
 
 class AdapterError(SdloraError):
     """An adapter file can't be read, or doesn't fit the model."""
+
+
+class RunError(SdloraError):
+    """A run is in use by another process, or not in the state that was asked for."""
 
 
 class MissingPackageError(SdloraError):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class _Event(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     time: float = Field(default_factory=time.time)
     """Seconds since the epoch."""
@@ -82,6 +82,13 @@ class Notice(_Event):
     message: str
 
 
+class Stopping(_Event):
+    """The run was asked to stop and is about to save."""
+
+    kind: Literal["stopping"] = "stopping"
+    step: int
+
+
 class RunFinished(_Event):
     kind: Literal["run_finished"] = "run_finished"
     step: int
@@ -96,6 +103,14 @@ class RunFailed(_Event):
     message: str
 
 
+class CommandFinished(_Event):
+    """How a command that isn't a training ended (SDLORA_EVENTS)."""
+
+    kind: Literal["command_finished"] = "command_finished"
+    exit_code: int
+    error: str | None
+
+
 Event = (
     RunStarted
     | Progress
@@ -105,8 +120,10 @@ Event = (
     | PreviewReady
     | WarningRaised
     | Notice
+    | Stopping
     | RunFinished
     | RunFailed
+    | CommandFinished
 )
 
 _PARSER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])

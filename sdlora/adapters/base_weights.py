@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdlora.adapters.container import file_tensor_hash
 from sdlora.adapters.hub_files import local_file
 from sdlora.adapters.kohya import PARTS, Part, from_ldm, kohya_name, prefix, to_ldm
 from sdlora.adapters.tensor_files import TensorFile
 from sdlora.config.base_model import BaseModelConfig, FamilyName
 from sdlora.errors import ModelError
 from sdlora.models.detection import detect
+from sdlora.models.headers import file_tensor_hash
 from sdlora.models.hub import explained
 from sdlora.models.recognition import (
     SD1_TEXT_PREFIX,

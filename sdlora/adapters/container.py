@@ -9,13 +9,14 @@ import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from sdlora.errors import AdapterError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 16 * 2**20
@@ -29,21 +30,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises AdapterError with one clear sentence: no such file, a pickle, a broken or oversized header, truncated data.
     """
-    if not path.is_file():
-        raise AdapterError(f"{path}: there is no such file")
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(_LENGTH_BYTES + 1)
-    except OSError as error:
-        raise AdapterError(f"{path} can't be opened: {error.strerror or error}") from error
-    # a header of 640 bytes begins like a pickle, so what follows the length counts too
-    looks_pickled = start.startswith(_PICKLE_STARTS) and start[_LENGTH_BYTES:] != b"{"
-    if path.suffix.lower() in _PICKLE_SUFFIXES or looks_pickled:
-        raise AdapterError(
-            f"{path.name} is a pickle: opening one can run any program hidden in it, so only .safetensors files are "
-            "read. Convert it with the tool that made it."
-        )
-    metadata = _checked_metadata(path)
+    metadata = read_header(path)[1]
     try:
         with safe_open(path, framework="pt", device="cpu") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118
@@ -51,8 +38,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise AdapterError(f"{path.name} is damaged or not a safetensors file: {error}") from error
 
 
-def _checked_metadata(path: Path) -> dict[str, str]:
-    """The header's metadata, after checks that the safetensors library leaves out (length, repeated keys)."""
+def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shapes by tensor name, and metadata: what a safetensors file tells without being read whole. Loads no torch.
+
+    Checks what the safetensors library leaves out (pickles, the header's length, repeated keys). Raises AdapterError
+    with one clear sentence: no such file, a pickle, a broken or oversized header, truncated data.
+    """
+    refuse_pickle(path)
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(_LENGTH_BYTES)
@@ -68,10 +60,44 @@ def _checked_metadata(path: Path) -> dict[str, str]:
         header = json.loads(raw, object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path.name} is damaged: its header can't be read ({error})") from error
-    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise AdapterError(f"{path.name} is damaged: its header has no table of tensors, or metadata that is not text")
-    return metadata
+    return _shapes(path.name, header, size - _LENGTH_BYTES - length), metadata
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise AdapterError when a file isn't there or, by its name or first bytes, is a pickle."""
+    if not path.is_file():
+        raise AdapterError(f"{path}: there is no such file")
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(_LENGTH_BYTES + 1)
+    except OSError as error:
+        raise AdapterError(f"{path} can't be opened: {error.strerror or error}") from error
+    # a header of 640 bytes begins like a pickle, so what follows the length counts too
+    looks_pickled = start.startswith(_PICKLE_STARTS) and start[_LENGTH_BYTES:] != b"{"
+    if path.suffix.lower() in _PICKLE_SUFFIXES or looks_pickled:
+        raise AdapterError(
+            f"{path.name} is a pickle: opening one can run any program hidden in it, so only .safetensors files are "
+            "read. Convert it with the tool that made it."
+        )
+
+
+def _shapes(name: str, header: Mapping[str, Any], num_bytes: int) -> dict[str, tuple[int, ...]]:
+    """Shapes by tensor name; raises AdapterError for a table that makes no sense or wants more bytes than there are."""
+    try:
+        shapes = {key: tuple(int(edge) for edge in entry["shape"]) for key, entry in header.items()}
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        told = f"{name} is damaged or not a safetensors file: its table of tensors makes no sense ({error!r})"
+        raise AdapterError(told) from error
+    if end > num_bytes:
+        raise AdapterError(
+            f"{name} is damaged or not a safetensors file: {end - num_bytes} bytes are missing at its end; copy or "
+            "download it again"
+        )
+    return shapes
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -84,6 +110,8 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """A safetensors file as bytes, the same for the same input: the library alone writes metadata in random order."""
+    import safetensors.torch
+
     data = safetensors.torch.save(dict(tensors), dict(metadata))
     (length,) = struct.unpack("<Q", data[:_LENGTH_BYTES])
     header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
@@ -98,17 +126,6 @@ def tensor_hash(data: bytes) -> str:
     """sha256 of all bytes behind the header: kohya's sshs_model_hash, A1111's "addnet" hash; first 12: AutoV3."""
     (length,) = struct.unpack("<Q", data[:_LENGTH_BYTES])
     return hashlib.sha256(memoryview(data)[_LENGTH_BYTES + length :]).hexdigest()
-
-
-def file_tensor_hash(path: Path) -> str:
-    """`tensor_hash` of a file on the disk, without holding it in memory."""
-    with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(_LENGTH_BYTES))
-        stream.seek(_LENGTH_BYTES + length)
-        digest = hashlib.sha256()
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def legacy_hash(data: bytes) -> str:

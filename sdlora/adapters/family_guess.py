@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-
-from torch import Tensor
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from sdlora.config.base_model import FamilyName
 
@@ -15,7 +14,15 @@ _NOT_SDXL_NAME = re.compile(r"lora_unet_(?:down_blocks_0_attentions|up_blocks_3|
 _SD2_TEXT_LAYER = re.compile(r"lora_te_(?:text_model_)?encoder_layers_(?:1[2-9]|2\d)_")
 
 
-def guess_family(modules: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str]) -> FamilyName | None:
+class Shaped(Protocol):
+    """A tensor, or what a file's header tells of it."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Length along every axis."""
+
+
+def guess_family(modules: Mapping[str, Mapping[str, Shaped]], metadata: Mapping[str, str]) -> FamilyName | None:
     """Family by the strongest evidence there is: block names, then layer widths, then metadata; None if none tells.
 
     modules: factors by kohya name (either spelling).
@@ -33,7 +40,7 @@ def guess_family(modules: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[
     return told
 
 
-def _by_width(modules: Mapping[str, Mapping[str, Tensor]]) -> FamilyName | None:
+def _by_width(modules: Mapping[str, Mapping[str, Shaped]]) -> FamilyName | None:
     for name, factors in modules.items():
         width = _input_width(factors)
         if width is None:
@@ -59,19 +66,19 @@ def _by_metadata(metadata: Mapping[str, str]) -> FamilyName | None:
     return "sd2" if metadata.get("ss_v2") == "True" else None
 
 
-def _by_projection(modules: Mapping[str, Mapping[str, Tensor]]) -> FamilyName | None:
+def _by_projection(modules: Mapping[str, Mapping[str, Shaped]]) -> FamilyName | None:
     """SD 1.x projects with 1x1 convolutions, SD 2.x with linear layers."""
     for name, factors in modules.items():
         if name.endswith("_proj_in") and "lora_down" in factors:
-            return "sd1" if factors["lora_down"].ndim == 4 else "sd2"
+            return "sd1" if len(factors["lora_down"].shape) == 4 else "sd2"
     return None
 
 
-def _input_width(factors: Mapping[str, Tensor]) -> int | None:
+def _input_width(factors: Mapping[str, Shaped]) -> int | None:
     """Inputs of a linear layer."""
     for name in ("lora_down", "hada_w1_b"):
-        if name in factors and factors[name].ndim > 1:
+        if name in factors and len(factors[name].shape) > 1:
             return factors[name].shape[1]
     halves = [factors.get(name, factors.get(f"{name}_b")) for name in ("lokr_w1", "lokr_w2")]
-    widths = [half.shape[1] for half in halves if half is not None and half.ndim > 1]
+    widths = [half.shape[1] for half in halves if half is not None and len(half.shape) > 1]
     return widths[0] * widths[1] if len(widths) == 2 else None

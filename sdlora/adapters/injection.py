@@ -14,8 +14,8 @@ from peft.tuners.lora.dora import DoraConv2dLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from sdlora.adapters.key_names import LOHA_FACTORS, LOKR_FACTORS
 from sdlora.adapters.layers import Target
-from sdlora.adapters.weights import LOHA_FACTORS, LOKR_FACTORS
 from sdlora.config.adapter import AdapterConfig
 
 ADAPTER_NAME = "default"

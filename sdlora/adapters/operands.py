@@ -56,7 +56,7 @@ def load_operands(
     """
     files = [read(adapter.file) for adapter in adapters]
     common = common_family(files, family, asked_by)
-    return [_operand(with_family(file, common), adapter, common) for file, adapter in zip(files, adapters, strict=True)]
+    return [weighted(with_family(file, common), adapter, common) for file, adapter in zip(files, adapters, strict=True)]
 
 
 def common_family(
@@ -131,7 +131,8 @@ def as_lora(update: LowRank, shape: torch.Size) -> ModuleWeights:
     return ModuleWeights("lora", factors, float(update.rank))
 
 
-def _operand(file: AdapterFile, adapter: MixedAdapter, family: FamilyName) -> Operand:
+def weighted(file: AdapterFile, adapter: MixedAdapter, family: FamilyName) -> Operand:
+    """The file with the weights that a user gave it. Raises ConfigError for block weights that don't fit."""
     text_encoder = adapter.weight if adapter.text_encoder is None else adapter.text_encoder
     return Operand(
         file,

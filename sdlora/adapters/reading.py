@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections import defaultdict
 from collections.abc import Mapping
 from math import sqrt
 from pathlib import Path
@@ -13,36 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdlora.adapters.container import file_tensor_hash, load_tensors
+from sdlora.adapters.container import load_tensors
 from sdlora.adapters.family_guess import guess_family
 from sdlora.adapters.hub_files import local_file
+from sdlora.adapters.key_names import LOHA_FACTORS, LOKR_FACTORS, LORA_FACTORS, algorithm_of, by_layer
 from sdlora.adapters.kohya import canonical
-from sdlora.adapters.weights import LOHA_FACTORS, LOKR_FACTORS, LORA_FACTORS, AdapterFile, Format, ModuleWeights
+from sdlora.adapters.weights import AdapterFile, ModuleWeights
 from sdlora.config.adapter import Algorithm
 from sdlora.errors import AdapterError
+from sdlora.models.headers import file_tensor_hash
 
-_KOHYA_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
-_KOHYA_FACTORS = {
-    **{f"{name}.weight": name for name in LORA_FACTORS},
-    **{name: name for name in (*LOHA_FACTORS, *LOKR_FACTORS)},
-    "lora_A.weight": "lora_down",
-    "lora_B.weight": "lora_up",
-    "alpha": "alpha",
-    "dora_scale": "dora_scale",
-}
-
-_OLD_PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.")
-_DIFFUSERS_KEY = re.compile(
-    r"(?P<path>.+?)\.(?P<factor>lora_A|lora_B|lora\.down|lora\.up|lora_magnitude_vector|alpha|dora_scale"
-    r"|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?)(?:\.default)?(?:\.weight)?"
-)
-_DIFFUSERS_FACTORS = {
-    "lora_A": "lora_down",
-    "lora.down": "lora_down",
-    "lora_B": "lora_up",
-    "lora.up": "lora_up",
-    "lora_magnitude_vector": "dora_scale",
-}
 _NEEDED: dict[Algorithm, tuple[tuple[str, ...], ...]] = {
     "lora": (("lora_down", "lora_up"),),
     "loha": (("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),),
@@ -64,8 +42,12 @@ def read(path: Path | str) -> AdapterFile:
     """
     path = local_file(path)
     tensors, metadata = load_tensors(path)
-    is_kohya = any(key.startswith(_KOHYA_PREFIXES) for key in tensors)
-    grouped, unused = (_by_kohya_key if is_kohya else _by_diffusers_key)(tensors)
+    keys = by_layer(tensors)
+    is_kohya, unused = keys.file_format == "kohya", keys.unused
+    grouped = {
+        name: {factor: _as_stored(key, tensors[key]) for factor, key in given.items()}
+        for name, given in keys.layers.items()
+    }
     problems = [f"{key} has a value that is not finite" for key in tensors if not _is_finite(tensors[key])]
     modules: dict[str, ModuleWeights] = {}
     family = guess_family(grouped, metadata)
@@ -86,78 +68,25 @@ def read(path: Path | str) -> AdapterFile:
     if not modules:
         first = next(iter(tensors), "nothing at all")
         raise AdapterError(f"{path.name} holds no LoRA, LoHa or LoKr layer that is understood (it holds {first}, ...)")
-    file_format: Format = "kohya" if is_kohya else "diffusers"
     model_hash = file_tensor_hash(path)
     notes = _notes(modules, is_kohya)
     if metadata.get("sshs_model_hash", model_hash) != model_hash:
         notes += ("its tensors are not those that its own hash was taken of: changed by another tool, or damaged",)
-    return AdapterFile(path, file_format, family, modules, metadata, model_hash, tuple(unused), notes)
+    return AdapterFile(path, keys.file_format, family, modules, metadata, model_hash, tuple(unused), notes)
 
 
-def _by_kohya_key(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    unused: list[str] = []
-    for key, tensor in tensors.items():
-        name, _, rest = key.partition(".")
-        if name.startswith(_KOHYA_PREFIXES) and rest in _KOHYA_FACTORS:
-            grouped[name][_KOHYA_FACTORS[rest]] = tensor
-        else:
-            unused.append(key)
-    return _without_bare_alphas(grouped, unused)
-
-
-def _by_diffusers_key(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """Grouped under kohya-like names with diffusers spelling; `canonical` sees to the rest once the family is known."""
-    grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    unused: list[str] = []
-    for key, tensor in tensors.items():
-        plain = _OLD_PROCESSOR.sub(lambda m: f".{m[1]}{'.0' if m[1] == 'to_out' else ''}.lora.", key)
-        plain = plain.replace(".lora_linear_layer.", ".lora.").removeprefix("base_model.model.")
-        match = _DIFFUSERS_KEY.fullmatch(plain)
-        name = _kohya_like(match["path"]) if match else None
-        if match is None or name is None:
-            unused.append(key)
-            continue
-        factor = _DIFFUSERS_FACTORS.get(match["factor"], match["factor"])
-        if match["factor"] == "lora_magnitude_vector":
-            tensor = _per_output(tensor)
-        grouped[name][factor] = tensor
-    return _without_bare_alphas(grouped, unused)
-
-
-def _kohya_like(path: str) -> str | None:
-    """lora_unet_down_blocks_0_... from unet.down_blocks.0...; None when this is no part of a Stable Diffusion."""
-    for part, start in (("text_encoder_2", "lora_te2"), ("text_encoder", "lora_te"), ("unet", "lora_unet")):
-        if path.startswith(f"{part}."):
-            return f"{start}_{path.removeprefix(f'{part}.').replace('.', '_')}"
-    if path.startswith(("down_blocks.", "mid_block.", "up_blocks.")):
-        return f"lora_unet_{path.replace('.', '_')}"
-    if path.startswith("text_model."):
-        return f"lora_te_{path.replace('.', '_')}"
-    return None
-
-
-def _per_output(magnitude: Tensor) -> Tensor:
-    """PEFT's magnitude [out] or [1,out,1,1] in the shape of files, [out,1(,1,1)]."""
-    dimensions = 4 if magnitude.ndim == 4 else 2
-    return magnitude.reshape(-1, *[1] * (dimensions - 1))
-
-
-def _without_bare_alphas(
-    grouped: dict[str, dict[str, Tensor]], unused: list[str]
-) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """Alphas (of .diff tensors and the like) that belong to no factor are unused, not an error."""
-    for name in [name for name, given in grouped.items() if given.keys() <= {"alpha", "dora_scale"}]:
-        unused += [f"{name}.{factor}" for factor in grouped.pop(name)]
-    return dict(grouped), unused
+def _as_stored(key: str, tensor: Tensor) -> Tensor:
+    """The tensor; PEFT's magnitude [out] or [1,out,1,1] in the shape of kohya's files, [out,1(,1,1)]."""
+    if "lora_magnitude_vector" not in key:
+        return tensor
+    dimensions = 4 if tensor.ndim == 4 else 2
+    return tensor.reshape(-1, *[1] * (dimensions - 1))
 
 
 def _module_weights(given: Mapping[str, Tensor]) -> ModuleWeights:
     """One layer's weights. Raises ValueError saying what is wrong."""
     factors = {name: tensor for name, tensor in given.items() if name not in ("alpha", "dora_scale")}
-    algorithm: Algorithm = "lora" if "lora_down" in factors or "lora_up" in factors else "loha"
-    if algorithm != "lora" and any(name.startswith("lokr_") for name in factors):
-        algorithm = "lokr"
+    algorithm = algorithm_of(factors)
     allowed = {"lora": LORA_FACTORS, "loha": LOHA_FACTORS, "lokr": LOKR_FACTORS}[algorithm]
     shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in factors.items())
     if not set(factors) <= set(allowed) or not any(set(needed) <= set(factors) for needed in _NEEDED[algorithm]):

@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sdlora.adapters.key_names import Format
 from sdlora.config.adapter import Algorithm
 from sdlora.config.base_model import FamilyName
-
-Format = Literal["kohya", "diffusers"]
-
-LORA_FACTORS = ("lora_down", "lora_up", "lora_mid")
-LOHA_FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
-LOKR_FACTORS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sdlora.cli.app import app, console
+from sdlora.cli.progress import progress
 from sdlora.config import files
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.config.mix import MixConfig, MixMethod, parse_adapter
@@ -70,13 +69,13 @@ def inspect(
     texts = [one.as_text() for one in facts]
     bars: list[tuple[str, float]] = []
     if len(adapters) == 2:
-        with _progress("comparing") as on_progress:
+        with progress("comparing") as on_progress:
             comparison = compare(adapters[0], adapters[1], base_weight, on_progress)
         result["comparison"], title = comparison.as_dict(), f"cosine of {facts[0].name} and {facts[1].name}"
         texts.append(comparison.as_text())
         bars = [(block.block, block.cosine) for block in comparison.blocks]
     elif not quick:
-        with _progress("analysing") as on_progress:
+        with progress("analysing") as on_progress:
             analysis = analyse(adapters[0], base_weight, on_progress)
         result["analysis"], title = analysis.as_dict(), f"||dW|| of {facts[0].name}"
         texts.append(analysis.as_text())
@@ -124,7 +123,7 @@ def mix(
     settings = files.validate(values, str(config or "the command line"), MixConfig)
     from sdlora.adapters.making import mix_adapters
 
-    with _progress("mixing") as on_progress:
+    with progress("mixing") as on_progress:
         made = mix_adapters(settings, out, force=force, on_progress=on_progress)
     _show_made(made, errors=errors)
 
@@ -139,7 +138,7 @@ def merge(
     """Bake adapters into a base model: a folder becomes a folder, a single file a single file."""
     from sdlora.adapters.making import merge_adapters
 
-    with _progress("merging") as on_progress:
+    with progress("merging") as on_progress:
         merged = merge_adapters(
             base, [parse_adapter(text) for text in adapters or ()], out, force=force, on_progress=on_progress
         )
@@ -169,7 +168,7 @@ def extract(
     from sdlora.adapters.making import extract_adapter
 
     ranks = Ranks(None if energy else rank or 32, conv_rank, energy)
-    with _progress("extracting") as on_progress:
+    with progress("extracting") as on_progress:
         made = extract_adapter(
             tuned, base, out, ranks, precision=precision or "fp16", force=force, on_progress=on_progress
         )
@@ -191,7 +190,7 @@ def resize(
     _check_size(rank, energy, None)
     from sdlora.adapters.making import resize_adapter
 
-    with _progress("resizing") as on_progress:
+    with progress("resizing") as on_progress:
         made = resize_adapter(
             file,
             out,
@@ -285,15 +284,3 @@ def _show_export(export: Export) -> None:
     for warning in export.warnings:
         console.print(f"note: {warning}", markup=False)
     console.print(f"{export.path}: {export.size_bytes / 2**20:.1f} MiB, hash {export.model_hash[:12]}", markup=False)
-
-
-@contextmanager
-def _progress(stage: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on the terminal, gone when the work is done."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    terminal = Console(stderr=True)
-    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
-        task = bar.add_task(stage, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -13,4 +13,7 @@ app = typer.Typer(
     add_completion=True,
 )
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 console = Console(highlight=False, soft_wrap=True)

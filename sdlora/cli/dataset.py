@@ -1,4 +1,4 @@
-"""Commands on data sets: check, fix, undo, edit, sheet, import."""
+"""Commands on data sets: check, fix, undo, edit, sheet, import. (caption and class-images have files of their own.)"""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from sdlora.cli.app import app, console
+from sdlora.cli.progress import progress
 from sdlora.cli.train import PresetOption, SetOption
 from sdlora.config import files
 from sdlora.errors import ConfigError
@@ -45,7 +46,9 @@ def check_command(
     """Find what would make a run fail or a LoRA bad. Exit code 1 when there are errors."""
     from sdlora.data.lint.check import check
 
-    report = check(files.load(preset, overrides or ()), folders or ())
+    config = files.load(preset, overrides or ())
+    with progress("reading images") as on_progress:
+        report = check(config, folders or (), on_progress=on_progress)
     if html is not None:
         from sdlora.data.lint.html import as_html
 
@@ -96,7 +99,7 @@ def edit_command(
 
 @dataset_app.command("undo")
 def undo_command(folder: FolderArgument) -> None:
-    """Take back the newest `fix` or `edit` of a data set; again for the one before."""
+    """Take back the newest `fix`, `edit` or `caption` of a data set; again for the one before."""
     from sdlora.data.repair.changes import undo
 
     undone = undo(folder)
@@ -122,17 +125,34 @@ def sheet_command(
 
 @dataset_app.command("import")
 def import_command(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="Settings, metadata or folder of another trainer.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The YAML to write, else printed.")] = None,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Settings, metadata or folder of another trainer; or .tar and .parquet files of a data set: one, a "
+            "folder of them, or a pattern such as set-{000..012}.tar.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The YAML to write, else printed; for shards the new folder.")
+    ] = None,
     captions_for: Annotated[
         Path | None,
         typer.Option("--captions-for", help="Write the captions of a metadata file beside these images."),
     ] = None,
+    caption_column: Annotated[
+        str | None,
+        typer.Option("--caption-column", help="Parquet: column of captions; by default text or caption."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the YAML that is there already.")] = False,
 ) -> None:
-    """Take over settings of kohya_ss, sd-scripts, OneTrainer or ai-toolkit."""
-    from sdlora.config.imports.read import import_settings
+    """Take over settings of kohya_ss, sd-scripts, OneTrainer or ai-toolkit; unpack webdataset and parquet files."""
+    from sdlora.config.imports.read import import_settings, is_settings_folder
+    from sdlora.data.packed.unpack import packed_files
 
+    if not is_settings_folder(source) and packed_files(source):
+        _unpack(source, out, caption_column)
+        return
     imported = import_settings(source)
     if out is None:
         console.print(imported.as_yaml(), markup=False)
@@ -150,6 +170,27 @@ def import_command(
         _make_or_show(captions_for, changes, apply_changes=True)
         for name in unknown:
             console.print(f"no image: {name}", markup=False)
+
+
+def _unpack(source: Path, out: Path | None, caption_column: str | None) -> None:
+    from sdlora.data.packed.unpack import unpack
+
+    if out is None:
+        raise ConfigError("the command line", [f"{source} is unpacked into a folder of images: name it with --out"])
+    with progress("unpacking (MiB)") as on_progress:
+        result = unpack(source, out, caption_column=caption_column, on_progress=on_progress)
+    for sample in result.unusable[:_CHANGES_SHOWN]:
+        console.print(f"left out: {sample.name}: {sample.reason}", markup=False)
+    if result.num_unusable > _CHANGES_SHOWN:
+        console.print(f"and {result.num_unusable - _CHANGES_SHOWN} more")
+    counts = {
+        "images unpacked": result.images,
+        "unpacked before the interruption": result.before,
+        "without a caption": result.uncaptioned,
+        "left out": result.num_unusable,
+    }
+    console.print(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no images in it")
+    console.print(f"train on them with --set images.folder={out}", markup=False)
 
 
 def _show(report: Report) -> None:

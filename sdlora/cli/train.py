@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from sdlora.cli.app import app, console
+from sdlora.cli.app import INTERRUPTED, app, console
 from sdlora.config import files
+from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
     from sdlora.sinks.terminal import TerminalSink
@@ -35,8 +38,14 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print settings and summary, train nothing.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: print JSON. Exit code 1 on problems.")
+    ] = False,
 ) -> None:
     """Train an adapter."""
+    if as_json:
+        _print_dry_run(preset, overrides or (), dry_run)
+        return
     config = files.load(preset, overrides or ())
     if dry_run:
         from sdlora.training.summary import summarise
@@ -46,15 +55,22 @@ def train(
         return
     from sdlora.training.run import train as train_adapter
 
-    _exit_like(train_adapter(config, sinks=[_terminal()]))
+    with _queue_goes_on(config.outputs.folder):
+        _exit_like(train_adapter(config, sinks=[_terminal()]))
 
 
 @app.command()
-def resume(run: RunArgument) -> None:
-    """Go on with an interrupted run from its newest checkpoint."""
+def resume(
+    run: RunArgument,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; the run's log.txt says it all.")] = False,
+) -> None:
+    """Go on with an interrupted run from its newest checkpoint, or begin one that was only prepared."""
+    from sdlora.launch import queue, runs
     from sdlora.training.run import resume as resume_run
 
-    _exit_like(resume_run(run, sinks=[_terminal()]))
+    queue.remove(runs.find(run))
+    with _queue_goes_on(run.expanduser().resolve().parent):
+        _exit_like(resume_run(run, sinks=[] if quiet else [_terminal()]))
 
 
 @app.command()
@@ -129,11 +145,11 @@ def cache_prune(
 
 
 def _ask(run: Path, request: Request) -> None:
-    from sdlora.training.run_folder import open_run
+    from sdlora.launch.runs import find
 
-    folder, _ = open_run(run)
-    folder.ask(request)
-    console.print(f"asked {folder.path.name} to {request}; it answers between two steps", markup=False)
+    handle = find(run)
+    handle.ask(request)
+    console.print(f"asked {handle.name} to {request}; it answers between two steps", markup=False)
 
 
 def _terminal() -> TerminalSink:
@@ -142,6 +158,39 @@ def _terminal() -> TerminalSink:
     return TerminalSink()
 
 
+def _print_dry_run(preset: str | None, overrides: Sequence[str], dry_run: bool) -> None:
+    if not dry_run:
+        raise ConfigError("the command line", ["--json goes with --dry-run only"])
+    from sdlora.training.dry_run import DryRun, problems_of
+
+    try:
+        config = files.load(preset, overrides)
+    except ConfigError as error:
+        found = DryRun(problems=problems_of(error))
+    else:
+        from sdlora.training.summary import dry_run as find_out
+
+        found = find_out(config)
+    typer.echo(found.model_dump_json(indent=2))
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _queue_goes_on(runs_folder: Path) -> Iterator[None]:
+    """Start the next waiting run when this one has ended, however it ended, unless a person interrupted it here."""
+    from sdlora.launch import queue
+
+    try:
+        yield
+    except (KeyboardInterrupt, typer.Exit):
+        raise
+    except BaseException:
+        queue.advance(runs_folder)
+        raise
+    queue.advance(runs_folder)
+
+
 def _exit_like(result: RunResult) -> None:
     if result.interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)

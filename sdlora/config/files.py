@@ -78,10 +78,18 @@ def load(preset: str | Path | None = None, overrides: Sequence[str] = ()) -> Tra
         path = find(str(preset))
         source = str(preset)
         values = read_yaml(path)
+    override(values, overrides, source)
+    return validate(values, source)
+
+
+def override(values: dict[str, Any], overrides: Sequence[str], source: str) -> None:
+    """Put `section.name=value` texts into plain values, in place. Raises ConfigError listing those that can't be read.
+
+    source: what is at fault then.
+    """
     problems = [problem for text in overrides if (problem := _apply_override(values, text))]
     if problems:
         raise ConfigError(source, problems)
-    return validate(values, source)
 
 
 @overload
@@ -119,6 +127,8 @@ class Setting:
     kind: str
     default: Any
     description: str
+    field: FieldInfo
+    """Its declaration: annotation and bounds, for forms."""
 
 
 def settings(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[Setting]:
@@ -129,7 +139,7 @@ def settings(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator
             yield from settings(section, f"{prefix}{name}.")
         else:
             default = field.get_default(call_default_factory=True, validated_data={})
-            yield Setting(prefix + name, _kind_in_words(field.annotation), default, field.description or "")
+            yield Setting(prefix + name, _kind_in_words(field.annotation), default, field.description or "", field)
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -160,15 +170,24 @@ def _kind_in_words(annotation: Any) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The plain values of a YAML file. Raises ConfigError when it can't be read or holds no settings."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(str(path), [f"can't be read: {error.strerror or error}"]) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """The plain values in YAML text. Raises ConfigError, naming the source, when it holds no settings."""
+    try:
+        values = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(source, [f"not valid YAML: {' '.join(str(error).split())}"]) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(str(path), [f"must hold settings (name: value), holds a {type(values).__name__}"])
+        raise ConfigError(source, [f"must hold settings (name: value), holds a {type(values).__name__}"])
     return values
 
 

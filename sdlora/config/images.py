@@ -18,7 +18,7 @@ class CaptionsConfig(Section):
     """Caption for an image that has none; without it a missing caption is an error."""
 
     trigger: str | None = None
-    """Word that calls the adapter up; put in front of every caption that lacks it."""
+    """Word that calls the adapter up; put in front of every caption that lacks it, those of class images excepted."""
 
     prefix: str = ""
     """Text put in front of every caption."""
@@ -57,7 +57,8 @@ class ImagesConfig(Section):
     `builtin:blueprint` and `builtin:mascot` are sample sets that come with the package."""
 
     class_folder: Path | None = None
-    """Folder with class images for prior preservation."""
+    """Folder with class images for prior preservation; `sdlora dataset class-images` draws them. Their captions stay
+    without trigger, prefix and suffix."""
 
     repeats: int = Field(default=1, ge=1)
     """How often each image is seen in an epoch; a `10_name` folder overrules it."""

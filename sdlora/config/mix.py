@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, TypeVar, overload
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.config.section import Section
@@ -16,6 +16,7 @@ _WEIGHT = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _SPELLED = re.compile(rf"(?P<file>.+?)(?::(?P<weight>{_WEIGHT}))?(?::(?P<settings>[A-Za-z]\w*=.+))?")
 _SETTING = re.compile(r"(\w+)=(\[[^\]]*\]|[^,]+)(?:,|$)")
 _NAMES = {"unet": "unet", "te": "text_encoder", "te2": "text_encoder_2"}
+_TIMES = ("start", "end")
 
 
 class MixedAdapter(Section):
@@ -37,6 +38,9 @@ class MixedAdapter(Section):
     blocks: str | list[float] | dict[str, float] = "ALL"
     """Weight by block, on top: a preset (ALL, NONE, INS, IND, INALL, MIDD, OUTD, OUTS, OUTALL), a list in sd-scripts'
     lbw order (12 or 20 numbers for SDXL, 17 or 26 for others), or weights by name such as {MID: 0.5, OUT03: 0}."""
+
+
+Adapter = TypeVar("Adapter", bound=MixedAdapter)
 
 
 class MixConfig(Section):
@@ -83,11 +87,19 @@ class MixConfig(Section):
         return self
 
 
-def parse_adapter(text: str) -> MixedAdapter:
+@overload
+def parse_adapter(text: str) -> MixedAdapter: ...
+
+
+@overload
+def parse_adapter(text: str, kind: type[Adapter]) -> Adapter: ...
+
+
+def parse_adapter(text: str, kind: type[MixedAdapter] = MixedAdapter) -> MixedAdapter:
     """An adapter as the command line spells it: `FILE[:WEIGHT][:name=value,...]`.
 
-    Names: unet, te, te2 (weights), blocks (a preset, a list `[1,0,...]`, or `MID=0.5` and the like).
-    Raises ConfigError for anything else.
+    Names: unet, te, te2 (weights), blocks (a preset, a list `[1,0,...]`, or `MID=0.5` and the like), and for a kind
+    that has them start and end. Raises ConfigError for anything else.
     """
     match = _SPELLED.fullmatch(text)
     if match is None:
@@ -95,6 +107,7 @@ def parse_adapter(text: str) -> MixedAdapter:
     values: dict[str, object] = {"file": match["file"]}
     if match["weight"]:
         values["weight"] = float(match["weight"])
+    times = [name for name in _TIMES if name in kind.model_fields]
     blocks: dict[str, float] = {}
     settings = match["settings"] or ""
     if settings and not re.fullmatch(rf"(?:{_SETTING.pattern})+", settings):
@@ -104,15 +117,36 @@ def parse_adapter(text: str) -> MixedAdapter:
             values["blocks"] = [_number(part, text) for part in value[1:-1].split(",")] if value[0] == "[" else value
         elif name in _NAMES:
             values[_NAMES[name]] = _number(value, text)
+        elif name in times:
+            values[name] = _number(value, text)
         elif name.isupper():
             blocks[name] = _number(value, text)
         else:
-            raise ConfigError(text, [f"'{name}' is not known here; use unet, te, te2, blocks, or a block such as MID"])
+            known = ", ".join([*_NAMES, *times, "blocks"])
+            raise ConfigError(text, [f"'{name}' is not known here; use {known}, or a block such as MID"])
     if blocks:
         if "blocks" in values:
             raise ConfigError(text, ["give either blocks=... or single blocks such as MID=0.5, not both"])
         values["blocks"] = blocks
-    return MixedAdapter.model_validate(values)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(text, [str(item["msg"]) for item in error.errors()]) from None
+
+
+def spell_adapter(adapter: MixedAdapter) -> str:
+    """The inverse of `parse_adapter`: an adapter as the command line takes it."""
+    settings = [
+        f"{name}={getattr(adapter, field)!r}" for name, field in _NAMES.items() if getattr(adapter, field) is not None
+    ]
+    settings += [f"{name}={getattr(adapter, name)!r}" for name in _TIMES if name in adapter.model_fields_set]
+    if isinstance(adapter.blocks, dict):
+        settings += [f"{name}={weight!r}" for name, weight in adapter.blocks.items()]
+    elif isinstance(adapter.blocks, list):
+        settings.append(f"blocks=[{','.join(repr(weight) for weight in adapter.blocks)}]")
+    elif adapter.blocks != "ALL":
+        settings.append(f"blocks={adapter.blocks}")
+    return ":".join([adapter.file, repr(adapter.weight), *([",".join(settings)] if settings else [])])
 
 
 def _number(value: str, source: str) -> float:

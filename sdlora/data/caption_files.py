@@ -1,15 +1,14 @@
-"""The caption of each image: from a .txt file beside it, metadata.jsonl, or the name of its folder."""
+"""The caption of each image: from a .txt file beside it, a metadata file, or the name of its folder."""
 
 from __future__ import annotations
 
 import codecs
-import json
-import posixpath
 import re
 from pathlib import Path
 
-METADATA_FILE = "metadata.jsonl"
-METADATA_TEXT_KEYS = ("text", "caption")
+from sdlora.data.metadata_files import METADATA_FILES, read_metadata
+from sdlora.errors import MissingPackageError
+
 _REPEATS_FOLDER = re.compile(r"(\d{1,3})_(.+)")
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -26,12 +25,17 @@ class CaptionFolders:
         self._metadata: dict[Path, dict[str, str]] = {}
 
     def caption(self, image: Path) -> str | None:
-        """The image's own caption, or None. The nearest source wins: .txt, metadata.jsonl, folder name.
+        """The image's own caption, or None. The nearest source wins: .txt, metadata file, folder name.
 
         An empty source counts as none. A .txt that can't be read gives "", and a sentence in `problems`.
         """
         sources = (self._beside, self._from_metadata, self._from_folder_name)
         return next((text for source in sources if (text := source(image)) is not None), None)
+
+    def own_caption(self, image: Path) -> str | None:
+        """The caption that was written for this image, so not its folder's name; "" for a .txt that can't be read."""
+        text = self._beside(image)
+        return self._from_metadata(image) if text is None else text
 
     def _beside(self, image: Path) -> str | None:
         path = image.with_suffix(".txt")
@@ -60,37 +64,33 @@ class CaptionFolders:
 
     def _metadata_of(self, folder: Path) -> dict[str, str]:
         if folder not in self._metadata:
-            path = folder / METADATA_FILE
-            self._metadata[folder] = self._read_metadata(path) if path.is_file() else {}
+            paths = [folder / name for name in METADATA_FILES]
+            path = next((path for path in paths if path.is_file()), None)
+            self._metadata[folder] = self._read_metadata(path) if path else {}
         return self._metadata[folder]
 
     def _read_metadata(self, path: Path) -> dict[str, str]:
-        captions: dict[str, str] = {}
-        lines = (self._decode(path, path.read_bytes()) or "").splitlines()
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            entry = _json_object(line)
-            file_name = entry.get("file_name")
-            text = next((entry[key] for key in METADATA_TEXT_KEYS if key in entry), None)
-            if not isinstance(text, str) or not isinstance(file_name, str):
-                self.problems.append(
-                    f"{self._name(path)}, line {number}: expected an object with 'file_name' and 'text' "
-                    f"(or 'caption'), got: {line.strip()[:80]}"
-                )
-                continue
-            captions[posixpath.normpath(file_name.replace("\\", "/"))] = text
+        try:
+            captions, problems = read_metadata(path, decode_text)
+        except UnicodeDecodeError as error:
+            self.problems.append(self._undecodable(path, error))
+            return {}
+        except (OSError, MissingPackageError) as error:
+            self.problems.append(f"{self._name(path)} can't be read: {getattr(error, 'strerror', None) or error}")
+            return {}
+        self.problems += [f"{self._name(path)}, {problem}" for problem in problems]
         return captions
 
     def _decode(self, path: Path, content: bytes) -> str | None:
         try:
             return decode_text(content)
         except UnicodeDecodeError as error:
-            self.problems.append(
-                f"{self._name(path)} is not UTF-8 text (byte 0x{content[error.start]:02x} at position {error.start}): "
-                "save it as UTF-8"
-            )
+            self.problems.append(self._undecodable(path, error))
             return None
+
+    def _undecodable(self, path: Path, error: UnicodeDecodeError) -> str:
+        found = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+        return f"{self._name(path)} is not UTF-8 text ({found}): save it as UTF-8"
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -113,11 +113,3 @@ def repeats_folder(folder: Path, root: Path) -> tuple[int, str] | None:
         if candidate == root:
             return None
     return None
-
-
-def _json_object(line: str) -> dict[str, object]:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return {}
-    return entry if isinstance(entry, dict) else {}

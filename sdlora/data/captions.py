@@ -29,6 +29,11 @@ def render(caption: str, config: CaptionsConfig, generator: random.Random) -> st
     return _surround(_reorder(_with_trigger(text, config), config, generator), config)
 
 
+def of_class_images(config: CaptionsConfig) -> CaptionsConfig:
+    """How the captions of class images are trained: without trigger, prefix and suffix, which are the subject's."""
+    return config.model_copy(update={"trigger": None, "prefix": "", "suffix": ""})
+
+
 def is_random(config: CaptionsConfig) -> bool:
     """Whether the same caption may come out differently from one time to the next."""
     return bool(config.shuffle_tags or config.tag_dropout or config.dropout or config.wildcards)

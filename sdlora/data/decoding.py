@@ -13,7 +13,8 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif")
 UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".psd", ".svg", ".tif", ".tiff")
-_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF")
+_SUFFIX_OF = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif"}
+_FORMATS = tuple(_SUFFIX_OF)
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -54,6 +55,15 @@ def open_image(path: Path, max_megapixels: float | None = None) -> Iterator[Imag
         raise UnreadableImageError(_reason(path, error)) from error
 
 
+def suffix_of(content: bytes) -> str:
+    """The file ending for an image's bytes, told from their first ones. Raises UnreadableImageError."""
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            return _SUFFIX_OF[str(image.format)]
+    except Exception as error:  # Pillow's plugins let broken files raise almost anything
+        raise UnreadableImageError("not a JPEG, PNG, WebP, AVIF, BMP or GIF image") from error
+
+
 def oriented_size(image: Image.Image) -> tuple[int, int]:
     """Width and height in pixels as the image is shown, that is after its EXIF orientation."""
     width, height = image.size
@@ -63,8 +73,13 @@ def oriented_size(image: Image.Image) -> tuple[int, int]:
 def load_rgb(path: Path, background: str) -> Image.Image:
     """The image upright, in 8-bit sRGB, transparent pixels on `background` (#rrggbb). Raises UnreadableImageError."""
     with open_image(path) as image:
-        image.load()
-        return _upright(image, _flatten(image, background))
+        return to_rgb(image, background)
+
+
+def to_rgb(image: Image.Image, background: str) -> Image.Image:
+    """An opened image upright, in 8-bit sRGB, transparent pixels on `background`; its size may have been drafted."""
+    image.load()
+    return _upright(image, _flatten(image, background))
 
 
 def load_alpha(path: Path) -> Image.Image | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,8 +215,10 @@ def _files_below(folder: Path, visited: set[Path]) -> Iterator[Path]:
             yield path
 
 
-def inspect_all(paths: Sequence[Path], root: Path, images: ImagesConfig) -> list[tuple[Path, Inspection | str]]:
-    """Each path with its facts, or with the reason why it can't be read."""
+def inspect_all(
+    paths: Sequence[Path], root: Path, images: ImagesConfig, on_each: Callable[[], None] = lambda: None
+) -> list[tuple[Path, Inspection | str]]:
+    """Each path with its facts, or with the reason why it can't be read; `on_each` is called after each."""
     cache_folder = (images.cache_folder or default_cache_folder()) if images.cache else None
     memory = InspectionMemory(root, cache_folder)
 
@@ -231,10 +233,13 @@ def inspect_all(paths: Sequence[Path], root: Path, images: ImagesConfig) -> list
         except OSError as error:
             return f"can't be opened ({error.strerror or error})"
 
+    found: list[tuple[Path, Inspection | str]] = []
     with ThreadPoolExecutor(THREADS) as threads:
-        facts = list(threads.map(look, paths))
+        for path, facts in zip(paths, threads.map(look, paths), strict=True):
+            found.append((path, facts))
+            on_each()
     memory.save()
-    return list(zip(paths, facts, strict=True))
+    return found
 
 
 def mask_problem(mask_path: Path | None, max_megapixels: float) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from dataclasses import dataclass, field
@@ -50,6 +51,16 @@ def _safetensors_header(path: Path) -> Header:
     if size < expected:
         raise ModelError(f"{path}: incomplete, {size:,} of {expected:,} bytes are there; download or copy it again")
     return Header(path, shapes, metadata)
+
+
+def file_tensor_hash(path: Path) -> str:
+    """sha256 of all bytes behind a .safetensors file's header: kohya's sshs_model_hash. Holds 1 MiB at a time."""
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_pickled(path: Path) -> dict[str, Any]:

@@ -45,8 +45,13 @@ def locate(model: str) -> Source:
         return Source("file", model, path)
     if path.suffix.lower() in FILE_SUFFIXES:
         raise ModelError(f"{path}: no such file")
-    if _HUB_NAME.fullmatch(model) and not model.startswith("."):
+    if is_hub_name(model):
         return Source("hub", model)
     raise ModelError(
         f"base model '{model}' was not found: it is no folder and no file here, and not a hub name (owner/name)"
     )
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether the text has the form of a hub name, owner/name."""
+    return _HUB_NAME.fullmatch(text) is not None and not text.startswith(".")

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from sdlora.events import Event
 
+EVENTS_VARIABLE = "SDLORA_EVENTS"
+"""Environment variable that names a file for the events of a command."""
+
 
 class JsonlSink:
     """Writes events to a file that can be followed while the run goes on."""
@@ -14,6 +17,12 @@ class JsonlSink:
     """A run whose record can't be written must not go on as if it were."""
 
     def __init__(self, path: Path) -> None:
+        """Open the file. A last line that a crash cut off is ended, so that it doesn't spoil the next one."""
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def emit(self, event: Event) -> None:

@@ -69,9 +69,11 @@ class TerminalSink:
                 self._say(f"[yellow]warning:[/] {_plain(event.message)}")
             case events.Notice():
                 self._say(_plain(event.message))
+            case events.Stopping():
+                self._say(f"step {event.step}: asked to stop, saving")
             case events.RunFinished():
                 self._finish("training")
-                self._say(f"[green]{event.reason}[/] at step {event.step} after {_duration(event.seconds)}")
+                self._say(f"[green]{event.reason}[/] at step {event.step} after {duration_in_words(event.seconds)}")
                 if event.adapter_path:
                     self._say(f"adapter: {event.adapter_path}")
             case events.RunFailed():
@@ -88,7 +90,7 @@ class TerminalSink:
         self._loss = _smooth(self._loss, event.loss)
         self._seconds = _smooth(self._seconds, event.seconds)
         rate = next(iter(event.learning_rates.values()), 0.0)
-        figures = f"loss {self._loss:.4f}  lr {rate:.2e}  {_speed(self._seconds)}  {event.memory_gib:.1f} GiB"
+        figures = f"loss {self._loss:.4f}  lr {rate:.2e}  {speed_in_words(self._seconds)}  {event.memory_gib:.1f} GiB"
         self._advance("training", event.step, self._total_steps, figures)
 
     def _advance(self, stage: str, done: int, total: int, figures: str) -> None:
@@ -109,13 +111,15 @@ def _smooth(old: float | None, new: float) -> float:
     return new if old is None else _SMOOTHING * old + (1 - _SMOOTHING) * new
 
 
-def _speed(seconds_per_step: float) -> str:
+def speed_in_words(seconds_per_step: float) -> str:
+    """Steps a second, or seconds a step when they are slow."""
     if seconds_per_step >= 1:
         return f"{seconds_per_step:.1f} s/step"
     return f"{1 / max(seconds_per_step, 1e-9):.1f} steps/s"
 
 
-def _duration(seconds: float) -> str:
+def duration_in_words(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (f"{hours} h " if hours else "") + (f"{minutes} min " if minutes or hours else "") + f"{rest} s"

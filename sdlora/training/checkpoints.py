@@ -1,4 +1,7 @@
-"""Checkpoints: everything a run needs to go on exactly, and an adapter file that other tools can load."""
+"""Checkpoints: everything a run needs to go on exactly, and an adapter file that other tools can load.
+
+Finding them loads no torch: the launcher lists them too.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sdlora.errors import TrainingError
 
@@ -29,6 +30,8 @@ class Checkpoint:
 
     def load(self) -> dict[str, Any]:
         """The trainer's state as it was saved, on the CPU. Raises TrainingError when it can't be read."""
+        import torch
+
         try:
             state: dict[str, Any] = torch.load(self.path / _STATE, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError) as error:
@@ -41,6 +44,8 @@ class Checkpoint:
 
 def save(folder: Path, step: int, state: dict[str, Any], write_adapter: Callable[[Path], object]) -> Checkpoint:
     """Write a checkpoint so that it is either there whole or not at all; `write_adapter` gets the folder to fill."""
+    import torch
+
     final = folder / f"step_{step:06d}"
     unfinished = folder / f".step_{step:06d}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)

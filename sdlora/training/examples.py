@@ -52,7 +52,7 @@ class BatchSource:
     ) -> None:
         self._placed = placed
         self._latents = latents
-        self._captions = captions
+        self._captions = {False: captions, True: caption_text.of_class_images(captions)}
         self._batch_size = batch_size
         self._seed = seed
         self._plan: tuple[int, list[list[int]]] = (0, plan_epoch(placed, batch_size, seed, 0))
@@ -73,14 +73,17 @@ class BatchSource:
         ]
         generators = [sample_generator(self._seed, "noise", position, row) for row in range(len(rows))]
         masks = [crop.mask_HW for crop in crops if crop.mask_HW is not None]
-        raw_captions = [item.record.caption or "" for item in rows]
         return Batch(
             latents_BCHW=torch.stack([crop.draw(each) for crop, each in zip(crops, generators, strict=True)]),
             captions=[
-                caption_text.render(text, self._captions, sample_random(self._seed, "caption", position, row))
-                for row, text in enumerate(raw_captions)
+                caption_text.render(
+                    item.record.caption or "",
+                    self._captions[item.record.is_class],
+                    sample_random(self._seed, "caption", position, row),
+                )
+                for row, item in enumerate(rows)
             ],
-            raw_captions=raw_captions,
+            raw_captions=[item.record.caption or "" for item in rows],
             size_conditions=[crop.size_conditions for crop in crops],
             mask_B1HW=torch.stack(masks)[:, None] if masks else None,
             is_class_B=torch.tensor([item.record.is_class for item in rows]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from sdlora.config.train import DEFAULT_EPOCHS, TrainConfig
 from sdlora.data.batches import draw_seed
@@ -41,7 +42,13 @@ def find_images(config: TrainConfig) -> RunImages:
         raise ConfigError("images.folder", ["no image folder is set: use --set images.folder=FOLDER"])
     found = scan(images, config.captions)
     trained, held_out = _hold_out(found.records, config)
+    if not trained:
+        raise DataError(
+            f"all {len(found.records)} training images are held out too, so none is left to train on: give "
+            "validation.folder other images, or set validation.fraction=0"
+        )
     if images.class_folder is not None:
+        _refuse_missing_class_images(images.class_folder)
         class_images = scan(images, config.captions, folders=[images.class_folder], is_class=True)
         trained += class_images.records
         found = ScanResult(
@@ -59,6 +66,17 @@ def find_images(config: TrainConfig) -> RunImages:
         placed_held_out=assign(held_out, images),
         plan=plan(kept, placed, images, config.optimization.batch_size),
     )
+
+
+def _refuse_missing_class_images(folder: Path) -> None:
+    """Raise DataError when there are none, with the command that draws them."""
+    folder = folder.expanduser()
+    if not (folder.is_dir() and any(folder.iterdir())):
+        raise DataError(
+            f"images.class_folder={folder} {'is empty' if folder.is_dir() else 'does not exist'}. Draw its images with "
+            f'the base model: sdlora dataset class-images --out {folder} --prompt "a photo of a dog" --count 200 (with '
+            "the same --preset and --set), the prompt being what your subject is one of."
+        )
 
 
 def _hold_out(records: list[ImageRecord], config: TrainConfig) -> tuple[list[ImageRecord], list[ImageRecord]]:

@@ -9,13 +9,13 @@ import torch
 from sdlora.adapters.attach import Adapter, attach
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import Cache, default_cache_folder
-from sdlora.data.captions import is_random, variants
+from sdlora.data.captions import is_random, of_class_images, variants
 from sdlora.events import EventStream
 from sdlora.models.family import Bundle
+from sdlora.models.host import tune_malloc
 from sdlora.models.loading import load
 from sdlora.training.examples import BatchSource
 from sdlora.training.forward import Forward
-from sdlora.training.host import tune_malloc
 from sdlora.training.images import RunImages
 from sdlora.training.latents import LatentSource
 from sdlora.training.precision import PrecisionContext
@@ -70,12 +70,19 @@ def _texts(
     config: TrainConfig, images: RunImages, bundle: Bundle, cache: Cache | None, events: EventStream
 ) -> TextSource:
     """Text states from the cache where each caption has few forms and no text encoder is trained, else live."""
-    captions = [record.caption or "" for record in images.trained + images.held_out]
-    has_few_forms = all(variants(caption, config.captions) is not None for caption in captions)
+    records = images.trained + images.held_out
+    captions = [record.caption or "" for record in records if not record.is_class]
+    forms_of_class_images = [
+        variants(record.caption or "", of_class_images(config.captions)) for record in records if record.is_class
+    ]
+    forms = [variants(caption, config.captions) for caption in captions] + forms_of_class_images
+    has_few_forms = all(each is not None for each in forms)
     live = config.adapter.text_encoder or (is_random(config.captions) and not has_few_forms)
     texts = TextSource(bundle, config.captions, cache, live=live)
-    asked_as_is = [config.objective.prior_prompt or caption for caption in captions]
-    texts.prepare(captions, asked_as_is if config.objective.prior_preservation == "base_prediction" else [], events)
+    as_is = [form for each in forms_of_class_images for form in each or ()]
+    if config.objective.prior_preservation == "base_prediction":
+        as_is += [config.objective.prior_prompt or caption for caption in captions]
+    texts.prepare(captions, as_is, events)
     return texts
 
 

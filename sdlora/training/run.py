@@ -16,14 +16,17 @@ from sdlora.adapters.files import Export, export, write_side_car
 from sdlora.adapters.metadata import TrainingFacts
 from sdlora.adapters.selftest import self_test
 from sdlora.config.train import TrainConfig
-from sdlora.errors import AdapterError, ConfigError, SdloraError
+from sdlora.errors import AdapterError, RunError, SdloraError
 from sdlora.events import (
     CheckpointSaved,
+    Event,
     EventSink,
     EventStream,
     RunFailed,
     RunFinished,
     RunStarted,
+    StepFinished,
+    Stopping,
     Validated,
 )
 from sdlora.models.family import Bundle
@@ -34,13 +37,14 @@ from sdlora.sinks.terminal import TerminalSink
 from sdlora.training import checkpoints, previews, run_folder
 from sdlora.training.checkpoints import Checkpoint
 from sdlora.training.checks import check
+from sdlora.training.claim import claimed
 from sdlora.training.facts import training_facts
 from sdlora.training.images import RunImages
 from sdlora.training.interrupts import Interrupts
 from sdlora.training.prepare import Prepared, prepare
-from sdlora.training.run_folder import RunFolder
+from sdlora.training.run_folder import REQUESTS, Request, RunFolder
 from sdlora.training.trainer import Outcome, Trainer
-from sdlora.training.workers import Workers
+from sdlora.training.workers import Workers, is_main_process
 
 
 @dataclass(frozen=True)
@@ -58,67 +62,95 @@ class RunResult:
     """Last validation loss over the base model's, if images were held out."""
 
 
+class _LastStep:
+    """Remembers how far the run had come, for the message of its failure."""
+
+    step = 0
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self.step = event.first_step
+        elif isinstance(event, StepFinished):
+            self.step = event.step
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
 def train(config: TrainConfig, sinks: Sequence[EventSink] = ()) -> RunResult:
     """Train a new adapter. Everything that can be checked is checked before the run's folder or a model is touched."""
     images = check(config)
     workers = Workers(config.optimization.device)
     folder = workers.share(run_folder.create(config) if workers.is_main else None)
     assert folder is not None
-    return _run(config, folder, images, sinks, workers, None)
+    with _recorded(config, folder, sinks) as events:
+        return _run(config, folder, images, events, workers, None)
 
 
 def resume(path: Path, sinks: Sequence[EventSink] = ()) -> RunResult:
-    """Go on with the run in a folder from its newest checkpoint, or from the start if it has none."""
+    """Go on with the run in a folder from its newest checkpoint, or from the start if it has none.
+
+    Raises RunError when the run is complete or another process trains it.
+    """
     folder, config = run_folder.open_run(path)
-    images = check(config)
     checkpoint = checkpoints.newest(folder.checkpoints)
-    total_steps = images.total_steps(config)
-    if checkpoint is not None and checkpoint.step >= total_steps and folder.adapter(config.name).is_file():
-        raise ConfigError(str(path), [f"this run is complete: all {total_steps} steps are done"])
-    return _run(config, folder, images, sinks, Workers(config.optimization.device), checkpoint)
+    if checkpoint is not None and folder.adapter(config.name).is_file():
+        total_steps = check(config).total_steps(config)
+        if checkpoint.step >= total_steps:
+            raise RunError(f"{path}: this run is complete: all {total_steps} steps are done")
+    with _recorded(config, folder, sinks) as events:
+        images = check(config)
+        return _run(config, folder, images, events, Workers(config.optimization.device), checkpoint)
 
 
 def _run(
     config: TrainConfig,
     folder: RunFolder,
     images: RunImages,
-    sinks: Sequence[EventSink],
+    events: EventStream,
     workers: Workers,
     checkpoint: Checkpoint | None,
 ) -> RunResult:
     started = time.time()
-    with _event_stream(config, folder, sinks, workers) as events, Interrupts() as interrupts:
-        run: _Run | None = None
-        try:
-            prepared = prepare(config, images, events, workers)
-            run = _Run(config, folder, images, prepared, events, workers, interrupts, started)
-            if checkpoint is not None:
-                run.trainer.load_state(checkpoint.load())
-            return run.go()
-        except BaseException as error:
-            message = str(error) if isinstance(error, SdloraError) else f"{type(error).__name__}: {error}"
-            events.emit(RunFailed(step=run.trainer.progress.step if run else 0, message=message))
-            raise
+    with Interrupts() as interrupts:
+        prepared = prepare(config, images, events, workers)
+        run = _Run(config, folder, images, prepared, events, workers, interrupts, started)
+        if checkpoint is not None:
+            run.trainer.load_state(checkpoint.load())
+        return run.go()
 
 
 @contextmanager
-def _event_stream(
-    config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink], workers: Workers
-) -> Iterator[EventStream]:
-    """The run's events to its own files and the caller's sinks; nothing from other processes than the main one."""
-    if not workers.is_main:
+def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]) -> Iterator[EventStream]:
+    """The run's events, its end by an error included, to its own files and the caller's sinks.
+
+    Claims the folder for this process. Nothing comes from other processes than the main one.
+    """
+    if not is_main_process():
         yield EventStream([])
         return
-    with folder.log.open("a", encoding="utf-8") as log:
+    with claimed(folder), folder.log.open("a", encoding="utf-8") as log:
+        last = _LastStep()
         log_sink = TerminalSink(Console(file=log, highlight=False, soft_wrap=True))
-        own: list[EventSink] = [JsonlSink(folder.events), log_sink]
+        own: list[EventSink] = [JsonlSink(folder.events), log_sink, last]
         if config.outputs.tensorboard:
             own.append(TensorBoardSink(folder.path / "tensorboard"))
         stream = EventStream([*own, *sinks])
         try:
             yield stream
+        except BaseException as error:
+            stream.emit(RunFailed(step=last.step, message=_in_words(error)))
+            raise
         finally:
             stream.close()
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, SdloraError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted before it could save"
+    return f"{type(error).__name__}: {error}"
 
 
 class _Run:
@@ -168,12 +200,12 @@ class _Run:
                 total_parameters=self.prepared.adapter.total_parameters,
             )
         )
-        if self.workers.is_main:
-            self.folder.take_requests()  # those to an earlier process
-        if trainer.progress.step == 0:
-            self._validate()
-            self._preview()
-        outcome = trainer.run(self._after_step)
+        outcome: Outcome = "stopped"
+        if not self._is_asked_to_stop(self._requests(("stop",))):
+            if trainer.progress.step == 0:
+                self._validate()
+                self._preview()
+            outcome = trainer.run(self._after_step)
         adapter = self._finish() if outcome == "completed" else self._save()
         self.events.emit(
             RunFinished(
@@ -194,8 +226,8 @@ class _Run:
 
     def _after_step(self) -> Literal["go on", "stop"]:
         step, is_last = self.trainer.progress.step, self.trainer.progress.step == self.trainer.total_steps
-        requests = self.workers.share(self.folder.take_requests() if self.workers.is_main else set())
-        if "stop" in requests or self.workers.any(self.interrupts.seen):
+        requests = self._requests()
+        if self._is_asked_to_stop(requests):
             return "stop"
         improved = (is_last or step % self.config.validation.every == 0) and self._validate()
         every = self.config.outputs.checkpoint_every
@@ -207,6 +239,15 @@ class _Run:
         if is_last or "preview" in requests or (every and step % every == 0):
             self._preview()
         return "go on"
+
+    def _requests(self, wanted: Sequence[Request] = REQUESTS) -> set[Request]:
+        return self.workers.share(self.folder.take_requests(wanted) if self.workers.is_main else set())
+
+    def _is_asked_to_stop(self, requests: set[Request]) -> bool:
+        if "stop" not in requests and not self.workers.any(self.interrupts.seen):
+            return False
+        self.events.emit(Stopping(step=self.trainer.progress.step))
+        return True
 
     def _tidy_checkpoints(self, improved: bool) -> None:
         if improved:

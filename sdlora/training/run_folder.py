@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +48,16 @@ class RunFolder:
         return self.path / "log.txt"
 
     @property
+    def process(self) -> Path:
+        """Which process trains here, or did last."""
+        return self.path / "process.json"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that trains here."""
+        return self.path / ".training.lock"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder a checkpoint: step_000500."""
         return self.path / "checkpoints"
@@ -69,16 +80,26 @@ class RunFolder:
         self.requests.mkdir(parents=True, exist_ok=True)
         (self.requests / request).touch()
 
-    def take_requests(self) -> set[Request]:
+    def take_requests(self, wanted: Sequence[Request] = REQUESTS) -> set[Request]:
         """The requests made since the last call; they are answered by taking them."""
         taken: set[Request] = set()
-        for request in REQUESTS:
+        for request in wanted:
             try:
                 (self.requests / request).unlink()
             except FileNotFoundError:
                 continue
             taken.add(request)
         return taken
+
+    def discard_requests(self, made_before: float) -> None:
+        """Forget requests made before a time in seconds since the epoch: they were meant for an earlier process."""
+        for request in REQUESTS:
+            path = self.requests / request
+            try:
+                if path.stat().st_mtime < made_before:
+                    path.unlink()
+            except FileNotFoundError:
+                continue
 
 
 def create(config: TrainConfig) -> RunFolder:
@@ -96,8 +117,11 @@ def create(config: TrainConfig) -> RunFolder:
     folder = RunFolder(path.resolve())
     for inner in (folder.checkpoints, folder.requests):
         inner.mkdir()
-    folder.config.write_text(files.dump(_with_absolute_paths(config)), encoding="utf-8")
     folder.environment.write_text(json.dumps(_environment(), indent=2), encoding="utf-8")
+    # Last and in one go: whoever lists runs takes a folder with a configuration for one.
+    unfinished = folder.path / ".config.unfinished"
+    unfinished.write_text(files.dump(_with_absolute_paths(config)), encoding="utf-8")
+    unfinished.replace(folder.config)
     return folder
 
 

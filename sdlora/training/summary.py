@@ -11,12 +11,14 @@ from sdlora.adapters.layers import choose, layer_shape
 from sdlora.config.train import TrainConfig
 from sdlora.data.batches import sample_random
 from sdlora.data.captions import render
+from sdlora.errors import SdloraError
 from sdlora.models.detection import Detection, detect
 from sdlora.models.layout import unet_layout
 from sdlora.models.loading import DTYPES
 from sdlora.models.prompts import count_tokens
 from sdlora.models.tokenizer import light_tokenizer
 from sdlora.training.checks import check
+from sdlora.training.dry_run import BucketSamples, DryRun, Figures, SummaryLine, problems_of
 from sdlora.training.images import RunImages
 from sdlora.training.memory import MemoryEstimate, MemoryPlan, UNetShape, estimate, free_disk_gib
 
@@ -53,9 +55,39 @@ class Summary:
 
     def as_text(self) -> str:
         """The summary, one line a fact."""
-        return "\n".join(f"{label + ':':<16} {text}" for label, text in self._lines())
+        return "\n".join(f"{label + ':':<16} {text}" for label, text in self.lines())
 
-    def _lines(self) -> Iterator[tuple[str, str]]:
+    def as_dry_run(self) -> DryRun:
+        """The same as plain values."""
+        plan = self.images.plan
+        return DryRun(
+            lines=[SummaryLine(label=label, text=text) for label, text in self.lines()],
+            figures=Figures(
+                total_steps=self.total_steps,
+                epochs=self.epochs,
+                images=plan.images,
+                held_out=len(self.images.held_out),
+                files_seen=plan.files_seen,
+                samples=plan.samples,
+                batches=plan.batches,
+                buckets=[
+                    BucketSamples(
+                        width_px=count.bucket.width_px, height_px=count.bucket.height_px, samples=count.samples
+                    )
+                    for count in plan.buckets
+                ],
+                upscaled=plan.upscaled,
+                long_captions=self.long_captions,
+                trainable_parameters=self.trainable_parameters,
+                memory_gib=self.memory.total_gib,
+                cache_bytes=self.cache_bytes,
+                run_bytes=self.run_bytes,
+                free_disk_gib=self.free_disk_gib,
+            ),
+        )
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """The facts, each as a label and a text."""
         yield "base model", f"{self.config.base_model.model}: {'; '.join(self.model.notes)}"
         yield from self._image_lines()
         optimization, adapter = self.config.optimization, self.config.adapter
@@ -84,6 +116,14 @@ class Summary:
         short = f", {plan.short_batches} of them short" if plan.short_batches else ""
         yield "batches", f"{plan.batches} an epoch of up to {self.config.optimization.batch_size} images{short}"
         yield "never trained", f"{len(plan.never_trained)} images"
+
+
+def dry_run(config: TrainConfig) -> DryRun:
+    """The summary as plain values, or all that keeps the run from beginning."""
+    try:
+        return summarise(config).as_dry_run()
+    except SdloraError as error:
+        return DryRun(problems=problems_of(error))
 
 
 def summarise(config: TrainConfig) -> Summary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TypeVar, cast
 
@@ -13,6 +14,11 @@ from torch import Tensor
 from sdlora.errors import ConfigError
 
 T = TypeVar("T")
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files and events, known before the processes have found each other."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Workers:

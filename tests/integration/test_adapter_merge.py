@@ -16,7 +16,6 @@ from torch import Tensor
 
 from sdlora.adapters.attach import attach
 from sdlora.adapters.base_weights import open_base
-from sdlora.adapters.container import file_tensor_hash
 from sdlora.adapters.extract import Ranks
 from sdlora.adapters.files import export, read
 from sdlora.adapters.making import extract_adapter, merge_adapters, mix_adapters
@@ -27,6 +26,7 @@ from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.mix import MixConfig, MixedAdapter
 from sdlora.errors import AdapterError, ModelError
 from sdlora.models.bundle import Bundle
+from sdlora.models.headers import file_tensor_hash
 from sdlora.models.loading import load
 from sdlora.models.tiny import save_single_file
 

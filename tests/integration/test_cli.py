@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sdlora.__main__ import main
+from sdlora.processes import ProcessRecord
 from sdlora.training.run_folder import open_run
 
 
@@ -180,6 +182,7 @@ def test_a_file_of_an_unknown_family_says_what_was_looked_for(run, one_image: Pa
 
 def test_requests_go_to_the_run_and_wrong_folders_are_refused(run, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: x", encoding="utf-8")
+    ProcessRecord.of(os.getpid()).write(open_run(tmp_path)[0].process)
     for command in ("stop", "save", "preview"):
         assert f"asked {tmp_path.name} to {command}" in run(command, str(tmp_path)).output
     assert open_run(tmp_path)[0].take_requests() == {"stop", "save", "preview"}

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from sdlora.config import files
-from sdlora.errors import ConfigError
+from sdlora.errors import ConfigError, RunError
 from sdlora.events import CheckpointSaved, parse_event
 from sdlora.training.checkpoints import newest
 from sdlora.training.run import resume, train
@@ -98,7 +98,7 @@ def test_kill_and_resume_gives_the_same_bytes_as_an_uninterrupted_run(
 def test_resuming_a_complete_run_says_so(tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> None:
     overrides = [*settings(tiny_sd1, tiny_images, tmp_path, "fp32", "adamw"), "optimization.steps=1"]
     run = train(files.load(overrides=overrides)).folder
-    with pytest.raises(ConfigError, match="this run is complete: all 1 steps are done"):
+    with pytest.raises(RunError, match="this run is complete: all 1 steps are done"):
         resume(run)
 
 

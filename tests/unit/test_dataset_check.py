@@ -11,6 +11,7 @@ from dataset_pictures import picture, save_captioned
 from PIL import Image, ImageEnhance, ImageFilter
 
 from sdlora.config import files
+from sdlora.data.lint import measures
 from sdlora.data.lint.check import check
 from sdlora.data.lint.duplicates import groups
 from sdlora.data.lint.findings import FIXABLE, RULES, Report
@@ -260,6 +261,13 @@ def test_findings_are_plain_values_and_a_page_that_needs_nothing_else(clean: Pat
     assert "<script" not in page
     assert "<i>" not in page
     assert "http" not in page
+
+
+@pytest.mark.parametrize("values", [[7], [0, 255], [3, 3, 3, 9], list(range(256)), [1, 2, 250, 250, 4, 4, 0]])
+def test_percentiles_of_counted_levels_are_those_of_the_values(values: list[int]) -> None:
+    shares = (0.0, 0.005, 0.02, 0.5, 0.98, 0.998, 1.0)
+    found = measures.percentiles(numpy.bincount(values, minlength=256), shares)
+    assert found == pytest.approx(numpy.percentile(values, [100 * share for share in shares]))
 
 
 def test_every_fixable_rule_is_a_rule() -> None:

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from sdlora.training import host
+from sdlora.models import host
 
 MEASURE = """
 import resource, sys
 import torch
-from sdlora.training.host import tune_malloc
+from sdlora.models.host import tune_malloc
 if sys.argv[1] == "tuned":
     assert tune_malloc()
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

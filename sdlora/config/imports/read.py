@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -16,6 +16,7 @@ from sdlora.config import files
 from sdlora.config.imports.ai_toolkit import from_job
 from sdlora.config.imports.kohya import from_dataset_config, from_gui, from_metadata
 from sdlora.config.imports.onetrainer import from_concepts
+from sdlora.config.imports.onetrainer_config import from_config
 from sdlora.config.imports.translation import Translation, settle
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
@@ -44,7 +45,7 @@ class Imported:
 
 
 def import_settings(path: Path) -> Imported:
-    """Read kohya_ss JSON, sd-scripts' dataset.toml, metadata JSON or folder, OneTrainer concepts or ai-toolkit YAML.
+    """Read kohya_ss JSON, sd-scripts' dataset.toml, metadata JSON or folder, OneTrainer JSON or ai-toolkit YAML.
 
     Raises ConfigError for a file that is none of these, or whose values ours refuses.
     """
@@ -77,6 +78,8 @@ def _json(content: Any, path: Path) -> tuple[str, Translation]:
     if isinstance(content, list):
         return "OneTrainer concepts", from_concepts(content)
     settings = _mapping(content)
+    if {"training_method", "model_type", "base_model_name", "output_model_destination"} & settings.keys():
+        return "OneTrainer", _onetrainer(settings, path)
     if isinstance(settings.get("concepts"), list):
         translation = from_concepts(settings["concepts"])
         translation.lose_rest(settings, {"concepts", "__version"})
@@ -89,15 +92,58 @@ def _json(content: Any, path: Path) -> tuple[str, Translation]:
         return "sd-scripts metadata", translation
     if "datasets" in settings:
         return "sd-scripts dataset config", from_dataset_config(settings)
-    raise ValueError("neither kohya_ss settings, OneTrainer concepts nor sd-scripts metadata")
+    raise ValueError("neither kohya_ss settings, OneTrainer settings or concepts nor sd-scripts metadata")
+
+
+def _onetrainer(settings: Mapping[str, Any], path: Path) -> Translation:
+    """The configuration with its concepts and samples, which may stand in files of their own."""
+    lists: dict[str, list[Any]] = {}
+    missing = []
+    for name, pointer in (("concepts", "concept_file_name"), ("samples", "sample_definition_file_name")):
+        own, file = settings.get(name), settings.get(pointer)
+        found = _beside(path, str(file)) if own is None and file else None
+        lists[name] = json.loads(found.read_text(encoding="utf-8-sig")) if found else own or []
+        if own is None and file and not found:
+            missing.append((pointer, file))
+    translation = from_config(settings, lists["concepts"], lists["samples"])
+    for pointer, file in missing:
+        ours = "images.folder" if pointer == "concept_file_name" else "previews.prompts"
+        translation.lose(pointer, file, f"no such file near {path.name}; set {ours}")
+    return translation
+
+
+def _beside(path: Path, name: str) -> Path | None:
+    """A file that settings name, relative to their own folder or one above it."""
+    plain = PureWindowsPath(name).as_posix()
+    tried = [Path(plain), *(folder / plain for folder in path.resolve().parents)]
+    return next((candidate for candidate in tried if candidate.is_file()), None)
+
+
+def is_settings_folder(path: Path) -> bool:
+    """Whether a folder says by its subfolders' names or its metadata how its images are trained."""
+    path = path.expanduser()
+    return path.is_dir() and (_has_repeats(path) or _has_metadata(path))
+
+
+def _has_repeats(path: Path) -> bool:
+    return any(_REPEATS_FOLDER.fullmatch(inner.name) for inner in path.iterdir() if inner.is_dir())
+
+
+def _has_metadata(path: Path) -> bool:
+    return any(next(path.rglob(f"metadata.{ending}"), None) for ending in ("jsonl", "csv", "parquet"))
 
 
 def _folder(path: Path) -> tuple[str, Translation]:
     translation = Translation()
-    if not any(_REPEATS_FOLDER.fullmatch(inner.name) for inner in path.iterdir() if inner.is_dir()):
-        raise ValueError("no folder called N_name (10_cat) in it; plain image folders need no import")
     translation.put("images.folder", str(path))
-    return "sd-scripts folders", translation
+    if _has_repeats(path):
+        return "sd-scripts folders", translation
+    if _has_metadata(path):
+        return "Hugging Face image folder", translation
+    raise ValueError(
+        "no folder called N_name (10_cat), no metadata.jsonl, .csv or .parquet and no .tar or .parquet shards in it; "
+        "plain image folders need no import"
+    )
 
 
 def _mapping(content: Any) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sdlora.config.train import TrainConfig
@@ -17,10 +17,13 @@ from sdlora.data.lint.samples import DataSet, Sample, gather
 from sdlora.data.scan_problems import refuse_missing_folders
 
 
-def check(config: TrainConfig, folders: Sequence[Path] = ()) -> Report:
+def check(
+    config: TrainConfig, folders: Sequence[Path] = (), *, on_progress: Callable[[int, int], None] | None = None
+) -> Report:
     """The report on the folders (by default images.folder) as `config` would train them.
 
     validation.folder is read too, to find copies of training images in it. Memory holds figures, never pixels.
+    on_progress: called with how much of the folders is read and how much there is.
     Raises DataError for a folder that doesn't exist or has no images.
     """
     roots = tuple(folder.expanduser().absolute() for folder in (folders or config.images.folders))
@@ -29,7 +32,7 @@ def check(config: TrainConfig, folders: Sequence[Path] = ()) -> Report:
     if held_out is not None:
         held_out = held_out.expanduser().absolute()
         refuse_missing_folders([held_out])
-    data = gather(roots, config.images)
+    data = gather(roots, config.images, on_progress=on_progress)
     findings = [*image_findings(data, config.images), *caption_findings(data, config), *_buckets(data, config)]
     findings += _duplicates(data.samples, config)
     if held_out is not None:

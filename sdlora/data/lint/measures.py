@@ -5,11 +5,13 @@ Array legend: H height, W width, C channel. Each image is decoded once, at no mo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
-from PIL import Image
+from PIL import Image, ImageChops
 
 from sdlora.data.decoding import open_image, to_eight_bits
 
@@ -61,16 +63,16 @@ def measure(path: Path, edge_px: int) -> Measures:
     luma = pixels.convert("L")
     blockiness = _blockiness(luma) if pixels.size == full_size else float("nan")
     trained = luma.resize(_training_size(luma.size, edge_px), Image.Resampling.BOX)
-    values_HW = numpy.asarray(trained, dtype=numpy.float32)
-    darkest, brightest = numpy.percentile(values_HW, (2, 98))
+    levels = numpy.asarray(trained.histogram())
+    darkest, brightest = percentiles(levels, (0.02, 0.98))
     return Measures(
         animated=animated,
         exif_rotated=exif_rotated,
         transparent=transparent,
         grey=_is_grey(pixels),
-        darkest=float(darkest),
-        brightest=float(brightest),
-        sharpness=_sharpness(values_HW),
+        darkest=darkest,
+        brightest=brightest,
+        sharpness=_sharpness(trained, levels),
         jpeg_quality=jpeg_quality,
         blockiness=blockiness,
         gradient_bits=_gradient_bits(trained),
@@ -108,22 +110,46 @@ def _is_grey(pixels: Image.Image) -> bool:
     return bool((cells_HWC.max(axis=2) - cells_HWC.min(axis=2)).max() <= 6)
 
 
-def _sharpness(values_HW: numpy.ndarray) -> float:
-    """The 99.8th percentile of steps between neighbours over the image's contrast; 1 for an image of one colour."""
-    low, high = numpy.percentile(values_HW, (0.5, 99.5))
-    if high - low < 8 or min(values_HW.shape) < 3:
+def _steps(luma: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """Differences between neighbours, beside and below each other, in mode L."""
+    width, height = luma.size
+    beside = ImageChops.difference(luma.crop((0, 0, width - 1, height)), luma.crop((1, 0, width, height)))
+    below = ImageChops.difference(luma.crop((0, 0, width, height - 1)), luma.crop((0, 1, width, height)))
+    return beside, below
+
+
+def percentiles(counts: numpy.ndarray, shares: Sequence[float]) -> tuple[float, ...]:
+    """Levels below which these shares of the values lie, from how often each level occurs; as numpy.percentile does.
+
+    Sorting a million values takes ten times as long as counting them.
+    """
+    up_to = numpy.cumsum(counts)
+    found = []
+    for share in shares:
+        place = share * (up_to[-1] - 1)
+        lower, upper = (int(numpy.searchsorted(up_to, index, side="right")) for index in (int(place), math.ceil(place)))
+        found.append(lower + (upper - lower) * (place - int(place)))
+    return tuple(found)
+
+
+def _sharpness(luma: Image.Image, levels: numpy.ndarray) -> float:
+    """The 99.8th percentile of steps between neighbours over the image's contrast; 1 for an image of one colour.
+
+    levels: how often each brightness occurs.
+    """
+    low, high = percentiles(levels, (0.005, 0.995))
+    if high - low < 8 or min(luma.size) < 3:
         return 1.0
-    steps = [numpy.abs(numpy.diff(values_HW, axis=axis)).ravel() for axis in (0, 1)]
-    return float(numpy.percentile(numpy.concatenate(steps), 99.8) / (high - low))
+    counts = sum(numpy.asarray(steps.histogram()) for steps in _steps(luma))
+    return percentiles(numpy.asarray(counts), (0.998,))[0] / (high - low)
 
 
 def _blockiness(luma: Image.Image) -> float:
-    values_HW = numpy.asarray(luma, dtype=numpy.int16)
-    if min(values_HW.shape) < 32:
+    if min(luma.size) < 32:
         return float("nan")
     ratios = []
-    for steps_HW in (numpy.diff(values_HW, axis=0), numpy.diff(values_HW, axis=1).T):
-        means = numpy.abs(steps_HW).mean(axis=1)
+    for steps, axis in zip(_steps(luma), (0, 1), strict=True):
+        means = numpy.asarray(steps).mean(axis=axis, dtype=numpy.float32)
         border = means[7::8].mean()
         inside = numpy.delete(means, numpy.s_[7::8]).mean()
         ratios.append((border + 0.5) / (inside + 0.5))  # half a level: a flat image has no blocks

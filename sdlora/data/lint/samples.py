@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,20 +42,37 @@ class DataSet:
     """Pictures in folders called `0_name`."""
 
 
-def gather(folders: Sequence[Path], images: ImagesConfig, *, figures: bool = True) -> DataSet:
+def gather(
+    folders: Sequence[Path],
+    images: ImagesConfig,
+    *,
+    figures: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> DataSet:
     """Read every picture of the folders, each file once, and measure it if `figures` are asked for.
 
-    Raises DataError for an empty folder.
+    on_progress: called with how much is done and how much there is in all. Raises DataError for an empty folder.
     """
     found = DataSet(tuple(folders))
     seen: set[Path] = set()
+    pictures: dict[Path, tuple[Listing, list[Path]]] = {}
     for root in folders:
         listing = list_folder(root)
-        pictures = [path for path in listing.pictures if path.resolve() not in seen]
-        seen.update(path.resolve() for path in pictures)
-        _gather_folder(root, listing, pictures, images, found)
+        pictures[root] = listing, [path for path in listing.pictures if path.resolve() not in seen]
+        seen.update(path.resolve() for path in listing.pictures)
+    done, total = 0, len(seen) * (2 if figures else 1)
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if on_progress:
+            on_progress(done, total)
+
+    for root, (listing, paths) in pictures.items():
+        _gather_folder(root, listing, paths, images, found, advance)
     if figures:
         for record, measures in _measure_all(found.records, max(images.resolutions)):
+            advance()
             if isinstance(measures, str):
                 found.broken[record.path] = measures
             else:
@@ -77,11 +94,16 @@ def unread_captions(listing: Listing) -> dict[Path, Path]:
 
 
 def _gather_folder(
-    root: Path, listing: Listing, pictures: Sequence[Path], images: ImagesConfig, found: DataSet
+    root: Path,
+    listing: Listing,
+    pictures: Sequence[Path],
+    images: ImagesConfig,
+    found: DataSet,
+    on_each: Callable[[], None],
 ) -> None:
     sources = CaptionFolders(root)
     found.unread_captions |= unread_captions(listing)
-    for path, facts in inspect_all(pictures, root, images):
+    for path, facts in inspect_all(pictures, root, images, on_each):
         mask_path = listing.mask_of(path) if images.mask == "file" else None
         reason = facts if isinstance(facts, str) else mask_problem(mask_path, images.max_megapixels)
         if isinstance(facts, str) or reason:

@@ -21,7 +21,8 @@ from pathlib import Path
 from sdlora.errors import DataError
 
 TRASH = ".sdlora-trash"
-_LOG = "log.jsonl"
+LOG = "log.jsonl"
+"""Name of a batch's log: one line of JSON a change, with `path` and `rules`."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,51 @@ def apply(folder: Path, changes: Sequence[Change]) -> Path | None:
     if not changes:
         return None
     folder = folder.expanduser().resolve()
-    targets = [_target(change.path, folder) for change in changes]
-    batch = _new_batch(folder)
-    for number, (change, path) in enumerate(zip(changes, targets, strict=True), start=1):
+    for change in changes:
+        _target(change.path, folder)
+    batch = Batch.begin(folder)
+    for number, change in enumerate(changes):
         try:
-            _make(change, path, folder, batch, f"{number:06d}")
+            batch.make(change)
         except OSError as error:
             raise DataError(
-                f"{change.path} can't be changed ({error.strerror or error}); {number - 1} of {len(changes)} changes "
+                f"{change.path} can't be changed ({error.strerror or error}); {number} of {len(changes)} changes "
                 f"are done: `sdlora dataset undo {folder}` takes them back."
             ) from error
-    return batch
+    return batch.path
+
+
+class Batch:
+    """Changes that are made one at a time and undone together; a batch left behind by a crash can be gone on with."""
+
+    def __init__(self, folder: Path, path: Path) -> None:
+        """Go on with the batch whose log and originals are in `path`, below the data set `folder` (resolved)."""
+        self.folder, self.path = folder, path
+        mend_last_line(path / LOG)
+        self._made = sum(1 for _ in _read(path / LOG)) if (path / LOG).is_file() else 0
+
+    @classmethod
+    def begin(cls, folder: Path) -> Batch:
+        """A batch without changes for a data set (resolved). Raises DataError when its trash can't be written."""
+        try:
+            return cls(folder, _new_batch(folder))
+        except OSError as error:
+            raise DataError(f"{folder / TRASH} can't be written: {error.strerror or error}.") from error
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no file was changed."""
+        return not (self.path / LOG).is_file()
+
+    def make(self, change: Change) -> None:
+        """Make one change, logged before the file is touched. Raises DataError as `apply` does, and OSError."""
+        self._made += 1
+        _make(change, _target(change.path, self.folder), self.folder, self.path, f"{self._made:06d}")
+
+
+def batch_folders(folder: Path) -> list[Path]:
+    """The folders of all batches of a data set (resolved), oldest first."""
+    return sorted(path for path in (folder / TRASH).glob("*") if path.is_dir())
 
 
 def undo(folder: Path) -> Undone:
@@ -85,15 +120,15 @@ def undo(folder: Path) -> Undone:
     files have been changed since.
     """
     folder = folder.expanduser().resolve()
-    batches = sorted(path for path in (folder / TRASH).glob("*") if (path / _LOG).is_file())
+    batches = [path for path in batch_folders(folder) if (path / LOG).is_file()]
     if not batches:
         raise DataError(f"{folder} has no changes to undo (no {TRASH} folder with a log in it).")
     batch = batches[-1]
-    entries = list(_read(batch / _LOG))
+    entries = list(_read(batch / LOG))
     _refuse_later_changes(folder, entries)
     for entry in reversed(entries):
         _restore(folder, batch, entry)
-    (batch / _LOG).unlink()
+    (batch / LOG).unlink()
     shutil.rmtree(batch)
     with suppress(OSError):  # not empty: older changes are still in it
         (folder / TRASH).rmdir()
@@ -118,7 +153,7 @@ def _target(path: Path, folder: Path) -> Path:
 
 
 def _make(change: Change, path: Path, folder: Path, batch: Path, number: str) -> None:
-    before = _hash(path)
+    before = hash_of(path)
     content = change.content() if change.content else None
     after = None if content is None else hashlib.sha256(content).hexdigest()
     if before == after:
@@ -126,7 +161,7 @@ def _make(change: Change, path: Path, folder: Path, batch: Path, number: str) ->
     if before is not None:
         _copy(path, batch / number)
     name = path.relative_to(folder).as_posix()
-    _log(batch / _LOG, _Entry(name, before, after, number if before is not None else None, change.rules))
+    _log(batch / LOG, _Entry(name, before, after, number if before is not None else None, change.rules))
     if content is None:
         path.unlink()
     else:
@@ -136,7 +171,7 @@ def _make(change: Change, path: Path, folder: Path, batch: Path, number: str) ->
 def _restore(folder: Path, batch: Path, entry: _Entry) -> None:
     path = folder / entry.path
     _temporary(path).unlink(missing_ok=True)
-    if _hash(path) == entry.before:
+    if hash_of(path) == entry.before:
         return
     if entry.kept is None:
         path.unlink(missing_ok=True)
@@ -149,7 +184,7 @@ def _refuse_later_changes(folder: Path, entries: Sequence[_Entry]) -> None:
     states: dict[str, set[str | None]] = {}
     for entry in entries:
         states.setdefault(entry.path, set()).update((entry.before, entry.after))
-    changed = [name for name, known in states.items() if _hash(folder / name) not in known]
+    changed = [name for name, known in states.items() if hash_of(folder / name) not in known]
     if changed:
         raise DataError(
             f"{len(changed)} of {len(states)} files have been changed since, and undoing would lose that: "
@@ -157,7 +192,8 @@ def _refuse_later_changes(folder: Path, entries: Sequence[_Entry]) -> None:
         )
 
 
-def _hash(path: Path) -> str | None:
+def hash_of(path: Path) -> str | None:
+    """SHA-256 of a file in hex, None when there is none."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:
@@ -189,10 +225,23 @@ def _settle(path: Path) -> None:
 
 
 def _log(path: Path, entry: _Entry) -> None:
+    append_line(path, entry.__dict__)
+
+
+def append_line(path: Path, values: object) -> None:
+    """Add one line of JSON to a file; it is on the disk when this returns."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry.__dict__) + "\n")
+        file.write(json.dumps(values) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def mend_last_line(path: Path) -> None:
+    """Cut off what a crash left of a line, so that lines can be added again."""
+    if path.is_file():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def _read(log: Path) -> Iterator[_Entry]:

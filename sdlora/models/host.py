@@ -1,4 +1,4 @@
-"""Settings of the host process that make training on a CPU faster."""
+"""Settings of the host process that make training and drawing on a CPU faster."""
 
 from __future__ import annotations
 

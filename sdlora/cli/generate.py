@@ -1,0 +1,165 @@
+"""`sdlora generate`: prompts and adapters to image files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdlora.cli.app import app, console
+from sdlora.cli.grids import (
+    CompareOption,
+    FromOption,
+    GridOption,
+    RunOption,
+    YesOption,
+    draw_grid,
+    picture_settings,
+    run_settings,
+)
+from sdlora.cli.progress import progress
+from sdlora.cli.train import SetOption
+from sdlora.config import files
+from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
+from sdlora.config.mix import parse_adapter
+from sdlora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdlora.generation.generate import StepPreview
+
+
+def _option(name: str, *spellings: str, metavar: str | None = None) -> Any:
+    """The option of a setting, described by the setting itself."""
+    return typer.Option(*spellings, help=_description(name), metavar=metavar)
+
+
+def _description(name: str) -> str:
+    told = next(setting.description for setting in files.settings(GenerateConfig) if setting.name == name)
+    return told.replace("[", "\\[")  # square brackets are rich's markup
+
+
+@app.command()
+def generate(
+    request: Annotated[
+        Path | None, typer.Argument(metavar="[REQUEST.yaml]", help="A YAML file with settings; options overrule it.")
+    ] = None,
+    base: Annotated[str | None, _option("base_model.model", "--base")] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            "-a",
+            metavar="FILE:WEIGHT",
+            help="An adapter; may be given again. ink.safetensors:0.8, or ink.safetensors:unet=0.6,te=0,start=0.2. "
+            "<lora:ink:0.8> in the prompt is another way to name one.",
+        ),
+    ] = None,
+    adapter_folders: Annotated[list[Path] | None, _option("adapter_folders", "--adapter-folder")] = None,
+    prompt: Annotated[str | None, _option("prompt", "--prompt", "-p")] = None,
+    negative: Annotated[str | None, _option("negative", "--negative", "-n")] = None,
+    sampler: Annotated[Sampler | None, _option("sampler", "--sampler")] = None,
+    steps: Annotated[int | None, _option("steps", "--steps")] = None,
+    guidance: Annotated[float | None, _option("guidance", "--cfg")] = None,
+    seed: Annotated[int | None, _option("seed", "--seed")] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="WxH", help="Width and height in pixels; by default the model's.")
+    ] = None,
+    count: Annotated[int | None, _option("num_images", "--count")] = None,
+    batch: Annotated[int | None, _option("batch_size", "--batch")] = None,
+    image: Annotated[Path | None, _option("start.image", "--image")] = None,
+    strength: Annotated[float | None, _option("start.strength", "--strength")] = None,
+    mask: Annotated[Path | None, _option("start.mask", "--mask")] = None,
+    out: Annotated[Path | None, _option("files.folder", "--out", "-o")] = None,
+    overrides: SetOption = None,
+    repeated: FromOption = None,
+    grid: GridOption = None,
+    compare: CompareOption = False,
+    run: RunOption = None,
+    yes: YesOption = False,
+) -> None:
+    """Draw images."""
+    folders = adapter_folders or ()
+    values = files.read_yaml(request) if request is not None else {}
+    if run is not None:
+        values = _joined(values, run_settings(run))
+    if repeated is not None:
+        values = _joined(values, picture_settings(repeated, folders, base_is_given=base is not None or run is not None))
+    width_px, height_px = (None, None) if size is None else _size(size)
+    given = {
+        "base_model.model": base,
+        "adapters": [parse_adapter(text, UsedAdapter).model_dump() for text in adapters] if adapters else None,
+        "adapter_folders": [str(folder) for folder in folders] or None,
+        "prompt": prompt,
+        "negative": negative,
+        "sampler": sampler,
+        "steps": steps,
+        "guidance": guidance,
+        "seed": seed,
+        "width_px": width_px,
+        "height_px": height_px,
+        "num_images": count,
+        "batch_size": batch,
+        "start.image": image,
+        "start.strength": strength,
+        "start.mask": mask,
+        "files.folder": out,
+    }
+    for name, value in given.items():
+        if value is not None:
+            section, _, last = name.rpartition(".")
+            values = _joined(values, {section: {last: value}} if section else {last: value})
+    source = "the command line" if request is None else str(request)
+    files.override(values, overrides or (), source)
+    config = files.validate(values, source, GenerateConfig)
+    if grid or compare:
+        draw_grid(config, grid, run=run, compare=compare, yes=yes)
+    else:
+        _draw(config)
+
+
+def _draw(config: GenerateConfig) -> None:
+    """Draw and save all images, with a progress bar; prints their paths and what is worth knowing."""
+    from sdlora.generation.generate import generate as generate_images
+    from sdlora.generation.image_files import save_image
+
+    paths: list[Path] = []
+    warnings: dict[str, None] = {}
+    with progress("drawing") as advance:
+
+        def on_step(preview: StepPreview) -> None:
+            at_once = min(config.batch_size, preview.num_images - preview.image_index)
+            done = preview.image_index * preview.total_steps + preview.step * at_once
+            advance(done, preview.num_images * preview.total_steps)
+
+        try:
+            for drawn in generate_images(config, on_step=on_step):
+                warnings.update(dict.fromkeys(drawn.warnings))
+                paths.append(save_image(drawn, config.files.folder))
+        finally:
+            _tell(paths, list(warnings))
+
+
+def _tell(paths: Sequence[Path], warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        console.print(f"note: {warning}", markup=False)
+    for path in paths:
+        console.print(str(path), markup=False)
+
+
+def _joined(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others on top; sections are joined, not replaced."""
+    joined = dict(values)
+    for name, value in more.items():
+        both = isinstance(value, dict) and isinstance(joined.get(name), dict)
+        joined[name] = _joined(joined[name], value) if both else value
+    return joined
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
+    if match is None:
+        raise ConfigError("the command line", [f"--size {text}: write width and height as 512x768"])
+    return int(match[1]), int(match[2])

@@ -1,0 +1,95 @@
+"""The parts of `sdlora generate` that repeat a picture, draw grids and compare adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdlora.cli.app import console
+from sdlora.cli.progress import progress
+from sdlora.config.generate import GenerateConfig
+
+if TYPE_CHECKING:
+    from sdlora.generation.generate import StepPreview
+    from sdlora.generation.grid import DrawnCell
+
+FromOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="IMAGE",
+        help="Repeat this picture, made here or by AUTOMATIC1111's web UI; other options overrule its settings.",
+    ),
+]
+GridOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--grid",
+        metavar="AXIS=VALUES",
+        help="Draw every value of a setting, in a labelled sheet; up to three times (x, y, z). For example "
+        "adapter.weight=0:1.2:0.2, checkpoint=100,200,final, replace=cat,dog, seed=1,2, sampler=Euler,DDIM, cfg=2:8:2, "
+        "adapter.file=a,b, size=512x512,512x768.",
+    ),
+]
+CompareOption = Annotated[
+    bool, typer.Option("--compare", help="Draw without adapters, with each alone, and with all together, in a sheet.")
+]
+RunOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--run", metavar="RUN", help="A run to take the base model from, and the files of --grid checkpoint=..."
+    ),
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Draw a grid of more than 400 images.")]
+
+_MOST_CELLS_IF_ASKED = 10_000
+_PARTS = 100
+"""What a cell counts in the progress bar, so that its steps can be told."""
+_FROM_TRAINING = {"model", "revision", "variant", "family", "prediction", "zero_terminal_snr", "vae", "clip_skip"}
+
+
+def picture_settings(image: Path, adapter_folders: Sequence[Path], *, base_is_given: bool) -> dict[str, Any]:
+    """Settings of the picture to repeat, as a YAML request holds them; prints what will differ."""
+    from sdlora.generation.repeat import repeat_image
+
+    repeated = repeat_image(image, adapter_folders, base_is_given=base_is_given)
+    for note in repeated.notes:
+        console.print(f"note: {note}", markup=False)
+    return repeated.values
+
+
+def run_settings(run: Path) -> dict[str, Any]:
+    """The base model that a run was trained on, as a YAML request holds it."""
+    from sdlora.generation.checkpoint_files import read_run
+
+    return {"base_model": read_run(run).config.base_model.model_dump(mode="json", include=_FROM_TRAINING)}
+
+
+def draw_grid(
+    config: GenerateConfig, axes: Sequence[str] | None, *, run: Path | None, compare: bool, yes: bool
+) -> None:
+    """Draw a grid into a new folder in config.files.folder, with a progress bar; prints the sheet's path."""
+    from sdlora.generation.grid import MOST_CELLS, Grid, save_grid
+    from sdlora.generation.grid_axes import COMPARE, parse_axes
+
+    specs = [*(axes or ()), *([COMPARE] if compare else [])]
+    grid = Grid(config, parse_axes(specs, config, run), most_cells=_MOST_CELLS_IF_ASKED if yes else MOST_CELLS)
+    warnings: dict[str, None] = {}
+    with progress("drawing the grid") as advance:
+
+        def on_cell(drawn: DrawnCell, _: Path) -> None:
+            warnings.update(dict.fromkeys(drawn.image.warnings))
+            advance(drawn.done * _PARTS, drawn.total * _PARTS)
+
+        def on_step(preview: StepPreview) -> None:
+            at_once = min(config.batch_size, preview.num_images - preview.image_index)
+            done = preview.image_index + at_once * preview.step / preview.total_steps
+            advance(int(done * _PARTS), preview.num_images * _PARTS)
+
+        sheet = save_grid(grid, config.files.folder, on_cell=on_cell, on_step=on_step)
+    for warning in warnings:
+        console.print(f"note: {warning}", markup=False)
+    console.print(f"{sheet}: {len(grid.cells())} images, the single ones beside it", markup=False)

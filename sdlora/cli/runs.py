@@ -1,0 +1,123 @@
+"""Commands on runs in the background: list them, and the queue in which they wait for their turn."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from sdlora.cli.app import app, console
+from sdlora.cli.train import PresetOption, SetOption
+
+if TYPE_CHECKING:
+    from sdlora.launch.runs import RunHandle
+    from sdlora.launch.state import RunState
+
+queue_app = typer.Typer(help="Let runs train one after the other in the background.", no_args_is_help=True)
+app.add_typer(queue_app, name="queue")
+
+RunsFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds the runs.")]
+RUNS = Path("runs")
+
+
+@app.command()
+def runs(
+    folder: RunsFolder = RUNS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List runs, newest first, and how they stand."""
+    from sdlora.launch.runs import list_runs
+
+    states = [(handle, handle.state()) for handle in list_runs(folder)]
+    if as_json:
+        typer.echo(json.dumps([{"folder": str(handle.folder), **asdict(state)} for handle, state in states], indent=2))
+        return
+    _show(states)
+    if not states:
+        console.print(f"no runs in {folder}", markup=False)
+
+
+@queue_app.command("add")
+def queue_add(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run to go on with, instead of a new one.")
+    ] = None,
+    preset: PresetOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Put a new run, or one that stands still, into the queue; it starts at once if nothing runs."""
+    from sdlora.config import files
+    from sdlora.errors import ConfigError
+    from sdlora.launch import queue
+    from sdlora.launch.runs import find
+
+    if run is not None and (preset or overrides):
+        raise ConfigError("the command line", ["a RUN has its own settings: --preset and --set go without one"])
+    if run is None:
+        handle = queue.submit(files.load(preset, overrides or ()))
+    else:
+        handle = find(run)
+        queue.enqueue(handle)
+        queue.advance(handle.folder.parent)
+    console.print(f"{handle.folder}: {handle.state().status}", markup=False)
+
+
+@queue_app.command("list")
+def queue_list(folder: RunsFolder = RUNS) -> None:
+    """Show what runs and what waits, next one first."""
+    from sdlora.launch import queue
+
+    found = queue.read(folder)
+    _show([(handle, handle.state()) for handle in (*found.running, *found.waiting)])
+    if not found.waiting:
+        console.print("nothing waits")
+    if found.is_held:
+        console.print(f"on hold: `sdlora queue start {folder}` goes on", markup=False)
+
+
+@queue_app.command("remove")
+def queue_remove(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A waiting run's folder, for example runs/my-lora.")],
+) -> None:
+    """Take a run out of the queue; its folder stays."""
+    from sdlora.launch import queue
+    from sdlora.launch.runs import find
+
+    queue.remove(find(run))
+
+
+@queue_app.command("hold")
+def queue_hold(folder: RunsFolder = RUNS) -> None:
+    """Start nothing more; what runs goes on."""
+    from sdlora.launch import queue
+
+    queue.hold(folder)
+
+
+@queue_app.command("start")
+def queue_start(folder: RunsFolder = RUNS) -> None:
+    """Lift the hold and start the next run if nothing runs: after a restart of the machine, say."""
+    from sdlora.launch import queue
+
+    queue.hold(folder, is_held=False)
+    for handle in queue.advance(folder):
+        console.print(f"{handle.folder}: {handle.state().status}", markup=False)
+
+
+def _show(states: list[tuple[RunHandle, RunState]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("run", "state", "step", "left", "begun", "what"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "step" else "left")
+    for handle, state in states:
+        total = "?" if state.total_steps is None else state.total_steps
+        left = "" if state.eta_seconds is None else f"{state.eta_seconds / 60:.0f} min"
+        begun = "" if state.started_at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(state.started_at))
+        what = (state.last_error or state.stage or "").partition("\n")[0]
+        table.add_row(handle.name, state.status, f"{state.step}/{total}", left, begun, what.replace("[", r"\["))
+    if states:
+        console.print(table)

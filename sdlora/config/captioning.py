@@ -1,0 +1,56 @@
+"""How images are captioned by a model: which model, what is kept of its words, and what happens to captions there."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sdlora.config.section import Section
+
+Existing = Literal["skip", "overwrite", "append", "prepend"]
+
+
+class CaptioningConfig(Section):
+    model: str = "Salesforce/blip-image-captioning-base"
+    """Captioner: a hub name or a folder with BLIP, BLIP-2 or GIT (sentences) or a WD14-style ONNX tagger (tags), or the
+    name of an installed plug-in."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+
+    existing: Existing = "skip"
+    """Captions that are there already: skip the image, overwrite them, append the new words or prepend them."""
+
+    trigger: str | None = None
+    """Word put in front of every caption that lacks it. Training with captions.trigger does so by itself."""
+
+    prefix: str = ""
+    """Text put in front of the model's words."""
+
+    suffix: str = ""
+    """Text put behind the model's words."""
+
+    exclude: tuple[str, ...] = ()
+    """Tags, or parts of a sentence between commas, that are left out; spaces and underscores are the same."""
+
+    threshold: float = Field(default=0.35, ge=0.0, le=1.0)
+    """Taggers: least probability of a tag."""
+
+    character_threshold: float = Field(default=0.85, ge=0.0, le=1.0)
+    """Taggers: least probability of a character's name."""
+
+    escape_brackets: bool = True
+    """Taggers: write brackets as \\( and \\), since plain ones are read as weights."""
+
+    max_tokens: int = Field(default=40, ge=1, le=512)
+    """Sentences: greatest length in tokens."""
+
+    beams: int = Field(default=3, ge=1, le=16)
+    """Sentences: width of the beam search; 1 is fastest."""
+
+    batch_size: int = Field(default=4, ge=1, le=256)
+    """Images captioned at once."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""

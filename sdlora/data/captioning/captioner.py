@@ -1,0 +1,121 @@
+"""What a captioner is, and the one that a name stands for.
+
+Other packages add captioners through the entry point group `sdlora.captioners`. An entry point names a function that
+takes the settings and gives the captioner:
+
+    # pyproject.toml:  [project.entry-points."sdlora.captioners"]
+    #                  colours = "my_package:colour_captioner"
+
+    def colour_captioner(config: CaptioningConfig) -> Captioner:
+        def describe(images: Sequence[Image.Image]) -> list[str]:
+            return [f"mostly {name_of(image.resize((1, 1)).getpixel((0, 0)))}" for image in images]
+        return describe
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from sdlora.config.captioning import CaptioningConfig
+from sdlora.errors import ModelError
+from sdlora.models.hub import HubModel, reach
+from sdlora.models.source import is_hub_name
+
+ENTRY_POINTS = "sdlora.captioners"
+TAGGER_FILES = ("model.onnx", "selected_tags.csv")
+
+
+class Captioner(Protocol):
+    """Gives one caption for each image. Images are upright, in mode RGB, of any size."""
+
+    def __call__(self, images: Sequence[Image.Image], /) -> list[str]:
+        """One caption an image; "" where there is nothing to say."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A captioning model in a folder, or on the hub at one commit."""
+
+    name: str
+    folder: Path | None = None
+    hub: HubModel | None = None
+
+    @property
+    def location(self) -> str:
+        """What transformers' from_pretrained takes."""
+        return self.name if self.folder is None else str(self.folder)
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a hub model."""
+        return self.hub.revision if self.hub else None
+
+    def file(self, name: str) -> Path | None:
+        """One of its files, downloaded or from the local cache; None when it has no such file."""
+        if self.folder is not None:
+            path = self.folder / name
+            return path if path.is_file() else None
+        if self.hub and not self.hub.cached_only:
+            return self.hub.file(name)
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(self.name, name, revision=self.revision)
+        return Path(cached) if isinstance(cached, str) else None
+
+
+def load_captioner(config: CaptioningConfig) -> Captioner:
+    """The captioner that `config.model` names, its weights loaded.
+
+    Raises ModelError when there is none, or none of a kind that captions here, MissingPackageError for a tagger without
+    onnxruntime.
+    """
+    plugins = metadata.entry_points(group=ENTRY_POINTS)
+    if config.model in plugins.names:
+        return plugins[config.model].load()(config)
+    place = _locate(config, sorted(plugins.names))
+    model_file, tags_file = (place.file(name) for name in TAGGER_FILES)
+    if model_file and tags_file:
+        from sdlora.data.captioning.tagger import Tagger
+
+        return Tagger(model_file, tags_file, config)
+    description = place.file("config.json")
+    if description is None and place.hub and place.hub.cached_only:
+        place.hub.file("config.json")  # raises: the hub can't be reached
+    kind = _model_type(description) if description else None
+    from sdlora.data.captioning.describer import SENTENCE_MODELS, Describer
+
+    if kind not in SENTENCE_MODELS:
+        found = f"it holds a model of type '{kind}'" if kind else "it lacks both"
+        raise ModelError(
+            f"{place.name} can't caption images: needed is a config.json of {', '.join(SENTENCE_MODELS)}, or "
+            f"{' with '.join(TAGGER_FILES)} (WD14-style taggers); {found}."
+        )
+    return Describer(place, config)
+
+
+def _locate(config: CaptioningConfig, plugins: Sequence[str]) -> Place:
+    folder = Path(config.model).expanduser()
+    if folder.is_dir():
+        return Place(config.model, folder=folder)
+    if is_hub_name(config.model):
+        return Place(config.model, hub=reach(config.model, config.revision))
+    known = f"plug-ins are: {', '.join(plugins)}" if plugins else "no plug-in is installed"
+    raise ModelError(
+        f"captioning model '{config.model}' was not found: it is no folder here and not a hub name (owner/name), such "
+        f"as Salesforce/blip-image-captioning-base or SmilingWolf/wd-vit-tagger-v3; {known}."
+    )
+
+
+def _model_type(description: Path) -> str | None:
+    try:
+        values = json.loads(description.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{description} is not JSON: {error}") from None
+    return values.get("model_type") if isinstance(values, dict) else None

@@ -1,0 +1,195 @@
+"""A packed data set as plain folders of images and captions: streaming, resumable, safe with files from anywhere.
+
+    OUT/00000-<name of the first file>/<sample>.jpg, .txt
+    OUT/.sdlora-import.json                           what comes from where, and how far it has come
+
+Training reads folders, so a packed set is unpacked once. Memory holds a few samples and the names of one packed file,
+whatever the size of the set.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from sdlora.data.decoding import UnreadableImageError, suffix_of
+from sdlora.data.metadata_files import METADATA_FILES
+from sdlora.data.packed.parquet import PARQUET_SUFFIX, check_columns, read_parquet
+from sdlora.data.packed.samples import PackedSample, Unusable, file_stem
+from sdlora.data.packed.webdataset import TAR_SUFFIXES, read_shard
+from sdlora.errors import DataError
+
+MARKER = ".sdlora-import.json"
+_MIB = 2**20
+_UNUSABLE_KEPT = 100
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_SUFFIXES = (*TAR_SUFFIXES, PARQUET_SUFFIX)
+
+
+@dataclass
+class Unpacked:
+    """What an import did."""
+
+    images: int = 0
+    """Images in the folder that this call wrote."""
+    before: int = 0
+    """Images that an interrupted call before this one had written."""
+    uncaptioned: int = 0
+    num_unusable: int = 0
+    unusable: list[Unusable] = field(default_factory=list)
+    """The first of those that can't be used."""
+
+
+@dataclass
+class _Marker:
+    """The state of an import, on disk."""
+
+    files: dict[str, int]
+    """Packed files and their sizes."""
+    caption_column: str | None
+    done: list[str] = field(default_factory=list)
+
+
+def packed_files(source: Path) -> list[Path]:
+    """The tar and parquet files that a source stands for; empty when it is something else.
+
+    source: a file, a folder with such files in it, or a pattern such as `set-{000..012}.tar`.
+    """
+    source = source.expanduser()
+    if _RANGE.search(source.name):
+        return [source.with_name(name) for name in _expanded(source.name)]
+    if source.is_dir():
+        inside = sorted(path for path in source.rglob("*") if path.is_file())
+        return [path for path in inside if _is_packed(path) and path.name not in METADATA_FILES]
+    return [source] if _is_packed(source) else []
+
+
+def unpack(
+    source: Path,
+    out: Path,
+    *,
+    caption_column: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Unpacked:
+    """Write the images and captions of a packed data set into a new folder; interrupted, the same call goes on.
+
+    caption_column: for parquet files, see `check_columns`. on_progress: called with MiB read and in all. Samples that
+    can't be used are told of in the result. Raises DataError for a source that is no packed data set or lacks files,
+    and for a folder that holds something else or a finished import; MissingPackageError for parquet without pyarrow.
+    """
+    files = packed_files(source)
+    missing = [str(path) for path in files if not path.is_file()]
+    if missing or not files:
+        what = f"lacks {', '.join(missing)}" if missing else f"holds no {', '.join(_SUFFIXES)} files"
+        raise DataError(f"{source} {what}.")
+    for path in [path for path in files if path.suffix == PARQUET_SUFFIX][:1]:
+        check_columns(path, caption_column)
+    marker = _begin(out, files, caption_column)
+    result = Unpacked()
+    sizes, total = list(marker.files.values()), sum(marker.files.values())
+
+    for index, path in enumerate(files):
+        if str(path) in marker.done:
+            continue
+        read_before = sum(sizes[:index])
+
+        def advance(read: int, before: int = read_before) -> None:
+            if on_progress:
+                on_progress((before + read) // _MIB, max(total // _MIB, 1))
+
+        folder = out / f"{index:05d}-{file_stem(path.name.partition('.')[0])}"
+        _unpack_file(path, folder, caption_column, result, advance)
+        marker.done.append(str(path))
+        _write(out / MARKER, json.dumps(asdict(marker)).encode())
+    return result
+
+
+def _unpack_file(
+    path: Path, folder: Path, caption_column: str | None, result: Unpacked, advance: Callable[[int], None]
+) -> None:
+    folder.mkdir(exist_ok=True)
+    stems: set[str] = set()
+    for sample in _samples(path, caption_column, advance):
+        if isinstance(sample, PackedSample):
+            try:
+                suffix = suffix_of(sample.image)
+            except UnreadableImageError as error:
+                sample = Unusable(sample.name, str(error))
+        if isinstance(sample, Unusable):
+            result.num_unusable += 1
+            if len(result.unusable) < _UNUSABLE_KEPT:
+                result.unusable.append(sample)
+            continue
+        stem = _unique(file_stem(sample.name), stems)
+        result.uncaptioned += sample.caption is None
+        if (folder / f"{stem}{suffix}").exists():
+            result.before += 1
+            continue
+        if sample.caption is not None:  # before the image, so that an image on the disk is a finished sample
+            _write(folder / f"{stem}.txt", sample.caption.encode("utf-8"))
+        _write(folder / f"{stem}{suffix}", sample.image)
+        result.images += 1
+
+
+def _samples(
+    path: Path, caption_column: str | None, advance: Callable[[int], None]
+) -> Iterator[PackedSample | Unusable]:
+    if path.suffix == PARQUET_SUFFIX:
+        size = path.stat().st_size
+        yield from read_parquet(path, caption_column, lambda share: advance(int(share * size)))
+        return
+    with path.open("rb") as file:
+        for sample in read_shard(path, file):
+            yield sample
+            advance(file.tell())
+
+
+def _begin(out: Path, files: list[Path], caption_column: str | None) -> _Marker:
+    """The state to go on from. Raises DataError for a folder that this import can't be written into."""
+    wanted = _Marker({str(path): path.stat().st_size for path in files}, caption_column)
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / MARKER, json.dumps(asdict(wanted)).encode())
+        return wanted
+    try:
+        known = _Marker(**json.loads((out / MARKER).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise DataError(f"{out} holds something else already: give --out a new folder.") from None
+    if (known.files, known.caption_column) != (wanted.files, caption_column):
+        raise DataError(f"{out} holds another import, of {', '.join(known.files)}: give --out a new folder.")
+    if len(known.done) == len(known.files):
+        raise DataError(f"{out} holds this import already, finished.")
+    return known
+
+
+def _expanded(name: str) -> list[str]:
+    """set-{000..002}.tar as set-000.tar, set-001.tar, set-002.tar."""
+    match = _RANGE.search(name)
+    if match is None:
+        return [name]
+    first, last = match[1], match[2]
+    numbers = range(int(first), int(last) + 1)
+    return [f"{name[: match.start()]}{number:0{len(first)}d}{name[match.end() :]}" for number in numbers]
+
+
+def _is_packed(path: Path) -> bool:
+    return path.name.lower().endswith(_SUFFIXES)
+
+
+def _unique(stem: str, stems: set[str]) -> str:
+    """The name, with a number when a sample before had it. To some disks, names that differ in case only are one."""
+    number, name = 1, stem
+    while name.lower() in stems:
+        number += 1
+        name = f"{stem}-{number}"
+    stems.add(name.lower())
+    return name
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.sdlora-tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)

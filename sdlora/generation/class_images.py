@@ -1,0 +1,86 @@
+"""Class images for prior preservation: what the base model draws of the class that a subject belongs to."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdlora.config.generate import GenerateConfig
+from sdlora.config.images import CaptionsConfig
+from sdlora.data.captions import render
+from sdlora.data.decoding import IMAGE_SUFFIXES
+from sdlora.errors import ConfigError, DataError
+from sdlora.generation.generate import Generator
+from sdlora.generation.image_files import SUFFIX_OF, save_image
+from sdlora.generation.requests import resolve
+
+_SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """How many images of the wanted ones this call drew, and how many were there."""
+
+    drawn: int
+    there: int
+
+
+def draw_class_images(
+    request: GenerateConfig,
+    prompts: Sequence[str],
+    count: int,
+    folder: Path,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ClassImages:
+    """Fill a folder up to `count` images called class-000000.png and so on, each with its prompt as caption beside it.
+
+    request: model, size, sampler and the first seed (-1 counts as 0); the seeds count up. prompts: taken in turn, one
+    of each {red|green} picked by the image's seed. Interrupted, the same call draws only what is missing. Raises
+    ConfigError for a wrong request or no prompt, DataError for a folder that can't be written, ModelError.
+    """
+    if not [prompt for prompt in prompts if prompt.strip()]:
+        raise ConfigError("the request", ["prompt is missing: say what the subject is one of, as a photo of a dog"])
+    folder = folder.expanduser()
+    missing = [number for number in range(count) if not _exists(folder / _stem(number))]
+    rows = {number: _row(request, prompts, number) for number in missing}
+    if not rows:
+        return ClassImages(0, count)
+    resolve(next(iter(rows.values())))  # every problem is told before a model is loaded
+    generator = Generator(request.base_model, request.compute)
+    for start in range(0, len(missing), request.batch_size):
+        numbers = missing[start : start + request.batch_size]
+        for number, drawn in zip(numbers, generator.draw_rows([rows[number] for number in numbers]), strict=True):
+            path = folder / f"{_stem(number)}{SUFFIX_OF[request.files.format]}"
+            _write_caption(path.with_suffix(".txt"), drawn.config.prompt)  # first: an image on the disk is complete
+            save_image(drawn, path)
+        if on_progress:
+            on_progress(count - len(missing) + start + len(numbers), count)
+    return ClassImages(len(missing), count - len(missing))
+
+
+def _row(request: GenerateConfig, prompts: Sequence[str], number: int) -> GenerateConfig:
+    """The request for one image."""
+    seed = (max(request.seed, 0) + number) % _SEEDS
+    prompt = render(prompts[number % len(prompts)], CaptionsConfig(wildcards=True), random.Random(seed))
+    return request.model_copy(update={"prompt": prompt, "seed": seed, "num_images": 1})
+
+
+def _stem(number: int) -> str:
+    return f"class-{number:06d}"
+
+
+def _exists(path: Path) -> bool:
+    return any(path.with_suffix(suffix).is_file() for suffix in IMAGE_SUFFIXES)
+
+
+def _write_caption(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.sdlora-tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} can't be written: {error.strerror or error}.") from error

@@ -1,0 +1,246 @@
+"""Base model, weighted adapters and prompts to images.
+
+    for drawn in generate(GenerateConfig(prompt="a red fox", adapters=[UsedAdapter(file="ink.safetensors")])):
+        drawn.image.show()
+
+A `Generator` keeps one base model loaded for many requests. Everything that can be wrong with a request is told before
+a model is loaded. The same request gives the same bytes on the same machine, and an image's own `config` draws it again
+alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
+from sdlora.config.generate import ComputeConfig, GenerateConfig
+from sdlora.data.cache import default_cache_folder
+from sdlora.errors import ConfigError
+from sdlora.generation.adapted_base import AdaptedBase, AdapterSet
+from sdlora.generation.attention import PlainAttention
+from sdlora.generation.compute import choose_device, choose_dtype
+from sdlora.generation.denoising import CancelledError
+from sdlora.generation.drawing import Drawing, OnStep
+from sdlora.generation.latent_colours import LatentColours
+from sdlora.generation.pool import DEFAULT_POOL_BYTES, AdapterPool
+from sdlora.generation.requests import check_rows, resolve, same_base, single_images
+from sdlora.models.detection import detect
+from sdlora.models.host import tune_malloc
+from sdlora.models.identity import file_hash
+from sdlora.models.loading import load
+from sdlora.models.source import locate
+
+_MODEL_HASH_LETTERS = 10
+_ADAPTER_HASH_LETTERS = 12
+
+
+@dataclass(frozen=True)
+class StepPreview:
+    """A finished step. `images()` makes small pictures of the batch as it stands; it costs little, but not nothing."""
+
+    step: int
+    total_steps: int
+    image_index: int
+    """The first image of the batch, counted from 0."""
+    num_images: int
+    images: Callable[[], list[Image.Image]]
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What an image was drawn with, beside its request."""
+
+    model_name: str
+    model_hash: str | None
+    """First 10 letters of the base model file's sha256, for a model that is one file."""
+    adapter_hashes: dict[str, str]
+    """By file name without suffix: the first 12 letters of the hash of its tensors (AutoV3)."""
+    family: FamilyName
+    prediction: Prediction
+    seconds: float
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A drawn image. `config` draws this one image again: seed and sizes are filled in, adapter tags resolved."""
+
+    image: Image.Image
+    config: GenerateConfig
+    facts: ImageFacts
+    warnings: tuple[str, ...] = ()
+    path: Path | None = None
+
+
+def _never() -> bool:
+    return False
+
+
+def generate(
+    config: GenerateConfig,
+    *,
+    on_step: Callable[[StepPreview], None] | None = None,
+    is_cancelled: Callable[[], bool] = _never,
+) -> Iterator[GeneratedImage]:
+    """Draw a request's images one after the other, with a model loaded for this call.
+
+    Raises ConfigError listing every problem, before anything is loaded; ModelError or AdapterError for files whose
+    content turns out damaged.
+    """
+    config = resolve(config)
+    return Generator(config.base_model, config.compute).draw(config, on_step=on_step, is_cancelled=is_cancelled)
+
+
+class Generator:
+    """One loaded base model with the adapters used last, ready for any number of requests.
+
+    pool_bytes: memory for adapters that are kept (1 GiB). Raises ConfigError and ModelError.
+    """
+
+    def __init__(
+        self,
+        base_model: BaseModelConfig,
+        compute: ComputeConfig | None = None,
+        *,
+        pool_bytes: int | None = None,
+    ) -> None:
+        self.compute = compute or ComputeConfig()
+        self.detection = detect(base_model)
+        try:
+            device = choose_device(self.compute.device)
+        except ValueError as error:
+            raise ConfigError("the request", [str(error)]) from None
+        self.bundle = load(base_model, device=device, dtype=choose_dtype(base_model, self.compute, device))
+        self._tune(device)
+        self._adapted = AdaptedBase(self.bundle)
+        self._pool = AdapterPool(self._adapted, DEFAULT_POOL_BYTES if pool_bytes is None else pool_bytes)
+        self._drawing = Drawing(self.bundle, self._adapted)
+        self._colours = LatentColours(self.bundle)
+        self._model_hash: str | None = None
+
+    def _tune(self, device: torch.device) -> None:
+        """Whatever makes steps faster; after loading, when what that freed is back with the system."""
+        unet = self.bundle.unet
+        unet.to(memory_format=torch.channels_last)
+        if device.type == "cpu":
+            tune_malloc()
+            if self.bundle.dtype == torch.bfloat16:
+                unet.set_attn_processor(PlainAttention())
+        if self.compute.compile:
+            unet.compile_repeated_blocks()
+
+    def fits(self, config: GenerateConfig) -> bool:
+        """Whether a request is for the model that is loaded, on this device and in this precision."""
+        loaded_for = ("device", "precision", "compile")
+        same = all(getattr(config.compute, name) == getattr(self.compute, name) for name in loaded_for)
+        return same and same_base(config.base_model, self.bundle.config)
+
+    def draw(
+        self,
+        config: GenerateConfig,
+        *,
+        on_step: Callable[[StepPreview], None] | None = None,
+        is_cancelled: Callable[[], bool] = _never,
+    ) -> Iterator[GeneratedImage]:
+        """Draw a request's images, `batch_size` at a time. Ends early when cancelled, after what is finished.
+
+        Raises ConfigError listing every problem at once, when called; AdapterError for a damaged adapter.
+        """
+        return self._draw(single_images(self._resolved(config)), on_step, is_cancelled)
+
+    def draw_rows(
+        self,
+        rows: Sequence[GenerateConfig],
+        *,
+        on_step: Callable[[StepPreview], None] | None = None,
+        is_cancelled: Callable[[], bool] = _never,
+    ) -> Iterator[GeneratedImage]:
+        """Draw one image for each request, several in one UNet call, each with its own adapters and weights.
+
+        Prompts, seeds, guidance, adapters and start images may differ; sizes, sampler and steps must not. `batch_size`
+        of the first counts. Raises as `draw`.
+        """
+        resolved = [self._resolved(row).model_copy(update={"num_images": 1}) for row in rows]
+        if resolved:
+            check_rows(resolved)
+        return self._draw(resolved, on_step, is_cancelled)
+
+    def _resolved(self, config: GenerateConfig) -> GenerateConfig:
+        if not self.fits(config):
+            raise ConfigError(
+                "the request",
+                [f"it is for {config.base_model.model} and other compute settings; {self.bundle.source} is loaded"],
+            )
+        return resolve(config, self.detection)
+
+    def _draw(
+        self,
+        rows: Sequence[GenerateConfig],
+        on_step: Callable[[StepPreview], None] | None,
+        is_cancelled: Callable[[], bool],
+    ) -> Iterator[GeneratedImage]:
+        start = 0
+        while start < len(rows) and not is_cancelled():
+            # texts of other lengths would be filled up to the longest, and the picture depend on its neighbours
+            chunks = self._drawing.num_chunks(rows[start])
+            limit = rows[start : start + rows[0].batch_size]
+            batch = list(takewhile(lambda row: self._drawing.num_chunks(row) == chunks, limit))  # noqa: B023
+            preview = None if on_step is None else self._previewing(on_step, start, len(rows))
+            try:
+                yield from self._drawn(batch, preview, is_cancelled)
+            except CancelledError:
+                return
+            start += len(batch)
+
+    def _previewing(self, on_step: Callable[[StepPreview], None], index: int, num_images: int) -> OnStep:
+        def tell(step: int, total_steps: int, clean: Callable[[], Tensor]) -> None:
+            on_step(StepPreview(step, total_steps, index, num_images, lambda: self._colours.pictures(clean())))
+
+        return tell
+
+    def _drawn(
+        self, rows: Sequence[GenerateConfig], on_step: OnStep | None, is_cancelled: Callable[[], bool]
+    ) -> Iterator[GeneratedImage]:
+        began = time.monotonic()
+        known_notes = len(self.bundle.notes)
+        self.bundle.clip_skip = rows[0].base_model.clip_skip
+        sets: list[AdapterSet] = [tuple(self._pool.get(used) for used in row.adapters) for row in rows]
+        merge = self._drawing.merges(rows[0], sets)
+        pictures = self._drawing.pictures(rows, sets, merge, on_step, is_cancelled)
+        seconds = (time.monotonic() - began) / len(rows)
+        notes = self.bundle.notes[known_notes:]
+        for row, own, picture in zip(rows, sets, pictures, strict=True):
+            compute = row.compute.model_copy(update={"merge_adapters": merge})
+            said = [text for adapter in own for text in adapter.loaded.warnings]
+            said += [*notes, *([picture.warning] if picture.warning else [])]
+            yield GeneratedImage(
+                picture.image,
+                row.model_copy(update={"compute": compute}),
+                self._facts(row, own, seconds),
+                tuple(dict.fromkeys(said)),
+            )
+
+    def _facts(self, row: GenerateConfig, adapters: AdapterSet, seconds: float) -> ImageFacts:
+        source = locate(row.base_model.model)
+        if source.kind == "file" and self._model_hash is None:
+            assert source.path is not None
+            self._model_hash = file_hash(source.path, default_cache_folder())[:_MODEL_HASH_LETTERS]
+        hashes = {
+            Path(used.file).stem: adapter.loaded.file.model_hash[:_ADAPTER_HASH_LETTERS]
+            for used, adapter in zip(row.adapters, adapters, strict=True)
+        }
+        return ImageFacts(
+            model_name=source.path.stem if source.kind == "file" and source.path else source.name,
+            model_hash=self._model_hash,
+            adapter_hashes=hashes,
+            family=self.bundle.family.name,
+            prediction=self.bundle.schedule.prediction,
+            seconds=seconds,
+        )

@@ -1,0 +1,209 @@
+"""The process that draws: reads requests as lines, answers as lines (see image_messages), keeps its model loaded.
+
+python -m sdlora.launch.image_worker; started by `images.ImageWorker`. It ends when its standard input does, that is
+with the process that started it, however that ends.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from PIL import Image
+from pydantic import ValidationError
+
+from sdlora.config.generate import GenerateConfig
+from sdlora.errors import SdloraError
+from sdlora.generation.grid import Grid, save_grid
+from sdlora.generation.grid_axes import parse_axes
+from sdlora.generation.image_files import save_image
+from sdlora.launch.image_messages import Answer, Cancel, Draw, Ended, Loading, Saved, Stepped, parse_request
+
+if TYPE_CHECKING:
+    from sdlora.generation.generate import GeneratedImage, Generator, StepPreview
+
+    Loader = Callable[[], Generator]
+
+_PREVIEW_SECONDS = 0.5
+"""Shortest time between two previews, which cost a little each."""
+_PREVIEW_QUALITY = 80
+_GIB = 2**30
+
+
+class ImageServer:
+    """Answers requests one after the other."""
+
+    def __init__(
+        self,
+        answer: Callable[[Answer], None],
+        find: Callable[[GenerateConfig], Loader],
+    ) -> None:
+        self._answer = answer
+        self._find = find
+        self._drawer: Generator | None = None
+        self._cancelled: set[str] = set()
+        self._draws: queue.SimpleQueue[Draw | None] = queue.SimpleQueue()
+
+    def receive(self, lines: Iterable[bytes]) -> None:
+        """Take requests until the lines end; for a thread of its own."""
+        for line in lines:
+            try:
+                request = parse_request(line)
+            except ValidationError as error:
+                print(f"not a request: {error}", file=sys.stderr)  # noqa: T201
+                continue
+            if isinstance(request, Cancel):
+                self._cancelled.add(request.id)
+            else:
+                self._draws.put(request)
+        self._draws.put(None)
+
+    def serve(self) -> None:
+        """Answer requests until no more will come."""
+        while (request := self._draws.get()) is not None:
+            self._answer(self._try(request).model_copy(update={"accelerator_gib": _accelerator_gib()}))
+
+    def _try(self, request: Draw) -> Ended:
+        try:
+            sheet = self._draw(request)
+        except SdloraError as error:
+            return Ended(id=request.id, outcome="failed", error=str(error))
+        except Exception as error:
+            traceback.print_exc()
+            self._unload()  # a model that met an error is not trusted again, and its memory may be what was missing
+            return Ended(id=request.id, outcome="failed", error=f"{type(error).__name__}: {error}")
+        outcome: Literal["cancelled", "finished"] = "cancelled" if request.id in self._cancelled else "finished"
+        return Ended(id=request.id, outcome=outcome, sheet=None if sheet is None else str(sheet))
+
+    def _draw(self, request: Draw) -> Path | None:
+        """Draw and save what is asked for; returns a grid's contact sheet."""
+        self._answer(Loading(id=request.id))
+        drawer = self._drawer_for(request.config)
+        on_step = self._teller_of_steps(request)
+
+        def is_cancelled() -> bool:
+            return request.id in self._cancelled
+
+        if not request.axes:
+            for image in drawer.draw(request.config, on_step=on_step, is_cancelled=is_cancelled):
+                self._tell_saved(request, image, save_image(image, request.config.files.folder))
+            return None
+        axes = parse_axes(request.axes, request.config, Path(request.run) if request.run else None)
+        return save_grid(
+            Grid(request.config, axes, most_cells=request.most_cells),
+            request.config.files.folder,
+            drawer,
+            on_cell=lambda drawn, path: self._tell_saved(request, drawn.image, path, drawn.cell.labels),
+            on_step=on_step,
+            is_cancelled=is_cancelled,
+        )
+
+    def _teller_of_steps(self, request: Draw) -> Callable[[StepPreview], None]:
+        previews = _Previews(Path(request.preview_path))
+
+        def tell(step: StepPreview) -> None:
+            self._answer(
+                Stepped(
+                    id=request.id,
+                    step=step.step,
+                    total_steps=step.total_steps,
+                    image_index=step.image_index,
+                    num_images=step.num_images,
+                    has_preview=previews.make(step.images),
+                )
+            )
+
+        return tell
+
+    def _tell_saved(self, request: Draw, image: GeneratedImage, path: Path, labels: Sequence[str] = ()) -> None:
+        warnings = [str(each) for each in image.warnings]
+        self._answer(
+            Saved(id=request.id, path=str(path), seed=image.config.seed, labels=list(labels), warnings=warnings)
+        )
+
+    def _drawer_for(self, config: GenerateConfig) -> Generator:
+        if self._drawer is None or not self._drawer.fits(config):
+            load = self._find(config)
+            self._unload()
+            self._drawer = load()
+        return self._drawer
+
+    def _unload(self) -> None:
+        """Let go of the model before another is loaded: two at once may not fit."""
+        self._drawer = None
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class _Previews:
+    """Small pictures of what is being drawn, in one file that is replaced each time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._made = 0.0
+
+    def make(self, images: Callable[[], list[Image.Image]]) -> bool:
+        """Make a new one if the last is old enough; returns whether there is a new one."""
+        if time.monotonic() - self._made < _PREVIEW_SECONDS:
+            return False
+        parts = images()
+        if not parts:
+            return False
+        sheet = Image.new("RGB", (sum(part.width for part in parts), max(part.height for part in parts)))
+        left_px = 0
+        for part in parts:
+            sheet.paste(part, (left_px, 0))
+            left_px += part.width
+        unfinished = self._path.with_suffix(".unfinished")
+        sheet.save(unfinished, "JPEG", quality=_PREVIEW_QUALITY)
+        unfinished.replace(self._path)
+        self._made = time.monotonic()
+        return True
+
+
+def _accelerator_gib() -> float | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return float(torch.cuda.memory_reserved()) / _GIB
+
+
+def find_model(config: GenerateConfig) -> Loader:
+    """What loads a request's model. Raises ConfigError when the request can't be drawn."""
+    from sdlora.generation.generate import Generator
+    from sdlora.generation.requests import resolve
+
+    resolve(config)
+    return lambda: Generator(config.base_model, config.compute)
+
+
+def main(find: Callable[[GenerateConfig], Loader] = find_model) -> None:
+    """Serve standard input; whatever libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+
+    def answer(message: Answer) -> None:
+        answers.write(message.model_dump_json() + "\n")
+
+    server = ImageServer(answer, find)
+
+    def receive() -> None:
+        server.receive(sys.stdin.buffer)
+        os._exit(0)  # whoever asked is gone: nobody waits for what is being drawn
+
+    threading.Thread(target=receive, name="requests", daemon=True).start()
+    server.serve()
+
+
+if __name__ == "__main__":
+    main()

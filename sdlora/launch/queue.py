@@ -1,0 +1,128 @@
+"""Runs that wait for their turn: one at a time on an accelerator, in an order that is kept on disk.
+
+The queue belongs to a runs folder. Whoever calls `advance` moves it on: the web page each second, and each training
+when it ends, so that it goes on without the page too. Runs started from the command line count as busy.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sdlora.config.train import TrainConfig
+from sdlora.errors import ConfigError, RunError
+from sdlora.launch import queue_file
+from sdlora.launch.queue_file import QueueOrder
+from sdlora.launch.runs import RunHandle, list_runs, prepare
+
+_SAME_ACCELERATOR = ("auto", "cpu", "cuda", "cuda:0", "mps")
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The queue at one moment."""
+
+    waiting: tuple[RunHandle, ...]
+    """Next one first."""
+    running: tuple[RunHandle, ...]
+    is_held: bool
+    """While true, nothing is started."""
+
+
+def read(runs_folder: Path) -> Queue:
+    """What waits and what runs."""
+    runs_folder = runs_folder.resolve()
+    order = queue_file.read(runs_folder)
+    waiting = tuple(handle for handle in _handles(runs_folder, order) if not handle.state().is_active)
+    return Queue(waiting, tuple(_running(runs_folder)), order.is_held)
+
+
+def submit(config: TrainConfig | Path | str, runs_folder: Path | None = None) -> RunHandle:
+    """Make a new run and put it into the queue; it starts at once if nothing else runs or waits."""
+    handle = prepare(config, runs_folder)
+    enqueue(handle)
+    advance(handle.folder.parent)
+    return handle
+
+
+def enqueue(handle: RunHandle, position: int | None = None) -> None:
+    """Put a run that isn't running into the queue, last or at a position from 0. Call `advance` to start it."""
+    state = handle.state()
+    if not state.can_start:
+        raise RunError(f"{handle.name} is {state.status}: there is nothing to queue.")
+
+    def alter(order: QueueOrder) -> QueueOrder:
+        names = list(order.without(handle.name).names)
+        names.insert(len(names) if position is None else position, handle.name)
+        return replace(order, names=tuple(names))
+
+    queue_file.change(handle.folder.parent, alter)
+
+
+def remove(handle: RunHandle) -> None:
+    """Take a run out of the queue; its folder stays."""
+    queue_file.change(handle.folder.parent, lambda order: order.without(handle.name))
+
+
+def reorder(runs_folder: Path, names: list[str]) -> None:
+    """Put the waiting runs into the order of these folder names; those not named come after, in their old order."""
+
+    def alter(order: QueueOrder) -> QueueOrder:
+        known = [name for name in dict.fromkeys(names) if name in order.names]
+        return replace(order, names=(*known, *(name for name in order.names if name not in known)))
+
+    queue_file.change(runs_folder.resolve(), alter)
+
+
+def hold(runs_folder: Path, is_held: bool = True) -> None:
+    """Start nothing more until the hold is lifted; what runs goes on."""
+    queue_file.change(runs_folder.resolve(), lambda order: replace(order, is_held=is_held))
+
+
+def advance(runs_folder: Path) -> list[RunHandle]:
+    """Start the next waiting run of each accelerator on which nothing runs; returns the started ones.
+
+    May be called as often as you like and from several processes at once: one starts, the others see it running.
+    A run that can't be started (its folder is gone, it runs already) leaves the queue.
+    """
+    runs_folder = runs_folder.resolve()
+    if not queue_file.names(runs_folder):
+        return []
+    with queue_file.lock(runs_folder):
+        order = queue_file.read(runs_folder)
+        if order.is_held:
+            return []
+        busy = {accelerator(handle) for handle in _running(runs_folder)}
+        started: list[RunHandle] = []
+        for name in order.names:
+            handle = RunHandle(runs_folder / name)
+            if not handle.files.config.is_file() or not handle.state().can_start:
+                remove(handle)
+                continue
+            device = accelerator(handle)
+            if device in busy:
+                continue
+            busy.add(device)
+            with suppress(RunError):  # begun on the command line at this moment
+                handle.resume()
+                started.append(handle)
+        return started
+
+
+def accelerator(handle: RunHandle) -> str:
+    """A name for the device on which a run computes, the same for all that can't be told apart without torch."""
+    try:
+        device = handle.config().optimization.device
+    except ConfigError:
+        device = "auto"
+    return _SAME_ACCELERATOR[0] if device in _SAME_ACCELERATOR else device
+
+
+def _handles(runs_folder: Path, order: QueueOrder) -> list[RunHandle]:
+    handles = [RunHandle(runs_folder / name) for name in order.names]
+    return [handle for handle in handles if handle.files.config.is_file()]
+
+
+def _running(runs_folder: Path) -> list[RunHandle]:
+    return [handle for handle in list_runs(runs_folder) if handle.state().is_active]

@@ -1,0 +1,197 @@
+"""Training runs as detached processes: start, follow, stop, resume, list; those of the command line too."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from sdlora.config import files
+from sdlora.config.train import TrainConfig
+from sdlora.errors import ConfigError, RunError
+from sdlora.events import Event
+from sdlora.launch import queue_file
+from sdlora.launch.detached import SDLORA, end, spawn
+from sdlora.launch.event_log import read_events, text_tail
+from sdlora.launch.results import AdapterFile, PreviewImage, adapter_files, preview_images
+from sdlora.launch.state import RunState, derive
+from sdlora.processes import ProcessRecord
+from sdlora.training import run_folder
+from sdlora.training.run_folder import REQUESTS, Request, RunFolder
+
+TRASH = ".trash"
+KILL_GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RunHandle:
+    """One run by its folder. Cheap to make; everything is read from disk and the process when asked for.
+
+    Methods that need a run in a certain state raise RunError, with what to do, when it isn't.
+    """
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name, which no other run of the same runs folder has."""
+        return self.folder.name
+
+    @property
+    def files(self) -> RunFolder:
+        """Where what lies in the folder."""
+        return RunFolder(self.folder)
+
+    @property
+    def created_at(self) -> float:
+        """Seconds since the epoch when the run was made; 0 if its folder is gone."""
+        try:
+            return self.files.config.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def state(self) -> RunState:
+        """How the run stands now."""
+        return derive(self.files, is_queued=self.name in queue_file.names(self.folder.parent))
+
+    def config(self) -> TrainConfig:
+        """The run's complete configuration. Raises ConfigError when the file is gone or was damaged."""
+        if not self.files.config.is_file():
+            raise ConfigError(str(self.folder), [f"not a run folder: it has no {self.files.config.name}"])
+        return files.load(self.files.config)
+
+    def command(self) -> str:
+        """The command that trains the same on the command line, in a new folder beside this one."""
+        return shlex.join(["sdlora", "train", "--preset", str(self.files.config)])
+
+    def events(self, offset: int = 0) -> tuple[list[Event], int]:
+        """Events from a byte offset on (0 is the beginning), and the offset for the next call."""
+        return read_events(self.files.events, offset)
+
+    def log_tail(self, lines: int = 200) -> str:
+        """The last lines of log.txt as a terminal would show them."""
+        return text_tail(self.files.log, lines)
+
+    def ask(self, request: Request) -> None:
+        """Leave the running training a request, which it takes up between two steps."""
+        state = self.state()
+        if not state.is_active:
+            raise RunError(f"{self.name} isn't running (it is {state.status}): nobody would hear '{request}'.")
+        self.files.ask(request)
+
+    def stop(self) -> None:
+        """Ask the run to save and stop after the current step."""
+        self.ask("stop")
+
+    def save_now(self) -> None:
+        """Ask for a checkpoint after the current step."""
+        self.ask("save")
+
+    def preview_now(self) -> None:
+        """Ask for previews after the current step."""
+        self.ask("preview")
+
+    def kill(self, grace_seconds: float = KILL_GRACE_SECONDS) -> RunState:
+        """End the run's process for good: asked by signal first, killed after `grace_seconds`. Takes up to twice that.
+
+        For a run that doesn't answer to `stop`. What came after the newest checkpoint is lost.
+        """
+        record = ProcessRecord.read(self.files.process)
+        if record is not None and not end(record, self.files.process, grace_seconds):
+            where = f"process {record.process_id} on {record.place.split()[0]}"
+            raise RunError(f"{self.name}: {where} can't be ended from here. End it there.")
+        return self.state()
+
+    def resume(self) -> None:
+        """Begin the run, or go on from its newest checkpoint, in a detached process. It waits in no queue any more."""
+        queue_file.change(self.folder.parent, lambda queue: queue.without(self.name))
+        with FileLock(self.folder / ".launch.lock"):
+            state = derive(self.files)
+            if not state.can_start:
+                reason = "is complete" if state.status == "finished" else f"is {state.status} already"
+                raise RunError(f"{self.name} {reason}: there is nothing to start.")
+            for request in REQUESTS:
+                (self.files.requests / request).unlink(missing_ok=True)
+            command = [*SDLORA, "resume", str(self.folder), "--quiet"]
+            before = ProcessRecord.of(0, events=self.files.events, log=self.files.log)
+            process_id = spawn(command, log=self.files.log)
+            before.with_process(process_id).write(self.files.process)
+
+    def delete(self, trash: Path | None = None) -> Path:
+        """Move the run's folder to a trash folder (by default `.trash` beside it); returns where it lies now."""
+        state = self.state()
+        if state.is_active:
+            raise RunError(f"{self.name} is {state.status}: stop it before you delete it.")
+        queue_file.change(self.folder.parent, lambda queue: queue.without(self.name))
+        trash = trash or self.folder.parent / TRASH
+        trash.mkdir(parents=True, exist_ok=True)
+        stem = f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        target, number = trash / stem, 1
+        while target.exists():
+            number += 1
+            target = trash / f"{stem}-{number}"
+        return Path(shutil.move(self.folder, target))
+
+    def adapter_files(self) -> list[AdapterFile]:
+        """All adapter files of the run, those of checkpoints by step, the finished one last."""
+        return adapter_files(self.files)
+
+    def previews(self) -> list[PreviewImage]:
+        """All previews drawn so far, by step and prompt."""
+        return preview_images(self.files, self.config().previews.prompts)
+
+
+def prepare(config: TrainConfig | Path | str, runs_folder: Path | None = None) -> RunHandle:
+    """Make a run's folder without starting it; `config` is a configuration, a YAML file or a preset's name.
+
+    `runs_folder` takes the place of outputs.folder.
+    """
+    if not isinstance(config, TrainConfig):
+        config = files.load(config)
+    if runs_folder is not None:
+        config = config.model_copy(
+            update={"outputs": config.outputs.model_copy(update={"folder": Path(runs_folder).resolve()})}
+        )
+    return RunHandle(run_folder.create(config).path)
+
+
+def start(config: TrainConfig | Path | str, runs_folder: Path | None = None) -> RunHandle:
+    """Start a new run in a detached process, beside whatever else runs. For one at a time see `queue.submit`."""
+    handle = prepare(config, runs_folder)
+    handle.resume()
+    return handle
+
+
+def resume(folder: Path) -> RunHandle:
+    """Go on with the run in a folder. Raises ConfigError when it holds no run, RunError when it runs or is complete."""
+    handle = find(folder)
+    handle.resume()
+    return handle
+
+
+def find(folder: Path) -> RunHandle:
+    """The run in a folder. Raises ConfigError when there is none."""
+    handle = RunHandle(Path(folder).expanduser().resolve())
+    if not handle.files.config.is_file():
+        raise ConfigError(str(folder), [f"not a run folder: it has no {handle.files.config.name}"])
+    return handle
+
+
+def list_runs(runs_folder: Path) -> list[RunHandle]:
+    """All runs in a folder, newest first, whoever started them."""
+    if not runs_folder.is_dir():
+        return []
+    folders = [path for path in runs_folder.resolve().iterdir() if not path.name.startswith(".")]
+    handles = [RunHandle(path) for path in folders if (path / "config.yaml").is_file()]
+    return sorted(handles, key=lambda handle: (handle.created_at, handle.name), reverse=True)
+
+
+def clone(handle: RunHandle, name: str | None = None) -> TrainConfig:
+    """A run's configuration to start again, under another name if given (a number is added to a name that is taken)."""
+    config = handle.config()
+    return config.model_copy(update={"name": name or re.sub(r"-\d+$", "", config.name)})

@@ -1,0 +1,141 @@
+"""Which process does a piece of work, written to a file by itself, and whether that process still lives.
+
+Whether something runs is never stored: it is found out from the process each time it is asked for. A process is known
+by its id and the moment it began, since ids are given out again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+BEAT_SECONDS = 5.0
+SILENT_SECONDS = 60.0
+"""A process elsewhere whose record was not touched for so long counts as gone."""
+_ZOMBIE_STATES = "ZX"
+_ON_LINUX = platform.system() == "Linux"
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    """One process as it was when it began a piece of work. Process ids mean something in their own `place` only."""
+
+    process_id: int
+    started: str
+    """When the process began, in whatever unit the system counts reliably; only ever compared."""
+    place: str
+    """Machine, boot and container, so that an id of another one is not mistaken for one of ours."""
+    events_offset: int = 0
+    """Size of the event log when the work began: what stands before is of earlier processes."""
+    log_offset: int = 0
+    """The same for the text log."""
+
+    @classmethod
+    def of(cls, process_id: int, *, events: Path | None = None, log: Path | None = None) -> ProcessRecord:
+        """The record of a process that is alive now, about to write to these files."""
+        return cls(process_id, start_mark(process_id) or "", place(), _size(events), _size(log))
+
+    def with_process(self, process_id: int) -> ProcessRecord:
+        """The same offsets for a process that was started after they were taken."""
+        return replace(self, process_id=process_id, started=start_mark(process_id) or "")
+
+    @classmethod
+    def read(cls, path: Path) -> ProcessRecord | None:
+        """The record in a file, None if there is none that can be understood."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, path: Path) -> None:
+        """Write the record in one go."""
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+        unfinished.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        unfinished.replace(path)
+
+    def is_here(self) -> bool:
+        """Whether this process could be seen and signalled from ours if it lives."""
+        return self.place == place()
+
+    def is_alive(self, path: Path) -> bool:
+        """Whether this process still runs; of one in another place, whether it touched its record (`path`) lately."""
+        if self.is_here():
+            return bool(self.started) and start_mark(self.process_id) == self.started
+        try:
+            return time.time() - path.stat().st_mtime < SILENT_SECONDS
+        except OSError:
+            return False
+
+
+class Heartbeat:
+    """Inside the `with` block, touches a file every few seconds, for those who can't see this process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_SECONDS):
+            try:
+                os.utime(self._path)
+            except OSError:  # the folder was moved away, or its disk is not there for a moment
+                continue
+
+
+def start_mark(process_id: int) -> str | None:
+    """When a living process began, None if there is none of this id or it is a zombie.
+
+    On Linux counted in clock ticks since boot: the time of day that psutil computes moves when the clock is set, as
+    it is each time a laptop or WSL wakes up.
+    """
+    if _ON_LINUX:
+        try:
+            line = (_PROC / str(process_id) / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        fields = line.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
+        return None if fields[0] in _ZOMBIE_STATES else fields[19]
+    try:
+        process = psutil.Process(process_id)
+        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    except psutil.Error:
+        return None
+
+
+def place() -> str:
+    """Where process ids of this process mean the same: host name, and on Linux the boot and the pid namespace."""
+    parts = [platform.node()]
+    if _ON_LINUX:
+        try:
+            parts.append((_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+            parts.append(str((_PROC / "self/ns/pid").readlink()))
+        except OSError:
+            parts.append("in a sandbox that hides them")
+    return " ".join(parts)
+
+
+def _size(path: Path | None) -> int:
+    try:
+        return path.stat().st_size if path else 0
+    except OSError:
+        return 0

@@ -1,0 +1,451 @@
+"""Drawing with the embedded base model: batches, adapters on a resident base, start images, what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from sdlora.config import files
+from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
+from sdlora.errors import AdapterError, ConfigError
+from sdlora.generation.adapted_base import AdaptedBase
+from sdlora.generation.generate import GeneratedImage, Generator, StepPreview, generate
+from sdlora.generation.pool import AdapterPool
+from sdlora.models.loading import load
+from tests.adapter_files import ATTENTION, CONVOLUTIONS, EVERYTHING, TEXT, random_adapter
+
+MODEL = "builtin:emoji"
+FEW = r".*down_blocks_1_attentions_0_.*_attn2_to_(q|k)|.*mid_block_resnets_0_conv1"
+KINDS = ("lora", "lora", "loha", "lokr", "dora")
+QUICK: dict[str, Any] = {
+    "prompt": "a cat face, noto style emoji",
+    "width_px": 64,
+    "height_px": 64,
+    "steps": 3,
+    "guidance": 4.0,
+    "seed": 11,
+    "sampler": "Euler",
+    "compute": {"precision": "fp32", "device": "cpu"},
+}
+
+
+def request_of(**settings: Any) -> GenerateConfig:
+    return GenerateConfig(**{**QUICK, **settings})
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    config = request_of()
+    return Generator(config.base_model, config.compute)
+
+
+@pytest.fixture(scope="module")
+def half() -> Generator:
+    """In fp16, where large numbers overflow."""
+    config = request_of(compute={"precision": "fp16", "device": "cpu"})
+    return Generator(config.base_model, config.compute)
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Adapters of every kind: the first with all layers, the others with some."""
+    folder = tmp_path_factory.mktemp("adapters")
+    layers = (EVERYTHING, f"{ATTENTION}|{TEXT}", ATTENTION, f"{ATTENTION}|{CONVOLUTIONS}", FEW)
+    return [
+        random_adapter(MODEL, folder / f"{kind}{index}.safetensors", algorithm=kind, seed=index, layers=layers[index])
+        for index, kind in enumerate(KINDS)
+    ]
+
+
+def one(generator: Generator, config: GenerateConfig) -> GeneratedImage:
+    (image,) = generator.draw(config)
+    return image
+
+
+def pixels(image: GeneratedImage) -> numpy.ndarray:
+    return numpy.asarray(image.image).astype(int)
+
+
+def differ(first: GeneratedImage, second: GeneratedImage) -> bool:
+    return bool(numpy.abs(pixels(first) - pixels(second)).max() > 3)
+
+
+@pytest.fixture
+def pixels_of(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> Callable[..., torch.Tensor]:
+    """Draws rows and gives their pixels before they are rounded to bytes, in [0, 1]."""
+    from sdlora.generation import passes
+
+    seen: list[torch.Tensor] = []
+    decode = passes.decode_latents
+
+    def remember(*arguments: Any) -> torch.Tensor:
+        seen.append(decode(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(passes, "decode_latents", remember)
+
+    def draw(rows: list[GenerateConfig]) -> torch.Tensor:
+        seen.clear()
+        assert len(list(generator.draw_rows(rows))) == len(rows)
+        return (torch.cat(seen) + 1) / 2
+
+    return draw
+
+
+# ---- batches
+
+
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ SDE Karras", "LCM", "DPM++ 2M Karras"])
+def test_an_image_of_a_batch_drawn_again_alone_has_the_same_bytes(generator: Generator, sampler: Sampler) -> None:
+    drawn = list(generator.draw(request_of(sampler=sampler, num_images=3, batch_size=3)))
+    assert [image.config.seed for image in drawn] == [11, 12, 13]
+    assert differ(drawn[0], drawn[1])
+    again = one(generator, drawn[1].config)
+    assert again.config == drawn[1].config
+    assert again.image.tobytes() == drawn[1].image.tobytes()
+    in_two = list(generator.draw(request_of(sampler=sampler, num_images=3, batch_size=2)))
+    assert [image.image.tobytes() for image in in_two] == [image.image.tobytes() for image in drawn]
+
+
+def test_a_mixed_batch_of_eight_equals_eight_single_runs(
+    pixels_of: Callable[..., torch.Tensor], adapters: list[Path]
+) -> None:
+    def used(index: int, **settings: Any) -> UsedAdapter:
+        return UsedAdapter(file=str(adapters[index]), **settings)
+
+    sets = [
+        (used(0),),
+        (used(1, weight=-0.7),),
+        (used(2), used(0, unet=0.3, text_encoder=1.5)),
+        (used(3, weight=0.5),),
+        (used(4),),
+        (),
+        (used(0, blocks="OUTD"), used(1, start=0.3)),
+        (used(0, weight=0.4, end=0.5),),
+    ]
+    rows = [
+        request_of(adapters=own, seed=index, batch_size=8, prompt=f"a cat, {index}", guidance=3 + index / 2)
+        for index, own in enumerate(sets)
+    ]
+    mixed = pixels_of(rows)
+    single = torch.cat([pixels_of([row]) for row in rows])
+    difference = (mixed - single).abs().amax(dim=(1, 2, 3))
+    print(f"largest difference by row: {[f'{float(row):.1e}' for row in difference]}")
+    assert float(difference.max()) < 1e-4
+    bare = pixels_of([row.model_copy(update={"adapters": ()}) for row in rows])
+    changed = (mixed - bare).abs().amax(dim=(1, 2, 3))
+    assert [bool(row > 0.01) for row in changed] == [bool(own) for own in sets]
+
+
+def test_wide_adapters_of_a_mixed_batch_run_on_their_own_rows(
+    pixels_of: Callable[..., torch.Tensor], adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [request_of(adapters=(UsedAdapter(file=str(path)),), batch_size=8) for path in adapters[:4]]
+    side_by_side = pixels_of(rows)
+    monkeypatch.setattr("sdlora.generation.adapted_base._WIDEST", 0)
+    assert float((pixels_of(rows) - side_by_side).abs().max()) < 1e-4
+
+
+def test_rows_of_different_sizes_or_steps_are_refused(generator: Generator) -> None:
+    with pytest.raises(ConfigError, match=r"steps: must be the same for all images of a batch\n.*width_px: must be"):
+        generator.draw_rows([request_of(), request_of(steps=4, width_px=72)])
+
+
+def test_a_request_for_another_model_is_refused(generator: Generator, tiny_sd1: Path) -> None:
+    other = request_of(base_model={"model": str(tiny_sd1)})
+    assert not generator.fits(other)
+    assert generator.fits(request_of(base_model={"clip_skip": 2}))
+    with pytest.raises(ConfigError, match=r"it is for .*sd1 and other compute settings; builtin:emoji is loaded"):
+        generator.draw(other)
+
+
+# ---- adapters
+
+
+def test_a_thousand_switches_leave_every_base_weight_as_it_was(tmp_path: Path) -> None:
+    bundle = load(request_of().base_model, dtype=torch.bfloat16)
+    adapted = AdaptedBase(bundle)
+    pool = AdapterPool(adapted)
+    files = [random_adapter(MODEL, tmp_path / f"{index}.safetensors", layers=FEW, seed=index) for index in range(3)]
+    before = {name: weight.clone() for name, weight in bundle.unet.state_dict().items()}
+    layer = bundle.unet.get_submodule("down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q")
+    original = layer.weight.clone()
+    for switch in range(1000):
+        used = pool.get(UsedAdapter(file=str(files[switch % 3]), weight=1 + switch / 1000))
+        if switch % 4 == 3:
+            adapted.use([(used,), ()], 2)
+        else:
+            adapted.merge((used,))
+            assert not torch.equal(layer.weight, original)
+    adapted.clear()
+    after = bundle.unet.state_dict()
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+
+
+def test_the_pool_forgets_what_was_used_longest_ago(tmp_path: Path) -> None:
+    adapted = AdaptedBase(load(request_of().base_model, dtype=torch.float32))
+    files = [random_adapter(MODEL, tmp_path / f"{index}.safetensors", layers=FEW, seed=index) for index in range(3)]
+    size = AdapterPool(adapted).get(UsedAdapter(file=str(files[0]))).loaded.num_bytes
+    pool = AdapterPool(adapted, max_bytes=2 * size)
+    first, second, _ = (pool.get(UsedAdapter(file=str(file))).loaded for file in (files[0], files[1], files[0]))
+    pool.get(UsedAdapter(file=str(files[2])))
+    assert (len(pool), pool.num_bytes) == (2, 2 * size)
+    assert pool.get(UsedAdapter(file=str(files[0]))).loaded is first
+    assert pool.get(UsedAdapter(file=str(files[1]))).loaded is not second
+
+
+def test_a_changed_file_is_read_again(generator: Generator, tmp_path: Path) -> None:
+    file = random_adapter(MODEL, tmp_path / "a.safetensors", layers=ATTENTION)
+    config = request_of(adapters=(UsedAdapter(file=str(file)),))
+    first = one(generator, config)
+    random_adapter(MODEL, file, layers=f"{ATTENTION}|{CONVOLUTIONS}", seed=5)
+    assert differ(first, one(generator, config))
+
+
+def test_weights_by_part_block_and_share_of_the_steps_have_their_effect(
+    generator: Generator, adapters: list[Path]
+) -> None:
+    def draw(**settings: Any) -> GeneratedImage:
+        return one(generator, request_of(adapters=(UsedAdapter(file=str(adapters[0]), **settings),)))
+
+    plain, whole = one(generator, request_of()), draw()
+    assert differ(plain, whole)
+    for nothing in (
+        {"weight": 0.0},
+        {"unet": 0, "text_encoder": 0},
+        {"blocks": "NONE"},
+        {"start": 0.9, "text_encoder": 0},
+    ):
+        assert not differ(plain, draw(**nothing)), nothing
+    parts = [draw(unet=0), draw(text_encoder=0), draw(blocks="INS"), draw(start=0.4), draw(end=0.4)]
+    for index, part in enumerate([plain, *parts]):
+        assert differ(whole, part), index
+    assert not differ(draw(start=0.0, end=1.0), whole)
+
+
+def test_adapters_named_in_the_prompt_count_as_settings(generator: Generator, adapters: list[Path]) -> None:
+    by_tag = one(
+        generator,
+        request_of(prompt=f"{QUICK['prompt']} <lora:{adapters[0].stem}:0.5>", adapter_folders=(adapters[0].parent,)),
+    )
+    by_setting = one(generator, request_of(adapters=(UsedAdapter(file=str(adapters[0]), weight=0.5),)))
+    assert by_tag.config.adapters == by_setting.config.adapters
+    assert by_tag.config.prompt == QUICK["prompt"]
+    assert by_tag.image.tobytes() == by_setting.image.tobytes()
+    assert by_tag.facts.adapter_hashes == by_setting.facts.adapter_hashes
+    assert len(by_tag.facts.adapter_hashes[adapters[0].stem]) == 12
+
+
+def test_merging_is_decided_by_an_images_own_settings_and_kept(generator: Generator, adapters: list[Path]) -> None:
+    used = (UsedAdapter(file=str(adapters[1])),)
+    long = request_of(adapters=used, steps=10)
+    (first, _) = generator.draw(long.model_copy(update={"num_images": 2}))
+    assert first.config.compute.merge_adapters is True
+    assert one(generator, long).image.tobytes() == first.image.tobytes()
+    assert one(generator, request_of(adapters=used)).config.compute.merge_adapters is False
+    scheduled = request_of(adapters=(UsedAdapter(file=str(adapters[1]), start=0.5),), steps=10)
+    assert one(generator, scheduled).config.compute.merge_adapters is False
+
+
+def test_an_adapter_of_other_layer_sizes_is_refused(generator: Generator, tiny_sd1: Path, tmp_path: Path) -> None:
+    other = random_adapter(tiny_sd1, tmp_path / "other.safetensors", layers=ATTENTION)
+    with pytest.raises(AdapterError, match=r"other.safetensors doesn't fit the base model: lora_unet_.* the model has"):
+        list(generator.draw(request_of(adapters=(UsedAdapter(file=str(other)),))))
+
+
+# ---- guidance, start images, second pass
+
+
+def test_guidance_one_leaves_the_negative_prompt_out(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    forward = generator.bundle.unet.forward
+
+    def counted(noisy: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        rows.append(len(noisy))
+        return forward(noisy, *rest, **more)
+
+    monkeypatch.setattr(generator.bundle.unet, "forward", counted)
+    first = one(generator, request_of(guidance=1))
+    second = one(generator, request_of(guidance=1, negative="a cat face"))
+    assert rows == [1] * 6
+    assert first.image.tobytes() == second.image.tobytes()
+    one(generator, request_of(guidance=2))
+    assert rows[6:] == [2] * 3
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    image = Image.new("RGB", (200, 100), "#dd8833")
+    ImageDraw.Draw(image).ellipse((60, 10, 140, 90), fill="#3355aa")
+    image.save(tmp_path / "start.png")
+    mask = Image.new("L", (200, 100))
+    mask.paste(255, (0, 0, 60, 100))
+    mask.save(tmp_path / "mask.png")
+    return tmp_path / "start.png"
+
+
+def test_the_size_follows_the_start_image(generator: Generator, picture: Path) -> None:
+    drawn = one(generator, request_of(start={"image": picture, "strength": 0.4}, width_px=None, height_px=None))
+    assert drawn.image.size == (184, 88)
+    assert (drawn.config.width_px, drawn.config.height_px) == (184, 88)
+
+
+def test_inpainting_keeps_every_pixel_outside_the_mask(generator: Generator, picture: Path) -> None:
+    start = {"image": picture, "mask": picture.with_name("mask.png"), "strength": 1.0, "mask_blur_px": 2}
+    drawn = one(generator, request_of(start=start, width_px=128, height_px=64, sampler="Euler a"))
+    with Image.open(picture) as opened:
+        original = numpy.asarray(opened.resize((128, 64), Image.Resampling.LANCZOS)).astype(int)
+    changed = numpy.abs(pixels(drawn) - original).max(axis=2)
+    assert changed[:, 50:].max() == 0
+    assert changed[:, :34].mean() > 5
+
+
+@pytest.mark.parametrize("upscaler", ["latent", "lanczos"])
+def test_the_second_pass_draws_larger_and_can_be_repeated(generator: Generator, upscaler: str) -> None:
+    second = {"scale": 1.5, "strength": 0.5, "steps": 4, "upscaler": upscaler}
+    steps: list[StepPreview] = []
+    config = request_of(second_pass=second, sampler="Euler a", num_images=2)
+    first, other = generator.draw(config, on_step=steps.append)
+    assert first.image.size == (96, 96)
+    assert [(step.step, step.total_steps) for step in steps] == [(number, 5) for number in range(1, 6)]
+    assert one(generator, other.config).image.tobytes() == other.image.tobytes()
+
+
+# ---- looking on, stopping, mending
+
+
+def test_previews_look_like_the_picture(generator: Generator) -> None:
+    steps: list[StepPreview] = []
+    (drawn,) = generator.draw(request_of(steps=8), on_step=steps.append)
+    (preview,) = steps[-1].images()
+    assert preview.size == (32, 32)
+    small = drawn.image.resize(preview.size, Image.Resampling.BOX)
+    likeness = numpy.corrcoef(numpy.asarray(preview).ravel(), numpy.asarray(small).ravel())[0, 1]
+    assert likeness > 0.8
+
+
+def test_cancelling_keeps_the_images_that_are_finished(generator: Generator) -> None:
+    steps: list[StepPreview] = []
+    drawn = generator.draw(
+        request_of(num_images=5, batch_size=2), on_step=steps.append, is_cancelled=lambda: len(steps) >= 5
+    )
+    assert [image.config.seed for image in drawn] == [11, 12]
+    assert [step.image_index for step in steps] == [0, 0, 0, 2, 2]
+
+
+def test_a_picture_that_overflows_is_drawn_again_in_fp32(half: Generator, tmp_path: Path) -> None:
+    compute = {"precision": "fp16", "device": "cpu"}
+    plain = request_of(compute=compute)
+    before = one(half, plain)
+    assert before.warnings == ()
+    file = random_adapter(MODEL, tmp_path / "strong.safetensors", layers=r".*mid_block_resnets_0_conv1")
+    strong = UsedAdapter(file=str(file), weight=1e6)
+    drawn = one(half, plain.model_copy(update={"adapters": (strong,)}))
+    assert any("in float16, so it was drawn again in fp32" in warning for warning in drawn.warnings), drawn.warnings
+    assert numpy.asarray(drawn.image).max() > 2
+    assert half.bundle.dtype == torch.float16
+    assert one(half, plain).image.tobytes() == before.image.tobytes()
+
+
+# ---- before anything is loaded
+
+
+def test_everything_wrong_is_told_at_once_before_a_model_is_loaded(
+    tiny_sdxl: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdlora.generation.generate.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    foreign = random_adapter(tiny_sdxl, tmp_path / "sdxl.safetensors", layers=r"lora_te2.*_0_self_attn_q_proj")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    Image.new("L", (100, 100)).save(tmp_path / "square.png")
+    config = request_of(
+        sampler="LCM",
+        steps=60,
+        prompt="a cat <lora:nowhere:1>",
+        adapter_folders=(tmp_path,),
+        adapters=(
+            UsedAdapter(file=str(foreign)),
+            UsedAdapter(file="gone.safetensors"),
+            UsedAdapter(file=str(foreign), blocks="MIDDLE"),
+        ),
+        start={"image": picture, "mask": tmp_path / "square.png"},
+        compute={"device": "cuda:7"},
+    )
+    with pytest.raises(ConfigError) as caught:
+        generate(config)
+    told = "\n".join(caught.value.problems)
+    for expected in (
+        "<lora:nowhere:1>: nothing of that name in",
+        "start.mask: 100x100 px has another shape than the image, 200x100 px",
+        "sdxl.safetensors is for sdxl, the base model is sd1",
+        "gone.safetensors: there is no such file",
+        "the LCM sampler takes at most 50, not 60",
+        "there is no 'cuda:7' on this machine",
+    ):
+        assert expected in told, told
+    with pytest.raises(ConfigError, match=r"start.image: .*broken.png: not a JPEG, PNG"):
+        generate(request_of(start={"image": tmp_path / "broken.png"}))
+    fitting = str(random_adapter(MODEL, tmp_path / "a.safetensors", layers=FEW))
+    with pytest.raises(ConfigError, match="no preset is called 'MIDDLE'"):
+        generate(request_of(adapters=(UsedAdapter(file=fitting, blocks="MIDDLE"),)))
+    with pytest.raises(ConfigError, match="'moon' is no device; use cpu, cuda, mps or auto"):
+        generate(request_of(compute={"device": "moon"}))
+
+
+def test_flags_and_a_yaml_request_agree(tmp_path: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from sdlora.cli import app
+
+    seen: list[GenerateConfig] = []
+    monkeypatch.setattr("sdlora.cli.generate._draw", seen.append)
+    file = tmp_path / "request.yaml"
+    file.write_text(
+        f"""
+prompt: a cat
+negative: dog
+adapters: [{{file: {adapters[0]}, weight: 0.8, start: 0.2}}]
+sampler: Euler a
+steps: 7
+guidance: 3.5
+seed: 5
+width_px: 96
+height_px: 64
+num_images: 3
+batch_size: 2
+start: {{image: start.png, strength: 0.6}}
+files: {{folder: pictures}}
+compute: {{precision: fp32}}
+""",
+        encoding="utf-8",
+    )
+    flags = [
+        "--prompt",
+        "a cat",
+        "--negative",
+        "dog",
+        "--adapter",
+        f"{adapters[0]}:0.8:start=0.2",
+        "--sampler",
+        "Euler a",
+    ]
+    flags += ["--steps", "7", "--cfg", "3.5", "--seed", "5", "--size", "96x64", "--count", "3", "--batch", "2"]
+    flags += ["--image", "start.png", "--strength", "0.6", "--out", "pictures", "--set", "compute.precision=fp32"]
+    for arguments in (flags, [str(file)], [str(file), "--seed", "6", "--set", "start.strength=0.9"]):
+        result = CliRunner().invoke(app, ["generate", *arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    assert seen[0] == seen[1] == files.validate(files.read_yaml(file), "x", GenerateConfig)
+    changed = seen[2].model_dump(exclude={"seed": True, "start": {"strength"}})
+    assert changed == seen[0].model_dump(exclude={"seed": True, "start": {"strength"}})
+    assert (seen[2].seed, seen[2].start.strength) == (6, 0.9)
+    with pytest.raises(ConfigError, match="--size 96: write width and height as 512x768"):
+        CliRunner().invoke(app, ["generate", "--size", "96"], catch_exceptions=False)
+    with pytest.raises(ConfigError, match="'begin' is not known here; use unet, te, te2, start, end, blocks"):
+        CliRunner().invoke(app, ["generate", "--adapter", "a.safetensors:begin=1"], catch_exceptions=False)
+    with pytest.raises(ConfigError, match=r"start 0.8 must come before end 0.2"):
+        CliRunner().invoke(app, ["generate", "--adapter", "a.safetensors:start=0.8,end=0.2"], catch_exceptions=False)

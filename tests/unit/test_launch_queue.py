@@ -1,0 +1,165 @@
+"""Runs that wait for their turn. The trainers here are processes that only sleep."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from waiting import wait_for
+
+from sdlora.config import files
+from sdlora.errors import RunError
+from sdlora.events import RunFinished
+from sdlora.launch import queue, runs
+from sdlora.launch.runs import RunHandle, list_runs, prepare
+from sdlora.processes import ProcessRecord, start_mark
+from sdlora.sinks.jsonl import JsonlSink
+
+SLEEPER = (sys.executable, "-c", "import time; time.sleep(600)")
+
+
+@pytest.fixture(autouse=True)
+def sleeping_trainers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(runs, "SDLORA", SLEEPER)
+    yield
+    for run in list_runs(tmp_path / "runs"):
+        end(run)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def new_run(folder: Path) -> Callable[..., RunHandle]:
+    def make(name: str, device: str = "auto") -> RunHandle:
+        return prepare(files.load(overrides=[f"name={name}", f"optimization.device={device}"]), folder)
+
+    return make
+
+
+def end(run: RunHandle) -> None:
+    """Let a run's process be gone."""
+    record = ProcessRecord.read(run.files.process)
+    if record and start_mark(record.process_id) == record.started:
+        os.kill(record.process_id, signal.SIGKILL)
+        wait_for(lambda: start_mark(record.process_id) != record.started, "the end of a process", 30)
+
+
+def names(handles: tuple[RunHandle, ...] | list[RunHandle]) -> list[str]:
+    return [handle.name for handle in handles]
+
+
+def test_one_run_trains_at_a_time_and_the_others_follow_in_order(
+    new_run: Callable[..., RunHandle], folder: Path
+) -> None:
+    waiting = [new_run(name) for name in ("a", "b", "c")]
+    for run in waiting:
+        queue.enqueue(run)
+    assert [run.state().status for run in waiting] == ["queued"] * 3
+    assert names(queue.advance(folder)) == ["a"]
+    assert queue.advance(folder) == []
+    found = queue.read(folder)
+    assert (names(found.running), names(found.waiting)) == (["a"], ["b", "c"])
+    end(waiting[0])
+    assert names(queue.advance(folder)) == ["b"]
+    assert [run.state().status for run in waiting] == ["crashed", "starting", "queued"]
+
+
+def test_a_run_begun_elsewhere_counts_as_busy(new_run: Callable[..., RunHandle], folder: Path) -> None:
+    other, waiting = new_run("other"), new_run("waiting")
+    other.resume()
+    queue.enqueue(waiting)
+    assert queue.advance(folder) == []
+
+
+def test_another_card_has_its_own_turn(new_run: Callable[..., RunHandle], folder: Path) -> None:
+    for name, device in (("a", "cuda:0"), ("b", "auto"), ("c", "cuda:1"), ("d", "cuda:1")):
+        queue.enqueue(new_run(name, device))
+    assert names(queue.advance(folder)) == ["a", "c"]
+    assert names(queue.read(folder).waiting) == ["b", "d"]
+
+
+def test_order_can_be_changed_and_runs_taken_out(new_run: Callable[..., RunHandle], folder: Path) -> None:
+    a, b, c = (new_run(name) for name in ("a", "b", "c"))
+    for run in (a, b, c):
+        queue.enqueue(run)
+    queue.reorder(folder, ["c", "nosuch", "a"])
+    assert names(queue.read(folder).waiting) == ["c", "a", "b"]
+    queue.remove(a)
+    assert a.state().status == "stopped"
+    queue.enqueue(a, position=0)
+    assert names(queue.read(folder).waiting) == ["a", "c", "b"]
+
+
+def test_nothing_starts_while_the_queue_is_held(new_run: Callable[..., RunHandle], folder: Path) -> None:
+    queue.enqueue(new_run("a"))
+    queue.hold(folder)
+    assert queue.advance(folder) == []
+    assert queue.read(folder).is_held
+    queue.hold(folder, is_held=False)
+    assert names(queue.advance(folder)) == ["a"]
+
+
+def test_runs_that_are_gone_or_running_leave_the_queue(new_run: Callable[..., RunHandle], folder: Path) -> None:
+    gone, running, last = (new_run(name) for name in ("gone", "running", "last"))
+    for run in (gone, running, last):
+        queue.enqueue(run)
+    shutil.rmtree(gone.folder)
+    running.resume()
+    assert names(queue.read(folder).waiting) == ["last"]
+    assert queue.advance(folder) == []
+    end(running)
+    assert running.state().status == "crashed", "once started it must not wait again"
+    assert names(queue.advance(folder)) == ["last"]
+
+
+def test_a_deleted_run_leaves_the_queue(new_run: Callable[..., RunHandle], folder: Path) -> None:
+    run = new_run("a")
+    queue.enqueue(run)
+    run.delete()
+    assert queue.read(folder).waiting == ()
+
+
+def test_a_complete_run_can_not_wait(new_run: Callable[..., RunHandle]) -> None:
+    run = new_run("a")
+    sink = JsonlSink(run.files.events)
+    sink.emit(RunFinished(step=1, reason="completed", adapter_path=None, seconds=1.0))
+    sink.close()
+    with pytest.raises(RunError, match="a is finished: there is nothing to queue"):
+        queue.enqueue(run)
+
+
+def test_submitting_starts_at_once_when_nothing_runs(folder: Path) -> None:
+    first = queue.submit(files.load(overrides=["name=a"]), folder)
+    second = queue.submit(files.load(overrides=["name=a"]), folder)
+    assert (first.name, first.state().status) == ("a", "starting")
+    assert (second.name, second.state().status) == ("a-2", "queued")
+
+
+def test_two_processes_that_advance_at_once_start_one_run(new_run: Callable[..., RunHandle], folder: Path) -> None:
+    for name in ("a", "b"):
+        queue.enqueue(new_run(name))
+    code = (
+        "import sys; from pathlib import Path; from sdlora.launch import queue, runs\n"
+        f"runs.SDLORA = {SLEEPER!r}\n"
+        "sys.stdin.readline()\n"
+        f"print(*[run.name for run in queue.advance(Path({str(folder)!r}))], sep=',')\n"
+    )
+    pair = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in pair:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert sorted(process.communicate(timeout=60)[0].strip() for process in pair) == ["", "a"]
+    assert names(queue.read(folder).running) == ["a"]

@@ -1,0 +1,186 @@
+"""The page's command line, its memory, and what every handler is wrapped in."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdlora.errors import ConfigError
+from webui.__main__ import address, main, parse, why_not
+from webui.state import PageState
+
+
+def test_a_public_address_needs_a_password(capsys: pytest.CaptureFixture[str]) -> None:
+    for host in ("0.0.0.0", "::", "192.168.1.5", "my-machine"):
+        with pytest.raises(SystemExit) as ended:
+            parse(["--host", host])
+        assert ended.value.code == 2
+    assert "add --auth user:password" in capsys.readouterr().err
+    assert parse(["--host", "0.0.0.0", "--auth", "me:secret"]).auth == "me:secret"
+    assert parse(["--host", "127.0.0.5"]).auth is None
+    assert parse(["--host", "::1"]).auth is None
+
+
+def test_a_password_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDLORA_WEBUI_AUTH", "me:secret:with:colons")
+    assert parse(["--host", "0.0.0.0"]).auth == "me:secret:with:colons"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--auth", "nobody"], "write it as user:password"),
+        (["--auth", ":x"], "write it as user:password"),
+        (["--port", "70000"], "from 1 to 65535"),
+        (["--root", __file__], "is a file: give a folder"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_ends_with_code_2_and_names_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["--port", str(port), "--no-browser"]) == 2
+    assert "choose another with --port" in capsys.readouterr().err
+    assert why_not("127.0.0.1", port) is None
+    assert "no such address" in str(why_not("no.such.host.invalid", 1))
+    assert address("::1", 80) == "http://[::1]:80"
+
+
+def test_fields_are_remembered_and_forgotten_across_restarts(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "state.json"
+    state = PageState(path)
+    state.update({"train.name": "ä", "train.steps": 30, "page.tab": "mix"})
+    state.set("train.steps", 40)
+    assert PageState(path).get("train.steps") == 40
+    state.forget("train.")
+    assert PageState(path).get("train.name", "gone") == "gone"
+    assert PageState(path).get("page.tab") == "mix"
+    assert not list(path.parent.glob("*.part"))
+
+
+def test_a_damaged_memory_is_an_empty_one(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_text("{broken", encoding="utf-8")
+    state = PageState(path)
+    assert state.get("a") is None
+    state.set("a", 1)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
+
+
+def test_what_json_cannot_hold_leaves_the_memory_as_it_was(tmp_path: Path) -> None:
+    state = PageState(tmp_path / "state.json")
+    state.set("a", 1)
+    with pytest.raises(TypeError):
+        state.set("a", object())
+    assert state.get("a") == 1
+
+
+def test_handlers_tell_our_errors_in_full_and_others_by_kind(caplog: pytest.LogCaptureFixture) -> None:
+    gr = pytest.importorskip("gradio")
+    from webui.context import confirm, handler
+
+    def ours() -> None:
+        raise ConfigError("<the form>", ["one", "two"])
+
+    def other() -> None:
+        raise KeyError("secret path")
+
+    def steps() -> object:
+        yield 1
+        raise ConfigError("late", ["three"])
+
+    with pytest.raises(gr.Error, match="&lt;the form&gt; has 2 problems:<br>  one"):
+        handler(ours)()
+    with pytest.raises(gr.Error, match="That did not work: KeyError"):
+        handler(other)()
+    assert "secret path" in caplog.text
+    answers = handler(steps)()
+    assert next(answers) == 1
+    with pytest.raises(gr.Error, match="three"):
+        next(answers)
+    assert '"Delete {#count}?"' in confirm("Delete {#count}?")
+
+
+def test_the_whole_page_is_built_without_torch(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    question = f"""
+import sys
+from pathlib import Path
+from webui.app import build
+from webui.workspace import Workspace
+build(Workspace(Path({str(tmp_path)!r})))
+heavy = [name for name in ("torch", "diffusers", "transformers", "peft", "accelerate") if name in sys.modules]
+assert not heavy, heavy
+"""
+    project = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(project)}
+    answer = subprocess.run(
+        [sys.executable, "-c", question], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_the_status_line_says_what_runs_and_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdlora.launch.state import RunState
+    from webui import status
+
+    class Handle:
+        name = "cat & dog"
+
+        def __init__(self, state: RunState) -> None:
+            self._state = state
+
+        def state(self) -> RunState:
+            return self._state
+
+    line = status.StatusLine(tmp_path)
+    monkeypatch.setattr(status, "_LOOK_SECONDS", 0.0)
+    told = []
+    for state in (
+        RunState("running", step=57, total_steps=100),
+        RunState("starting", stage="caching images"),
+        RunState("crashed"),
+        RunState("crashed"),
+    ):
+        monkeypatch.setattr(status, "list_runs", lambda _, state=state: [Handle(state)])
+        told.append(line.text())
+    assert told[0] == "<p>cat &amp; dog: 50 % of 100 steps</p>"
+    assert told[1] == "<p>cat &amp; dog: caching images</p>"
+    assert told[2] == told[3] == "<p>cat &amp; dog has crashed: see the Runs tab</p>"
+
+
+def test_machine_facts_are_told_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from webui import system
+
+    assert dict(system.versions())["pillow"] != "not installed"
+    assert any("free of" in value for _, value in system.memory())
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA X, 512, 24576, 7'\necho nonsense\n", encoding="utf-8")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    if os.name == "posix":
+        assert system.cards() == [("NVIDIA X", "512 of 24576 MiB used, 7 % busy")]
+
+
+def test_the_trash_is_counted_and_emptied(tmp_path: Path) -> None:
+    from webui import system
+
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.png").write_bytes(b"12345")
+    assert system.size_of(tmp_path) == system.Size(1, 5)
+    assert system.empty(tmp_path) == system.Size(1, 5)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,301 @@
+"""Run views without a browser: states in words, curves, previews, comparison, files, starting once, dry runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sdlora import events
+from sdlora.config import files as config_files
+from sdlora.config.train import TrainConfig
+from sdlora.errors import RunError
+from sdlora.launch import queue
+from sdlora.launch.runs import RunHandle, prepare
+from sdlora.launch.state import RunState
+from webui.run_setup import view
+from webui.run_setup.dry_runs import Finding
+from webui.run_setup.pace import Pace, Paces
+from webui.run_setup.starting import Starter
+from webui.run_setup.step_maths import count_steps
+from webui.run_view import chart, comparison, files, previews, status
+from webui.run_view.chart import ChartOptions, Curve
+from webui.run_view.curves import Curves
+from webui.run_view.page import Choice, RunPage
+from webui.run_view.watch import Look, RunWatch, SeenRun
+
+DEMO = config_files.load("demo.yaml")
+
+
+def made(runs_folder: Path, name: str = "cats", **changes: Any) -> RunHandle:
+    """A run's folder, nothing started."""
+    return prepare(DEMO.model_copy(update={"name": name, **changes}), runs_folder)
+
+
+def told(handle: RunHandle, *happened: events.Event) -> None:
+    """Append events to a run's log, as its process would."""
+    with handle.files.events.open("a", encoding="utf-8") as log:
+        log.writelines(event.model_dump_json() + "\n" for event in happened)
+
+
+def started(total: int = 100, first: int = 0) -> events.RunStarted:
+    return events.RunStarted(
+        name="cats", folder="x", process_id=1, total_steps=total, first_step=first, trainable_parameters=1,
+        total_parameters=2,
+    )  # fmt: skip
+
+
+def step(number: int, loss: float = 0.1, seconds: float = 0.5) -> events.StepFinished:
+    return events.StepFinished(
+        step=number, epoch=0, loss=loss, learning_rates={"unet": 1e-4}, gradient_norm=1.0, seconds=seconds,
+        memory_gib=1.0,
+    )  # fmt: skip
+
+
+def validated(number: int, loss: float) -> events.Validated:
+    return events.Validated(step=number, loss=loss, base_loss=0.2, relative_loss=loss / 0.2, is_best=True)
+
+
+def test_a_resumed_run_replaces_the_steps_it_does_again() -> None:
+    curves = Curves()
+    for event in (started(), validated(0, 0.2), *(step(n) for n in range(1, 9)), started(first=5), step(6, 0.05)):
+        curves.take(event)
+    assert curves.steps == [1, 2, 3, 4, 5, 6]
+    assert curves.losses[-1] == 0.05
+    rows = list(csv.DictReader(io.StringIO(curves.as_csv())))
+    assert rows[0] == {"step": "0", "loss": "", "validation_loss": "0.2", "learning_rate_unet": "", "seconds": ""}
+    assert rows[-1]["loss"] == "0.05"
+
+
+def test_a_long_curve_is_drawn_with_few_points_and_keeps_its_extremes() -> None:
+    losses = [0.1 + 0.001 * (n % 7) for n in range(20_000)]
+    losses[12_345] = 0.9
+    points = chart.thin_out(range(1, 20_001), losses)
+    assert len(points) <= chart.MAX_POINTS
+    assert (12_346.0, 0.9) in points
+    assert len(chart.smoothed(range(1, 20_001), losses, 0.3)) <= chart.MAX_POINTS
+
+
+def test_smoothing_has_no_delay_and_keeps_a_constant() -> None:
+    steps = range(1, 102)
+    peak = chart.smoothed(steps, [1.0 if n == 51 else 0.0 for n in steps], 0.5)
+    assert max(peak, key=lambda point: point[1])[0] == 51
+    assert [value for _, value in chart.smoothed(steps, [0.25] * 101, 1.0)] == pytest.approx([0.25] * 101)
+    assert chart.smoothed([1, 2], [0.1, 0.2], 0.0) == [(1.0, 0.1), (2.0, 0.2)]
+
+
+def test_the_chart_says_its_last_values_in_words() -> None:
+    curve = Curve("cats", range(1, 4), [0.3, 0.2, 0.1], [(3.0, 0.15)], [(1.0, 1e-4), (3.0, 5e-5)])
+    drawn = chart.draw([curve], ChartOptions(smoothing=0.0))
+    label = re.search('aria-label="([^"]+)"', drawn)
+    assert label is not None
+    assert label[1] == "Loss of cats: 0.1000 at step 3, smoothed 0.1000, validation 0.1500 at step 3."
+    assert "learning rate" in drawn
+    assert "learning rate" not in chart.draw([curve], ChartOptions(with_rate=False))
+    assert "<script" not in chart.draw([Curve("<script>", [1], [0.1])], ChartOptions(log_scale=True))
+    assert "No loss yet" in chart.draw([Curve("cats", [], [])], ChartOptions())
+
+
+def test_ticks_are_round_numbers() -> None:
+    assert chart.ticks(0.0, 0.9) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
+    assert chart.log_ticks(0.011, 0.3) == pytest.approx([0.02, 0.05, 0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "on"),
+    [
+        (RunState("running", 12, 100), "cats</strong> is training", {"stop", "save", "preview"}),
+        (RunState("stopping", 12, 100), "asked to stop and is saving", {"kill"}),
+        (RunState("stopped", 12, 100), "stopped at step 12 of 100; it can go on", {"resume", "delete"}),
+        (RunState("stopped"), "has not begun", {"resume", "delete"}),
+        (RunState("finished", 100, 100), "is finished: 100 steps", {"delete"}),
+        (RunState("crashed", 12, 100, last_error="Killed <9>"), "Killed &lt;9&gt;", {"resume", "delete"}),
+        (RunState("failed", 0, None, last_error="no captions"), "no captions", {"resume", "delete"}),
+        (RunState("queued"), "waits for its turn", {"resume", "delete"}),
+    ],
+)
+def test_each_state_has_its_words_and_its_buttons(state: RunState, words: str, on: set[str], tmp_path: Path) -> None:
+    run = SeenRun(RunHandle(tmp_path / "cats"), state)
+    assert words in status.headline(run)
+    pressable = status.buttons(state)
+    assert {name for name in ("stop", "kill", "resume", "save", "preview", "delete") if getattr(pressable, name)} == on
+
+
+def test_speed_and_remaining_time_wait_for_thirty_steps() -> None:
+    assert "known after 30 steps" in status.figures(RunState("running", 12, 100))
+    shown = status.figures(RunState("running", 50, 100, steps_per_second=2.0, eta_seconds=25.0))
+    assert "2.0 steps/s" in shown
+    assert "about 25 s" in shown
+    assert 'aria-valuenow="50"' in shown
+    silent = RunState("running", 50, 100, updated_at=time.time() - 600)
+    assert "No news for 10 min" in status.figures(silent)
+
+
+def test_killing_is_offered_again_when_stopping_takes_long() -> None:
+    state = RunState("stopping", 1, 10)
+    assert status.kill_hint(state, time.time()) == ""
+    assert "Kill ends it at once" in status.kill_hint(state, time.time() - 21)
+    assert status.kill_hint(RunState("running"), time.time() - 99) == ""
+
+
+def test_the_queue_lists_who_waits_and_what_can_be_done(tmp_path: Path) -> None:
+    shown = status.queue_list(Look(waiting=("one", "t<w>o")))
+    assert shown.count("<li>") == 2
+    assert 'aria-label="Move up one" title="Move up" disabled' in shown
+    assert "t&lt;w&gt;o" in shown
+    assert "Held: nothing is started" in status.queue_list(Look(waiting=("one",), is_held=True))
+    assert status.queue_list(Look()) == ""
+    assert "No runs yet" in status.run_list(Look(), None)
+
+
+def test_a_press_makes_one_run_however_often_it_comes(tmp_path: Path, monkeypatch: Any) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(RunHandle, "resume", lambda self: begun.append(self.name))
+    starter = Starter(tmp_path)
+    first = starter.start(DEMO)
+    assert starter.start(DEMO) == first
+    assert starter.enqueue(DEMO) == first
+    assert begun == [first.name]
+    other = starter.start(DEMO.model_copy(update={"name": "other"}))
+    assert begun == [first.name, other.name]
+
+
+def test_nothing_is_started_beside_a_waiting_run(tmp_path: Path) -> None:
+    handle = made(tmp_path)
+    queue.hold(tmp_path)
+    queue.enqueue(handle)
+    with pytest.raises(RunError, match="cats waits in the queue: add this run to the queue instead"):
+        Starter(tmp_path).start(DEMO)
+    assert Starter(tmp_path).enqueue(DEMO).state().status == "queued"
+    assert RunWatch(tmp_path).look().waiting == ("cats", "blueprint-demo")
+
+
+def test_a_look_at_the_runs_sees_what_is_new(tmp_path: Path) -> None:
+    watch = RunWatch(tmp_path)
+    assert watch.look().runs == ()
+    handle = made(tmp_path)
+    told(handle, started(), step(1), events.RunFailed(step=1, message="the card is full"))
+    run = watch.look(now=True).find("cats")
+    assert run is not None
+    assert (run.state.status, run.state.last_error) == ("failed", "the card is full")
+    told(handle, started(first=1), step(2))
+    assert watch.curves(handle).steps == [1, 2]
+    told(handle, step(3))
+    assert watch.curves(handle).steps == [1, 2, 3]
+
+
+def drawn(handle: RunHandle, *steps: int) -> None:
+    """Preview pictures of the run's prompts at these steps."""
+    for number in steps:
+        folder = handle.files.previews(number)
+        folder.mkdir(parents=True)
+        for index in range(len(DEMO.previews.prompts)):
+            Image.new("RGB", (16, 16), (number % 255, index, 0)).save(folder / f"{index:02d}.png")
+
+
+def test_previews_are_shown_by_step_and_prompt_and_compared_with_step_0(tmp_path: Path) -> None:
+    handle = made(tmp_path / "runs")
+    assert "No previews yet" in previews.grid([], tmp_path)
+    drawn(handle, 0, 100)
+    images = handle.previews()
+    table = previews.grid(images, tmp_path / "thumbnails")
+    assert table.count("<img") == 6
+    assert 'alt="a cat face, blueprint style, step 100"' in table
+    pair = previews.before_after(images, 1, 100)
+    assert "step_000000/01.png" in pair
+    assert "step_000100/01.png" in pair
+    assert 'aria-label="Share of the picture that shows step 100"' in pair
+    assert "can be compared with it" in previews.before_after(images, 1, 0)
+    assert previews.before_after(images, 9, 100) == ""
+
+
+def test_runs_are_compared_by_settings_and_pictures(tmp_path: Path) -> None:
+    one, other = made(tmp_path / "runs", "one"), made(tmp_path / "runs", "other", seed=7)
+    drawn(one, 0)
+    drawn(other, 0, 50)
+    runs = [SeenRun(handle, handle.state()) for handle in (one, other)]
+    assert comparison.settings_that_differ(runs) == [("name", ["one", "other"]), ("seed", [0, 7])]
+    assert "<td>7</td>" in comparison.differences_table(runs)
+    assert "are the same" in comparison.differences_table(runs[:1] * 2)
+    side = previews.side_by_side([(run.name, run.handle.previews()) for run in runs], tmp_path / "thumbnails")
+    assert side.count("<img") == 6
+    assert "step 50" in side
+
+
+def test_only_what_has_changed_is_made_anew(tmp_path: Path) -> None:
+    handle = made(tmp_path / "runs")
+    told(handle, started(), *(step(n) for n in range(1, 4)))
+    page = RunPage(RunWatch(tmp_path / "runs"), tmp_path / "thumbnails")
+
+    def keys() -> dict[str, Any]:
+        page.watch.look(now=True)
+        return {name: part.key for name, part in page.parts(Choice()).items()}
+
+    before = keys()
+    assert keys() == before
+    told(handle, step(4))
+    changed = {name for name, key in keys().items() if key != before[name]}
+    assert "chart" in changed
+    assert not changed & {"queue", "buttons", "log", "files", "messages", "pair", "compared"}
+    assert all(isinstance(part.make(), object) for part in page.parts(Choice()).values())
+
+
+def test_adapter_files_can_be_fetched(tmp_path: Path) -> None:
+    handle = made(tmp_path / "my runs")
+    assert "No adapter file yet" in files.adapter_list([])
+    handle.files.adapter("cats").write_bytes(b"0" * 2**20)
+    listed = files.adapter_list(handle.adapter_files())
+    assert "1.0 MiB" in listed
+    assert f'href="gradio_api/file={tmp_path}/my%20runs/cats/cats.safetensors" download="cats.safetensors"' in listed
+
+
+def test_a_support_zip_holds_no_images_and_prompts_only_when_asked(tmp_path: Path) -> None:
+    handle = made(tmp_path / "runs")
+    drawn(handle, 0)
+    told(handle, started(), events.PreviewReady(step=0, paths=["x.png"], prompts=["a secret ] cat"]))
+    handle.files.log.write_text("error: no memory\n", encoding="utf-8")
+
+    def content(with_prompts: bool) -> dict[str, str]:
+        with zipfile.ZipFile(files.support_zip(handle, tmp_path / "out", with_prompts=with_prompts)) as archive:
+            return {name: archive.read(name).decode() for name in archive.namelist()}
+
+    plain = content(False)
+    assert set(plain) == {"config.yaml", "environment.json", "state.json", "events.jsonl", "log.txt"}
+    assert "blueprint style" not in plain["config.yaml"]
+    assert "secret" not in plain["events.jsonl"]
+    assert plain["log.txt"] == "error: no memory"
+    assert "secret" in content(True)["events.jsonl"]
+    assert "blueprint style" in content(True)["config.yaml"]
+
+
+def test_steps_are_counted_from_file_names(tmp_path: Path) -> None:
+    for name in ("3_cat/a.png", "3_cat/b.png", "dog/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    config = config_files.validate({"images": {"folder": str(tmp_path)}, "optimization": {"batch_size": 2}}, "test")
+    maths = count_steps(config)
+    assert maths is not None
+    assert maths.as_text() == "3 images x repeats = 7 samples / batch 2 = 3.5 steps an epoch; 40 steps = 10 epochs"
+    assert count_steps(TrainConfig()) is None
+
+
+def test_the_time_is_told_from_runs_of_the_same_size_only(tmp_path: Path) -> None:
+    handle = made(tmp_path)
+    paces = Paces()
+    told(handle, started(), *(step(n) for n in range(1, 20)))
+    assert paces.find(DEMO, [handle]) is None
+    told(handle, *(step(n) for n in range(20, 41)))
+    assert paces.find(DEMO, [handle]) == Pace(0.5, "cats")
+    larger = DEMO.model_copy(update={"optimization": DEMO.optimization.model_copy(update={"batch_size": 16})})
+    assert paces.find(larger, [handle]) is None
+    shown = view.summary(DEMO, count_steps(DEMO), Pace(0.5, "cats"), Finding("idle"))
+    assert "about 2 min 30 s" in shown
+    assert "0.5 s a step in cats" in shown
+    assert "known after 30 steps" in view.summary(DEMO, count_steps(DEMO), None, Finding("running"))
