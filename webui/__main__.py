@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
+import os
+import socket
 import sys
 from pathlib import Path
 
 DEFAULT_PORT = 7860
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+AUTH_VARIABLE = "SDLORA_WEBUI_AUTH"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -15,7 +18,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m webui", description="sdlora in the browser.")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind; others than this machine need --auth")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
-    parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this name and password")
+    parser.add_argument(
+        "--auth",
+        metavar="USER:PASSWORD",
+        default=os.environ.get(AUTH_VARIABLE),
+        help=f"ask for this name and password; ${AUTH_VARIABLE} keeps it out of the list of processes",
+    )
     parser.add_argument(
         "--root", type=Path, default=Path(), help="folder with datasets, runs, adapters and outputs (default: here)"
     )
@@ -23,15 +31,46 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.auth is not None and not all(options.auth.partition(":")[::2]):
         parser.error("--auth: write it as user:password")
-    if options.host not in LOCAL_HOSTS and options.auth is None:
+    if not is_local(options.host) and options.auth is None:
         parser.error(f"--host {options.host} opens the page to others: add --auth user:password")
+    if not 0 < options.port < 65536:
+        parser.error(f"--port {options.port}: it must be from 1 to 65535")
+    if options.root.exists() and not options.root.is_dir():
+        parser.error(f"--root {options.root} is a file: give a folder")
     return options
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def why_not(host: str, port: int) -> str | None:
+    """What is in the way of listening there, None for nothing."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror:
+        return f"--host {host}: this machine has no such address"
+    with socket.socket(family, kind, protocol) as probe:
+        if os.name == "posix":  # as the server does: a port that was left a moment ago is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            return f"port {port} of {host} can't be used ({error.strerror}): choose another with --port"
+    return None
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until interrupted; returns the exit code."""
     options = parse(arguments)
-    print(f"sdlora: http://{options.host}:{options.port} (starting)", flush=True)  # noqa: T201
+    if problem := why_not(options.host, options.port):
+        print(f"sdlora: {problem}", file=sys.stderr)  # noqa: T201
+        return 2
+    print(f"sdlora: {address(options.host, options.port)} (starting)", flush=True)  # noqa: T201
     from webui.app import serve
     from webui.workspace import Workspace
 
@@ -42,6 +81,11 @@ def main(arguments: list[str] | None = None) -> int:
         auth=options.auth,
         open_browser=not options.no_browser,
     )
+
+
+def address(host: str, port: int) -> str:
+    """The page's address as one types it."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 if __name__ == "__main__":

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
+import threading
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it would look up its own servers
 
 import gradio as gr
 
-from webui import theme
+from webui import api, theme
 from webui.context import Context, handler
 from webui.state import PageState
+from webui.status import StatusLine
 from webui.tabs import dataset, generate, mix, runs, settings, train
 from webui.workspace import Workspace
 
@@ -24,30 +28,41 @@ TABS = (
     ("settings", "Settings", settings.build),
 )
 POLL_SECONDS = 1.0
+_QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+_NEVER_SET = object()
+_ANNOUNCE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
 
 
 def build(workspace: Workspace) -> gr.Blocks:
     """The whole page for one workspace, not yet served."""
     workspace.prepare()
-    gr.set_static_paths([workspace.thumbnails])
+    gr.set_static_paths([workspace.thumbnails, workspace.outputs])
     state = PageState(workspace.state)
     with gr.Blocks(title="sdlora", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        gr.Markdown("# sdlora", elem_id="title")
+        with gr.Row(elem_id="header"):
+            gr.HTML("<h1>sd<span>lora</span></h1>", elem_id="title")
+            status = gr.HTML("", elem_id="status", js_on_load=_ANNOUNCE)
+            gr.HTML('<button id="show-keys" type="button" aria-label="Keyboard shortcuts">?</button>')
         timer = gr.Timer(POLL_SECONDS)
         with gr.Tabs(elem_id="tabs") as tabs:
             context = Context(workspace, state, tabs, timer)
-            for name, label, build_tab in TABS:
-                with gr.Tab(label, id=name, elem_id=f"tab-{name}") as tab:
-                    context.share(f"tab.{name}", tab)
+            context.share("page.status", status)
+            for name, label, _ in TABS:
+                context.share(f"tab.{name}", gr.Tab(label, id=name, elem_id=f"tab-{name}"))
+            for name, _, build_tab in TABS:
+                with context.shared[f"tab.{name}"]:
                     build_tab(context)
+        for wire in context.when_built:
+            wire()
+        api.add_run_endpoints(context)
+        api.add_image_endpoints(context)
+        _wire_status(context, status)
         _wire_memory(page, context)
-        for function, inputs, outputs in context.on_load:
-            page.load(handler(function), inputs, outputs, show_progress="hidden", api_visibility="private", queue=False)
     return page
 
 
 def serve(workspace: Workspace, *, host: str, port: int, auth: str | None, open_browser: bool) -> int:
-    """Serve the page until interrupted."""
+    """Serve the page until interrupted; detached runs and jobs go on. Returns the exit code."""
     page = build(workspace)
     page.queue(default_concurrency_limit=1, max_size=64)
     page.launch(
@@ -55,37 +70,80 @@ def serve(workspace: Workspace, *, host: str, port: int, auth: str | None, open_
         server_port=port,
         auth=tuple(auth.split(":", 1)) if auth else None,
         theme=theme.theme(),
-        css_paths=[theme.CSS],
-        js=theme.KEYBOARD.read_text(encoding="utf-8"),
-        allowed_paths=[str(folder) for folder in (workspace.outputs, workspace.runs, workspace.thumbnails)],
-        max_file_size="256mb",
+        css_paths=list(theme.STYLES),
+        js=theme.SCRIPT.read_text(encoding="utf-8"),
+        allowed_paths=[
+            str(folder) for folder in (workspace.outputs, workspace.runs, workspace.thumbnails, workspace.exports)
+        ],
+        max_file_size="512mb",
         run_history=False,
         enable_monitoring=False,
         show_error=False,
-        footer_links=["settings"],
+        footer_links=["api"],
         share=False,
+        ssr_mode=False,
         inbrowser=open_browser,
         quiet=True,
+        prevent_thread_lock=True,
     )
+    print("sdlora: ready; Ctrl-C ends the page, runs go on", flush=True)  # noqa: T201
+    _wait_for_the_end()
+    page.close(verbose=False)
+    gc.freeze()  # Python's last collection would walk through all of Gradio: most of a second for nothing
     return 0
+
+
+def _wait_for_the_end() -> None:
+    """Return at Ctrl-C or SIGTERM; a second Ctrl-C ends the process the hard way."""
+    ended = threading.Event()
+
+    def end(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        ended.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    while not ended.wait(0.5):  # a wait without limit would not be interrupted on Windows
+        pass
+
+
+def _wire_status(context: Context, status: gr.HTML) -> None:
+    """Show what runs in the header, changed only when the words change."""
+    line = StatusLine(context.workspace.runs)
+    shown = gr.State(None)
+
+    def show(before: str | None) -> tuple[Any, Any]:
+        now = line.text()
+        return (gr.skip(), gr.skip()) if now == before else (now, now)
+
+    outputs = [status, shown]
+    context.timer.tick(handler(show), shown, outputs, concurrency_limit=None, **_QUICK)
 
 
 def _wire_memory(page: gr.Blocks, context: Context) -> None:
     """Write remembered fields when a person changes them (not when a handler does); fill them when a page opens."""
-    names, components = list(context.remembered), list(context.remembered.values())
-    if not components:
-        return
 
-    def restore() -> list[Any]:
-        missing = object()
-        values = [context.state.get(name, missing) for name in names]
-        return [gr.skip() if value is missing else value for value in values]
+    def restore() -> dict[Any, Any]:
+        updates: dict[Any, Any] = {context.tabs: gr.Tabs(selected=context.state.get("page.tab", TABS[0][0]))}
+        for name, component in context.remembered.items():
+            value = context.state.get(name, _NEVER_SET)
+            if value is not _NEVER_SET:
+                show = context.shown_as.get(name)
+                updates[component] = show(value) if show else value
+        return updates
 
-    page.load(restore, None, components, show_progress="hidden", api_visibility="private", queue=False)
+    filled = page.load(handler(restore), None, [context.tabs, *context.remembered.values()], **_QUICK)
+    for function, inputs, outputs in context.on_load:
+        filled.then(handler(function), inputs, outputs, **_QUICK)
     for name, component in context.remembered.items():
 
         def write(value: Any, name: str = name) -> None:
             context.state.set(name, value)
 
         trigger = component.input if hasattr(component, "input") else component.change
-        trigger(write, component, None, show_progress="hidden", api_visibility="private", queue=False)
+        trigger(handler(write), component, None, **_QUICK)
+
+    def choose(event: gr.SelectData) -> None:
+        context.state.set("page.tab", TABS[event.index][0])
+
+    context.tabs.select(handler(choose), None, None, **_QUICK)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import html
+import inspect
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,12 +33,21 @@ class Context:
     shared: dict[str, Any] = field(default_factory=dict)
     """Components that other tabs address, by dotted name: `train.dataset`, `generate.start.image`."""
     remembered: dict[str, gr.components.Component] = field(default_factory=dict)
+    shown_as: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
+    """For remembered fields, what a kept value becomes when a page opens."""
     on_load: list[tuple[Callable[..., Any], list[Any], list[Any]]] = field(default_factory=list)
-    """Handlers with inputs and outputs that run when a page opens."""
+    """Handlers with inputs and outputs that run when a page opens, after the remembered fields are filled in."""
+    when_built: list[Callable[[], None]] = field(default_factory=list)
+    """Run once when all tabs stand: the place to wire what reaches into a tab that is built later."""
 
-    def remember(self, name: str, component: Any) -> Any:
-        """Keep a field's value across reloads and restarts under a dotted name; returns the component."""
+    def remember(self, name: str, component: Any, show: Callable[[Any], Any] | None = None) -> Any:
+        """Keep a field's value across reloads and restarts under a dotted name; returns the component.
+
+        show: makes the update for a kept value, for fields whose choices come and go; by default the value itself.
+        """
         self.remembered[name] = component
+        if show is not None:
+            self.shown_as[name] = show
         return component
 
     def share(self, name: str, component: Any) -> Any:
@@ -42,22 +55,58 @@ class Context:
         self.shared[name] = component
         return component
 
+    def go_to(self, tab: str) -> gr.Tabs:
+        """The update of `context.tabs` that opens a tab: `dataset`, `train`, `runs`, `mix`, `generate`, `settings`."""
+        self.state.set("page.tab", tab)
+        return gr.Tabs(selected=tab)
+
 
 def handler(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a handler: our own errors reach the person as a message, others too, with the traceback in the log only."""
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def guarded_generator(*arguments: Any) -> Iterator[Any]:
+            with _errors_as_messages(function.__name__):
+                yield from function(*arguments)
+
+        return guarded_generator
 
     @functools.wraps(function)
     def guarded(*arguments: Any) -> Any:
-        try:
+        with _errors_as_messages(getattr(function, "__name__", "a handler")):
             return function(*arguments)
-        except gr.Error:
-            raise
-        except SdloraError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        except Exception as error:
-            log.exception("%s failed", function.__name__)
-            raise gr.Error(
-                f"That did not work: {type(error).__name__}. Details are in the server's log.", print_exception=False
-            ) from None
 
     return guarded
+
+
+def confirm(question: str) -> str:
+    """JavaScript for an event's `js`: asks first; dismissed, the handler is not called.
+
+    `{#element}` in the question stands for that element's text at the time.
+    """
+    return (
+        "(...values) => { const question = "
+        + json.dumps(question)
+        + r".replace(/\{(#[\w-]+)\}/g, (_, place) => document.querySelector(place)?.textContent.trim() ?? '');"
+        " if (!confirm(question)) throw new Error('cancelled'); return values; }"
+    )
+
+
+@contextmanager
+def _errors_as_messages(name: str) -> Iterator[None]:
+    try:
+        yield
+    except gr.Error:
+        raise
+    except SdloraError as error:
+        raise gr.Error(as_message(str(error)), print_exception=False) from None
+    except Exception as error:
+        log.exception("%s failed", name)
+        words = f"That did not work: {type(error).__name__}. Details are in the server's log."
+        raise gr.Error(words, print_exception=False) from None
+
+
+def as_message(text: str) -> str:
+    """Plain text for a message that pops up, where Gradio shows HTML."""
+    return html.escape(text).replace("\n", "<br>")

@@ -27,22 +27,22 @@ class PageState:
     def update(self, values: dict[str, Any]) -> None:
         """Remember several values in one write."""
         with self._lock:
-            changed = {**self._values, **values}
-            if changed == self._values:
-                return
-            self._values = changed
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            beside = self._path.with_name(self._path.name + ".part")
-            beside.write_text(json.dumps(changed, ensure_ascii=False, indent=1), encoding="utf-8")
-            beside.replace(self._path)
+            self._replace({**self._values, **values})
 
     def forget(self, prefix: str) -> None:
         """Drop all values whose name begins so (`train.`)."""
-        kept = {name: value for name, value in self._values.items() if not name.startswith(prefix)}
         with self._lock:
-            self._values = kept
-        self.update({})
-        self._path.write_text(json.dumps(kept, ensure_ascii=False, indent=1), encoding="utf-8")
+            self._replace({name: value for name, value in self._values.items() if not name.startswith(prefix)})
+
+    def _replace(self, values: dict[str, Any]) -> None:
+        if values == self._values:
+            return
+        content = json.dumps(values, ensure_ascii=False, indent=1)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_name(self._path.name + ".part")
+        beside.write_text(content, encoding="utf-8")
+        beside.replace(self._path)
+        self._values = values
 
 
 def _read(path: Path) -> dict[str, Any]:

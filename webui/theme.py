@@ -1,4 +1,4 @@
-"""Colours that pass WCAG 2 AA in light and dark, the page's own CSS, and its keyboard map."""
+"""Colours that pass WCAG 2 AA in light and dark, and the page's own style sheets and script."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ from pathlib import Path
 
 import gradio as gr
 
-CSS = Path(__file__).with_name("page.css")
-KEYBOARD = Path(__file__).with_name("keyboard.js")
+_HERE = Path(__file__).parent
+STYLES = (_HERE / "page.css", *sorted(path for path in _HERE.glob("*.css") if path.name != "page.css"))
+"""The page's own first, then those of single tabs."""
+SCRIPT = _HERE / "page.js"
+"""Keyboard map and choice of light or dark."""
 
 
 def theme() -> gr.themes.Default:
     """Gradio's default theme with the contrast that its own colours lack."""
-    return gr.themes.Default().set(
+    return gr.themes.Default(
+        primary_hue=gr.themes.colors.indigo,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_md,
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_400",
         button_primary_background_fill="*primary_700",

@@ -28,6 +28,11 @@ class Workspace:
         return self.root / "adapters"
 
     @property
+    def models(self) -> Path:
+        """Base models: files and diffusers folders."""
+        return self.root / "models"
+
+    @property
     def mixes(self) -> Path:
         """Saved mixes, one small YAML each."""
         return self.root / "mixes"
@@ -53,6 +58,11 @@ class Workspace:
         return self.internal / "thumbnails"
 
     @property
+    def exports(self) -> Path:
+        """Files made for a download: tables, logs, support zips."""
+        return self.internal / "exports"
+
+    @property
     def jobs(self) -> Path:
         """One folder a background job."""
         return self.internal / "jobs"
@@ -64,6 +74,15 @@ class Workspace:
 
     def prepare(self) -> None:
         """Make the folders that are missing."""
-        for folder in (self.datasets, self.runs, self.adapters, self.mixes, self.outputs, self.trash, self.thumbnails):
+        for folder in (
+            self.datasets,
+            self.runs,
+            self.adapters,
+            self.models,
+            self.mixes,
+            self.outputs,
+            self.trash,
+            self.thumbnails,
+        ):
             folder.mkdir(parents=True, exist_ok=True)
         self.jobs.mkdir(exist_ok=True)

@@ -1,12 +1,225 @@
-"""The dataset tab."""
+"""The dataset tab: choose or make a data set, upload, look through its images, write captions."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import gradio as gr
 
-from webui.context import Context
+from sdlora.errors import DataError
+from webui.context import Context, confirm, handler
+from webui.data_sets import folders, uploads
+from webui.data_sets.jobs import WORDS, DataSetJobs, runs_on
+from webui.run_setup.draft import data_sets
+from webui.tabs import dataset_view as view
+from webui.tabs.dataset_browser import Browser
+from webui.tabs.dataset_bulk import BulkPanel
+from webui.tabs.dataset_work import WorkPanels
+from webui.trash import move_to_trash
+
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_QUICK: dict[str, Any] = {**_PRIVATE, "queue": False}
+FIRST_NAME = "my images"
 
 
 def build(context: Context) -> None:
     """Lay out the tab."""
-    gr.Markdown("## Dataset")
+    DatasetTab(context)
+
+
+class DatasetTab:
+    """Data sets by name; the parts that work on the chosen one get it as their first input."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.datasets = context.workspace.datasets
+        self.jobs = DataSetJobs(context.workspace.jobs)
+        self._lay_out()
+        self._wire()
+        context.share("dataset.chosen", self.chosen)
+        context.when_built.append(self._wire_train)
+
+    def _lay_out(self) -> None:
+        known = folders.names(self.datasets)
+        with gr.Row(elem_classes="bar"):
+            self.chosen = gr.Dropdown(
+                known,
+                value=known[0] if known else None,
+                label="Data set",
+                info="A folder of images and captions.",
+                elem_id="dataset-chosen",
+                scale=3,
+                min_width=220,
+                interactive=True,
+            )
+            self.new = gr.Button("New", elem_id="dataset-new", size="sm", min_width=70, scale=0)
+            self.rename = gr.Button("Rename", elem_id="dataset-rename", size="sm", min_width=80, scale=0)
+            self.delete = gr.Button("Delete", elem_id="dataset-delete", size="sm", min_width=80, scale=0)
+            self.train = gr.Button(
+                "Train with this data set",
+                variant="primary",
+                elem_id="dataset-train",
+                size="sm",
+                min_width=190,
+                scale=0,
+            )
+        with gr.Row(visible=False, elem_classes="bar") as self.naming:
+            self.name = gr.Textbox(
+                label="Name",
+                info="Becomes the folder's name.",
+                elem_id="dataset-name",
+                max_lines=1,
+                scale=3,
+                min_width=200,
+            )
+            self.create = gr.Button("Create", elem_id="dataset-create", size="sm", min_width=90, scale=0)
+            self.give_name = gr.Button(
+                "Give it this name", elem_id="dataset-give-name", size="sm", min_width=130, scale=0
+            )
+            self.cancel_naming = gr.Button("Cancel", elem_id="dataset-cancel-naming", size="sm", min_width=80, scale=0)
+        self.upload = gr.File(
+            label="Drop images, captions (.txt) or zip files here",
+            file_count="multiple",
+            file_types=list(uploads.ACCEPTED),
+            elem_id="dataset-upload",
+            height=72,
+        )
+        self.received = gr.HTML("", elem_id="dataset-received", js_on_load=view.LIVE)
+        self.empty = gr.HTML("", elem_id="dataset-empty", js_on_load=view.ACTS, visible=False)
+        self.browser = Browser(self.context, self.chosen)
+        with gr.Column(visible=False) as self.below:
+            self.bulk = BulkPanel(self.context, self.chosen, self.browser)
+            self.work = WorkPanels(self.context, self.chosen, self.browser, self.jobs)
+
+    @property
+    def _views(self) -> list[Any]:
+        """What changes with the chosen data set."""
+        return [
+            self.chosen,
+            self.delete,
+            self.rename,
+            self.train,
+            self.empty,
+            self.below,
+            *self.browser.views,
+            *self.bulk.views,
+            *self.work.views,
+        ]
+
+    def _wire(self) -> None:
+        named = [self.naming, self.name, self.create, self.give_name]
+        self.chosen.input(handler(self._choose), self.chosen, self._views, **_QUICK)
+        self.new.click(handler(self._ask_new), None, named, **_QUICK).then(
+            None, None, None, js=view.focus("dataset-name")
+        )
+        self.rename.click(handler(self._ask_rename), self.chosen, named, **_QUICK).then(
+            None, None, None, js=view.focus("dataset-name")
+        )
+        self.cancel_naming.click(lambda: gr.Row(visible=False), None, self.naming, **_QUICK)
+        self.create.click(handler(self._create), self.name, [self.naming, *self._views], **_QUICK)
+        self.give_name.click(handler(self._rename), [self.chosen, self.name], [self.naming, *self._views], **_QUICK)
+        self.delete.click(
+            handler(self._delete),
+            self.chosen,
+            self._views,
+            js=confirm("Move the data set with {#dataset-count} to the trash? Settings tells where that is."),
+            **_QUICK,
+        )
+        self.upload.upload(
+            handler(self._receive),
+            [self.chosen, self.upload],
+            [self.upload, self.received, *self._views],
+            api_visibility="private",
+            show_progress_on=[self.received],
+        )
+        self.empty.select(handler(self._act), self.chosen, self._views, **_QUICK)
+        self.context.remember("dataset.chosen", self.chosen, show=self._kept)
+        self.context.on_load.append((self._choose, [self.chosen], self._views))
+
+    def _wire_train(self) -> None:
+        """Send the data set to the Train tab, which is built later."""
+        target = self.context.shared["train.dataset"]
+        self.train.click(handler(self._send_to_train), self.chosen, [target, self.context.tabs], **_QUICK)
+
+    def _kept(self, name: str) -> Any:
+        """The remembered choice, if that data set is still there."""
+        known = folders.names(self.datasets)
+        return gr.Dropdown(choices=known, value=name if name in known else next(iter(known), None))
+
+    def _choose(self, name: str | None) -> dict[Any, Any]:
+        """Show a data set from its first image on; another one when it is gone meanwhile."""
+        known = folders.names(self.datasets)
+        name = name if name in known else next(iter(known), None)
+        self.context.state.set("dataset.chosen", name)
+        folder = self.datasets / name if name else None
+        num_images = folders.count_images(folder) if folder else 0
+        updates: dict[Any, Any] = {
+            self.chosen: gr.Dropdown(choices=known, value=name),
+            self.empty: gr.HTML(view.nothing(name), visible=num_images == 0),
+            self.below: gr.Column(visible=num_images > 0),
+        }
+        updates |= {button: gr.Button(interactive=name is not None) for button in (self.delete, self.rename)}
+        updates[self.train] = gr.Button(interactive=num_images > 0)
+        return updates | self.browser.opened(folder) | self.bulk.opened(folder) | self.work.opened(folder)
+
+    def _ask_new(self) -> dict[Any, Any]:
+        return {
+            self.naming: gr.Row(visible=True),
+            self.name: gr.Textbox(value="", label="Name of the new data set"),
+            self.create: gr.Button(visible=True),
+            self.give_name: gr.Button(visible=False),
+        }
+
+    def _ask_rename(self, name: str) -> dict[Any, Any]:
+        folders.folder_of(self.datasets, name)
+        return {
+            self.naming: gr.Row(visible=True),
+            self.name: gr.Textbox(value=name, label=f"New name of '{name}'"),
+            self.create: gr.Button(visible=False),
+            self.give_name: gr.Button(visible=True),
+        }
+
+    def _create(self, name: str) -> dict[Any, Any]:
+        folder = folders.create(self.datasets, name)
+        return {self.naming: gr.Row(visible=False), **self._choose(folder.name)}
+
+    def _rename(self, old: str, new: str) -> dict[Any, Any]:
+        self._refuse_while_used(folders.folder_of(self.datasets, old))
+        folder = folders.rename(self.datasets, old, new)
+        return {self.naming: gr.Row(visible=False), **self._choose(folder.name)}
+
+    def _delete(self, name: str) -> dict[Any, Any]:
+        folder = folders.folder_of(self.datasets, name)
+        self._refuse_while_used(folder)
+        move_to_trash([folder], self.context.workspace.trash)
+        gr.Info(f"{name} is in the trash folder now.")
+        return self._choose(None)
+
+    def _receive(self, name: str | None, files: list[str] | None) -> dict[Any, Any]:
+        known = folders.names(self.datasets)
+        if name not in known:
+            name = next(iter(known), None) or folders.create(self.datasets, FIRST_NAME).name
+        report = uploads.receive(self.datasets / name, [Path(file) for file in files or []])
+        return {self.upload: None, self.received: view.received(report), **self._choose(name)}
+
+    def _act(self, name: str | None, event: gr.EventData) -> dict[Any, Any]:
+        """A button of the empty state."""
+        if event.act == "sample":
+            return self._choose(folders.add_sample(self.datasets).name)
+        if event.act == "create":
+            return self._choose(folders.create(self.datasets, FIRST_NAME).name)
+        return self._choose(name)
+
+    def _refuse_while_used(self, folder: Path) -> None:
+        """Raise DataError while a job or a run reads the folder."""
+        users = [WORDS[kind].lower() for kind in self.jobs.active(folder)]
+        users += runs_on(folder, self.context.workspace.runs)
+        if users:
+            raise DataError(f"{folder.name} is in use by {', '.join(users)}: stop that first.")
+
+    def _send_to_train(self, name: str) -> tuple[Any, Any]:
+        folder = folders.folder_of(self.datasets, name)
+        if not folders.count_images(folder):
+            raise DataError(f"{name} has no images yet: upload some first.")
+        return gr.Dropdown(choices=data_sets(self.datasets), value=str(folder)), self.context.go_to("train")

@@ -1,12 +1,330 @@
-"""The runs tab."""
+"""The runs tab: what trains, what waits, what came of it; stop, resume, compare."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import gradio as gr
 
-from webui.context import Context
+from sdlora.errors import RunError
+from sdlora.launch import queue
+from sdlora.launch.runs import RunHandle, clone
+from webui.context import Context, handler
+from webui.downloads import download_button
+from webui.run_setup.report import Services
+from webui.run_view import files
+from webui.run_view.chart import ChartOptions
+from webui.run_view.page import Choice, RunPage, pressable
+from webui.run_view.scripts import BEFORE_AFTER, LIVE, PRESSES, READOUT, TO_THE_END
+
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_QUICK: dict[str, Any] = {**_PRIVATE, "queue": False}
+
+Sent = dict[str, Any]
 
 
 def build(context: Context) -> None:
     """Lay out the tab."""
-    gr.Markdown("## Runs")
+    RunsTab(context)
+
+
+class RunsTab:
+    """The tab's components and handlers. Every handler ends by showing whatever is new since the page's last one."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.services: Services = context.shared["runs.services"]
+        self.page = RunPage(self.services.watch, context.workspace.thumbnails)
+        self.selected = context.shared["runs.selected"]
+        self.sent = gr.State({})
+        self.preview = gr.State((0, None))
+        self.pending = gr.State(None)
+        with gr.Row(elem_classes="page-columns runs-columns"):
+            with gr.Column(scale=2, min_width=280, elem_classes="side"):
+                self.queue = gr.HTML("", elem_id="runs-queue", elem_classes="bare", js_on_load=PRESSES)
+                self.list = gr.HTML("", elem_id="runs-list", elem_classes="bare", js_on_load=PRESSES)
+            with gr.Column(scale=5, min_width=320, visible=False) as self.details:
+                self._lay_out_run()
+        self._wire()
+
+    # Layout
+
+    def _lay_out_run(self) -> None:
+        self.headline = gr.HTML("", elem_id="runs-status", elem_classes="bare", js_on_load=LIVE)
+        self.figures = gr.HTML("", elem_id="runs-figures", elem_classes="bare")
+        self.hint = gr.HTML("", elem_id="runs-hint", elem_classes="bare", js_on_load=LIVE)
+        with gr.Row(elem_id="runs-actions", elem_classes="run-actions"):
+            self.buttons = {
+                name: gr.Button(label, elem_id=f"runs-{name}", interactive=False, min_width=90, size="sm", **options)
+                for name, label, options in (
+                    ("stop", "Stop", {"variant": "stop"}),
+                    ("kill", "Kill", {"variant": "stop", "visible": False}),
+                    ("resume", "Resume", {"variant": "primary"}),
+                    ("save", "Save now", {}),
+                    ("preview", "Preview now", {}),
+                    ("delete", "Delete", {}),
+                )
+            }
+            self.clone = gr.Button("Copy to Train", elem_id="runs-clone", min_width=90, size="sm")
+        with gr.Row(visible=False, elem_id="runs-confirm", elem_classes="confirm") as self.confirm:
+            self.question = gr.HTML("", elem_id="runs-question", elem_classes="bare", js_on_load=LIVE)
+            self.yes = gr.Button("Yes", variant="stop", elem_id="runs-yes", min_width=80)
+            self.no = gr.Button("No", elem_id="runs-no", min_width=80)
+        with gr.Tabs(elem_id="runs-views"):
+            with gr.Tab("Loss", id="loss", elem_id="runs-view-loss"):
+                self._lay_out_chart()
+            with gr.Tab("Previews", id="previews", elem_id="runs-view-previews"):
+                self.pair = gr.HTML("", elem_id="runs-pair", elem_classes="bare", js_on_load=BEFORE_AFTER)
+                self.grid = gr.HTML("", elem_id="runs-grid", elem_classes="bare", js_on_load=PRESSES)
+            with gr.Tab("Log", id="log", elem_id="runs-view-log") as self.log_tab:
+                self._lay_out_log()
+            with gr.Tab("Files", id="files", elem_id="runs-view-files"):
+                self.files = gr.HTML("", elem_id="runs-files", elem_classes="bare")
+            with gr.Tab("Compare", id="compare", elem_id="runs-view-compare") as self.compare_tab:
+                self.compare = gr.Dropdown(
+                    [],
+                    multiselect=True,
+                    label="Runs to compare",
+                    info="Their curves are laid over each other, with the settings in which they differ.",
+                    elem_id="runs-compare",
+                    interactive=True,
+                )
+                self.compared = gr.HTML("", elem_id="runs-compared", elem_classes="bare", js_on_load=READOUT)
+
+    def _lay_out_chart(self) -> None:
+        self.chart = gr.HTML("", elem_id="runs-chart", elem_classes="bare", js_on_load=READOUT)
+        with gr.Row():
+            self.smoothing = self.context.remember(
+                "runs.smoothing",
+                gr.Slider(0, 1, 0.3, step=0.05, label="Smoothing", info="0 shows each step's loss as it is.",
+                          elem_id="runs-smoothing", buttons=[], min_width=220),
+            )  # fmt: skip
+            self.log_scale = self.context.remember(
+                "runs.log_scale",
+                gr.Checkbox(
+                    False, label="Logarithmic scale", info="Tells small losses apart.", elem_id="runs-log-scale"
+                ),
+            )
+            self.with_rate = self.context.remember(
+                "runs.with_rate",
+                gr.Checkbox(True, label="Learning rate", info="On the axis at the right.", elem_id="runs-with-rate", min_width=200),
+            )
+        with gr.Row():
+            download_button("Download as CSV", self._csv, self.selected, "runs-csv", scale=0, min_width=160)
+        self.messages = gr.HTML("", elem_id="runs-messages", elem_classes="bare")
+
+    def _lay_out_log(self) -> None:
+        self.log = gr.Textbox(
+            label="Log",
+            info="The end of log.txt; it follows the newest line while you are at the bottom.",
+            lines=16,
+            max_lines=16,
+            interactive=False,
+            buttons=["copy"],
+            elem_id="runs-log",
+            elem_classes="code",
+        )
+        with gr.Row():
+            download_button("Download the log", self._log_file, self.selected, "runs-log-download")
+            self.with_prompts = gr.Checkbox(
+                False,
+                label="Prompts too",
+                info="The support zip has configuration, versions and logs; never images.",
+                elem_id="runs-support-prompts",
+            )
+            download_button("Support zip", self._support, [self.selected, self.with_prompts], "runs-support")
+
+    # Events
+
+    def _wire(self) -> None:
+        looks = [self.selected, self.sent, self.preview, self.smoothing, self.log_scale, self.with_rate, self.compare]
+        shown = [*self._parts.values(), *self.buttons.values(), self.details, self.sent, self.selected]
+
+        def on(trigger: Any, act: Callable[..., Any], **options: Any) -> None:
+            trigger(handler(act), looks, shown, **{**_QUICK, **options})
+
+        on(self.context.timer.tick, self._show, concurrency_limit=None)
+        for changed in (self.smoothing, self.log_scale, self.with_rate, self.compare):
+            on(changed.input, self._show, trigger_mode="always_last")
+        for name, act in (
+            ("stop", RunHandle.stop),
+            ("save", RunHandle.save_now),
+            ("preview", RunHandle.preview_now),
+            ("resume", self._resume_run),
+        ):
+            on(self.buttons[name].click, self._acting(act))
+        asking = [self.confirm, self.question, self.pending]
+        for name in ("kill", "delete"):
+            self.buttons[name].click(handler(self._asking(name)), self.selected, asking, **_QUICK)
+        self.no.click(handler(lambda: (gr.update(visible=False), "", None)), None, asking, **_QUICK)
+        self.yes.click(handler(self._confirmed), [self.pending, *looks], [*asking, *shown], **_PRIVATE)
+        self._wire_choices(looks, shown)
+        train = self.context.shared["train.tab"]
+        self.clone.click(handler(self._clone), self.selected, [*train.outputs, self.context.tabs], **_QUICK)
+
+    def _wire_choices(self, looks: list[Any], shown: list[Any]) -> None:
+        """Presses inside lists and pictures, and what a page begins with."""
+        self.list.select(handler(self._select), looks, [*shown, self.preview], **_QUICK)
+        self.queue.select(handler(self._alter_queue), looks, shown, **_QUICK)
+        self.grid.select(handler(self._compare_previews), looks, [*shown, self.preview], **_QUICK)
+        self.log_tab.select(None, None, None, js=TO_THE_END, **_PRIVATE)
+        self.compare_tab.select(handler(self._offer_runs), None, self.compare, **_QUICK)
+        self.context.on_load.append((self._restore, [], [self.selected]))
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "list": self.list,
+            "queue": self.queue,
+            "headline": self.headline,
+            "figures": self.figures,
+            "hint": self.hint,
+            "messages": self.messages,
+            "chart": self.chart,
+            "grid": self.grid,
+            "pair": self.pair,
+            "log": self.log,
+            "files": self.files,
+            "compared": self.compared,
+        }
+
+    def _show(self, selected: str | None, sent: Sent, preview: Any, *chosen: Any) -> Any:
+        """Whatever is new since this page's last answer; nothing at all when nothing is."""
+        smoothing, log_scale, with_rate, compared = chosen
+        options = ChartOptions(smoothing or 0.0, bool(log_scale), bool(with_rate))
+        parts = self.page.parts(Choice(selected, tuple(preview), options, tuple(compared or ())))
+        new = {name: part for name, part in parts.items() if name not in sent or sent[name] != part.key}
+        if not new:
+            return gr.skip()
+        updates: dict[Any, Any] = {}
+        for name, part in new.items():
+            if name == "buttons":
+                updates |= self._press_states(part.make())
+            else:
+                updates[self._parts[name]] = part.make()
+        updates[self.sent] = {**sent, **{name: part.key for name, part in new.items()}}
+        run = self.page.chosen(self.services.watch.look(), selected)
+        updates[self.details] = gr.update(visible=run is not None)
+        if run is not None and run.name != selected:
+            updates[self.selected] = run.name
+        return updates
+
+    def _press_states(self, buttons: Any) -> dict[Any, Any]:
+        states = pressable(buttons)
+        updates = {self.buttons[name]: gr.update(interactive=can) for name, can in states.items()}
+        updates[self.buttons["kill"]] = gr.update(interactive=states["kill"], visible=states["kill"])
+        updates[self.buttons["resume"]] = gr.update(interactive=states["resume"], visible=states["resume"])
+        return updates
+
+    def _acting(self, act: Callable[[RunHandle], Any]) -> Callable[..., Any]:
+        """A handler that does something with the chosen run, then shows what came of it."""
+
+        def acted(selected: str | None, *looks: Any) -> Any:
+            act(self._handle(selected))
+            self.services.watch.look(now=True)
+            return self._show(selected, *looks)
+
+        return acted
+
+    def _asking(self, action: str) -> Callable[..., Any]:
+        """A handler that asks first."""
+
+        def ask(selected: str | None) -> Any:
+            name = self._handle(selected).name
+            questions = {
+                "kill": f"Kill {name}? It ends at once; steps since its last checkpoint are lost.",
+                "delete": f"Move the run {name} with its adapter files and previews to the trash?",
+            }
+            return gr.update(visible=True), f"<p>{questions[action]}</p>", (action, name)
+
+        return ask
+
+    def _confirmed(self, pending: tuple[str, str] | None, selected: str | None, *looks: Any) -> Any:
+        closed = {self.confirm: gr.update(visible=False), self.question: "", self.pending: None}
+        if pending is None:
+            return closed
+        action, name = pending
+        handle = self._handle(name)
+        if action == "kill":
+            handle.kill()
+        else:
+            handle.delete(self.context.workspace.trash)
+            selected = None
+        self.services.watch.look(now=True)
+        shown = self._show(selected, *looks)
+        return {**closed, **(shown if self.sent in shown else {})}
+
+    def _resume_run(self, handle: RunHandle) -> None:
+        """Go on with it now, or when what trains on the same accelerator is done."""
+        busy = [run.name for run in self.services.watch.look(now=True).active if run.name != handle.name]
+        if busy:
+            queue.enqueue(handle)
+            gr.Info(f"{busy[0]} is training: {handle.name} goes on after it.")
+        else:
+            queue.remove(handle)
+            handle.resume()
+
+    def _select(self, event: gr.EventData, selected: str | None, sent: Sent, preview: Any, *chosen: Any) -> Any:
+        """Look at another run."""
+        name = str(event.run)
+        self.context.state.set("runs.selected", name)
+        shown = self._show(name, sent, (0, None), *chosen)
+        return {**(shown if self.sent in shown else {}), self.selected: name, self.preview: (0, None)}
+
+    def _compare_previews(
+        self, event: gr.EventData, selected: str | None, sent: Sent, preview: Any, *chosen: Any
+    ) -> Any:
+        """Put the pressed picture under the slider."""
+        wanted = (int(event.prompt), int(event.step))
+        shown = self._show(selected, sent, wanted, *chosen)
+        return {**(shown if self.sent in shown else {}), self.preview: wanted}
+
+    def _alter_queue(self, event: gr.EventData, selected: str | None, *looks: Any) -> Any:
+        """Move a waiting run, take it out, hold the queue or let it go on."""
+        runs_folder, waiting = self.services.watch.runs_folder, list(self.services.watch.look().waiting)
+        if event.queue in ("hold", "release"):
+            queue.hold(runs_folder, event.queue == "hold")
+        elif event.queue == "remove":
+            queue.remove(RunHandle(runs_folder / event.run))
+        elif event.run in waiting:
+            place = waiting.index(event.run)
+            other = max(0, place - 1) if event.queue == "up" else min(len(waiting) - 1, place + 1)
+            waiting[place], waiting[other] = waiting[other], waiting[place]
+            queue.reorder(runs_folder, waiting)
+        self.services.watch.look(now=True)
+        return self._show(selected, *looks)
+
+    def _clone(self, selected: str | None) -> Any:
+        config = clone(self._handle(selected))
+        preset = self.context.state.get("train.preset", "demo.yaml")
+        train = self.context.shared["train.tab"]
+        return {**train.fill(config, preset), self.context.tabs: self.context.go_to("train")}
+
+    def _offer_runs(self) -> Any:
+        return gr.update(choices=[run.name for run in self.services.watch.look().runs])
+
+    def _restore(self) -> Any:
+        return self.context.state.get("runs.selected")
+
+    # Files
+
+    def _csv(self, selected: str | None) -> Path:
+        handle = self._handle(selected)
+        return files.write_csv(self.services.watch.curves(handle), handle.name, self.context.workspace.exports)
+
+    def _log_file(self, selected: str | None) -> Path:
+        handle = self._handle(selected)
+        return files.copy_log(handle, self.context.workspace.exports)
+
+    def _support(self, selected: str | None, with_prompts: bool) -> Path:
+        return files.support_zip(
+            self._handle(selected), self.context.workspace.exports, with_prompts=bool(with_prompts)
+        )
+
+    def _handle(self, selected: str | None) -> RunHandle:
+        run = self.page.chosen(self.services.watch.look(), selected)
+        if run is None:
+            raise RunError("There is no run yet: start one on the Train tab.")
+        return run.handle

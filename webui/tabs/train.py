@@ -1,12 +1,414 @@
-"""The train tab."""
+"""The train tab: from a preset and a data set to a run, with every problem listed before it begins."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import gradio as gr
 
-from webui.context import Context
+from sdlora.config.optimization import OPTIMIZERS
+from sdlora.config.train import TrainConfig
+from sdlora.errors import ConfigError, SdloraError
+from sdlora.launch.runs import RunHandle
+from webui import problem_panel
+from webui.context import Context, handler
+from webui.form import Form
+from webui.run_setup import draft, presets, view
+from webui.run_setup.report import Report, Reporter, Services
+
+FIRST_PRESET = "demo.yaml"
+SECTIONS = {
+    "": "General",
+    "base_model": "Base model",
+    "captions": "Captions",
+    "adapter": "Adapter: rank, layers, algorithm",
+    "optimization": "Optimization: length, batch, learning rate, optimizer, precision, device",
+    "objective": "Objective: loss, noise, timesteps, prior preservation",
+    "images": "Images: sizes, buckets, masks, cache",
+    "validation": "Validation",
+    "previews": "Previews",
+    "outputs": "Outputs: checkpoints, file format, metadata",
+}
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_QUICK: dict[str, Any] = {**_PRIVATE, "queue": False}
+_PRESSED = """element.addEventListener('click', (event) => {
+  const reset = event.target.closest('[data-reset]');
+  if (reset) trigger('select', {name: reset.dataset.reset});
+});"""
 
 
 def build(context: Context) -> None:
     """Lay out the tab."""
-    gr.Markdown("## Train")
+    TrainTab(context)
+
+
+class TrainTab:
+    """The tab's components and handlers. Others fill the form with `fill(config, preset)` and `outputs`."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.services: Services = context.share("runs.services", Services.of(context.workspace))
+        self.form = Form(
+            TrainConfig,
+            "train",
+            leave_out=draft.SET_BY_THE_PAGE,
+            suggestions={
+                "images.folder": draft.data_sets(context.workspace.datasets),
+                "base_model.model": draft.base_models(),
+                "adapter.layers": ["attention", "attention+ff", "all", "all+conv"],
+                "optimization.optimizer": list(OPTIMIZERS),
+                "optimization.device": ["auto", "cpu", "cuda", "mps"],
+            },
+        )
+        self.reporter = Reporter(self.services, context.workspace.runs, self.form.fields, self.form.place_of)
+        self._lay_out()
+        self._wire()
+        context.share("train.tab", self)
+        context.share("train.dataset", self.form.components["images.folder"])
+
+    @property
+    def presets_folder(self) -> Path:
+        """Where a person's own presets lie."""
+        return self.context.workspace.root / presets.FOLDER
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `fill` returns values for."""
+        return [self.preset, self.about, *self.form.outputs, *self._views]
+
+    def fill(self, config: TrainConfig, preset: str) -> dict[Any, Any]:
+        """Show a configuration in the form, compared with a preset."""
+        return self._show(self.form.show(config), preset)
+
+    # Layout
+
+    def _lay_out(self) -> None:
+        self.selected_run = self.context.share("runs.selected", gr.State(None))
+        self.draft = gr.State({})
+        self.said = gr.State(None)
+        with gr.Row(elem_classes="page-columns"):
+            with gr.Column(scale=3, min_width=320):
+                self._lay_out_first_fields()
+                self._lay_out_advanced()
+                self._lay_out_yaml()
+                self._lay_out_saving()
+            with gr.Column(scale=2, min_width=320):
+                self.problems = gr.HTML(
+                    "", elem_id="train-problems", elem_classes="bare", js_on_load=problem_panel.SCRIPT
+                )
+                self.summary = gr.HTML("", elem_id="train-summary", elem_classes="bare")
+                with gr.Accordion("What differs from the preset", open=True, elem_id="train-differences-box"):
+                    self.differences = gr.HTML(
+                        "", elem_id="train-differences", elem_classes="bare", js_on_load=_PRESSED
+                    )
+                self.command = gr.Textbox(
+                    label="Command",
+                    info="Trains exactly this in a terminal: the preset and every setting that differs from it.",
+                    lines=2,
+                    max_lines=8,
+                    interactive=False,
+                    buttons=["copy"],
+                    elem_id="train-command",
+                )
+        with gr.Row(elem_id="train-actions", elem_classes="action-bar"):
+            self.status = gr.HTML(
+                "", elem_id="train-status", elem_classes="bare", js_on_load="element.setAttribute('role', 'status');"
+            )
+            self.start = gr.Button("Start", variant="primary", elem_id="train-start", interactive=False, min_width=90)
+            self.enqueue = gr.Button("Add to queue", elem_id="train-enqueue", interactive=False, min_width=120)
+            self.stop = gr.Button("Stop", variant="stop", elem_id="train-stop", visible=False, min_width=90)
+
+    def _lay_out_first_fields(self) -> None:
+        with gr.Row(equal_height=False):
+            self.preset = gr.Dropdown(
+                presets.choices(self.presets_folder),
+                value=FIRST_PRESET,
+                label="Preset",
+                info="Settings to begin from, by base model, goal and memory.",
+                elem_id="train-preset",
+                interactive=True,
+                scale=4,
+            )
+            self.reset = gr.Button("Reset to preset", elem_id="train-reset", scale=1, min_width=140, size="sm")
+        self.about = gr.HTML("", elem_id="train-about", elem_classes="bare")
+        place = self.form.place
+        with gr.Row():
+            place("images.folder", label="Data set", info="One of yours, a sample set, or a folder's path typed in.")
+            place("base_model.model", label="Base model", info="`builtin:emoji`, a folder, a file, or a hub name.")
+        with gr.Row():
+            place("name")
+            place("captions.trigger", label="Trigger", info="Word that calls the adapter up. Empty: not set.")
+        with gr.Row():
+            place("optimization.steps", info="Optimizer updates. Empty: by epochs (10, if those are empty too).")
+            place("images.resolution", label="Resolution (px)", info="Target edge; a list trains at several.")
+        place("previews.prompts", label="Preview prompts", info="Drawn before training and every so often; one a line.")
+
+    def _lay_out_advanced(self) -> None:
+        gr.Markdown("### Advanced")
+        self.search = gr.Textbox(
+            label="Find a setting",
+            info="By name or by what it does, for example: learning rate, mask, memory.",
+            elem_id="train-search",
+        )
+        self.found = gr.HTML("", elem_id="train-found", elem_classes="bare")
+        with gr.Column(elem_id="train-advanced"):
+            placed = set(self.form.components)
+            self.form.accordions(SECTIONS)
+            self.advanced = [field for field in self.form.fields if field.name not in placed]
+
+    def _lay_out_yaml(self) -> None:
+        with gr.Accordion("YAML", open=False, elem_id="train-yaml-box") as self.yaml_box:
+            self.yaml = gr.Textbox(
+                label="Settings as YAML",
+                info="What differs from the defaults. Edit it and apply it to the form.",
+                lines=12,
+                max_lines=30,
+                elem_id="train-yaml",
+                elem_classes="code",
+                interactive=True,
+            )
+            with gr.Row():
+                self.apply_yaml = gr.Button("Apply to form", elem_id="train-yaml-apply")
+                self.refresh_yaml = gr.Button("Show the form's settings", elem_id="train-yaml-refresh")
+                self.import_file = gr.UploadButton(
+                    "Import a file",
+                    file_types=[".yaml", ".yml", ".json", ".toml"],
+                    elem_id="train-import",
+                )
+            gr.Markdown("Imports YAML of sdlora and settings of kohya_ss, sd-scripts, OneTrainer and ai-toolkit.")
+
+    def _lay_out_saving(self) -> None:
+        with gr.Accordion("Save as a preset", open=False):
+            with gr.Row():
+                self.preset_name = gr.Textbox(
+                    label="Preset's name", info="Letters, digits, spaces.", elem_id="train-save-name"
+                )
+                self.preset_purpose = gr.Textbox(
+                    label="Purpose", info="One line, shown in the list of presets.", elem_id="train-save-purpose"
+                )
+            self.save_preset = gr.Button("Save", elem_id="train-save")
+
+    @property
+    def _views(self) -> list[Any]:
+        """What is written anew whenever the form changes."""
+        return [self.problems, self.summary, self.differences, self.command, self.status, self.start, self.enqueue,
+                self.stop, self.draft, self.said]  # fmt: skip
+
+    # Events
+
+    def _wire(self) -> None:
+        form, everything = self.form, self.form.inputs | {self.preset}
+        gr.on(
+            form.triggers,
+            handler(self._changed),
+            everything,
+            self._views,
+            trigger_mode="always_last",
+            **_QUICK,
+        )
+        data_set = form.components["images.folder"]
+        data_set.change(handler(self._changed), everything, self._views, trigger_mode="always_last", **_QUICK)
+        self.preset.input(handler(self._preset_chosen), everything, self.outputs, **_QUICK)
+        self.reset.click(handler(self._reset), self.preset, self.outputs, **_QUICK)
+        self.differences.select(handler(self._reset_one), everything, self.outputs, **_QUICK)
+        self.search.input(
+            handler(self._search), self.search, [self.found, *form.sections.values()],
+            trigger_mode="always_last", **_QUICK
+        )  # fmt: skip
+        self.yaml_box.expand(handler(self._show_yaml), form.inputs, [self.yaml, *self._views[:1]], **_QUICK)
+        self.refresh_yaml.click(handler(self._show_yaml), form.inputs, [self.yaml, *self._views[:1]], **_QUICK)
+        self.apply_yaml.click(handler(self._apply_yaml), [self.yaml, self.preset], self.outputs, **_QUICK)
+        self.import_file.upload(
+            handler(self._import), [self.import_file, self.preset], [self.yaml, *self.outputs], **_PRIVATE
+        )
+        self.save_preset.click(
+            handler(self._save_preset),
+            {*form.inputs, self.preset_name, self.preset_purpose},
+            [self.preset, self.preset_name, self.preset_purpose],
+            **_QUICK,
+        )
+        begun = [self.selected_run, self.context.tabs, *self._views]
+        self.start.click(handler(self._start), everything, begun, **_PRIVATE)
+        self.enqueue.click(handler(self._enqueue), everything, begun, **_PRIVATE)
+        self.stop.click(handler(self._stop), None, self.status, **_QUICK)
+        self.context.on_load.append((self._restore, [], [*self.outputs, *self._choices]))
+        self.context.shared["tab.train"].select(handler(self._offer), None, self._choices, **_QUICK)
+        self.context.timer.tick(
+            handler(self._tick), [self.draft, self.said], self._views,
+            concurrency_limit=None, **_QUICK
+        )  # fmt: skip
+
+    @property
+    def _choices(self) -> list[Any]:
+        return [self.form.components["base_model.model"], self.form.components["images.folder"]]
+
+    def _offer(self) -> dict[Any, Any]:
+        """Data sets and base models as they are now, without changing what is chosen."""
+        used = [model for run in self.services.watch.look().runs if (model := _base_model(run.handle))]
+        return {
+            self.form.components["images.folder"]: gr.update(
+                choices=draft.data_sets(self.context.workspace.datasets)  # type: ignore[arg-type]
+            ),
+            self.form.components["base_model.model"]: gr.update(choices=draft.base_models(used)),
+        }
+
+    def _restore(self) -> dict[Any, Any]:
+        """The form as it was left."""
+        preset = self.context.state.get("train.preset", FIRST_PRESET)
+        known = {name for _, name in presets.choices(self.presets_folder)}
+        preset = preset if preset in known else FIRST_PRESET
+        kept = {
+            name: value
+            for name, value in self.context.state.get("train.form", {}).items()
+            if name in self.form.components
+        }
+        updates = self._show({**self._preset_shown(preset), **kept}, preset)
+        for component, offered in self._offer().items():
+            updates[component] = gr.update(choices=offered["choices"], value=updates[component])
+        updates[self.preset] = gr.update(choices=presets.choices(self.presets_folder), value=preset)
+        return updates
+
+    def _changed(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        shown = self.form.shown(values)
+        if shown["images.folder"] is None and shown["base_model.model"] is None:
+            return {self.said: gr.skip()}  # fields that are being put on the page
+        return self._report(shown, values[self.preset])
+
+    def _preset_chosen(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        preset, before = values[self.preset], self.context.state.get("train.preset", FIRST_PRESET)
+        shown = draft.load_preset(self._preset_shown(preset), self._preset_shown(before), self.form.shown(values))
+        return self._show(shown, preset)
+
+    def _reset(self, preset: str) -> dict[Any, Any]:
+        return self._show(self._preset_shown(preset), preset)
+
+    def _reset_one(self, values: Mapping[Any, Any], event: gr.EventData) -> dict[Any, Any]:
+        preset, name = values[self.preset], event.name
+        return self._show({**self.form.shown(values), name: self._preset_shown(preset)[name]}, preset)
+
+    def _search(self, query: str) -> dict[Any, Any]:
+        found = view.matches(query, self.advanced)
+        sections = {field.section for field in found}
+        updates: dict[Any, Any] = {
+            self.found: view.only_these(found, self.advanced, query, self.form.element_id),
+        }
+        if query.strip():
+            updates |= {box: gr.update(open=name in sections) for name, box in self.form.sections.items()}
+        return updates
+
+    def _show_yaml(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        found = self.reporter.draft(self.form.shown(values))
+        if found.config is None:
+            return self._panel(found.problems)
+        return {self.yaml: draft.to_yaml(found.config)}
+
+    def _apply_yaml(self, text: str, preset: str) -> dict[Any, Any]:
+        try:
+            config = draft.from_yaml(text)
+        except ConfigError as error:
+            return self._panel(error.problems)
+        return self.fill(config, preset)
+
+    def _import(self, uploaded: str, preset: str) -> dict[Any, Any]:
+        try:
+            text = draft.import_file(Path(uploaded))
+            return {**self.fill(draft.from_yaml(text), preset), self.yaml: text}
+        except ConfigError as error:
+            return self._panel(error.problems)
+
+    def _save_preset(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        found = self.reporter.draft(self.form.shown(values))
+        if found.config is None:
+            raise ConfigError("the form", found.problems)
+        saved = presets.save(
+            found.config.model_copy(
+                update={"outputs": found.config.outputs.model_copy(update={"folder": Path("runs")})}
+            ),
+            values[self.preset_name],
+            self.presets_folder,
+            values[self.preset_purpose],
+        )
+        self.context.state.set("train.preset", saved.name)
+        gr.Info(f"Saved as {saved.path.stem}.")
+        return {
+            self.preset: gr.update(choices=presets.choices(self.presets_folder), value=saved.name),
+            self.preset_name: "",
+            self.preset_purpose: "",
+        }
+
+    def _start(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        return self._begin(values, enqueue=False)
+
+    def _enqueue(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        return self._begin(values, enqueue=True)
+
+    def _begin(self, values: Mapping[Any, Any], *, enqueue: bool) -> dict[Any, Any]:
+        shown, preset = self.form.shown(values), values[self.preset]
+        found = self.reporter.draft(shown)
+        if found.config is None or found.problems:
+            return self._report(shown, preset)
+        starter = self.services.starter
+        try:
+            handle = starter.enqueue(found.config) if enqueue else starter.start(found.config)
+        except SdloraError as error:
+            return self._panel([str(error)])
+        self.services.watch.look(now=True)
+        self.context.state.set("runs.selected", handle.name)
+        begun = {self.selected_run: handle.name, self.context.tabs: self.context.go_to("runs")}
+        return {**begun, **self._report(shown, preset)}
+
+    def _stop(self) -> dict[Any, Any]:
+        for run in self.services.watch.look(now=True).active:
+            run.handle.stop()
+        return {self.status: "<p>Asked to stop; it saves first.</p>"}
+
+    def _tick(self, shown: dict[str, Any], said: Report | None) -> Any:
+        """Follow the dry run and the runs; says only what is new."""
+        if not shown:
+            return gr.skip()
+        now = self.reporter.report(shown, self.context.state.get("train.preset", FIRST_PRESET))
+        return gr.skip() if now == said else self._updates(now, said)
+
+    def _show(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
+        """Fill the form and say what follows from it."""
+        about = presets.about(preset)
+        return {self.preset: preset, self.about: about, **self.form.updates(shown), **self._report(shown, preset)}
+
+    def _report(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
+        """Everything beside the form, for what the form shows; remembers that."""
+        self.context.state.update({"train.form": shown, "train.preset": preset})
+        return {self.draft: shown, **self._updates(self.reporter.report(shown, preset), None)}
+
+    def _updates(self, now: Report, said: Report | None) -> dict[Any, Any]:
+        """The components whose content has changed."""
+        pairs: list[tuple[Any, Any, Any]] = [
+            (self.problems, "problems", now.problems),
+            (self.summary, "summary", now.summary),
+            (self.differences, "differences", now.differences),
+            (self.command, "command", now.command),
+            (self.status, "status", now.status),
+            (self.start, "can_start", gr.update(interactive=now.can_start)),
+            (self.enqueue, "can_enqueue", gr.update(interactive=now.can_enqueue)),
+            (self.stop, "is_busy", gr.update(visible=now.is_busy)),
+        ]
+        changed = {
+            component: value
+            for component, name, value in pairs
+            if said is None or getattr(said, name) != getattr(now, name)
+        }
+        return {**changed, self.said: now}
+
+    def _panel(self, texts: Sequence[str]) -> dict[Any, Any]:
+        return {self.problems: self.reporter.panel(texts)}
+
+    def _preset_shown(self, preset: str) -> dict[str, Any]:
+        return self.form.show(presets.load(preset))
+
+
+def _base_model(handle: RunHandle) -> str | None:
+    try:
+        return handle.config().base_model.model
+    except ConfigError:
+        return None

@@ -1,0 +1,40 @@
+"""Steps that many tests of the page take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def open_tab(page: Any, name: str) -> None:
+    """Open a tab by its id (`dataset`, `train`, ...) and wait until its panel is there.
+
+    Presses again if the tab that was open last is put in front meanwhile, as a page does once it has loaded.
+    """
+    panel = page.locator(f"#tab-{name}")
+    for _ in range(10):
+        page.click(f"#tab-{name}-button")
+        try:
+            panel.wait_for(state="visible", timeout=3_000)
+            page.wait_for_timeout(300)
+        except Exception as error:
+            if type(error).__name__ != "TimeoutError":
+                raise
+        if panel.is_visible():
+            return
+    panel.wait_for(state="visible")
+
+
+def enter(page: Any, selector: str, text: str) -> None:
+    """Replace a field's text by typing: `fill` alone doesn't fire Gradio's `input` event."""
+    field = page.locator(selector)
+    field.click()
+    field.press("ControlOrMeta+a")
+    field.press("Delete")
+    field.press_sequentially(text)
+
+
+def toast(page: Any) -> str:
+    """The text of the message that pops up next."""
+    body = page.locator(".toast-body").first
+    body.wait_for()
+    return str(body.inner_text())

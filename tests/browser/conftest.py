@@ -1,0 +1,210 @@
+"""A real server and a real browser for the tests of the page, both without a way to the outside.
+
+`server` is `python -m webui` with a folder of its own, one a test file; `start_server` starts others. `page` is a fresh
+browser window on it. Without a browser the tests are skipped, except where CI=true: there its absence fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+GUARD = Path(__file__).parent / "guard"
+"""Holds a sitecustomize.py that refuses, and notes, every look-up of another machine."""
+START_SECONDS = 120
+WAIT_MILLISECONDS = 60_000
+
+
+@dataclass
+class Server:
+    """`python -m webui` in a process group of its own."""
+
+    root: Path
+    port: int
+    arguments: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def url(self) -> str:
+        """The page's address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """What the server prints."""
+        return self.root.parent / f"{self.root.name}-server.log"
+
+    @property
+    def look_ups(self) -> list[str]:
+        """Names of other machines that the server, or a process it started, tried to reach."""
+        path = self._guard_log
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+    @property
+    def _guard_log(self) -> Path:
+        return self.root.parent / f"{self.root.name}-look-ups.txt"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(GUARD), str(PROJECT)]),
+            "SDLORA_TEST_LOOK_UPS": str(self._guard_log),
+            "SDLORA_CACHE": str(self.root.parent / f"{self.root.name}-cache"),
+            "GRADIO_TEMP_DIR": str(self.root.parent / f"{self.root.name}-uploads"),
+        }
+        command = [sys.executable, "-m", "webui", "--root", str(self.root), "--port", str(self.port), "--no-browser"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *self.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=PROJECT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the server did not start:\n{self.log.read_text(encoding='utf-8')[-4000:]}")
+            time.sleep(0.2)
+
+    def interrupt(self) -> int:
+        """What Ctrl-C does: SIGINT to the whole group; returns the exit code. Detached runs are in other groups."""
+        if self.process is None:
+            return 0
+        os.killpg(self.process.pid, signal.SIGINT)
+        code = self.process.wait(timeout=60)
+        self.process = None
+        return code
+
+    def restart(self) -> None:
+        """Stop it, then start it again on the same port with the same folder."""
+        self.interrupt()
+        self.start()
+
+    def close(self) -> None:
+        """End it whatever it does."""
+        if self.process is not None and self.process.poll() is None:
+            try:
+                self.interrupt()
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium from the PATH, Debian's place, or Playwright's own."""
+    executable = shutil.which("chromium") or ("/usr/bin/chromium" if Path("/usr/bin/chromium").exists() else None)
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        return _without_browser("the package 'playwright' is not installed")
+    with sync_playwright() as playwright:
+        try:
+            chromium = playwright.chromium.launch(
+                executable_path=executable, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+            )
+        except Error as error:
+            return _without_browser(f"Chromium can't be started: {error}")
+        yield chromium
+        chromium.close()
+
+
+def _without_browser(reason: str) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"the page can't be tested: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Starts a server: `start_server(root=None, *arguments)`; all are ended with the session."""
+    pytest.importorskip("gradio", reason="the page needs gradio")
+    servers: list[Server] = []
+
+    def start(root: Path | None = None, *arguments: str) -> Server:
+        server = Server(root or tmp_path_factory.mktemp("webui") / "root", free_port(), arguments)
+        server.root.mkdir(parents=True, exist_ok=True)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def server(browser: Any, start_server: Callable[..., Server]) -> Iterator[Server]:
+    """A server with an empty folder, shared by the tests of one file."""
+    started = start_server()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def new_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Opens windows: `new_page(server, path="/", **context options)`. `page.elsewhere` lists requests to other hosts
+    (all refused), `page.complaints` the errors of its scripts."""
+    contexts: list[Any] = []
+
+    def open_page(server: Server, path: str = "/", **options: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        elsewhere: list[str] = []
+
+        def refuse_others(route: Any) -> None:
+            if route.request.url.startswith((server.url, "data:", "blob:")):
+                route.continue_()
+            else:
+                elsewhere.append(route.request.url)
+                route.abort()
+
+        context.route("**/*", refuse_others)
+        page = context.new_page()
+        page.elsewhere, page.complaints = elsewhere, []
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.set_default_timeout(WAIT_MILLISECONDS)
+        page.goto(f"{server.url}{path}")
+        page.wait_for_selector("#tabs")  # never networkidle: the page polls for ever
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(server: Server, new_page: Callable[..., Any]) -> Any:
+    """A window of 1280x900 on the server's page."""
+    return new_page(server)

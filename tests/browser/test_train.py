@@ -1,0 +1,178 @@
+"""From a preset to a finished run in the page: problems, one run a press, curves, reload, stop, resume, crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsing import enter, open_tab
+
+from sdlora.launch.runs import list_runs
+
+SMALL = """
+name: small
+images: {folder: "builtin:blueprint", resolution: 64}
+captions: {trigger: blueprint style}
+adapter: {rank: 2, layers: attention}
+optimization: {steps: 5000, precision: fp32, learning_rate: 0.001}
+validation: {fraction: 0.1, every: 1000}
+previews: {prompts: [a cat face], every: 10, steps: 2, guidance: 1.0}
+outputs: {checkpoint_every: 25, keep_checkpoints: 1, self_test: false}
+"""
+TRAINING_SECONDS = 300_000
+CRASH_SECONDS = 5.0
+
+
+@pytest.fixture
+def no_trainer_left(server: Any) -> Iterator[None]:
+    """Ends what a failing test leaves behind: trainers outlive the server."""
+    yield
+    for run in list_runs(server.root / "runs"):
+        run.kill(grace_seconds=1.0)
+
+
+def trainer(runs: Path, name: str) -> int:
+    """Process id of the run's trainer."""
+    return int(json.loads((runs / name / "process.json").read_text(encoding="utf-8"))["process_id"])
+
+
+def step(page: Any) -> int:
+    """How many steps the page says are done."""
+    return int(page.inner_text("#runs-figures .run-progress-text").split("/")[0].replace(",", ""))
+
+
+def wait_for_status(page: Any, status: str) -> None:
+    page.wait_for_selector(f"#runs-status .badge.{status}", timeout=TRAINING_SECONDS)
+
+
+def wait_for_more_steps(page: Any) -> None:
+    """Until the number of steps on the page has grown."""
+    before, deadline = step(page), time.monotonic() + TRAINING_SECONDS / 1000
+    while step(page) <= before:
+        assert time.monotonic() < deadline, f"the run stays at step {before}"
+        page.wait_for_timeout(200)
+
+
+def test_problems_are_listed_and_lead_to_their_fields(page: Any) -> None:
+    open_tab(page, "train")
+    page.wait_for_selector("#train-start:not([disabled])")
+    enter(page, "#train-search textarea", "of linear lay")
+    page.wait_for_selector("#train-adapter-rank input")
+    page.fill("#train-adapter-rank input", "0")
+    page.press("#train-adapter-rank input", "Tab")
+    page.wait_for_selector("#train-problems [role=alert] .problems")
+    enter(page, "#train-name textarea", "no/slash")
+    page.get_by_text("2 problems to fix first").wait_for()
+    panel = page.inner_text("#train-problems")
+    assert "adapter.rank: must be greater than or equal to 1; got 0" in panel
+    assert "'no/slash' can't be used as a name" in panel
+    assert page.is_disabled("#train-start")
+    assert page.is_disabled("#train-enqueue")
+    page.click("#train-problems li:has-text('adapter.rank') button")
+    page.wait_for_function("document.activeElement.closest('#train-adapter-rank') !== null")
+
+    page.reload()  # what was typed is there again, and so are its problems
+    page.get_by_text("2 problems to fix first").wait_for()
+    assert page.input_value("#train-name textarea") == "no/slash"
+    page.click("#train-differences button[data-reset='adapter.rank']")
+    page.get_by_text("1 problem to fix first").wait_for()
+    page.click("#train-reset")
+    page.wait_for_selector("#train-start:not([disabled])")
+    assert page.input_value("#train-name textarea") == "blueprint-demo"
+    assert page.input_value("#train-command textarea").startswith("sdlora train --preset demo.yaml")
+    assert not page.complaints
+
+
+@pytest.mark.timeout(900)
+def test_a_run_is_watched_stopped_resumed_and_survives_the_server(
+    server: Any, page: Any, new_page: Any, no_trainer_left: None
+) -> None:
+    runs = server.root / "runs"
+    open_tab(page, "train")
+    page.click("#train-yaml-box > button")
+    page.wait_for_function("document.querySelector('#train-yaml textarea')?.value.includes('blueprint')")
+    page.fill("#train-yaml textarea", "adapter: {rnak: 4}")
+    page.click("#train-yaml-apply")
+    page.get_by_text("did you mean 'rank'").wait_for()
+    page.fill("#train-yaml textarea", SMALL)
+    page.click("#train-yaml-apply")
+    page.wait_for_function("document.querySelector('#train-name textarea').value === 'small'")
+    page.wait_for_selector("#train-start:not([disabled])")
+    page.dblclick("#train-start")
+    wait_for_status(page, "running")
+    assert [path.name for path in runs.iterdir() if path.is_dir()] == ["small"]
+
+    page.wait_for_selector("#runs-chart svg[role=img] .curve-smooth", timeout=TRAINING_SECONDS)
+    wait_for_more_steps(page)
+    page.click("#runs-view-previews-button")
+    page.locator("#runs-grid td img").nth(1).wait_for(timeout=TRAINING_SECONDS)
+    page.wait_for_selector("#runs-pair input[type=range]")
+
+    page.reload()
+    wait_for_status(page, "running")  # the tab and the run are there again
+    wait_for_more_steps(page)
+    assert page.is_disabled("#runs-delete")
+    queued_over_the_api(server, page)
+
+    other = new_page(server, "/?__theme=dark", viewport={"width": 390, "height": 844})
+    wait_for_status(other, "running")
+    assert other.evaluate("document.documentElement.scrollWidth") <= 390
+    in_view = "(id) => { const box = document.getElementById(id).getBoundingClientRect(); return box.bottom <= 844; }"
+    assert other.evaluate(in_view, "runs-stop")
+    assert other.evaluate(in_view, "runs-status")
+    other.click("#runs-stop")
+    wait_for_status(page, "stopped")  # also in the first window
+    stopped_at = step(page)
+    page.click("#runs-view-files-button")
+    with page.expect_download() as download:
+        page.locator("#runs-files a").first.click()
+    assert re.fullmatch(r"small-step_\d+\.safetensors", download.value.suggested_filename)
+
+    page.click("#runs-resume")
+    wait_for_status(page, "running")
+    wait_for_more_steps(page)
+    assert step(page) > stopped_at
+    process = trainer(runs, "small")
+    server.restart()  # Ctrl-C for the whole group of the server
+    os.kill(process, 0)
+    wait_for_status(page, "running")
+    wait_for_more_steps(page)  # the page that stayed open follows the run again
+
+    os.kill(process, signal.SIGKILL)
+    page.wait_for_selector("#runs-status .badge.crashed", timeout=CRASH_SECONDS * 1000)
+    assert page.inner_text("#runs-status .last-error").strip()
+    page.wait_for_selector("#runs-resume:not([disabled])")
+    page.click("#runs-delete")
+    page.get_by_text("Move the run small").wait_for()
+    page.click("#runs-yes")
+    page.get_by_text("No runs yet").wait_for()
+    assert [path for path in (server.root / "trash").iterdir() if path.name.startswith("small-")]
+    assert not page.complaints
+    assert not page.elsewhere
+
+
+def queued_over_the_api(server: Any, page: Any) -> None:
+    """A program asks for a second run: it waits in the page's queue, and is taken out and deleted there."""
+    from gradio_client import Client
+
+    client = Client(server.url, verbose=False)
+    name = client.predict("demo.yaml", ["name=second", "optimization.steps=5"], api_name="/train")
+    assert name == "second"
+    assert client.predict("second", api_name="/status")["status"] == "queued"
+    assert client.predict("small", api_name="/status")["total_steps"] == 5000
+    page.click("#runs-queue button[aria-label^='Take out'][data-run=second]")
+    page.wait_for_selector("#runs-queue .queue", state="detached")
+    page.click("#runs-list button[data-run=second]")
+    wait_for_status(page, "stopped")
+    page.click("#runs-delete")
+    page.click("#runs-yes")
+    page.wait_for_selector("#runs-list button[data-run=second]", state="detached")
+    page.click("#runs-list button[data-run=small]")
+    wait_for_status(page, "running")

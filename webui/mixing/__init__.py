@@ -1,0 +1,1 @@
+"""The adapters at hand and in use: library, rows, their text, saved mixes, export."""

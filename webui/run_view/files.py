@@ -1,0 +1,108 @@
+"""A run's files on the page: adapter files to fetch, the curve as a table, a zip for those who help."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from sdlora.launch.results import AdapterFile
+from sdlora.launch.runs import RunHandle
+from webui.run_view.curves import Curves
+from webui.run_view.previews import file_address
+
+_EVENT_LINES = 2000
+_LOG_LINES = 2000
+
+
+def adapter_list(files: list[AdapterFile]) -> str:
+    """The adapter files, the finished one first, each to download."""
+    if not files:
+        return (
+            '<div class="empty-state"><p>No adapter file yet. Save now writes one, and so does the end of the run.'
+            "</p></div>"
+        )
+    rows = "".join(_row(file) for file in reversed(files))
+    return f'<ul class="file-list" aria-label="Adapter files">{rows}</ul>'
+
+
+def write_csv(curves: Curves, name: str, folder: Path) -> Path:
+    """The run's curve as a CSV file in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-loss.csv"
+    path.write_text(curves.as_csv(), encoding="utf-8")
+    return path
+
+
+def copy_log(handle: RunHandle, folder: Path) -> Path:
+    """The run's whole log, copied into a folder under a name of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{handle.name}-log.txt"
+    path.write_bytes(handle.files.log.read_bytes() if handle.files.log.is_file() else b"")
+    return path
+
+
+def support_zip(handle: RunHandle, folder: Path, *, with_prompts: bool = False) -> Path:
+    """Configuration, environment, state, the ends of event log and log, for someone who is asked for help.
+
+    Never images. with_prompts: also captions and prompts where configuration and events hold them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{handle.name}-support.zip"
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.yaml", _config(handle, with_prompts))
+        if handle.files.environment.is_file():
+            archive.write(handle.files.environment, "environment.json")
+        archive.writestr("state.json", json.dumps(asdict(handle.state()), indent=2))
+        archive.writestr("events.jsonl", _events(handle, with_prompts))
+        archive.writestr("log.txt", handle.log_tail(_LOG_LINES))
+    unfinished.replace(path)
+    return path
+
+
+def _row(file: AdapterFile) -> str:
+    step = "finished" if file.step is None else f"step {file.step:,}"
+    best = " · best by validation" if file.is_best else ""
+    size = file.path.stat().st_size / 2**20 if file.path.is_file() else 0.0
+    name = html.escape(file.path.name, quote=True)
+    return (
+        f'<li><span class="name">{name}</span><span class="small">{step}{best} · {size:.1f} MiB</span>'
+        f'<a class="press" href="{file_address(file.path)}" download="{name}">Download</a></li>'
+    )
+
+
+def _config(handle: RunHandle, with_prompts: bool) -> str:
+    try:
+        text = handle.files.config.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    if with_prompts:
+        return text
+    values = yaml.safe_load(text) or {}
+    values.get("previews", {}).update(prompts=[], negative="")
+    values.get("captions", {}).update(default=None, trigger=None, prefix="", suffix="")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _events(handle: RunHandle, with_prompts: bool) -> str:
+    try:
+        lines = handle.files.events.read_text(encoding="utf-8", errors="replace").splitlines()[-_EVENT_LINES:]
+    except OSError:
+        return ""
+    return "\n".join(line if with_prompts else _without_prompts(line) for line in lines)
+
+
+def _without_prompts(line: str) -> str:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return ""  # cut off by a crash: nobody can tell what it holds
+    if isinstance(values, dict) and "prompts" in values:
+        values["prompts"] = []
+    return json.dumps(values)

@@ -1,0 +1,154 @@
+"""One edit to many captions: preview, apply, and Undo beside the data set's summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from webui.context import Context, handler
+from webui.data_sets import bulk, folders, listing
+from webui.data_sets.bulk import Edit, Rewritten
+from webui.tabs.dataset_browser import Browser, as_filter
+from webui.tabs.dataset_view import count
+
+_QUICK: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+SCOPES = ("all images", "images that pass the filter")
+
+
+class BulkPanel:
+    """Made inside the tab's layout. Apply makes exactly what the preview showed, or refuses."""
+
+    def __init__(self, context: Context, chosen: gr.Dropdown, browser: Browser) -> None:
+        self.context = context
+        self.chosen = chosen
+        self.browser = browser
+        self.planned = gr.State([])
+        with gr.Accordion("Edit many captions", open=False, elem_id="dataset-bulk-box"):
+            self._lay_out()
+        self._wire()
+
+    def _lay_out(self) -> None:
+        with gr.Row():
+            self.operation = gr.Dropdown(
+                [(words, name) for name, words in bulk.OPERATIONS.items()],
+                value="front",
+                label="What to do",
+                info="One step at a time; each can be undone.",
+                elem_id="dataset-bulk-operation",
+                filterable=False,
+                min_width=220,
+            )
+            self.text = gr.Textbox(
+                label="Text",
+                info="A trigger word, or tags with commas between.",
+                elem_id="dataset-bulk-text",
+                max_lines=1,
+                min_width=200,
+            )
+            self.replacement = gr.Textbox(
+                label="Replace by",
+                info="Empty removes it.",
+                elem_id="dataset-bulk-replacement",
+                max_lines=1,
+                min_width=200,
+                visible=False,
+            )
+        with gr.Row():
+            self.scope = gr.Radio(
+                SCOPES,
+                value=SCOPES[0],
+                label="Which captions",
+                info="The filter is above the images.",
+                elem_id="dataset-bulk-scope",
+            )
+            self.is_regex = gr.Checkbox(
+                label="Regular expression",
+                info="Python's syntax; \\1 is the first group.",
+                elem_id="dataset-bulk-regex",
+                visible=False,
+            )
+            self.match_case = gr.Checkbox(
+                label="Match case", info="Off: capitals don't matter.", elem_id="dataset-bulk-case", visible=False
+            )
+        with gr.Row(elem_classes="bar"):
+            self.preview = gr.Button("Preview", elem_id="dataset-bulk-preview", size="sm", min_width=100, scale=0)
+            self.apply = gr.Button(
+                "Apply", elem_id="dataset-bulk-apply", size="sm", min_width=100, scale=0, interactive=False
+            )
+        self.result = gr.HTML("", elem_id="dataset-bulk-result")
+
+    @property
+    def _fields(self) -> list[Any]:
+        return [self.operation, self.text, self.replacement, self.is_regex, self.match_case, self.scope]
+
+    @property
+    def views(self) -> list[Any]:
+        """What changes with the data set."""
+        return [self.planned, self.apply, self.result]
+
+    def _wire(self) -> None:
+        self.operation.input(
+            handler(self._shape),
+            self.operation,
+            [self.text, self.replacement, self.is_regex, self.match_case],
+            **_QUICK,
+        )
+        for field in (*self._fields, *self.browser.filter):
+            field.input(self._outdated, None, self.views, **_QUICK)
+        wanted = [self.chosen, *self._fields, *self.browser.filter]
+        self.preview.click(handler(self._preview), wanted, self.views, **_QUICK)
+        self.text.submit(handler(self._preview), wanted, self.views, **_QUICK)
+        self.apply.click(
+            handler(self._apply),
+            [self.chosen, self.planned, *self.browser.around],
+            [*self.views, *self.browser.views],
+            **_QUICK,
+        )
+
+    def opened(self, folder: Path | None) -> dict[Any, Any]:
+        """Another data set: what was planned is of no use."""
+        return self._outdated()
+
+    def _outdated(self) -> dict[Any, Any]:
+        return {self.planned: [], self.apply: gr.Button("Apply", interactive=False), self.result: ""}
+
+    def _shape(self, operation: str) -> dict[Any, Any]:
+        """Only the fields that this operation reads."""
+        replaces = operation == "replace"
+        return {
+            self.text: gr.Textbox(visible=operation != "dedupe"),
+            self.replacement: gr.Textbox(visible=replaces),
+            self.is_regex: gr.Checkbox(visible=replaces),
+            self.match_case: gr.Checkbox(visible=replaces),
+        }
+
+    def _preview(
+        self,
+        name: str,
+        operation: str,
+        text: str,
+        replacement: str,
+        is_regex: bool,
+        match_case: bool,
+        scope: str,
+        *wanted: Any,
+    ) -> dict[Any, Any]:
+        items = listing.read(folders.folder_of(self.context.workspace.datasets, name))
+        if scope == SCOPES[1]:
+            passes = as_filter(*wanted).passes
+            items = [item for item in items if passes(item)]
+        planned = bulk.plan(items, Edit(operation, text or "", replacement or "", is_regex, match_case))
+        words = f"Apply to {count(len(planned), 'caption')}"
+        return {
+            self.planned: planned,
+            self.apply: gr.Button(words if planned else "Apply", interactive=bool(planned)),
+            self.result: bulk.preview(planned, len(items)),
+        }
+
+    def _apply(self, name: str, planned: list[Rewritten], *around: Any) -> dict[Any, Any]:
+        folder = folders.folder_of(self.context.workspace.datasets, name)
+        made = count(bulk.make(folder, planned), "caption")
+        done = f"<p><strong>{made} changed.</strong> Undo above the images takes it back.</p>"
+        return {**self._outdated(), self.result: done, **self.browser.refreshed(folder, *around)}

@@ -1,0 +1,278 @@
+"""Work on a data set that goes on in the background: captions by a model, the check and its fixes; and the buckets."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdlora.config.captioning import CaptioningConfig
+from sdlora.errors import ConfigError
+from sdlora.launch.jobs import JobHandle
+from webui import problem_panel
+from webui.context import Context, handler
+from webui.data_sets import folders, health, listing, shapes
+from webui.data_sets.jobs import WORDS, DataSetJobs, Kind, caption_options, check_options, progress
+from webui.form import Form
+from webui.tabs import dataset_view as view
+from webui.tabs.dataset_browser import Browser
+
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_QUICK: dict[str, Any] = {**_PRIVATE, "queue": False}
+CAPTIONERS = (
+    "Salesforce/blip-image-captioning-base",
+    "Salesforce/blip-image-captioning-large",
+    "microsoft/git-base-coco",
+    "Salesforce/blip2-opt-2.7b",
+    "SmilingWolf/wd-vit-tagger-v3",
+    "SmilingWolf/wd-eva02-large-tagger-v3",
+)
+_IN_VIEW = ("model", "existing", "trigger")
+_FOLLOW_SECONDS = 3.0
+"""While a model writes captions, the images and the editor follow this often."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a job was when a page was told."""
+
+    name: str
+    is_active: bool
+    stage: str | None
+    done: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a page shows of the jobs, so that only news is sent to it."""
+
+    jobs: dict[Kind, Standing] = field(default_factory=dict)
+    followed_at: float = 0.0
+    """When the captions on it were read last, in seconds since the epoch."""
+
+
+class WorkPanels:
+    """Made inside the tab's layout; everything it shows is found out from the jobs on disk."""
+
+    def __init__(self, context: Context, chosen: gr.Dropdown, browser: Browser, jobs: DataSetJobs) -> None:
+        self.context = context
+        self.chosen = chosen
+        self.browser = browser
+        self.jobs = jobs
+        self.seen = gr.State(Seen())
+        with gr.Accordion("Caption with a model", open=False, elem_id="dataset-caption-box"):
+            self._lay_out_captioning()
+        with gr.Accordion("Health check", open=False, elem_id="dataset-check-box"):
+            self._lay_out_check()
+        with gr.Accordion("Shapes: buckets", open=False, elem_id="dataset-buckets-box") as self.buckets_box:
+            gr.Markdown(
+                "How many images share each size at the resolution chosen beside the caption.", elem_classes="quiet"
+            )
+            self.buckets = gr.HTML("", elem_id="dataset-buckets")
+        self._wire()
+
+    def _lay_out_captioning(self) -> None:
+        self.form = Form(CaptioningConfig, "dataset-caption", suggestions={"model": CAPTIONERS})
+        with gr.Row():
+            for name in _IN_VIEW:
+                self.form.place(name)
+        self.form.accordions({"": "More"})
+        self.problems = gr.HTML("", elem_id="dataset-caption-problems", js_on_load=problem_panel.SCRIPT)
+        with gr.Row(elem_classes="bar"):
+            self.start = gr.Button(
+                "Start captioning", elem_id="dataset-caption-start", size="sm", min_width=140, scale=0
+            )
+            self.stop = gr.Button(
+                "Cancel", elem_id="dataset-caption-cancel", size="sm", min_width=90, scale=0, interactive=False
+            )
+        self.caption_progress = gr.HTML("", elem_id="dataset-caption-progress", js_on_load=view.LIVE)
+        for name, component in self.form.components.items():
+            self.context.remember(f"dataset.caption.{name}", component)
+
+    def _lay_out_check(self) -> None:
+        with gr.Row(elem_classes="bar"):
+            self.trigger = gr.Textbox(
+                label="Trigger word",
+                info="Optional: checks that captions have it.",
+                elem_id="dataset-check-trigger",
+                max_lines=1,
+                min_width=200,
+                scale=2,
+            )
+            self.check = gr.Button("Check now", elem_id="dataset-check", size="sm", min_width=110, scale=0)
+            self.cancel_check = gr.Button(
+                "Cancel", elem_id="dataset-check-cancel", size="sm", min_width=90, scale=0, interactive=False
+            )
+        self.check_progress = gr.HTML("", elem_id="dataset-check-progress", js_on_load=view.LIVE)
+        self.report = gr.HTML("", elem_id="dataset-report", js_on_load=view.ACTS)
+        self.context.remember("dataset.trigger", self.trigger)
+
+    @property
+    def views(self) -> list[Any]:
+        """What changes with the data set."""
+        return [*self._job_views, self.buckets]
+
+    @property
+    def _job_views(self) -> list[Any]:
+        return [
+            self.seen,
+            self.problems,
+            self.start,
+            self.stop,
+            self.caption_progress,
+            self.check,
+            self.cancel_check,
+            self.check_progress,
+            self.report,
+        ]
+
+    def _wire(self) -> None:
+        editor = self.browser.editor
+        looked_at = [*self._job_views, *self.browser.views]
+        as_trained = [self.chosen, editor.resolution, self.trigger]
+        self.start.click(handler(self._start_captioning), {self.chosen, *self.form.inputs}, self._job_views, **_QUICK)
+        self.stop.click(handler(self._cancel("caption")), self.chosen, self._job_views, **_PRIVATE)
+        self.check.click(handler(self._start_check), as_trained, self._job_views, **_QUICK)
+        self.cancel_check.click(handler(self._cancel("check", "fix")), self.chosen, self._job_views, **_PRIVATE)
+        self.report.select(handler(self._act), as_trained, looked_at, **_QUICK)
+        self.context.timer.tick(
+            handler(self._poll),
+            [*as_trained, self.seen, editor.caption, editor.loaded, *self.browser.around],
+            looked_at,
+            concurrency_limit=None,
+            **_QUICK,
+        )
+        for trigger in (self.buckets_box.expand, editor.resolution.input):
+            trigger(handler(self._buckets), [self.chosen, editor.resolution], self.buckets, **_QUICK)
+
+    def opened(self, folder: Path | None) -> dict[Any, Any]:
+        """The jobs of a data set as they stand, and its buckets."""
+        if folder is None:
+            return {self.buckets: ""}
+        return {self.buckets: self._chart(folder, self.browser.editor.kept_resolution), **self._shown(folder)}
+
+    # Handlers
+
+    def _folder(self, name: str | None) -> Path:
+        return folders.folder_of(self.context.workspace.datasets, name)
+
+    def _start_captioning(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        folder = self._folder(values[self.chosen])
+        config, problems = self.form.check(self.form.shown(values))
+        if problems:
+            return {self.problems: problem_panel.panel(problems, self.form.place_of)}
+        self.jobs.start("caption", folder, caption_options(config))
+        return {**self._shown(folder), self.problems: ""}
+
+    def _start_check(self, name: str, resolution: int, trigger: str) -> dict[Any, Any]:
+        folder = self._folder(name)
+        self._begin_check(folder, resolution, trigger)
+        return self._shown(folder)
+
+    def _begin_check(self, folder: Path, resolution: int, trigger: str) -> None:
+        self.jobs.start("check", folder, ["--json", *check_options(int(resolution), trigger or "")])
+
+    def _cancel(self, *kinds: Kind) -> Any:
+        def cancel(name: str) -> dict[Any, Any]:
+            folder = self._folder(name)
+            for kind in kinds:
+                handle = self.jobs.newest(kind, folder)
+                if handle is not None and handle.state().is_active:
+                    handle.cancel()
+            return self._shown(folder)
+
+        return cancel
+
+    def _act(self, name: str, resolution: int, trigger: str, event: gr.EventData) -> dict[Any, Any]:
+        """A button of the report: mend a rule, or show an image."""
+        folder, pressed = self._folder(name), event._data
+        if "image" in pressed:
+            return self.browser.shown_image(folder, pressed["image"])
+        options = ["--rules", pressed["fix"], "--apply", *check_options(int(resolution), trigger or "")]
+        self.jobs.start("fix", folder, options)
+        return self._shown(folder)
+
+    def _poll(
+        self,
+        name: str | None,
+        resolution: int,
+        trigger: str,
+        seen: Seen,
+        caption: str,
+        loaded: tuple[str, str],
+        *around: Any,
+    ) -> Any:
+        """Follow the jobs; says only what is new, and shows the captions that have come meanwhile."""
+        if not name or not (folder := self.context.workspace.datasets / name).is_dir():
+            return gr.skip()
+        now = self._standing(folder)
+        if now == seen.jobs:
+            return gr.skip()
+        ended = {kind for kind, job in seen.jobs.items() if job.is_active and not now[kind].is_active}
+        if "fix" in ended:
+            self._check_again(folder, resolution, trigger)
+        writes = ended & {"caption", "fix"} or ("caption" in now and now["caption"].is_active)
+        updates = self._shown(folder)
+        if not writes or not (ended or time.time() - seen.followed_at > _FOLLOW_SECONDS):
+            return updates | {self.seen: Seen(now, seen.followed_at)}
+        is_typing = (around[-1], caption) != tuple(loaded)  # then the box is left alone
+        follow = self.browser.relabelled if is_typing else self.browser.refreshed
+        return {**updates, **follow(folder, *around), self.seen: Seen(now, time.time())}
+
+    def _check_again(self, folder: Path, resolution: int, trigger: str) -> None:
+        """Once a fix is done the report is out of date. Whichever page sees it first begins a new one."""
+        with suppress(ConfigError):  # another page was first
+            self._begin_check(folder, resolution, trigger)
+
+    def _buckets(self, name: str, resolution: int) -> str:
+        return self._chart(self._folder(name), resolution)
+
+    # Pieces of updates
+
+    def _chart(self, folder: Path, resolution: int) -> str:
+        return shapes.chart(shapes.count_buckets(listing.read(folder), folder, int(resolution)))
+
+    def _standing(self, folder: Path) -> dict[Kind, Standing]:
+        """The newest job of each kind."""
+        standing: dict[Kind, Standing] = {}
+        for kind in WORDS:
+            handle = self.jobs.newest(kind, folder)
+            if handle is not None:
+                state = handle.state()
+                standing[kind] = Standing(handle.name, state.is_active, state.stage, state.done)
+        return standing
+
+    def _shown(self, folder: Path) -> dict[Any, Any]:
+        caption, check, fix = (self.jobs.newest(kind, folder) for kind in ("caption", "check", "fix"))
+        mending = fix if fix is not None and fix.state().is_active else None
+        busy = bool(self.jobs.active(folder))
+        checking = mending is not None or (check is not None and check.state().is_active)
+        return {
+            self.seen: Seen(self._standing(folder)),
+            self.start: gr.Button(interactive=not busy),
+            self.stop: gr.Button(interactive=caption is not None and caption.state().is_active),
+            self.caption_progress: _progress("caption", caption),
+            self.check: gr.Button(interactive=not busy),
+            self.cancel_check: gr.Button(interactive=checking),
+            self.check_progress: _progress("fix", mending) if mending else _progress("check", check),
+            self.report: _report(check, folder),
+        }
+
+
+def _progress(kind: Kind, handle: JobHandle | None) -> str:
+    return view.progress(progress(kind, handle.state()) if handle is not None else None)
+
+
+def _report(handle: JobHandle | None, folder: Path) -> str:
+    """The newest check's findings; while a check runs, those are not there yet."""
+    if handle is None:
+        return "<p>Not checked yet. The check finds what would make a run fail or an adapter bad.</p>"
+    state = handle.state()
+    if state.status != "finished":
+        return ""
+    checked = time.strftime("%H:%M", time.localtime(state.ended_at or handle.created_at))
+    return f'<p class="quiet">Checked at {checked}.</p>{health.report(handle.result(), folder)}'

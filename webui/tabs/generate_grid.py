@@ -1,0 +1,81 @@
+"""The X/Y/Z grid's inputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from sdlora.errors import ConfigError
+from webui import problem_panel
+from webui.context import Context, handler
+from webui.drawing import axes
+from webui.drawing.studio import Studio
+from webui.tabs.adapter_rows import QUICK
+
+if TYPE_CHECKING:
+    from webui.tabs.generate import GenerateTab
+
+_TITLES = {"x": "X, from left to right", "y": "Y, downwards", "z": "Z, one sheet below the other"}
+
+
+class GridPanel:
+    """Three axes with their values; drawn as single files and a labelled sheet."""
+
+    def __init__(self, context: Context, studio: Studio) -> None:
+        self.context, self.studio = context, studio
+        self.axes: dict[str, gr.Dropdown] = {}
+        self.values: dict[str, gr.Textbox] = {}
+        with gr.Accordion("X/Y/Z grid", open=False, elem_id="generate-grid", elem_classes="settings"):
+            for name, title in _TITLES.items():
+                with gr.Row():
+                    self.axes[name] = gr.Dropdown(
+                        axes.choices(studio.active.rows), value="", label=title, info="What changes.", min_width=150,
+                        elem_id=f"generate-grid-{name}", interactive=True, scale=2,
+                    )  # fmt: skip
+                    self.values[name] = gr.Textbox(
+                        label=f"Values of {name.upper()}", info="Between commas, or start:end:step.", min_width=150,
+                        elem_id=f"generate-grid-{name}-values", max_lines=1, scale=3,
+                    )  # fmt: skip
+            self.run = gr.Dropdown(
+                [], label="Run", info="Whose checkpoints a training-step axis takes.", visible=False,
+                elem_id="generate-grid-run", interactive=True,
+            )  # fmt: skip
+            self.draw = gr.Button("Draw grid", elem_id="generate-grid-go")
+            self.problems = gr.HTML(elem_id="generate-grid-problems", js_on_load=problem_panel.SCRIPT)
+        for name, component in self.values.items():
+            context.remember(f"generate.grid.{name}.values", component)
+
+    def wire(self, tab: GenerateTab) -> None:
+        """Connect the inputs; the tab draws."""
+        axis_inputs = list(self.axes.values())
+        self.context.shared["tab.generate"].select(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
+        tab.changes.change(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
+        for name, component in self.axes.items():
+            component.input(
+                handler(self._hint), [component, *axis_inputs], [self.values[name], self.run], **QUICK
+            )  # fmt: skip
+
+        def draw(values: dict[Any, Any]) -> tuple[Any, ...]:
+            try:
+                chosen = axes.spell([(values[self.axes[name]], values[self.values[name]]) for name in _TITLES])
+            except ConfigError as error:
+                return problem_panel.panel(error.problems), gr.skip(), gr.skip(), None
+            run = values[self.run] if any(f"={axes.CHECKPOINT}=" in text for text in chosen) else None
+            return tab.draw_grid(values, chosen, run=run)
+
+        inputs = {*tab.inputs, *axis_inputs, *self.values.values(), self.run}
+        self.draw.click(handler(draw), inputs, [self.problems, *tab.outputs[1:], tab.pending], **QUICK)
+
+    def _offer(self, *chosen: str | None) -> list[Any]:
+        offered = axes.choices(self.studio.active.rows)
+        known = {value for _, value in offered}
+        return [gr.Dropdown(choices=offered, value=axis if axis in known else "") for axis in chosen]
+
+    def _hint(self, axis: str | None, *chosen: str | None) -> tuple[Any, Any]:
+        needs_run = axes.CHECKPOINT in chosen
+        runs = self.studio.runs() if needs_run else []
+        return (
+            gr.Textbox(placeholder=axes.hint(axis), interactive=axis != axes.COMPARE),
+            gr.Dropdown(choices=runs, value=runs[0] if runs else None, visible=needs_run),
+        )

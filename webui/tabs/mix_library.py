@@ -1,0 +1,153 @@
+"""The adapter library's panel: search, pictures, what an adapter says about itself, upload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdlora.errors import SdloraError
+from webui.context import Context, handler
+from webui.drawing import view
+from webui.drawing.studio import Studio
+from webui.mixing.active_adapters import add, to_tags
+from webui.mixing.library import LibraryEntry, add_file
+from webui.problem_panel import SCRIPT, panel
+from webui.tabs.adapter_rows import QUEUED, QUICK
+from webui.thumbnails import thumbnail, tile
+
+PAGE_ADAPTERS = 24
+FAMILIES = [("Every family", ""), ("SD 1.x", "sd1"), ("SD 2.x", "sd2"), ("SDXL", "sdxl")]
+_UPLOADS = [".safetensors", ".pt", ".pth", ".ckpt", ".bin"]
+"""Pickles too: refused with the reason, which the browser's own refusal would not give."""
+
+
+class LibraryPanel:
+    """Its inputs; made inside a layout, wired once everything stands."""
+
+    def __init__(self, context: Context, studio: Studio) -> None:
+        self.context, self.studio = context, studio
+        gr.Markdown("### Library")
+        with gr.Row():
+            self.search = gr.Textbox(
+                label="Search", info="Name, trigger words, tags, notes.", elem_id="mix-search", max_lines=1, scale=3,
+                min_width=150,
+            )  # fmt: skip
+            self.family = gr.Dropdown(
+                FAMILIES, value="", label="Family", info="What it fits.", elem_id="mix-family", scale=2,
+                min_width=130, interactive=True,
+            )  # fmt: skip
+        self.gallery = gr.Gallery(
+            label="Library", show_label=False, columns=4, height=360, allow_preview=False, object_fit="cover",
+            elem_id="mix-library", elem_classes="tiles", interactive=False, buttons=[], fit_columns=False,
+        )  # fmt: skip
+        self.found = gr.HTML(elem_id="mix-library-found")
+        with gr.Row(visible=False) as self.pager:
+            self.page = gr.Slider(
+                1, 2, 1, step=1, label="Page", info=f"{PAGE_ADAPTERS} adapters a page.", elem_id="mix-page",
+                interactive=True, buttons=[],
+            )  # fmt: skip
+        with gr.Row(elem_classes="row-end"):
+            self.pick = gr.Dropdown(
+                [], label="Adapter", info="Press a picture above, or type a name.", elem_id="mix-pick", scale=5,
+                min_width=170, interactive=True,
+            )  # fmt: skip
+            self.add = gr.Button("Add", variant="primary", elem_id="mix-add", scale=1, min_width=80)
+            self.refresh = gr.Button("Look again", elem_id="mix-refresh", scale=1, min_width=110)
+        self.card = gr.HTML(elem_id="mix-card")
+        with gr.Accordion("Upload adapter files", open=False, elem_id="mix-upload-panel"):
+            self.upload = gr.File(
+                label="Adapter files", file_count="multiple", file_types=_UPLOADS, elem_id="mix-upload", height=140
+            )
+            gr.Markdown("`.safetensors` only. Other kinds can run programs when they are opened, and are refused.")
+            self.refused = gr.HTML(elem_id="mix-upload-problems", js_on_load=SCRIPT)
+
+    @property
+    def shown(self) -> list[Any]:
+        """What `show` fills."""
+        return [self.gallery, self.found, self.pick, self.pager, self.page]
+
+    def wire(self, changes: gr.State, tags: gr.Textbox) -> None:
+        """Connect everything. changes: counts the rows' changes; tags: their text."""
+        asked = [self.search, self.family, self.page]
+        for event in (self.search.input, self.family.input, self.page.input):
+            event(handler(self.show), asked, self.shown, trigger_mode="always_last", **QUICK)
+        self.refresh.click(handler(self.look_again), asked, self.shown, api_visibility="private")
+        self.context.shared["tab.mix"].select(handler(self.look_again), asked, self.shown, **QUICK)
+        self.gallery.select(handler(self._select), asked, [self.pick, self.card], **QUICK)
+        self.pick.input(handler(self._show_card), [self.pick], [self.card], **QUICK)
+        self.add.click(handler(self._add), [self.pick, changes], [changes, tags], **QUEUED)
+        self.upload.upload(
+            handler(self._upload), [self.upload, *asked], [self.upload, self.refused, *self.shown],
+            api_visibility="private",
+        )  # fmt: skip
+
+    # ---- handlers
+
+    def show(self, text: str, family: str, page: int) -> tuple[Any, ...]:
+        """The page of what the last look found."""
+        scan = self.studio.library
+        found = scan.search(text, family or None)
+        num_pages = max(1, -(-len(found) // PAGE_ADAPTERS))
+        page = min(max(1, int(page or 1)), num_pages)
+        tiles = [(str(self._picture(entry)), entry.name) for entry in _page(found, page)]
+        words = _found_words(len(found), len(scan.entries), text or family)
+        problems = view.notes(scan.problems, "These files can't be read") if scan.problems else ""
+        return (
+            gr.Gallery(value=tiles, selected_index=None),
+            words + problems,
+            gr.Dropdown(choices=[(entry.tag, str(entry.path)) for entry in found]),
+            gr.Row(visible=num_pages > 1),
+            gr.Slider(maximum=max(2, num_pages), value=page),
+        )
+
+    def look_again(self, text: str, family: str, page: int) -> tuple[Any, ...]:
+        """The same after another look at the folders."""
+        self.studio.scan()
+        return self.show(text, family, page)
+
+    def _picture(self, entry: LibraryEntry) -> Path:
+        thumbnails = self.studio.workspace.thumbnails
+        return thumbnail(entry.preview, thumbnails) if entry.preview else tile(entry.name, thumbnails)
+
+    def _select(self, text: str, family: str, page: int, event: gr.SelectData) -> tuple[Any, str]:
+        found = _page(self.studio.library.search(text, family or None), int(page or 1))
+        if event.index >= len(found):
+            return gr.skip(), ""
+        entry = found[event.index]
+        return str(entry.path), view.card(entry)
+
+    def _show_card(self, path: str | None) -> str:
+        return view.card(self.studio.library.by_path(path) if path else None)
+
+    def _add(self, path: str | None, count: int) -> tuple[Any, Any]:
+        entry = self.studio.library.by_path(path) if path else None
+        if entry is None:
+            raise gr.Error("Choose an adapter first: press its picture, or type its name.", print_exception=False)
+        rows = self.studio.active.change(lambda rows: add(rows, entry))
+        return count + 1, to_tags(rows, self.studio.library)
+
+    def _upload(self, paths: list[str] | None, text: str, family: str, page: int) -> tuple[Any, ...]:
+        refused, added = [], []
+        for path in paths or []:
+            try:
+                added.append(add_file(Path(path), Path(path).name, self.studio.workspace.adapters))
+            except (SdloraError, OSError) as error:
+                refused.append(str(error))
+        if added:
+            gr.Info(f"{len(added)} added to the library.", duration=4)
+        return None, panel(refused), *self.look_again(text, family, page)
+
+
+def _page(found: list[LibraryEntry], page: int) -> list[LibraryEntry]:
+    return found[(page - 1) * PAGE_ADAPTERS : page * PAGE_ADAPTERS]
+
+
+def _found_words(found: int, all_of_them: int, is_filtered: str) -> str:
+    if not all_of_them:
+        return view.empty("No adapters yet. Train one in Train, or upload a .safetensors file below.")
+    if not found:
+        return view.empty("Nothing fits. Search for less, or choose every family.")
+    of_all = f" of {all_of_them}" if is_filtered else ""
+    return f'<p class="found" role="status">{found}{of_all} adapter{"" if found == 1 else "s"}</p>'

@@ -1,0 +1,80 @@
+"""Small pictures for galleries, made once and kept: galleries of full images would send megabytes a tile."""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import os
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from sdlora.data.decoding import UnreadableImageError, open_image, to_rgb
+
+EDGE_PX = 256
+_UNREADABLE = "can't be read"
+
+
+def thumbnail(image: Path, folder: Path, edge_px: int = EDGE_PX) -> Path:
+    """A WebP of at most `edge_px` on its longer side, made anew when the image has changed.
+
+    A file that is no readable image gets a tile that says so: one bad file must not hide a gallery.
+    """
+    try:
+        status = image.stat()
+    except OSError:
+        return tile(f"{image.name} is gone", folder, edge_px)
+    key = f"{image.resolve()}|{status.st_mtime_ns}|{status.st_size}|{edge_px}"
+    target = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.webp"
+    if target.is_file():
+        return target
+    try:
+        with open_image(image) as opened:
+            opened.draft("RGB", (2 * edge_px, 2 * edge_px))
+            small = to_rgb(opened, "#ffffff")
+            small.thumbnail((edge_px, edge_px), Image.Resampling.LANCZOS)
+    except (UnreadableImageError, OSError, ValueError):
+        return tile(f"{image.name} {_UNREADABLE}", folder, edge_px)
+    return _keep(small, target)
+
+
+def tile(text: str, folder: Path, edge_px: int = EDGE_PX) -> Path:
+    """A plain coloured picture with a text on it, for what has no picture: always the same colour for the same text."""
+    target = folder / f"tile-{hashlib.sha256(f'{text}|{edge_px}'.encode()).hexdigest()[:24]}.webp"
+    if target.is_file():
+        return target
+    hue = int(hashlib.sha256(text.encode()).hexdigest()[:4], 16) / 0xFFFF
+    dark, light = (_rgb(hue, 0.35, value) for value in (0.32, 0.5))
+    picture = Image.linear_gradient("L").resize((edge_px, edge_px))
+    picture = Image.composite(Image.new("RGB", picture.size, dark), Image.new("RGB", picture.size, light), picture)
+    font = ImageFont.load_default(edge_px / 11)
+    ImageDraw.Draw(picture).multiline_text(
+        (edge_px / 2, edge_px / 2), _wrapped(text), "white", font, anchor="mm", align="center", spacing=edge_px / 40
+    )
+    return _keep(picture, target)
+
+
+def _wrapped(text: str, width: int = 16, lines: int = 5) -> str:
+    """Lines of at most `width` characters, broken behind separators where there are some."""
+    rest, broken = text, []
+    while rest and len(broken) < lines:
+        if len(rest) <= width:
+            cut = len(rest)
+        else:
+            cut = max((rest.rfind(mark, width // 2, width) + 1 for mark in " -_."), default=0) or width
+        broken.append(rest[:cut].strip())
+        rest = rest[cut:]
+    return "\n".join(broken) + ("..." if rest else "")
+
+
+def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _keep(picture: Image.Image, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    picture.save(beside, "WEBP", quality=82)
+    beside.replace(target)
+    return target
