@@ -30,6 +30,8 @@ TABS = (
 POLL_SECONDS = 1.0
 _QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 _NEVER_SET = object()
+_READY = "() => { document.body.dataset.ready = 'yes'; return []; }"
+"""Says on the page that the remembered fields and tab are in place."""
 _ANNOUNCE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
 
 
@@ -58,6 +60,7 @@ def build(workspace: Workspace) -> gr.Blocks:
         api.add_image_endpoints(context)
         _wire_status(context, status)
         _wire_memory(page, context)
+        _spare_progress(page)
     return page
 
 
@@ -107,6 +110,17 @@ def _wait_for_the_end() -> None:
         pass
 
 
+def _spare_progress(page: gr.Blocks) -> None:
+    """Take components whose handlers show no progress out of the news about it.
+
+    Gradio writes the progress of each event to the outputs of all events so far, and each of those components then
+    draws itself anew: with some hundred fields the polls alone keep a browser busy.
+    """
+    for function in page.fns.values():
+        if function.show_progress == "hidden" and function.show_progress_on is None:
+            function.show_progress_on = []
+
+
 def _wire_status(context: Context, status: gr.HTML) -> None:
     """Show what runs in the header, changed only when the words change."""
     line = StatusLine(context.workspace.runs)
@@ -135,6 +149,7 @@ def _wire_memory(page: gr.Blocks, context: Context) -> None:
     filled = page.load(handler(restore), None, [context.tabs, *context.remembered.values()], **_QUICK)
     for function, inputs, outputs in context.on_load:
         filled.then(handler(function), inputs, outputs, **_QUICK)
+    filled.then(None, None, None, js=_READY, api_visibility="private")
     for name, component in context.remembered.items():
 
         def write(value: Any, name: str = name) -> None:

@@ -20,6 +20,15 @@
   dark.addEventListener("change", () => setTimeout(showTheme));
   showTheme();
 
+  // Gradio names its empty galleries with a label that a plain <div> may not carry.
+  const nameEmpty = () => document.querySelectorAll("div.empty[aria-label]:not([role])").forEach((box) => box.setAttribute("role", "img"));
+  let planned = false;
+  new MutationObserver(() => {
+    if (planned) return;
+    planned = true;
+    requestAnimationFrame(() => { planned = false; nameEmpty(); });
+  }).observe(document.body, { childList: true, subtree: true });
+
   // Files dropped anywhere on the Dataset tab go where its drop zone is.
   const dropField = () => [...document.querySelectorAll("#dataset-upload input[type=file]")].find((field) => field.parentElement.getClientRects().length);
   const carriesFiles = (event) => event.dataTransfer?.types.includes("Files") && !event.target.closest?.(".upload-container, .image-container");

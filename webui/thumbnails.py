@@ -56,7 +56,8 @@ def tile(text: str, folder: Path, edge_px: int = EDGE_PX) -> Path:
 
 def _wrapped(text: str, width: int = 16, lines: int = 5) -> str:
     """Lines of at most `width` characters, broken behind separators where there are some."""
-    rest, broken = text, []
+    rest = text
+    broken: list[str] = []
     while rest and len(broken) < lines:
         if len(rest) <= width:
             cut = len(rest)

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from sdlora.adapters.container import refuse_overwriting, write_atomically
 from sdlora.adapters.derived import Provenance, derived_facts, input_facts, kept_metadata, kept_spec
+from sdlora.adapters.key_names import Format
 from sdlora.adapters.kohya import PARTS, TEXT_MODEL, Part, module_path
 from sdlora.adapters.mix import unused_note
 from sdlora.adapters.operands import common_family, with_family
 from sdlora.adapters.reading import read
-from sdlora.adapters.weights import AdapterFile, Format, ModuleWeights
+from sdlora.adapters.weights import AdapterFile, ModuleWeights
 from sdlora.adapters.writing import DTYPES, Export, network_facts, travel_warnings, with_hashes
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.errors import AdapterError

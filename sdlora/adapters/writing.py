@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.container import legacy_hash, serialise, tensor_hash, write_atomically
+from sdlora.adapters.key_names import Format
 from sdlora.adapters.kohya import TEXT_MODEL, Part, kohya_name
 from sdlora.adapters.metadata import NetworkFacts, TrainingFacts, kohya_metadata, model_spec, side_car
-from sdlora.adapters.weights import Format, ModuleWeights
+from sdlora.adapters.weights import ModuleWeights
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.errors import AdapterError
 

@@ -21,6 +21,7 @@ from sdlora.adapters.kohya import PARTS, kohya_name
 from sdlora.config.base_model import FamilyName
 from sdlora.generation.pool import Update, WeightedAdapter
 from sdlora.models.family import Bundle
+from sdlora.models.host import forget_mapped
 from sdlora.models.quantize import QuantizedLayer
 
 AdapterSet = tuple[WeightedAdapter, ...]
@@ -112,6 +113,8 @@ class AdaptedBase:
             self._originals[name] = weight
             layer.weight.data = torch.empty_like(weight).copy_(merged.view(weight.shape))
         self._merged = wanted
+        # the layers' own weights are not needed until the next change; from a mapped file they can be read again
+        forget_mapped(self._originals.values())
 
     @torch.no_grad()
     def use(self, rows: Sequence[AdapterSet], copies: int) -> None:

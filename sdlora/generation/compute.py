@@ -19,8 +19,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"compute.device: '{name}' is no device; use cpu, cuda, mps or auto") from None
-    is_there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    if device.type not in is_there or not is_there[device.type]():
+    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not is_there.get(device.type, False):
         raise ValueError(f"compute.device: there is no '{name}' on this machine; use cpu or auto")
     return device
 

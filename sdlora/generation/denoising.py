@@ -47,7 +47,8 @@ class Conditions:
         predicted_BCHW = bundle.family.predict(bundle, noisy_BCHW, timesteps_B, joined, sizes).float()
         if self.unwanted is None:
             return predicted_BCHW
-        return guided(*predicted_BCHW.chunk(2), self.guidance_B[rows], self.rescale_B[rows])
+        wanted_BCHW, unwanted_BCHW = predicted_BCHW.chunk(2)
+        return guided(wanted_BCHW, unwanted_BCHW, self.guidance_B[rows], self.rescale_B[rows])
 
 
 @dataclass(frozen=True)

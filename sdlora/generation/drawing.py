@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from sdlora.models.family import Bundle, TextStates
 OnStep = Callable[[int, int, Callable[[], Tensor]], None]
 """Called with (step, total steps, clean latents_BCHW)."""
 
-MERGED_FROM_STEPS = 8
+MERGED_FROM_STEPS = 4
 """Steps of an image from which merging adapters costs less than carrying them along (see tests/benchmarks)."""
 _BRIGHTEST_BLACK = 2
 """Brightest value of a picture that counts as black."""
@@ -193,5 +194,5 @@ def _start(row: GenerateConfig) -> StartImage | None:
 def _fault(picture: Picture) -> str | None:
     if not picture.is_finite:
         return "without finite numbers"
-    brightest = max(high for _, high in picture.image.getextrema())
+    brightest = int(np.asarray(picture.image).max())
     return "black" if brightest <= _BRIGHTEST_BLACK else None

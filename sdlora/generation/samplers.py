@@ -52,7 +52,7 @@ _KINDS: dict[Sampler, tuple[type, dict[str, Any]]] = {
 def make_scheduler(sampler: Sampler, schedule: NoiseSchedule, steps: int, device: torch.device | str = "cpu") -> Any:
     """A diffusers scheduler set to `steps` steps."""
     kind, settings = _KINDS[sampler]
-    known = inspect.signature(kind.__init__).parameters
+    known = inspect.signature(kind).parameters
     options = {
         "num_train_timesteps": len(schedule.alphas_cumprod_T),
         "trained_betas": _betas(schedule),

@@ -14,6 +14,7 @@ import torch
 from sdlora.config.base_model import FamilyName
 from sdlora.generation.adapted_base import AdaptedBase, AdapterSet
 from sdlora.models.family import Bundle, TextStates, join_text_states
+from sdlora.models.host import forget_mapped
 from sdlora.models.prompts import CHUNK_TOKENS, split_into_chunks, token_numbers
 
 _MOST_TOKENS = 100 * CHUNK_TOKENS
@@ -64,6 +65,7 @@ class Texts:
         if key not in self._known:
             self._adapted.use_for_text(relevant)
             self._known[key] = bundle.family.encode_text(bundle, [caption], _MOST_TOKENS)
+            forget_mapped(weight for encoder in bundle.text_encoders for weight in encoder.parameters())
         self._known.move_to_end(key)
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)

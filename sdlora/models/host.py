@@ -1,9 +1,17 @@
-"""Settings of the host process that make training and drawing on a CPU faster."""
+"""Memory of the host process: settings that make training and drawing on a CPU faster."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import platform
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD = -1
@@ -34,3 +42,27 @@ def tune_malloc() -> bool:
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     blocks = mallopt(_M_MMAP_THRESHOLD, _BLOCK_BYTES) or mallopt(_M_MMAP_THRESHOLD, _OLD_BLOCK_LIMIT_BYTES)
     return bool(blocks and mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES) and mallopt(_M_TOP_PAD, _PAD_BYTES))
+
+
+def forget_mapped(tensors: Iterable[Tensor]) -> None:
+    """Take pages of weight files that were read through a memory map out of the process's memory (Linux only).
+
+    tensors: what is not needed for now, or has been copied, and was never written to. Nothing is lost:
+    only clean pages of .safetensors files are let go, which the system reads again when they are touched. Memory that
+    is not a file's stays as it is.
+    """
+    maps = Path("/proc/self/maps")
+    if platform.system() != "Linux" or not maps.is_file():
+        return
+    areas = [
+        (int(match[1], 16), int(match[2], 16))
+        for match in re.finditer(r"^([0-9a-f]+)-([0-9a-f]+) .*\.safetensors$", maps.read_text(), re.MULTILINE)
+    ]
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    page = mmap.PAGESIZE
+    for tensor in tensors:
+        address, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+        start, end = -(-address // page) * page, (address + size) // page * page
+        if start < end and any(first <= start and end <= last for first, last in areas):
+            madvise(start, end - start, mmap.MADV_DONTNEED)

@@ -1,9 +1,9 @@
 """Images a second and memory against diffusers' pipeline with the adapter loaded by load_lora_weights, in bf16.
 
-`python -m tests.benchmarks.generation_throughput` builds a random SD 1.5 of true width (2 GB, in a temporary folder) and
-a rank 16 adapter, and draws 256x256 px images with both: same sampler (DPM++ 2M Karras), 20 steps, guidance 7, batch
-and threads. Each runs in a process of its own, several times in turn. It prints CPU seconds an image, without loading
-and without the first image, and the peak memory of the whole process. Needs 4 GiB of memory.
+`python -m tests.benchmarks.generation_throughput` builds a random SD 1.5 of true width (2 GB, in a temporary folder)
+and a rank 16 adapter, and draws 256x256 px images with both: same sampler (DPM++ 2M Karras), 20 steps, guidance 7, same
+batch and number of threads. Each runs in a process of its own, several times in turn. It prints CPU seconds an image,
+without loading and without the first image, and the peak memory of the whole process. Needs 4 GiB of memory.
 """
 
 from __future__ import annotations

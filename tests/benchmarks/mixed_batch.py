@@ -81,7 +81,8 @@ def main() -> None:
     )
     width_px, height_px = batch[0].image.size
     print(
-        f"{options.model}, {width_px}x{height_px} px, {options.steps} steps, {generator.bundle.dtype}, rank {options.rank}"
+        f"{options.model}, {width_px}x{height_px} px, {options.steps} steps, "
+        f"{generator.bundle.dtype}, rank {options.rank}"
     )
     for name, seconds in times.items():
         print(f"{name}: {min(seconds):.2f} CPU seconds at best, {sorted(seconds)[len(seconds) // 2]:.2f} in the middle")

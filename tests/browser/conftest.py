@@ -196,7 +196,7 @@ def new_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.set_default_timeout(WAIT_MILLISECONDS)
         page.goto(f"{server.url}{path}")
-        page.wait_for_selector("#tabs")  # never networkidle: the page polls for ever
+        page.wait_for_selector("body[data-ready]")  # never networkidle: the page polls for ever
         return page
 
     yield open_page

@@ -42,9 +42,7 @@ def picture(path: Path, prompt: str = "a cat", model: str = "v1-5", **request: A
 
 def test_a_picture_of_another_tool_needs_its_base_model_named(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png")
-    with pytest.raises(
-        ConfigError, match=r"it was drawn with 'v1-5' \(hash 45dee52b1c\); say which file that is"
-    ):
+    with pytest.raises(ConfigError, match=r"it was drawn with 'v1-5' \(hash 45dee52b1c\); say which file that is"):
         repeat_image(path)
     repeated = repeat_image(path, base_is_given=True)
     assert repeated.notes == ("not taken over, for want of a counterpart: VAE",)

@@ -207,7 +207,7 @@ def test_previews_are_shown_by_step_and_prompt_and_compared_with_step_0(tmp_path
     images = handle.previews()
     table = previews.grid(images, tmp_path / "thumbnails")
     assert table.count("<img") == 6
-    assert 'alt="a cat face, blueprint style, step 100"' in table
+    assert 'alt="an owl, blueprint style, step 100"' in table
     pair = previews.before_after(images, 1, 100)
     assert "step_000000/01.png" in pair
     assert "step_000100/01.png" in pair

@@ -47,6 +47,8 @@ class Drawing:
     status: Status
     num_images: int
     is_grid: bool = False
+    at_once: int = 1
+    """Images that are drawn together."""
     progress: ImageProgress = field(default_factory=lambda: ImageProgress("queued", 0))
     error: str | None = None
     started: float = 0.0
@@ -75,8 +77,13 @@ class Drawing:
         if self.is_over:
             return 1.0
         now = self.progress
-        step = now.step / now.total_steps if now.total_steps and now.step < now.total_steps else 0.0
-        return min(1.0, (len(self.images) + step) / (self.num_images or 1))
+        step = now.step / now.total_steps if now.total_steps else 0.0
+        return min(1.0, (len(self.images) + step * self.drawn_now) / (self.num_images or 1))
+
+    @property
+    def drawn_now(self) -> int:
+        """How many images the current steps are for."""
+        return min(self.at_once, self.num_images - len(self.images))
 
 
 @dataclass
@@ -107,14 +114,16 @@ class Drawings:
     def submit(self, config: GenerateConfig, *, wait: bool = False) -> int:
         """Draw a request; wait: only when no training is active. Returns its number."""
         config = self._into_today(config)
-        drawing = Drawing(0, config.prompt.strip() or "no prompt", "queued", config.num_images)
+        drawing = Drawing(
+            0, config.prompt.strip() or "no prompt", "queued", config.num_images, at_once=config.batch_size
+        )
         return self._add(_Request(drawing, lambda: self._worker.submit(config)), wait)
 
     def submit_grid(self, grid: Grid, *, run: Path | None = None, wait: bool = False) -> int:
         """Draw all cells of a grid and its sheet; run: for the axis `checkpoint`. Returns its number."""
         config, axes = self._into_today(grid.config), [axis.spec for axis in grid.axes]
         title = "Grid: " + " x ".join(axis.title for axis in grid.axes)
-        drawing = Drawing(0, title, "queued", len(grid.cells()), is_grid=True)
+        drawing = Drawing(0, title, "queued", len(grid.cells()), is_grid=True, at_once=config.batch_size)
         return self._add(_Request(drawing, lambda: self._worker.submit_grid(config, axes, run=run)), wait)
 
     def cancel(self, number: int) -> None:

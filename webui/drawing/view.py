@@ -47,7 +47,9 @@ def progress(drawing: Drawing | None, waiting: int = 0) -> str:
 
 def _sentence(drawing: Drawing, waiting: int) -> str:
     done, total = len(drawing.images), drawing.num_images
-    if drawing.status == "drawing" and done < total:
+    if drawing.status == "drawing" and drawing.drawn_now > 1:
+        words = f"Drawing images {done + 1} to {done + drawing.drawn_now} of {total}"
+    elif drawing.status == "drawing" and done < total:
         words = f"Drawing image {done + 1} of {total}"
     elif drawing.status == "drawing":
         words = "Finishing"

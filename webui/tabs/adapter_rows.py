@@ -77,7 +77,7 @@ class _RowInputs:
                     self._details()
         self._wire(enabled.input, partial(self._set, "enabled"), [enabled])
         for weight, other in ((slider, number), (number, slider)):
-            self._wire(weight.input, partial(self._set_weight, "weight"), [weight], (other,))
+            self._wire(weight.input, partial(self._set_weight, "weight"), [weight], [other])
         remove.click(handler(self._remove), [self.changes], [self.changes, self.tags], **QUEUED)
 
     def _weight(self, label: str, value: float, name: str) -> tuple[gr.Slider, gr.Number]:
@@ -123,9 +123,9 @@ class _RowInputs:
                 0, 1, row.end, step=0.05, label="Left out after", info="Share of the sampling steps.",
                 interactive=True, elem_id=f"{self.prefix}-end", min_width=160, buttons=[],
             )  # fmt: skip
-        self._wire(linked.input, self._link, [linked], (apart,))
+        self._wire(linked.input, self._link, [linked], [apart])
         for weight, other in ((slider, number), (number, slider)):
-            self._wire(weight.input, partial(self._set_weight, "text_encoder"), [weight], (other,))
+            self._wire(weight.input, partial(self._set_weight, "text_encoder"), [weight], [other])
         self._wire(blocks.input, self._set_blocks, [blocks])
         self._wire(start.input, partial(self._set, "start"), [start])
         self._wire(end.input, partial(self._set, "end"), [end])

@@ -292,5 +292,5 @@ class Browser:
 
 def as_filter(text: str | None, kind: str | None, tags: Sequence[str] | None) -> Filter:
     """The filter that the inputs stand for."""
-    known = next((each for each in listing.KINDS if each == kind), "all")
+    known: listing.Kind = next((each for each in listing.KINDS if each == kind), "all")
     return Filter(text or "", known, tuple(tags or ()))

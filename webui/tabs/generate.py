@@ -88,7 +88,7 @@ class GenerateTab:
     def _lay_out_actions(self) -> None:
         self.go = gr.Button("Generate", variant="primary", size="lg", elem_id="generate-go")
         self.cancel = gr.Button("Cancel", variant="stop", elem_id="generate-cancel", interactive=False)
-        with gr.Group(visible=False, elem_id="generate-training") as self.training:
+        with gr.Column(visible=False, elem_id="generate-training") as self.training:
             self.training_words = gr.Markdown()
             self.draw_now = gr.Button("Draw now", size="sm", elem_id="generate-now")
             self.draw_later = gr.Button("Wait for it to end", size="sm", elem_id="generate-wait")
@@ -100,12 +100,12 @@ class GenerateTab:
             build_rows(self.context, "generate", full=False)
             self.to_mix = gr.Button("Choose adapters in Mix", size="sm", elem_id="generate-to-mix")
         with gr.Row():
-            place("sampler", info="By the names that other tools use.", min_width=190)
-            place("steps", label="Steps", info="Sampling steps.", min_width=100)
-            place("guidance", label="CFG", info="Guidance; 1 ignores the negative.", min_width=100)
+            place("sampler", info="By its usual name.", min_width=190, scale=2)
+            place("steps", label="Steps", info="Sampling steps.", min_width=90, scale=1)
+            place("guidance", label="CFG", info="Guidance scale.", min_width=90, scale=1)
         with gr.Row(elem_classes="row-end"):
             self.size = gr.Dropdown(
-                [OWN_SIZE, *SIZES], value=OWN_SIZE, label="Size", info="Fills in both.", min_width=160,
+                [OWN_SIZE, *SIZES], value=OWN_SIZE, label="Size", info="Fills in both.", min_width=150, scale=2,
                 elem_id="generate-size", interactive=True,
             )  # fmt: skip
             place("width_px", info="Empty: model's own.", min_width=110)
@@ -115,8 +115,8 @@ class GenerateTab:
             place("seed", info="-1 draws one.", min_width=130)
             self.random = gr.Button("Random", elem_id="generate-random", min_width=90, scale=0)
             self.reuse = gr.Button("Reuse", elem_id="generate-reuse", min_width=80, scale=0)
-            place("num_images", label="Images", info="Seeds count up.", min_width=100)
-            place("batch_size", label="At once", info="In one batch.", min_width=100)
+            place("num_images", label="Images", info="How many.", min_width=90)
+            place("batch_size", label="At once", info="In a batch.", min_width=90)
         self._lay_out_start()
         self.grid = GridPanel(self.context, self.studio)
         self.form.accordions(SECTIONS, columns=2)
@@ -126,10 +126,13 @@ class GenerateTab:
             "Image to image, inpainting", open=False, elem_id="generate-start", elem_classes="settings"
         ) as self.start_panel:
             self.start_on = gr.Checkbox(
-                False, label="Start from this picture", info="Off: draw from noise alone.", elem_id="generate-start-on"
+                False,
+                label="Start from this picture",
+                info="Nothing painted: all of it is drawn anew. Off: draw from noise alone.",
+                elem_id="generate-start-on",
             )
             self.editor = gr.ImageEditor(
-                label="Start image; paint over what is to be drawn anew, or nothing for the whole picture",
+                label="Start image: paint what to draw anew",
                 type="pil", sources=("upload", "clipboard"), layers=False, transforms=(),
                 elem_id="generate-start-editor",
                 brush=gr.Brush(default_size=24, colors=["#ff2d95"], color_mode="fixed"), height=420,
@@ -244,15 +247,15 @@ class GenerateTab:
         training = self.studio.active_training()
         if training is not None and not self.studio.drawings.is_busy:
             words = f"**{training}** is training on this machine: drawing now slows it and shares its memory."
-            return "", gr.Group(visible=True), words, submit
+            return "", gr.Column(visible=True), words, submit
         submit(False)
-        return "", gr.Group(visible=False), "", None
+        return "", gr.Column(visible=False), "", None
 
     def _decided(self, wait: bool) -> Any:
         def decide(submit: Any) -> tuple[Any, ...]:
             if submit is not None:
                 submit(wait)
-            return "", gr.Group(visible=False), "", None
+            return "", gr.Column(visible=False), "", None
 
         return decide
 
@@ -266,7 +269,7 @@ class GenerateTab:
         return picture, mask
 
     def _shown(self, problems: list[str]) -> tuple[str, Any, str]:
-        return problem_panel.panel(problems, self._place_of), gr.Group(visible=False), ""
+        return problem_panel.panel(problems, self._place_of), gr.Column(visible=False), ""
 
     def _place_of(self, problem: str) -> tuple[str, str] | None:
         field = setting_of(problem, FIELDS)

@@ -82,7 +82,7 @@ class ResultsPanel:
 
     def _lay_out_selected(self) -> None:
         self.selected = gr.State(None)
-        with gr.Group(visible=False, elem_id="generate-selected") as self.selected_panel:
+        with gr.Column(visible=False, elem_id="generate-selected") as self.selected_panel:
             self.picture = gr.Image(
                 label="Picture", type="filepath", interactive=False, visible=False, elem_id="generate-picture",
                 height=360, buttons=["download", "fullscreen"],
@@ -201,7 +201,7 @@ class ResultsPanel:
         except DataError as error:
             text = str(error)
         picture = gr.Image(value=str(path) if is_shown else None, visible=is_shown)
-        return str(path), gr.Group(visible=True), picture, text or "This picture carries no settings."
+        return str(path), gr.Column(visible=True), picture, text or "This picture carries no settings."
 
     def selected_seed(self, drawing: Drawing) -> int:
         """The seed to reuse: that of the newest request's first image."""
@@ -252,7 +252,7 @@ class ResultsPanel:
             raise gr.Error("Only images of this workspace's outputs can be deleted.", print_exception=False)
         self._deleted = move_to_trash([chosen], self.studio.workspace.trash)
         gr.Info(f"{chosen.name} is in the trash.", duration=4)
-        hidden = (None, gr.Group(visible=False), gr.Image(value=None, visible=False), "")
+        hidden = (None, gr.Column(visible=False), gr.Image(value=None, visible=False), "")
         return (*hidden, gr.Button(visible=bool(self._deleted)), *self._show_history(text, number))
 
     def _undo(self, text: str, number: float) -> tuple[Any, ...]:

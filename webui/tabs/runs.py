@@ -109,7 +109,13 @@ class RunsTab:
             )
             self.with_rate = self.context.remember(
                 "runs.with_rate",
-                gr.Checkbox(True, label="Learning rate", info="On the axis at the right.", elem_id="runs-with-rate", min_width=200),
+                gr.Checkbox(
+                    True,
+                    label="Learning rate",
+                    info="On the axis at the right.",
+                    elem_id="runs-with-rate",
+                    min_width=200,
+                ),
             )
         with gr.Row():
             download_button("Download as CSV", self._csv, self.selected, "runs-csv", scale=0, min_width=160)
