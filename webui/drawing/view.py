@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,6 +74,12 @@ def requests(drawings: Sequence[Drawing]) -> str:
         for drawing in open_ones
     ]
     return f'<ol class="requests" aria-label="Requests">{"".join(items)}</ol>'
+
+
+def picture(path: Path, words: str) -> str:
+    """A picture that opens in full when it is pressed. words: what it is, for those who don't see it."""
+    address = "gradio_api/file=" + urllib.parse.quote(str(path), safe="/")
+    return f'<a class="shown" href="{address}" target="_blank"><img src="{address}" alt="{html.escape(words)}"></a>'
 
 
 def notes(found: Sequence[str], title: str) -> str:

@@ -73,7 +73,7 @@ class ResultsPanel:
             )  # fmt: skip
         self.found = gr.HTML(elem_id="generate-history-found")
         self.history = gr.Gallery(
-            label="History", show_label=False, columns=5, height=420, allow_preview=False, object_fit="cover",
+            label="History", show_label=False, columns=5, allow_preview=False, object_fit="cover",
             elem_id="generate-history", elem_classes="tiles", interactive=False, buttons=[],
         )  # fmt: skip
         with gr.Row():
@@ -83,10 +83,7 @@ class ResultsPanel:
     def _lay_out_selected(self) -> None:
         self.selected = gr.State(None)
         with gr.Column(visible=False, elem_id="generate-selected") as self.selected_panel:
-            self.picture = gr.Image(
-                label="Picture", type="filepath", interactive=False, visible=False, elem_id="generate-picture",
-                height=360, buttons=["download", "fullscreen"],
-            )  # fmt: skip
+            self.picture = gr.HTML(elem_id="generate-picture")
             self.text = gr.Textbox(
                 label="Its settings", info="As other tools read them.", lines=4, max_lines=12, interactive=False,
                 buttons=["copy"], elem_id="generate-text",
@@ -149,7 +146,7 @@ class ResultsPanel:
         sheet: Any = gr.skip()
         if _pictures_part(now) != _pictures_part(seen):
             pictures = gr.Gallery(value=_tiles(drawing), visible=bool(drawing.images), selected_index=None)
-            sheet = gr.Image(value=str(drawing.sheet) if drawing.sheet else None, visible=drawing.sheet is not None)
+            sheet = view.picture(drawing.sheet, f"Sheet of {drawing.title}") if drawing.sheet else ""
         return [
             now,
             progress,
@@ -200,7 +197,7 @@ class ResultsPanel:
             text = read_image_text(path)
         except DataError as error:
             text = str(error)
-        picture = gr.Image(value=str(path) if is_shown else None, visible=is_shown)
+        picture = view.picture(path, "The chosen picture") if is_shown else ""
         return str(path), gr.Column(visible=True), picture, text or "This picture carries no settings."
 
     def selected_seed(self, drawing: Drawing) -> int:
@@ -252,7 +249,7 @@ class ResultsPanel:
             raise gr.Error("Only images of this workspace's outputs can be deleted.", print_exception=False)
         self._deleted = move_to_trash([chosen], self.studio.workspace.trash)
         gr.Info(f"{chosen.name} is in the trash.", duration=4)
-        hidden = (None, gr.Column(visible=False), gr.Image(value=None, visible=False), "")
+        hidden = (None, gr.Column(visible=False), "", "")
         return (*hidden, gr.Button(visible=bool(self._deleted)), *self._show_history(text, number))
 
     def _undo(self, text: str, number: float) -> tuple[Any, ...]:

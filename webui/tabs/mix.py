@@ -71,17 +71,7 @@ def _build_comparison(context: Context) -> None:
             )  # fmt: skip
             compare = gr.Button("Compare: none, each, together", elem_id="mix-compare", scale=2, min_width=200)
         context.share("mix.progress", gr.HTML(elem_id="mix-progress"))
-        context.share(
-            "mix.sheet",
-            gr.Image(
-                label="Sheet",
-                type="filepath",
-                interactive=False,
-                elem_id="mix-sheet",
-                visible=False,
-                buttons=["download", "fullscreen"],
-            ),
-        )
+        context.share("mix.sheet", gr.HTML(elem_id="mix-sheet"))
     context.remember("mix.prompt", prompt)
     context.share("mix.prompt", prompt)
     context.share("mix.compare", compare)

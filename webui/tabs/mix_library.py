@@ -39,7 +39,7 @@ class LibraryPanel:
                 min_width=130, interactive=True,
             )  # fmt: skip
         self.gallery = gr.Gallery(
-            label="Library", show_label=False, columns=4, height=360, allow_preview=False, object_fit="cover",
+            label="Library", show_label=False, columns=4, allow_preview=False, object_fit="cover",
             elem_id="mix-library", elem_classes="tiles", interactive=False, buttons=[], fit_columns=False,
         )  # fmt: skip
         self.found = gr.HTML(elem_id="mix-library-found")
