@@ -130,7 +130,7 @@ def test_a_mixed_batch_of_eight_equals_eight_single_runs(
         (used(0, weight=0.4, end=0.5),),
     ]
     rows = [
-        request_of(adapters=own, seed=index, batch_size=8, prompt=f"a cat, {index}", guidance=3 + index / 2)
+        request_of(adapters=own, seed=index, batch_size=8, prompt=f"a cat, {index}", guidance=2 + index / 8)
         for index, own in enumerate(sets)
     ]
     mixed = pixels_of(rows)

@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
     "negative": NEGATIVE,
     "width_px": 96,
     "height_px": 64,
-    "steps": 6,
+    "steps": 4,
     "guidance": 4.0,
     "seed": 7,
     "num_images": 2,

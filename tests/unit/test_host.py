@@ -1,10 +1,12 @@
-"""The allocator setting, tried in a process of its own."""
+"""The allocator setting, tried in a process of its own, and memory that is given back."""
 
 from __future__ import annotations
 
+import mmap
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +38,27 @@ def test_large_blocks_are_kept_and_not_faulted_in_again():
 def test_nothing_happens_on_other_platforms(monkeypatch):
     monkeypatch.setattr(host.platform, "system", lambda: "Darwin")
     assert host.tune_malloc() is False
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
+def test_forgotten_pages_of_a_weight_file_are_read_again_and_other_memory_is_left_alone(tmp_path: Path) -> None:
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from sdlora.models.host import forget_mapped
+
+    def resident_mib() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE / 2**20
+
+    expected = torch.arange(8 * 2**20, dtype=torch.float32)
+    save_file({"weight": expected}, tmp_path / "weights.safetensors")
+    with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
+        mapped = file.get_tensor("weight")
+    own = expected.clone()
+    assert torch.equal(mapped, own)
+    before = resident_mib()
+    forget_mapped([mapped, own])
+    assert resident_mib() < before - 25
+    assert torch.equal(mapped, expected)
+    assert torch.equal(own, expected)
