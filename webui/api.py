@@ -82,7 +82,8 @@ def add_image_endpoints(context: Context) -> None:
         if state.status != "finished":
             raise RunError(f"{target.name} was not written: {state.error or state.status}")
         studio.scan()
-        return {"path": str(target), "output": mixes.outcome(job)}
+        # a key called "path" would make clients fetch the file
+        return {"adapter": str(target), "output": mixes.outcome(job)}
 
     def generate(prompt: str, adapters: list[str], settings: dict[str, Any]) -> dict[str, Any]:
         """Draw images and wait for them; returns their paths, seeds and warnings.

@@ -3,8 +3,10 @@
 Live: forward hooks add each layer's update to its output; every image of a batch may have its own adapters and weights.
 Merged: layers get new weights, and their own back later; faster, for one set of adapters that the whole batch shares.
 
-Shapes: N rows of a UNet call (the batch's images, twice with guidance), R ranks of all adapters side by side, I inputs,
-O outputs, k kernel edge.
+A UNet call has one row for each image, with guidance two that follow each other. In a mixed batch a row gets the same
+arithmetic as alone.
+
+Shapes: S groups of rows, I inputs, O outputs, R the largest rank.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sdlora.adapters.kohya import PARTS, kohya_name
 from sdlora.config.base_model import FamilyName
-from sdlora.generation.pool import Update, WeightedAdapter
+from sdlora.generation.pool import WeightedAdapter
 from sdlora.models.family import Bundle
 from sdlora.models.host import forget_mapped
 from sdlora.models.quantize import QuantizedLayer
@@ -28,18 +30,50 @@ AdapterSet = tuple[WeightedAdapter, ...]
 """All adapters of one image."""
 
 _UNET = "lora_unet_"
-_WIDEST = 256
-"""Ranks side by side, above which each adapter of a mixed batch runs on its own rows."""
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Part of what is added to a layer's output: up(down(x) * strength), for all rows or for some."""
+    """Part of what is added to a layer's output, up(down(x)), for consecutive rows. `down` alone is a whole update."""
 
+    rows: slice
     down: Tensor
     up: Tensor | None
-    strength_NR: Tensor
-    rows: Tensor | None = None
+
+    def add_to(self, layer: nn.Module, inputs: Tensor, output: Tensor) -> None:
+        """Add it to the layer's output, in place."""
+        given, target = inputs[self.rows], output[self.rows]
+        if isinstance(layer, nn.Conv2d):
+            geometry = (layer.stride, layer.padding, layer.dilation)
+            inner = functional.conv2d(given, self.down, None, *geometry)  # type: ignore[arg-type]
+            target.add_(inner if self.up is None else functional.conv2d(inner, self.up))
+        elif self.up is None:
+            target.add_(functional.linear(given, self.down))
+        else:
+            inner = functional.linear(given, self.down)
+            target.view(-1, target.shape[-1]).addmm_(inner.view(-1, inner.shape[-1]), self.up.T)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> _Piece:
+        """The same elsewhere."""
+        return _Piece(self.rows, self.down.to(device, dtype), None if self.up is None else self.up.to(device, dtype))
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Pieces of a linear layer for as many groups of rows of the same size, in two multiplications."""
+
+    down_SIR: Tensor
+    up_SRO: Tensor
+
+    def add_to(self, layer: nn.Module, inputs: Tensor, output: Tensor) -> None:
+        """Add it to the layer's output, in place."""
+        groups = len(self.down_SIR)
+        inner = torch.bmm(inputs.reshape(groups, -1, inputs.shape[-1]), self.down_SIR)
+        output.view(groups, -1, output.shape[-1]).baddbmm_(inner, self.up_SRO)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> _Stack:
+        """The same elsewhere."""
+        return _Stack(self.down_SIR.to(device, dtype), self.up_SRO.to(device, dtype))
 
 
 class AdaptedBase:
@@ -120,7 +154,7 @@ class AdaptedBase:
     def use(self, rows: Sequence[AdapterSet], copies: int) -> None:
         """Put adapters on the UNet live, instead of any that were on it; rows: those of each image of the batch.
 
-        copies: how often a UNet call holds the batch, 2 with guidance.
+        copies: rows of a UNet call for each image, 2 with guidance.
         """
         self.clear()
         names = _names([adapter for row in rows for adapter in row], _UNET)
@@ -148,38 +182,24 @@ class AdaptedBase:
         self._hooks = []
 
     def _hook(self, names: Sequence[str], rows: Sequence[AdapterSet], copies: int) -> None:
-        if len({tuple(adapter.signature for adapter in row) for row in rows}) == 1:
-            rows = rows[:1]
+        runs = _runs(rows, copies)
         for name in names:
-            pieces = [_moved(piece, self.device, self.dtype) for piece in _pieces(name, rows, copies)]
-            self._hooks.append(self._layers[name].register_forward_hook(_Adding(pieces)))
+            by_run = [_pieces(name, own, slots) for own, slots in runs]
+            stack = _stacked(by_run, runs)
+            pieces = [stack] if stack is not None else [piece for pieces in by_run for piece in pieces]
+            placed = [piece.to(self.device, self.dtype) for piece in pieces]
+            self._hooks.append(self._layers[name].register_forward_hook(_Adding(placed)))
 
 
 class _Adding:
-    """A forward hook that adds pieces to a layer's output."""
+    """A forward hook that adds pieces to a layer's output, in place."""
 
-    def __init__(self, pieces: Sequence[_Piece]) -> None:
+    def __init__(self, pieces: Sequence[_Piece | _Stack]) -> None:
         self._pieces = pieces
 
-    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         for piece in self._pieces:
-            given = inputs[0] if piece.rows is None else inputs[0][piece.rows]
-            added = _apply(layer, given, piece.down)
-            num_rows, rank = piece.strength_NR.shape
-            ones = [1] * (added.ndim - 2)
-            axes = [rank, *ones] if piece.down.ndim == 4 else [*ones, rank]
-            added = added * piece.strength_NR.view(num_rows, *axes)
-            if piece.up is not None:
-                added = (functional.conv2d if piece.up.ndim == 4 else functional.linear)(added, piece.up)
-            output = output + added if piece.rows is None else output.index_add(0, piece.rows, added)
-        return output
-
-
-def _apply(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
-    """The layer's operation with another weight and no bias."""
-    if isinstance(layer, nn.Conv2d):
-        return functional.conv2d(inputs, weight, None, layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
-    return functional.linear(inputs, weight)
+            piece.add_to(layer, inputs[0], output)
 
 
 def _names(adapters: Sequence[WeightedAdapter], prefix: str) -> list[str]:
@@ -188,50 +208,44 @@ def _names(adapters: Sequence[WeightedAdapter], prefix: str) -> list[str]:
     return [name for name in names if any(adapter.strength(name) for adapter in adapters)]
 
 
-def _pieces(name: str, rows: Sequence[AdapterSet], copies: int) -> list[_Piece]:
-    """What is added to a layer's output. rows: the adapters of each image, or only one set that all of them share.
-
-    Factors of all adapters stand side by side, and each row switches on those it has: one multiplication by many narrow
-    factors costs less than many by one each. In a mixed batch wide factors, and updates that have none, run on their
-    own rows.
-    """
-    strengths: dict[object, list[float]] = {}
-    updates: dict[object, Update] = {}
-    for index, row in enumerate(rows):
-        for adapter in row:
-            if strength := adapter.strength(name):
-                updates[adapter.loaded.key] = adapter.loaded.updates[name]
-                strengths.setdefault(adapter.loaded.key, [0.0] * len(rows))[index] += strength
-    low = [(update, strengths[key]) for key, update in updates.items() if update.up is not None]
-    alone = [(update, strengths[key]) for key, update in updates.items() if update.up is None]
-    if len(rows) > 1 and sum(len(update.down) for update, _ in low) > _WIDEST:
-        alone, low = low + alone, []
-    pieces = [_alone(update, strength, copies) for update, strength in alone]
-    if low:
-        strength_NR = torch.cat([_by_rank(update, strength, copies) for update, strength in low], dim=1)
-        ups = [update.up for update, _ in low if update.up is not None]
-        pieces.append(_Piece(torch.cat([update.down for update, _ in low]), torch.cat(ups, dim=1), strength_NR))
+def _pieces(name: str, adapters: AdapterSet, rows: slice) -> list[_Piece]:
+    """What a set of adapters adds to a layer's output: all thin factors side by side, whole updates one by one."""
+    updates = [(adapter.loaded.updates[name], strength) for adapter in adapters if (strength := adapter.strength(name))]
+    pieces = [_Piece(rows, update.down.float() * strength, None) for update, strength in updates if update.up is None]
+    thin = [(update.down, update.up.float() * strength) for update, strength in updates if update.up is not None]
+    if thin:
+        pieces.append(_Piece(rows, torch.cat([down for down, _ in thin]), torch.cat([up for _, up in thin], dim=1)))
     return pieces
 
 
-def _alone(update: Update, strength: list[float], copies: int) -> _Piece:
-    strength_NR = _by_rank(update, strength, copies)
-    if len(strength) == 1:
-        return _Piece(update.down, update.up, strength_NR)
-    rows = strength_NR[:, 0].nonzero().flatten()
-    return _Piece(update.down, update.up, strength_NR[rows], rows)
+def _runs(rows: Sequence[AdapterSet], copies: int) -> list[tuple[AdapterSet, slice]]:
+    """Every set with the rows of a UNet call that have it, neighbours together; one slice when all rows share it."""
+    runs: list[tuple[AdapterSet, slice]] = []
+    signatures = [tuple(adapter.signature for adapter in own) for own in rows]
+    if len(set(signatures)) == 1:
+        return [(rows[0], slice(None))]
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or signatures[end] != signatures[start]:
+            runs.append((rows[start], slice(start * copies, end * copies)))
+            start = end
+    return runs
 
 
-def _by_rank(update: Update, strength: list[float], copies: int) -> Tensor:
-    """One strength for all ranks of an update, by row; a single one is for every row."""
-    strength_N = torch.tensor(strength * copies if len(strength) > 1 else strength)
-    return strength_N[:, None].expand(-1, len(update.down))
-
-
-def _moved(piece: _Piece, device: torch.device, dtype: torch.dtype) -> _Piece:
-    return _Piece(
-        piece.down.to(device, dtype),
-        None if piece.up is None else piece.up.to(device, dtype),
-        piece.strength_NR.to(device, dtype).contiguous(),
-        None if piece.rows is None else piece.rows.to(device),
-    )
+def _stacked(by_run: Sequence[Sequence[_Piece]], runs: Sequence[tuple[AdapterSet, slice]]) -> _Stack | None:
+    """All runs' pieces as one stack, thinner ones filled up with zeros; None where they don't fit into one."""
+    thin = [pieces[0] for pieces in by_run if len(pieces) == 1 and pieces[0].up is not None]
+    sizes = {rows.stop - rows.start for _, rows in runs if rows.stop is not None}
+    if len(runs) == 1 or len(sizes) != 1 or not thin or any(len(pieces) > 1 for pieces in by_run):
+        return None
+    if thin[0].down.ndim != 2 or len(thin) != sum(bool(pieces) for pieces in by_run):
+        return None
+    rank = max(len(piece.down) for piece in thin)
+    down_SIR = torch.zeros(len(runs), thin[0].down.shape[1], rank)
+    up_SRO = torch.zeros(len(runs), rank, len(thin[0].up))  # type: ignore[arg-type]
+    for index, pieces in enumerate(by_run):
+        for piece in pieces:
+            assert piece.up is not None
+            down_SIR[index, :, : len(piece.down)] = piece.down.T
+            up_SRO[index, : len(piece.down)] = piece.up.T
+    return _Stack(down_SIR, up_SRO)

@@ -36,19 +36,19 @@ class Conditions:
         return torch.cat([self._predict(bundle, inputs_BCHW, timestep, rows) for rows in parts])
 
     def _predict(self, bundle: Bundle, inputs_BCHW: Tensor, timestep: Tensor, rows: slice) -> Tensor:
-        """The same for some images: their wanted and unwanted texts in one UNet call."""
+        """The same for some images: one UNet call with the rows of each image, wanted and unwanted, side by side."""
         texts = [states for states in (self.wanted, self.unwanted) if states is not None]
-        states_BTD = torch.cat([states.states_BTD[rows] for states in texts])
         pooled = [states.pooled_BD[rows] for states in texts if states.pooled_BD is not None]
-        joined = TextStates(states_BTD, torch.cat(pooled) if pooled else None)
-        noisy_BCHW = torch.cat([inputs_BCHW[rows]] * len(texts))
+        joined = TextStates(
+            _interleaved([states.states_BTD[rows] for states in texts]), _interleaved(pooled) if pooled else None
+        )
+        noisy_BCHW = _interleaved([inputs_BCHW[rows]] * len(texts))
         timesteps_B = timestep.expand(len(noisy_BCHW)).to(bundle.device)
         sizes = [self.size] * len(noisy_BCHW)
         predicted_BCHW = bundle.family.predict(bundle, noisy_BCHW, timesteps_B, joined, sizes).float()
         if self.unwanted is None:
             return predicted_BCHW
-        wanted_BCHW, unwanted_BCHW = predicted_BCHW.chunk(2)
-        return guided(wanted_BCHW, unwanted_BCHW, self.guidance_B[rows], self.rescale_B[rows])
+        return guided(predicted_BCHW[::2], predicted_BCHW[1::2], self.guidance_B[rows], self.rescale_B[rows])
 
 
 @dataclass(frozen=True)
@@ -136,3 +136,8 @@ def _clean(bundle: Bundle, inputs_BCHW: Tensor, predicted_BCHW: Tensor, timestep
         return (inputs_BCHW - noise * predicted_BCHW) / max(signal, 1e-3)
 
     return clean
+
+
+def _interleaved(tensors: Sequence[Tensor]) -> Tensor:
+    """First rows of all tensors, then their second rows, and so on."""
+    return torch.stack(list(tensors), dim=1).flatten(0, 1)

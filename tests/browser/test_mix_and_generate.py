@@ -129,7 +129,7 @@ def test_mix_draw_restore_and_export(page: Any, server: Any, tmp_path: Path) -> 
 def test_programs_mix_and_generate(server: Any) -> None:
     client = Client(server.url, verbose=False)
     mixed = client.predict(["ink:0.5", "wash:unet=0.25,te=0"], "from a program", "svd", 4, 0.0, api_name="/mix")
-    assert Path(mixed["path"]).is_file()
+    assert Path(mixed["adapter"]).is_file()
     assert "relative error" in mixed["output"]
     drawn = client.predict("a cat", ["from a program"], {"steps": 2, "seed": 3}, api_name="/generate")
     assert drawn["seeds"] == [3]

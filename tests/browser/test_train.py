@@ -69,10 +69,10 @@ def test_problems_are_listed_and_lead_to_their_fields(page: Any) -> None:
     page.press("#train-adapter-rank input", "Tab")
     page.wait_for_selector("#train-problems [role=alert] .problems")
     enter(page, "#train-name textarea", "no/slash")
-    page.get_by_text("2 problems to fix first").wait_for()
+    page.get_by_text("'no/slash' can't be used as a name").wait_for()
     panel = page.inner_text("#train-problems")
+    assert "2 problems to fix first" in panel
     assert "adapter.rank: must be greater than or equal to 1; got 0" in panel
-    assert "'no/slash' can't be used as a name" in panel
     assert page.is_disabled("#train-start")
     assert page.is_disabled("#train-enqueue")
     page.click("#train-problems li:has-text('adapter.rank') button")

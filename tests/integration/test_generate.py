@@ -143,13 +143,15 @@ def test_a_mixed_batch_of_eight_equals_eight_single_runs(
     assert [bool(row > 0.01) for row in changed] == [bool(own) for own in sets]
 
 
-def test_wide_adapters_of_a_mixed_batch_run_on_their_own_rows(
-    pixels_of: Callable[..., torch.Tensor], adapters: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [request_of(adapters=(UsedAdapter(file=str(path)),), batch_size=8) for path in adapters[:4]]
-    side_by_side = pixels_of(rows)
-    monkeypatch.setattr("sdlora.generation.adapted_base._WIDEST", 0)
-    assert float((pixels_of(rows) - side_by_side).abs().max()) < 1e-4
+def test_an_image_of_a_mixed_batch_in_bf16_drawn_again_alone_has_the_same_bytes(adapters: list[Path]) -> None:
+    compute = {"precision": "bf16", "device": "cpu"}
+    rows = [
+        request_of(adapters=(UsedAdapter(file=str(path)),), seed=index, compute=compute, batch_size=8, steps=2)
+        for index, path in enumerate(adapters)
+    ]
+    own = Generator(rows[0].base_model, rows[0].compute)
+    for drawn in own.draw_rows(rows):
+        assert one(own, drawn.config).image.tobytes() == drawn.image.tobytes()
 
 
 def test_rows_of_different_sizes_or_steps_are_refused(generator: Generator) -> None:

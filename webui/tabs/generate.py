@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -11,7 +10,6 @@ from sdlora.config.generate import GenerateConfig
 from sdlora.errors import ConfigError
 from webui import problem_panel
 from webui.context import Context, handler
-from webui.drawing.start_image import keep_editor
 from webui.drawing.studio import FIELDS, LEFT_OUT, Studio, count_prompt_tokens
 from webui.fields import setting_of
 from webui.form import Form
@@ -20,11 +18,11 @@ from webui.mixing.active_adapters import to_tags
 from webui.tabs.adapter_rows import QUICK, build_rows, shape
 from webui.tabs.generate_grid import GridPanel
 from webui.tabs.generate_results import ResultsPanel
+from webui.tabs.generate_start import StartPanel
 
 SIZES = ["512 x 512", "512 x 768", "768 x 512", "768 x 768", "1024 x 1024", "832 x 1216", "1216 x 832", "896 x 1152",
          "1152 x 896"]  # fmt: skip
 OWN_SIZE = "Model's own"
-START_STATE = "generate.start.image"
 SECTIONS = {
     "": "More",
     "base_model": "Base model: clip skip, VAE, prediction",
@@ -38,11 +36,11 @@ _PREFIX = "generate"
 
 def build(context: Context) -> None:
     """Lay out the tab."""
-    GenerateTab(context)
+    context.share("generate.tab", GenerateTab(context))
 
 
 class GenerateTab:
-    """The tab's components and handlers; `form`, `start` and `draw_grid` serve the Mix tab too."""
+    """The tab's components and handlers; `draw_grid` serves the Mix tab too."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -117,41 +115,20 @@ class GenerateTab:
             self.reuse = gr.Button("Reuse", elem_id="generate-reuse", min_width=80, scale=0)
             place("num_images", label="Images", info="How many.", min_width=90)
             place("batch_size", label="At once", info="In a batch.", min_width=90)
-        self._lay_out_start()
+        self.start = StartPanel(self.context, self.studio, self.form)
         self.grid = GridPanel(self.context, self.studio)
         self.form.accordions(SECTIONS, columns=2)
-
-    def _lay_out_start(self) -> None:
-        with gr.Accordion(
-            "Image to image, inpainting", open=False, elem_id="generate-start", elem_classes="settings"
-        ) as self.start_panel:
-            self.start_on = gr.Checkbox(
-                False,
-                label="Start from this picture",
-                info="Nothing painted: all of it is drawn anew. Off: draw from noise alone.",
-                elem_id="generate-start-on",
-            )
-            self.editor = gr.ImageEditor(
-                label="Start image: paint what to draw anew",
-                type="pil", sources=("upload", "clipboard"), layers=False, transforms=(),
-                elem_id="generate-start-editor",
-                brush=gr.Brush(default_size=24, colors=["#ff2d95"], color_mode="fixed"), height=420,
-            )  # fmt: skip
-            with gr.Row():
-                self.form.place("start.strength", label="Strength")
-                self.form.place("start.mask_blur_px")
 
     def _remember(self) -> None:
         for name, component in self.form.components.items():
             self.context.remember(f"generate.{name}", component)
-        self.context.remember("generate.start_on", self.start_on)
 
     # ---- wiring
 
     @property
     def inputs(self) -> set[Any]:
         """What a handler that draws takes, as a dict."""
-        return {*self.form.inputs, self.start_on, self.editor, self.context.shared["mix.prompt"]}
+        return {*self.form.inputs, self.start.is_on, self.start.editor, self.context.shared["mix.prompt"]}
 
     @property
     def outputs(self) -> list[Any]:
@@ -176,8 +153,6 @@ class GenerateTab:
                 handler(_count), [components[name], components["base_model.model"]], [counter],
                 trigger_mode="always_last", **QUICK,
             )  # fmt: skip
-        self.editor.upload(lambda: True, None, [self.start_on], **QUICK)
-        self.context.on_load.append((self._kept_start, [], [self.editor]))
         empty = [field.name for field in FIELDS if field.kind == "number" and field.is_optional]
         self.context.on_load.append((self._kept_numbers(empty), [], [components[name] for name in empty]))
         self.context.shared["tab.generate"].select(
@@ -218,7 +193,7 @@ class GenerateTab:
     def _draw(self, values: dict[Any, Any]) -> tuple[Any, ...]:
         """Draw what the form shows, or show what is wrong with it."""
         try:
-            config = self.studio.request(self.form.shown(values), start=self._start(values))
+            config = self.studio.request(self.form.shown(values), start=self.start.read(values))
         except ConfigError as error:
             return (*self._shown(error.problems), None)
         return self._begin(lambda wait: self.studio.drawings.submit(config, wait=wait))
@@ -233,7 +208,7 @@ class GenerateTab:
         shown = self.form.shown(values)
         try:
             config = self.studio.request(
-                {**shown, "prompt": prompt or shown["prompt"]}, start=self._start(values), one_image=True
+                {**shown, "prompt": prompt or shown["prompt"]}, start=self.start.read(values), one_image=True
             )
             grid = self.studio.grid(config, axes, run)
         except ConfigError as error:
@@ -258,15 +233,6 @@ class GenerateTab:
             return "", gr.Column(visible=False), "", None
 
         return decide
-
-    def _start(self, values: dict[Any, Any]) -> tuple[Path | None, Path | None]:
-        if not values[self.start_on]:
-            return None, None
-        picture, mask = keep_editor(values[self.editor], self.studio.start_images)
-        if picture is None:
-            raise ConfigError("the start image", ["Start from this picture is on, but there is no picture; add one"])
-        self.studio.state.set(START_STATE, str(picture))
-        return picture, mask
 
     def _shown(self, problems: list[str]) -> tuple[str, Any, str]:
         return problem_panel.panel(problems, self._place_of), gr.Column(visible=False), ""
@@ -303,10 +269,6 @@ class GenerateTab:
         self.studio.state.set("generate.seed", seed)
         return seed
 
-    def _kept_start(self) -> Any:
-        kept = self.studio.state.get(START_STATE)
-        return editor_value(Path(kept)) if kept and Path(kept).is_file() else gr.skip()
-
     def _kept_numbers(self, names: list[str]) -> Any:
         """Optional numbers once more: Gradio shows one that begins empty as 0 until it is told that it is empty."""
         return lambda: [self.studio.state.get(f"generate.{name}") for name in names]
@@ -322,11 +284,6 @@ class GenerateTab:
     def use_rows(self, rows: rows_of.Rows) -> str:
         """Replace the adapters in use; returns their text."""
         return to_tags(self.studio.active.change(lambda _: rows), self.studio.library)
-
-
-def editor_value(picture: Path) -> dict[str, Any]:
-    """What an image editor is given to show a picture without a mask."""
-    return {"background": str(picture), "layers": [], "composite": str(picture)}
 
 
 def _count(prompt: str | None, model: str | None) -> str:

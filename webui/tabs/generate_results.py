@@ -112,10 +112,19 @@ class ResultsPanel:
         self.gallery.select(handler(self._select_result), None, chosen, **QUICK)
         self.history.select(handler(self._select_history), asked, chosen, **QUICK)
         self.drop.upload(handler(self._select_dropped), [self.drop], chosen, **QUICK)
-        filled = [*tab.form.outputs, self.context.shared["mix.tags"], tab.changes, tab.editor, tab.start_on, self.notes]
+        filled = [
+            *tab.form.outputs,
+            self.context.shared["mix.tags"],
+            tab.changes,
+            tab.start.editor,
+            tab.start.is_on,
+            self.notes,
+        ]
         for button, with_seed in ((self.use_all, True), (self.use_others, False)):
             button.click(handler(self._restorer(with_seed)), [self.selected, tab.changes], filled, **QUEUED)
-        self.send.click(handler(self._send), [self.selected], [tab.editor, tab.start_on, tab.start_panel], **QUICK)
+        self.send.click(
+            handler(self._send), [self.selected], [tab.start.editor, tab.start.is_on, tab.start.panel], **QUICK
+        )
         self.delete.click(
             handler(self._delete), [self.selected, *asked], [*chosen, self.undo, *listed], js=_DELETE, **QUICK
         )
@@ -169,7 +178,7 @@ class ResultsPanel:
         thumbnails = self.studio.workspace.thumbnails
         tiles = [(str(thumbnail(image.path, thumbnails)), image.prompt[:_CAPTION]) for image in page.images]
         if page.num_images:
-            words = f'<p class="found" role="status">{page.num_images} images</p>'
+            words = f'<p class="found" role="status">{page.num_images} image{"" if page.num_images == 1 else "s"}</p>'
         else:
             words = view.empty("Nothing fits. Search for less." if text else "No images yet. Press Generate.")
         pages = gr.Slider(maximum=max(2, page.num_pages), value=page.number, visible=page.num_pages > 1)
@@ -224,24 +233,13 @@ class ResultsPanel:
         updates[self.notes] = view.notes(found.notes, "Not taken over from the picture") or view.notes(
             ["Everything was taken over."], path.name
         )
-        if found.start_image is not None:
-            updates |= self._start_from(found.start_image)
-        elif tab.start_on is not None:
-            studio.state.set("generate.start_on", False)
-            updates[tab.start_on] = False
-        return updates
-
-    def _start_from(self, picture: Path) -> dict[Any, Any]:
-        from webui.tabs.generate import START_STATE, editor_value
-
-        self.studio.state.update({START_STATE: str(picture), "generate.start_on": True})
-        return {self._tab.editor: editor_value(picture), self._tab.start_on: True}
+        return updates | tab.start.use(found.start_image)
 
     def _send(self, path: str | None) -> dict[Any, Any]:
         if not path:
             raise gr.Error("Choose a picture first.", print_exception=False)
         gr.Info("It is the start image now. Paint over it to draw only a part anew.", duration=5)
-        return {**self._start_from(Path(path)), self._tab.start_panel: gr.Accordion(open=True)}
+        return {**self._tab.start.use(Path(path)), self._tab.start.panel: gr.Accordion(open=True)}
 
     def _delete(self, path: str | None, text: str, number: float) -> tuple[Any, ...]:
         chosen = Path(path) if path else None

@@ -74,8 +74,8 @@ def build_export(context: Context, studio: Studio, library: LibraryPanel) -> Non
     method.input(handler(_needed), [method], [rank, energy, density], **QUICK)
     outputs = [status, cancel, problems]
     inputs = [name, method, rank, energy, density, precision]
-    export.click(shown_problems(exports.mix, 3), inputs, outputs, **QUICK)
-    merge.click(shown_problems(exports.merge, 3), [name, base], outputs, **QUICK)
+    export.click(shown_problems(exports.begin_mix, 3), inputs, outputs, **QUICK)
+    merge.click(shown_problems(exports.begin_merge, 3), [name, base], outputs, **QUICK)
     cancel.click(handler(exports.cancel), None, [status, cancel], api_visibility="private", show_progress="hidden")
     seen = gr.State("")
     context.timer.tick(
@@ -99,7 +99,7 @@ class _Exports:
         if self.job is not None and not self.job.state().is_active:
             self.job = None
 
-    def mix(
+    def begin_mix(
         self, name: str, method: str, rank: float | None, energy: float | None, density: float, precision: str
     ) -> tuple[Any, ...]:
         """Begin to write one adapter file."""
@@ -112,7 +112,7 @@ class _Exports:
         self._begin(lambda: mixes.start_mix(mixes.mix_config(rows, settings), target, self.studio.workspace.jobs))
         return self._shown(), gr.Button(visible=True), ""
 
-    def merge(self, name: str, base: str) -> tuple[Any, ...]:
+    def begin_merge(self, name: str, base: str) -> tuple[Any, ...]:
         """Begin to bake the adapters into a copy of a model."""
         rows, family = self.studio.active.rows, family_of(BaseModelConfig(model=base))
         is_file = Path(base).is_file()

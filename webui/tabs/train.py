@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,7 @@ class TrainTab:
         self.selected_run = self.context.share("runs.selected", gr.State(None))
         self.draft = gr.State({})
         self.said = gr.State(None)
+        self.collected = gr.Textbox(label="The form as JSON", elem_classes="off-page")
         with gr.Row(elem_classes="page-columns"):
             with gr.Column(scale=3, min_width=320):
                 self._lay_out_first_fields()
@@ -199,46 +202,52 @@ class TrainTab:
     # Events
 
     def _wire(self) -> None:
-        form, everything = self.form, self.form.inputs | {self.preset}
-        gr.on(
-            form.triggers,
-            handler(self._changed),
-            everything,
-            self._views,
-            trigger_mode="always_last",
-            **_QUICK,
-        )
-        data_set = form.components["images.folder"]
-        data_set.change(handler(self._changed), everything, self._views, trigger_mode="always_last", **_QUICK)
-        self.preset.input(handler(self._preset_chosen), everything, self.outputs, **_QUICK)
+        form = self.form
+        self._with_form(form.triggers, self._changed, self._views)
+        self._with_form(form.components["images.folder"].change, self._changed, self._views)
+        self._with_form(self.preset.input, self._preset_chosen, self.outputs)
+        begun = [self.selected_run, self.context.tabs, *self._views]
+        self._with_form(self.start.click, self._start, begun, trigger_mode="once")
+        self._with_form(self.enqueue.click, self._enqueue, begun, trigger_mode="once")
+        self.stop.click(handler(self._stop), None, self.status, **_QUICK)
         self.reset.click(handler(self._reset), self.preset, self.outputs, **_QUICK)
-        self.differences.select(handler(self._reset_one), everything, self.outputs, **_QUICK)
+        self.differences.select(handler(self._reset_one), [self.draft, self.preset], self.outputs, **_QUICK)
         self.search.input(
             handler(self._search), self.search, [self.found, *form.sections.values()],
             trigger_mode="always_last", **_QUICK
         )  # fmt: skip
-        self.yaml_box.expand(handler(self._show_yaml), form.inputs, [self.yaml, *self._views[:1]], **_QUICK)
-        self.refresh_yaml.click(handler(self._show_yaml), form.inputs, [self.yaml, *self._views[:1]], **_QUICK)
+        for asked in (self.yaml_box.expand, self.refresh_yaml.click):
+            asked(handler(self._show_yaml), self.draft, [self.yaml, self.problems], **_QUICK)
         self.apply_yaml.click(handler(self._apply_yaml), [self.yaml, self.preset], self.outputs, **_QUICK)
         self.import_file.upload(
             handler(self._import), [self.import_file, self.preset], [self.yaml, *self.outputs], **_PRIVATE
         )
         self.save_preset.click(
             handler(self._save_preset),
-            {*form.inputs, self.preset_name, self.preset_purpose},
+            [self.draft, self.preset_name, self.preset_purpose],
             [self.preset, self.preset_name, self.preset_purpose],
             **_QUICK,
         )
-        begun = [self.selected_run, self.context.tabs, *self._views]
-        self.start.click(handler(self._start), everything, begun, **_PRIVATE)
-        self.enqueue.click(handler(self._enqueue), everything, begun, **_PRIVATE)
-        self.stop.click(handler(self._stop), None, self.status, **_QUICK)
         self.context.on_load.append((self._restore, [], [*self.outputs, *self._choices]))
         self.context.shared["tab.train"].select(handler(self._offer), None, self._choices, **_QUICK)
         self.context.timer.tick(
             handler(self._tick), [self.draft, self.said], self._views,
             concurrency_limit=None, **_QUICK
         )  # fmt: skip
+
+    def _with_form(self, triggers: Any, act: Callable[..., Any], outputs: list[Any], **options: Any) -> None:
+        """Have a handler called with what the form shows at that moment, by name, and the preset's name."""
+
+        @functools.wraps(act)
+        def acted(collected: str) -> Any:
+            values = json.loads(collected)
+            return act(values, values.pop("preset"))
+
+        del acted.__wrapped__  # type: ignore[attr-defined]  # its arguments are not those of `act`
+        wanted = {"trigger_mode": "always_last", **_QUICK, **options}
+        self.form.collect(triggers, self.collected, {"preset": self.preset}).then(
+            handler(acted), self.collected, outputs, **wanted
+        )
 
     @property
     def _choices(self) -> list[Any]:
@@ -270,23 +279,20 @@ class TrainTab:
         updates[self.preset] = gr.update(choices=presets.choices(self.presets_folder), value=preset)
         return updates
 
-    def _changed(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        shown = self.form.shown(values)
+    def _changed(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
         if shown["images.folder"] is None and shown["base_model.model"] is None:
             return {self.said: gr.skip()}  # fields that are being put on the page
-        return self._report(shown, values[self.preset])
+        return self._report(shown, preset)
 
-    def _preset_chosen(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        preset, before = values[self.preset], self.context.state.get("train.preset", FIRST_PRESET)
-        shown = draft.load_preset(self._preset_shown(preset), self._preset_shown(before), self.form.shown(values))
-        return self._show(shown, preset)
+    def _preset_chosen(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
+        before = self._preset_shown(self.context.state.get("train.preset", FIRST_PRESET))
+        return self._show(draft.load_preset(self._preset_shown(preset), before, shown), preset)
 
     def _reset(self, preset: str) -> dict[Any, Any]:
         return self._show(self._preset_shown(preset), preset)
 
-    def _reset_one(self, values: Mapping[Any, Any], event: gr.EventData) -> dict[Any, Any]:
-        preset, name = values[self.preset], event.name
-        return self._show({**self.form.shown(values), name: self._preset_shown(preset)[name]}, preset)
+    def _reset_one(self, event: gr.EventData, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
+        return self._show({**shown, event.name: self._preset_shown(preset)[event.name]}, preset)
 
     def _search(self, query: str) -> dict[Any, Any]:
         found = view.matches(query, self.advanced)
@@ -298,8 +304,8 @@ class TrainTab:
             updates |= {box: gr.update(open=name in sections) for name, box in self.form.sections.items()}
         return updates
 
-    def _show_yaml(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        found = self.reporter.draft(self.form.shown(values))
+    def _show_yaml(self, shown: dict[str, Any]) -> dict[Any, Any]:
+        found = self.reporter.draft(shown)
         if found.config is None:
             return self._panel(found.problems)
         return {self.yaml: draft.to_yaml(found.config)}
@@ -318,18 +324,11 @@ class TrainTab:
         except ConfigError as error:
             return self._panel(error.problems)
 
-    def _save_preset(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        found = self.reporter.draft(self.form.shown(values))
+    def _save_preset(self, shown: dict[str, Any], name: str, purpose: str) -> dict[Any, Any]:
+        found = self.reporter.draft(shown)
         if found.config is None:
             raise ConfigError("the form", found.problems)
-        saved = presets.save(
-            found.config.model_copy(
-                update={"outputs": found.config.outputs.model_copy(update={"folder": Path("runs")})}
-            ),
-            values[self.preset_name],
-            self.presets_folder,
-            values[self.preset_purpose],
-        )
+        saved = presets.save(draft.anywhere(found.config), name, self.presets_folder, purpose)
         self.context.state.set("train.preset", saved.name)
         gr.Info(f"Saved as {saved.path.stem}.")
         return {
@@ -338,20 +337,18 @@ class TrainTab:
             self.preset_purpose: "",
         }
 
-    def _start(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        return self._begin(values, enqueue=False)
+    def _start(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
+        return self._begin(shown, preset, self.services.starter.start)
 
-    def _enqueue(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        return self._begin(values, enqueue=True)
+    def _enqueue(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
+        return self._begin(shown, preset, self.services.starter.enqueue)
 
-    def _begin(self, values: Mapping[Any, Any], *, enqueue: bool) -> dict[Any, Any]:
-        shown, preset = self.form.shown(values), values[self.preset]
+    def _begin(self, shown: dict[str, Any], preset: str, begin: Callable[[TrainConfig], RunHandle]) -> dict[Any, Any]:
         found = self.reporter.draft(shown)
         if found.config is None or found.problems:
             return self._report(shown, preset)
-        starter = self.services.starter
         try:
-            handle = starter.enqueue(found.config) if enqueue else starter.start(found.config)
+            handle = begin(found.config)
         except SdloraError as error:
             return self._panel([str(error)])
         self.services.watch.look(now=True)

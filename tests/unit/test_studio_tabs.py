@@ -1,0 +1,189 @@
+"""The handlers of Mix and Generate without a browser: what they return for what the inputs hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from emoji_adapters import random_adapter
+from PIL import Image
+
+from sdlora.config.generate import GenerateConfig, UsedAdapter
+from sdlora.generation.image_files import save_image
+from sdlora.launch.images import ImageProgress
+
+gr = pytest.importorskip("gradio", reason="the page needs gradio")
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Both tabs, laid out in a page that nobody serves."""
+    from webui.context import Context
+    from webui.state import PageState
+    from webui.tabs import generate, mix
+    from webui.workspace import Workspace
+
+    workspace = Workspace(tmp_path_factory.mktemp("page") / "root")
+    workspace.prepare()
+    random_adapter(workspace.adapters / "ink.safetensors", 1, trigger="ink style")
+    random_adapter(workspace.adapters / "wash.safetensors", 2)
+    with gr.Blocks():
+        timer = gr.Timer(1)
+        with gr.Tabs() as tabs:
+            context = Context(workspace, PageState(workspace.state), tabs, timer)
+            for name in ("mix", "generate"):
+                context.share(f"tab.{name}", gr.Tab(name, id=name))
+            for name, module in (("mix", mix), ("generate", generate)):
+                with context.shared[f"tab.{name}"]:
+                    module.build(context)
+        yield context
+
+
+@pytest.fixture
+def tab(context: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The generate tab with a worker that only notes what it is asked for."""
+    tab = context.shared["generate.tab"]
+    tab.asked = []
+
+    def submit(config: GenerateConfig, *, wait: bool = False) -> int:
+        tab.asked.append((config, wait))
+        return len(tab.asked)
+
+    drawings = SimpleNamespace(
+        submit=submit, submit_grid=lambda grid, run=None, wait=False: submit(grid, wait=wait), is_busy=False
+    )
+    monkeypatch.setitem(tab.studio.__dict__, "drawings", drawings)
+    tab.studio.active.change(lambda _: ())
+    return tab
+
+
+def values_of(tab: Any, **shown: Any) -> dict[Any, Any]:
+    """What a handler that draws is given."""
+    everything = {**tab.form.show(GenerateConfig()), **shown}
+    values = {component: everything[name] for name, component in tab.form.components.items()}
+    return {**values, tab.start.is_on: False, tab.start.editor: None, tab.context.shared["mix.prompt"]: ""}
+
+
+def panel_of(context: Any) -> Any:
+    """The library's panel, found by what its Add button calls."""
+    from webui.tabs.mix_library import LibraryPanel
+
+    with gr.Blocks():
+        return LibraryPanel(context, context.shared["studio"])
+
+
+def test_a_request_is_handed_on_or_its_problems_shown(tab: Any) -> None:
+    assert tab._draw(values_of(tab, prompt="a fox", steps=4))[0] == ""
+    assert [(config.prompt, config.steps, wait) for config, wait in tab.asked] == [("a fox", 4, False)]
+    shown = tab._draw(values_of(tab, steps=0, seed=-7))[0]
+    assert "2 problems to fix first" in shown
+    assert 'data-field="generate-steps"' in shown
+    assert len(tab.asked) == 1
+
+
+def test_a_start_image_that_is_missing_is_a_problem(tab: Any) -> None:
+    values = {**values_of(tab), tab.start.is_on: True}
+    assert "there is no picture; add one" in tab._draw(values)[0]
+    picture = {"background": Image.new("RGB", (32, 32)), "layers": []}
+    tab._draw({**values, tab.start.editor: picture})
+    assert tab.asked[0][0].start.image.is_file()
+    assert tab.asked[0][0].start.mask is None
+
+
+def test_beside_a_training_the_person_is_asked_first(tab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tab.studio, "active_training", lambda: "portrait")
+    _, choice, words, pending = tab._draw(values_of(tab))
+    assert choice.visible
+    assert "**portrait** is training" in words
+    assert tab.asked == []
+    tab._decided(True)(pending)
+    assert tab.asked[0][1] is True
+    tab._decided(False)(pending)
+    assert tab.asked[1][1] is False
+
+
+def test_comparison_and_grid_draw_with_the_rows_in_use(tab: Any, context: Any) -> None:
+    from webui.mixing.active_adapters import add
+
+    prompt = context.shared["mix.prompt"]
+    assert "there is no adapter to compare" in tab._compare(values_of(tab))[0]
+    for entry in tab.studio.library.entries:
+        tab.studio.active.change(lambda rows, entry=entry: add(rows, entry))
+    tab._compare({**values_of(tab, prompt="of the form"), prompt: "of the mix"})
+    grid = tab.asked[0][0]
+    assert len(grid.cells()) == 4
+    assert grid.config.prompt == "of the mix"
+    assert tab.draw_grid(values_of(tab), ["steps=nonsense"])[-1] is None
+    assert len(tab.asked) == 1
+
+
+def test_size_and_seed_buttons_fill_in_and_are_remembered(tab: Any, context: Any) -> None:
+    assert tab._set_size("512 x 768") == (512, 768)
+    assert tab._swap(512, 768) == (768, 512)
+    assert context.state.get("generate.width_px") == 768
+    assert tab._set_size("Model's own") == (None, None)
+    assert tab._random() == -1
+    tab.studio.drawings.current = lambda: None
+    with pytest.raises(gr.Error, match="Nothing was drawn yet"):
+        tab._reuse()
+    done = SimpleNamespace(progress=ImageProgress("finished", 1, seeds=(77, 78)))
+    tab.studio.drawings.current = lambda: done
+    assert tab._reuse() == 77
+
+
+def test_settings_of_a_picture_fill_form_rows_and_text(tab: Any, context: Any, tmp_path: Path) -> None:
+    config = GenerateConfig(
+        prompt="a fox", steps=9, seed=5, width_px=64, height_px=64, adapters=(UsedAdapter(file="ink", weight=0.3),)
+    )
+    facts = SimpleNamespace(model_name="builtin:emoji", model_hash=None, adapter_hashes={}, family="sd1", seconds=1.0)
+    drawn: Any = SimpleNamespace(image=Image.new("RGB", (64, 64)), config=config, facts=facts)
+    updates = tab.results._restore(save_image(drawn, tmp_path / "a.png"), 3, with_seed=True)
+    form = tab.form.components
+    assert (updates[form["prompt"]], updates[form["steps"]], updates[form["seed"]]) == ("a fox", 9, 5)
+    assert updates[context.shared["mix.tags"]] == "<lora:ink:0.3>"
+    assert updates[tab.changes] == 4
+    assert "Everything was taken over." in updates[tab.results.notes]
+    assert form["num_images"] not in updates
+    assert context.state.get("generate.steps") == 9
+    tab.studio.state.set("generate.seed", 1)
+    assert form["seed"] not in tab.results._restore(tmp_path / "a.png", 3, with_seed=False)
+
+
+def test_only_images_of_the_outputs_are_deleted_and_come_back(tab: Any, context: Any, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "mine.png"
+    Image.new("RGB", (8, 8)).save(elsewhere)
+    with pytest.raises(gr.Error, match="Only images of this workspace's outputs"):
+        tab.results._delete(str(elsewhere), "", 1)
+    image = context.workspace.outputs / "day" / "0.png"
+    image.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(image)
+    assert "1 image" in tab.results._show_history("", 1)[1]
+    assert "No images yet" in tab.results._delete(str(image), "", 1)[6]
+    assert not image.exists()
+    tab.results._undo("", 1)
+    assert image.is_file()
+    assert tab.results._zip("").is_file()
+
+
+def test_the_library_panel_shows_searches_and_refuses(context: Any, tmp_path: Path) -> None:
+    panel = panel_of(context)
+    gallery, words, pick, *_ = panel.look_again("", "", 1)
+    assert len(gallery.value) == 2
+    assert "2 adapters" in words
+    assert len(pick.choices) == 2
+    assert "1 of 2 adapter" in panel.show("ink style", "sd1", 1)[1]
+    assert "Nothing fits" in panel.show("", "sdxl", 1)[1]
+    with pytest.raises(gr.Error, match="Choose an adapter first"):
+        panel._add(None, 0)
+    bad = tmp_path / "bad.ckpt"
+    bad.write_bytes(b"\x80\x02K")
+    refused = panel._upload([str(bad)], "", "", 1)
+    assert "bad.ckpt is a pickle" in refused[1]
+
+
+def test_the_grid_offers_axes_without_adapters_too(context: Any) -> None:
+    offered = dict(context.shared["generate.tab"].grid.axes["x"].choices)
+    assert offered["Training step of a run"] == "checkpoint"

@@ -1,0 +1,81 @@
+"""The picture that drawing starts from, and what is painted over it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdlora.errors import ConfigError
+from webui.context import Context, handler
+from webui.drawing.start_image import keep_editor
+from webui.drawing.studio import Studio
+from webui.form import Form
+from webui.tabs.adapter_rows import QUICK
+
+_PICTURE, _IS_ON = "generate.start.image", "generate.start_on"
+
+
+class StartPanel:
+    """Image to image and inpainting: one editor for the picture and its mask."""
+
+    def __init__(self, context: Context, studio: Studio, form: Form) -> None:
+        self.studio = studio
+        with gr.Accordion(
+            "Image to image, inpainting", open=False, elem_id="generate-start", elem_classes="settings"
+        ) as self.panel:
+            self.is_on = gr.Checkbox(
+                False,
+                label="Start from this picture",
+                info="Nothing painted: all of it is drawn anew. Off: draw from noise alone.",
+                elem_id="generate-start-on",
+            )
+            self.editor = gr.ImageEditor(
+                label="Start image: paint what to draw anew",
+                type="pil",
+                sources=("upload", "clipboard"),
+                layers=False,
+                transforms=(),
+                brush=gr.Brush(default_size=24, colors=["#ff2d95"], color_mode="fixed"),
+                height=420,
+                elem_id="generate-start-editor",
+            )
+            with gr.Row():
+                form.place("start.strength", label="Strength")
+                form.place("start.mask_blur_px")
+        context.remember(_IS_ON, self.is_on)
+        context.on_load.append((self._kept, [], [self.editor]))
+        self.editor.upload(handler(self._switch_on), None, [self.is_on], **QUICK)
+
+    def read(self, values: Mapping[Any, Any]) -> tuple[Path | None, Path | None]:
+        """Picture and mask for a request, kept as files. Raises ConfigError when it is on without a picture."""
+        if not values[self.is_on]:
+            return None, None
+        picture, mask = keep_editor(values[self.editor], self.studio.start_images)
+        if picture is None:
+            raise ConfigError("the start image", ["Start from this picture is on, but there is no picture; add one"])
+        self.studio.state.set(_PICTURE, str(picture))
+        return picture, mask
+
+    def use(self, picture: Path | None) -> dict[Any, Any]:
+        """What a handler returns to start from a picture, or from none."""
+        if picture is None:
+            self.studio.state.set(_IS_ON, False)
+            return {self.is_on: False}
+        self.studio.state.update({_PICTURE: str(picture), _IS_ON: True})
+        return {self.editor: _editor_value(picture), self.is_on: True}
+
+    def _kept(self) -> Any:
+        kept = self.studio.state.get(_PICTURE)
+        return _editor_value(Path(kept)) if kept and Path(kept).is_file() else gr.skip()
+
+    def _switch_on(self) -> bool:
+        self.studio.state.set(_IS_ON, True)
+        return True
+
+
+def _editor_value(picture: Path) -> dict[str, Any]:
+    """What an image editor is given to show a picture without a mask."""
+    return {"background": str(picture), "layers": [], "composite": str(picture)}
