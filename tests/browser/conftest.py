@@ -25,7 +25,7 @@ PROJECT = Path(__file__).parents[2]
 GUARD = Path(__file__).parent / "guard"
 """Holds a sitecustomize.py that refuses, and notes, every look-up of another machine."""
 START_SECONDS = 120
-WAIT_MILLISECONDS = 60_000
+WAIT_MILLISECONDS = 120_000
 
 
 @dataclass

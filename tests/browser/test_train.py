@@ -21,7 +21,7 @@ name: small
 images: {folder: "builtin:blueprint", resolution: 64}
 captions: {trigger: blueprint style}
 adapter: {rank: 2, layers: attention}
-optimization: {steps: 5000, precision: fp32, learning_rate: 0.001}
+optimization: {steps: 5000, precision: fp32, learning_rate: 0.001, threads: 1}
 validation: {fraction: 0.1, every: 1000}
 previews: {prompts: [a cat face], every: 10, steps: 2, guidance: 1.0}
 outputs: {checkpoint_every: 25, keep_checkpoints: 1, self_test: false}

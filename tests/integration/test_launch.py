@@ -86,7 +86,7 @@ def killed(runs_folder: Path, tiny_images: Path) -> Killed:
     with pytest.raises(RunError) as refused:
         run.resume()
     os.killpg(page.pid, signal.SIGINT)
-    page.communicate(timeout=60)
+    page.communicate(timeout=300)
     after_interrupt = run.state()
     wait_for(lambda: run.state().step >= 2, "the first steps")
     run.save_now()
