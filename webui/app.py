@@ -88,6 +88,7 @@ def serve(workspace: Workspace, *, host: str, port: int, auth: str | None, open_
         inbrowser=open_browser,
         quiet=True,
         prevent_thread_lock=True,
+        _frontend=False,  # else gradio asks its own address first and gives up behind a proxy or on a busy machine
     )
     print("sdlora: ready; Ctrl-C ends the page, runs go on", flush=True)  # noqa: T201
     _wait_for_the_end()

@@ -20,6 +20,18 @@
   dark.addEventListener("change", () => setTimeout(showTheme));
   showTheme();
 
+  // Gradio 6 hears a text field by its key presses alone: what is deleted, pasted, dropped, dictated or typed on a
+  // phone would not be saved. So those changes are announced as the key press that it waits for.
+  const isText = (event) => event.target.matches?.('[data-testid="textbox"]');
+  let pressed = false;
+  document.addEventListener("keydown", () => { pressed = false; }, true);
+  document.addEventListener("keypress", (event) => { if (isText(event)) pressed = event.isTrusted; }, true);
+  document.addEventListener("input", (event) => {
+    if (!isText(event)) return;
+    if (!pressed) event.target.dispatchEvent(new KeyboardEvent("keypress", { key: "Unidentified", bubbles: true }));
+    pressed = false;
+  });
+
   // Gradio names its empty galleries with a label that a plain <div> may not carry.
   const nameEmpty = () => document.querySelectorAll("div.empty[aria-label]:not([role])").forEach((box) => box.setAttribute("role", "img"));
   let planned = false;

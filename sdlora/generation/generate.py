@@ -41,6 +41,8 @@ from sdlora.models.source import locate
 
 _MODEL_HASH_LETTERS = 10
 _ADAPTER_HASH_LETTERS = 12
+_WIDE = 256
+"""Channels from which keeping them innermost is faster: 6% in bf16 on a CPU; narrow group norms are then slower."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,9 @@ class Generator:
     def _tune(self, device: torch.device) -> None:
         """Whatever makes steps faster; after loading, when what that freed is back with the system."""
         unet = self.bundle.unet
-        _to_channels_last(unet)
+        if unet.config.block_out_channels[0] >= _WIDE:
+            _to_channels_last(unet)
+            _to_channels_last(self.bundle.vae.decoder)
         if device.type == "cpu":
             tune_malloc()
             if self.bundle.dtype == torch.bfloat16:
@@ -247,9 +251,9 @@ class Generator:
         )
 
 
-def _to_channels_last(unet: nn.Module) -> None:
-    """Convolutions with their channels innermost, 6% faster in bf16 on a CPU; never two copies of many at once."""
-    for layer in unet.modules():
+def _to_channels_last(model: nn.Module) -> None:
+    """Convolutions with their channels innermost; never two copies of many at once."""
+    for layer in model.modules():
         if isinstance(layer, nn.Conv2d) and not isinstance(layer, QuantizedLayer):
             weight = layer.weight.data
             layer.weight.data = weight.contiguous(memory_format=torch.channels_last)

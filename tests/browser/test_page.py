@@ -145,6 +145,10 @@ def test_a_data_set_from_upload_to_undo_survives_reload_and_restart(server: Any,
     page.keyboard.type("!")
     page.keyboard.press("Control+s")
     wait_for_content(page, folder / "shape 4.txt", "square, blue!")
+    page.keyboard.press("Backspace")  # deleting is saved too, and so is pasting
+    wait_for_content(page, folder / "shape 4.txt", "square, blue")
+    page.keyboard.insert_text("!")
+    wait_for_content(page, folder / "shape 4.txt", "square, blue!")
     page.keyboard.press("Escape")
     page.keyboard.press("?")
     page.wait_for_selector("#keys[open]")

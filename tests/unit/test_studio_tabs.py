@@ -91,6 +91,14 @@ def test_a_start_image_that_is_missing_is_a_problem(tab: Any) -> None:
     tab._draw({**values, tab.start.editor: picture})
     assert tab.asked[0][0].start.image.is_file()
     assert tab.asked[0][0].start.mask is None
+    tab._draw(values)  # the editor of a page that was just loaded is empty; the picture is the same
+    assert tab.asked[1][0].start.image == tab.asked[0][0].start.image
+    assert tab.start._kept_unpainted({"background": None}) == tab.start._kept()
+    painted = {**picture, "layers": [Image.new("RGBA", (32, 32), "red")]}
+    assert tab.start._kept_unpainted(painted) == gr.skip()
+    assert tab.start._take(picture)
+    tab.start._forget()
+    assert "there is no picture; add one" in tab._draw(values)[0]
 
 
 def test_beside_a_training_the_person_is_asked_first(tab: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,8 +106,8 @@ class GenerateTab:
                 [OWN_SIZE, *SIZES], value=OWN_SIZE, label="Size", info="Fills in both.", min_width=150, scale=2,
                 elem_id="generate-size", interactive=True,
             )  # fmt: skip
-            place("width_px", info="Empty: model's own.", min_width=110)
-            place("height_px", info="Empty: model's own.", min_width=110)
+            place("width_px", info="Empty: its own.", placeholder="auto", min_width=110)
+            place("height_px", info="Empty: its own.", placeholder="auto", min_width=110)
             self.swap = gr.Button("Swap", elem_id="generate-swap", min_width=70, scale=0)
         with gr.Row(elem_classes="row-end"):
             place("seed", info="-1 draws one.", min_width=130)

@@ -47,13 +47,16 @@ class StartPanel:
                 form.place("start.mask_blur_px")
         context.remember(_IS_ON, self.is_on)
         context.on_load.append((self._kept, [], [self.editor]))
-        self.editor.upload(handler(self._switch_on), None, [self.is_on], **QUICK)
+        self.panel.expand(handler(self._kept_unpainted), [self.editor], [self.editor], **QUICK)
+        self.editor.upload(handler(self._take), [self.editor], [self.is_on], **QUICK)
+        self.editor.clear(handler(self._forget), None, [self.is_on], **QUICK)
 
     def read(self, values: Mapping[Any, Any]) -> tuple[Path | None, Path | None]:
         """Picture and mask for a request, kept as files. Raises ConfigError when it is on without a picture."""
         if not values[self.is_on]:
             return None, None
         picture, mask = keep_editor(values[self.editor], self.studio.start_images)
+        picture = picture or self._kept_picture()
         if picture is None:
             raise ConfigError("the start image", ["Start from this picture is on, but there is no picture; add one"])
         self.studio.state.set(_PICTURE, str(picture))
@@ -67,13 +70,29 @@ class StartPanel:
         self.studio.state.update({_PICTURE: str(picture), _IS_ON: True})
         return {self.editor: _editor_value(picture), self.is_on: True}
 
-    def _kept(self) -> Any:
+    def _kept_picture(self) -> Path | None:
+        """The picture of before a reload, until it is cleared."""
         kept = self.studio.state.get(_PICTURE)
-        return _editor_value(Path(kept)) if kept and Path(kept).is_file() else gr.skip()
+        return Path(kept) if kept and Path(kept).is_file() else None
 
-    def _switch_on(self) -> bool:
-        self.studio.state.set(_IS_ON, True)
-        return True
+    def _kept(self) -> Any:
+        kept = self._kept_picture()
+        return gr.skip() if kept is None else _editor_value(kept)
+
+    def _kept_unpainted(self, editor: Any) -> Any:
+        """The same once the editor is in view, where nothing would be lost: unseen, it holds a picture but shows none."""
+        return self._kept() if keep_editor(editor, self.studio.start_images)[1] is None else gr.skip()
+
+    def _forget(self) -> bool:
+        self.studio.state.update({_PICTURE: None, _IS_ON: False})
+        return False
+
+    def _take(self, editor: Any) -> bool:
+        """Keep a picture that was just chosen, and start from it."""
+        picture, _ = keep_editor(editor, self.studio.start_images)
+        if picture is not None:
+            self.studio.state.update({_PICTURE: str(picture), _IS_ON: True})
+        return picture is not None
 
 
 def _editor_value(picture: Path) -> dict[str, Any]:
