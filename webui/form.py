@@ -105,7 +105,16 @@ class Form:
         pairs = f"{names}.map((name, place) => [name, values[place]])"
         script = f"(...values) => [JSON.stringify(Object.fromEntries({pairs}))]"
         inputs = list(components.values())
-        return gr.on(triggers, None, inputs, into, js=script, show_progress="hidden", api_visibility="private")
+        return gr.on(
+            triggers,
+            None,
+            inputs,
+            into,
+            js=script,
+            trigger_mode="always_last",
+            show_progress="hidden",
+            api_visibility="private",
+        )
 
     def show(self, config: BaseModel) -> dict[str, Any]:
         """What the inputs show for a configuration, by dotted name."""

@@ -80,7 +80,7 @@ class StartPanel:
         return gr.skip() if kept is None else _editor_value(kept)
 
     def _kept_unpainted(self, editor: Any) -> Any:
-        """The same once the editor is in view, where nothing would be lost: unseen, it holds a picture but shows none."""
+        """The same once the editor is in view, if nothing would be lost: unseen, it holds a picture but shows none."""
         return self._kept() if keep_editor(editor, self.studio.start_images)[1] is None else gr.skip()
 
     def _forget(self) -> bool:
