@@ -83,12 +83,13 @@ def handler(function: Callable[..., Any]) -> Callable[..., Any]:
 def confirm(question: str) -> str:
     """JavaScript for an event's `js`: asks first; dismissed, the handler is not called.
 
-    `{#element}` in the question stands for that element's text at the time.
+    `{#selector}` in the question stands for that element's text, or value, at the time.
     """
     return (
         "(...values) => { const question = "
         + json.dumps(question)
-        + r".replace(/\{(#[\w-]+)\}/g, (_, place) => document.querySelector(place)?.textContent.trim() ?? '');"
+        + r".replace(/\{(#[^}]+)\}/g, (_, place) => { const found = document.querySelector(place);"
+        " return (found?.value ?? found?.textContent ?? '').trim(); });"
         " if (!confirm(question)) throw new Error('cancelled'); return values; }"
     )
 

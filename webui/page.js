@@ -20,6 +20,32 @@
   dark.addEventListener("change", () => setTimeout(showTheme));
   showTheme();
 
+  // Gradio 6 shows the errors of queued handlers only. Those of the quick ones are shown here.
+  const problems = document.createElement("div");
+  problems.id = "toasts";
+  problems.setAttribute("role", "alert");
+  document.body.append(problems);
+  const asText = (markup) => new DOMParser().parseFromString(markup.replace(/<br>/g, "\n"), "text/html").body.textContent;
+  const showProblem = (markup) => {
+    const words = asText(markup || "That did not work. Details are in the server's log.");
+    [...problems.children].find((shown) => shown.dataset.words === words)?.remove();
+    const toast = document.createElement("div");
+    toast.className = "toast-body";
+    toast.dataset.words = words;
+    toast.innerHTML = '<p></p><button type="button" aria-label="Close">×</button>';
+    toast.firstChild.textContent = words;
+    toast.lastChild.addEventListener("click", () => toast.remove());
+    problems.append(toast);
+    setTimeout(() => toast.remove(), 12000);
+  };
+  const fetchPlainly = window.fetch;
+  window.fetch = async (...request) => {
+    const answer = await fetchPlainly(...request);
+    if (answer.status === 500 && answer.url.includes("/gradio_api/run/"))
+      answer.clone().json().then((content) => showProblem(content.error), () => showProblem());
+    return answer;
+  };
+
   // Gradio 6 hears a text field by its key presses alone: what is deleted, pasted, dropped, dictated or typed on a
   // phone would not be saved. So those changes are announced as the key press that it waits for.
   const isText = (event) => event.target.matches?.('[data-testid="textbox"]');

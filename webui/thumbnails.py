@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-import os
+import secrets
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -35,7 +35,7 @@ def thumbnail(image: Path, folder: Path, edge_px: int = EDGE_PX) -> Path:
             small.thumbnail((edge_px, edge_px), Image.Resampling.LANCZOS)
     except (UnreadableImageError, OSError, ValueError):
         return tile(f"{image.name} {_UNREADABLE}", folder, edge_px)
-    return _keep(small, target)
+    return keep(small, target)
 
 
 def tile(text: str, folder: Path, edge_px: int = EDGE_PX) -> Path:
@@ -51,7 +51,7 @@ def tile(text: str, folder: Path, edge_px: int = EDGE_PX) -> Path:
     ImageDraw.Draw(picture).multiline_text(
         (edge_px / 2, edge_px / 2), _wrapped(text), "white", font, anchor="mm", align="center", spacing=edge_px / 40
     )
-    return _keep(picture, target)
+    return keep(picture, target)
 
 
 def _wrapped(text: str, width: int = 16, lines: int = 5) -> str:
@@ -73,9 +73,10 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _keep(picture: Image.Image, target: Path) -> Path:
+def keep(picture: Image.Image, target: Path) -> Path:
+    """Write a picture as WebP in one go, however many threads make the same one; returns its path."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     picture.save(beside, "WEBP", quality=82)
     beside.replace(target)
     return target

@@ -25,8 +25,8 @@ from sdlora.config.generate import ComputeConfig, GenerateConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.errors import ConfigError
 from sdlora.generation.adapted_base import AdaptedBase, AdapterSet
-from sdlora.generation.attention import PlainAttention
 from sdlora.generation.compute import choose_device, choose_dtype
+from sdlora.generation.cpu_layers import PlainAttention, use_plain_convolutions
 from sdlora.generation.denoising import CancelledError
 from sdlora.generation.drawing import Drawing, OnStep
 from sdlora.generation.latent_colours import LatentColours
@@ -138,6 +138,7 @@ class Generator:
             tune_malloc()
             if self.bundle.dtype == torch.bfloat16:
                 unet.set_attn_processor(PlainAttention())
+                use_plain_convolutions(unet)
         if self.compute.compile:
             unet.compile_repeated_blocks()
 

@@ -120,6 +120,12 @@ def test_a_data_set_from_upload_to_undo_survives_reload_and_restart(server: Any,
     page.click("#dataset-create")
     wait_for_text(page, "#dataset-empty", "'shapes' is empty")
     assert page.is_disabled("#dataset-train")
+    page.click("#dataset-new")
+    enter(page, "#dataset-name input", "Shapes")
+    page.click("#dataset-create")
+    assert "'Shapes' is there already: choose another name" in toast(page)
+    page.click("#toasts button")
+    page.click("#dataset-cancel-naming")
 
     page.set_input_files("#dataset-upload input[type=file]", pictures(tmp_path / "upload"))
     wait_for_text(page, "#dataset-received", "Added 8 images, 4 captions")

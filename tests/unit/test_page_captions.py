@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,13 @@ def test_thumbnails_are_upright_small_and_made_once(tmp_path: Path) -> None:
     assert thumbnail(tmp_path / "a.jpg", tmp_path / "thumbs").stat().st_mtime_ns == stamp
 
 
+def test_many_threads_may_make_the_same_thumbnail(tmp_path: Path) -> None:
+    picture(1, (400, 400)).save(tmp_path / "a.png")
+    with ThreadPoolExecutor(8) as threads:
+        made = set(threads.map(lambda _: thumbnail(tmp_path / "a.png", tmp_path / "thumbs"), range(16)))
+    assert [path.name for path in (tmp_path / "thumbs").iterdir()] == [path.name for path in made]
+
+
 def test_a_mask_is_tinted_on_the_large_picture(data_set: Path, tmp_path: Path) -> None:
     items = listing.read(data_set)
     Image.new("L", (64, 48), 0).save(data_set / "1-masklabel.png")
@@ -238,8 +246,8 @@ def test_check_options_are_read_back_as_they_were_meant() -> None:
 
 def test_the_words_below_a_picture_say_what_is_wrong(data_set: Path) -> None:
     items = listing.read(data_set)
-    assert [label(item) for item in items[:3]] == ["0", "1", "2 – no caption"]
-    assert label(items[3]).endswith("tokens")
+    assert [label(item) for item in items[:3]] == ["0", "1", "no caption: 2"]
+    assert label(items[3]).endswith("tokens: 3")
     assert "4 images and 3 captions" in summary(items, 5)
     assert "cut off" in tokens(80, saved=True)
 

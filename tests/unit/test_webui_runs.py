@@ -7,6 +7,7 @@ import io
 import re
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from PIL import Image
 from sdlora import events
 from sdlora.config import files as config_files
 from sdlora.config.train import TrainConfig
-from sdlora.errors import RunError
+from sdlora.errors import ConfigError, RunError
 from sdlora.launch import queue
 from sdlora.launch.runs import RunHandle, prepare
 from sdlora.launch.state import RunState
+from sdlora.training.dry_run import DryRun, Problem
+from webui import api, fields
 from webui.run_setup import view
-from webui.run_setup.dry_runs import Finding
+from webui.run_setup.dry_runs import DryRuns, Finding
 from webui.run_setup.pace import Pace, Paces
+from webui.run_setup.report import Reporter, Services
 from webui.run_setup.starting import Starter
 from webui.run_setup.step_maths import count_steps
 from webui.run_view import chart, comparison, files, previews, status
@@ -30,6 +34,7 @@ from webui.run_view.chart import ChartOptions, Curve
 from webui.run_view.curves import Curves
 from webui.run_view.page import Choice, RunPage
 from webui.run_view.watch import Look, RunWatch, SeenRun
+from webui.workspace import Workspace
 
 DEMO = config_files.load("demo.yaml")
 
@@ -299,3 +304,88 @@ def test_the_time_is_told_from_runs_of_the_same_size_only(tmp_path: Path) -> Non
     assert "about 2 min 30 s" in shown
     assert "0.5 s a step in cats" in shown
     assert "known after 30 steps" in view.summary(DEMO, count_steps(DEMO), None, Finding("running"))
+
+
+@dataclass
+class FinishedJob:
+    """Stands in for the process of a dry run, which loads torch for seconds."""
+
+    answer: DryRun | None
+    is_active: bool = True
+    cancelled: bool = False
+    error: str = "out of memory"
+
+    def state(self) -> FinishedJob:
+        return self
+
+    def result(self) -> Any:
+        if self.answer is None:
+            raise RunError("no result")
+        return self.answer.model_dump(mode="json")
+
+    def cancel(self, grace_seconds: float) -> None:
+        self.cancelled = True
+
+    def delete(self) -> None:
+        """Nothing to remove."""
+
+
+@pytest.fixture
+def dry_jobs(monkeypatch: pytest.MonkeyPatch) -> list[FinishedJob]:
+    """The dry runs that were begun; what they answer is set by the test."""
+    jobs: list[FinishedJob] = []
+
+    def begin(config: TrainConfig, folder: Path) -> FinishedJob:
+        jobs.append(FinishedJob(DryRun(problems=[Problem(setting=None, message=f"{config.seed} is unlucky")])))
+        return jobs[-1]
+
+    monkeypatch.setattr("webui.run_setup.dry_runs.start_dry_run", begin)
+    return jobs
+
+
+def test_a_draft_is_looked_into_once_it_is_left_alone(
+    tmp_path: Path, dry_jobs: list[FinishedJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dry_runs, other = DryRuns(tmp_path), DEMO.model_copy(update={"seed": 13})
+    dry_runs.ask(DEMO)
+    assert (dry_runs.look(DEMO).stage, dry_jobs) == ("waiting", [])
+    monkeypatch.setattr("webui.run_setup.dry_runs.QUIET_SECONDS", 0.0)
+    assert dry_runs.look(DEMO).stage == "running"
+    dry_runs.ask(other)
+    assert dry_runs.look(other).stage == "running"
+    assert len(dry_jobs) == 2
+    dry_jobs[1].is_active = False
+    found = dry_runs.look(other.model_copy(update={"name": "renamed"}))
+    assert found.found is not None
+    assert found.found.problems[0].message == "13 is unlucky"
+    assert dry_runs.look(None).stage == "idle"
+
+
+def test_what_the_dry_run_finds_wrong_keeps_start_closed(
+    tmp_path: Path, dry_jobs: list[FinishedJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webui.run_setup.dry_runs.QUIET_SECONDS", 0.0)
+    workspace = Workspace(tmp_path)
+    workspace.prepare()
+    among = fields.fields(TrainConfig, ["outputs.folder"])
+    reporter = Reporter(Services.of(workspace), workspace.runs, among, lambda name: (name, "section"))
+    shown = fields.show_all(DEMO, among)
+    before = reporter.report(shown, "demo.yaml")
+    assert before.can_start
+    assert "checking" in before.status
+    dry_jobs[0].answer, dry_jobs[0].is_active = None, False
+    after = reporter.report(shown, "demo.yaml")
+    assert not after.can_start
+    assert not after.can_enqueue
+    assert "the check of these settings failed: out of memory" in after.problems
+    assert "1 problem" in after.status
+
+
+def test_the_api_takes_names_of_runs_not_paths(tmp_path: Path) -> None:
+    handle = made(tmp_path)
+    assert api._find(tmp_path, "cats") == handle
+    for name in ("../cats", "", str(handle.folder)):
+        with pytest.raises(ConfigError, match="is no name of a run"):
+            api._find(tmp_path, name)
+    with pytest.raises(ConfigError, match="not a run folder"):
+        api._find(tmp_path, "dogs")

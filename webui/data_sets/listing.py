@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ def write_caption(image: Path, text: str) -> None:
     path = image.with_suffix(".txt")
     if not text and not path.exists():
         return
-    beside = path.with_name(f".{path.name}.part")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 

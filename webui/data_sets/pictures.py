@@ -9,7 +9,7 @@ from PIL import Image
 
 from sdlora.data.decoding import UnreadableImageError, load_grey
 from webui.data_sets.listing import Item
-from webui.thumbnails import thumbnail
+from webui.thumbnails import keep, thumbnail
 
 EDGE_PX = 1024
 _TINT = (220, 40, 40)
@@ -25,8 +25,7 @@ def large_picture(item: Item, folder: Path) -> Path:
         key = f"{plain.name}|{item.mask}|{item.mask.stat().st_mtime_ns}"
         target = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.webp"
         if not target.is_file():
-            _tinted(plain, item.mask).save(beside := target.with_suffix(".part"), "WEBP", quality=82)
-            beside.replace(target)
+            keep(_tinted(plain, item.mask), target)
     except (OSError, UnreadableImageError):
         return plain
     return target

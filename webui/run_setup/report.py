@@ -49,8 +49,8 @@ class Report:
     status: str
     can_start: bool
     can_enqueue: bool
-    is_busy: bool
-    """Whether a run is training now."""
+    training: str
+    """Name of the run that trains now, empty if none does."""
 
 
 class Reporter:
@@ -88,7 +88,7 @@ class Reporter:
             status=view.status(found.problems, busy, view.in_short(maths, pace, finding), finding),
             can_start=found.can_start and not busy,
             can_enqueue=found.can_start,
-            is_busy=bool(look.active),
+            training=look.active[0].name if look.active else "",
         )
 
     def panel(self, texts: Sequence[str]) -> str:

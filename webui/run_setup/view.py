@@ -20,7 +20,7 @@ _DETAILS_LEFT_OUT = ("steps", "memory")
 def summary(config: TrainConfig | None, maths: StepMaths | None, pace: Pace | None, finding: Finding) -> str:
     """Steps, time, memory and disk of the run to be, as far as they are known."""
     if config is None or maths is None:
-        return '<div class="summary"><p>Steps, time and memory are shown here once the data set can be read.</p></div>'
+        return '<div class="summary"><p>Steps, time and memory are told once there is nothing left to fix.</p></div>'
     found = finding.found.figures if finding.found else None
     total = found.total_steps if found else maths.steps
     rows = [("Steps", f"<strong>{total:,}</strong> <span class='small'>{html.escape(maths.as_text())}</span>")]
@@ -87,7 +87,9 @@ def only_these(found: Sequence[Field], among: Sequence[Field], query: str, eleme
     hidden = ",".join(f"#{element_id(field.name)}" for field in among if element_id(field.name) not in kept)
     empty = {field.section for field in among} - {field.section for field in found}
     sections = ",".join(f"#{element_id('section-' + (section or 'general'))}" for section in sorted(empty))
-    rules = "".join(f"{selector}{{display:none!important}}" for selector in (hidden, sections) if selector)
+    with_one = f":not(:has({','.join(f'#{name}' for name in sorted(kept))}))" if kept else ""
+    rows = f"#{element_id('advanced')} .row{with_one}"
+    rules = "".join(f"{selector}{{display:none!important}}" for selector in (hidden, sections, rows) if selector)
     return f'<style>{rules}</style><p class="hint" role="status">{count} “{html.escape(query.strip())}”.</p>'
 
 

@@ -18,7 +18,7 @@ from webui.run_view.curves import Curves
 
 MAX_POINTS = 500
 WIDTH, HEIGHT = 860, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 58, 14, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 58, 14, 48
 _CLIPPED_SHARE = 0.995
 """Losses above this share of all are left out of the scale: one spike must not flatten the curve."""
 _SMALLEST = 1e-8
@@ -221,8 +221,8 @@ def _rate(rates: Points, scale: _Scale) -> str:
     top = bottom - 0.94 * height
     return (
         f'<polyline class="curve-rate" points="{line}"/>'
-        f'<text class="rate" x="{WIDTH - _RIGHT + 6}" y="{top + 4:.1f}">{highest:.2g}</text>'
-        f'<text class="rate" x="{WIDTH - _RIGHT + 6}" y="{bottom + 4}">0</text>'
+        f'<text class="rate" x="{WIDTH - 2}" y="{top + 4:.1f}" text-anchor="end">{highest:.2g}</text>'
+        f'<text class="rate" x="{WIDTH - 2}" y="{bottom + 4}" text-anchor="end">0</text>'
     )
 
 

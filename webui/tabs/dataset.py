@@ -123,8 +123,8 @@ class DatasetTab:
             handler(self._delete),
             self.chosen,
             self._views,
-            js=confirm("Move the data set with {#dataset-count} to the trash? Settings tells where that is."),
-            **_QUICK,
+            js=confirm("Move '{#dataset-chosen input}' ({#dataset-count}) to the trash?"),
+            **_PRIVATE,
         )
         self.upload.upload(
             handler(self._receive),

@@ -19,7 +19,8 @@ from webui.tabs import dataset_view as view
 from webui.tabs.dataset_editor import Editor
 from webui.thumbnails import thumbnail
 
-_QUICK: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_QUICK: dict[str, Any] = {**_PRIVATE, "queue": False}  # Gradio shows gr.Info of queued handlers only
 TAGS_SHOWN = 60
 
 
@@ -122,7 +123,7 @@ class Browser:
         for step, turn, move in ((-1, self.page_back, editor.previous), (1, self.page_on, editor.next)):
             turn.click(handler(self._turn(step)), [*wanted, self.number], self._list, **_QUICK)
             move.click(handler(self._step(step)), [*editor.written, *self.filter, self.number], looked_at, **_QUICK)
-        self.undo.click(handler(self._undo), [self.chosen, *self.around], self.views, **_QUICK)
+        self.undo.click(handler(self._undo), [self.chosen, *self.around], self.views, **_PRIVATE)
         question = confirm("Delete {#dataset-image}? Undo brings it back.")
         editor.delete.click(handler(self._delete), [self.chosen, *self.around], self.views, js=question, **_QUICK)
 

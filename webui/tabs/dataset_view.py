@@ -38,7 +38,8 @@ def nothing(name: str | None) -> str:
             [("sample", "Add the sample images"), ("create", "Create an empty data set")],
         )
     return _empty(
-        f"'{name}' is empty. Drop pictures above: 10 to 50 good ones are enough for a character or a style.",
+        f"'{html.escape(name)}' is empty (<span id='dataset-count'>0 images</span>). Drop pictures above: 10 to 50 "
+        "good ones are enough for a character or a style.",
         [("upload", "Choose files")],
     )
 
@@ -52,7 +53,7 @@ def _empty(words: str, buttons: Sequence[tuple[str, str]]) -> str:
     pressed = "".join(
         f'<button type="button" data-act="{act}">{html.escape(label)}</button> ' for act, label in buttons
     )
-    return f'<div class="empty-state"><p>{html.escape(words)}</p><p>{pressed}</p></div>'
+    return f'<div class="empty-state"><p>{words}</p><p>{pressed}</p></div>'
 
 
 def summary(items: Sequence[Item], num_tags: int) -> str:
@@ -72,8 +73,8 @@ def label(item: Item) -> str:
     """What stands below a picture: its name, and what is wrong."""
     stem = item.name.rpartition(".")[0] or item.name
     if not item.caption:
-        return f"{stem} – no caption"
-    return f"{stem} – {item.tokens} tokens" if item.tokens > TOKEN_LIMIT else stem
+        return f"no caption: {stem}"
+    return f"{item.tokens} tokens: {stem}" if item.tokens > TOKEN_LIMIT else stem
 
 
 def tokens(number: int, saved: bool) -> str:

@@ -104,7 +104,11 @@ class RunsTab:
             self.log_scale = self.context.remember(
                 "runs.log_scale",
                 gr.Checkbox(
-                    False, label="Logarithmic scale", info="Tells small losses apart.", elem_id="runs-log-scale"
+                    False,
+                    label="Logarithmic scale",
+                    info="Tells small losses apart.",
+                    elem_id="runs-log-scale",
+                    min_width=200,
                 ),
             )
             self.with_rate = self.context.remember(

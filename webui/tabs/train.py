@@ -90,7 +90,8 @@ class TrainTab:
         self.selected_run = self.context.share("runs.selected", gr.State(None))
         self.draft = gr.State({})
         self.said = gr.State(None)
-        self.collected = gr.Textbox(label="The form as JSON", elem_classes="off-page")
+        with gr.Column(elem_classes="off-page"):
+            self.collected = gr.Textbox(label="The form as JSON")
         with gr.Row(elem_classes="page-columns"):
             with gr.Column(scale=3, min_width=320):
                 self._lay_out_first_fields()
@@ -158,7 +159,7 @@ class TrainTab:
         self.found = gr.HTML("", elem_id="train-found", elem_classes="bare")
         with gr.Column(elem_id="train-advanced"):
             placed = set(self.form.components)
-            self.form.accordions(SECTIONS)
+            self.form.accordions(SECTIONS, columns=2)
             self.advanced = [field for field in self.form.fields if field.name not in placed]
 
     def _lay_out_yaml(self) -> None:
@@ -209,7 +210,7 @@ class TrainTab:
         begun = [self.selected_run, self.context.tabs, *self._views]
         self._with_form(self.start.click, self._start, begun, trigger_mode="once")
         self._with_form(self.enqueue.click, self._enqueue, begun, trigger_mode="once")
-        self.stop.click(handler(self._stop), None, self.status, **_QUICK)
+        self.stop.click(handler(self._stop), self.said, self.status, **_QUICK)
         self.reset.click(handler(self._reset), self.preset, self.outputs, **_QUICK)
         self.differences.select(handler(self._reset_one), [self.draft, self.preset], self.outputs, **_QUICK)
         self.search.input(
@@ -356,8 +357,9 @@ class TrainTab:
         begun = {self.selected_run: handle.name, self.context.tabs: self.context.go_to("runs")}
         return {**begun, **self._report(shown, preset)}
 
-    def _stop(self) -> dict[Any, Any]:
-        for run in self.services.watch.look(now=True).active:
+    def _stop(self, said: Report | None) -> dict[Any, Any]:
+        run = self.services.watch.look(now=True).find(said.training if said else None)
+        if run is not None and run.state.is_active:
             run.handle.stop()
         return {self.status: "<p>Asked to stop; it saves first.</p>"}
 
@@ -388,7 +390,7 @@ class TrainTab:
             (self.status, "status", now.status),
             (self.start, "can_start", gr.update(interactive=now.can_start)),
             (self.enqueue, "can_enqueue", gr.update(interactive=now.can_enqueue)),
-            (self.stop, "is_busy", gr.update(visible=now.is_busy)),
+            (self.stop, "training", gr.update(visible=bool(now.training), value=f"Stop {now.training}")),
         ]
         changed = {
             component: value

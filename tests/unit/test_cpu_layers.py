@@ -1,0 +1,49 @@
+"""The UNet's attention and small convolutions for processors with bf16 against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import nn
+
+from sdlora.generation import cpu_layers
+from sdlora.generation.cpu_layers import PlainAttention, PlainConvolution, use_plain_convolutions
+
+
+@pytest.mark.parametrize("most_scores", [2**25, 300])
+@pytest.mark.parametrize("is_cross", [False, True])
+@torch.no_grad()
+def test_plain_attention_equals_torchs_whether_in_parts_or_whole(
+    is_cross: bool, most_scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_layers, "_MOST_SCORES", most_scores)
+    torch.manual_seed(0)
+    layer = Attention(query_dim=48, cross_attention_dim=32 if is_cross else None, heads=3, dim_head=16)
+    inputs, texts = torch.randn(2, 20, 48), torch.randn(2, 7, 32) if is_cross else None
+    layer.set_processor(AttnProcessor2_0())
+    expected = layer(inputs, encoder_hidden_states=texts)
+    layer.set_processor(PlainAttention())
+    torch.testing.assert_close(layer(inputs, encoder_hidden_states=texts), expected)
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "size"), [(1, 1, (8, 8)), (2, 1, (9, 14)), (1, 0, (5, 6)), (1, 1, (9, 8))]
+)
+@pytest.mark.parametrize("is_channels_last", [True, False])
+@torch.no_grad()
+def test_small_convolutions_equal_torchs(
+    stride: int, padding: int, size: tuple[int, int], is_channels_last: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 24, 3, stride, padding)
+    inputs = torch.randn(2, 16, *size)
+    expected = layer(inputs)
+    model = nn.Sequential(layer, nn.Conv2d(24, 8, 1)).to(memory_format=torch.channels_last)
+    weight = layer.weight
+    use_plain_convolutions(model)
+    assert [type(module) for module in model] == [PlainConvolution, nn.Conv2d]
+    assert layer.weight is weight
+    if is_channels_last:
+        inputs = inputs.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer(inputs), expected)
