@@ -30,8 +30,13 @@ TABS = (
 POLL_SECONDS = 1.0
 _QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 _NEVER_SET = object()
-_READY = "() => { document.body.dataset.ready = 'yes'; return []; }"
-"""Says on the page that the remembered fields and tab are in place."""
+_READY = """() => {
+  const page = document.body.dataset;
+  page.loading = (page.loading ?? %d) - 1;
+  if (page.loading === '0') page.ready = 'yes';
+  return [];
+}"""
+"""Says on the page that the remembered fields, the tab and what each tab begins with are in place."""
 _ANNOUNCE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
 
 
@@ -148,9 +153,11 @@ def _wire_memory(page: gr.Blocks, context: Context) -> None:
         return updates
 
     filled = page.load(handler(restore), None, [context.tabs, *context.remembered.values()], **_QUICK)
+    ready = _READY % (len(context.on_load) + 1)
+    filled.then(None, None, None, js=ready, api_visibility="private")
     for function, inputs, outputs in context.on_load:
-        filled.then(handler(function), inputs, outputs, **_QUICK)
-    filled.then(None, None, None, js=_READY, api_visibility="private")
+        loaded = filled.then(handler(function), inputs, outputs, **_QUICK)
+        loaded.then(None, None, None, js=ready, api_visibility="private")
     for name, component in context.remembered.items():
 
         def write(value: Any, name: str = name) -> None:

@@ -28,7 +28,7 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 
 class UsedAdapter(MixedAdapter):
     start: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Share of the sampling steps after which the adapter sets in."""
+    """Share of the sampling steps after which the adapter sets in; its text encoder part counts from the beginning."""
 
     end: float = Field(default=1.0, ge=0.0, le=1.0)
     """Share of the sampling steps after which the adapter is left out."""

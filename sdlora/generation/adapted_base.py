@@ -6,7 +6,7 @@ Merged: layers get new weights, and their own back later; faster, for one set of
 A UNet call has one row for each image, with guidance two that follow each other. In a mixed batch a row gets the same
 arithmetic as alone.
 
-Shapes: S groups of rows, I inputs, O outputs, R the largest rank.
+Shapes: S images, I inputs, O outputs, R the largest rank.
 """
 
 from __future__ import annotations
@@ -34,24 +34,21 @@ _UNET = "lora_unet_"
 
 @dataclass(frozen=True)
 class _Piece:
-    """Part of what is added to a layer's output, up(down(x)), for consecutive rows. `down` alone is a whole update."""
+    """What is added to consecutive rows of a layer's output: up(down(x)), or down(x) alone."""
 
     rows: slice
     down: Tensor
     up: Tensor | None
 
     def add_to(self, layer: nn.Module, inputs: Tensor, output: Tensor) -> None:
-        """Add it to the layer's output, in place."""
+        """Add it in place."""
         given, target = inputs[self.rows], output[self.rows]
         if isinstance(layer, nn.Conv2d):
             geometry = (layer.stride, layer.padding, layer.dilation)
             inner = functional.conv2d(given, self.down, None, *geometry)  # type: ignore[arg-type]
             target.add_(inner if self.up is None else functional.conv2d(inner, self.up))
-        elif self.up is None:
-            target.add_(functional.linear(given, self.down))
         else:
-            inner = functional.linear(given, self.down)
-            target.view(-1, target.shape[-1]).addmm_(inner.view(-1, inner.shape[-1]), self.up.T)
+            target.add_(functional.linear(given, self.down))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> _Piece:
         """The same elsewhere."""
@@ -60,20 +57,25 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Stack:
-    """Pieces of a linear layer for as many groups of rows of the same size, in two multiplications."""
+    """What is added to a linear layer's output, image by image in one batched multiplication; one entry is for all.
+
+    Batched also for a single image: only so has it the same bits as among others.
+    """
 
     down_SIR: Tensor
     up_SRO: Tensor
+    copies: int
 
     def add_to(self, layer: nn.Module, inputs: Tensor, output: Tensor) -> None:
-        """Add it to the layer's output, in place."""
-        groups = len(self.down_SIR)
-        inner = torch.bmm(inputs.reshape(groups, -1, inputs.shape[-1]), self.down_SIR)
-        output.view(groups, -1, output.shape[-1]).baddbmm_(inner, self.up_SRO)
+        """Add it in place."""
+        images = len(inputs) // self.copies
+        given, target = (tensor.view(images, -1, tensor.shape[-1]) for tensor in (inputs.contiguous(), output))
+        inner = torch.bmm(given, self.down_SIR.expand(images, -1, -1))
+        target.baddbmm_(inner, self.up_SRO.expand(images, -1, -1))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> _Stack:
         """The same elsewhere."""
-        return _Stack(self.down_SIR.to(device, dtype), self.up_SRO.to(device, dtype))
+        return _Stack(self.down_SIR.to(device, dtype), self.up_SRO.to(device, dtype), self.copies)
 
 
 class AdaptedBase:
@@ -184,11 +186,18 @@ class AdaptedBase:
     def _hook(self, names: Sequence[str], rows: Sequence[AdapterSet], copies: int) -> None:
         runs = _runs(rows, copies)
         for name in names:
-            by_run = [_pieces(name, own, slots) for own, slots in runs]
-            stack = _stacked(by_run, runs)
-            pieces = [stack] if stack is not None else [piece for pieces in by_run for piece in pieces]
+            layer = self._layers[name]
+            pieces: list[_Piece | _Stack] = [
+                _Piece(slots, whole, None) for own, slots in runs for whole in _whole(name, own)
+            ]
+            if isinstance(layer, nn.Conv2d):
+                factors = [(slots, _factors(name, own)) for own, slots in runs]
+                pieces += [_Piece(slots, *pair) for slots, pair in factors if pair is not None]
+            else:
+                pairs = [_factors(name, own) for own in (rows if len(runs) > 1 else rows[:1])]
+                pieces += [_stacked(pairs, copies)] if any(pair is not None for pair in pairs) else []
             placed = [piece.to(self.device, self.dtype) for piece in pieces]
-            self._hooks.append(self._layers[name].register_forward_hook(_Adding(placed)))
+            self._hooks.append(layer.register_forward_hook(_Adding(placed)))
 
 
 class _Adding:
@@ -208,14 +217,32 @@ def _names(adapters: Sequence[WeightedAdapter], prefix: str) -> list[str]:
     return [name for name in names if any(adapter.strength(name) for adapter in adapters)]
 
 
-def _pieces(name: str, adapters: AdapterSet, rows: slice) -> list[_Piece]:
-    """What a set of adapters adds to a layer's output: all thin factors side by side, whole updates one by one."""
-    updates = [(adapter.loaded.updates[name], strength) for adapter in adapters if (strength := adapter.strength(name))]
-    pieces = [_Piece(rows, update.down.float() * strength, None) for update, strength in updates if update.up is None]
-    thin = [(update.down, update.up.float() * strength) for update, strength in updates if update.up is not None]
-    if thin:
-        pieces.append(_Piece(rows, torch.cat([down for down, _ in thin]), torch.cat([up for _, up in thin], dim=1)))
-    return pieces
+def _whole(name: str, adapters: AdapterSet) -> list[Tensor]:
+    """A layer's updates that have no factors, weights multiplied in."""
+    updates = [(adapter.loaded.updates[name], adapter.strength(name)) for adapter in adapters if adapter.strength(name)]
+    return [update.down.float() * strength for update, strength in updates if update.up is None]
+
+
+def _factors(name: str, adapters: AdapterSet) -> tuple[Tensor, Tensor] | None:
+    """All other updates of a layer as one pair of factors side by side, weights multiplied in; None without any."""
+    updates = [(adapter.loaded.updates[name], adapter.strength(name)) for adapter in adapters if adapter.strength(name)]
+    pairs = [(update.down, update.up.float() * strength) for update, strength in updates if update.up is not None]
+    if not pairs:
+        return None
+    return torch.cat([down for down, _ in pairs]), torch.cat([up for _, up in pairs], dim=1)
+
+
+def _stacked(pairs: Sequence[tuple[Tensor, Tensor] | None], copies: int) -> _Stack:
+    """Linear layers' factors, one entry for each image, filled up to the largest rank with zeros."""
+    given = [pair for pair in pairs if pair is not None]
+    rank = max(len(down) for down, _ in given)
+    down_SIR = torch.zeros(len(pairs), given[0][0].shape[1], rank)
+    up_SRO = torch.zeros(len(pairs), rank, len(given[0][1]))
+    for index, pair in enumerate(pairs):
+        if pair is not None:
+            down_SIR[index, :, : len(pair[0])] = pair[0].T
+            up_SRO[index, : len(pair[0])] = pair[1].T
+    return _Stack(down_SIR, up_SRO, copies)
 
 
 def _runs(rows: Sequence[AdapterSet], copies: int) -> list[tuple[AdapterSet, slice]]:
@@ -230,22 +257,3 @@ def _runs(rows: Sequence[AdapterSet], copies: int) -> list[tuple[AdapterSet, sli
             runs.append((rows[start], slice(start * copies, end * copies)))
             start = end
     return runs
-
-
-def _stacked(by_run: Sequence[Sequence[_Piece]], runs: Sequence[tuple[AdapterSet, slice]]) -> _Stack | None:
-    """All runs' pieces as one stack, thinner ones filled up with zeros; None where they don't fit into one."""
-    thin = [pieces[0] for pieces in by_run if len(pieces) == 1 and pieces[0].up is not None]
-    sizes = {rows.stop - rows.start for _, rows in runs if rows.stop is not None}
-    if len(runs) == 1 or len(sizes) != 1 or not thin or any(len(pieces) > 1 for pieces in by_run):
-        return None
-    if thin[0].down.ndim != 2 or len(thin) != sum(bool(pieces) for pieces in by_run):
-        return None
-    rank = max(len(piece.down) for piece in thin)
-    down_SIR = torch.zeros(len(runs), thin[0].down.shape[1], rank)
-    up_SRO = torch.zeros(len(runs), rank, len(thin[0].up))  # type: ignore[arg-type]
-    for index, pieces in enumerate(by_run):
-        for piece in pieces:
-            assert piece.up is not None
-            down_SIR[index, :, : len(piece.down)] = piece.down.T
-            up_SRO[index, : len(piece.down)] = piece.up.T
-    return _Stack(down_SIR, up_SRO)

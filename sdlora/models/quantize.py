@@ -15,6 +15,7 @@ Shapes: B images, I and O inputs and outputs, C channels, H and W height and wid
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any
 
@@ -86,7 +87,7 @@ def _flat_shape(shape: torch.Size) -> tuple[int, int]:
     return (number // _BLOCK, _BLOCK) if number % _BLOCK == 0 else (1, number)
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(nn.Module, ABC):
     """What quantised layers share: packed buffers, and `weight` as the unpacked tensor.
 
     Scales are kept as their raw bits in integer buffers, so that `module.to(dtype)` can't round them.
@@ -152,13 +153,13 @@ class QuantizedLayer(nn.Module):
         """The unpacked weight, a new tensor each time: changing it changes nothing."""
         return self.unpacked(self.compute_dtype)
 
+    @abstractmethod
     def apply_weight(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's operation with a given weight."""
-        raise NotImplementedError
 
+    @abstractmethod
     def input_gradient(self, input_shape: torch.Size, weight: Tensor, output_gradient: Tensor) -> Tensor:
         """The gradient with respect to the layer's input."""
-        raise NotImplementedError
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The layer's output; the weight is unpacked here and again in the backward pass, never kept between."""

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from browsing import enter, open_tab, toast
 from PIL import Image, ImageDraw
+from tiny_captioners import build_tagger
 
 TABS = ("dataset", "train", "runs", "mix", "generate", "settings")
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
@@ -223,8 +224,32 @@ def filter_and_delete(page: Any, folder: Path) -> None:
     wait_for_text(page, "#dataset-pager", "8 images")
 
 
+def caption_with_a_model(page: Any, folder: Path, tagger: Path) -> None:
+    """A job writes the missing caption; the page shows it by itself, and Undo takes it away."""
+    (folder / "2.txt").unlink()
+    page.locator("#dataset-gallery .thumbnail-item").nth(2).click()
+    wait_for_caption(page, "")
+    page.fill("#dataset-caption-threshold input", "5")
+    page.press("#dataset-caption-threshold input", "Tab")
+    page.click("#dataset-caption-start")
+    wait_for_text(page, "#dataset-caption-problems", "threshold: must be less than or equal to 1; got 5")
+    page.fill("#dataset-caption-threshold input", "0.35")
+    page.press("#dataset-caption-threshold input", "Tab")
+    page.fill("#dataset-caption-model input", str(tagger))
+    page.press("#dataset-caption-model input", "Enter")
+    page.click("#dataset-caption-start")
+    wait_for_text(page, "#dataset-caption-progress", "Captioning done")
+    page.wait_for_function("(selector) => document.querySelector(selector)?.value", arg=CAPTION)
+    assert page.input_value(CAPTION) == (folder / "2.txt").read_text(encoding="utf-8")
+    assert (folder / "0.txt").read_text(encoding="utf-8") == "a, b"
+    page.click("#dataset-undo:has-text('Undo the captioning of 1 file')")
+    wait_for_caption(page, "")
+
+
 @pytest.mark.timeout(900)
-def test_a_data_set_is_checked_mended_and_deleted_only_when_confirmed(server: Any, page: Any) -> None:
+def test_a_data_set_is_checked_mended_captioned_and_deleted_only_when_confirmed(
+    server: Any, page: Any, tmp_path: Path
+) -> None:
     folder = server.root / "datasets" / "twice"
     folder.mkdir(parents=True)
     for number in range(3):
@@ -244,6 +269,8 @@ def test_a_data_set_is_checked_mended_and_deleted_only_when_confirmed(server: An
     assert page.locator("#dataset-report [data-fix='duplicate-tags']").count() == 0
     wait_for_text(page, "#dataset-undo", "Undo the fix of 3 files")
 
+    caption_with_a_model(page, folder, build_tagger(tmp_path / "tagger"))
+
     page.once("dialog", lambda dialog: dialog.dismiss())
     page.click("#dataset-delete")
     page.once("dialog", lambda dialog: dialog.accept())
@@ -253,7 +280,7 @@ def test_a_data_set_is_checked_mended_and_deleted_only_when_confirmed(server: An
     page.wait_for_function("document.querySelector('#dataset-chosen input')?.value === 'thrice'")
     assert (server.root / "datasets" / "thrice").is_dir()
     page.click("#dataset-delete")
-    assert "thrice is in the trash folder" in toast(page)
+    wait_for_text(page, ".toast-body", "thrice is in the trash folder")
     assert [path.name.split("-")[-1] for path in (server.root / "trash").iterdir()] == ["thrice"]
     open_tab(page, "settings")
     page.wait_for_selector("#settings-empty-trash:not([disabled])")

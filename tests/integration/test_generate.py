@@ -143,7 +143,6 @@ def test_a_mixed_batch_of_eight_equals_eight_single_runs(
     assert [bool(row > 0.01) for row in changed] == [bool(own) for own in sets]
 
 
-@pytest.mark.xfail(strict=False, reason="known fault: some bytes differ in bf16 on some processors")
 def test_an_image_of_a_mixed_batch_in_bf16_drawn_again_alone_has_the_same_bytes(adapters: list[Path]) -> None:
     compute = {"precision": "bf16", "device": "cpu"}
     rows = [

@@ -141,7 +141,7 @@ class _RowInputs:
             gr.Markdown(f"{'Trigger words' if about.trigger else 'Trained tags'}: `{words.replace('`', '')}`")
             add = gr.Button("Add to prompt", size="sm", scale=0, min_width=130, elem_id=f"{self.prefix}-trigger")
         prompt = self.context.shared["generate.prompt"]
-        add.click(handler(partial(self._add_words, words)), [prompt], [prompt], **QUICK)
+        add.click(handler(partial(self._add_words, words)), [prompt], [prompt], **QUEUED)
 
     def _sweep(self) -> None:
         with gr.Row(elem_classes="row-end"):

@@ -42,27 +42,44 @@ class DatasetTab:
 
     def _lay_out(self) -> None:
         known = folders.names(self.datasets)
+        with gr.Row(elem_classes="page-columns"):
+            with gr.Column(scale=3, min_width=320):
+                self.chosen = gr.Dropdown(
+                    known,
+                    value=known[0] if known else None,
+                    label="Data set",
+                    info="A folder of images and captions.",
+                    elem_id="dataset-chosen",
+                    interactive=True,
+                )
+                self._lay_out_buttons()
+            with gr.Column(scale=2, min_width=320):
+                self.upload = gr.File(
+                    label="Drop images, captions (.txt) or zip files here",
+                    file_count="multiple",
+                    file_types=list(uploads.ACCEPTED),
+                    elem_id="dataset-upload",
+                    height=146,
+                )
+        self.received = gr.HTML("", elem_id="dataset-received", js_on_load=view.LIVE)
+        self.empty = gr.HTML("", elem_id="dataset-empty", js_on_load=view.ACTS, visible=False)
+        self.browser = Browser(self.context, self.chosen)
+        with gr.Column(visible=False) as self.below:
+            self.bulk = BulkPanel(self.context, self.chosen, self.browser)
+            self.work = WorkPanels(self.context, self.chosen, self.browser, self.jobs)
+
+    def _lay_out_buttons(self) -> None:
         with gr.Row(elem_classes="bar"):
-            self.chosen = gr.Dropdown(
-                known,
-                value=known[0] if known else None,
-                label="Data set",
-                info="A folder of images and captions.",
-                elem_id="dataset-chosen",
-                scale=3,
-                min_width=220,
-                interactive=True,
-            )
-            self.new = gr.Button("New", elem_id="dataset-new", size="sm", min_width=70, scale=0)
+            self.new = gr.Button("New", elem_id="dataset-new", size="sm", min_width=60, scale=0)
             self.rename = gr.Button("Rename", elem_id="dataset-rename", size="sm", min_width=80, scale=0)
-            self.delete = gr.Button("Delete", elem_id="dataset-delete", size="sm", min_width=80, scale=0)
+            self.delete = gr.Button("Delete", elem_id="dataset-delete", size="sm", min_width=70, scale=0)
             self.train = gr.Button(
                 "Train with this data set",
                 variant="primary",
                 elem_id="dataset-train",
                 size="sm",
                 min_width=190,
-                scale=0,
+                scale=1,
             )
         with gr.Row(visible=False, elem_classes="bar") as self.naming:
             self.name = gr.Textbox(
@@ -78,19 +95,6 @@ class DatasetTab:
                 "Give it this name", elem_id="dataset-give-name", size="sm", min_width=130, scale=0
             )
             self.cancel_naming = gr.Button("Cancel", elem_id="dataset-cancel-naming", size="sm", min_width=80, scale=0)
-        self.upload = gr.File(
-            label="Drop images, captions (.txt) or zip files here",
-            file_count="multiple",
-            file_types=list(uploads.ACCEPTED),
-            elem_id="dataset-upload",
-            height=72,
-        )
-        self.received = gr.HTML("", elem_id="dataset-received", js_on_load=view.LIVE)
-        self.empty = gr.HTML("", elem_id="dataset-empty", js_on_load=view.ACTS, visible=False)
-        self.browser = Browser(self.context, self.chosen)
-        with gr.Column(visible=False) as self.below:
-            self.bulk = BulkPanel(self.context, self.chosen, self.browser)
-            self.work = WorkPanels(self.context, self.chosen, self.browser, self.jobs)
 
     @property
     def _views(self) -> list[Any]:
@@ -134,6 +138,7 @@ class DatasetTab:
             show_progress_on=[self.received],
         )
         self.empty.select(handler(self._act), self.chosen, self._views, **_QUICK)
+        self.context.shared["tab.dataset"].select(handler(self._offer), None, self.chosen, **_QUICK)
         self.context.remember("dataset.chosen", self.chosen, show=self._kept)
         self.context.on_load.append((self._choose, [self.chosen], self._views))
 
@@ -146,6 +151,10 @@ class DatasetTab:
         """The remembered choice, if that data set is still there."""
         known = folders.names(self.datasets)
         return gr.Dropdown(choices=known, value=name if name in known else next(iter(known), None))
+
+    def _offer(self) -> Any:
+        """The data sets as they are now, without changing what is chosen."""
+        return gr.Dropdown(choices=folders.names(self.datasets))
 
     def _choose(self, name: str | None) -> dict[Any, Any]:
         """Show a data set from its first image on; another one when it is gone meanwhile."""

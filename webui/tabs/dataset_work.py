@@ -164,9 +164,14 @@ class WorkPanels:
         folder = self._folder(values[self.chosen])
         config, problems = self.form.check(self.form.shown(values))
         if problems:
-            return {self.problems: problem_panel.panel(problems, self.form.place_of)}
+            return {self.problems: problem_panel.panel(problems, self._place_of)}
         self.jobs.start("caption", folder, caption_options(config))
         return {**self._shown(folder), self.problems: ""}
+
+    def _place_of(self, problem: str) -> tuple[str, str] | None:
+        """Element ids of the field that a problem is about, and of its section."""
+        name = problem.partition(":")[0]
+        return self.form.place_of(name) if name in self.form.by_name else None
 
     def _start_check(self, name: str, resolution: int, trigger: str) -> dict[Any, Any]:
         folder = self._folder(name)

@@ -123,10 +123,10 @@ class ResultsPanel:
         for button, with_seed in ((self.use_all, True), (self.use_others, False)):
             button.click(handler(self._restorer(with_seed)), [self.selected, tab.changes], filled, **QUEUED)
         self.send.click(
-            handler(self._send), [self.selected], [tab.start.editor, tab.start.is_on, tab.start.panel], **QUICK
+            handler(self._send), [self.selected], [tab.start.editor, tab.start.is_on, tab.start.panel], **QUEUED
         )
         self.delete.click(
-            handler(self._delete), [self.selected, *asked], [*chosen, self.undo, *listed], js=_DELETE, **QUICK
+            handler(self._delete), [self.selected, *asked], [*chosen, self.undo, *listed], js=_DELETE, **QUEUED
         )
         self.undo.click(handler(self._undo), asked, [self.undo, *listed], **QUICK)
         tab.cancel.click(handler(self._cancel), None, None, **QUICK)

@@ -164,7 +164,7 @@ class RunsTab:
             ("preview", RunHandle.preview_now),
             ("resume", self._resume_run),
         ):
-            on(self.buttons[name].click, self._acting(act))
+            on(self.buttons[name].click, self._acting(act), queue=True)  # or its message would not be shown
         asking = [self.confirm, self.question, self.pending]
         for name in ("kill", "delete"):
             self.buttons[name].click(handler(self._asking(name)), self.selected, asking, **_QUICK)

@@ -150,11 +150,12 @@ class SettingsTab:
         return self._cache_words(f"Removed {removed.entries} ({system.gib(removed.size_bytes)}). ")
 
     def _trash_facts(self, before: str = "") -> dict[Any, Any]:
-        size = system.size_of(self.context.workspace.trash)
-        count = f"{size.files} file{'' if size.files == 1 else 's'} ({system.gib(size.size_bytes)})"
+        trash = self.context.workspace.trash
+        size, things = system.size_of(trash), len(list(trash.iterdir()))
+        count = f"{things} deleted item{'' if things == 1 else 's'} ({system.gib(size.size_bytes)})"
         return {
             self.trash: f'<p>{before}<span id="trash-count">{count}</span> in the trash.</p>',
-            self.empty: gr.Button(interactive=size.files > 0),
+            self.empty: gr.Button(interactive=things > 0),
         }
 
     def _empty(self) -> dict[Any, Any]:

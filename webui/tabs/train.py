@@ -227,7 +227,7 @@ class TrainTab:
             handler(self._save_preset),
             [self.draft, self.preset_name, self.preset_purpose],
             [self.preset, self.preset_name, self.preset_purpose],
-            **_QUICK,
+            **_PRIVATE,
         )
         self.context.on_load.append((self._restore, [], [*self.outputs, *self._choices]))
         self.context.shared["tab.train"].select(handler(self._offer), None, self._choices, **_QUICK)
