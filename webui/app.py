@@ -13,7 +13,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: i
 import gradio as gr
 
 from webui import api, theme
-from webui.context import Context, handler
+from webui.context import EACH_COUNTS, LAST_COUNTS, QUICK, Context, handler
 from webui.state import PageState
 from webui.status import StatusLine
 from webui.tabs import dataset, generate, mix, runs, settings, train
@@ -28,7 +28,6 @@ TABS = (
     ("settings", "Settings", settings.build),
 )
 POLL_SECONDS = 1.0
-_QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 _NEVER_SET = object()
 _READY = """() => {
   const page = document.body.dataset;
@@ -137,7 +136,7 @@ def _wire_status(context: Context, status: gr.HTML) -> None:
         return (gr.skip(), gr.skip()) if now == before else (now, now)
 
     outputs = [status, shown]
-    context.timer.tick(handler(show), shown, outputs, concurrency_limit=None, **_QUICK)
+    context.timer.tick(handler(show), shown, outputs, concurrency_limit=None, **QUICK)
 
 
 def _wire_memory(page: gr.Blocks, context: Context) -> None:
@@ -152,11 +151,11 @@ def _wire_memory(page: gr.Blocks, context: Context) -> None:
                 updates[component] = show(value) if show else value
         return updates
 
-    filled = page.load(handler(restore), None, [context.tabs, *context.remembered.values()], **_QUICK)
+    filled = page.load(handler(restore), None, [context.tabs, *context.remembered.values()], **QUICK)
     ready = _READY % (len(context.on_load) + 1)
     filled.then(None, None, None, js=ready, api_visibility="private")
     for function, inputs, outputs in context.on_load:
-        loaded = filled.then(handler(function), inputs, outputs, **_QUICK)
+        loaded = filled.then(handler(function), inputs, outputs, **QUICK)
         loaded.then(None, None, None, js=ready, api_visibility="private")
     for name, component in context.remembered.items():
 
@@ -164,9 +163,9 @@ def _wire_memory(page: gr.Blocks, context: Context) -> None:
             context.state.set(name, value)
 
         trigger = component.input if hasattr(component, "input") else component.change
-        trigger(handler(write), component, None, **_QUICK)
+        trigger(handler(write), component, None, **LAST_COUNTS)
 
     def choose(event: gr.SelectData) -> None:
         context.state.set("page.tab", TABS[event.index][0])
 
-    context.tabs.select(handler(choose), None, None, **_QUICK)
+    context.tabs.select(handler(choose), None, None, **EACH_COUNTS)

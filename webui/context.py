@@ -20,6 +20,17 @@ from webui.workspace import Workspace
 
 log = logging.getLogger("webui")
 
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""Options of an event that is no part of the API; queued: only so are `gr.Info` and a changed `gr.State` told of."""
+QUEUED: dict[str, Any] = {**PRIVATE, "concurrency_limit": None}
+"""The same, for quick handlers: they don't wait for each other."""
+QUICK: dict[str, Any] = {**PRIVATE, "queue": False}
+"""Answered at once. A second press while the first is under way is dropped: right for buttons only."""
+LAST_COUNTS: dict[str, Any] = {**QUICK, "trigger_mode": "always_last"}
+"""For typing and choosing: what came meanwhile is sent once the first is through. Event data would be lost."""
+EACH_COUNTS: dict[str, Any] = {**QUICK, "trigger_mode": "multiple"}
+"""For presses that say by event data what was pressed."""
+
 
 @dataclass
 class Context:

@@ -10,16 +10,12 @@ import gradio as gr
 from gradio.context import Context as GradioContext
 
 from sdlora.adapters.blocks import PRESETS
-from webui.context import Context, handler
+from webui.context import LAST_COUNTS, QUEUED, Context, handler
 from webui.drawing import view
 from webui.drawing.studio import Studio
 from webui.mixing import active_adapters as rows_of
 from webui.mixing.active_adapters import SLIDER_RANGE, Row, read_blocks, to_tags
 
-QUICK: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-"""For handlers that answer in milliseconds."""
-QUEUED: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-"""The same for those that return the count of changes: Gradio tells of a changed state only behind its queue."""
 SWEEP = "0:1.2:0.2"
 _LOWEST, _HIGHEST = SLIDER_RANGE
 _STEP = 0.05
@@ -158,7 +154,7 @@ class _RowInputs:
         self, event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any] | None = None
     ) -> None:
         """An input that writes into the row and the text, without drawing the rows anew."""
-        event(handler(function), inputs, [*(outputs or []), self.tags], trigger_mode="always_last", **QUICK)
+        event(handler(function), inputs, [*(outputs or []), self.tags], **LAST_COUNTS)
 
     def _text(self) -> str:
         return to_tags(self.studio.active.rows, self.studio.library)

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from sdlora.errors import DataError
-from webui.context import Context, confirm, handler
+from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
 from webui.data_sets import folders, uploads
 from webui.data_sets.jobs import WORDS, DataSetJobs, runs_on
 from webui.run_setup.draft import data_sets
@@ -18,8 +18,6 @@ from webui.tabs.dataset_bulk import BulkPanel
 from webui.tabs.dataset_work import WorkPanels
 from webui.trash import move_to_trash
 
-_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-_QUICK: dict[str, Any] = {**_PRIVATE, "queue": False}
 FIRST_NAME = "my images"
 
 
@@ -113,22 +111,22 @@ class DatasetTab:
 
     def _wire(self) -> None:
         named = [self.naming, self.name, self.create, self.give_name]
-        self.chosen.input(handler(self._choose), self.chosen, self._views, **_QUICK)
-        self.new.click(handler(self._ask_new), None, named, **_QUICK).then(
+        self.chosen.input(handler(self._choose), self.chosen, self._views, **LAST_COUNTS)
+        self.new.click(handler(self._ask_new), None, named, **QUICK).then(
             None, None, None, js=view.focus("dataset-name")
         )
-        self.rename.click(handler(self._ask_rename), self.chosen, named, **_QUICK).then(
+        self.rename.click(handler(self._ask_rename), self.chosen, named, **QUICK).then(
             None, None, None, js=view.focus("dataset-name")
         )
-        self.cancel_naming.click(lambda: gr.Row(visible=False), None, self.naming, **_QUICK)
-        self.create.click(handler(self._create), self.name, [self.naming, *self._views], **_QUICK)
-        self.give_name.click(handler(self._rename), [self.chosen, self.name], [self.naming, *self._views], **_QUICK)
+        self.cancel_naming.click(lambda: gr.Row(visible=False), None, self.naming, **QUICK)
+        self.create.click(handler(self._create), self.name, [self.naming, *self._views], **QUICK)
+        self.give_name.click(handler(self._rename), [self.chosen, self.name], [self.naming, *self._views], **QUICK)
         self.delete.click(
             handler(self._delete),
             self.chosen,
             self._views,
             js=confirm("Move '{#dataset-chosen input}' ({#dataset-count}) to the trash?"),
-            **_PRIVATE,
+            **PRIVATE,
         )
         self.upload.upload(
             handler(self._receive),
@@ -137,15 +135,15 @@ class DatasetTab:
             api_visibility="private",
             show_progress_on=[self.received],
         )
-        self.empty.select(handler(self._act), self.chosen, self._views, **_QUICK)
-        self.context.shared["tab.dataset"].select(handler(self._offer), None, self.chosen, **_QUICK)
+        self.empty.select(handler(self._act), self.chosen, self._views, **QUICK)
+        self.context.shared["tab.dataset"].select(handler(self._offer), None, self.chosen, **QUICK)
         self.context.remember("dataset.chosen", self.chosen, show=self._kept)
         self.context.on_load.append((self._choose, [self.chosen], self._views))
 
     def _wire_train(self) -> None:
         """Send the data set to the Train tab, which is built later."""
         target = self.context.shared["train.dataset"]
-        self.train.click(handler(self._send_to_train), self.chosen, [target, self.context.tabs], **_QUICK)
+        self.train.click(handler(self._send_to_train), self.chosen, [target, self.context.tabs], **QUICK)
 
     def _kept(self, name: str) -> Any:
         """The remembered choice, if that data set is still there."""

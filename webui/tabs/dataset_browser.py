@@ -12,15 +12,13 @@ import gradio as gr
 from sdlora.data.images import THREADS
 from sdlora.data.repair.changes import undo
 from sdlora.errors import DataError
-from webui.context import Context, confirm, handler
+from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
 from webui.data_sets import folders, history, listing
 from webui.data_sets.listing import Filter, Item
 from webui.tabs import dataset_view as view
 from webui.tabs.dataset_editor import Editor
 from webui.thumbnails import thumbnail
 
-_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-_QUICK: dict[str, Any] = {**_PRIVATE, "queue": False}  # Gradio shows gr.Info of queued handlers only
 TAGS_SHOWN = 60
 
 
@@ -117,15 +115,17 @@ class Browser:
         editor, looked_at = self.editor, [*self._list, *self.editor.views]
         wanted = [self.chosen, *self.filter]
         for trigger in (self.text.input, self.kind.input, self.tags.input):
-            trigger(handler(self._filtered), wanted, looked_at, trigger_mode="always_last", **_QUICK)
-        self.nothing.select(handler(self._unfiltered), self.chosen, self.views, **_QUICK)
-        self.gallery.select(handler(self._select), [*editor.written, *self.filter, self.shown], editor.views, **_QUICK)
+            trigger(handler(self._filtered), wanted, looked_at, **LAST_COUNTS)
+        self.nothing.select(handler(self._unfiltered), self.chosen, self.views, **QUICK)
+        self.gallery.select(
+            handler(self._select), [*editor.written, *self.filter, self.shown], editor.views, **EACH_COUNTS
+        )
         for step, turn, move in ((-1, self.page_back, editor.previous), (1, self.page_on, editor.next)):
-            turn.click(handler(self._turn(step)), [*wanted, self.number], self._list, **_QUICK)
-            move.click(handler(self._step(step)), [*editor.written, *self.filter, self.number], looked_at, **_QUICK)
-        self.undo.click(handler(self._undo), [self.chosen, *self.around], self.views, **_PRIVATE)
+            turn.click(handler(self._turn(step)), [*wanted, self.number], self._list, **QUICK)
+            move.click(handler(self._step(step)), [*editor.written, *self.filter, self.number], looked_at, **QUICK)
+        self.undo.click(handler(self._undo), [self.chosen, *self.around], self.views, **PRIVATE)
         question = confirm("Delete {#dataset-image}? Undo brings it back.")
-        editor.delete.click(handler(self._delete), [self.chosen, *self.around], self.views, js=question, **_QUICK)
+        editor.delete.click(handler(self._delete), [self.chosen, *self.around], self.views, js=question, **QUICK)
 
     # What the tab and its panels ask for
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from webui.context import Context, handler
+from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.data_sets import bulk, folders, listing
 from webui.data_sets.bulk import Edit, Rewritten
 from webui.tabs.dataset_browser import Browser, as_filter
 from webui.tabs.dataset_view import count
 
-_QUICK: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
 SCOPES = ("all images", "images that pass the filter")
 
 
@@ -93,18 +92,18 @@ class BulkPanel:
             handler(self._shape),
             self.operation,
             [self.text, self.replacement, self.is_regex, self.match_case],
-            **_QUICK,
+            **LAST_COUNTS,
         )
         for field in (*self._fields, *self.browser.filter):
-            field.input(self._outdated, None, self.views, **_QUICK)
+            field.input(self._outdated, None, self.views, **LAST_COUNTS)
         wanted = [self.chosen, *self._fields, *self.browser.filter]
-        self.preview.click(handler(self._preview), wanted, self.views, **_QUICK)
-        self.text.submit(handler(self._preview), wanted, self.views, **_QUICK)
+        self.preview.click(handler(self._preview), wanted, self.views, **QUICK)
+        self.text.submit(handler(self._preview), wanted, self.views, **QUICK)
         self.apply.click(
             handler(self._apply),
             [self.chosen, self.planned, *self.browser.around],
             [*self.views, *self.browser.views],
-            **_QUICK,
+            **QUICK,
         )
 
     def opened(self, folder: Path | None) -> dict[Any, Any]:

@@ -10,13 +10,12 @@ from typing import Any
 import gradio as gr
 
 from sdlora.errors import DataError
-from webui.context import Context, handler
+from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.data_sets import folders, listing, shapes
 from webui.data_sets.listing import Item
 from webui.data_sets.pictures import large_picture
 from webui.tabs import dataset_view as view
 
-_QUICK: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
 DEFAULT_RESOLUTION = 512
 
 
@@ -76,10 +75,10 @@ class Editor:
 
     def _wire(self) -> None:
         saved = [self.tokens, self.loaded]
-        self.caption.input(handler(self._write), self.written, saved, trigger_mode="always_last", **_QUICK)
-        self.save.click(handler(self._write), self.written, saved, **_QUICK)
+        self.caption.input(handler(self._write), self.written, saved, **LAST_COUNTS)
+        self.save.click(handler(self._write), self.written, saved, **QUICK)
         self.resolution.input(
-            handler(self._redraw), [self.chosen, self.editing, self.resolution], self.picture, **_QUICK
+            handler(self._redraw), [self.chosen, self.editing, self.resolution], self.picture, **LAST_COUNTS
         )
 
     def edit(self, items: Sequence[Item], at: int, resolution: int | None = None) -> dict[Any, Any]:

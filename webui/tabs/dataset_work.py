@@ -14,15 +14,13 @@ from sdlora.config.captioning import CaptioningConfig
 from sdlora.errors import ConfigError
 from sdlora.launch.jobs import JobHandle
 from webui import problem_panel
-from webui.context import Context, handler
+from webui.context import PRIVATE, QUICK, Context, handler
 from webui.data_sets import folders, health, listing, shapes
 from webui.data_sets.jobs import WORDS, DataSetJobs, Kind, caption_options, check_options, progress
 from webui.form import Form
 from webui.tabs import dataset_view as view
 from webui.tabs.dataset_browser import Browser
 
-_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-_QUICK: dict[str, Any] = {**_PRIVATE, "queue": False}
 CAPTIONERS = (
     "Salesforce/blip-image-captioning-base",
     "Salesforce/blip-image-captioning-large",
@@ -134,20 +132,20 @@ class WorkPanels:
         editor = self.browser.editor
         looked_at = [*self._job_views, *self.browser.views]
         as_trained = [self.chosen, editor.resolution, self.trigger]
-        self.start.click(handler(self._start_captioning), {self.chosen, *self.form.inputs}, self._job_views, **_QUICK)
-        self.stop.click(handler(self._cancel("caption")), self.chosen, self._job_views, **_PRIVATE)
-        self.check.click(handler(self._start_check), as_trained, self._job_views, **_QUICK)
-        self.cancel_check.click(handler(self._cancel("check", "fix")), self.chosen, self._job_views, **_PRIVATE)
-        self.report.select(handler(self._act), as_trained, looked_at, **_QUICK)
+        self.start.click(handler(self._start_captioning), {self.chosen, *self.form.inputs}, self._job_views, **QUICK)
+        self.stop.click(handler(self._cancel("caption")), self.chosen, self._job_views, **PRIVATE)
+        self.check.click(handler(self._start_check), as_trained, self._job_views, **QUICK)
+        self.cancel_check.click(handler(self._cancel("check", "fix")), self.chosen, self._job_views, **PRIVATE)
+        self.report.select(handler(self._act), as_trained, looked_at, **QUICK)
         self.context.timer.tick(
             handler(self._poll),
             [*as_trained, self.seen, editor.caption, editor.loaded, *self.browser.around],
             looked_at,
             concurrency_limit=None,
-            **_QUICK,
+            **QUICK,
         )
         for trigger in (self.buckets_box.expand, editor.resolution.input):
-            trigger(handler(self._buckets), [self.chosen, editor.resolution], self.buckets, **_QUICK)
+            trigger(handler(self._buckets), [self.chosen, editor.resolution], self.buckets, **QUICK)
 
     def opened(self, folder: Path | None) -> dict[Any, Any]:
         """The jobs of a data set as they stand, and its buckets."""

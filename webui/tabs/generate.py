@@ -9,13 +9,13 @@ import gradio as gr
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import ConfigError
 from webui import problem_panel
-from webui.context import Context, handler
+from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.drawing.studio import FIELDS, LEFT_OUT, Studio, count_prompt_tokens
 from webui.fields import setting_of
 from webui.form import Form
 from webui.mixing import active_adapters as rows_of
 from webui.mixing.active_adapters import to_tags
-from webui.tabs.adapter_rows import QUICK, build_rows, shape
+from webui.tabs.adapter_rows import build_rows, shape
 from webui.tabs.generate_grid import GridPanel
 from webui.tabs.generate_results import ResultsPanel
 from webui.tabs.generate_start import StartPanel
@@ -143,7 +143,7 @@ class GenerateTab:
             button.click(handler(self._decided(wait)), [self.pending], [*self.outputs, self.pending], **QUICK)
         self.to_mix.click(lambda: gr.Tabs(selected="mix"), None, [self.context.tabs], **QUICK)
         sides = [components["width_px"], components["height_px"]]
-        self.size.input(handler(self._set_size), [self.size], sides, **QUICK)
+        self.size.input(handler(self._set_size), [self.size], sides, **LAST_COUNTS)
         self.swap.click(handler(self._swap), sides, sides, **QUICK)
         self.random.click(handler(self._random), None, [components["seed"]], **QUICK)
         self.reuse.click(handler(self._reuse), None, [components["seed"]], **QUICK)
@@ -151,7 +151,7 @@ class GenerateTab:
             gr.on(
                 [components[name].change, components["base_model.model"].change],
                 handler(_count), [components[name], components["base_model.model"]], [counter],
-                trigger_mode="always_last", **QUICK,
+                **LAST_COUNTS,
             )  # fmt: skip
         empty = [field.name for field in FIELDS if field.kind == "number" and field.is_optional]
         self.context.on_load.append((self._kept_numbers(empty), [], [components[name] for name in empty]))

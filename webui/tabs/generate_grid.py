@@ -8,10 +8,9 @@ import gradio as gr
 
 from sdlora.errors import ConfigError
 from webui import problem_panel
-from webui.context import Context, handler
+from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.drawing import axes
 from webui.drawing.studio import Studio
-from webui.tabs.adapter_rows import QUICK
 
 if TYPE_CHECKING:
     from webui.tabs.generate import GenerateTab
@@ -53,7 +52,7 @@ class GridPanel:
         tab.changes.change(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
         for name, component in self.axes.items():
             component.input(
-                handler(self._hint), [component, *axis_inputs], [self.values[name], self.run], **QUICK
+                handler(self._hint), [component, *axis_inputs], [self.values[name], self.run], **LAST_COUNTS
             )  # fmt: skip
 
         def draw(values: dict[Any, Any]) -> tuple[Any, ...]:

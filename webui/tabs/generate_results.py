@@ -10,14 +10,13 @@ import gradio as gr
 
 from sdlora.errors import DataError
 from sdlora.generation.image_files import read_image_text
-from webui.context import Context, handler
+from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, Context, handler
 from webui.downloads import download_button
 from webui.drawing import view
 from webui.drawing.history import write_zip
 from webui.drawing.requests import Drawing
 from webui.drawing.restore import restore
 from webui.drawing.studio import Studio
-from webui.tabs.adapter_rows import QUEUED, QUICK
 from webui.thumbnails import thumbnail
 from webui.trash import Deleted, move_to_trash, put_back
 
@@ -106,11 +105,11 @@ class ResultsPanel:
         listed = [self.history, self.found, self.page]
         asked = [self.search, self.page]
         for event in (self.search.input, self.page.input):
-            event(handler(self._show_history), asked, listed, trigger_mode="always_last", **QUICK)
+            event(handler(self._show_history), asked, listed, **LAST_COUNTS)
         self.history_tab.select(handler(self._show_history), asked, listed, **QUICK)
         chosen = [self.selected, self.selected_panel, self.picture, self.text]
-        self.gallery.select(handler(self._select_result), None, chosen, **QUICK)
-        self.history.select(handler(self._select_history), asked, chosen, **QUICK)
+        self.gallery.select(handler(self._select_result), None, chosen, **EACH_COUNTS)
+        self.history.select(handler(self._select_history), asked, chosen, **EACH_COUNTS)
         self.drop.upload(handler(self._select_dropped), [self.drop], chosen, **QUICK)
         filled = [
             *tab.form.outputs,

@@ -9,11 +9,10 @@ from typing import Any
 import gradio as gr
 
 from sdlora.errors import ConfigError
-from webui.context import Context, handler
+from webui.context import QUICK, Context, handler
 from webui.drawing.start_image import keep_editor
 from webui.drawing.studio import Studio
 from webui.form import Form
-from webui.tabs.adapter_rows import QUICK
 
 _PICTURE, _IS_ON = "generate.start.image", "generate.start_on"
 

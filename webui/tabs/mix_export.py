@@ -12,7 +12,7 @@ from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.mix import MixConfig
 from sdlora.errors import ConfigError
 from sdlora.launch.jobs import JobHandle
-from webui.context import Context, handler
+from webui.context import LAST_COUNTS, QUEUED, QUICK, Context, handler
 from webui.drawing import view
 from webui.drawing.models import family_of
 from webui.drawing.panel import shown_problems
@@ -21,7 +21,6 @@ from webui.fields import fields
 from webui.mixing import mixes
 from webui.mixing.active_adapters import check_family, to_tags
 from webui.problem_panel import SCRIPT
-from webui.tabs.adapter_rows import QUEUED, QUICK
 from webui.tabs.mix_library import LibraryPanel
 from webui.trash import move_to_trash
 
@@ -71,7 +70,7 @@ def build_export(context: Context, studio: Studio, library: LibraryPanel) -> Non
         status = gr.HTML(elem_id="mix-export-status")
         cancel = gr.Button("Cancel the export", size="sm", visible=False, elem_id="mix-export-cancel")
     exports = _Exports(studio, library)
-    method.input(handler(_needed), [method], [rank, energy, density], **QUICK)
+    method.input(handler(_needed), [method], [rank, energy, density], **LAST_COUNTS)
     outputs = [status, cancel, problems]
     inputs = [name, method, rank, energy, density, precision]
     export.click(shown_problems(exports.begin_mix, 3), inputs, outputs, **QUICK)

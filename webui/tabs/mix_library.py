@@ -8,13 +8,12 @@ from typing import Any
 import gradio as gr
 
 from sdlora.errors import SdloraError
-from webui.context import Context, handler
+from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, Context, handler
 from webui.drawing import view
 from webui.drawing.studio import Studio
 from webui.mixing.active_adapters import add, to_tags
 from webui.mixing.library import LibraryEntry, add_file
 from webui.problem_panel import SCRIPT, panel
-from webui.tabs.adapter_rows import QUEUED, QUICK
 from webui.thumbnails import thumbnail, tile
 
 PAGE_ADAPTERS = 24
@@ -72,11 +71,11 @@ class LibraryPanel:
         """Connect everything. changes: counts the rows' changes; tags: their text."""
         asked = [self.search, self.family, self.page]
         for event in (self.search.input, self.family.input, self.page.input):
-            event(handler(self.show), asked, self.shown, trigger_mode="always_last", **QUICK)
+            event(handler(self.show), asked, self.shown, **LAST_COUNTS)
         self.refresh.click(handler(self.look_again), asked, self.shown, api_visibility="private")
         self.context.shared["tab.mix"].select(handler(self.look_again), asked, self.shown, **QUICK)
-        self.gallery.select(handler(self._select), asked, [self.pick, self.card], **QUICK)
-        self.pick.input(handler(self._show_card), [self.pick], [self.card], **QUICK)
+        self.gallery.select(handler(self._select), asked, [self.pick, self.card], **EACH_COUNTS)
+        self.pick.input(handler(self._show_card), [self.pick], [self.card], **LAST_COUNTS)
         self.add.click(handler(self._add), [self.pick, changes], [changes, tags], **QUEUED)
         self.upload.upload(
             handler(self._upload), [self.upload, *asked], [self.upload, self.refused, *self.shown],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,13 @@ import gradio as gr
 from sdlora.errors import RunError
 from sdlora.launch import queue
 from sdlora.launch.runs import RunHandle, clone
-from webui.context import Context, handler
+from webui.context import EACH_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.downloads import download_button
 from webui.run_setup.report import Services
 from webui.run_view import files
 from webui.run_view.chart import ChartOptions
 from webui.run_view.page import Choice, RunPage, pressable
 from webui.run_view.scripts import BEFORE_AFTER, LIVE, PRESSES, READOUT, TO_THE_END
-
-_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-_QUICK: dict[str, Any] = {**_PRIVATE, "queue": False}
-
-Sent = dict[str, Any]
 
 
 def build(context: Context) -> None:
@@ -38,7 +34,8 @@ class RunsTab:
         self.services: Services = context.shared["runs.services"]
         self.page = RunPage(self.services.watch, context.workspace.thumbnails)
         self.selected = context.shared["runs.selected"]
-        self.sent = gr.State({})
+        with gr.Column(elem_classes="off-page"):
+            self.sent = gr.Textbox("{}", label="What this page shows", elem_id="runs-sent")
         self.preview = gr.State((0, None))
         self.pending = gr.State(None)
         with gr.Row(elem_classes="page-columns runs-columns"):
@@ -153,7 +150,7 @@ class RunsTab:
         shown = [*self._parts.values(), *self.buttons.values(), self.details, self.sent, self.selected]
 
         def on(trigger: Any, act: Callable[..., Any], **options: Any) -> None:
-            trigger(handler(act), looks, shown, **{**_QUICK, **options})
+            trigger(handler(act), looks, shown, **{**QUICK, **options})
 
         on(self.context.timer.tick, self._show, concurrency_limit=None)
         for changed in (self.smoothing, self.log_scale, self.with_rate, self.compare):
@@ -167,20 +164,20 @@ class RunsTab:
             on(self.buttons[name].click, self._acting(act), queue=True)  # or its message would not be shown
         asking = [self.confirm, self.question, self.pending]
         for name in ("kill", "delete"):
-            self.buttons[name].click(handler(self._asking(name)), self.selected, asking, **_QUICK)
-        self.no.click(handler(lambda: (gr.update(visible=False), "", None)), None, asking, **_QUICK)
-        self.yes.click(handler(self._confirmed), [self.pending, *looks], [*asking, *shown], **_PRIVATE)
+            self.buttons[name].click(handler(self._asking(name)), self.selected, asking, **QUICK)
+        self.no.click(handler(lambda: (gr.update(visible=False), "", None)), None, asking, **QUICK)
+        self.yes.click(handler(self._confirmed), [self.pending, *looks], [*asking, *shown], **QUICK)
         self._wire_choices(looks, shown)
         train = self.context.shared["train.tab"]
-        self.clone.click(handler(self._clone), self.selected, [*train.outputs, self.context.tabs], **_QUICK)
+        self.clone.click(handler(self._clone), self.selected, [*train.outputs, self.context.tabs], **QUICK)
 
     def _wire_choices(self, looks: list[Any], shown: list[Any]) -> None:
         """Presses inside lists and pictures, and what a page begins with."""
-        self.list.select(handler(self._select), looks, [*shown, self.preview], **_QUICK)
-        self.queue.select(handler(self._alter_queue), looks, shown, **_QUICK)
-        self.grid.select(handler(self._compare_previews), looks, [*shown, self.preview], **_QUICK)
-        self.log_tab.select(None, None, None, js=TO_THE_END, **_PRIVATE)
-        self.compare_tab.select(handler(self._offer_runs), None, self.compare, **_QUICK)
+        self.list.select(handler(self._select), looks, [*shown, self.preview], **EACH_COUNTS)
+        self.queue.select(handler(self._alter_queue), looks, shown, **EACH_COUNTS)
+        self.grid.select(handler(self._compare_previews), looks, [*shown, self.preview], **EACH_COUNTS)
+        self.log_tab.select(None, None, None, js=TO_THE_END, **PRIVATE)
+        self.compare_tab.select(handler(self._offer_runs), None, self.compare, **QUICK)
         self.context.on_load.append((self._restore, [], [self.selected]))
 
     @property
@@ -200,12 +197,17 @@ class RunsTab:
             "compared": self.compared,
         }
 
-    def _show(self, selected: str | None, sent: Sent, preview: Any, *chosen: Any) -> Any:
-        """Whatever is new since this page's last answer; nothing at all when nothing is."""
+    def _show(self, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
+        """Whatever this page doesn't show yet; nothing at all when nothing is new.
+
+        The page itself says what it shows, as `sent`: an answer that came late or got lost is made good by the next.
+        """
         smoothing, log_scale, with_rate, compared = chosen
         options = ChartOptions(smoothing or 0.0, bool(log_scale), bool(with_rate))
         parts = self.page.parts(Choice(selected, tuple(preview), options, tuple(compared or ())))
-        new = {name: part for name, part in parts.items() if name not in sent or sent[name] != part.key}
+        before: dict[str, int] = json.loads(sent or "{}")
+        now = {name: hash(part.key) for name, part in parts.items()}
+        new = {name: part for name, part in parts.items() if before.get(name) != now[name]}
         if not new:
             return gr.skip()
         updates: dict[Any, Any] = {}
@@ -214,7 +216,7 @@ class RunsTab:
                 updates |= self._press_states(part.make())
             else:
                 updates[self._parts[name]] = part.make()
-        updates[self.sent] = {**sent, **{name: part.key for name, part in new.items()}}
+        updates[self.sent] = json.dumps(now)
         run = self.page.chosen(self.services.watch.look(), selected)
         updates[self.details] = gr.update(visible=run is not None)
         if run is not None and run.name != selected:
@@ -276,7 +278,7 @@ class RunsTab:
             queue.remove(handle)
             handle.resume()
 
-    def _select(self, event: gr.EventData, selected: str | None, sent: Sent, preview: Any, *chosen: Any) -> Any:
+    def _select(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
         """Look at another run."""
         name = str(event.run)
         self.context.state.set("runs.selected", name)
@@ -284,7 +286,7 @@ class RunsTab:
         return {**(shown if self.sent in shown else {}), self.selected: name, self.preview: (0, None)}
 
     def _compare_previews(
-        self, event: gr.EventData, selected: str | None, sent: Sent, preview: Any, *chosen: Any
+        self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any
     ) -> Any:
         """Put the pressed picture under the slider."""
         wanted = (int(event.prompt), int(event.step))

@@ -11,10 +11,8 @@ import gradio as gr
 
 from sdlora.data.cache import Cache, default_cache_folder
 from webui import system
-from webui.context import Context, confirm, handler
+from webui.context import PRIVATE, QUICK, Context, confirm, handler
 
-_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-_QUICK: dict[str, Any] = {**_PRIVATE, "queue": False}
 THEMES = ["system", "light", "dark"]
 _KEPT_THEME = "() => localStorage.getItem('sdlora.theme') || 'system'"
 _LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
@@ -86,15 +84,13 @@ class SettingsTab:
         self.empty = gr.Button("Empty the trash", variant="stop", elem_id="settings-empty-trash", size="sm")
 
     def _wire(self) -> None:
-        self.theme.input(
-            None, self.theme, None, js="(choice) => { window.sdloraTheme(choice); return []; }", **_PRIVATE
-        )
+        self.theme.input(None, self.theme, None, js="(choice) => { window.sdloraTheme(choice); return []; }", **PRIVATE)
         facts = [self.folders, self.machine, self.versions, self.cache, self.trash, self.empty]
         tab = self.context.shared["tab.settings"]
-        tab.select(handler(self._look), None, facts, **_QUICK)
-        tab.select(None, None, self.theme, js=_KEPT_THEME, **_PRIVATE)
+        tab.select(handler(self._look), None, facts, **QUICK)
+        tab.select(None, None, self.theme, js=_KEPT_THEME, **PRIVATE)
         self.context.on_load.append((self._look_if_open, [], facts))
-        self.refresh.click(handler(self._look), None, facts, **_QUICK)
+        self.refresh.click(handler(self._look), None, facts, **QUICK)
         self.ask_torch.click(
             handler(lambda: _table(system.ask_torch())),
             None,
@@ -102,13 +98,13 @@ class SettingsTab:
             api_visibility="private",
             show_progress="full",
         )
-        self.prune.click(handler(self._prune), [self.keep_gib, self.keep_days], self.cache, **_PRIVATE)
+        self.prune.click(handler(self._prune), [self.keep_gib, self.keep_days], self.cache, **PRIVATE)
         self.empty.click(
             handler(self._empty),
             None,
             [self.trash, self.empty, self.folders],
             js=confirm("Delete {#trash-count} for good? There is no way back."),
-            **_PRIVATE,
+            **PRIVATE,
         )
 
     def _look_if_open(self) -> dict[Any, Any]:

@@ -15,7 +15,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, SdloraError
 from sdlora.launch.runs import RunHandle
 from webui import problem_panel
-from webui.context import Context, handler
+from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.form import Form
 from webui.run_setup import draft, presets, view
 from webui.run_setup.report import Report, Reporter, Services
@@ -33,8 +33,6 @@ SECTIONS = {
     "previews": "Previews",
     "outputs": "Outputs: checkpoints, file format, metadata",
 }
-_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-_QUICK: dict[str, Any] = {**_PRIVATE, "queue": False}
 _PRESSED = """element.addEventListener('click', (event) => {
   const reset = event.target.closest('[data-reset]');
   if (reset) trigger('select', {name: reset.dataset.reset});
@@ -210,30 +208,30 @@ class TrainTab:
         begun = [self.selected_run, self.context.tabs, *self._views]
         self._with_form(self.start.click, self._start, begun, trigger_mode="once")
         self._with_form(self.enqueue.click, self._enqueue, begun, trigger_mode="once")
-        self.stop.click(handler(self._stop), self.said, self.status, **_QUICK)
-        self.reset.click(handler(self._reset), self.preset, self.outputs, **_QUICK)
-        self.differences.select(handler(self._reset_one), [self.draft, self.preset], self.outputs, **_QUICK)
+        self.stop.click(handler(self._stop), self.said, self.status, **QUICK)
+        self.reset.click(handler(self._reset), self.preset, self.outputs, **QUICK)
+        self.differences.select(handler(self._reset_one), [self.draft, self.preset], self.outputs, **QUICK)
         self.search.input(
             handler(self._search), self.search, [self.found, *form.sections.values()],
-            trigger_mode="always_last", **_QUICK
+            **LAST_COUNTS
         )  # fmt: skip
         for asked in (self.yaml_box.expand, self.refresh_yaml.click):
-            asked(handler(self._show_yaml), self.draft, [self.yaml, self.problems], **_QUICK)
-        self.apply_yaml.click(handler(self._apply_yaml), [self.yaml, self.preset], self.outputs, **_QUICK)
+            asked(handler(self._show_yaml), self.draft, [self.yaml, self.problems], **QUICK)
+        self.apply_yaml.click(handler(self._apply_yaml), [self.yaml, self.preset], self.outputs, **QUICK)
         self.import_file.upload(
-            handler(self._import), [self.import_file, self.preset], [self.yaml, *self.outputs], **_PRIVATE
+            handler(self._import), [self.import_file, self.preset], [self.yaml, *self.outputs], **PRIVATE
         )
         self.save_preset.click(
             handler(self._save_preset),
             [self.draft, self.preset_name, self.preset_purpose],
             [self.preset, self.preset_name, self.preset_purpose],
-            **_PRIVATE,
+            **PRIVATE,
         )
         self.context.on_load.append((self._restore, [], [*self.outputs, *self._choices]))
-        self.context.shared["tab.train"].select(handler(self._offer), None, self._choices, **_QUICK)
+        self.context.shared["tab.train"].select(handler(self._offer), None, self._choices, **QUICK)
         self.context.timer.tick(
             handler(self._tick), [self.draft, self.said], self._views,
-            concurrency_limit=None, **_QUICK
+            concurrency_limit=None, **QUICK
         )  # fmt: skip
 
     def _with_form(self, triggers: Any, act: Callable[..., Any], outputs: list[Any], **options: Any) -> None:
@@ -245,7 +243,7 @@ class TrainTab:
             return act(values, values.pop("preset"))
 
         del acted.__wrapped__  # type: ignore[attr-defined]  # its arguments are not those of `act`
-        wanted = {"trigger_mode": "always_last", **_QUICK, **options}
+        wanted = {"trigger_mode": "always_last", **QUICK, **options}
         self.form.collect(triggers, self.collected, {"preset": self.preset}).then(
             handler(acted), self.collected, outputs, **wanted
         )
