@@ -202,9 +202,7 @@ class _Run:
         )
         outcome: Outcome = "stopped"
         if not self._is_asked_to_stop(self._requests(("stop",))):
-            if trainer.progress.step == 0:
-                self._validate()
-                self._preview()
+            self._catch_up()
             outcome = trainer.run(self._after_step)
         adapter = self._finish() if outcome == "completed" else self._save()
         self.events.emit(
@@ -225,20 +223,31 @@ class _Run:
         )
 
     def _after_step(self) -> Literal["go on", "stop"]:
-        step, is_last = self.trainer.progress.step, self.trainer.progress.step == self.trainer.total_steps
+        step = self.trainer.progress.step
+        is_last = step == self.trainer.total_steps
         requests = self._requests()
         if self._is_asked_to_stop(requests):
             return "stop"
-        improved = (is_last or step % self.config.validation.every == 0) and self._validate()
-        every = self.config.outputs.checkpoint_every
-        if improved or is_last or "save" in requests or (every and step % every == 0):
+        improved = (is_last or self._is_due(self.config.validation.every)) and self._validate()
+        if improved or is_last or "save" in requests or self._is_due(self.config.outputs.checkpoint_every):
             self._save()
             if self.workers.is_main:
                 self._tidy_checkpoints(improved)
-        every = self.config.previews.every
-        if is_last or "preview" in requests or (every and step % every == 0):
+        if is_last or "preview" in requests or self._is_due(self.config.previews.every):
             self._preview()
         return "go on"
+
+    def _catch_up(self) -> None:
+        """Before the first step: judge the base model, or do what the stop that this run goes on from left undone."""
+        step = self.trainer.progress.step
+        is_missing = self.trainer.progress.validated_step < step and self._is_due(self.config.validation.every)
+        if (step == 0 or is_missing) and self._validate() and self.workers.is_main:
+            self._tidy_checkpoints(improved=True)
+        if step == 0 or (self._is_due(self.config.previews.every) and not self.folder.previews(step).exists()):
+            self._preview()
+
+    def _is_due(self, every: int | None) -> bool:
+        return every is not None and every > 0 and self.trainer.progress.step % every == 0
 
     def _requests(self, wanted: Sequence[Request] = REQUESTS) -> set[Request]:
         return self.workers.share(self.folder.take_requests(wanted) if self.workers.is_main else set())
@@ -260,6 +269,7 @@ class _Run:
         validation, progress = self.prepared.validation, self.trainer.progress
         if validation is None:
             return False
+        progress.validated_step = progress.step
         if progress.step == 0:
             progress.base_loss = validation.base_loss()
         with self.trainer.judged():

@@ -47,6 +47,8 @@ class Progress:
     best_relative_loss: float = math.inf
     base_loss: float = math.nan
     """The base model's own validation loss, measured once."""
+    validated_step: int = -1
+    """Step of the last validation."""
 
 
 class Trainer:

@@ -286,5 +286,5 @@ def test_a_data_set_is_checked_mended_captioned_and_deleted_only_when_confirmed(
     page.wait_for_selector("#settings-empty-trash:not([disabled])")
     page.once("dialog", lambda dialog: dialog.accept())
     page.click("#settings-empty-trash")
-    wait_for_text(page, "#settings-trash", "Deleted")
+    wait_for_text(page, "#settings-trash", "0 deleted items")
     assert not list((server.root / "trash").iterdir())

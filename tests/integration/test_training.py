@@ -32,7 +32,7 @@ from sdlora.events import (
 )
 from sdlora.training import checkpoints
 from sdlora.training.forward import Forward
-from sdlora.training.run import RunResult, train
+from sdlora.training.run import RunResult, resume, train
 from sdlora.training.run_folder import RunFolder
 
 E = TypeVar("E")
@@ -264,6 +264,18 @@ def test_a_stop_request_saves_and_ends_the_run(configure) -> None:
     assert collector.of(RunFinished)[0].reason == "stopped"
     assert result.adapter.is_file()
     assert "step_000002" in str(result.adapter)
+
+
+def test_what_a_stop_left_undone_at_its_step_is_done_when_the_run_goes_on(configure) -> None:
+    due = ("validation.fraction=0.3", "validation.every=2", "previews.every=2", "previews.steps=2")
+    config = configure("name=stopped", "optimization.steps=5", "previews.prompts=[a cat]", *due)
+    folder = RunFolder(config.outputs.folder / "stopped")
+    _, before = run(config, lambda step: folder.ask("stop") if step == 2 else None)
+    assert [event.step for event in before.of(PreviewReady)] == [0]
+    after = Collector()
+    resume(folder.path, [after])
+    assert [event.step for event in after.of(Validated)] == [2, 4, 5]
+    assert [event.step for event in after.of(PreviewReady)] == [2, 4, 5]
 
 
 def test_ctrl_c_saves_and_ends_the_run(configure) -> None:

@@ -67,8 +67,7 @@ class Studio:
     @property
     def adapter_folders(self) -> tuple[Path, ...]:
         """Where adapters are looked for: the workspace's, those of runs, and the folders named in the settings."""
-        named = str(self.state.get(FOLDERS_STATE) or "").splitlines()
-        others = [Path(line.strip()).expanduser() for line in named if line.strip()]
+        others = named_folders(self.state.get(FOLDERS_STATE))
         folders = (self.workspace.adapters, self.workspace.runs, *others)
         return tuple(folder for folder in folders if folder.is_dir())
 
@@ -162,6 +161,11 @@ class Studio:
         except ConfigError as error:
             problems += [f"prompt: {problem}" for problem in error.problems]
         return problems
+
+
+def named_folders(lines: str | None) -> list[Path]:
+    """The folders that a text names, one a line."""
+    return [Path(line.strip()).expanduser() for line in (lines or "").splitlines() if line.strip()]
 
 
 def count_prompt_tokens(prompt: str, model: str) -> tuple[int, int]:

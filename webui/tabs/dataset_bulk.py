@@ -14,6 +14,8 @@ from webui.tabs.dataset_browser import Browser, as_filter
 from webui.tabs.dataset_view import count
 
 SCOPES = ("all images", "images that pass the filter")
+_OUTDATED = '() => [{__type__: "update", value: "Apply", interactive: false}, ""]'
+"""In the page itself: an answer of the server could come after the next preview and take it away."""
 
 
 class BulkPanel:
@@ -95,7 +97,7 @@ class BulkPanel:
             **LAST_COUNTS,
         )
         for field in (*self._fields, *self.browser.filter):
-            field.input(self._outdated, None, self.views, **LAST_COUNTS)
+            field.input(None, None, [self.apply, self.result], js=_OUTDATED, api_visibility="private")
         wanted = [self.chosen, *self._fields, *self.browser.filter]
         self.preview.click(handler(self._preview), wanted, self.views, **QUICK)
         self.text.submit(handler(self._preview), wanted, self.views, **QUICK)

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from sdlora.errors import ConfigError
-from webui.context import QUICK, Context, handler
+from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.drawing.start_image import keep_editor
 from webui.drawing.studio import Studio
 from webui.form import Form
@@ -46,8 +46,10 @@ class StartPanel:
                 form.place("start.mask_blur_px")
         context.remember(_IS_ON, self.is_on)
         context.on_load.append((self._kept, [], [self.editor]))
-        self.panel.expand(handler(self._kept_unpainted), [self.editor], [self.editor], **QUICK)
-        self.editor.upload(handler(self._take), [self.editor], [self.is_on], **QUICK)
+        self.was_opened = gr.State(False)
+        self.panel.expand(handler(self._kept_once), [self.was_opened], [self.was_opened, self.editor], **QUICK)
+        self.editor.upload(None, None, [self.is_on], js="() => [true]", api_visibility="private")
+        self.editor.upload(handler(self._take), [self.editor], None, **LAST_COUNTS)
         self.editor.clear(handler(self._forget), None, [self.is_on], **QUICK)
 
     def read(self, values: Mapping[Any, Any]) -> tuple[Path | None, Path | None]:
@@ -78,20 +80,19 @@ class StartPanel:
         kept = self._kept_picture()
         return gr.skip() if kept is None else _editor_value(kept)
 
-    def _kept_unpainted(self, editor: Any) -> Any:
-        """The same once the editor is in view, if nothing would be lost: unseen, it holds a picture but shows none."""
-        return self._kept() if keep_editor(editor, self.studio.start_images)[1] is None else gr.skip()
+    def _kept_once(self, was_opened: bool) -> tuple[bool, Any]:
+        """The same when the editor comes into view first: unseen, it holds a picture but shows none."""
+        return True, gr.skip() if was_opened else self._kept()
 
     def _forget(self) -> bool:
         self.studio.state.update({_PICTURE: None, _IS_ON: False})
         return False
 
-    def _take(self, editor: Any) -> bool:
-        """Keep a picture that was just chosen, and start from it."""
+    def _take(self, editor: Any) -> None:
+        """Keep a picture that was just chosen, for when the page is loaded anew."""
         picture, _ = keep_editor(editor, self.studio.start_images)
         if picture is not None:
             self.studio.state.update({_PICTURE: str(picture), _IS_ON: True})
-        return picture is not None
 
 
 def _editor_value(picture: Path) -> dict[str, Any]:

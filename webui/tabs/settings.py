@@ -11,7 +11,8 @@ import gradio as gr
 
 from sdlora.data.cache import Cache, default_cache_folder
 from webui import system
-from webui.context import PRIVATE, QUICK, Context, confirm, handler
+from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
+from webui.drawing.studio import FOLDERS_STATE, named_folders
 
 THEMES = ["system", "light", "dark"]
 _KEPT_THEME = "() => localStorage.getItem('sdlora.theme') || 'system'"
@@ -39,6 +40,14 @@ class SettingsTab:
                 )
                 gr.Markdown("## Folders")
                 self.folders = gr.HTML("", elem_id="settings-folders")
+                self.adapter_folders = gr.Textbox(
+                    label="Further adapter folders",
+                    info="One a line. Mix and Generate list what lies in them and below.",
+                    lines=2,
+                    max_lines=6,
+                    elem_id="settings-adapter-folders",
+                )
+                self.missing = gr.HTML("", elem_id="settings-missing", js_on_load=_LIVE)
                 self._lay_out_cache()
                 self._lay_out_trash()
             with gr.Column(min_width=320):
@@ -85,6 +94,8 @@ class SettingsTab:
 
     def _wire(self) -> None:
         self.theme.input(None, self.theme, None, js="(choice) => { window.sdloraTheme(choice); return []; }", **PRIVATE)
+        self.context.remember(FOLDERS_STATE, self.adapter_folders)
+        self.adapter_folders.change(handler(_missing), self.adapter_folders, self.missing, **LAST_COUNTS)
         facts = [self.folders, self.machine, self.versions, self.cache, self.trash, self.empty]
         tab = self.context.shared["tab.settings"]
         tab.select(handler(self._look), None, facts, **QUICK)
@@ -164,3 +175,10 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
         f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows
     )
     return f"<table class='plain'><tbody>{cells}</tbody></table>"
+
+
+def _missing(lines: str) -> str:
+    """Which of the folders are not there."""
+    missing = [folder for folder in named_folders(lines) if not folder.is_dir()]
+    items = "".join(f"<li><code>{html.escape(str(folder))}</code> is no folder here</li>" for folder in missing)
+    return f"<ul>{items}</ul>" if items else ""
