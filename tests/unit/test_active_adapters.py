@@ -30,7 +30,7 @@ from webui.mixing.active_adapters import (
     update,
     used,
 )
-from webui.mixing.library import Library, Scan
+from webui.mixing.adapter_library import Library, Scan
 from webui.state import PageState
 
 

@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 from sdlora.adapters import catalog
 from sdlora.adapters.catalog import describe
 from sdlora.errors import AdapterError
-from webui.mixing import library as library_module
-from webui.mixing.library import Library, add_file
+from webui.mixing import adapter_library as library_module
+from webui.mixing.adapter_library import Library, add_file
 
 
 def scanned(*folders: Path) -> Library:

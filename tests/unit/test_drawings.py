@@ -31,7 +31,7 @@ from webui.drawing.restore import restore
 from webui.drawing.start_image import keep_editor
 from webui.drawing.studio import FIELDS, Studio, count_prompt_tokens
 from webui.mixing.active_adapters import Row, add
-from webui.mixing.library import Library, Scan
+from webui.mixing.adapter_library import Library, Scan
 from webui.state import PageState
 from webui.thumbnails import thumbnail, tile
 from webui.trash import move_to_trash, put_back

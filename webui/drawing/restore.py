@@ -16,7 +16,7 @@ from sdlora.generation.infotext import Infotext
 from sdlora.generation.prompt_adapters import split_prompt
 from webui.drawing.models import model_named
 from webui.mixing.active_adapters import Rows, from_used
-from webui.mixing.library import Scan
+from webui.mixing.adapter_library import Scan
 
 _OUR_OWN_CHOICE = ("version", "adapters", "adapter_folders", "compute", "files", "num_images", "batch_size")
 """Settings that say nothing about the picture, or are handled apart."""

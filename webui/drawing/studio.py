@@ -24,7 +24,7 @@ from webui.drawing.models import family_of, found_models
 from webui.drawing.requests import Drawings
 from webui.fields import Field
 from webui.mixing.active_adapters import ActiveAdapters, Rows, check_family, used
-from webui.mixing.library import Library, Scan
+from webui.mixing.adapter_library import Library, Scan
 from webui.run_view.watch import RunWatch
 from webui.state import PageState
 from webui.workspace import Workspace

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sdlora.launch.jobs import JobState
 from webui.drawing.requests import Drawing
-from webui.mixing.library import LibraryEntry
+from webui.mixing.adapter_library import LibraryEntry
 from webui.problem_panel import panel
 
 _SHOWN_TITLE = 70

@@ -17,7 +17,7 @@ from sdlora.config.generate import UsedAdapter
 from sdlora.config.mix import MixedAdapter, parse_adapter
 from sdlora.errors import AdapterError, ConfigError
 from sdlora.generation.prompt_adapters import split_prompt, write_tag
-from webui.mixing.library import LibraryEntry, Scan
+from webui.mixing.adapter_library import LibraryEntry, Scan
 from webui.state import PageState
 
 STATE = "mix.rows"

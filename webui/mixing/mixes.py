@@ -18,7 +18,7 @@ from sdlora.config.mix import MixConfig, MixedAdapter, spell_adapter
 from sdlora.errors import ConfigError, SdloraError
 from sdlora.launch.jobs import JobHandle, list_jobs, start_job
 from webui.mixing.active_adapters import Rows, from_used, used
-from webui.mixing.library import Scan
+from webui.mixing.adapter_library import Scan
 
 _SUFFIX = ".yaml"
 _FORBIDDEN = re.compile(r'[\\/:*?"<>|=\x00-\x1f]')

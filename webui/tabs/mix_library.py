@@ -12,7 +12,7 @@ from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, Context, hand
 from webui.drawing import view
 from webui.drawing.studio import Studio
 from webui.mixing.active_adapters import add, to_tags
-from webui.mixing.library import LibraryEntry, add_file
+from webui.mixing.adapter_library import LibraryEntry, add_file
 from webui.problem_panel import SCRIPT, panel
 from webui.thumbnails import thumbnail, tile
 
