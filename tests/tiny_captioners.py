@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
+from PIL import Image
 
 TAGS = (
     (9999999, "general", 9),
@@ -120,3 +122,15 @@ def _bert_tokenizer(folder: Path):
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *_WORDS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
     return BertTokenizerFast(str(folder / "vocab.txt"))
+
+
+COLOURS = {"sky": (0, 0, 255), "rose": (255, 0, 0), "hill": (0, 255, 0), "night": (0, 0, 0), "snow": (255, 255, 255)}
+
+
+def captions(folder: Path) -> dict[str, str]:
+    return {path.stem: path.read_text(encoding="utf-8") for path in folder.rglob("*.txt")}
+
+
+def numbered(images: Sequence[Image.Image]) -> list[str]:
+    """A captioner whose words depend on the picture."""
+    return [f"colour {'-'.join(map(str, image.resize((1, 1)).getpixel((0, 0))))}" for image in images]
