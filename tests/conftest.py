@@ -1,11 +1,30 @@
-"""Keeps every test away from the user's own cache."""
+"""Keeps every test away from the user's own cache, and shares the processor between the workers of `pytest -n`."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
+
+
+BROWSER = Path(__file__).parent / "browser"
+
+
+def pytest_configure() -> None:
+    """Workers side by side get their share of the processor, or torch's threads would wait for each other."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))
+    if workers:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share its models, so one worker runs them; one worker runs all tests with a browser."""
+    for item in items:
+        name = "browser" if BROWSER in item.path.parents else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
