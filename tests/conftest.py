@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-
 BROWSER = Path(__file__).parent / "browser"
 
 
