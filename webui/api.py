@@ -74,7 +74,7 @@ def add_image_endpoints(context: Context) -> None:
         """
         rows = from_used(_found(studio, adapters))
         target = mixes.new_file(name, context.workspace.adapters, ".safetensors")
-        family = check_family(rows, studio.library)
+        family = check_family(rows, studio.adapters)
         settings = {"method": method, "rank": rank or None, "energy": energy or None, "family": family}
         job = mixes.start_mix(mixes.mix_config(rows, settings), target, context.workspace.jobs)
         while (state := job.state()).is_active:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -38,3 +39,12 @@ def toast(page: Any) -> str:
     body = page.locator(".toast-body").first
     body.wait_for()
     return str(body.inner_text())
+
+
+def wait_until(page: Any, condition: Callable[[], bool]) -> None:
+    """Until a condition holds, which the page may bring about meanwhile."""
+    for _ in range(1200):
+        if condition():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("it did not come to that in 120 s")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import enter, open_tab
+from browsing import enter, open_tab, wait_until
 from PIL import Image
 
 from sdlora.config.shipped import sample_images_folder
@@ -28,14 +27,6 @@ def no_trainer_left(server: Any) -> Any:
 def step(page: Any) -> int:
     """How many steps the page says are done."""
     return int(page.inner_text("#runs-figures .run-progress-text").split("/")[0].replace(",", ""))
-
-
-def wait_until(page: Any, condition: Callable[[], bool]) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        page.wait_for_timeout(100)
-    raise AssertionError("it did not come to that in 120 s")
 
 
 def set_advanced(page: Any, words: str, field: str, value: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import enter, open_tab
+from browsing import enter, open_tab, wait_until
 from emoji_adapters import random_adapter
 from gradio_client import Client
 from PIL import Image
@@ -37,14 +37,6 @@ def use(page: Any, name: str, row: int) -> None:
 
 def remembered(server: Any, name: str) -> Any:
     return json.loads((server.root / ".webui" / "state.json").read_text(encoding="utf-8")).get(name)
-
-
-def wait_until(page: Any, condition: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        page.wait_for_timeout(100)
-    raise AssertionError("it did not come to that in 60 s")
 
 
 def tags_of(page: Any) -> str:

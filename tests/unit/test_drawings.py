@@ -194,7 +194,7 @@ def studio(tmp_path: Path) -> Studio:
     workspace.prepare()
     random_adapter(workspace.adapters / "ink.safetensors", 1)
     studio = Studio(workspace, PageState(workspace.state))
-    studio.active.change(lambda rows: add(rows, studio.library.entries[0]))
+    studio.active.change(lambda rows: add(rows, studio.adapters.entries[0]))
     return studio
 
 
@@ -230,7 +230,7 @@ def test_tags_of_unknown_adapters_and_wrong_families_are_refused_before_anything
 def test_a_comparison_has_a_cell_for_none_each_and_together(studio: Studio) -> None:
     random_adapter(studio.workspace.adapters / "wash.safetensors", 2)
     studio.scan()
-    entry = studio.library.by_tag("wash")
+    entry = studio.adapters.by_tag("wash")
     assert entry is not None
     studio.active.change(lambda rows: add(rows, entry))
     grid = studio.grid(studio.request(shown_for(seed=1), one_image=True), ["compare"])

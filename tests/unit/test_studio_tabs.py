@@ -121,7 +121,7 @@ def test_comparison_and_grid_draw_with_the_rows_in_use(tab: Any, context: Any) -
 
     prompt = context.shared["mix.prompt"]
     assert "there is no adapter to compare" in tab._compare(values_of(tab))[0]
-    for entry in tab.studio.library.entries:
+    for entry in tab.studio.adapters.entries:
         tab.studio.active.change(lambda rows, entry=entry: add(rows, entry))
     tab._compare({**values_of(tab, prompt="of the form"), prompt: "of the mix"})
     grid = tab.asked[0][0]

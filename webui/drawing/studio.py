@@ -83,7 +83,7 @@ class Studio:
         return self._library.scan()
 
     @property
-    def library(self) -> Scan:
+    def adapters(self) -> Scan:
         """What the last look found; looks once if nobody has."""
         return self._library.last if self._library.folders else self.scan()
 
@@ -153,7 +153,7 @@ class Studio:
         family = family_of(config.base_model)
         base = None if family is None else (config.base_model.model, family)
         try:
-            check_family(rows, self.library, base)
+            check_family(rows, self.adapters, base)
         except AdapterError as error:
             problems.append(f"adapters: {error}")
         try:

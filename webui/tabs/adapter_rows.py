@@ -48,7 +48,7 @@ class _RowInputs:
 
     def __init__(self, context: Context, studio: Studio, row: Row, tab: str, changes: gr.State) -> None:
         self.context, self.studio, self.row, self.changes = context, studio, row, changes
-        self.entry = studio.library.by_path(row.file)
+        self.entry = studio.adapters.by_path(row.file)
         self.prefix = f"{tab}-row-{row.id}"
         self.tags: gr.Textbox = context.shared["mix.tags"]
 
@@ -157,7 +157,7 @@ class _RowInputs:
         event(handler(function), inputs, [*(outputs or []), self.tags], **LAST_COUNTS)
 
     def _text(self) -> str:
-        return to_tags(self.studio.active.rows, self.studio.library)
+        return to_tags(self.studio.active.rows, self.studio.adapters)
 
     def _change(self, **values: Any) -> None:
         self.studio.active.change(lambda rows: rows_of.update(rows, self.row.id, **values))

@@ -283,7 +283,7 @@ class GenerateTab:
 
     def use_rows(self, rows: rows_of.Rows) -> str:
         """Replace the adapters in use; returns their text."""
-        return to_tags(self.studio.active.change(lambda _: rows), self.studio.library)
+        return to_tags(self.studio.active.change(lambda _: rows), self.studio.adapters)
 
 
 def _count(prompt: str | None, model: str | None) -> str:

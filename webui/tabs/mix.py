@@ -46,14 +46,14 @@ def _wire_tags(context: Context, studio: Studio, changes: gr.State, tags: gr.Tex
 
     def read(text: str, count: int) -> tuple[Any, Any, str]:
         rows = studio.active.rows
-        if text.strip() == to_tags(rows, studio.library):
+        if text.strip() == to_tags(rows, studio.adapters):
             return gr.skip(), gr.skip(), ""
         from_text = apply_tags(rows, text, studio.scan())
         after = studio.active.change(lambda _: from_text)
-        return count + 1, to_tags(after, studio.library), ""
+        return count + 1, to_tags(after, studio.adapters), ""
 
     def write() -> str:
-        return to_tags(studio.active.rows, studio.library)
+        return to_tags(studio.active.rows, studio.adapters)
 
     for event in (tags.submit, tags.blur):
         event(shown_problems(read, 3), [tags, changes], [changes, tags, problems], **QUEUED)

@@ -93,7 +93,7 @@ class _Exports:
     """The newest export of this server, and what starts one."""
 
     def __init__(self, studio: Studio, library: LibraryPanel) -> None:
-        self.studio, self.library = studio, library
+        self.studio, self.panel = studio, library
         self.job: JobHandle | None = mixes.newest_export(studio.workspace.jobs)
         if self.job is not None and not self.job.state().is_active:
             self.job = None
@@ -104,7 +104,7 @@ class _Exports:
         """Begin to write one adapter file."""
         rows, folder = self.studio.active.rows, self.studio.workspace.adapters
         target = mixes.new_file(name or "", folder, _SUFFIX)
-        family = check_family(rows, self.studio.library)
+        family = check_family(rows, self.studio.adapters)
         values = {"method": method, "rank": None if rank is None else int(rank), "energy": energy}
         thins = method not in ("concat", "linear", "svd")
         settings = {**values, "density": density if thins else None, "precision": precision, "family": family}
@@ -118,7 +118,7 @@ class _Exports:
         if is_file:
             refuse_pickle(Path(base))
         target = mixes.new_file(name or "", self.studio.workspace.models, _SUFFIX if is_file else "")
-        check_family(rows, self.studio.library, None if family is None else (base, family))
+        check_family(rows, self.studio.adapters, None if family is None else (base, family))
         adapters = mixes.mixed(rows)
         self._begin(lambda: mixes.start_merge(adapters, base, target, self.studio.workspace.jobs))
         return self._shown(), gr.Button(visible=True), ""
@@ -137,9 +137,9 @@ class _Exports:
         now = f"{self.job.name} {state.status} {state.done}"
         if now == seen:
             return gr.skip()
-        library = [gr.skip()] * len(self.library.shown)
+        library = [gr.skip()] * len(self.panel.shown)
         if not state.is_active:
-            library = list(self.library.look_again(text, family, page))
+            library = list(self.panel.look_again(text, family, page))
         return [now, self._shown(), gr.Button(visible=state.is_active), *library]
 
     def _begin(self, start: Any) -> None:
@@ -183,7 +183,7 @@ def build_saved(context: Context, studio: Studio, changes: gr.State) -> None:
             raise ConfigError("saved mixes", ["choose a saved mix first"])
         rows, notes = mixes.load_mix(chosen, folder, studio.scan())
         after = studio.active.change(lambda _: rows)
-        return count + 1, to_tags(after, studio.library), view.notes(notes, "Not everything could be loaded")
+        return count + 1, to_tags(after, studio.adapters), view.notes(notes, "Not everything could be loaded")
 
     def drop(chosen: str | None) -> Any:
         move_to_trash([folder / f"{chosen}.yaml"] if chosen else [], studio.workspace.trash)

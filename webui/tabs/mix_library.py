@@ -86,7 +86,7 @@ class LibraryPanel:
 
     def show(self, text: str, family: str, page: int) -> tuple[Any, ...]:
         """The page of what the last look found."""
-        scan = self.studio.library
+        scan = self.studio.adapters
         found = scan.search(text, family or None)
         num_pages = max(1, -(-len(found) // PAGE_ADAPTERS))
         page = min(max(1, int(page or 1)), num_pages)
@@ -111,21 +111,21 @@ class LibraryPanel:
         return thumbnail(entry.preview, thumbnails) if entry.preview else tile(entry.name, thumbnails)
 
     def _select(self, text: str, family: str, page: int, event: gr.SelectData) -> tuple[Any, str]:
-        found = _page(self.studio.library.search(text, family or None), int(page or 1))
+        found = _page(self.studio.adapters.search(text, family or None), int(page or 1))
         if event.index >= len(found):
             return gr.skip(), ""
         entry = found[event.index]
         return str(entry.path), view.card(entry)
 
     def _show_card(self, path: str | None) -> str:
-        return view.card(self.studio.library.by_path(path) if path else None)
+        return view.card(self.studio.adapters.by_path(path) if path else None)
 
     def _add(self, path: str | None, count: int) -> tuple[Any, Any]:
-        entry = self.studio.library.by_path(path) if path else None
+        entry = self.studio.adapters.by_path(path) if path else None
         if entry is None:
             raise gr.Error("Choose an adapter first: press its picture, or type its name.", print_exception=False)
         rows = self.studio.active.change(lambda rows: add(rows, entry))
-        return count + 1, to_tags(rows, self.studio.library)
+        return count + 1, to_tags(rows, self.studio.adapters)
 
     def _upload(self, paths: list[str] | None, text: str, family: str, page: int) -> tuple[Any, ...]:
         refused, added = [], []
