@@ -38,7 +38,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture(scope="session")
 def tiny_sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of SD 1.5's topology, much narrower, as a diffusers folder."""
-    from sdlora.models.tiny import build
+    from tests.support.tiny_models import build
 
     return build("sd1", tmp_path_factory.mktemp("models") / "sd1")
 
@@ -46,7 +46,7 @@ def tiny_sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same for SD 2.x's v-prediction model."""
-    from sdlora.models.tiny import build
+    from tests.support.tiny_models import build
 
     return build("sd2", tmp_path_factory.mktemp("models") / "sd2", prediction="v_prediction")
 
@@ -54,7 +54,7 @@ def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same for SDXL."""
-    from sdlora.models.tiny import build
+    from tests.support.tiny_models import build
 
     return build("sdxl", tmp_path_factory.mktemp("models") / "sdxl")
 
@@ -62,7 +62,7 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_files(tiny_sd1: Path, tiny_sd2: Path, tiny_sdxl: Path) -> dict[str, Path]:
     """The three random models as single files in the original layout, by family."""
-    from sdlora.models.tiny import save_single_file
+    from tests.support.tiny_models import save_single_file
 
     folders = (tiny_sd1, tiny_sd2, tiny_sdxl)
     return {folder.name: save_single_file(folder, folder.with_suffix(".safetensors")) for folder in folders}

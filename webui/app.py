@@ -119,7 +119,7 @@ def _spare_progress(page: gr.Blocks) -> None:
     """Take components whose handlers show no progress out of the news about it.
 
     Gradio writes the progress of each event to the outputs of all events so far, and each of those components then
-    draws itself anew: with some hundred fields the polls alone keep a browser busy.
+    generates itself anew: with some hundred fields the polls alone keep a browser busy.
     """
     for function in page.fns.values():
         if function.show_progress == "hidden" and function.show_progress_on is None:

@@ -1,8 +1,8 @@
 () => {
   const KEYS = [
     ["Ctrl + Enter", "press the main button of the open tab"],
-    ["Alt + → or ↓", "next image of the data set"],
-    ["Alt + ← or ↑", "previous image of the data set"],
+    ["Alt + → or ↓", "next image of the dataset"],
+    ["Alt + ← or ↑", "previous image of the dataset"],
     ["Ctrl + S", "save the caption at once (it is saved as you type)"],
     ["← →", "on the tabs: the tab beside; in a gallery: the image beside"],
     ["Esc", "leave a field, close what is open"],

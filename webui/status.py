@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from sdlora.launch.runs import list_runs
-from sdlora.launch.state import RunState
+from sdlora.runs.state import RunState
 
 _LOOK_SECONDS = 2.0
 """All open pages share one look at the runs this often."""

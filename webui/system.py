@@ -112,7 +112,7 @@ def ask_torch() -> list[tuple[str, str]]:
 def places(workspace: Workspace) -> list[Place]:
     """The workspace's folders and how many things are in each."""
     known = [
-        ("Data sets", workspace.datasets),
+        ("Datasets", workspace.datasets),
         ("Runs", workspace.runs),
         ("Adapters", workspace.adapters),
         ("Base models", workspace.models),

@@ -1,4 +1,4 @@
-"""Where the page keeps its files: one folder with data sets, runs, adapters and images in it."""
+"""Where the page keeps its files: one folder with datasets, runs, adapters and images in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Workspace:
 
     @property
     def datasets(self) -> Path:
-        """One folder a data set: images and captions."""
+        """One folder a dataset: images and captions."""
         return self.root / "datasets"
 
     @property
@@ -54,7 +54,7 @@ class Workspace:
 
     @property
     def thumbnails(self) -> Path:
-        """Small pictures of data sets and images, made once."""
+        """Small pictures of datasets and images, made once."""
         return self.internal / "thumbnails"
 
     @property

@@ -16,9 +16,9 @@ from sdlora.config.mix import MixConfig, MixMethod, parse_adapter
 from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdlora.adapters.making import Made
-    from sdlora.adapters.operands import BaseWeight
-    from sdlora.adapters.writing import Export
+    from sdlora.adapters.algebra.making import Made
+    from sdlora.adapters.algebra.operands import BaseWeight
+    from sdlora.adapters.files.writing import Export
 
 AdaptersArgument = Annotated[
     list[str] | None,
@@ -54,11 +54,11 @@ def inspect(
     force: ForceOption = False,
 ) -> None:
     """Show what an adapter is, how strong it is and where; with two, how far they agree."""
-    from sdlora.adapters.analysis import analyse
-    from sdlora.adapters.chart import save_chart
-    from sdlora.adapters.comparison import compare
-    from sdlora.adapters.inspection import inspect as describe
-    from sdlora.adapters.reading import read
+    from sdlora.adapters.algebra.analysis import analyse
+    from sdlora.adapters.algebra.comparison import compare
+    from sdlora.adapters.files.reading import read
+    from sdlora.adapters.hub.chart import save_chart
+    from sdlora.adapters.hub.inspection import inspect as describe
 
     if quick and (chart or other):
         raise ConfigError("the command line", ["--quick does no analysis, so --chart and a second file go without it"])
@@ -121,7 +121,7 @@ def mix(
     }
     values |= {name: value for name, value in given.items() if value is not None}
     settings = files.validate(values, str(config or "the command line"), MixConfig)
-    from sdlora.adapters.making import mix_adapters
+    from sdlora.adapters.algebra.making import mix_adapters
 
     with progress("mixing") as on_progress:
         made = mix_adapters(settings, out, force=force, on_progress=on_progress)
@@ -136,7 +136,7 @@ def merge(
     force: ForceOption = False,
 ) -> None:
     """Bake adapters into a base model: a folder becomes a folder, a single file a single file."""
-    from sdlora.adapters.making import merge_adapters
+    from sdlora.adapters.algebra.making import merge_adapters
 
     with progress("merging") as on_progress:
         merged = merge_adapters(
@@ -164,8 +164,8 @@ def extract(
 ) -> None:
     """Make an adapter of the difference of two models."""
     _check_size(rank, energy, 32)
-    from sdlora.adapters.extract import Ranks
-    from sdlora.adapters.making import extract_adapter
+    from sdlora.adapters.algebra.extract import Ranks
+    from sdlora.adapters.algebra.making import extract_adapter
 
     ranks = Ranks(None if energy else rank or 32, conv_rank, energy)
     with progress("extracting") as on_progress:
@@ -188,7 +188,7 @@ def resize(
 ) -> None:
     """Cut an adapter to a smaller rank, or to what keeps a share of every layer's energy."""
     _check_size(rank, energy, None)
-    from sdlora.adapters.making import resize_adapter
+    from sdlora.adapters.algebra.making import resize_adapter
 
     with progress("resizing") as on_progress:
         made = resize_adapter(
@@ -214,7 +214,7 @@ def convert(
     force: ForceOption = False,
 ) -> None:
     """Write an adapter in kohya's or diffusers' layout; the effective weights stay the same to the last bit."""
-    from sdlora.adapters.convert import convert as convert_file
+    from sdlora.adapters.algebra.convert import convert as convert_file
 
     _show_export(convert_file(file, out, to, precision=precision, family=family, force=force))
 
@@ -229,8 +229,8 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the card and the files, upload nothing.")] = False,
 ) -> None:
     """Upload an adapter to the Hugging Face hub with a model card and preview pictures."""
-    from sdlora.adapters.publishing import prepare
-    from sdlora.adapters.publishing import push as upload
+    from sdlora.adapters.hub.publishing import prepare
+    from sdlora.adapters.hub.publishing import push as upload
 
     publication = prepare(source, repository, base_model=base_model, license_name=license_name)
     if dry_run:
@@ -255,13 +255,13 @@ def _check_size(rank: int | None, energy: float | None, default_rank: int | None
 def _base_weight(base: str | None) -> BaseWeight | None:
     if base is None:
         return None
-    from sdlora.adapters.base_weights import open_base
+    from sdlora.adapters.algebra.base_weights import open_base
 
     return open_base(base).weight
 
 
 def _show_made(made: Made, *, errors: bool) -> None:
-    from sdlora.adapters.mix import summary
+    from sdlora.adapters.algebra.mix import summary
 
     result = made.result
     if errors:

@@ -1,4 +1,4 @@
-"""Commands on data sets: check, fix, undo, edit, sheet, import. (caption and class-images have files of their own.)"""
+"""Commands on datasets: check, fix, undo, edit, sheet, import. (caption and class-images have files of their own.)"""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sdlora.config import files
 from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sdlora.data.fix.changes import Change
     from sdlora.data.lint.findings import Finding, Report
-    from sdlora.data.repair.changes import Change
 
-dataset_app = typer.Typer(help="Check, mend and show a data set before training on it.", no_args_is_help=True)
+dataset_app = typer.Typer(help="Check, fix and show a dataset before training on it.", no_args_is_help=True)
 app.add_typer(dataset_app, name="dataset")
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -31,7 +31,7 @@ _CHANGES_SHOWN = 50
 FoldersArgument = Annotated[
     list[Path] | None, typer.Argument(metavar="FOLDER...", help="Image folders; by default images.folder.")
 ]
-FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="A data set's folder.")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="A dataset's folder.")]
 ApplyOption = Annotated[bool, typer.Option("--apply", help="Make the changes; without it they are only shown.")]
 
 
@@ -72,9 +72,9 @@ def fix_command(
     encoding: Annotated[str, typer.Option(help="What captions that aren't UTF-8 are written in.")] = "cp1252",
     apply_changes: ApplyOption = False,
 ) -> None:
-    """Mend what `check` found; `undo` gives every byte back."""
+    """Fix what `check` found; `undo` gives every byte back."""
+    from sdlora.data.fix.fixes import plan_fixes
     from sdlora.data.lint.findings import FIXABLE
-    from sdlora.data.repair.fixes import plan_fixes
 
     config = files.load(preset, overrides or ())
     names = [name.strip() for name in rules.split(",") if name.strip()]
@@ -92,18 +92,18 @@ def edit_command(
     apply_changes: ApplyOption = False,
 ) -> None:
     """Replace text in all captions; `undo` gives every byte back."""
-    from sdlora.data.repair.edit import plan_edit
+    from sdlora.data.fix.edit import plan_edit
 
     _make_or_show(folder, plan_edit(folder, pattern, replacement, ignore_case=ignore_case), apply_changes)
 
 
 @dataset_app.command("undo")
 def undo_command(folder: FolderArgument) -> None:
-    """Take back the newest `fix`, `edit` or `caption` of a data set; again for the one before."""
-    from sdlora.data.repair.changes import undo
+    """Take back the newest `fix`, `edit` or `caption` of a dataset; again for the one before."""
+    from sdlora.data.fix.changes import undo
 
     undone = undo(folder)
-    console.print(f"undone: {len(undone.files)} changes of {undone.batch}", markup=False)
+    console.print(f"undone: {len(undone.files)} changes of {undone.change_set}", markup=False)
 
 
 @dataset_app.command("sheet")
@@ -129,7 +129,7 @@ def import_command(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="Settings, metadata or folder of another trainer; or .tar and .parquet files of a data set: one, a "
+            help="Settings, metadata or folder of another trainer; or .tar and .parquet files of a dataset: one, a "
             "folder of them, or a pattern such as set-{000..012}.tar.",
         ),
     ],
@@ -147,8 +147,8 @@ def import_command(
     force: Annotated[bool, typer.Option("--force", help="Replace the YAML that is there already.")] = False,
 ) -> None:
     """Take over settings of kohya_ss, sd-scripts, OneTrainer or ai-toolkit; unpack webdataset and parquet files."""
-    from sdlora.config.imports.read import import_settings, is_settings_folder
     from sdlora.data.packed.unpack import packed_files
+    from sdlora.imports.read import import_settings, is_settings_folder
 
     if not is_settings_folder(source) and packed_files(source):
         _unpack(source, out, caption_column)
@@ -164,7 +164,7 @@ def import_command(
             console.print(f"not taken over: {sentence}", markup=False)
         console.print(f"wrote {out}, read as {imported.tool}", markup=False)
     if captions_for is not None:
-        from sdlora.data.repair.caption_import import plan_captions
+        from sdlora.data.fix.caption_import import plan_captions
 
         changes, unknown = plan_captions(captions_for, imported.captions)
         _make_or_show(captions_for, changes, apply_changes=True)
@@ -206,7 +206,7 @@ def _show(report: Report) -> None:
         lines = [finding.message for finding in findings[:_EXAMPLES]]
         lines += [f"(and {len(findings) - _EXAMPLES} more like it)"] if len(findings) > _EXAMPLES else []
         lines += [_names(paths, report)] if paths else []
-        lines += [f"mend: --rules {findings[0].fix}"] if findings[0].fix else []
+        lines += [f"fix: --rules {findings[0].fix}"] if findings[0].fix else []
         count = str(len(paths)) if paths else ""
         table.add_row(f"[{_COLOURS[severity]}]{severity}[/]", rule, count, _plain("\n".join(lines)))
     if report.findings:
@@ -226,7 +226,7 @@ def _names(paths: Sequence[Path], report: Report) -> str:
 
 
 def _make_or_show(folder: Path, changes: list[Change], apply_changes: bool) -> None:
-    from sdlora.data.repair.changes import apply
+    from sdlora.data.fix.changes import apply
 
     root = folder.expanduser().resolve()
     for change in changes[:_CHANGES_SHOWN]:

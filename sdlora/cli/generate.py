@@ -16,7 +16,7 @@ from sdlora.cli.grids import (
     GridOption,
     RunOption,
     YesOption,
-    draw_grid,
+    generate_grid,
     picture_settings,
     run_settings,
 )
@@ -115,15 +115,15 @@ def generate(
     files.override(values, overrides or (), source)
     config = files.validate(values, source, GenerateConfig)
     if grid or compare:
-        draw_grid(config, grid, run=run, compare=compare, yes=yes)
+        generate_grid(config, grid, run=run, compare=compare, yes=yes)
     else:
-        _draw(config)
+        _generate(config)
 
 
-def _draw(config: GenerateConfig) -> None:
+def _generate(config: GenerateConfig) -> None:
     """Draw and save all images, with a progress bar; prints their paths and what is worth knowing."""
     from sdlora.generation.generate import generate as generate_images
-    from sdlora.generation.image_files import save_image
+    from sdlora.generation.restore.image_files import save_image
 
     paths: list[Path] = []
     warnings: dict[str, None] = {}
@@ -135,9 +135,9 @@ def _draw(config: GenerateConfig) -> None:
             advance(done, preview.num_images * preview.total_steps)
 
         try:
-            for drawn in generate_images(config, on_step=on_step):
-                warnings.update(dict.fromkeys(drawn.warnings))
-                paths.append(save_image(drawn, config.files.folder))
+            for generated in generate_images(config, on_step=on_step):
+                warnings.update(dict.fromkeys(generated.warnings))
+                paths.append(save_image(generated, config.files.folder))
         finally:
             _tell(paths, list(warnings))
 

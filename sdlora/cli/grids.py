@@ -1,4 +1,4 @@
-"""The parts of `sdlora generate` that repeat a picture, draw grids and compare adapters."""
+"""The parts of `sdlora generate` that repeat a picture, generate grids and compare adapters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdlora.config.generate import GenerateConfig
 
 if TYPE_CHECKING:
     from sdlora.generation.generate import StepPreview
-    from sdlora.generation.grid import DrawnCell
+    from sdlora.generation.grid.run import GeneratedCell
 
 FromOption = Annotated[
     Path | None,
@@ -53,7 +53,7 @@ _FROM_TRAINING = {"model", "revision", "variant", "family", "prediction", "zero_
 
 def picture_settings(image: Path, adapter_folders: Sequence[Path], *, base_is_given: bool) -> dict[str, Any]:
     """Settings of the picture to repeat, as a YAML request holds them; prints what will differ."""
-    from sdlora.generation.repeat import repeat_image
+    from sdlora.generation.restore.repeat import repeat_image
 
     repeated = repeat_image(image, adapter_folders, base_is_given=base_is_given)
     for note in repeated.notes:
@@ -63,26 +63,26 @@ def picture_settings(image: Path, adapter_folders: Sequence[Path], *, base_is_gi
 
 def run_settings(run: Path) -> dict[str, Any]:
     """The base model that a run was trained on, as a YAML request holds it."""
-    from sdlora.generation.checkpoint_files import read_run
+    from sdlora.runs.adapter_files import read_run
 
     return {"base_model": read_run(run).config.base_model.model_dump(mode="json", include=_FROM_TRAINING)}
 
 
-def draw_grid(
+def generate_grid(
     config: GenerateConfig, axes: Sequence[str] | None, *, run: Path | None, compare: bool, yes: bool
 ) -> None:
     """Draw a grid into a new folder in config.files.folder, with a progress bar; prints the sheet's path."""
-    from sdlora.generation.grid import MOST_CELLS, Grid, save_grid
-    from sdlora.generation.grid_axes import COMPARE, parse_axes
+    from sdlora.generation.grid.axes import COMPARE, parse_axes
+    from sdlora.generation.grid.run import MOST_CELLS, Grid, save_grid
 
     specs = [*(axes or ()), *([COMPARE] if compare else [])]
     grid = Grid(config, parse_axes(specs, config, run), most_cells=_MOST_CELLS_IF_ASKED if yes else MOST_CELLS)
     warnings: dict[str, None] = {}
     with progress("drawing the grid") as advance:
 
-        def on_cell(drawn: DrawnCell, _: Path) -> None:
-            warnings.update(dict.fromkeys(drawn.image.warnings))
-            advance(drawn.done * _PARTS, drawn.total * _PARTS)
+        def on_cell(generated: GeneratedCell, _: Path) -> None:
+            warnings.update(dict.fromkeys(generated.image.warnings))
+            advance(generated.done * _PARTS, generated.total * _PARTS)
 
         def on_step(preview: StepPreview) -> None:
             at_once = min(config.batch_size, preview.num_images - preview.image_index)

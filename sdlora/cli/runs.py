@@ -16,7 +16,7 @@ from sdlora.cli.train import PresetOption, SetOption
 
 if TYPE_CHECKING:
     from sdlora.launch.runs import RunHandle
-    from sdlora.launch.state import RunState
+    from sdlora.runs.state import RunState
 
 queue_app = typer.Typer(help="Let runs train one after the other in the background.", no_args_is_help=True)
 app.add_typer(queue_app, name="queue")

@@ -16,9 +16,9 @@ from sdlora.config import files
 from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sdlora.runs.folder import Request
     from sdlora.sinks.terminal import TerminalSink
-    from sdlora.training.run import RunResult
-    from sdlora.training.run_folder import Request
+    from sdlora.training.loop.run import RunResult
 
 cache_app = typer.Typer(help="Show and prune the cache of encoded images and captions.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
@@ -48,12 +48,12 @@ def train(
         return
     config = files.load(preset, overrides or ())
     if dry_run:
-        from sdlora.training.summary import summarise
+        from sdlora.training.preflight.summary import summarise
 
         console.print(files.dump(config), markup=False)
         console.print(summarise(config).as_text(), markup=False)
         return
-    from sdlora.training.run import train as train_adapter
+    from sdlora.training.loop.run import train as train_adapter
 
     with _queue_goes_on(config.outputs.folder):
         _exit_like(train_adapter(config, sinks=[_terminal()]))
@@ -66,7 +66,7 @@ def resume(
 ) -> None:
     """Go on with an interrupted run from its newest checkpoint, or begin one that was only prepared."""
     from sdlora.launch import queue, runs
-    from sdlora.training.run import resume as resume_run
+    from sdlora.training.loop.run import resume as resume_run
 
     queue.remove(runs.find(run))
     with _queue_goes_on(run.expanduser().resolve().parent):
@@ -161,14 +161,14 @@ def _terminal() -> TerminalSink:
 def _print_dry_run(preset: str | None, overrides: Sequence[str], dry_run: bool) -> None:
     if not dry_run:
         raise ConfigError("the command line", ["--json goes with --dry-run only"])
-    from sdlora.training.dry_run import DryRun, problems_of
+    from sdlora.training.preflight.dry_run import DryRun, problems_of
 
     try:
         config = files.load(preset, overrides)
     except ConfigError as error:
         found = DryRun(problems=problems_of(error))
     else:
-        from sdlora.training.summary import dry_run as find_out
+        from sdlora.training.preflight.summary import dry_run as find_out
 
         found = find_out(config)
     typer.echo(found.model_dump_json(indent=2))

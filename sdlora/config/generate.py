@@ -1,4 +1,4 @@
-"""What is drawn: base model, weighted adapters, prompts, sampler, sizes and where the images go."""
+"""What is generated: base model, weighted adapters, prompts, sampler, sizes and where the images go."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class StartImageConfig(Section):
     """Picture to start from instead of pure noise (image to image)."""
 
     strength: float = Field(default=0.75, gt=0.0, le=1.0)
-    """How much of the picture is drawn anew; 1 keeps nothing but its colours' traces."""
+    """How much of the picture is generated anew; 1 keeps nothing but its colours' traces."""
 
     mask: Path | None = None
-    """Inpainting: picture of the same shape, white where it is drawn anew."""
+    """Inpainting: picture of the same shape, white where it is generated anew."""
 
     mask_blur_px: float = Field(default=4.0, ge=0.0, le=256.0)
     """Softness of the mask's edge."""
@@ -56,10 +56,10 @@ class StartImageConfig(Section):
 
 class SecondPassConfig(Section):
     scale: float = Field(default=1.0, ge=1.0, le=4.0)
-    """Enlarge by this factor and draw again over it; 1 is off."""
+    """Enlarge by this factor and generate again over it; 1 is off."""
 
     strength: float = Field(default=0.5, gt=0.0, le=1.0)
-    """How much of the enlarged picture is drawn anew."""
+    """How much of the enlarged picture is generated anew."""
 
     steps: int | None = Field(default=None, ge=1, le=200)
     """Sampling steps of the second pass; by default those of the first."""
@@ -111,10 +111,10 @@ class GenerateConfig(Section):
     """Folders, searched with what lies below them, for the names in `<lora:name:weight>`."""
 
     prompt: str = ""
-    """What to draw. Takes (weights:1.2), [less], BREAK and <lora:name:weight>."""
+    """What to generate. Takes (weights:1.2), [less], BREAK and <lora:name:weight>."""
 
     negative: str = ""
-    """What not to draw."""
+    """What not to generate."""
 
     sampler: Sampler = "DPM++ 2M Karras"
     """Sampler, by the names that other tools use."""
@@ -129,7 +129,7 @@ class GenerateConfig(Section):
     """Share of CFG rescaling (Lin et al. 2024); auto is 0.7 for models with zero terminal SNR, else 0."""
 
     seed: int = Field(default=-1, ge=-1, lt=2**32)
-    """Seed of the first image, the others count up; -1 draws one."""
+    """Seed of the first image, the others count up; -1 generates one."""
 
     width_px: int | None = Field(default=None, ge=64, le=8192, multiple_of=8)
     """Width; by default the model's own."""
@@ -138,10 +138,10 @@ class GenerateConfig(Section):
     """Height; by default the model's own."""
 
     num_images: int = Field(default=1, ge=1, le=10_000)
-    """Images to draw."""
+    """Images to generate."""
 
     batch_size: int = Field(default=4, ge=1, le=64)
-    """Images drawn at once."""
+    """Images generated at once."""
 
     start: StartImageConfig = StartImageConfig()
     second_pass: SecondPassConfig = SecondPassConfig()

@@ -57,7 +57,8 @@ class ImagesConfig(Section):
     `builtin:blueprint` and `builtin:mascot` are sample sets that come with the package."""
 
     class_folder: Path | None = None
-    """Folder with class images for prior preservation; `sdlora dataset class-images` draws them. Their captions stay
+    """Folder with class images for prior preservation; `sdlora dataset class-images` generates them. Their
+    captions stay
     without trigger, prefix and suffix."""
 
     repeats: int = Field(default=1, ge=1)

@@ -44,7 +44,7 @@ class ObjectiveConfig(Section):
     """Highest timestep trained."""
 
     timestep_distribution: Literal["uniform", "logit_normal", "cubic"] = "uniform"
-    """How timesteps are drawn: evenly, mostly middle ones, or mostly noisy ones."""
+    """How timesteps are generated: evenly, mostly middle ones, or mostly noisy ones."""
 
     prior_preservation: Literal["none", "class_images", "base_prediction"] = "none"
     """Keep what the base knows: class images (DreamBooth), or match the frozen base's own predictions."""

@@ -27,13 +27,13 @@ class ValidationConfig(Section):
 
 class PreviewsConfig(Section):
     prompts: tuple[str, ...] = ()
-    """Prompts drawn with fixed seeds before training and every so often."""
+    """Prompts generated with fixed seeds before training and every so often."""
 
     negative: str = ""
     """Negative prompt."""
 
     every: int = Field(default=0, ge=0)
-    """Steps between previews; 0 draws before the first and after the last step only."""
+    """Steps between previews; 0 generates before the first and after the last step only."""
 
     steps: int = Field(default=25, ge=1, le=200)
     """Sampling steps."""

@@ -15,13 +15,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from sdlora.data.buckets import Bucket, Placed
+from sdlora.data.buckets import Bucket, BucketedImage
 
 if TYPE_CHECKING:
     import torch
 
 
-def draw_seed(seed: int, *counters: int | str) -> int:
+def derive_seed(seed: int, *counters: int | str) -> int:
     """A seed of 64 bits for one draw: the first 8 bytes of SHA-256 over "seed/counter/counter...", big-endian.
 
     counters: first what is drawn (a word without "/"), then numbers. The same on every machine and Python.
@@ -32,17 +32,17 @@ def draw_seed(seed: int, *counters: int | str) -> int:
 
 def sample_random(seed: int, *counters: int | str) -> random.Random:
     """Python's generator for one draw: captions, crops, flips, orders."""
-    return random.Random(draw_seed(seed, *counters))
+    return random.Random(derive_seed(seed, *counters))
 
 
 def sample_generator(seed: int, *counters: int | str) -> torch.Generator:
     """Torch's CPU generator for one draw: noise, timesteps. (Torch itself uses 32 bits of the seed on the CPU.)"""
     import torch
 
-    return torch.Generator().manual_seed(draw_seed(seed, *counters))
+    return torch.Generator().manual_seed(derive_seed(seed, *counters))
 
 
-def plan_epoch(placed: Sequence[Placed], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def plan_epoch(placed: Sequence[BucketedImage], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Indices into `placed` for each batch of an epoch, shuffled.
 
     Each index comes exactly `record.repeats` times. All images of a batch share one bucket; a bucket's last batch
@@ -54,7 +54,7 @@ def plan_epoch(placed: Sequence[Placed], batch_size: int, seed: int, epoch: int)
     return batches
 
 
-def _by_bucket(placed: Sequence[Placed]) -> dict[Bucket, list[int]]:
+def _by_bucket(placed: Sequence[BucketedImage]) -> dict[Bucket, list[int]]:
     indices: dict[Bucket, list[int]] = defaultdict(list)
     for index, item in enumerate(placed):
         indices[item.placement.bucket] += [index] * item.record.repeats

@@ -46,7 +46,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Placed:
+class BucketedImage:
     """An image at one of the target resolutions."""
 
     record: ImageRecord
@@ -54,11 +54,11 @@ class Placed:
     placement: Placement
 
 
-def assign(records: Sequence[ImageRecord], images: ImagesConfig) -> list[Placed]:
+def assign(records: Sequence[ImageRecord], images: ImagesConfig) -> list[BucketedImage]:
     """Every record at every target resolution, in that order, each in the bucket that crops it least."""
     sizes = {resolution: bucket_sizes(resolution, images) for resolution in images.resolutions}
     return [
-        Placed(record, resolution, place(record.width_px, record.height_px, sizes[resolution], images))
+        BucketedImage(record, resolution, place(record.width_px, record.height_px, sizes[resolution], images))
         for record in records
         for resolution in images.resolutions
     ]

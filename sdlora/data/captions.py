@@ -18,7 +18,7 @@ def render(caption: str, config: CaptionsConfig, generator: random.Random) -> st
     lines are joined by the separator and braces stay text); the trigger is put in front unless the caption has it
     as a whole word; tags after the first `keep_tags` are dropped and shuffled; prefix and suffix go around, never
     dropped. A configured trigger is shuffled when keep_tags is 0, but never dropped by tag_dropout.
-    Draws from `generator` only for what is switched on; with `is_random(config)` false the result is fixed.
+    Generates from `generator` only for what is switched on; with `is_random(config)` false the result is fixed.
     """
     if config.dropout and generator.random() < config.dropout:
         return ""

@@ -37,7 +37,7 @@ class Mask:
     """The same at latent size: each value is the mean over 8x8 pixels."""
 
 
-def draw_crop(placement: Placement, generator: random.Random) -> tuple[int, int]:
+def sample_crop(placement: Placement, generator: random.Random) -> tuple[int, int]:
     """A random place (x, y) for the window on the resized image, not mirrored."""
     room_x, room_y = placement.crop_room_px
     return generator.randint(0, room_x), generator.randint(0, room_y)

@@ -22,7 +22,7 @@ from sdlora.data.decoding import (
     open_image,
     oriented_size,
 )
-from sdlora.data.inspection import Inspection, InspectionMemory, hash_file
+from sdlora.data.inspection import ImageFacts, ImageFactsMemory, hash_file
 from sdlora.data.scan_problems import (
     refuse_absent_masks,
     refuse_caption_problems,
@@ -217,12 +217,12 @@ def _files_below(folder: Path, visited: set[Path]) -> Iterator[Path]:
 
 def inspect_all(
     paths: Sequence[Path], root: Path, images: ImagesConfig, on_each: Callable[[], None] = lambda: None
-) -> list[tuple[Path, Inspection | str]]:
+) -> list[tuple[Path, ImageFacts | str]]:
     """Each path with its facts, or with the reason why it can't be read; `on_each` is called after each."""
     cache_folder = (images.cache_folder or default_cache_folder()) if images.cache else None
-    memory = InspectionMemory(root, cache_folder)
+    memory = ImageFactsMemory(root, cache_folder)
 
-    def look(path: Path) -> Inspection | str:
+    def inspect_one(path: Path) -> ImageFacts | str:
         suffix = path.suffix.lower()
         if suffix in UNREAD_SUFFIXES:
             return f"{suffix} files are not read: save it as PNG or JPEG"
@@ -233,9 +233,9 @@ def inspect_all(
         except OSError as error:
             return f"can't be opened ({error.strerror or error})"
 
-    found: list[tuple[Path, Inspection | str]] = []
+    found: list[tuple[Path, ImageFacts | str]] = []
     with ThreadPoolExecutor(THREADS) as threads:
-        for path, facts in zip(paths, threads.map(look, paths), strict=True):
+        for path, facts in zip(paths, threads.map(inspect_one, paths), strict=True):
             found.append((path, facts))
             on_each()
     memory.save()

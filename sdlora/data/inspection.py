@@ -17,7 +17,7 @@ _SETTLED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Inspection:
+class ImageFacts:
     """Facts about one readable image file; width and height are those after EXIF orientation."""
 
     width_px: int
@@ -27,14 +27,14 @@ class Inspection:
     """SHA-256 of the file's bytes, in hex."""
 
 
-def inspect(path: Path, max_megapixels: float) -> Inspection:
+def inspect(path: Path, max_megapixels: float) -> ImageFacts:
     """Decode and hash one image file. Raises decoding.UnreadableImageError with the reason."""
     with open_image(path, max_megapixels) as image:
         width_px, height_px = oriented_size(image)
         has_alpha = image.has_transparency_data
         image.draft("RGB", (64, 64))  # lets JPEG decode at an eighth: enough to find truncation, several times faster
         image.load()
-    return Inspection(width_px, height_px, has_alpha, hash_file(path))
+    return ImageFacts(width_px, height_px, has_alpha, hash_file(path))
 
 
 def hash_file(path: Path) -> str:
@@ -42,7 +42,7 @@ def hash_file(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class InspectionMemory:
+class ImageFactsMemory:
     """Inspections of one image folder, kept in the cache folder by file name, size and modification time.
 
     Two processes may write at once: the last one wins, and the other's work is done again next time.
@@ -56,7 +56,7 @@ class InspectionMemory:
         self._known = self._read()
         self._seen: dict[str, dict[str, object]] = {}
 
-    def inspect(self, path: Path, max_megapixels: float) -> Inspection:
+    def inspect(self, path: Path, max_megapixels: float) -> ImageFacts:
         """The file's facts, from memory if it has not changed. Raises decoding.UnreadableImageError."""
         name, status = self._name(path), path.stat()
         stamp = [status.st_size, status.st_mtime_ns]
@@ -93,8 +93,8 @@ class InspectionMemory:
         return content["files"] if isinstance(content, dict) and content.get("format") == _FORMAT else {}
 
 
-def _facts(entry: dict[str, object]) -> Inspection | None:
+def _facts(entry: dict[str, object]) -> ImageFacts | None:
     try:
-        return Inspection(**{key: value for key, value in entry.items() if key != "stamp"})  # type: ignore[arg-type]
+        return ImageFacts(**{key: value for key, value in entry.items() if key != "stamp"})  # type: ignore[arg-type]
     except TypeError:
         return None

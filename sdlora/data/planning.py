@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdlora.config.images import CaptionsConfig, ImagesConfig
 from sdlora.data.batches import plan_epoch
-from sdlora.data.buckets import Bucket, Placed
+from sdlora.data.buckets import Bucket, BucketedImage
 from sdlora.data.captions import split_tags
 from sdlora.data.images import ImageRecord, ScanResult, Skipped
 
@@ -45,8 +45,8 @@ class DataPlan:
     """Mean of |image aspect - bucket aspect| (width over height), over samples."""
 
 
-def plan(scan: ScanResult, placed: Sequence[Placed], images: ImagesConfig, batch_size: int) -> DataPlan:
-    """The numbers of one epoch, taken from the batches that training would draw."""
+def plan(scan: ScanResult, placed: Sequence[BucketedImage], images: ImagesConfig, batch_size: int) -> DataPlan:
+    """The numbers of one epoch, taken from the batches that training would generate."""
     batches = plan_epoch(placed, batch_size, seed=0, epoch=0)
     trained = Counter(placed[index].record.path for batch in batches for index in batch)
     buckets = Counter(placed[index].placement.bucket for batch in batches for index in batch)
@@ -84,6 +84,6 @@ def _without_mask(records: Sequence[ImageRecord], images: ImagesConfig) -> int:
     return 0 if images.mask == "none" else sum(not record.has_mask(images.mask) for record in records)
 
 
-def _aspect_error(item: Placed) -> float:
+def _aspect_error(item: BucketedImage) -> float:
     image = item.record.width_px / item.record.height_px
     return abs(image - item.placement.bucket.width_px / item.placement.bucket.height_px)

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from sdlora.config.train import TrainConfig
-from sdlora.data.buckets import Placed, assign
+from sdlora.data.buckets import BucketedImage, assign
 from sdlora.data.captions import render
 from sdlora.data.crops import crop_image, crop_mask
 from sdlora.data.images import scan
@@ -50,7 +50,9 @@ def draw_sheet(
     return sheet
 
 
-def _draw_cell(sheet: Image.Image, corner: tuple[int, int], cell_px: int, item: Placed, config: TrainConfig) -> None:
+def _draw_cell(
+    sheet: Image.Image, corner: tuple[int, int], cell_px: int, item: BucketedImage, config: TrainConfig
+) -> None:
     picture = ImageOps.contain(trained_picture(item, config), (cell_px, cell_px), Image.Resampling.LANCZOS)
     left, top = corner
     sheet.paste(picture, (left + (cell_px - picture.width) // 2, top + (cell_px - picture.height) // 2))
@@ -70,7 +72,7 @@ def _draw_cell(sheet: Image.Image, corner: tuple[int, int], cell_px: int, item: 
         draw.text((left, top + cell_px + 2 + number * _LINE_PX), line, "black" if number > 1 else "gray", font=font)
 
 
-def trained_picture(item: Placed, config: TrainConfig) -> Image.Image:
+def trained_picture(item: BucketedImage, config: TrainConfig) -> Image.Image:
     """The image as cut for training, in mode RGB at its bucket's size; what a mask leaves out is tinted red."""
     picture = crop_image(item.record, item.placement, flip=False, crop_xy=None, background=config.images.background)
     source = config.images.mask

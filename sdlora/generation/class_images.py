@@ -1,4 +1,4 @@
-"""Class images for prior preservation: what the base model draws of the class that a subject belongs to."""
+"""Class images for prior preservation: what the base model generates of the class that a subject belongs to."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sdlora.data.captions import render
 from sdlora.data.decoding import IMAGE_SUFFIXES
 from sdlora.errors import ConfigError, DataError
 from sdlora.generation.generate import Generator
-from sdlora.generation.image_files import SUFFIX_OF, save_image
-from sdlora.generation.requests import resolve
+from sdlora.generation.request.requests import resolve
+from sdlora.generation.restore.image_files import SUFFIX_OF, save_image
 
 _SEEDS = 2**32
 
@@ -23,11 +23,11 @@ _SEEDS = 2**32
 class ClassImages:
     """How many images of the wanted ones this call drew, and how many were there."""
 
-    drawn: int
+    generated: int
     there: int
 
 
-def draw_class_images(
+def generate_class_images(
     request: GenerateConfig,
     prompts: Sequence[str],
     count: int,
@@ -38,7 +38,7 @@ def draw_class_images(
     """Fill a folder up to `count` images called class-000000.png and so on, each with its prompt as caption beside it.
 
     request: model, size, sampler and the first seed (-1 counts as 0); the seeds count up. prompts: taken in turn, one
-    of each {red|green} picked by the image's seed. Interrupted, the same call draws only what is missing. Raises
+    of each {red|green} picked by the image's seed. Interrupted, the same call generates only what is missing. Raises
     ConfigError for a wrong request or no prompt, DataError for a folder that can't be written, ModelError.
     """
     if not [prompt for prompt in prompts if prompt.strip()]:
@@ -52,10 +52,12 @@ def draw_class_images(
     generator = Generator(request.base_model, request.compute)
     for start in range(0, len(missing), request.batch_size):
         numbers = missing[start : start + request.batch_size]
-        for number, drawn in zip(numbers, generator.draw_rows([rows[number] for number in numbers]), strict=True):
+        for number, generated in zip(
+            numbers, generator.generate_rows([rows[number] for number in numbers]), strict=True
+        ):
             path = folder / f"{_stem(number)}{SUFFIX_OF[request.files.format]}"
-            _write_caption(path.with_suffix(".txt"), drawn.config.prompt)  # first: an image on the disk is complete
-            save_image(drawn, path)
+            _write_caption(path.with_suffix(".txt"), generated.config.prompt)  # first: an image on the disk is complete
+            save_image(generated, path)
         if on_progress:
             on_progress(count - len(missing) + start + len(numbers), count)
     return ClassImages(len(missing), count - len(missing))

@@ -1,10 +1,10 @@
 """Base model, weighted adapters and prompts to images.
 
-    for drawn in generate(GenerateConfig(prompt="a red fox", adapters=[UsedAdapter(file="ink.safetensors")])):
-        drawn.image.show()
+    for generated in generate(GenerateConfig(prompt="a red fox", adapters=[UsedAdapter(file="ink.safetensors")])):
+        generated.image.show()
 
 A `Generator` keeps one base model loaded for many requests. Everything that can be wrong with a request is told before
-a model is loaded. The same request gives the same bytes on the same machine, and an image's own `config` draws it again
+a model is loaded. The same request gives the same bytes on the same machine, and an image's own `config` repeats it
 alone.
 """
 
@@ -24,14 +24,14 @@ from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
 from sdlora.config.generate import ComputeConfig, GenerateConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.errors import ConfigError
-from sdlora.generation.adapted_base import AdaptedBase, AdapterSet
-from sdlora.generation.compute import choose_device, choose_dtype
-from sdlora.generation.cpu_layers import PlainAttention, use_plain_convolutions
-from sdlora.generation.denoising import CancelledError
-from sdlora.generation.drawing import Drawing, OnStep
-from sdlora.generation.latent_colours import LatentColours
-from sdlora.generation.pool import DEFAULT_POOL_BYTES, AdapterPool
-from sdlora.generation.requests import check_rows, resolve, same_base, single_images
+from sdlora.generation.request.compute import choose_device, choose_dtype
+from sdlora.generation.request.requests import check_rows, resolve, same_base, single_images
+from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
+from sdlora.generation.sampling.batch_generator import BatchGenerator, OnStep
+from sdlora.generation.sampling.cpu_layers import PlainAttention, use_plain_convolutions
+from sdlora.generation.sampling.denoising import CancelledError
+from sdlora.generation.sampling.latent_colours import LatentColours
+from sdlora.generation.sampling.pool import DEFAULT_POOL_BYTES, AdapterPool
 from sdlora.models.detection import detect
 from sdlora.models.host import forget_mapped, tune_malloc
 from sdlora.models.identity import file_hash
@@ -59,7 +59,7 @@ class StepPreview:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What an image was drawn with, beside its request."""
+    """What an image was generated with, beside its request."""
 
     model_name: str
     model_hash: str | None
@@ -73,7 +73,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """A drawn image. `config` draws this one image again: seed and sizes are filled in, adapter tags resolved."""
+    """A generated image. `config` repeats this one image: seed and sizes are filled in, adapter tags resolved."""
 
     image: Image.Image
     config: GenerateConfig
@@ -98,7 +98,7 @@ def generate(
     content turns out damaged.
     """
     config = resolve(config)
-    return Generator(config.base_model, config.compute).draw(config, on_step=on_step, is_cancelled=is_cancelled)
+    return Generator(config.base_model, config.compute).generate(config, on_step=on_step, is_cancelled=is_cancelled)
 
 
 class Generator:
@@ -124,7 +124,7 @@ class Generator:
         self._tune(device)
         self._adapted = AdaptedBase(self.bundle)
         self._pool = AdapterPool(self._adapted, DEFAULT_POOL_BYTES if pool_bytes is None else pool_bytes)
-        self._drawing = Drawing(self.bundle, self._adapted)
+        self._batch_generator = BatchGenerator(self.bundle, self._adapted)
         self._colours = LatentColours(self.bundle)
         self._model_hash: str | None = None
 
@@ -148,7 +148,7 @@ class Generator:
         same = all(getattr(config.compute, name) == getattr(self.compute, name) for name in loaded_for)
         return same and same_base(config.base_model, self.bundle.config)
 
-    def draw(
+    def generate(
         self,
         config: GenerateConfig,
         *,
@@ -159,9 +159,9 @@ class Generator:
 
         Raises ConfigError listing every problem at once, when called; AdapterError for a damaged adapter.
         """
-        return self._draw(single_images(self._resolved(config)), on_step, is_cancelled)
+        return self._generate(single_images(self._resolved(config)), on_step, is_cancelled)
 
-    def draw_rows(
+    def generate_rows(
         self,
         rows: Sequence[GenerateConfig],
         *,
@@ -171,12 +171,12 @@ class Generator:
         """Draw one image for each request, several in one UNet call, each with its own adapters and weights.
 
         Prompts, seeds, guidance, adapters and start images may differ; sizes, sampler and steps must not. `batch_size`
-        of the first counts. Raises as `draw`.
+        of the first counts. Raises as `generate`.
         """
         resolved = [self._resolved(row).model_copy(update={"num_images": 1}) for row in rows]
         if resolved:
             check_rows(resolved)
-        return self._draw(resolved, on_step, is_cancelled)
+        return self._generate(resolved, on_step, is_cancelled)
 
     def _resolved(self, config: GenerateConfig) -> GenerateConfig:
         if not self.fits(config):
@@ -186,7 +186,7 @@ class Generator:
             )
         return resolve(config, self.detection)
 
-    def _draw(
+    def _generate(
         self,
         rows: Sequence[GenerateConfig],
         on_step: Callable[[StepPreview], None] | None,
@@ -195,31 +195,31 @@ class Generator:
         start = 0
         while start < len(rows) and not is_cancelled():
             # texts of other lengths would be filled up to the longest, and the picture depend on its neighbours
-            chunks = self._drawing.num_chunks(rows[start])
+            chunks = self._batch_generator.num_chunks(rows[start])
             limit = rows[start : start + rows[0].batch_size]
-            batch = list(takewhile(lambda row: self._drawing.num_chunks(row) == chunks, limit))  # noqa: B023
+            batch = list(takewhile(lambda row: self._batch_generator.num_chunks(row) == chunks, limit))  # noqa: B023
             preview = None if on_step is None else self._previewing(on_step, start, len(rows))
             try:
-                yield from self._drawn(batch, preview, is_cancelled)
+                yield from self._generated(batch, preview, is_cancelled)
             except CancelledError:
                 return
             start += len(batch)
 
     def _previewing(self, on_step: Callable[[StepPreview], None], index: int, num_images: int) -> OnStep:
         def tell(step: int, total_steps: int, clean: Callable[[], Tensor]) -> None:
-            on_step(StepPreview(step, total_steps, index, num_images, lambda: self._colours.pictures(clean())))
+            on_step(StepPreview(step, total_steps, index, num_images, lambda: self._colours.images(clean())))
 
         return tell
 
-    def _drawn(
+    def _generated(
         self, rows: Sequence[GenerateConfig], on_step: OnStep | None, is_cancelled: Callable[[], bool]
     ) -> Iterator[GeneratedImage]:
         began = time.monotonic()
         known_notes = len(self.bundle.notes)
         self.bundle.clip_skip = rows[0].base_model.clip_skip
         sets: list[AdapterSet] = [tuple(self._pool.get(used) for used in row.adapters) for row in rows]
-        merge = self._drawing.merges(rows[0], sets)
-        pictures = self._drawing.pictures(rows, sets, merge, on_step, is_cancelled)
+        merge = self._batch_generator.merges(rows[0], sets)
+        pictures = self._batch_generator.images(rows, sets, merge, on_step, is_cancelled)
         seconds = (time.monotonic() - began) / len(rows)
         notes = self.bundle.notes[known_notes:]
         for row, own, picture in zip(rows, sets, pictures, strict=True):

@@ -16,7 +16,7 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Draw(_Message):
+class Generate(_Message):
     """Draw images and save them in config.files.folder."""
 
     kind: Literal["draw"] = "draw"
@@ -39,7 +39,7 @@ class Cancel(_Message):
     id: str
 
 
-Request = Draw | Cancel
+Request = Generate | Cancel
 
 
 class Loading(_Message):
@@ -57,7 +57,7 @@ class Stepped(_Message):
     step: int
     total_steps: int
     image_index: int
-    """Images done before the ones that are being drawn."""
+    """Images done before the ones that are being generated."""
     num_images: int
     has_preview: bool
     """Whether the preview file is new."""

@@ -1,4 +1,4 @@
-"""The process that draws: reads requests as lines, answers as lines (see image_messages), keeps its model loaded.
+"""The process that generates: reads requests as lines, answers as lines (see image_messages), keeps its model loaded.
 
 python -m sdlora.launch.image_worker; started by `images.ImageWorker`. It ends when its standard input does, that is
 with the process that started it, however that ends.
@@ -22,10 +22,10 @@ from pydantic import ValidationError
 
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import SdloraError
-from sdlora.generation.grid import Grid, save_grid
-from sdlora.generation.grid_axes import parse_axes
-from sdlora.generation.image_files import save_image
-from sdlora.launch.image_messages import Answer, Cancel, Draw, Ended, Loading, Saved, Stepped, parse_request
+from sdlora.generation.grid.axes import parse_axes
+from sdlora.generation.grid.run import Grid, save_grid
+from sdlora.generation.restore.image_files import save_image
+from sdlora.launch.image_messages import Answer, Cancel, Ended, Generate, Loading, Saved, Stepped, parse_request
 
 if TYPE_CHECKING:
     from sdlora.generation.generate import GeneratedImage, Generator, StepPreview
@@ -48,9 +48,9 @@ class ImageServer:
     ) -> None:
         self._answer = answer
         self._find = find
-        self._drawer: Generator | None = None
+        self._generator: Generator | None = None
         self._cancelled: set[str] = set()
-        self._draws: queue.SimpleQueue[Draw | None] = queue.SimpleQueue()
+        self._draws: queue.SimpleQueue[Generate | None] = queue.SimpleQueue()
 
     def receive(self, lines: Iterable[bytes]) -> None:
         """Take requests until the lines end; for a thread of its own."""
@@ -71,9 +71,9 @@ class ImageServer:
         while (request := self._draws.get()) is not None:
             self._answer(self._try(request).model_copy(update={"accelerator_gib": _accelerator_gib()}))
 
-    def _try(self, request: Draw) -> Ended:
+    def _try(self, request: Generate) -> Ended:
         try:
-            sheet = self._draw(request)
+            sheet = self._generate(request)
         except SdloraError as error:
             return Ended(id=request.id, outcome="failed", error=str(error))
         except Exception as error:
@@ -83,30 +83,30 @@ class ImageServer:
         outcome: Literal["cancelled", "finished"] = "cancelled" if request.id in self._cancelled else "finished"
         return Ended(id=request.id, outcome=outcome, sheet=None if sheet is None else str(sheet))
 
-    def _draw(self, request: Draw) -> Path | None:
+    def _generate(self, request: Generate) -> Path | None:
         """Draw and save what is asked for; returns a grid's contact sheet."""
         self._answer(Loading(id=request.id))
-        drawer = self._drawer_for(request.config)
+        generator = self._generator_for(request.config)
         on_step = self._teller_of_steps(request)
 
         def is_cancelled() -> bool:
             return request.id in self._cancelled
 
         if not request.axes:
-            for image in drawer.draw(request.config, on_step=on_step, is_cancelled=is_cancelled):
+            for image in generator.generate(request.config, on_step=on_step, is_cancelled=is_cancelled):
                 self._tell_saved(request, image, save_image(image, request.config.files.folder))
             return None
         axes = parse_axes(request.axes, request.config, Path(request.run) if request.run else None)
         return save_grid(
             Grid(request.config, axes, most_cells=request.most_cells),
             request.config.files.folder,
-            drawer,
-            on_cell=lambda drawn, path: self._tell_saved(request, drawn.image, path, drawn.cell.labels),
+            generator,
+            on_cell=lambda generated, path: self._tell_saved(request, generated.image, path, generated.cell.labels),
             on_step=on_step,
             is_cancelled=is_cancelled,
         )
 
-    def _teller_of_steps(self, request: Draw) -> Callable[[StepPreview], None]:
+    def _teller_of_steps(self, request: Generate) -> Callable[[StepPreview], None]:
         previews = _Previews(Path(request.preview_path))
 
         def tell(step: StepPreview) -> None:
@@ -123,22 +123,22 @@ class ImageServer:
 
         return tell
 
-    def _tell_saved(self, request: Draw, image: GeneratedImage, path: Path, labels: Sequence[str] = ()) -> None:
+    def _tell_saved(self, request: Generate, image: GeneratedImage, path: Path, labels: Sequence[str] = ()) -> None:
         warnings = [str(each) for each in image.warnings]
         self._answer(
             Saved(id=request.id, path=str(path), seed=image.config.seed, labels=list(labels), warnings=warnings)
         )
 
-    def _drawer_for(self, config: GenerateConfig) -> Generator:
-        if self._drawer is None or not self._drawer.fits(config):
+    def _generator_for(self, config: GenerateConfig) -> Generator:
+        if self._generator is None or not self._generator.fits(config):
             load = self._find(config)
             self._unload()
-            self._drawer = load()
-        return self._drawer
+            self._generator = load()
+        return self._generator
 
     def _unload(self) -> None:
         """Let go of the model before another is loaded: two at once may not fit."""
-        self._drawer = None
+        self._generator = None
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
@@ -146,7 +146,7 @@ class ImageServer:
 
 
 class _Previews:
-    """Small pictures of what is being drawn, in one file that is replaced each time."""
+    """Small pictures of what is being generated, in one file that is replaced each time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -179,9 +179,9 @@ def _accelerator_gib() -> float | None:
 
 
 def find_model(config: GenerateConfig) -> Loader:
-    """What loads a request's model. Raises ConfigError when the request can't be drawn."""
+    """What loads a request's model. Raises ConfigError when the request can't be generated."""
     from sdlora.generation.generate import Generator
-    from sdlora.generation.requests import resolve
+    from sdlora.generation.request.requests import resolve
 
     resolve(config)
     return lambda: Generator(config.base_model, config.compute)
@@ -199,7 +199,7 @@ def main(find: Callable[[GenerateConfig], Loader] = find_model) -> None:
 
     def receive() -> None:
         server.receive(sys.stdin.buffer)
-        os._exit(0)  # whoever asked is gone: nobody waits for what is being drawn
+        os._exit(0)  # whoever asked is gone: nobody waits for what is being generated
 
     threading.Thread(target=receive, name="requests", daemon=True).start()
     server.serve()

@@ -18,11 +18,11 @@ from pydantic import ValidationError
 
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import RunError
-from sdlora.generation.grid import MOST_CELLS, Grid
-from sdlora.generation.grid_axes import parse_axes
+from sdlora.generation.grid.axes import parse_axes
+from sdlora.generation.grid.run import MOST_CELLS, Grid
 from sdlora.launch.detached import CREATION_FLAGS, OWN_SESSION
-from sdlora.launch.event_log import last_words, text_tail
-from sdlora.launch.image_messages import Answer, Cancel, Draw, Ended, Loading, Request, Saved, Stepped, parse_answer
+from sdlora.launch.image_messages import Answer, Cancel, Ended, Generate, Loading, Request, Saved, Stepped, parse_answer
+from sdlora.runs.event_log import last_words, text_tail
 
 ImageStatus = Literal["queued", "loading", "drawing", "finished", "cancelled", "failed"]
 
@@ -46,7 +46,7 @@ class ImageProgress:
     step: int = 0
     total_steps: int = 0
     images: tuple[Path, ...] = ()
-    """Finished images, in the order in which they were drawn."""
+    """Finished images, in the order in which they were generated."""
     seeds: tuple[int, ...] = ()
     """Their seeds."""
     labels: tuple[tuple[str, ...], ...] = ()
@@ -54,7 +54,7 @@ class ImageProgress:
     sheet: Path | None = None
     """Of a grid: the contact sheet with all its images, when it is over."""
     preview: Path | None = None
-    """A small JPEG of what is being drawn, once there is one."""
+    """A small JPEG of what is being generated, once there is one."""
     previews_made: int = 0
     """Counts up with each new preview, which overwrites the one before."""
     warnings: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ class ImageWorker:
         self._command = list(command)
         self._lock = threading.RLock()
         self._progress: dict[str, ImageProgress] = {}
-        self._requests: dict[str, Draw] = {}
+        self._requests: dict[str, Generate] = {}
         self._waiting: deque[str] = deque()
         self._current: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -104,7 +104,7 @@ class ImageWorker:
     def submit(self, config: GenerateConfig) -> str:
         """Ask for images; returns the request's id at once."""
         request_id = uuid.uuid4().hex[:12]
-        self._add(Draw(id=request_id, config=config, preview_path=self._preview(request_id)), config.num_images)
+        self._add(Generate(id=request_id, config=config, preview_path=self._preview(request_id)), config.num_images)
         return request_id
 
     def submit_grid(
@@ -116,7 +116,7 @@ class ImageWorker:
         """
         grid = Grid(config, parse_axes(axes, config, run), most_cells=most_cells)
         request_id = uuid.uuid4().hex[:12]
-        draw = Draw(
+        generate = Generate(
             id=request_id,
             config=grid.config,
             preview_path=self._preview(request_id),
@@ -124,7 +124,7 @@ class ImageWorker:
             run=None if run is None else str(run),
             most_cells=most_cells,
         )
-        self._add(draw, len(grid.cells()))
+        self._add(generate, len(grid.cells()))
         return request_id
 
     def poll(self, request_id: str) -> ImageProgress:
@@ -161,7 +161,7 @@ class ImageWorker:
     def release(self, *, cancel: bool = False) -> bool:
         """End the worker, so that its memory is free for a training; returns whether it is gone.
 
-        While it draws or requests wait nothing happens, unless `cancel` takes them all back.
+        While it generates or requests wait nothing happens, unless `cancel` takes them all back.
         """
         with self._lock:
             if (self._current or self._waiting) and not cancel:
@@ -191,10 +191,10 @@ class ImageWorker:
     def _preview(self, request_id: str) -> str:
         return str(self._folder / f"preview-{request_id}.jpg")
 
-    def _add(self, request: Draw, num_images: int) -> None:
+    def _add(self, request: Generate, num_images: int) -> None:
         with self._lock:
             if self._is_closed:
-                raise RunError("the image worker is closed: no more images are drawn.")
+                raise RunError("the image worker is closed: no more images are generated.")
             self._requests[request.id] = request
             self._progress[request.id] = ImageProgress("queued", num_images)
             self._waiting.append(request.id)
@@ -301,7 +301,7 @@ class ImageWorker:
         self._forget_process()
         if self._current is not None:
             words = last_words(self._log) or text_tail(self._log, 1)
-            self._finish("failed", f"the process that draws died ({_exit_in_words(code)}). {words}".rstrip())
+            self._finish("failed", f"the process that generates died ({_exit_in_words(code)}). {words}".rstrip())
 
     def _end_process(self) -> None:
         process = self._process

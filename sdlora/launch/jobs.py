@@ -22,8 +22,8 @@ from sdlora.config.train import TrainConfig
 from sdlora.errors import RunError
 from sdlora.events import CommandFinished, Progress
 from sdlora.launch.detached import SDLORA, end, spawn
-from sdlora.launch.event_log import iterate_backwards, last_words, text_tail
 from sdlora.processes import ProcessRecord
+from sdlora.runs.event_log import iterate_backwards, last_words, text_tail
 from sdlora.sinks.jsonl import EVENTS_VARIABLE
 
 JobStatus = Literal["running", "finished", "failed", "cancelled", "crashed"]

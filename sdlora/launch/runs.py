@@ -17,12 +17,12 @@ from sdlora.errors import ConfigError, RunError
 from sdlora.events import Event
 from sdlora.launch import queue_file
 from sdlora.launch.detached import SDLORA, end, spawn
-from sdlora.launch.event_log import read_events, text_tail
-from sdlora.launch.results import AdapterFile, PreviewImage, adapter_files, preview_images
-from sdlora.launch.state import RunState, derive
 from sdlora.processes import ProcessRecord
-from sdlora.training import run_folder
-from sdlora.training.run_folder import REQUESTS, Request, RunFolder
+from sdlora.runs import folder as run_folder
+from sdlora.runs.event_log import read_events, text_tail
+from sdlora.runs.folder import REQUESTS, Request, RunFolder
+from sdlora.runs.results import AdapterFile, PreviewImage, adapter_files, preview_images
+from sdlora.runs.state import RunState, derive
 
 TRASH = ".trash"
 KILL_GRACE_SECONDS = 5.0
@@ -142,7 +142,7 @@ class RunHandle:
         return adapter_files(self.files)
 
     def previews(self) -> list[PreviewImage]:
-        """All previews drawn so far, by step and prompt."""
+        """All previews generated so far, by step and prompt."""
         return preview_images(self.files, self.config().previews.prompts)
 
 

@@ -1,4 +1,4 @@
-"""Quiet loading and saving of small local parts, where transformers would draw a bar for each."""
+"""Quiet loading and saving of small local parts, where transformers would generate a bar for each."""
 
 from __future__ import annotations
 

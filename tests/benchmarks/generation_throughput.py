@@ -1,9 +1,9 @@
 """Images a second and memory against diffusers' pipeline with the adapter loaded by load_lora_weights, in bf16.
 
 `python -m tests.benchmarks.generation_throughput` builds a random SD 1.5 of true width (2 GB, in a temporary folder)
-and a rank 16 adapter, and draws 256x256 px images with both: same sampler (DPM++ 2M Karras), 20 steps, guidance 7, same
-batch and number of threads. Each runs in a process of its own, several times in turn. It prints CPU seconds an image,
-without loading and without a first batch of 4 steps, and the peak memory of the whole process. Needs 4 GiB of memory.
+and a rank 16 adapter, and generates 256x256 px images with both: same sampler (DPM++ 2M Karras), 20 steps, guidance 7,
+same batch and number of threads. Each runs in a process of its own, several times in turn. It prints CPU seconds an
+image, without loading and without a first batch of 4 steps, and the whole process's peak memory. Needs 4 GiB.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from sdlora.models.tiny import build
-from tests.adapter_files import ATTENTION, TEXT, random_adapter
+from tests.support.adapter_files import ATTENTION, TEXT, random_adapter
+from tests.support.tiny_models import build
 
 PROMPT, NEGATIVE = "a lighthouse at night, oil painting", "blurry, low quality"
 SIZE_PX, GUIDANCE, WARM_UP_STEPS = 256, 7.0, 4
@@ -36,7 +36,7 @@ def with_diffusers(model: str, adapter: str, batch: int) -> Callable[[int, int],
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)
     pipeline.load_lora_weights(adapter, adapter_name="benchmark")
 
-    def draw(seed: int, steps: int) -> None:
+    def generate(seed: int, steps: int) -> None:
         generators = [torch.Generator().manual_seed(seed + index) for index in range(batch)]
         pipeline(
             [PROMPT] * batch,
@@ -48,7 +48,7 @@ def with_diffusers(model: str, adapter: str, batch: int) -> Callable[[int, int],
             generator=generators,
         )
 
-    return draw
+    return generate
 
 
 def with_sdlora(model: str, adapter: str, batch: int) -> Callable[[int, int], None]:
@@ -69,23 +69,23 @@ def with_sdlora(model: str, adapter: str, batch: int) -> Callable[[int, int], No
     )
     generator = Generator(config.base_model, config.compute)
 
-    def draw(seed: int, steps: int) -> None:
-        for _ in generator.draw(config.model_copy(update={"seed": seed, "steps": steps})):
+    def generate(seed: int, steps: int) -> None:
+        for _ in generator.generate(config.model_copy(update={"seed": seed, "steps": steps})):
             pass
 
-    return draw
+    return generate
 
 
 WORKERS = {"diffusers": with_diffusers, "sdlora": with_sdlora}
 
 
 def work(options: argparse.Namespace) -> None:
-    """One process: load, draw a little, then draw on the clock; prints JSON."""
-    draw = WORKERS[options.worker](options.model, options.adapter, options.batch)
-    draw(0, WARM_UP_STEPS)
+    """One process: load, generate a little, then generate on the clock; prints JSON."""
+    generate = WORKERS[options.worker](options.model, options.adapter, options.batch)
+    generate(0, WARM_UP_STEPS)
     began = time.process_time()
     for number in range(options.batches):
-        draw(1 + number * options.batch, options.steps)
+        generate(1 + number * options.batch, options.steps)
     seconds = (time.process_time() - began) / (options.batches * options.batch)
     print(json.dumps({"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
 

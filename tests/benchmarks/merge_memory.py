@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdlora.adapters.attach import attach
-from sdlora.adapters.files import export
-from sdlora.adapters.metadata import TrainingFacts
+from sdlora.adapters.files.metadata import TrainingFacts
+from sdlora.adapters.files.writing import export
+from sdlora.adapters.live.attach import attach
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.models.bundle import Bundle
 from sdlora.models.loading import load
-from sdlora.models.tiny import build, save_single_file
+from tests.support.tiny_models import build, save_single_file
 
 
 @torch.no_grad()

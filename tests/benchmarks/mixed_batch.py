@@ -1,8 +1,8 @@
 """Eight images with eight sets of adapters in one batch, against eight calls that switch adapters in between.
 
-`python -m tests.benchmarks.mixed_batch` makes eight random adapters for builtin:emoji, draws eight images at its own
-size in both ways (first the batch, then the calls, then again in turn), and prints CPU seconds, their ratio and how far
-the pictures of the batch are from those that their own settings give alone. The same loaded base model and adapters
+`python -m tests.benchmarks.mixed_batch` makes eight random adapters for builtin:emoji, generates eight images at its
+own size in both ways (first the batch, then the calls, then again in turn), and prints CPU seconds, their ratio and how
+far the pictures of the batch are from those that their own settings give alone. The same loaded base model and adapters
 serve both, read before the clock starts. `--model FOLDER --size 256` takes another base model, `--precision fp32`
 another number type.
 """
@@ -20,7 +20,7 @@ import torch
 
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.generation.generate import GeneratedImage, Generator
-from tests.adapter_files import ATTENTION, TEXT, random_adapter
+from tests.support.adapter_files import ATTENTION, TEXT, random_adapter
 
 ROWS = 8
 
@@ -49,10 +49,10 @@ def requests(options: argparse.Namespace, folder: Path) -> list[GenerateConfig]:
     return rows
 
 
-def timed(draw: Callable[[], list[GeneratedImage]]) -> tuple[float, list[GeneratedImage]]:
-    """CPU seconds of all threads, and what was drawn."""
+def timed(generate: Callable[[], list[GeneratedImage]]) -> tuple[float, list[GeneratedImage]]:
+    """CPU seconds of all threads, and what was generated."""
     began = time.process_time()
-    images = draw()
+    images = generate()
     return time.process_time() - began, images
 
 
@@ -69,14 +69,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = requests(options, Path(folder))
         generator = Generator(rows[0].base_model, rows[0].compute)
-        list(generator.draw_rows([row.model_copy(update={"steps": 1}) for row in rows]))  # reads the adapters
+        list(generator.generate_rows([row.model_copy(update={"steps": 1}) for row in rows]))  # reads the adapters
         times: dict[str, list[float]] = {"one batch": [], "eight calls": []}
         for _ in range(options.rounds):
-            batch_seconds, batch = timed(lambda: list(generator.draw_rows(rows)))
-            call_seconds, _ = timed(lambda: [image for row in rows for image in generator.draw(row)])
+            batch_seconds, batch = timed(lambda: list(generator.generate_rows(rows)))
+            call_seconds, _ = timed(lambda: [image for row in rows for image in generator.generate(row)])
             times["one batch"].append(batch_seconds)
             times["eight calls"].append(call_seconds)
-        alone = [image for one in batch for image in generator.draw(one.config)]
+        alone = [image for one in batch for image in generator.generate(one.config)]
     difference = max(
         int(numpy.abs(numpy.asarray(one.image).astype(int) - numpy.asarray(other.image)).max())
         for one, other in zip(batch, alone, strict=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from browsing import enter, open_tab, wait_until
-from emoji_adapters import random_adapter
 from gradio_client import Client
 from PIL import Image
+
+from tests.support.emoji_adapters import random_adapter
 
 DRAWN = "#generate-progress .progress-words:has-text(' in ')"
 """What stands above the result of a request that is over."""
@@ -123,8 +124,8 @@ def test_programs_mix_and_generate(server: Any) -> None:
     mixed = client.predict(["ink:0.5", "wash:unet=0.25,te=0"], "from a program", "svd", 4, 0.0, api_name="/mix")
     assert Path(mixed["adapter"]).is_file()
     assert "relative error" in mixed["output"]
-    drawn = client.predict("a cat", ["from a program"], {"steps": 2, "seed": 3}, api_name="/generate")
-    assert drawn["seeds"] == [3]
-    assert Path(drawn["images"][0]).is_file()
+    generated = client.predict("a cat", ["from a program"], {"steps": 2, "seed": 3}, api_name="/generate")
+    assert generated["seeds"] == [3]
+    assert Path(generated["images"][0]).is_file()
     with pytest.raises(Exception, match="no adapter of that name is in the library"):
         client.predict("a cat", ["nobody"], {}, api_name="/generate")

@@ -10,7 +10,8 @@ import psutil
 import pytest
 from browsing import enter, open_tab, toast
 from PIL import Image, ImageDraw
-from tiny_captioners import build_tagger
+
+from tests.support.tiny_captioners import build_tagger
 
 TABS = ("dataset", "train", "runs", "mix", "generate", "settings")
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
@@ -178,7 +179,7 @@ def test_a_data_set_from_upload_to_undo_survives_reload_and_restart(server: Any,
 
     page.click("#dataset-train")
     page.wait_for_selector("#train-images-folder")
-    assert page.get_by_label("Data set", exact=False).last.input_value() == "shapes"
+    assert page.get_by_label("Dataset", exact=False).last.input_value() == "shapes"
     assert not [each for each in page.complaints if "cancelled" not in each]
     assert (server.look_ups, page.elsewhere) == ([], [])
 
@@ -255,7 +256,7 @@ def test_a_data_set_is_checked_mended_captioned_and_deleted_only_when_confirmed(
         (folder / f"{number}.txt").write_text("a, b, a", encoding="utf-8")
     page.reload()
     open_tab(page, "dataset")
-    page.get_by_label("Data set").first.click()
+    page.get_by_label("Dataset").first.click()
     page.get_by_role("option", name="twice").click()
     wait_for_text(page, "#dataset-summary", "3 images and 3 captions")
     open_all(page, "dataset")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sdlora.config import files
-from sdlora.training.run import train
+from sdlora.training.loop.run import train
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdlora.adapters.attach import Adapter, attach
-from sdlora.adapters.files import export, read
-from sdlora.adapters.metadata import TrainingFacts
+from sdlora.adapters.files.metadata import TrainingFacts
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.files.writing import export
+from sdlora.adapters.live.attach import Adapter, attach
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig, Precision, Quantization
 from sdlora.errors import AdapterError, ConfigError
 from sdlora.models.bundle import Bundle
 from sdlora.models.loading import load
-from sdlora.models.tiny import build
+from tests.support.tiny_models import build
 
 ALGORITHMS: list[dict[str, Any]] = [
     {"algorithm": "lora"},

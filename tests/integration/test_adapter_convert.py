@@ -13,12 +13,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdlora.adapters.base_weights import open_base
-from sdlora.adapters.convert import convert
-from sdlora.adapters.files import read
-from sdlora.adapters.kohya import kohya_name, module_path
-from sdlora.adapters.layers import addressable
-from sdlora.adapters.making import mix_adapters
+from sdlora.adapters.algebra.base_weights import open_base
+from sdlora.adapters.algebra.convert import convert
+from sdlora.adapters.algebra.making import mix_adapters
+from sdlora.adapters.files.kohya import kohya_name, module_path
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.live.layers import addressable
 from sdlora.config.mix import MixConfig, MixedAdapter
 from sdlora.errors import AdapterError
 

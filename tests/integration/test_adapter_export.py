@@ -15,16 +15,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sdlora.adapters.attach import Adapter, attach
-from sdlora.adapters.files import Export, export, read
-from sdlora.adapters.metadata import TrainingFacts
-from sdlora.adapters.selftest import self_test
+from sdlora.adapters.files.metadata import TrainingFacts
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.files.writing import Export, export
+from sdlora.adapters.live.attach import Adapter, attach
+from sdlora.adapters.live.self_test import self_test
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Quantization
 from sdlora.errors import AdapterError
 from sdlora.models.bundle import Bundle
 from sdlora.models.loading import load
-from sdlora.models.tiny import build
+from tests.support.tiny_models import build
 
 Load = Callable[..., Bundle]
 

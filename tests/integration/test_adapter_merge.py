@@ -14,13 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sdlora.adapters.attach import attach
-from sdlora.adapters.base_weights import open_base
-from sdlora.adapters.extract import Ranks
-from sdlora.adapters.files import export, read
-from sdlora.adapters.making import extract_adapter, merge_adapters, mix_adapters
-from sdlora.adapters.metadata import TrainingFacts
-from sdlora.adapters.operands import layer_update
+from sdlora.adapters.algebra.base_weights import open_base
+from sdlora.adapters.algebra.extract import Ranks
+from sdlora.adapters.algebra.making import extract_adapter, merge_adapters, mix_adapters
+from sdlora.adapters.algebra.operands import layer_update
+from sdlora.adapters.files.metadata import TrainingFacts
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.files.writing import export
+from sdlora.adapters.live.attach import attach
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.mix import MixConfig, MixedAdapter
@@ -28,7 +29,7 @@ from sdlora.errors import AdapterError, ModelError
 from sdlora.models.bundle import Bundle
 from sdlora.models.headers import file_tensor_hash
 from sdlora.models.loading import load
-from sdlora.models.tiny import save_single_file
+from tests.support.tiny_models import save_single_file
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
-from tiny_captioners import build_blip, build_git
 
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.data.captioning import describer
 from sdlora.data.captioning.captioner import load_captioner
 from sdlora.data.captioning.run import caption_folder
-from sdlora.data.repair.changes import undo
+from sdlora.data.fix.changes import undo
 from sdlora.errors import ModelError
+from tests.support.tiny_captioners import build_blip, build_git
 
 KILLED = """
 import os, signal, sys

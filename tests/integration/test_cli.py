@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from sdlora.__main__ import main
 from sdlora.processes import ProcessRecord
-from sdlora.training.run_folder import open_run
+from sdlora.runs.folder import open_run
 
 
 class Outcome:
@@ -164,7 +164,7 @@ def test_a_missing_caption_is_named_with_what_to_do(run, tiny_sd1: Path, one_ima
 def test_a_missing_package_is_named_with_the_pip_command(
     run, monkeypatch: pytest.MonkeyPatch, tiny_sd1: Path, one_image: Path, override: str, package: str, extra: str
 ) -> None:
-    monkeypatch.setattr("sdlora.training.checks.find_spec", lambda name: None)
+    monkeypatch.setattr("sdlora.training.preflight.checks.find_spec", lambda name: None)
     for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, name, None)
     overrides = [override, "optimization.learning_rate=1.0"] if package == "prodigyopt" else [override]

@@ -17,8 +17,8 @@ from sdlora.config import files
 from sdlora.errors import ConfigError, RunError
 from sdlora.launch import queue, runs
 from sdlora.launch.runs import list_runs, prepare
-from sdlora.training import run as training
-from sdlora.training.dry_run import DryRun
+from sdlora.training.loop import run as training
+from sdlora.training.preflight.dry_run import DryRun
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(600)")
 
@@ -122,7 +122,7 @@ def test_ctrl_c_starts_no_other_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_in_use_is_not_trained_by_a_second_process() -> None:
     first = prepare(files.load(overrides=["name=first"]))
-    with training.claimed(first.files):
+    with training.locked(first.files):
         assert first.state().status == "starting"
         with pytest.raises(RunError, match=r"is being trained already by process \d+ on .*`sdlora stop"):
             training.resume(first.folder)

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdlora.adapters.files import read
+from sdlora.adapters.files.reading import read
 from sdlora.config import files
 from sdlora.config.base_model import FamilyName, Prediction
 from sdlora.events import Event, Notice
-from sdlora.models.tiny import Width, build, save_single_file
-from sdlora.training.run import train
+from sdlora.training.loop.run import train
+from tests.support.tiny_models import Width, build, save_single_file
 
 MODELS: dict[str, tuple[FamilyName, Prediction, str]] = {
     "sd1": ("sd1", "epsilon", "lora_te_text_model_encoder_layers_0_self_attn_q_proj"),

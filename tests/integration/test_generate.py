@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw
 from sdlora.config import files
 from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
 from sdlora.errors import AdapterError, ConfigError
-from sdlora.generation.adapted_base import AdaptedBase
 from sdlora.generation.generate import GeneratedImage, Generator, StepPreview, generate
-from sdlora.generation.pool import AdapterPool
+from sdlora.generation.sampling.adapted_base import AdaptedBase
+from sdlora.generation.sampling.pool import AdapterPool
 from sdlora.models.loading import load
-from tests.adapter_files import ATTENTION, CONVOLUTIONS, EVERYTHING, TEXT, random_adapter
+from tests.support.adapter_files import ATTENTION, CONVOLUTIONS, EVERYTHING, TEXT, random_adapter
 
 MODEL = "builtin:emoji"
 FEW = r".*down_blocks_1_attentions_0_.*_attn2_to_(q|k)|.*mid_block_resnets_0_conv1"
@@ -64,7 +64,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def one(generator: Generator, config: GenerateConfig) -> GeneratedImage:
-    (image,) = generator.draw(config)
+    (image,) = generator.generate(config)
     return image
 
 
@@ -79,7 +79,7 @@ def differ(first: GeneratedImage, second: GeneratedImage) -> bool:
 @pytest.fixture
 def pixels_of(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> Callable[..., torch.Tensor]:
     """Draws rows and gives their pixels before they are rounded to bytes, in [0, 1]."""
-    from sdlora.generation import passes
+    from sdlora.generation.sampling import passes
 
     seen: list[torch.Tensor] = []
     decode = passes.decode_latents
@@ -90,12 +90,12 @@ def pixels_of(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> Callable
 
     monkeypatch.setattr(passes, "decode_latents", remember)
 
-    def draw(rows: list[GenerateConfig]) -> torch.Tensor:
+    def generate(rows: list[GenerateConfig]) -> torch.Tensor:
         seen.clear()
-        assert len(list(generator.draw_rows(rows))) == len(rows)
+        assert len(list(generator.generate_rows(rows))) == len(rows)
         return (torch.cat(seen) + 1) / 2
 
-    return draw
+    return generate
 
 
 # ---- batches
@@ -103,14 +103,14 @@ def pixels_of(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> Callable
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ SDE Karras", "LCM", "DPM++ 2M Karras"])
 def test_an_image_of_a_batch_drawn_again_alone_has_the_same_bytes(generator: Generator, sampler: Sampler) -> None:
-    drawn = list(generator.draw(request_of(sampler=sampler, num_images=3, batch_size=3)))
-    assert [image.config.seed for image in drawn] == [11, 12, 13]
-    assert differ(drawn[0], drawn[1])
-    again = one(generator, drawn[1].config)
-    assert again.config == drawn[1].config
-    assert again.image.tobytes() == drawn[1].image.tobytes()
-    in_two = list(generator.draw(request_of(sampler=sampler, num_images=3, batch_size=2)))
-    assert [image.image.tobytes() for image in in_two] == [image.image.tobytes() for image in drawn]
+    generated = list(generator.generate(request_of(sampler=sampler, num_images=3, batch_size=3)))
+    assert [image.config.seed for image in generated] == [11, 12, 13]
+    assert differ(generated[0], generated[1])
+    again = one(generator, generated[1].config)
+    assert again.config == generated[1].config
+    assert again.image.tobytes() == generated[1].image.tobytes()
+    in_two = list(generator.generate(request_of(sampler=sampler, num_images=3, batch_size=2)))
+    assert [image.image.tobytes() for image in in_two] == [image.image.tobytes() for image in generated]
 
 
 def test_a_mixed_batch_of_eight_equals_eight_single_runs(
@@ -150,13 +150,13 @@ def test_an_image_of_a_mixed_batch_in_bf16_drawn_again_alone_has_the_same_bytes(
         for index, path in enumerate(adapters)
     ]
     own = Generator(rows[0].base_model, rows[0].compute)
-    for drawn in own.draw_rows(rows):
-        assert one(own, drawn.config).image.tobytes() == drawn.image.tobytes()
+    for generated in own.generate_rows(rows):
+        assert one(own, generated.config).image.tobytes() == generated.image.tobytes()
 
 
 def test_rows_of_different_sizes_or_steps_are_refused(generator: Generator) -> None:
     with pytest.raises(ConfigError, match=r"steps: must be the same for all images of a batch\n.*width_px: must be"):
-        generator.draw_rows([request_of(), request_of(steps=4, width_px=72)])
+        generator.generate_rows([request_of(), request_of(steps=4, width_px=72)])
 
 
 def test_a_request_for_another_model_is_refused(generator: Generator, tiny_sd1: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_request_for_another_model_is_refused(generator: Generator, tiny_sd1: 
     assert not generator.fits(other)
     assert generator.fits(request_of(base_model={"clip_skip": 2}))
     with pytest.raises(ConfigError, match=r"it is for .*sd1 and other compute settings; builtin:emoji is loaded"):
-        generator.draw(other)
+        generator.generate(other)
 
 
 # ---- adapters
@@ -213,10 +213,10 @@ def test_a_changed_file_is_read_again(generator: Generator, tmp_path: Path) -> N
 def test_weights_by_part_block_and_share_of_the_steps_have_their_effect(
     generator: Generator, adapters: list[Path]
 ) -> None:
-    def draw(**settings: Any) -> GeneratedImage:
+    def generate(**settings: Any) -> GeneratedImage:
         return one(generator, request_of(adapters=(UsedAdapter(file=str(adapters[0]), **settings),)))
 
-    plain, whole = one(generator, request_of()), draw()
+    plain, whole = one(generator, request_of()), generate()
     assert differ(plain, whole)
     for nothing in (
         {"weight": 0.0},
@@ -224,11 +224,11 @@ def test_weights_by_part_block_and_share_of_the_steps_have_their_effect(
         {"blocks": "NONE"},
         {"start": 0.9, "text_encoder": 0},
     ):
-        assert not differ(plain, draw(**nothing)), nothing
-    parts = [draw(unet=0), draw(text_encoder=0), draw(blocks="INS"), draw(start=0.4), draw(end=0.4)]
+        assert not differ(plain, generate(**nothing)), nothing
+    parts = [generate(unet=0), generate(text_encoder=0), generate(blocks="INS"), generate(start=0.4), generate(end=0.4)]
     for index, part in enumerate([plain, *parts]):
         assert differ(whole, part), index
-    assert not differ(draw(start=0.0, end=1.0), whole)
+    assert not differ(generate(start=0.0, end=1.0), whole)
 
 
 def test_adapters_named_in_the_prompt_count_as_settings(generator: Generator, adapters: list[Path]) -> None:
@@ -247,7 +247,7 @@ def test_adapters_named_in_the_prompt_count_as_settings(generator: Generator, ad
 def test_merging_is_decided_by_an_images_own_settings_and_kept(generator: Generator, adapters: list[Path]) -> None:
     used = (UsedAdapter(file=str(adapters[1])),)
     long = request_of(adapters=used, steps=10)
-    (first, _) = generator.draw(long.model_copy(update={"num_images": 2}))
+    (first, _) = generator.generate(long.model_copy(update={"num_images": 2}))
     assert first.config.compute.merge_adapters is True
     assert one(generator, long).image.tobytes() == first.image.tobytes()
     assert one(generator, request_of(adapters=used)).config.compute.merge_adapters is False
@@ -258,7 +258,7 @@ def test_merging_is_decided_by_an_images_own_settings_and_kept(generator: Genera
 def test_an_adapter_of_other_layer_sizes_is_refused(generator: Generator, tiny_sd1: Path, tmp_path: Path) -> None:
     other = random_adapter(tiny_sd1, tmp_path / "other.safetensors", layers=ATTENTION)
     with pytest.raises(AdapterError, match=r"other.safetensors doesn't fit the base model: lora_unet_.* the model has"):
-        list(generator.draw(request_of(adapters=(UsedAdapter(file=str(other)),))))
+        list(generator.generate(request_of(adapters=(UsedAdapter(file=str(other)),))))
 
 
 # ---- guidance, start images, second pass
@@ -293,17 +293,17 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_the_size_follows_the_start_image(generator: Generator, picture: Path) -> None:
-    drawn = one(generator, request_of(start={"image": picture, "strength": 0.4}, width_px=None, height_px=None))
-    assert drawn.image.size == (184, 88)
-    assert (drawn.config.width_px, drawn.config.height_px) == (184, 88)
+    generated = one(generator, request_of(start={"image": picture, "strength": 0.4}, width_px=None, height_px=None))
+    assert generated.image.size == (184, 88)
+    assert (generated.config.width_px, generated.config.height_px) == (184, 88)
 
 
 def test_inpainting_keeps_every_pixel_outside_the_mask(generator: Generator, picture: Path) -> None:
     start = {"image": picture, "mask": picture.with_name("mask.png"), "strength": 1.0, "mask_blur_px": 2}
-    drawn = one(generator, request_of(start=start, width_px=128, height_px=64, sampler="Euler a"))
+    generated = one(generator, request_of(start=start, width_px=128, height_px=64, sampler="Euler a"))
     with Image.open(picture) as opened:
         original = numpy.asarray(opened.resize((128, 64), Image.Resampling.LANCZOS)).astype(int)
-    changed = numpy.abs(pixels(drawn) - original).max(axis=2)
+    changed = numpy.abs(pixels(generated) - original).max(axis=2)
     assert changed[:, 50:].max() == 0
     assert changed[:, :34].mean() > 5
 
@@ -313,31 +313,31 @@ def test_the_second_pass_draws_larger_and_can_be_repeated(generator: Generator, 
     second = {"scale": 1.5, "strength": 0.5, "steps": 4, "upscaler": upscaler}
     steps: list[StepPreview] = []
     config = request_of(second_pass=second, sampler="Euler a", num_images=2)
-    first, other = generator.draw(config, on_step=steps.append)
+    first, other = generator.generate(config, on_step=steps.append)
     assert first.image.size == (96, 96)
     assert [(step.step, step.total_steps) for step in steps] == [(number, 5) for number in range(1, 6)]
     assert one(generator, other.config).image.tobytes() == other.image.tobytes()
 
 
-# ---- looking on, stopping, mending
+# ---- looking on, stopping, fixing
 
 
 def test_previews_look_like_the_picture(generator: Generator) -> None:
     steps: list[StepPreview] = []
-    (drawn,) = generator.draw(request_of(steps=8), on_step=steps.append)
+    (generated,) = generator.generate(request_of(steps=8), on_step=steps.append)
     (preview,) = steps[-1].images()
     assert preview.size == (32, 32)
-    small = drawn.image.resize(preview.size, Image.Resampling.BOX)
+    small = generated.image.resize(preview.size, Image.Resampling.BOX)
     likeness = numpy.corrcoef(numpy.asarray(preview).ravel(), numpy.asarray(small).ravel())[0, 1]
     assert likeness > 0.8
 
 
 def test_cancelling_keeps_the_images_that_are_finished(generator: Generator) -> None:
     steps: list[StepPreview] = []
-    drawn = generator.draw(
+    generated = generator.generate(
         request_of(num_images=5, batch_size=2), on_step=steps.append, is_cancelled=lambda: len(steps) >= 5
     )
-    assert [image.config.seed for image in drawn] == [11, 12]
+    assert [image.config.seed for image in generated] == [11, 12]
     assert [step.image_index for step in steps] == [0, 0, 0, 2, 2]
 
 
@@ -348,9 +348,11 @@ def test_a_picture_that_overflows_is_drawn_again_in_fp32(half: Generator, tmp_pa
     assert before.warnings == ()
     file = random_adapter(MODEL, tmp_path / "strong.safetensors", layers=r".*mid_block_resnets_0_conv1")
     strong = UsedAdapter(file=str(file), weight=1e6)
-    drawn = one(half, plain.model_copy(update={"adapters": (strong,)}))
-    assert any("in float16, so it was drawn again in fp32" in warning for warning in drawn.warnings), drawn.warnings
-    assert numpy.asarray(drawn.image).max() > 2
+    generated = one(half, plain.model_copy(update={"adapters": (strong,)}))
+    assert any("in float16, so it was generated again in fp32" in warning for warning in generated.warnings), (
+        generated.warnings
+    )
+    assert numpy.asarray(generated.image).max() > 2
     assert half.bundle.dtype == torch.float16
     assert one(half, plain).image.tobytes() == before.image.tobytes()
 

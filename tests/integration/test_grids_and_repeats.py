@@ -16,9 +16,9 @@ from sdlora.config import files
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
 from sdlora.generation.generate import Generator
-from sdlora.generation.grid import Grid, save_grid
-from sdlora.generation.grid_axes import parse_axes
-from sdlora.generation.image_files import read_image_settings, save_image
+from sdlora.generation.grid.axes import parse_axes
+from sdlora.generation.grid.run import Grid, save_grid
+from sdlora.generation.restore.image_files import read_image_settings, save_image
 
 QUICK: dict[str, Any] = {"prompt": "a cat face", "seed": 5, "steps": 2, "width_px": 64, "height_px": 64, "guidance": 3}
 
@@ -26,7 +26,7 @@ QUICK: dict[str, Any] = {"prompt": "a cat face", "seed": 5, "steps": 2, "width_p
 @pytest.fixture(scope="module")
 def run(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps with four checkpoints, at a learning rate that shows."""
-    from sdlora.training.run import train
+    from sdlora.training.loop.run import train
 
     folder = tmp_path_factory.mktemp("runs")
     settings = {
@@ -138,7 +138,7 @@ def test_a_picture_of_the_web_ui_is_drawn_with_what_is_found(run: Path, tmp_path
     Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=info)
     code, printed = cli("generate", "--from", str(tmp_path / "theirs.png"), "--out", str(tmp_path / "out"))
     assert code == 2
-    assert "it was drawn with 'emoji'; say which file that is: --base FILE" in printed
+    assert "it was generated with 'emoji'; say which file that is: --base FILE" in printed
     assert "<lora:grid:0.5>: no folder to search for it; set adapter_folders (--adapter-folder)" in printed
     code, printed = cli(
         *("generate", "--from", str(tmp_path / "theirs.png"), "--out", str(tmp_path / "out")),
@@ -180,7 +180,7 @@ def test_what_cannot_be_drawn_is_listed_before_anything_is(tmp_path: Path, gener
         [f"adapter.file=none,{tmp_path / 'broken.safetensors'}", "model=builtin:emoji,nowhere/x.ckpt"], config
     )
     with pytest.raises(ConfigError) as caught:
-        next(iter(Grid(config, axes).draw(generator)))
+        next(iter(Grid(config, axes).generate(generator)))
     text = str(caught.value)
     assert "broken.safetensors" in text
     assert "nowhere/x.ckpt: no such file" in text
@@ -188,7 +188,7 @@ def test_what_cannot_be_drawn_is_listed_before_anything_is(tmp_path: Path, gener
 
 def test_saved_images_carry_what_they_were_drawn_with(run: Path, tmp_path: Path, generator: Generator) -> None:
     adapter = UsedAdapter(file=str(run / "grid.safetensors"), weight=0.5)
-    (image,) = generator.draw(GenerateConfig(**QUICK, adapters=(adapter,)))
+    (image,) = generator.generate(GenerateConfig(**QUICK, adapters=(adapter,)))
     read = read_image_settings(save_image(image, tmp_path))
     assert read.model_name == "builtin:emoji"
     assert list(read.adapter_hashes) == ["grid"]

@@ -1,4 +1,4 @@
-"""The process that draws with a real model: images with their settings, a grid, and what remains when it is killed."""
+"""The image worker with a real model: images with their settings, a grid, and what remains when it is killed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from waiting import wait_for
 
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import GenerateConfig, ImageFilesConfig
-from sdlora.generation.image_files import read_image_settings
+from sdlora.generation.restore.image_files import read_image_settings
 from sdlora.launch.images import ImageProgress, ImageWorker
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 from pyarrow import parquet
 
 from sdlora.__main__ import main
-from sdlora.adapters.reading import read
+from sdlora.adapters.files.reading import read
 from sdlora.config import files
-from sdlora.training.run import train
+from sdlora.training.loop.run import train
 
 BASE = "builtin:emoji"
 CHEAP = ("images.cache=false", "outputs.self_test=false", "optimization.device=cpu")

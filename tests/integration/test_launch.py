@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from waiting import wait_for
 
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
@@ -19,7 +18,8 @@ from sdlora.errors import RunError
 from sdlora.events import CheckpointSaved, PreviewReady, RunFinished, RunStarted, StepFinished
 from sdlora.launch import queue
 from sdlora.launch.runs import RunHandle, find, list_runs, prepare
-from sdlora.launch.state import RunState
+from sdlora.runs.state import RunState
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 

@@ -26,8 +26,8 @@ from sdlora.models.hub import reach
 from sdlora.models.identity import file_hash, weights_identity
 from sdlora.models.loading import load, load_vae
 from sdlora.models.recognition import SD1_TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
-from sdlora.models.tiny import save_single_file
 from sdlora.models.vae import decode_latents, encode_images, encode_moments
+from tests.support.tiny_models import save_single_file
 
 SIZES = [SizeConditions(512, 640, 0, 32, 128, 128), SizeConditions(128, 128, 0, 0, 128, 128)]
 CAPTIONS = ["a photo of a (cat:1.3)", ""]

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from sdlora.config import files
 from sdlora.errors import ConfigError, RunError
 from sdlora.events import CheckpointSaved, parse_event
-from sdlora.training.checkpoints import newest
-from sdlora.training.run import resume, train
+from sdlora.runs.checkpoints import newest
+from sdlora.training.loop.run import resume, train
 
 STEPS, HALF = 6, 3
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from sdlora.config import files
-from sdlora.training.run import train
+from sdlora.training.loop.run import train
 
 
 def test_two_processes_equal_one_with_twice_the_accumulation(tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import sdlora
-from sdlora.adapters.attach import Adapter
-from sdlora.adapters.files import read
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.live.attach import Adapter
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
 from sdlora.errors import AdapterError, TrainingError
@@ -30,10 +30,10 @@ from sdlora.events import (
     WarningRaised,
     parse_event,
 )
-from sdlora.training import checkpoints
-from sdlora.training.forward import Forward
-from sdlora.training.run import RunResult, resume, train
-from sdlora.training.run_folder import RunFolder
+from sdlora.runs import checkpoints
+from sdlora.runs.folder import RunFolder
+from sdlora.training.loop.run import RunResult, resume, train
+from sdlora.training.loss.loss_function import LossFunction
 
 E = TypeVar("E")
 
@@ -103,26 +103,26 @@ def test_every_image_is_trained_in_every_epoch_and_short_batches_are_kept(config
         }
     )
     seen: list[str] = []
-    original = Forward.loss
+    original = LossFunction.loss
 
-    def record(self: Forward, batch):  # type: ignore[no-untyped-def]
+    def record(self: LossFunction, batch):  # type: ignore[no-untyped-def]
         seen.extend(batch.names)
         return original(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Forward, "loss", record)
+        patch.setattr(LossFunction, "loss", record)
         result, _ = run(config)
     assert sorted(seen) == sorted(2 * [f"{index}.png" for index in range(10)])
     assert result.step == 2 * 3  # three buckets of 3 or 4 images, a batch each
 
 
 def test_a_nonfinite_loss_is_left_out_and_training_goes_on(configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = Forward.loss, iter(range(100))
+    original, calls = LossFunction.loss, iter(range(100))
 
-    def spoiled(self: Forward, batch):  # type: ignore[no-untyped-def]
+    def spoiled(self: LossFunction, batch):  # type: ignore[no-untyped-def]
         return original(self, batch) * (float("nan") if next(calls) == 1 else 1.0)
 
-    monkeypatch.setattr(Forward, "loss", spoiled)
+    monkeypatch.setattr(LossFunction, "loss", spoiled)
     result, collector = run(configure())
     assert result.step == 3
     warning = collector.of(WarningRaised)[0]
@@ -131,14 +131,14 @@ def test_a_nonfinite_loss_is_left_out_and_training_goes_on(configure, monkeypatc
 
 
 def test_spoiled_weights_are_replaced_by_the_last_good_ones(configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = Forward.loss, iter(range(100))
+    original, calls = LossFunction.loss, iter(range(100))
 
-    def spoiled(self: Forward, batch):  # type: ignore[no-untyped-def]
+    def spoiled(self: LossFunction, batch):  # type: ignore[no-untyped-def]
         if next(calls) == 1:
             next(iter(self._adapter.parameters)).data.fill_(float("nan"))
         return original(self, batch)
 
-    monkeypatch.setattr(Forward, "loss", spoiled)
+    monkeypatch.setattr(LossFunction, "loss", spoiled)
     result, collector = run(configure())
     assert result.step == 3
     assert "the last good weights are back" in collector.of(WarningRaised)[0].message
@@ -146,7 +146,7 @@ def test_spoiled_weights_are_replaced_by_the_last_good_ones(configure, monkeypat
 
 
 def test_losses_that_stay_nonfinite_end_the_run_without_a_file(configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Forward, "loss", lambda self, batch: torch.tensor(float("inf"), requires_grad=True))
+    monkeypatch.setattr(LossFunction, "loss", lambda self, batch: torch.tensor(float("inf"), requires_grad=True))
     config = configure("optimization.max_nonfinite=2", "name=broken")
     with pytest.raises(TrainingError, match="the loss is inf for .*, 3 times in a row: training can't go on"):
         train(config)
@@ -155,15 +155,15 @@ def test_losses_that_stay_nonfinite_end_the_run_without_a_file(configure, monkey
 
 
 def test_modules_without_gradient_are_named(configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Forward.loss
+    original = LossFunction.loss
 
-    def without_attention(self: Forward, batch):  # type: ignore[no-untyped-def]
+    def without_attention(self: LossFunction, batch):  # type: ignore[no-untyped-def]
         weights = [weight for weight in self._adapter.weights() if weight.path.endswith("attn2.to_q")]
         for weight in weights:
             weight.parameter.requires_grad_(False)
         return original(self, batch)
 
-    monkeypatch.setattr(Forward, "loss", without_attention)
+    monkeypatch.setattr(LossFunction, "loss", without_attention)
     _, collector = run(configure("optimization.steps=10"))
     warning = collector.of(WarningRaised)[0]
     assert re.match(

@@ -15,7 +15,7 @@ from diffusers.loaders.lora_conversion_utils import (
 )
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 
-from sdlora.adapters.kohya import module_path
+from sdlora.adapters.files.kohya import module_path
 from sdlora.config.base_model import FamilyName
 
 DATA = Path(__file__).parents[1] / "data"

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from sdlora.training.diffusion import add_noise, snr, target
+from sdlora.training.loss.diffusion import add_noise, snr, target
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 ZERO_TERMINAL = DDPMScheduler(

@@ -18,11 +18,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sdlora.config.generate import GenerateConfig, Sampler, StartImageConfig, UsedAdapter
-from sdlora.generation import passes
 from sdlora.generation.generate import Generator
+from sdlora.generation.sampling import passes
 from sdlora.models.builtin import BUILTIN_MODELS
-from sdlora.models.tiny import Width, build
-from tests.adapter_files import ATTENTION, CONVOLUTIONS, TEXT, random_adapter
+from tests.support.adapter_files import ATTENTION, CONVOLUTIONS, TEXT, random_adapter
+from tests.support.tiny_models import Width, build
 
 MOST = 1e-3
 EMOJI = BUILTIN_MODELS["builtin:emoji"]
@@ -71,7 +71,7 @@ def generator_of(model: Path, **base_model: Any) -> Generator:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+def generated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
     """Draws a request and gives its pixels before they are rounded to bytes, in [0, 1]."""
     seen: list[Tensor] = []
     decode = passes.decode_latents
@@ -82,14 +82,14 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
 
     monkeypatch.setattr(passes, "decode_latents", remember)
 
-    def draw(generator: Generator, **settings: Any) -> Tensor:
+    def generate(generator: Generator, **settings: Any) -> Tensor:
         seen.clear()
         config = GenerateConfig(**{**SETTINGS, "base_model": generator.bundle.config, **settings})
-        images = list(generator.draw(config))
+        images = list(generator.generate(config))
         assert len(images) == len(seen)
         return (torch.cat(seen).clamp(-1, 1) + 1) / 2
 
-    return draw
+    return generate
 
 
 def expected(pipeline: Any, scheduler: str, options: dict[str, Any], **arguments: Any) -> Tensor:
@@ -123,19 +123,19 @@ def random_sd1(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("sampler", SCHEDULERS)
-def test_every_sampler_draws_what_diffusers_draws(sampler: Sampler, drawn: Callable[..., Tensor]) -> None:
+def test_every_sampler_draws_what_diffusers_draws(sampler: Sampler, generated: Callable[..., Tensor]) -> None:
     theirs = expected(pipeline_of(EMOJI), *SCHEDULERS[sampler])
-    check(drawn(generator_of(EMOJI), sampler=sampler), theirs, f"emoji, {sampler}")
+    check(generated(generator_of(EMOJI), sampler=sampler), theirs, f"emoji, {sampler}")
 
 
-def test_a_random_sd1_draws_what_diffusers_draws(random_sd1: Path, drawn: Callable[..., Tensor]) -> None:
+def test_a_random_sd1_draws_what_diffusers_draws(random_sd1: Path, generated: Callable[..., Tensor]) -> None:
     theirs = expected(pipeline_of(random_sd1), *SCHEDULERS["Euler a"])
-    check(drawn(generator_of(random_sd1), sampler="Euler a"), theirs, "random SD 1.5")
+    check(generated(generator_of(random_sd1), sampler="Euler a"), theirs, "random SD 1.5")
 
 
 @pytest.mark.parametrize("which", ["emoji", "random"])
 def test_adapters_draw_what_diffusers_draws_live_and_merged(
-    which: str, random_sd1: Path, drawn: Callable[..., Tensor], tmp_path: Path
+    which: str, random_sd1: Path, generated: Callable[..., Tensor], tmp_path: Path
 ) -> None:
     model = EMOJI if which == "emoji" else random_sd1
     first = random_adapter(model, tmp_path / "first.safetensors", layers=f"{ATTENTION}|{TEXT}")
@@ -151,12 +151,12 @@ def test_adapters_draw_what_diffusers_draws_live_and_merged(
     adapters = (UsedAdapter(file=str(first), weight=0.8), UsedAdapter(file=str(second), weight=-0.5))
     for merged in (False, True):
         compute = {**SETTINGS["compute"], "merge_adapters": merged}
-        ours = drawn(generator_of(model), sampler="Euler", adapters=adapters, compute=compute)
+        ours = generated(generator_of(model), sampler="Euler", adapters=adapters, compute=compute)
         check(ours, theirs, f"{which} with adapters {'merged' if merged else 'live'}")
-    check(drawn(generator_of(model), sampler="Euler"), plain, f"{which} without them again")
+    check(generated(generator_of(model), sampler="Euler"), plain, f"{which} without them again")
 
 
-def test_prompt_weights_and_long_prompts_equal_embeddings_made_by_hand(drawn: Callable[..., Tensor]) -> None:
+def test_prompt_weights_and_long_prompts_equal_embeddings_made_by_hand(generated: Callable[..., Tensor]) -> None:
     """The web UI's rule, written out: z' = z w, then scaled back to the mean of z, chunk by chunk."""
     pipeline = pipeline_of(EMOJI)
     tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
@@ -188,34 +188,34 @@ def test_prompt_weights_and_long_prompts_equal_embeddings_made_by_hand(drawn: Ca
         width=96,
         height=64,
     )
-    ours = drawn(generator_of(EMOJI), sampler="Euler", prompt="a (red:1.3) cat face, [blue] BREAK (noto)")
+    ours = generated(generator_of(EMOJI), sampler="Euler", prompt="a (red:1.3) cat face, [blue] BREAK (noto)")
     check(ours, theirs, "weights and BREAK")
 
 
 def test_zero_terminal_snr_with_rescaled_guidance_draws_what_diffusers_draws(
-    tiny_sd2: Path, drawn: Callable[..., Tensor]
+    tiny_sd2: Path, generated: Callable[..., Tensor]
 ) -> None:
     options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     theirs = expected(pipeline_of(tiny_sd2), "DDIMScheduler", options, guidance_rescale=0.7)
-    ours = drawn(generator_of(tiny_sd2, zero_terminal_snr=True), sampler="DDIM")
+    ours = generated(generator_of(tiny_sd2, zero_terminal_snr=True), sampler="DDIM")
     check(ours, theirs, "SD 2, v-prediction, zero terminal SNR")
 
 
-def test_sdxl_draws_what_diffusers_draws(tiny_sdxl: Path, drawn: Callable[..., Tensor]) -> None:
+def test_sdxl_draws_what_diffusers_draws(tiny_sdxl: Path, generated: Callable[..., Tensor]) -> None:
     pipeline = pipeline_of(tiny_sdxl, "StableDiffusionXLPipeline")
     theirs = expected(pipeline, *SCHEDULERS["Euler"], negative_prompt=None)  # an empty one is zeros in SDXL
-    check(drawn(generator_of(tiny_sdxl), sampler="Euler", negative=""), theirs, "SDXL")
+    check(generated(generator_of(tiny_sdxl), sampler="Euler", negative=""), theirs, "SDXL")
 
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M Karras", "DDIM"])
 def test_image_to_image_draws_what_diffusers_draws(
-    sampler: Sampler, drawn: Callable[..., Tensor], tmp_path: Path
+    sampler: Sampler, generated: Callable[..., Tensor], tmp_path: Path
 ) -> None:
     picture = start_picture(tmp_path)
     pipeline = pipeline_of(EMOJI, "StableDiffusionImg2ImgPipeline")
     theirs = expected(pipeline, *SCHEDULERS[sampler], image=[picture] * 2, strength=0.5)
     start = StartImageConfig(image=tmp_path / "start.png", strength=0.5)
-    check(drawn(generator_of(EMOJI), sampler=sampler, start=start), theirs, f"image to image, {sampler}")
+    check(generated(generator_of(EMOJI), sampler=sampler, start=start), theirs, f"image to image, {sampler}")
 
 
 def start_picture(folder: Path) -> Image.Image:

@@ -14,8 +14,8 @@ from PIL import Image
 from sd_parsers import ParserManager
 
 from sdlora.config.generate import GenerateConfig, SecondPassConfig, StartImageConfig, UsedAdapter
-from sdlora.generation.image_files import SavedSettings, encode
-from sdlora.generation.infotext import from_infotext, to_infotext
+from sdlora.generation.restore.image_files import SavedSettings, encode
+from sdlora.generation.restore.infotext import from_infotext, to_infotext
 
 FACTS = SimpleNamespace(model_name="tiny, a: model", model_hash="0123456789", adapter_hashes={"ink": "46e3576bb990"})
 

@@ -9,8 +9,8 @@ from diffusers import DDPMScheduler
 from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 from sdlora.config.objective import ObjectiveConfig
-from sdlora.training.diffusion import add_noise, signal_and_noise_rates, target
-from sdlora.training.objective import (
+from sdlora.training.loss.diffusion import add_noise, signal_and_noise_rates, target
+from sdlora.training.loss.objective import (
     debiased_weights,
     huber_delta,
     loss_per_image,

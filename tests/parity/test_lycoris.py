@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sdlora.adapters.attach import Adapter, attach
-from sdlora.adapters.base_weights import open_base
-from sdlora.adapters.files import export, read
-from sdlora.adapters.kohya import kohya_name
-from sdlora.adapters.metadata import TrainingFacts
-from sdlora.adapters.operands import layer_update
+from sdlora.adapters.algebra.base_weights import open_base
+from sdlora.adapters.algebra.operands import layer_update
+from sdlora.adapters.files.kohya import kohya_name
+from sdlora.adapters.files.metadata import TrainingFacts
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.files.writing import export
+from sdlora.adapters.live.attach import Adapter, attach
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.models.loading import load

@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from sdlora.config.base_model import FamilyName
 from sdlora.models.configs import fit_unet, fit_vae, shipped_configs
-from sdlora.models.original_names import original_unet_name, original_vae_name
+from tests.support.original_names import original_unet_name, original_vae_name
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy
 import pytest
-from emoji_adapters import random_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -14,6 +13,7 @@ from safetensors.numpy import save_file
 from sdlora.config.generate import UsedAdapter
 from sdlora.config.mix import MixedAdapter, parse_adapter, spell_adapter
 from sdlora.errors import AdapterError, ConfigError
+from tests.support.emoji_adapters import random_adapter
 from webui.mixing import mixes
 from webui.mixing.active_adapters import (
     ActiveAdapters,

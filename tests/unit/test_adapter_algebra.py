@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sdlora.adapters.convert import convert
-from sdlora.adapters.files import read
-from sdlora.adapters.low_rank import decompose, from_matrix, from_weights
-from sdlora.adapters.making import mix_adapters, resize_adapter
-from sdlora.adapters.weights import AdapterFile
+from sdlora.adapters.algebra.convert import convert
+from sdlora.adapters.algebra.low_rank import decompose, from_matrix, from_weights
+from sdlora.adapters.algebra.making import mix_adapters, resize_adapter
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.files.weights import AdapterFile
 from sdlora.config.mix import MixConfig, MixedAdapter
 
 Array = np.ndarray

@@ -12,12 +12,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdlora.adapters.analysis import analyse
-from sdlora.adapters.chart import draw_bars, save_chart
-from sdlora.adapters.comparison import compare
-from sdlora.adapters.files import read
-from sdlora.adapters.inspection import inspect
-from sdlora.adapters.weights import AdapterFile
+from sdlora.adapters.algebra.analysis import analyse
+from sdlora.adapters.algebra.comparison import compare
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.files.weights import AdapterFile
+from sdlora.adapters.hub.chart import draw_bars, save_chart
+from sdlora.adapters.hub.inspection import inspect
 from sdlora.errors import AdapterError
 
 KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"

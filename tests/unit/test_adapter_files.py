@@ -16,11 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sdlora.adapters.container import legacy_hash, serialise, tensor_hash, write_atomically
-from sdlora.adapters.files import ModuleWeights, read, write_side_car
-from sdlora.adapters.kohya import Part
-from sdlora.adapters.metadata import TrainingFacts
-from sdlora.adapters.writing import diffusers_tensors, kohya_tensors
+from sdlora.adapters.files.container import legacy_hash, serialise, tensor_hash, write_atomically
+from sdlora.adapters.files.kohya import Part
+from sdlora.adapters.files.metadata import TrainingFacts
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.files.weights import ModuleWeights
+from sdlora.adapters.files.writing import diffusers_tensors, kohya_tensors, write_side_car
 from sdlora.errors import AdapterError
 
 Modules = dict[tuple[Part, str], ModuleWeights]

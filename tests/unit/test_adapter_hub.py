@@ -13,13 +13,13 @@ from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 from safetensors.torch import save_file
 
-from sdlora.adapters.files import read
-from sdlora.adapters.hub_files import local_file
-from sdlora.adapters.publishing import prepare, push
+from sdlora.adapters.files.hub_files import local_file
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.hub.publishing import prepare, push
 from sdlora.config.files import validate
 from sdlora.errors import AdapterError
-from sdlora.training.checks import check
-from sdlora.training.run_folder import create, open_run
+from sdlora.runs.folder import create, open_run
+from sdlora.training.preflight.checks import check
 
 KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 

@@ -12,8 +12,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sdlora.adapters.kohya import Part
-from sdlora.adapters.layers import Target, block_of, choose, matches_block
+from sdlora.adapters.files.kohya import Part
+from sdlora.adapters.live.layers import Target, block_of, choose, matches_block
 from sdlora.config.adapter import AdapterConfig
 from sdlora.errors import ConfigError
 

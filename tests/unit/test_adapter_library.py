@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy
 import pytest
-from emoji_adapters import random_adapter
 from PIL import Image
 from safetensors.numpy import save_file
 
-from sdlora.adapters import catalog
-from sdlora.adapters.catalog import describe
+from sdlora.adapters.files import catalog
+from sdlora.adapters.files.catalog import describe
 from sdlora.errors import AdapterError
+from tests.support.emoji_adapters import random_adapter
 from webui.mixing import adapter_library as library_module
 from webui.mixing.adapter_library import Library, add_file
 

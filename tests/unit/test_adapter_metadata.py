@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sdlora.adapters.metadata import (
+from sdlora.adapters.files.metadata import (
     BucketCount,
     DatasetFolder,
     NetworkFacts,

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdlora.adapters.blocks import block_label, block_names, block_weights
-from sdlora.adapters.files import read
-from sdlora.adapters.making import mix_adapters, resize_adapter
+from sdlora.adapters.algebra.blocks import block_label, block_names, block_weights
+from sdlora.adapters.algebra.making import mix_adapters, resize_adapter
+from sdlora.adapters.files.reading import read
 from sdlora.config.files import validate
 from sdlora.config.mix import MixConfig, MixedAdapter, parse_adapter
 from sdlora.errors import AdapterError, ConfigError
@@ -186,14 +186,14 @@ def test_ties_keeps_what_agrees(two: tuple[str, str], tmp_path: Path) -> None:
 def test_dare_keeps_the_mean_depends_on_the_seed_and_repeats(two: tuple[str, str], tmp_path: Path) -> None:
     a, b = two
     exact = mixed(tmp_path, a, b)[KEY]
-    drawn = [mixed(tmp_path, a, b, method="dare", rank=64, density=0.5, seed=seed)[KEY] for seed in range(60)]
-    spread = float((torch.stack(drawn).mean(0) - exact).norm() / exact.norm())
-    assert spread < 0.25  # one draw is off by about 1, the mean of 60 by about 1 / sqrt(60)
-    assert float((drawn[0] - exact).norm() / exact.norm()) > 0.5
-    assert not torch.equal(drawn[0], drawn[1])
-    assert torch.equal(drawn[3], mixed(tmp_path, a, b, method="dare", rank=64, density=0.5, seed=3)[KEY])
+    generated = [mixed(tmp_path, a, b, method="dare", rank=64, density=0.5, seed=seed)[KEY] for seed in range(60)]
+    spread = float((torch.stack(generated).mean(0) - exact).norm() / exact.norm())
+    assert spread < 0.25  # one generate is off by about 1, the mean of 60 by about 1 / sqrt(60)
+    assert float((generated[0] - exact).norm() / exact.norm()) > 0.5
+    assert not torch.equal(generated[0], generated[1])
+    assert torch.equal(generated[3], mixed(tmp_path, a, b, method="dare", rank=64, density=0.5, seed=3)[KEY])
     signs = mixed(tmp_path, a, b, method="dare-ties", rank=64, density=0.5, seed=3)[KEY]
-    assert not torch.equal(signs, drawn[3])
+    assert not torch.equal(signs, generated[3])
 
 
 def test_different_families_are_refused_with_both_named(two: tuple[str, str], tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from sdlora.adapters.kohya import Part, canonical, from_ldm, kohya_name, kohya_names, module_path, prefix, to_ldm
-from sdlora.adapters.layers import choose
+from sdlora.adapters.files.kohya import Part, canonical, from_ldm, kohya_name, kohya_names, module_path, prefix, to_ldm
+from sdlora.adapters.live.layers import choose
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import FamilyName
 from sdlora.models.configs import shipped_configs

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from sdlora.models.builtin import BUILTIN_MODELS
-from sdlora.models.builtin.recipe.data import caption, read_names
-from sdlora.models.builtin.recipe.files import load_checkpoint, save_checkpoint
-from sdlora.models.builtin.recipe.latents import change_units
-from sdlora.models.builtin.recipe.optimizer import MasterWeights, orthogonalise, unflatten
-from sdlora.models.builtin.recipe.unet import diffusion_loss
-from sdlora.models.builtin.recipe.vae import block_error, build_vae, moments, psnr
+from tests.recipe.data import caption, read_names
+from tests.recipe.files import load_checkpoint, save_checkpoint
+from tests.recipe.latents import change_units
+from tests.recipe.optimizer import MasterWeights, orthogonalise, unflatten
+from tests.recipe.unet import diffusion_loss
+from tests.recipe.vae import block_error, build_vae, moments, psnr
 
 FOLDER = BUILTIN_MODELS["builtin:emoji"]
 needs_weights = pytest.mark.skipif(not (FOLDER / "unet").exists(), reason="the weights are not in this checkout")

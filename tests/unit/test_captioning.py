@@ -10,9 +10,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from dataset_pictures import fingerprint, picture, save_captioned
 from PIL import Image
-from tiny_captioners import COLOURS, build_tagger, captions, numbered
 
 from sdlora.__main__ import main
 from sdlora.config.captioning import CaptioningConfig
@@ -21,10 +19,12 @@ from sdlora.data.captioning.journal import Journal
 from sdlora.data.captioning.run import STAGE, caption_folder
 from sdlora.data.captioning.tagger import spelled, square_pixels
 from sdlora.data.captioning.wording import combine
-from sdlora.data.repair.changes import TRASH, undo
+from sdlora.data.fix.changes import TRASH, undo
 from sdlora.errors import DataError, MissingPackageError, ModelError
 from sdlora.events import Event, EventStream, Progress, WarningRaised
 from sdlora.processes import ProcessRecord
+from tests.support.dataset_pictures import fingerprint, picture, save_captioned
+from tests.support.tiny_captioners import COLOURS, build_tagger, captions, numbered
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from dataset_pictures import fingerprint, save_captioned
 from PIL import Image
-from tiny_captioners import COLOURS, build_tagger, captions, numbered
 
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.data.captioning.captioner import load_captioner
 from sdlora.data.captioning.run import caption_folder
-from sdlora.data.repair.changes import TRASH, apply, undo
-from sdlora.data.repair.edit import plan_edit
+from sdlora.data.fix.changes import TRASH, apply, undo
+from sdlora.data.fix.edit import plan_edit
+from tests.support.dataset_pictures import fingerprint, save_captioned
+from tests.support.tiny_captioners import COLOURS, build_tagger, captions, numbered
 
 DEADLINE_SECONDS = 60
 
@@ -38,7 +38,7 @@ from pathlib import Path
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.data.captioning import journal, run
 from sdlora.data.captioning.captioner import load_captioner
-from sdlora.data.repair import changes
+from sdlora.data.fix import changes
 
 folder, model, seen, where = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
 config = CaptioningConfig(model=model, existing="append", batch_size=2)

@@ -7,8 +7,8 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
-from sdlora.generation import cpu_layers
-from sdlora.generation.cpu_layers import PlainAttention, PlainConvolution, use_plain_convolutions
+from sdlora.generation.sampling import cpu_layers
+from sdlora.generation.sampling.cpu_layers import PlainAttention, PlainConvolution, use_plain_convolutions
 
 
 @pytest.mark.parametrize("most_scores", [2**25, 300])

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdlora.config.images import CaptionsConfig, ImagesConfig
-from sdlora.data.batches import draw_seed, plan_epoch, sample_generator, sample_random
-from sdlora.data.buckets import Bucket, Placed, Placement, assign
+from sdlora.data.batches import derive_seed, plan_epoch, sample_generator, sample_random
+from sdlora.data.buckets import Bucket, BucketedImage, Placement, assign
 from sdlora.data.images import ImageRecord, ScanResult, Skipped
 from sdlora.data.planning import BucketCount, plan, tag_counts
 
 
-def placed(bucket_width: int, repeats: int, name: str = "a.png") -> Placed:
+def placed(bucket_width: int, repeats: int, name: str = "a.png") -> BucketedImage:
     record = ImageRecord(Path(name), 64, 64, "", "", repeats)
-    return Placed(record, 64, Placement(Bucket(bucket_width, 64), bucket_width, 64, 1.0))
+    return BucketedImage(record, 64, Placement(Bucket(bucket_width, 64), bucket_width, 64, 1.0))
 
 
 placements = st.lists(st.builds(placed, st.sampled_from([64, 128, 192]), st.integers(1, 4)), min_size=1, max_size=20)
@@ -29,7 +29,7 @@ placements = st.lists(st.builds(placed, st.sampled_from([64, 128, 192]), st.inte
 
 @given(items=placements, batch_size=st.integers(1, 7), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 1000))
 def test_every_image_comes_exactly_as_often_as_its_repeats_and_batches_share_a_bucket(
-    items: list[Placed], batch_size: int, seed: int, epoch: int
+    items: list[BucketedImage], batch_size: int, seed: int, epoch: int
 ) -> None:
     batches = plan_epoch(items, batch_size, seed, epoch)
     counts = Counter(index for batch in batches for index in batch)
@@ -52,8 +52,8 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 def test_seeds_are_fixed_for_ever() -> None:
     """A change here would make resumed runs differ: the first 8 bytes of SHA-256("7/noise/3/1")."""
-    assert draw_seed(7, "noise", 3, 1) == 0x8768F5F9A9F7A242
-    assert draw_seed(1, 23) != draw_seed(12, 3)
+    assert derive_seed(7, "noise", 3, 1) == 0x8768F5F9A9F7A242
+    assert derive_seed(1, 23) != derive_seed(12, 3)
 
 
 def test_the_same_counters_draw_the_same_in_another_process() -> None:
@@ -66,8 +66,8 @@ def test_the_same_counters_draw_the_same_in_another_process() -> None:
 
 def test_different_purposes_and_counters_draw_differently() -> None:
     keys = [(purpose, step, sample) for purpose in ("noise", "time") for step in range(20) for sample in range(5)]
-    draws = {tuple(torch.randn(4, generator=sample_generator(3, *key)).tolist()) for key in keys}
-    assert len(draws) == len(keys)
+    generates = {tuple(torch.randn(4, generator=sample_generator(3, *key)).tolist()) for key in keys}
+    assert len(generates) == len(keys)
     pooled = torch.cat([torch.randn(64, generator=sample_generator(3, *key)) for key in keys])
     assert pooled.mean().item() == pytest.approx(0, abs=0.05)
     assert pooled.std().item() == pytest.approx(1, abs=0.05)

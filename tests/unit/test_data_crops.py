@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from sdlora.config.images import CaptionsConfig, ImagesConfig
-from sdlora.data.buckets import Bucket, Placed, Placement, assign
-from sdlora.data.crops import draw_crop, prepare_mask, prepare_pixels, size_conditions
+from sdlora.data.buckets import Bucket, BucketedImage, Placement, assign
+from sdlora.data.crops import prepare_mask, prepare_pixels, sample_crop, size_conditions
 from sdlora.data.images import ImageRecord, scan
 from sdlora.errors import DataError
 
@@ -27,7 +27,7 @@ def ramp(folder: Path, width: int = 200, height: int = 100) -> ImageRecord:
     return scan(ImagesConfig(folder=folder, cache=False), CaptionsConfig(default="")).records[0]
 
 
-def placed(record: ImageRecord, **settings: object) -> Placed:
+def placed(record: ImageRecord, **settings: object) -> BucketedImage:
     return assign([record], ImagesConfig(**settings))[0]
 
 
@@ -88,7 +88,7 @@ def test_size_conditions_say_where_the_window_lies_in_the_image_the_model_sees(
 
 def test_random_windows_stay_inside_and_reach_every_place() -> None:
     placement = Placement(Bucket(64, 64), 66, 64, 1.0)
-    places = {draw_crop(placement, random.Random(seed)) for seed in range(60)}
+    places = {sample_crop(placement, random.Random(seed)) for seed in range(60)}
     assert places == {(0, 0), (1, 0), (2, 0)}
 
 

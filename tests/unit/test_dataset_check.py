@@ -1,4 +1,4 @@
-"""Checking a data set: every defect is found and named, and a clean set gives no finding."""
+"""Checking a dataset: every defect is found and named, and a clean set gives no finding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy
 import pytest
-from dataset_pictures import picture, save_captioned
 from PIL import Image, ImageEnhance, ImageFilter
 
 from sdlora.config import files
@@ -18,6 +17,7 @@ from sdlora.data.lint.findings import FIXABLE, RULES, Report
 from sdlora.data.lint.html import as_html
 from sdlora.data.lint.tags import near_miss_spellings, rewrite_tags
 from sdlora.errors import DataError
+from tests.support.dataset_pictures import picture, save_captioned
 
 SETTINGS = ["images.resolution=256", "images.cache=false", "images.bucket_step=64"]
 
@@ -48,7 +48,7 @@ def test_the_sample_set_gives_no_finding(preset: str) -> None:
     found = check(files.load(preset, ["images.cache=false"]))
     assert found.images == 24
     assert found.findings == ()
-    assert found.summary == "24 images: nothing to mend"
+    assert found.summary == "24 images: nothing to fix"
 
 
 def test_a_tag_in_every_caption_is_the_only_thing_to_say_about_clean_pictures(clean: Path) -> None:

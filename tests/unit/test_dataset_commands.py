@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy
 import pytest
-from dataset_pictures import fingerprint, picture, save_captioned
 from PIL import Image
 
 from sdlora.__main__ import main
 from sdlora.config import files
 from sdlora.data.buckets import assign
 from sdlora.data.crops import prepare_pixels
+from sdlora.data.fix.caption_import import plan_captions
 from sdlora.data.images import scan
-from sdlora.data.repair.caption_import import plan_captions
 from sdlora.data.sheet import draw_sheet, trained_picture
+from tests.support.dataset_pictures import fingerprint, picture, save_captioned
 
 SMALL = ("--set", "images.resolution=256")
 
@@ -65,12 +65,12 @@ def test_check_shows_findings_and_exits_with_1_for_errors(run, folder: Path) -> 
     assert code == 1
     text = " ".join(output.split())
     assert "error caption-extension 1 .caption files are not read: rename them to .txt 2.caption" in text
-    assert "mend: --rules caption-extension" in text
+    assert "fix: --rules caption-extension" in text
     assert "3 images: 1 error" in text
 
 
 def test_check_exits_with_0_for_a_clean_set(run) -> None:
-    assert run("check", "--preset", "demo.yaml")[:2] == (0, "24 images: nothing to mend\n")
+    assert run("check", "--preset", "demo.yaml")[:2] == (0, "24 images: nothing to fix\n")
 
 
 def test_check_writes_json_and_a_page(run, folder: Path, tmp_path: Path) -> None:

@@ -1,19 +1,19 @@
-"""A set with one image of each defect: each is found by name; what can be mended is, and undone byte for byte."""
+"""A set with one image of each defect: each is found by name; what can be fixed is, and undone byte for byte."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from dataset_pictures import fingerprint, picture, save_captioned
 from PIL import Image, ImageFilter
 
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
+from sdlora.data.fix.changes import apply, undo
+from sdlora.data.fix.fixes import plan_fixes
 from sdlora.data.lint.check import check
 from sdlora.data.lint.findings import FIXABLE, RULES, Report
-from sdlora.data.repair.changes import apply, undo
-from sdlora.data.repair.fixes import plan_fixes
+from tests.support.dataset_pictures import fingerprint, picture, save_captioned
 
 TRIGGER = "captions.trigger=zeta"
 

@@ -1,4 +1,4 @@
-"""Mending a data set: each fix does what it says, and undo gives every byte back."""
+"""Mending a dataset: each fix does what it says, and undo gives every byte back."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
-from dataset_pictures import fingerprint, picture, save_captioned
 from PIL import Image
 
 from sdlora.config import files
+from sdlora.data.fix import changes as changes_module
+from sdlora.data.fix.changes import TRASH, Change, apply, undo
+from sdlora.data.fix.edit import plan_edit
+from sdlora.data.fix.fixes import plan_fixes
 from sdlora.data.lint.check import check
 from sdlora.data.lint.findings import FIXABLE
-from sdlora.data.repair import changes as changes_module
-from sdlora.data.repair.changes import TRASH, Change, apply, undo
-from sdlora.data.repair.edit import plan_edit
-from sdlora.data.repair.fixes import plan_fixes
 from sdlora.errors import ConfigError, DataError
+from tests.support.dataset_pictures import fingerprint, picture, save_captioned
 
 CONFIG = files.load(None, ["images.resolution=256", "images.cache=false", "captions.trigger=zeta"])
 

@@ -1,4 +1,4 @@
-"""What is drawn from the page: requests in order, grids, waiting for a training, history, settings out of pictures."""
+"""Images from the page: requests in order, grids, waiting for a training, history, settings out of pictures."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from emoji_adapters import random_adapter
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdlora.config.generate import GenerateConfig, StartImageConfig, UsedAdapter
 from sdlora.errors import ConfigError, DataError, RunError
-from sdlora.generation.grid import Grid
-from sdlora.generation.grid_axes import parse_axes
-from sdlora.generation.image_files import save_image
+from sdlora.generation.grid.axes import parse_axes
+from sdlora.generation.grid.run import Grid
+from sdlora.generation.restore.image_files import save_image
 from sdlora.launch.images import ImageProgress, WorkerMemory
+from tests.support.emoji_adapters import random_adapter
 from webui import fields
 from webui.drawing import axes, models, view
 from webui.drawing.history import PAGE_IMAGES, History, write_zip
@@ -39,7 +39,7 @@ from webui.workspace import Workspace
 
 
 class SlowWorker:
-    """Stands in for the process that draws: finishes a request when it is told to."""
+    """Stands in for the process that generates: finishes a request when it is told to."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[GenerateConfig, Sequence[str]]] = []
@@ -281,8 +281,10 @@ def test_paint_over_the_start_image_becomes_a_mask(tmp_path: Path) -> None:
 
 def picture_of(config: GenerateConfig, path: Path) -> Path:
     facts = SimpleNamespace(model_name="builtin:emoji", model_hash=None, adapter_hashes={}, family="sd1", seconds=1.0)
-    drawn: Any = SimpleNamespace(image=Image.new("RGB", (64, 64)), config=config, facts=facts, warnings=(), path=None)
-    return save_image(drawn, path)
+    generated: Any = SimpleNamespace(
+        image=Image.new("RGB", (64, 64)), config=config, facts=facts, warnings=(), path=None
+    )
+    return save_image(generated, path)
 
 
 @pytest.fixture

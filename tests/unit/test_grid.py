@@ -1,4 +1,4 @@
-"""Grids before they are drawn: axes, cells, their order, problems, and the sheet's layout."""
+"""Grids before they are generated: axes, cells, their order, problems, and the sheet's layout."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
-from sdlora.generation import contact_sheet
-from sdlora.generation.contact_sheet import SheetAxis, draw_contact_sheet
-from sdlora.generation.grid import Grid
-from sdlora.generation.grid_axes import parse_axes
-from sdlora.generation.grid_values import expand_numbers, split_values
+from sdlora.generation.grid import contact_sheet
+from sdlora.generation.grid.axes import parse_axes
+from sdlora.generation.grid.contact_sheet import SheetAxis, draw_contact_sheet
+from sdlora.generation.grid.run import Grid
+from sdlora.generation.grid.values import expand_numbers, split_values
 
 INK = UsedAdapter(file="ink.safetensors")
 FUR = UsedAdapter(file="fur.safetensors", weight=0.5)
@@ -114,7 +114,7 @@ def test_all_problems_of_all_axes_are_listed_before_anything_is_drawn(tmp_path: 
         grid("x=seed=1,2", "x=steps=1,2")
     with pytest.raises(ConfigError, match="4 axes; a grid has up to three, x, y and z"):
         grid("seed=1,2", "steps=1,2", "guidance=1,2", "clip_skip=1,2")
-    with pytest.raises(ConfigError, match="num_images=2: a grid draws one image a cell"):
+    with pytest.raises(ConfigError, match="num_images=2: a grid generates one image a cell"):
         grid("steps=1,2", num_images=2)
 
 
@@ -279,9 +279,11 @@ def test_planning_a_grid_loads_no_torch() -> None:
     code = (
         "import sys\n"
         "from sdlora.config.generate import GenerateConfig\n"
-        "from sdlora.generation import grid, grid_axes, image_files, infotext, prompt_adapters, repeat\n"
+        "from sdlora.generation.grid import axes, run\n"
+        "from sdlora.generation.request import prompt_adapters\n"
+        "from sdlora.generation.restore import image_files, infotext, repeat\n"
         "config = GenerateConfig()\n"
-        "assert len(grid.Grid(config, grid_axes.parse_axes(['seed=1,2'], config)).batches()) == 1\n"
+        "assert len(run.Grid(config, axes.parse_axes(['seed=1,2'], config)).batches()) == 1\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'accelerate', 'gradio'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -301,7 +303,7 @@ def test_a_sheet_has_room_for_every_image_and_label() -> None:
     for (column, row, _), image in images.items():
         assert image.getpixel((0, 0)) in colours, (column, row)
     assert sum(count for count, colour in sheet.getcolors(2**24) if colour == (0, 0, 50)) == 128 * 64
-    assert (228, 228, 228) in colours  # the cell that was not drawn
+    assert (228, 228, 228) in colours  # the cell that was not generated
     assert sheet.width < 3 * 128 + 400
 
 

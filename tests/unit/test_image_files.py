@@ -17,12 +17,12 @@ from PIL.PngImagePlugin import PngInfo
 from sdlora.config import files
 from sdlora.config.generate import GenerateConfig, ImageFilesConfig, StartImageConfig, UsedAdapter
 from sdlora.errors import DataError
-from sdlora.generation.image_files import read_image_settings, save_image, save_sheet
+from sdlora.generation.restore.image_files import read_image_settings, save_image, save_sheet
 
 PROMPT = 'a "cat", 猫\nNegative prompt: this line is in the prompt,\r\n Steps: 5, <b>'
 
 
-def drawn(**settings: Any) -> Any:
+def generated(**settings: Any) -> Any:
     """What a generator yields, as far as it is written into files."""
     values = {"prompt": PROMPT, "seed": 7, "width_px": 64, "height_px": 64, "guidance": 3.3} | settings
     facts = SimpleNamespace(model_name="builtin:emoji", model_hash=None, adapter_hashes={"ink": "46e3576bb990"})
@@ -32,7 +32,7 @@ def drawn(**settings: Any) -> Any:
 @pytest.mark.parametrize("format_", ["png", "jpeg", "webp"])
 def test_every_format_gives_the_exact_request_back(tmp_path: Path, format_: str) -> None:
     adapter = UsedAdapter(file="sub/ink.safetensors", weight=0.1 + 0.2, blocks={"MID": 0.5}, start=0.2)
-    image = drawn(files=ImageFilesConfig(format=format_, folder=tmp_path), adapters=(adapter,))
+    image = generated(files=ImageFilesConfig(format=format_, folder=tmp_path), adapters=(adapter,))
     read = read_image_settings(save_image(image, tmp_path))
     assert read.by_sdlora
     assert read.adapter_hashes == {"ink": "46e3576bb990"}
@@ -44,10 +44,10 @@ def test_every_format_gives_the_exact_request_back(tmp_path: Path, format_: str)
 def test_files_are_numbered_on_and_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "00041-3.webp").write_bytes(b"older")
     (tmp_path / "notes-1.txt").write_text("other")
-    image = drawn()
+    image = generated()
     names = [save_image(image, tmp_path).name for _ in range(2)]
     assert names == ["00042-7.png", "00043-7.png"]
-    assert save_image(drawn(seed=9), tmp_path / "new" / "folder").name == "00000-9.png"
+    assert save_image(generated(seed=9), tmp_path / "new" / "folder").name == "00000-9.png"
     names = [save_image(image, tmp_path / "cat.jpg").name for _ in range(2)]
     assert names == ["cat.jpg", "cat-2.jpg"]
     assert Image.open(tmp_path / "cat-2.jpg").format == "JPEG"
@@ -56,7 +56,7 @@ def test_files_are_numbered_on_and_never_overwritten(tmp_path: Path) -> None:
 
 def test_without_metadata_a_file_holds_pixels_alone(tmp_path: Path) -> None:
     for format_ in ("png", "jpeg"):
-        path = save_image(drawn(files=ImageFilesConfig(format=format_, metadata=False)), tmp_path)
+        path = save_image(generated(files=ImageFilesConfig(format=format_, metadata=False)), tmp_path)
         assert b"sdlora" not in path.read_bytes()
         with pytest.raises(DataError, match="carries no settings: it was saved without, or by a program that removed"):
             read_image_settings(path)
@@ -71,7 +71,7 @@ def test_the_home_folder_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "base_model": {"model": str(tmp_path / "model.safetensors")},
         "files": ImageFilesConfig(folder=tmp_path / "out"),
     }
-    path = save_image(drawn(**config), tmp_path)
+    path = save_image(generated(**config), tmp_path)
     assert str(tmp_path).encode() not in path.read_bytes()
     values = read_image_settings(path).values
     assert values["adapters"][0]["file"] == str(tmp_path / "loras" / "ink.safetensors")
@@ -82,14 +82,14 @@ def test_the_home_folder_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_settings_too_long_for_a_jpeg_are_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too long for a JPEG, which holds 64 KiB; set files.format=png"):
-        save_image(drawn(prompt="x" * 40_000, files=ImageFilesConfig(format="jpeg")), tmp_path)
-    assert save_image(drawn(prompt="x" * 40_000), tmp_path).is_file()
+        save_image(generated(prompt="x" * 40_000, files=ImageFilesConfig(format="jpeg")), tmp_path)
+    assert save_image(generated(prompt="x" * 40_000), tmp_path).is_file()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="file/00000-7.png can't be written"):
-        save_image(drawn(), tmp_path / "file")
+        save_image(generated(), tmp_path / "file")
 
 
 # ---- files of others, damaged and hostile ones

@@ -7,7 +7,7 @@ import pytest
 from sdlora.config import files
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import DataError
-from sdlora.generation.infotext import from_infotext
+from sdlora.generation.restore.infotext import from_infotext
 
 FROM_A1111 = """a cat, (blue:1.2) <lora:ink:0.8>
 Steps: 5, by night
@@ -95,7 +95,7 @@ def test_a_second_pass_by_its_final_size_and_a_start_image_that_is_not_in_the_fi
     assert read.values["second_pass"] == {"scale": 2.0, "strength": 0.3}
     read = from_infotext(text_with(Denoising_strength="0.3", Mask_blur="4"))
     assert read.values["start"] == {"strength": 0.3, "mask_blur_px": 4.0}
-    assert read.warnings == ("it was drawn over a start image, which is not in the file; set start.image",)
+    assert read.warnings == ("it was generated over a start image, which is not in the file; set start.image",)
 
 
 def test_hashes_are_read_where_model_sites_put_them() -> None:

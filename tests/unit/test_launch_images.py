@@ -1,4 +1,4 @@
-"""The resident process that draws, from the side of who asks. What it draws with is a stand-in here."""
+"""The resident process that generates, from the side of who asks. What it generates with is a stand-in here."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from waiting import wait_for
 
 from sdlora.config.generate import GenerateConfig, ImageFilesConfig
 from sdlora.errors import ConfigError, RunError
 from sdlora.launch.images import ImageProgress, ImageWorker
 from sdlora.processes import start_mark
+from tests.support.waiting import wait_for
 
-COMMAND = (sys.executable, str(Path(__file__).with_name("drawing_process.py")))
+COMMAND = (sys.executable, str(Path(__file__).parents[1] / "support" / "drawing_process.py"))
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_process_that_dies_fails_its_request_only(worker: ImageWorker, outputs
     crash, fine = (worker.submit(asked(prompt, outputs)) for prompt in ("crash", "fine"))
     failed = over(worker, crash)
     assert failed.status == "failed"
-    assert failed.error == "the process that draws died (exit code 3). Fatal Python error: out of paint"
+    assert failed.error == "the process that generates died (exit code 3). Fatal Python error: out of paint"
     assert over(worker, fine).status == "finished"
 
 
@@ -128,4 +128,4 @@ def test_the_process_ends_with_the_one_that_asked(tmp_path: Path, outputs: Path)
     wait_for(lambda: outputs.is_dir() and list(outputs.glob("0*")), "the first image", 60)
     os.kill(parent.pid, signal.SIGKILL)
     parent.communicate()
-    wait_for(lambda: start_mark(child) is None, "the process that draws to end", 30)
+    wait_for(lambda: start_mark(child) is None, "the process that generates to end", 30)

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from waiting import wait_for
 
 from sdlora.config import files
 from sdlora.errors import RunError
@@ -17,7 +16,8 @@ from sdlora.launch import jobs
 from sdlora.launch.jobs import JobHandle, JobState, list_jobs, start_dry_run, start_job
 from sdlora.processes import ProcessRecord
 from sdlora.sinks.jsonl import JsonlSink
-from sdlora.training.dry_run import DryRun
+from sdlora.training.preflight.dry_run import DryRun
+from tests.support.waiting import wait_for
 
 SLEEPER = (sys.executable, "-c", "import time; print('half', flush=True); time.sleep(600)")
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from waiting import wait_for
 
 from sdlora.config import files
 from sdlora.errors import RunError
@@ -20,6 +19,7 @@ from sdlora.launch import queue, runs
 from sdlora.launch.runs import RunHandle, list_runs, prepare
 from sdlora.processes import ProcessRecord, start_mark
 from sdlora.sinks.jsonl import JsonlSink
+from tests.support.waiting import wait_for
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(600)")
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from waiting import wait_for
 
 from sdlora.config import files
 from sdlora.errors import ConfigError, RunError
@@ -29,10 +28,11 @@ from sdlora.events import (
     parse_event,
 )
 from sdlora.launch import runs
-from sdlora.launch.event_log import last_words, text_tail
 from sdlora.launch.runs import RunHandle, clone, find, list_runs, prepare, resume
 from sdlora.processes import Heartbeat, ProcessRecord, start_mark
+from sdlora.runs.event_log import last_words, text_tail
 from sdlora.sinks.jsonl import JsonlSink
+from tests.support.waiting import wait_for
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(600)")
 
@@ -276,7 +276,7 @@ def test_a_long_log_is_read_from_its_ends_only(
         return parse_event(line)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sdlora.launch.event_log.parse_event", count)
+        patch.setattr("sdlora.runs.event_log.parse_event", count)
         state = run.state()
     assert (state.step, state.total_steps, state.eta_seconds) == (6000, 9000, pytest.approx(3000.0))
     assert read < 100
@@ -457,7 +457,7 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
 def test_launching_loads_no_torch() -> None:
     code = (
         "import sys, sdlora.launch.runs, sdlora.launch.queue, sdlora.launch.jobs, sdlora.launch.images\n"
-        "import sdlora.launch.image_worker, sdlora.training.dry_run, sdlora.training.checkpoints\n"
+        "import sdlora.launch.image_worker, sdlora.training.preflight.dry_run, sdlora.runs.checkpoints\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'accelerate', 'gradio'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 
-from sdlora.training.memory import MemoryPlan, UNetShape, activation_bytes, estimate, free_disk_gib, peak_gib
+from sdlora.training.preflight.memory import MemoryPlan, UNetShape, activation_bytes, estimate, free_disk_gib, peak_gib
 
 SMALL = {
     "block_out_channels": (32, 64, 64),
@@ -112,7 +112,7 @@ def test_estimate_knows_no_other_optimizer_but_still_counts_one():
 
 def test_peak_of_the_process_counts_memory_that_was_given_back():
     script = (
-        "import torch; from sdlora.training.memory import peak_gib\n"
+        "import torch; from sdlora.training.preflight.memory import peak_gib\n"
         "before = peak_gib(torch.device('cpu')); torch.ones(2**27); print(before, peak_gib(torch.device('cpu')))"
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sdlora.config.objective import ObjectiveConfig
-from sdlora.training.noise import draw_timesteps, make_noise, perturb
+from sdlora.training.loss.noise import make_noise, perturb, sample_timesteps
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -105,14 +105,14 @@ def test_no_input_perturbation_leaves_noise_and_generators_alone():
 @pytest.mark.parametrize("distribution", ["uniform", "logit_normal", "cubic"])
 def test_timesteps_stay_in_their_range_and_reach_both_ends(distribution):
     objective = ObjectiveConfig(min_timestep=990, max_timestep=992, timestep_distribution=distribution)
-    drawn = draw_timesteps(generators(*range(300)), objective)
+    drawn = sample_timesteps(generators(*range(300)), objective)
     assert drawn.dtype == torch.int64
     assert set(drawn.tolist()) == {990, 991, 992}
 
 
 def test_one_timestep_range_gives_that_timestep():
     objective = ObjectiveConfig(min_timestep=7, max_timestep=7, timestep_distribution="cubic")
-    assert draw_timesteps(generators(1, 2), objective).tolist() == [7, 7]
+    assert sample_timesteps(generators(1, 2), objective).tolist() == [7, 7]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_one_timestep_range_gives_that_timestep():
 )
 def test_timesteps_follow_their_distribution(distribution, quantile):
     generator = torch.Generator().manual_seed(0)
-    drawn = draw_timesteps([generator] * 20_000, ObjectiveConfig(timestep_distribution=distribution)).double().numpy()
+    drawn = sample_timesteps([generator] * 20_000, ObjectiveConfig(timestep_distribution=distribution)).double().numpy()
     for share in (0.1, 0.25, 0.5, 0.75, 0.9):
         assert np.quantile(drawn, share) == pytest.approx(1000 * quantile(share), abs=12)
 

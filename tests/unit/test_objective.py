@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdlora.config.objective import ObjectiveConfig
-from sdlora.training.objective import image_weights, loss_per_image, masked_mean
+from sdlora.training.loss.objective import image_weights, loss_per_image, masked_mean
 
 ALPHAS = torch.linspace(0.99, 0.01, 1000)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from dataset_pictures import fingerprint, picture, save_captioned
 from pyarrow import parquet
 
 from sdlora.__main__ import main
@@ -24,6 +23,7 @@ from sdlora.data.images import scan
 from sdlora.data.packed.samples import file_stem
 from sdlora.data.packed.unpack import MARKER, packed_files, unpack
 from sdlora.errors import DataError, MissingPackageError
+from tests.support.dataset_pictures import fingerprint, picture, save_captioned
 
 
 def image_bytes(seed: int, kind: str = "JPEG") -> bytes:

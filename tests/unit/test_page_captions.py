@@ -1,4 +1,4 @@
-"""Images of a data set as the page lists, filters, edits and measures them."""
+"""Images of a dataset as the page lists, filters, edits and measures them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from dataset_pictures import fingerprint, picture, save_captioned
 from PIL import Image
 
 from sdlora.config import files
 from sdlora.config.captioning import CaptioningConfig
-from sdlora.data.repair.changes import undo
+from sdlora.data.fix.changes import undo
 from sdlora.errors import ConfigError
+from tests.support.dataset_pictures import fingerprint, picture, save_captioned
 from webui.data_sets import bulk, health, history, listing, shapes
 from webui.data_sets.bulk import Edit
 from webui.data_sets.jobs import caption_options, check_options
@@ -223,7 +223,7 @@ def test_the_report_has_a_button_for_each_fix_and_shows_names_below_the_folder(t
     assert 'data-fix="duplicate-tags"' in shown
     assert 'data-image="sub/a.png"' in shown
     assert "&lt;twice&gt;" in shown
-    assert "nothing to mend" in health.report({"images": 3, "counts": {}, "findings": []}, tmp_path)
+    assert "nothing to fix" in health.report({"images": 3, "counts": {}, "findings": []}, tmp_path)
 
 
 def test_captioning_options_give_the_settings_back() -> None:

@@ -135,7 +135,7 @@ assert not heavy, heavy
 
 
 def test_the_status_line_says_what_runs_and_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdlora.launch.state import RunState
+    from sdlora.runs.state import RunState
     from webui import status
 
     class Handle:

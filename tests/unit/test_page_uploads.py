@@ -8,10 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from dataset_pictures import picture, save_captioned
 
-from sdlora.data.repair.changes import undo
+from sdlora.data.fix.changes import undo
 from sdlora.errors import ConfigError, DataError
+from tests.support.dataset_pictures import picture, save_captioned
 from webui.data_sets import folders
 from webui.data_sets.archives import Limits, RefusedArchiveError, safe_parts, unpack
 from webui.data_sets.uploads import receive
@@ -202,12 +202,12 @@ def test_data_sets_are_made_renamed_and_listed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'CATS' is there already"):
         folders.create(tmp_path, "CATS")
     for name in ("../out", "a/b", "", ".hidden", "x."):
-        with pytest.raises(ConfigError, match="the data set's name"):
+        with pytest.raises(ConfigError, match="the dataset's name"):
             folders.create(tmp_path, name)
     assert folders.rename(tmp_path, "cats", "dogs").name == "dogs"
-    with pytest.raises(DataError, match="no data set called 'cats'"):
+    with pytest.raises(DataError, match="no dataset called 'cats'"):
         folders.folder_of(tmp_path, "cats")
-    with pytest.raises(DataError, match="No data set is chosen"):
+    with pytest.raises(DataError, match="No dataset is chosen"):
         folders.folder_of(tmp_path, None)
 
 

@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
-from sdlora.generation.adapter_folders import find_adapter_by_hash
-from sdlora.generation.prompt_adapters import (
-    find_adapter,
-    split_prompt,
-    take_tags,
-    write_tag,
-    write_tags,
-)
+from sdlora.generation.request.prompt_adapters import find_adapter, split_prompt, take_tags, write_tag, write_tags
+from sdlora.library.names import find_adapter_by_hash
 
 
 def write_adapter(path: Path, content: bytes = b"12345678", **metadata: str) -> Path:

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdlora.errors import ConfigError
-from sdlora.generation.repeat import repeat_image
+from sdlora.generation.restore.repeat import repeat_image
 
 CONTENT = b"12345678"
 HASH = hashlib.sha256(CONTENT).hexdigest()[:12]
@@ -42,7 +42,7 @@ def picture(path: Path, prompt: str = "a cat", model: str = "v1-5", **request: A
 
 def test_a_picture_of_another_tool_needs_its_base_model_named(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png")
-    with pytest.raises(ConfigError, match=r"it was drawn with 'v1-5' \(hash 45dee52b1c\); say which file that is"):
+    with pytest.raises(ConfigError, match=r"it was generated with 'v1-5' \(hash 45dee52b1c\); say which file that is"):
         repeat_image(path)
     repeated = repeat_image(path, base_is_given=True)
     assert repeated.notes == ("not taken over, for want of a counterpart: VAE",)
@@ -97,5 +97,5 @@ def test_an_adapter_that_moved_is_found_and_one_that_changed_is_told(tmp_path: P
     write_adapter(tmp_path / "ink.safetensors", b"87654321")
     repeated = repeat_image(path)
     assert repeated.notes == (
-        f"{tmp_path / 'ink.safetensors'} is not the file the picture was drawn with: its content differs",
+        f"{tmp_path / 'ink.safetensors'} is not the file the picture was generated with: its content differs",
     )

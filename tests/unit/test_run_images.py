@@ -8,7 +8,7 @@ import pytest
 
 from sdlora.config import files
 from sdlora.errors import DataError
-from sdlora.training.images import find_images
+from sdlora.training.inputs.images import find_images
 
 
 def test_images_that_are_all_held_out_are_refused(tiny_images: Path) -> None:
@@ -23,5 +23,5 @@ def test_missing_class_images_come_with_the_command_that_draws_them(tiny_images:
     with pytest.raises(DataError, match=r"gone does not exist.* sdlora dataset class-images --out .*gone --prompt"):
         find_images(config)
     config = files.load(None, [*settings, f"images.class_folder={tmp_path}"])
-    with pytest.raises(DataError, match="is empty. Draw its images"):
+    with pytest.raises(DataError, match="is empty. Generate its images"):
         find_images(config)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from foreign_settings import AI_TOOLKIT, CONCEPTS, DATASET, KOHYA, ONETRAINER, SAMPLES
 
 from sdlora.config import files
-from sdlora.config.imports.read import Imported, import_settings
 from sdlora.errors import ConfigError
+from sdlora.imports.read import Imported, import_settings
+from tests.support.foreign_settings import AI_TOOLKIT, CONCEPTS, DATASET, KOHYA, ONETRAINER, SAMPLES
 
 
 def imported(tmp_path: Path, name: str, content: object) -> Imported:

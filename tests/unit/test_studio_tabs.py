@@ -8,12 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from emoji_adapters import random_adapter
 from PIL import Image
 
 from sdlora.config.generate import GenerateConfig, UsedAdapter
-from sdlora.generation.image_files import save_image
+from sdlora.generation.restore.image_files import save_image
 from sdlora.launch.images import ImageProgress
+from tests.support.emoji_adapters import random_adapter
 
 gr = pytest.importorskip("gradio", reason="the page needs gradio")
 
@@ -61,7 +61,7 @@ def tab(context: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def values_of(tab: Any, **shown: Any) -> dict[Any, Any]:
-    """What a handler that draws is given."""
+    """What a handler that generates is given."""
     everything = {**tab.form.show(GenerateConfig()), **shown}
     values = {component: everything[name] for name, component in tab.form.components.items()}
     return {**values, tab.start.is_on: False, tab.start.editor: None, tab.context.shared["mix.prompt"]: ""}
@@ -138,7 +138,7 @@ def test_size_and_seed_buttons_fill_in_and_are_remembered(tab: Any, context: Any
     assert tab._set_size("Model's own") == (None, None)
     assert tab._random() == -1
     tab.studio.drawings.current = lambda: None
-    with pytest.raises(gr.Error, match="Nothing was drawn yet"):
+    with pytest.raises(gr.Error, match="Nothing was generated yet"):
         tab._reuse()
     done = SimpleNamespace(progress=ImageProgress("finished", 1, seeds=(77, 78)))
     tab.studio.drawings.current = lambda: done
@@ -150,8 +150,8 @@ def test_settings_of_a_picture_fill_form_rows_and_text(tab: Any, context: Any, t
         prompt="a fox", steps=9, seed=5, width_px=64, height_px=64, adapters=(UsedAdapter(file="ink", weight=0.3),)
     )
     facts = SimpleNamespace(model_name="builtin:emoji", model_hash=None, adapter_hashes={}, family="sd1", seconds=1.0)
-    drawn: Any = SimpleNamespace(image=Image.new("RGB", (64, 64)), config=config, facts=facts)
-    updates = tab.results._restore(save_image(drawn, tmp_path / "a.png"), 3, with_seed=True)
+    generated: Any = SimpleNamespace(image=Image.new("RGB", (64, 64)), config=config, facts=facts)
+    updates = tab.results._restore(save_image(generated, tmp_path / "a.png"), 3, with_seed=True)
     form = tab.form.components
     assert (updates[form["prompt"]], updates[form["steps"]], updates[form["seed"]]) == ("a fox", 9, 5)
     assert updates[context.shared["mix.tags"]] == "<lora:ink:0.3>"

@@ -122,7 +122,7 @@ def shown_of(preset: str, **changes: Any) -> dict[str, Any]:
 def test_missing_folders_and_files_are_problems_before_anything_starts(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert read(shown_of("sd15_person.yaml"), tmp_path).problems == ("images.folder: choose a data set",)
+    assert read(shown_of("sd15_person.yaml"), tmp_path).problems == ("images.folder: choose a dataset",)
     found = read(shown_of("demo.yaml", images__folder="/nowhere/at/all"), tmp_path)
     assert found.problems == ("images.folder: there is no folder /nowhere/at/all",)
     assert "no image" in read(shown_of("demo.yaml", images__folder=str(empty)), tmp_path).problems[0]

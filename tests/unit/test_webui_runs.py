@@ -20,8 +20,8 @@ from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, RunError
 from sdlora.launch import queue
 from sdlora.launch.runs import RunHandle, prepare
-from sdlora.launch.state import RunState
-from sdlora.training.dry_run import DryRun, Problem
+from sdlora.runs.state import RunState
+from sdlora.training.preflight.dry_run import DryRun, Problem
 from webui import api, fields
 from webui.run_setup import view
 from webui.run_setup.dry_runs import DryRuns, Finding

@@ -1,1 +1,1 @@
-"""Data sets as the page shows them: folders, uploads, captions, edits, crops. Knows no Gradio and no torch."""
+"""Datasets as the page shows them: folders, uploads, captions, edits, crops. Knows no Gradio and no torch."""

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from sdlora.data.captions import has_trigger, joint
+from sdlora.data.fix.changes import Change, apply
 from sdlora.data.lint.tags import rewrite_tags
-from sdlora.data.repair.changes import Change, apply
 from sdlora.errors import ConfigError
 from webui.data_sets.listing import CAPTIONS, Item, read
 

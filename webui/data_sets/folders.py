@@ -1,4 +1,4 @@
-"""Named data sets: one folder each below the workspace's datasets folder."""
+"""Named datasets: one folder each below the workspace's datasets folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
 
 def names(datasets: Path) -> list[str]:
-    """All data sets by name, in the order of people, not of machines."""
+    """All datasets by name, in the order of people, not of machines."""
     if not datasets.is_dir():
         return []
     found = [path.name for path in datasets.iterdir() if path.is_dir() and not path.name.startswith(".")]
@@ -25,22 +25,22 @@ def names(datasets: Path) -> list[str]:
 
 
 def folder_of(datasets: Path, name: str | None) -> Path:
-    """The folder of a data set. Raises DataError when there is none of that name."""
+    """The folder of a dataset. Raises DataError when there is none of that name."""
     if not name or name not in names(datasets):
-        gone = f"There is no data set called '{name}' any more: choose another."
-        raise DataError(gone if name else "No data set is chosen: make one first.")
+        gone = f"There is no dataset called '{name}' any more: choose another."
+        raise DataError(gone if name else "No dataset is chosen: make one first.")
     return datasets / name
 
 
 def create(datasets: Path, name: str) -> Path:
-    """A new, empty data set. Raises ConfigError for a name that is taken or can't be a folder's."""
+    """A new, empty dataset. Raises ConfigError for a name that is taken or can't be a folder's."""
     folder = datasets / _checked(datasets, name)
     folder.mkdir(parents=True)
     return folder
 
 
 def rename(datasets: Path, old: str, new: str) -> Path:
-    """Give a data set another name; masks and undo history move with it. Raises ConfigError, DataError."""
+    """Give a dataset another name; masks and undo history move with it. Raises ConfigError, DataError."""
     folder = folder_of(datasets, old)
     if new.strip() == old:
         return folder
@@ -60,7 +60,7 @@ def add_sample(datasets: Path, sample: str = "mascot") -> Path:
 
 
 def count_images(folder: Path) -> int:
-    """How many images there are, unopened; 0 for an empty data set."""
+    """How many images there are, unopened; 0 for an empty dataset."""
     try:
         return len(list_folder(folder).pictures)
     except DataError:
@@ -100,5 +100,5 @@ def _checked(datasets: Path, name: str) -> str:
     elif plain.casefold() in {other.casefold() for other in names(datasets)}:
         problems.append(f"'{plain}' is there already: choose another name")
     if problems:
-        raise ConfigError("the data set's name", problems)
+        raise ConfigError("the dataset's name", problems)
     return plain

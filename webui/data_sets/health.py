@@ -1,4 +1,4 @@
-"""What the data-set check found, for the page: one block a rule, with a button where a fix is known."""
+"""What the dataset check found, for the page: one block a rule, with a button where a fix is known."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def report(found: Mapping[str, Any], folder: Path) -> str:
     for finding in found["findings"]:
         rules[finding["rule"]].append(finding)
     if not rules:
-        return f'<p class="good">{found["images"]} images checked: nothing to mend.</p>'
+        return f'<p class="good">{found["images"]} images checked: nothing to fix.</p>'
     return "".join([_summary(found), *(_rule(rule, findings, folder) for rule, findings in rules.items())])
 
 
 def summary_words(found: Mapping[str, Any]) -> str:
     """`1 error, 2 warnings`."""
     counts = [f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in found["counts"].items() if count]
-    return ", ".join(counts) or "nothing to mend"
+    return ", ".join(counts) or "nothing to fix"
 
 
 def _summary(found: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What Undo would take back in a data set."""
+"""What Undo would take back in a dataset."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdlora.data.repair.changes import LOG, Change, apply, batch_folders
+from sdlora.data.fix.changes import LOG, Change, apply, batch_folders
 from webui.data_sets.listing import Item
 
 _WORDS = {"edit": "edit", "upload": "upload of captions", "delete": "deletion", "caption": "captioning"}
@@ -27,7 +27,7 @@ class LastChange:
 
 
 def last_change(folder: Path) -> LastChange | None:
-    """The newest change of a data set, None when there is nothing to undo."""
+    """The newest change of a dataset, None when there is nothing to undo."""
     for batch in reversed(batch_folders(folder.resolve())):
         with suppress(OSError, ValueError, KeyError, IndexError):
             entries = [json.loads(line) for line in (batch / LOG).read_text(encoding="utf-8").splitlines()]

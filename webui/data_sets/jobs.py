@@ -1,4 +1,4 @@
-"""Background work on data sets: captioning, checking, fixing. Found again after a restart by what it works on."""
+"""Background work on datasets: captioning, checking, fixing. Found again after a restart by what it works on."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ WORDS: dict[Kind, str] = {"caption": "Captioning", "check": "Checking", "fix": "
 _SWITCHES = {"escape_brackets": ("--escape-brackets", "--plain-brackets")}
 
 
-class DataSetJobs:
-    """The newest job of each kind for each data set. Safe from several threads."""
+class DatasetJobs:
+    """The newest job of each kind for each dataset. Safe from several threads."""
 
     def __init__(self, jobs: Path) -> None:
         self._jobs = jobs
@@ -26,18 +26,18 @@ class DataSetJobs:
         self._newest: dict[tuple[str, str], JobHandle] | None = None
 
     def newest(self, kind: Kind, folder: Path) -> JobHandle | None:
-        """The data set's newest job of this kind, if its folder is still there."""
+        """The dataset's newest job of this kind, if its folder is still there."""
         with self._lock:
             handle = self._known().get((kind, str(folder)))
         return handle if handle is not None and handle.folder.is_dir() else None
 
     def active(self, folder: Path) -> dict[Kind, JobState]:
-        """The jobs that work on a data set now."""
+        """The jobs that work on a dataset now."""
         states = {kind: handle.state() for kind in WORDS if (handle := self.newest(kind, folder)) is not None}
         return {kind: state for kind, state in states.items() if state.is_active}
 
     def start(self, kind: Kind, folder: Path, options: Sequence[str] = ()) -> JobHandle:
-        """Begin a job. Raises ConfigError while another one works on the data set."""
+        """Begin a job. Raises ConfigError while another one works on the dataset."""
         if busy := self.active(folder):
             words = " and ".join(WORDS[kind] for kind in busy)
             raise ConfigError(folder.name, [f"{words} is still at work: wait for it, or cancel it"])
@@ -73,7 +73,7 @@ def caption_options(config: CaptioningConfig) -> list[str]:
 
 
 def check_options(resolution: int, trigger: str) -> list[str]:
-    """The options that make `check` and `fix` see a data set as training at this resolution does."""
+    """The options that make `check` and `fix` see a dataset as training at this resolution does."""
     options = ["--set", f"images.resolution={resolution}"]
     return [*options, "--set", f"captions.trigger={_quoted(trigger)}"] if trigger.strip() else options
 
@@ -106,7 +106,7 @@ def _duration(seconds: float) -> str:
 
 
 def runs_on(folder: Path, runs: Path) -> list[str]:
-    """Names of the runs that train on a data set now."""
+    """Names of the runs that train on a dataset now."""
     active = [handle for handle in list_runs(runs) if handle.state().is_active]
     return [handle.name for handle in active if folder.resolve() in _trained(handle)]
 

@@ -1,4 +1,4 @@
-"""The images of a data set with their captions: listed, searched, paged, counted by tag."""
+"""The images of a dataset with their captions: listed, searched, paged, counted by tag."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Item:
-    """One image file of a data set, unopened."""
+    """One image file of a dataset, unopened."""
 
     path: Path
     name: str
-    """Path below the data set, with slashes."""
+    """Path below the dataset, with slashes."""
     caption: str
     """As training reads it; empty when there is none."""
     mask: Path | None = None
@@ -85,7 +85,7 @@ class Page:
 
 
 def read(folder: Path) -> list[Item]:
-    """All images of a data set in the order of their names, none for an empty one."""
+    """All images of a dataset in the order of their names, none for an empty one."""
     try:
         listing = list_folder(folder)
     except DataError:

@@ -1,4 +1,4 @@
-"""Uploaded images, captions and zip files put into a data set; nothing that is there is overwritten unseen.
+"""Uploaded images, captions and zip files put into a dataset; nothing that is there is overwritten unseen.
 
 An image whose name is taken: the same bytes are passed over, others get a number (`a-2.png`), and their caption and
 mask with them. A caption for an image that has another one replaces it, as a change that Undo takes back.
@@ -18,9 +18,9 @@ from pathlib import Path
 
 from sdlora.config.images import ImagesConfig
 from sdlora.data.decoding import IMAGE_SUFFIXES, UNREAD_SUFFIXES, UnreadableImageError, open_image
+from sdlora.data.fix.changes import Change, apply, hash_of
 from sdlora.data.images import MASK_ENDING
 from sdlora.data.metadata_files import METADATA_FILES
-from sdlora.data.repair.changes import Change, apply, hash_of
 from webui.data_sets.archives import Limits, RefusedArchiveError, safe_parts, unpack
 from webui.data_sets.folders import is_image_name, plain_stem
 
@@ -49,7 +49,7 @@ class Received:
 
 
 def receive(folder: Path, uploads: Sequence[Path], limits: Limits | None = None) -> Received:
-    """Move uploaded files into a data set; zip files are unpacked, with the folders that are in them."""
+    """Move uploaded files into a dataset; zip files are unpacked, with the folders that are in them."""
     report = Received()
     staging = folder / f".incoming-{uuid.uuid4().hex}"
     staging.mkdir()
@@ -84,7 +84,7 @@ def _stage(upload: Path, staging: Path, zip_place: str, report: Received, limits
 
 
 def _place_all(folder: Path, staging: Path, report: Received) -> None:
-    """From staging into the data set: what belongs to one image name together, so that it is renamed together."""
+    """From staging into the dataset: what belongs to one image name together, so that it is renamed together."""
     groups: dict[tuple[Path, Path, str], list[Path]] = defaultdict(list)
     for place in sorted(staging.iterdir()):
         for path in sorted(path for path in place.rglob("*") if path.is_file()):
@@ -131,7 +131,7 @@ def _place_metadata(path: Path, target: Path, report: Received) -> None:
     elif hash_of(path) == hash_of(target):
         report.same += 1
     else:
-        report.refused[path.name] = "the data set has another one: add captions as .txt files"
+        report.refused[path.name] = "the dataset has another one: add captions as .txt files"
 
 
 def _place_group(folder: Path, stem: str, files: Sequence[Path], report: Received, replacing: list[Change]) -> None:
@@ -147,7 +147,7 @@ def _place_group(folder: Path, stem: str, files: Sequence[Path], report: Receive
 
 
 def _place_image(folder: Path, stem: str, image: Path, report: Received) -> str:
-    """Put an image in place; returns the stem that it has in the data set."""
+    """Put an image in place; returns the stem that it has in the dataset."""
     taken = _images_named(folder, stem)
     same = next((other for other in taken if hash_of(other) == hash_of(image)), None)
     number, free = 1, stem

@@ -1,1 +1,1 @@
-"""What is drawn and was drawn: requests over the image worker, history, settings out of pictures, start images."""
+"""Images, new and old: requests over the image worker, history, settings out of pictures, start images."""

@@ -1,4 +1,4 @@
-"""The images drawn so far: found on disk, searched by what they say about themselves, paged, zipped."""
+"""The images generated so far: found on disk, searched by what they say about themselves, paged, zipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.errors import DataError
-from sdlora.generation.image_files import SUFFIXES, read_image_settings
+from sdlora.generation.restore.image_files import SUFFIXES, read_image_settings
 
 PAGE_IMAGES = 48
 _FORMAT = 1

@@ -1,4 +1,4 @@
-"""What is being drawn: requests from the page in order, single ones and grids, over the resident image worker.
+"""What is being generated: requests from the page in order, single ones and grids, over the resident image worker.
 
 All of it lives in the server, so that a reloaded page finds its request again. The web process loads no torch.
 """
@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import RunError, SdloraError
-from sdlora.generation.grid import Grid
+from sdlora.generation.grid.run import Grid
 from sdlora.launch.images import ImageProgress, WorkerMemory
 
 Status = Literal["waiting", "queued", "loading", "drawing", "finished", "cancelled", "failed"]
@@ -48,7 +48,7 @@ class Drawing:
     num_images: int
     is_grid: bool = False
     at_once: int = 1
-    """Images that are drawn together."""
+    """Images that are generated together."""
     progress: ImageProgress = field(default_factory=lambda: ImageProgress("queued", 0))
     error: str | None = None
     started: float = 0.0
@@ -58,7 +58,7 @@ class Drawing:
 
     @property
     def images(self) -> tuple[Path, ...]:
-        """Finished ones, in the order in which they were drawn."""
+        """Finished ones, in the order in which they were generated."""
         return self.progress.images
 
     @property
@@ -157,7 +157,7 @@ class Drawings:
         raise RunError(f"there is no request {number}: it was over long ago, or made before the server started")
 
     def current(self) -> Drawing | None:
-        """The one that is drawn now, else the newest, None before the first."""
+        """The one that is generated now, else the newest, None before the first."""
         drawings = self.all()
         return next((one for one in drawings if not one.is_over), drawings[-1] if drawings else None)
 
@@ -167,7 +167,7 @@ class Drawings:
         return any(not drawing.is_over for drawing in self.all())
 
     def yield_to_training(self) -> bool:
-        """Give the worker's memory back when a training has begun and nothing is drawn; True when it was given back."""
+        """Give the worker's memory back when a training has begun and nothing is under way; True when it was done."""
         if self._worker.memory() is None or self._running() is None:
             return False
         with self._lock:

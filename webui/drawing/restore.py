@@ -10,10 +10,10 @@ from typing import Any
 from sdlora.config import files
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
-from sdlora.generation.adapter_folders import find_adapter_by_hash
-from sdlora.generation.image_files import read_image_settings
-from sdlora.generation.infotext import Infotext
-from sdlora.generation.prompt_adapters import split_prompt
+from sdlora.generation.request.prompt_adapters import split_prompt
+from sdlora.generation.restore.image_files import read_image_settings
+from sdlora.generation.restore.infotext import Infotext
+from sdlora.library.names import find_adapter_by_hash
 from webui.drawing.models import model_named
 from webui.mixing.active_adapters import Rows, from_used
 from webui.mixing.adapter_library import Scan

@@ -11,9 +11,9 @@ from typing import Any
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import AdapterError, ConfigError, SdloraError
-from sdlora.generation.grid import Grid
-from sdlora.generation.grid_axes import parse_axes
-from sdlora.generation.prompt_adapters import split_prompt, take_tags
+from sdlora.generation.grid.axes import parse_axes
+from sdlora.generation.grid.run import Grid
+from sdlora.generation.request.prompt_adapters import split_prompt, take_tags
 from sdlora.launch.images import ImageWorker
 from sdlora.models.prompts import CHUNK_TOKENS, count_tokens
 from sdlora.models.tokenizer import light_tokenizer
@@ -107,7 +107,7 @@ class Studio:
     ) -> GenerateConfig:
         """The request behind what the form shows and the adapters in use. start: image and mask.
 
-        one_image: for a grid, which draws one a cell. Raises ConfigError with every problem at once.
+        one_image: for a grid, which generates one a cell. Raises ConfigError with every problem at once.
         """
         rows = self.active.rows if rows is None else rows
         problems: list[str] = []

@@ -28,7 +28,7 @@ _STATUS_WORDS = {
 def progress(drawing: Drawing | None, waiting: int = 0) -> str:
     """How far a request is: a sentence for screen readers too, a bar, the unfinished picture."""
     if drawing is None:
-        return empty("Nothing drawn yet. Write a prompt and press Generate.")
+        return empty("Nothing generated yet. Write a prompt and press Generate.")
     parts = [f'<p role="status" class="progress-words">{html.escape(_sentence(drawing, waiting))}</p>']
     if not drawing.is_over:
         percent = round(100 * drawing.share_done)

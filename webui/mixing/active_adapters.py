@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sdlora.adapters.blocks import block_weights
+from sdlora.adapters.algebra.blocks import block_weights
 from sdlora.config.base_model import FamilyName
 from sdlora.config.generate import UsedAdapter
 from sdlora.config.mix import MixedAdapter, parse_adapter
 from sdlora.errors import AdapterError, ConfigError
-from sdlora.generation.prompt_adapters import split_prompt, write_tag
+from sdlora.generation.request.prompt_adapters import split_prompt, write_tag
 from webui.mixing.adapter_library import LibraryEntry, Scan
 from webui.state import PageState
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora.adapters.catalog import PREVIEW_SUFFIXES, Description, describe, require_adapter
-from sdlora.adapters.container import refuse_pickle
+from sdlora.adapters.files.catalog import PREVIEW_SUFFIXES, Description, describe, require_adapter
+from sdlora.adapters.files.container import refuse_pickle
 from sdlora.errors import AdapterError
 
 _SUFFIX = ".safetensors"

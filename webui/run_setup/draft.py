@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 
 from sdlora.config import files
-from sdlora.config.imports.read import import_settings
 from sdlora.config.outputs import OutputsConfig
 from sdlora.config.shipped import resolve_folder
 from sdlora.config.train import TrainConfig
 from sdlora.data.images import list_folder
 from sdlora.errors import ConfigError, SdloraError
+from sdlora.imports.read import import_settings
 from webui.fields import Field, check, flatten
 from webui.run_setup import presets
 
@@ -53,7 +53,7 @@ def read(shown: Mapping[str, Any], among: Sequence[Field], runs_folder: Path) ->
 def load_preset(preset: Mapping[str, Any], before: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:
     """What the form shows after another preset was chosen.
 
-    preset: what it shows of itself; before: what the last one showed; shown: what the form shows now. Name, data set
+    preset: what it shows of itself; before: what the last one showed; shown: what the form shows now. Name, dataset
     and trigger stay as a person chose them.
     """
     kept = {name: shown[name] for name in OF_THE_PERSON if name in shown and shown[name] != before.get(name)}
@@ -104,7 +104,7 @@ def import_file(path: Path) -> str:
 
 
 def data_sets(folder: Path) -> list[tuple[str, str]]:
-    """Name and path of each data set of the workspace, then the sample sets that come with sdlora."""
+    """Name and path of each dataset of the workspace, then the sample sets that come with sdlora."""
     own = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     shipped = sorted(path.name for path in resolve_folder(Path("builtin:")).iterdir() if path.is_dir())
     return [(path.name, str(path)) for path in own] + [(f"builtin:{name}", f"builtin:{name}") for name in shipped]
@@ -120,7 +120,7 @@ def _missing(config: TrainConfig) -> list[str]:
     """Folders and files that are named and not there."""
     problems = []
     if not config.images.folders:
-        problems.append("images.folder: choose a data set")
+        problems.append("images.folder: choose a dataset")
     named = {"images.class_folder": config.images.class_folder, "validation.folder": config.validation.folder}
     folders = [*(("images.folder", path) for path in config.images.folders), *named.items()]
     problems += [text for name, path in folders if path is not None and (text := _folder_problem(name, path))]

@@ -15,7 +15,7 @@ from sdlora.config import files
 from sdlora.config.train import TrainConfig
 from sdlora.errors import RunError
 from sdlora.launch.jobs import JobHandle, start_dry_run
-from sdlora.training.dry_run import DryRun, Problem
+from sdlora.training.preflight.dry_run import DryRun, Problem
 
 QUIET_SECONDS = 1.5
 _KEPT = 16

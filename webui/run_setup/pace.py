@@ -10,9 +10,9 @@ from typing import Any
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.events import StepFinished
-from sdlora.launch.event_log import iterate_backwards
 from sdlora.launch.runs import RunHandle
-from sdlora.launch.state import MIN_STEPS_FOR_SPEED
+from sdlora.runs.event_log import iterate_backwards
+from sdlora.runs.state import MIN_STEPS_FOR_SPEED
 from webui.fields import flatten
 
 _STEPS_AVERAGED = 50

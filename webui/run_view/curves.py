@@ -29,7 +29,7 @@ class Curves:
 
     @property
     def version(self) -> tuple[int, ...]:
-        """Changes whenever something that can be drawn was added."""
+        """Changes whenever something that can be generated was added."""
         return (len(self.steps), self.steps[-1] if self.steps else 0, len(self.validations), len(self.previews))
 
     def read(self, handle: RunHandle) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from sdlora.launch.results import AdapterFile
 from sdlora.launch.runs import RunHandle
+from sdlora.runs.results import AdapterFile
 from webui.run_view.curves import Curves
 from webui.run_view.previews import file_address
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sdlora.errors import ConfigError
-from sdlora.launch.results import PreviewImage
+from sdlora.runs.results import PreviewImage
 from webui.run_view import chart, comparison, files, previews, status
 from webui.run_view.chart import ChartOptions, Curve
 from webui.run_view.status import Buttons

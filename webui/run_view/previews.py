@@ -7,7 +7,7 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdlora.launch.results import PreviewImage
+from sdlora.runs.results import PreviewImage
 from webui.thumbnails import thumbnail
 
 GRID_EDGE_PX = 256
@@ -25,7 +25,7 @@ def file_address(path: Path) -> str:
 
 
 def steps_of(images: Sequence[PreviewImage]) -> list[int]:
-    """The steps at which pictures were drawn, first to last."""
+    """The steps at which pictures were generated, first to last."""
     return sorted({image.step for image in images})
 
 
@@ -80,7 +80,7 @@ def side_by_side(runs: Sequence[tuple[str, Sequence[PreviewImage]]], thumbnails:
         newest.append((name, by_prompt))
     prompts = list(dict.fromkeys(prompt for _, images in newest for prompt in images))
     if not prompts:
-        return '<div class="empty-state"><p>These runs have drawn no previews.</p></div>'
+        return '<div class="empty-state"><p>These runs have generated no previews.</p></div>'
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name, _ in newest)
     rows = []
     for prompt in prompts:
@@ -96,7 +96,7 @@ def side_by_side(runs: Sequence[tuple[str, Sequence[PreviewImage]]], thumbnails:
 
 def _cell(image: PreviewImage | None, thumbnails: Path) -> str:
     if image is None:
-        return '<span class="absent" aria-label="not drawn">–</span>'
+        return '<span class="absent" aria-label="not generated">–</span>'
     small = file_address(thumbnail(image.path, thumbnails, GRID_EDGE_PX))
     return (
         f'<button type="button" data-step="{image.step}" data-prompt="{image.prompt_index}">'

@@ -6,7 +6,7 @@ import html
 import time
 from dataclasses import dataclass
 
-from sdlora.launch.state import MIN_STEPS_FOR_SPEED, RunState
+from sdlora.runs.state import MIN_STEPS_FOR_SPEED, RunState
 from sdlora.sinks.terminal import duration_in_words, speed_in_words
 from webui.run_view.watch import Look, SeenRun
 
@@ -14,7 +14,7 @@ SILENT_SECONDS = 120.0
 KILL_OFFERED_SECONDS = 20.0
 
 NO_RUNS = (
-    '<div class="empty-state"><p>No runs yet. Choose a preset and a data set, then press Start.</p>'
+    '<div class="empty-state"><p>No runs yet. Choose a preset and a dataset, then press Start.</p>'
     '<button type="button" data-tab="train">Set up a run</button></div>'
 )
 

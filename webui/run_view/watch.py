@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdlora.launch import queue, queue_file
 from sdlora.launch.runs import RunHandle, list_runs
-from sdlora.launch.state import RunState
+from sdlora.runs.state import RunState
 from webui.run_view.curves import Curves
 
 FRESH_SECONDS = 0.5

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context as GradioContext
 
-from sdlora.adapters.blocks import PRESETS
+from sdlora.adapters.algebra.blocks import PRESETS
 from webui.context import LAST_COUNTS, QUEUED, Context, handler
 from webui.drawing import view
 from webui.drawing.studio import Studio

@@ -1,4 +1,4 @@
-"""The dataset tab: choose or make a data set, upload, look through its images, write captions."""
+"""The dataset tab: choose or make a dataset, upload, look through its images, write captions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import gradio as gr
 from sdlora.errors import DataError
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
 from webui.data_sets import folders, uploads
-from webui.data_sets.jobs import WORDS, DataSetJobs, runs_on
+from webui.data_sets.jobs import WORDS, DatasetJobs, runs_on
 from webui.run_setup.draft import data_sets
 from webui.tabs import dataset_view as view
 from webui.tabs.dataset_browser import Browser
@@ -27,12 +27,12 @@ def build(context: Context) -> None:
 
 
 class DatasetTab:
-    """Data sets by name; the parts that work on the chosen one get it as their first input."""
+    """Datasets by name; the parts that work on the chosen one get it as their first input."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.datasets = context.workspace.datasets
-        self.jobs = DataSetJobs(context.workspace.jobs)
+        self.jobs = DatasetJobs(context.workspace.jobs)
         self._lay_out()
         self._wire()
         context.share("dataset.chosen", self.chosen)
@@ -45,7 +45,7 @@ class DatasetTab:
                 self.chosen = gr.Dropdown(
                     known,
                     value=known[0] if known else None,
-                    label="Data set",
+                    label="Dataset",
                     info="A folder of images and captions.",
                     elem_id="dataset-chosen",
                     interactive=True,
@@ -72,7 +72,7 @@ class DatasetTab:
             self.rename = gr.Button("Rename", elem_id="dataset-rename", size="sm", min_width=80, scale=0)
             self.delete = gr.Button("Delete", elem_id="dataset-delete", size="sm", min_width=70, scale=0)
             self.train = gr.Button(
-                "Train with this data set",
+                "Train with this dataset",
                 variant="primary",
                 elem_id="dataset-train",
                 size="sm",
@@ -96,7 +96,7 @@ class DatasetTab:
 
     @property
     def _views(self) -> list[Any]:
-        """What changes with the chosen data set."""
+        """What changes with the chosen dataset."""
         return [
             self.chosen,
             self.delete,
@@ -141,21 +141,21 @@ class DatasetTab:
         self.context.on_load.append((self._choose, [self.chosen], self._views))
 
     def _wire_train(self) -> None:
-        """Send the data set to the Train tab, which is built later."""
+        """Send the dataset to the Train tab, which is built later."""
         target = self.context.shared["train.dataset"]
         self.train.click(handler(self._send_to_train), self.chosen, [target, self.context.tabs], **QUICK)
 
     def _kept(self, name: str) -> Any:
-        """The remembered choice, if that data set is still there."""
+        """The remembered choice, if that dataset is still there."""
         known = folders.names(self.datasets)
         return gr.Dropdown(choices=known, value=name if name in known else next(iter(known), None))
 
     def _offer(self) -> Any:
-        """The data sets as they are now, without changing what is chosen."""
+        """The datasets as they are now, without changing what is chosen."""
         return gr.Dropdown(choices=folders.names(self.datasets))
 
     def _choose(self, name: str | None) -> dict[Any, Any]:
-        """Show a data set from its first image on; another one when it is gone meanwhile."""
+        """Show a dataset from its first image on; another one when it is gone meanwhile."""
         known = folders.names(self.datasets)
         name = name if name in known else next(iter(known), None)
         self.context.state.set("dataset.chosen", name)
@@ -173,7 +173,7 @@ class DatasetTab:
     def _ask_new(self) -> dict[Any, Any]:
         return {
             self.naming: gr.Row(visible=True),
-            self.name: gr.Textbox(value="", label="Name of the new data set"),
+            self.name: gr.Textbox(value="", label="Name of the new dataset"),
             self.create: gr.Button(visible=True),
             self.give_name: gr.Button(visible=False),
         }

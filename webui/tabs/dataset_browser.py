@@ -1,4 +1,4 @@
-"""The images of the chosen data set: filter, pages of thumbnails, and the way from image to image."""
+"""The images of the chosen dataset: filter, pages of thumbnails, and the way from image to image."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import gradio as gr
 
+from sdlora.data.fix.changes import undo
 from sdlora.data.images import THREADS
-from sdlora.data.repair.changes import undo
 from sdlora.errors import DataError
 from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
 from webui.data_sets import folders, history, listing
@@ -93,7 +93,7 @@ class Browser:
 
     @property
     def views(self) -> list[Any]:
-        """Everything that changes with the data set."""
+        """Everything that changes with the dataset."""
         facts = [self.column, self.summary, self.undo, self.text, self.kind, self.tags, self.tags_box]
         return [*facts, *self._list, *self.editor.views]
 
@@ -130,7 +130,7 @@ class Browser:
     # What the tab and its panels ask for
 
     def opened(self, folder: Path | None) -> dict[Any, Any]:
-        """A data set from its first page and image on, without a filter."""
+        """A dataset from its first page and image on, without a filter."""
         items = listing.read(folder) if folder else []
         return self._from_the_start(folder, items, 0)
 
@@ -139,7 +139,7 @@ class Browser:
         items = listing.read(folder)
         at = listing.position(items, name)
         if at is None:
-            raise DataError(f"{name} is not in the data set any more.")
+            raise DataError(f"{name} is not in the dataset any more.")
         return self._from_the_start(folder, items, at)
 
     def refreshed(

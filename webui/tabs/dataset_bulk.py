@@ -1,4 +1,4 @@
-"""One edit to many captions: preview, apply, and Undo beside the data set's summary."""
+"""One edit to many captions: preview, apply, and Undo beside the dataset's summary."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class BulkPanel:
 
     @property
     def views(self) -> list[Any]:
-        """What changes with the data set."""
+        """What changes with the dataset."""
         return [self.planned, self.apply, self.result]
 
     def _wire(self) -> None:
@@ -109,7 +109,7 @@ class BulkPanel:
         )
 
     def opened(self, folder: Path | None) -> dict[Any, Any]:
-        """Another data set: what was planned is of no use."""
+        """Another dataset: what was planned is of no use."""
         return self._outdated()
 
     def _outdated(self) -> dict[Any, Any]:

@@ -1,4 +1,4 @@
-"""One image of a data set, large, with what training cuts off, and its caption, saved as it is typed."""
+"""One image of a dataset, large, with what training cuts off, and its caption, saved as it is typed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Editor:
 
     @property
     def written(self) -> list[Any]:
-        """The inputs of `keep`: data set, image, caption, and how that was loaded."""
+        """The inputs of `keep`: dataset, image, caption, and how that was loaded."""
         return [self.chosen, self.editing, self.caption, self.loaded]
 
     def _wire(self) -> None:
@@ -118,7 +118,7 @@ class Editor:
             return gr.skip(), gr.skip()
         image = self._folder(name) / editing
         if not image.is_file():
-            raise DataError(f"{editing} is not in the data set any more, so its caption was not saved.")
+            raise DataError(f"{editing} is not in the dataset any more, so its caption was not saved.")
         if (editing, caption) != tuple(loaded):
             listing.write_caption(image, caption)
         return view.tokens(listing.count(caption.strip()), saved=True), (editing, caption)

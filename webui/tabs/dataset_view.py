@@ -34,8 +34,8 @@ def nothing(name: str | None) -> str:
     """The empty state, with the next step as a button."""
     if name is None:
         return _empty(
-            "No data set yet. Drop pictures above, or begin with the sample images to see how it works.",
-            [("sample", "Add the sample images"), ("create", "Create an empty data set")],
+            "No dataset yet. Drop pictures above, or begin with the sample images to see how it works.",
+            [("sample", "Add the sample images"), ("create", "Create an empty dataset")],
         )
     return _empty(
         f"'{html.escape(name)}' is empty (<span id='dataset-count'>0 images</span>). Drop pictures above: 10 to 50 "
@@ -57,7 +57,7 @@ def _empty(words: str, buttons: Sequence[tuple[str, str]]) -> str:
 
 
 def summary(items: Sequence[Item], num_tags: int) -> str:
-    """What is in the data set, in one line."""
+    """What is in the dataset, in one line."""
     uncaptioned = sum(not item.caption for item in items)
     longer = sum(item.tokens > TOKEN_LIMIT for item in items)
     masks = sum(item.mask is not None for item in items)

@@ -1,4 +1,4 @@
-"""Work on a data set that goes on in the background: captions by a model, the check and its fixes; and the buckets."""
+"""Work on a dataset that goes on in the background: captions by a model, the check and its fixes; and the buckets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdlora.launch.jobs import JobHandle
 from webui import problem_panel
 from webui.context import PRIVATE, QUICK, Context, handler
 from webui.data_sets import folders, health, listing, shapes
-from webui.data_sets.jobs import WORDS, DataSetJobs, Kind, caption_options, check_options, progress
+from webui.data_sets.jobs import WORDS, DatasetJobs, Kind, caption_options, check_options, progress
 from webui.form import Form
 from webui.tabs import dataset_view as view
 from webui.tabs.dataset_browser import Browser
@@ -56,7 +56,7 @@ class Seen:
 class WorkPanels:
     """Made inside the tab's layout; everything it shows is found out from the jobs on disk."""
 
-    def __init__(self, context: Context, chosen: gr.Dropdown, browser: Browser, jobs: DataSetJobs) -> None:
+    def __init__(self, context: Context, chosen: gr.Dropdown, browser: Browser, jobs: DatasetJobs) -> None:
         self.context = context
         self.chosen = chosen
         self.browser = browser
@@ -111,7 +111,7 @@ class WorkPanels:
 
     @property
     def views(self) -> list[Any]:
-        """What changes with the data set."""
+        """What changes with the dataset."""
         return [*self._job_views, self.buckets]
 
     @property
@@ -148,7 +148,7 @@ class WorkPanels:
             trigger(handler(self._buckets), [self.chosen, editor.resolution], self.buckets, **QUICK)
 
     def opened(self, folder: Path | None) -> dict[Any, Any]:
-        """The jobs of a data set as they stand, and its buckets."""
+        """The jobs of a dataset as they stand, and its buckets."""
         if folder is None:
             return {self.buckets: ""}
         return {self.buckets: self._chart(folder, self.browser.editor.kept_resolution), **self._shown(folder)}
@@ -191,7 +191,7 @@ class WorkPanels:
         return cancel
 
     def _act(self, name: str, resolution: int, trigger: str, event: gr.EventData) -> dict[Any, Any]:
-        """A button of the report: mend a rule, or show an image."""
+        """A button of the report: fix a rule, or show an image."""
         folder, pressed = self._folder(name), event._data
         if "image" in pressed:
             return self.browser.shown_image(folder, pressed["image"])
@@ -251,9 +251,9 @@ class WorkPanels:
 
     def _shown(self, folder: Path) -> dict[Any, Any]:
         caption, check, fix = (self.jobs.newest(kind, folder) for kind in ("caption", "check", "fix"))
-        mending = fix if fix is not None and fix.state().is_active else None
+        fixing = fix if fix is not None and fix.state().is_active else None
         busy = bool(self.jobs.active(folder))
-        checking = mending is not None or (check is not None and check.state().is_active)
+        checking = fixing is not None or (check is not None and check.state().is_active)
         return {
             self.seen: Seen(self._standing(folder)),
             self.start: gr.Button(interactive=not busy),
@@ -261,7 +261,7 @@ class WorkPanels:
             self.caption_progress: _progress("caption", caption),
             self.check: gr.Button(interactive=not busy),
             self.cancel_check: gr.Button(interactive=checking),
-            self.check_progress: _progress("fix", mending) if mending else _progress("check", check),
+            self.check_progress: _progress("fix", fixing) if fixing else _progress("check", check),
             self.report: _report(check, folder),
         }
 

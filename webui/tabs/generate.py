@@ -1,4 +1,4 @@
-"""The generate tab: prompts and settings on the left, what is drawn and was drawn on the right."""
+"""The generate tab: prompts and settings on the left, what is generated and was generated on the right."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class GenerateTab:
         place("base_model.model", label="Base model", info="Built-in, from the models folder, a path or a hub name.")
         prompt = place(
             "prompt",
-            info="What to draw. Takes (weights:1.2), [less] and BREAK.",
+            info="What to generate. Takes (weights:1.2), [less] and BREAK.",
             lines=3,
             max_lines=10,
             placeholder="a red fox, flat icon",
@@ -110,7 +110,7 @@ class GenerateTab:
             place("height_px", info="Empty: its own.", placeholder="auto", min_width=110)
             self.swap = gr.Button("Swap", elem_id="generate-swap", min_width=70, scale=0)
         with gr.Row(elem_classes="row-end"):
-            place("seed", info="-1 draws one.", min_width=130)
+            place("seed", info="-1 generates one.", min_width=130)
             self.random = gr.Button("Random", elem_id="generate-random", min_width=90, scale=0)
             self.reuse = gr.Button("Reuse", elem_id="generate-reuse", min_width=80, scale=0)
             place("num_images", label="Images", info="How many.", min_width=90)
@@ -127,7 +127,7 @@ class GenerateTab:
 
     @property
     def inputs(self) -> set[Any]:
-        """What a handler that draws takes, as a dict."""
+        """What a handler that generates takes, as a dict."""
         return {*self.form.inputs, self.start.is_on, self.start.editor, self.context.shared["mix.prompt"]}
 
     @property
@@ -188,7 +188,7 @@ class GenerateTab:
 
         button.click(handler(sweep), {*self.inputs, span}, self._mix_outputs, **QUICK)
 
-    # ---- handlers that draw
+    # ---- handlers that generate
 
     def _draw(self, values: dict[Any, Any]) -> tuple[Any, ...]:
         """Draw what the form shows, or show what is wrong with it."""
@@ -264,7 +264,7 @@ class GenerateTab:
     def _reuse(self) -> Any:
         drawing = self.studio.drawings.current()
         if drawing is None or not drawing.progress.seeds:
-            raise gr.Error("Nothing was drawn yet, so there is no seed to reuse.", print_exception=False)
+            raise gr.Error("Nothing was generated yet, so there is no seed to reuse.", print_exception=False)
         seed = self.results.selected_seed(drawing)
         self.studio.state.set("generate.seed", seed)
         return seed

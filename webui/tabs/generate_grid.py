@@ -19,7 +19,7 @@ _TITLES = {"x": "X, from left to right", "y": "Y, downwards", "z": "Z, one sheet
 
 
 class GridPanel:
-    """Three axes with their values; drawn as single files and a labelled sheet."""
+    """Three axes with their values; generated as single files and a labelled sheet."""
 
     def __init__(self, context: Context, studio: Studio) -> None:
         self.context, self.studio = context, studio
@@ -46,7 +46,7 @@ class GridPanel:
             context.remember(f"generate.grid.{name}.values", component)
 
     def wire(self, tab: GenerateTab) -> None:
-        """Connect the inputs; the tab draws."""
+        """Connect the inputs; the tab generates."""
         axis_inputs = list(self.axes.values())
         self.context.shared["tab.generate"].select(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
         tab.changes.change(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
@@ -55,7 +55,7 @@ class GridPanel:
                 handler(self._hint), [component, *axis_inputs], [self.values[name], self.run], **LAST_COUNTS
             )  # fmt: skip
 
-        def draw(values: dict[Any, Any]) -> tuple[Any, ...]:
+        def generate(values: dict[Any, Any]) -> tuple[Any, ...]:
             try:
                 chosen = axes.spell([(values[self.axes[name]], values[self.values[name]]) for name in _TITLES])
             except ConfigError as error:
@@ -64,7 +64,7 @@ class GridPanel:
             return tab.draw_grid(values, chosen, run=run)
 
         inputs = {*tab.inputs, *axis_inputs, *self.values.values(), self.run}
-        self.draw.click(handler(draw), inputs, [self.problems, *tab.outputs[1:], tab.pending], **QUICK)
+        self.draw.click(handler(generate), inputs, [self.problems, *tab.outputs[1:], tab.pending], **QUICK)
 
     def _offer(self, *chosen: str | None) -> list[Any]:
         offered = axes.choices(self.studio.active.rows)

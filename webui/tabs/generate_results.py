@@ -1,4 +1,4 @@
-"""What is drawn and was drawn: the newest request, the history on disk, and settings out of pictures."""
+"""What is generated and was generated: the newest request, the history on disk, and settings out of pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from sdlora.errors import DataError
-from sdlora.generation.image_files import read_image_text
+from sdlora.generation.restore.image_files import read_image_text
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, Context, handler
 from webui.downloads import download_button
 from webui.drawing import view
@@ -131,7 +131,7 @@ class ResultsPanel:
         tab.cancel.click(handler(self._cancel), None, None, **QUICK)
 
     def _wire_poll(self, tab: GenerateTab) -> None:
-        """What is being drawn, each second and when a page opens; kept in the server, so that a reload finds it."""
+        """What is being generated, each second and when a page opens; kept in the server, so that a reload finds it."""
         seen = gr.State("")
         shared = self.context.shared
         outputs = [
@@ -237,7 +237,7 @@ class ResultsPanel:
     def _send(self, path: str | None) -> dict[Any, Any]:
         if not path:
             raise gr.Error("Choose a picture first.", print_exception=False)
-        gr.Info("It is the start image now. Paint over it to draw only a part anew.", duration=5)
+        gr.Info("It is the start image now. Paint over it to generate only a part anew.", duration=5)
         return {**self._tab.start.use(Path(path)), self._tab.start.panel: gr.Accordion(open=True)}
 
     def _delete(self, path: str | None, text: str, number: float) -> tuple[Any, ...]:

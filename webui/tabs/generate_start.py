@@ -28,11 +28,11 @@ class StartPanel:
             self.is_on = gr.Checkbox(
                 False,
                 label="Start from this picture",
-                info="Nothing painted: all of it is drawn anew. Off: draw from noise alone.",
+                info="Nothing painted: all of it is generated anew. Off: generate from noise alone.",
                 elem_id="generate-start-on",
             )
             self.editor = gr.ImageEditor(
-                label="Start image: paint what to draw anew",
+                label="Start image: paint what to generate anew",
                 type="pil",
                 sources=("upload", "clipboard"),
                 layers=False,

@@ -25,7 +25,7 @@ def build(context: Context) -> None:
         placeholder="<lora:name:text encoder:UNet>",
     )  # fmt: skip
     context.share("mix.tags", tags)
-    gr.Markdown("## Mix\nPut adapters together, each with its own weight. Generate draws with the same list.")
+    gr.Markdown("## Mix\nPut adapters together, each with its own weight. Generate generates with the same list.")
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
             library = LibraryPanel(context, studio)
@@ -62,7 +62,7 @@ def _wire_tags(context: Context, studio: Studio, changes: gr.State, tags: gr.Tex
 
 
 def _build_comparison(context: Context) -> None:
-    """None, each alone, all together; what it draws is shown here and in Generate."""
+    """None, each alone, all together; what it generates is shown here and in Generate."""
     with gr.Accordion("Compare at the same seed", open=True, elem_id="mix-compare-panel"):
         with gr.Row(elem_classes="row-end"):
             prompt = gr.Textbox(

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from sdlora.adapters.container import refuse_pickle
+from sdlora.adapters.files.container import refuse_pickle
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.mix import MixConfig
 from sdlora.errors import ConfigError

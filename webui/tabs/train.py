@@ -1,4 +1,4 @@
-"""The train tab: from a preset and a data set to a run, with every problem listed before it begins."""
+"""The train tab: from a preset and a dataset to a run, with every problem listed before it begins."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class TrainTab:
         self.about = gr.HTML("", elem_id="train-about", elem_classes="bare")
         place = self.form.place
         with gr.Row():
-            place("images.folder", label="Data set", info="One of yours, a sample set, or a folder's path typed in.")
+            place("images.folder", label="Dataset", info="One of yours, a sample set, or a folder's path typed in.")
             place("base_model.model", label="Base model", info="`builtin:emoji`, a folder, a file, or a hub name.")
         with gr.Row():
             place("name")
@@ -253,7 +253,7 @@ class TrainTab:
         return [self.form.components["base_model.model"], self.form.components["images.folder"]]
 
     def _offer(self) -> dict[Any, Any]:
-        """Data sets and base models as they are now, without changing what is chosen."""
+        """Datasets and base models as they are now, without changing what is chosen."""
         used = [model for run in self.services.watch.look().runs if (model := _base_model(run.handle))]
         return {
             self.form.components["images.folder"]: gr.update(

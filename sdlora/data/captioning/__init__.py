@@ -1,1 +1,1 @@
-"""Captions written by a model. `run.caption_folder` does a whole data set."""
+"""Captions written by a model. `run.caption_folder` does a whole dataset."""

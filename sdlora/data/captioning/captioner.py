@@ -40,7 +40,7 @@ class Captioner(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class CaptioningModel:
     """A captioning model in a folder, or on the hub at one commit."""
 
     name: str
@@ -89,7 +89,7 @@ def load_captioner(config: CaptioningConfig) -> Captioner:
     if description is None and place.hub and place.hub.cached_only:
         place.hub.file("config.json")  # raises: the hub can't be reached
     kind = _model_type(description) if description else None
-    from sdlora.data.captioning.describer import SENTENCE_MODELS, Describer
+    from sdlora.data.captioning.describer import SENTENCE_MODELS, VisionCaptioner
 
     if kind not in SENTENCE_MODELS:
         found = f"it holds a model of type '{kind}'" if kind else "it lacks both"
@@ -97,15 +97,15 @@ def load_captioner(config: CaptioningConfig) -> Captioner:
             f"{place.name} can't caption images: needed is a config.json of {', '.join(SENTENCE_MODELS)}, or "
             f"{' with '.join(TAGGER_FILES)} (WD14-style taggers); {found}."
         )
-    return Describer(place, config)
+    return VisionCaptioner(place, config)
 
 
-def _locate(config: CaptioningConfig, plugins: Sequence[str]) -> Place:
+def _locate(config: CaptioningConfig, plugins: Sequence[str]) -> CaptioningModel:
     folder = Path(config.model).expanduser()
     if folder.is_dir():
-        return Place(config.model, folder=folder)
+        return CaptioningModel(config.model, folder=folder)
     if is_hub_name(config.model):
-        return Place(config.model, hub=reach(config.model, config.revision))
+        return CaptioningModel(config.model, hub=reach(config.model, config.revision))
     known = f"plug-ins are: {', '.join(plugins)}" if plugins else "no plug-in is installed"
     raise ModelError(
         f"captioning model '{config.model}' was not found: it is no folder here and not a hub name (owner/name), such "

@@ -11,7 +11,7 @@ import psutil
 from PIL import Image
 
 from sdlora.config.captioning import CaptioningConfig
-from sdlora.data.captioning.captioner import Place
+from sdlora.data.captioning.captioner import CaptioningModel
 from sdlora.errors import ModelError
 from sdlora.models.headers import read_header
 from sdlora.models.hub import explained
@@ -27,10 +27,10 @@ _SPARE = 1.15
 """Memory needed over that of the weights alone."""
 
 
-class Describer:
+class VisionCaptioner:
     """Captions of one sentence each, found by beam search: the same images give the same sentences."""
 
-    def __init__(self, place: Place, config: CaptioningConfig) -> None:
+    def __init__(self, place: CaptioningModel, config: CaptioningConfig) -> None:
         """Load model and processor; half precision on a card. Raises ModelError, also when it can't fit the memory."""
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -74,7 +74,7 @@ def _device(wanted: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _refuse_too_large(place: Place, device: torch.device) -> None:
+def _refuse_too_large(place: CaptioningModel, device: torch.device) -> None:
     """Raise ModelError when the weights alone take more than the free memory."""
     needed = _count_parameters(place) * (2 if device.type == "cuda" else 4) * _SPARE
     if device.type == "cuda":
@@ -90,7 +90,7 @@ def _refuse_too_large(place: Place, device: torch.device) -> None:
         )
 
 
-def _count_parameters(place: Place) -> int:
+def _count_parameters(place: CaptioningModel) -> int:
     """Values in the weights; 0 where that can't be told before they are loaded."""
     if place.folder is None:
         return _count_on_hub(place)
@@ -100,7 +100,7 @@ def _count_parameters(place: Place) -> int:
     return sum(path.stat().st_size for path in place.folder.glob("*.bin")) // 4
 
 
-def _count_on_hub(place: Place) -> int:
+def _count_on_hub(place: CaptioningModel) -> int:
     from huggingface_hub import HfApi
 
     if place.hub is None or place.hub.cached_only:

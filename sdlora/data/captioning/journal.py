@@ -1,8 +1,8 @@
 """What a captioning has come to, kept so that killed at any moment and started again it loses and repeats nothing.
 
-    <data set>/.sdlora-trash/<time>/captions.jsonl   the settings; one line for each group of images, written before
+    <dataset>/.sdlora-trash/<time>/captions.jsonl   the settings; one line for each group of images, written before
                                                      their captions are; a last line when all is done
-    <data set>/.sdlora-trash/<time>/process.json     who is at it
+    <dataset>/.sdlora-trash/<time>/process.json     who is at it
 
 It lies in the folder of its changes (see `repair.changes`), so that `undo` takes both away.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.config.captioning import CaptioningConfig
-from sdlora.data.repair.changes import Batch, Change, append_line, batch_folders, hash_of, mend_last_line
+from sdlora.data.fix.changes import Change, ChangeSet, append_line, batch_folders, fix_last_line, hash_of
 from sdlora.errors import DataError
 from sdlora.processes import ProcessRecord
 
@@ -31,7 +31,7 @@ class Written:
     """A caption on its way into a file."""
 
     image: str
-    """Path below the data set."""
+    """Path below the dataset."""
     before: str | None
     """Hash of the caption file as it was, None if there was none."""
     text: str
@@ -44,15 +44,15 @@ class Written:
 
 
 class Journal:
-    """One captioning of a data set: what was done of it, and the batch of changes that `undo` takes back."""
+    """One captioning of a dataset: what was done of it, and the batch of changes that `undo` takes back."""
 
-    def __init__(self, folder: Path, batch: Batch, groups: Sequence[Sequence[Written]]) -> None:
+    def __init__(self, folder: Path, batch: ChangeSet, groups: Sequence[Sequence[Written]]) -> None:
         self._folder, self._batch, self._groups = folder, batch, list(groups)
         ProcessRecord.of(os.getpid()).write(self.process_file)
 
     @classmethod
     def open(cls, folder: Path, config: CaptioningConfig) -> Journal:
-        """Go on with what the same settings left unfinished in a data set (resolved), else begin.
+        """Go on with what the same settings left unfinished in a dataset (resolved), else begin.
 
         Raises DataError while another process is at it, or when the trash can't be written.
         """
@@ -62,10 +62,10 @@ class Journal:
         unfinished = [path for path in batches if _is_unfinished(path, settings)]
         groups = _groups(_lines(unfinished[-1])) if unfinished else []
         if unfinished and unfinished[-1] == batches[-1]:
-            mend_last_line(unfinished[-1] / _JOURNAL)
-            return cls(folder, Batch(folder, unfinished[-1]), groups)
+            fix_last_line(unfinished[-1] / _JOURNAL)
+            return cls(folder, ChangeSet(folder, unfinished[-1]), groups)
         # Other changes were made since: `undo` must meet them first, so this becomes a batch of its own.
-        batch = Batch.begin(folder)
+        batch = ChangeSet.begin(folder)
         known = [asdict(written) for group in groups for written in group]
         append_line(batch.path / _JOURNAL, {"settings": settings, "captions": known})
         return cls(folder, batch, groups)
@@ -77,7 +77,7 @@ class Journal:
 
     @property
     def done(self) -> set[str]:
-        """Images that have their caption, as paths below the data set."""
+        """Images that have their caption, as paths below the dataset."""
         return {written.image for group in self._groups for written in group}
 
     def repeat_last(self) -> None:

@@ -1,4 +1,4 @@
-"""A whole data set captioned by a model: resumable, undone in one go."""
+"""A whole dataset captioned by a model: resumable, undone in one go."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _caption(
                     pictures[image] = picture
             captions = {
                 image: combine(sources.own_caption(image), words, config)
-                for image, words in _described(pictures, captioner).items()
+                for image, words in _captioned(pictures, captioner).items()
             }
             journal.add([Written.plan(folder, image, text) for image, text in captions.items()])
             result.written += sum(bool(text) for text in captions.values())
@@ -105,7 +105,7 @@ def _caption(
     return result
 
 
-def _described(pictures: Mapping[Path, Image.Image], captioner: Captioner) -> dict[Path, str]:
+def _captioned(pictures: Mapping[Path, Image.Image], captioner: Captioner) -> dict[Path, str]:
     if not pictures:
         return {}
     words = captioner(list(pictures.values()))
@@ -143,7 +143,7 @@ def _load(image: Path, sources: CaptionFolders, config: CaptioningConfig) -> Ima
     if image.suffix.lower() in UNREAD_SUFFIXES:
         return f"{image.suffix} files are not read"
     if config.existing in ("append", "prepend") and sources.own_caption(image) == "":
-        return "its caption is not UTF-8 text: `sdlora dataset fix --rules caption-encoding` mends it"
+        return "its caption is not UTF-8 text: `sdlora dataset fix --rules caption-encoding` fixes it"
     try:
         return load_rgb(image, _BACKGROUND)
     except UnreadableImageError as error:

@@ -1,1 +1,1 @@
-"""What is wrong with a data set, found before the run. `check.check` gives the report."""
+"""What is wrong with a dataset, found before the run. `check.check` gives the report."""

@@ -14,7 +14,7 @@ from sdlora.data.caption_files import decode_text
 from sdlora.data.captions import has_trigger, render
 from sdlora.data.images import ImageRecord
 from sdlora.data.lint.findings import Finding
-from sdlora.data.lint.samples import DataSet
+from sdlora.data.lint.samples import Dataset
 from sdlora.data.lint.tags import near_miss_spellings, repeated_tags, tags_of
 from sdlora.models.prompts import MAX_TOKENS, count_tokens
 from sdlora.models.tokenizer import light_tokenizer
@@ -24,7 +24,7 @@ _FEWEST_CAPTIONS = 5
 """Below this number a tag in all captions says nothing."""
 
 
-def caption_findings(data: DataSet, config: TrainConfig) -> Iterator[Finding]:
+def caption_findings(data: Dataset, config: TrainConfig) -> Iterator[Finding]:
     """One finding for each rule that captions break."""
     captioned = [record for record in data.records if record.caption]
     yield from _files(data, config.captions)
@@ -45,7 +45,7 @@ def wrongly_encoded(image: Path) -> Path | None:
     return None
 
 
-def _files(data: DataSet, config: CaptionsConfig) -> Iterator[Finding]:
+def _files(data: Dataset, config: CaptionsConfig) -> Iterator[Finding]:
     for problem in data.caption_problems:
         yield Finding("caption-unreadable", problem)
     records = [record for record in data.records if not record.caption]

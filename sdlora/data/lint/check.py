@@ -1,4 +1,4 @@
-"""Every rule over whole folders: what is wrong with a data set before a run."""
+"""Every rule over whole folders: what is wrong with a dataset before a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdlora.data.lint.caption_rules import caption_findings
 from sdlora.data.lint.duplicates import groups, near_duplicates
 from sdlora.data.lint.findings import Finding, Report, worst_first
 from sdlora.data.lint.image_rules import image_findings
-from sdlora.data.lint.samples import DataSet, Sample, gather
+from sdlora.data.lint.samples import Dataset, Sample, gather
 from sdlora.data.scan_problems import refuse_missing_folders
 
 
@@ -50,7 +50,7 @@ def exact_duplicates(records: Sequence[ImageRecord]) -> list[list[ImageRecord]]:
     ]
 
 
-def _buckets(data: DataSet, config: TrainConfig) -> Iterator[Finding]:
+def _buckets(data: Dataset, config: TrainConfig) -> Iterator[Finding]:
     """Buckets whose only image is alone in its batch, where batches are larger."""
     placed = assign(data.records, config.images)
     if config.optimization.batch_size == 1:
@@ -90,7 +90,7 @@ def _duplicates(samples: Sequence[Sample], config: TrainConfig) -> Iterator[Find
         )
 
 
-def _leaks(data: DataSet, held_out: DataSet) -> Iterator[Finding]:
+def _leaks(data: Dataset, held_out: Dataset) -> Iterator[Finding]:
     """Held-out images that are trained on in another form. (A run leaves exact copies out of training by itself.)"""
     hashes = {sample.record.content_hash for sample in held_out.samples}
     trained = [sample for sample in data.samples if sample.record.content_hash not in hashes]

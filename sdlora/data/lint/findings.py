@@ -1,4 +1,4 @@
-"""The rules a data set is checked by, and what breaking one looks like."""
+"""The rules a dataset is checked by, and what breaking one looks like."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Report:
         """How much was found, in words."""
         counts = {severity: len(self.of(severity)) for severity in SEVERITIES if self.of(severity)}
         found = [f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items()]
-        return f"{self.images} image{'' if self.images == 1 else 's'}: {', '.join(found) or 'nothing to mend'}"
+        return f"{self.images} image{'' if self.images == 1 else 's'}: {', '.join(found) or 'nothing to fix'}"
 
     def name(self, path: Path) -> str:
         """The path as shown: below its folder, with that folder's name when there are several."""

@@ -33,8 +33,8 @@ def as_html(report: Report) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>Data set check</title><style>{_STYLE}</style></head><body>"
-        f"<h1>Data set check</h1><p>{folders}<br>{report.summary}</p>{body}</body></html>\n"
+        f"<title>Dataset check</title><style>{_STYLE}</style></head><body>"
+        f"<h1>Dataset check</h1><p>{folders}<br>{report.summary}</p>{body}</body></html>\n"
     )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sdlora.config.images import ImagesConfig
-from sdlora.data.buckets import Placed, assign
+from sdlora.data.buckets import BucketedImage, assign
 from sdlora.data.decoding import UNREAD_SUFFIXES
 from sdlora.data.lint.findings import Finding
-from sdlora.data.lint.samples import DataSet, Sample
+from sdlora.data.lint.samples import Dataset, Sample
 
 _ENLARGED = 1.05
 """Enlargements below this are invisible."""
@@ -23,7 +23,7 @@ _JPEG_QUALITY = 50
 _BLOCKINESS = 2.0
 
 
-def image_findings(data: DataSet, images: ImagesConfig) -> Iterator[Finding]:
+def image_findings(data: Dataset, images: ImagesConfig) -> Iterator[Finding]:
     """One finding for each rule that images break."""
     yield from _broken(data)
     if data.zero_repeats:
@@ -36,13 +36,13 @@ def image_findings(data: DataSet, images: ImagesConfig) -> Iterator[Finding]:
     yield from _looks(data, images)
 
 
-def _broken(data: DataSet) -> Iterator[Finding]:
+def _broken(data: Dataset) -> Iterator[Finding]:
     for path, reason in data.broken.items():
         unread = path.suffix.lower() in UNREAD_SUFFIXES
         yield Finding("unread-format" if unread else "unreadable", reason, (path,))
 
 
-def _sizes(data: DataSet, images: ImagesConfig) -> Iterator[Finding]:
+def _sizes(data: Dataset, images: ImagesConfig) -> Iterator[Finding]:
     placed = assign(data.records, images)
     enlarged = [item for item in placed if item.placement.scale > _ENLARGED]
     for item in _worst_of_each(enlarged):
@@ -75,16 +75,16 @@ def _sizes(data: DataSet, images: ImagesConfig) -> Iterator[Finding]:
         )
 
 
-def _worst_of_each(enlarged: Sequence[Placed]) -> list[Placed]:
+def _worst_of_each(enlarged: Sequence[BucketedImage]) -> list[BucketedImage]:
     return list({item.record.path: item for item in sorted(enlarged, key=lambda item: item.placement.scale)}.values())
 
 
-def _aspect(item: Placed) -> float:
+def _aspect(item: BucketedImage) -> float:
     width, height = item.record.width_px, item.record.height_px
     return max(width, height) / min(width, height)
 
 
-def _looks(data: DataSet, images: ImagesConfig) -> Iterator[Finding]:
+def _looks(data: Dataset, images: ImagesConfig) -> Iterator[Finding]:
     def where(condition: Callable[[Sample], bool]) -> tuple[Path, ...]:
         return tuple(sample.record.path for sample in data.samples if condition(sample))
 

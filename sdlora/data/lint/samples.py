@@ -1,4 +1,4 @@
-"""A data set as the rules see it: each picture with its facts, caption and figures, or the reason why it has none."""
+"""A dataset as the rules see it: each picture with its facts, caption and figures, or the reason why it has none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Sample:
 
 
 @dataclass
-class DataSet:
+class Dataset:
     """What lies in the folders."""
 
     folders: tuple[Path, ...]
@@ -48,12 +48,12 @@ def gather(
     *,
     figures: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
-) -> DataSet:
+) -> Dataset:
     """Read every picture of the folders, each file once, and measure it if `figures` are asked for.
 
     on_progress: called with how much is done and how much there is in all. Raises DataError for an empty folder.
     """
-    found = DataSet(tuple(folders))
+    found = Dataset(tuple(folders))
     seen: set[Path] = set()
     pictures: dict[Path, tuple[Listing, list[Path]]] = {}
     for root in folders:
@@ -98,7 +98,7 @@ def _gather_folder(
     listing: Listing,
     pictures: Sequence[Path],
     images: ImagesConfig,
-    found: DataSet,
+    found: Dataset,
     on_each: Callable[[], None],
 ) -> None:
     sources = CaptionFolders(root)

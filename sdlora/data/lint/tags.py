@@ -1,4 +1,4 @@
-"""Tags of a data set: how often each is used, and which are misspellings of another."""
+"""Tags of a dataset: how often each is used, and which are misspellings of another."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Data sets packed into few large files: webdataset tar shards and parquet files. `unpack.unpack` makes folders."""
+"""Datasets packed into few large files: webdataset tar shards and parquet files. `unpack.unpack` makes folders."""

@@ -1,4 +1,4 @@
-"""A packed data set as plain folders of images and captions: streaming, resumable, safe with files from anywhere.
+"""A packed dataset as plain folders of images and captions: streaming, resumable, safe with files from anywhere.
 
     OUT/00000-<name of the first file>/<sample>.jpg, .txt
     OUT/.sdlora-import.json                           what comes from where, and how far it has come
@@ -74,10 +74,10 @@ def unpack(
     caption_column: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Unpacked:
-    """Write the images and captions of a packed data set into a new folder; interrupted, the same call goes on.
+    """Write the images and captions of a packed dataset into a new folder; interrupted, the same call goes on.
 
     caption_column: for parquet files, see `check_columns`. on_progress: called with MiB read and in all. Samples that
-    can't be used are told of in the result. Raises DataError for a source that is no packed data set or lacks files,
+    can't be used are told of in the result. Raises DataError for a source that is no packed dataset or lacks files,
     and for a folder that holds something else or a finished import; MissingPackageError for parquet without pyarrow.
     """
     files = packed_files(source)

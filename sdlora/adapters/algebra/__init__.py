@@ -1,0 +1,1 @@
+"""New adapters out of others: mix, merge, extract, resize, convert, compare."""

@@ -1,0 +1,175 @@
+"""A base model's layers by kohya name, whatever layout it lies in: where each weight stands, each read singly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdlora.adapters.files.hub_files import local_file
+from sdlora.adapters.files.kohya import PARTS, Part, from_ldm, kohya_name, prefix, to_ldm
+from sdlora.adapters.files.tensor_files import TensorFile
+from sdlora.config.base_model import BaseModelConfig, FamilyName
+from sdlora.errors import ModelError
+from sdlora.models.detection import detect
+from sdlora.models.headers import file_tensor_hash
+from sdlora.models.hub import explained
+from sdlora.models.recognition import (
+    SD1_TEXT_PREFIX,
+    SD2_TEXT_PREFIX,
+    SDXL_TEXT_2_PREFIX,
+    SDXL_TEXT_PREFIX,
+    UNET_PREFIX,
+)
+from sdlora.models.source import locate
+
+_WEIGHT = ".weight"
+_TEXT_PREFIXES: dict[FamilyName, tuple[str, ...]] = {
+    "sd1": (SD1_TEXT_PREFIX,),
+    "sd2": (SD2_TEXT_PREFIX,),
+    "sdxl": (SDXL_TEXT_PREFIX, SDXL_TEXT_2_PREFIX),
+}
+_OPENCLIP = re.compile(
+    r"transformer\.resblocks\.(\d+)\.(attn\.in_proj_weight|attn\.out_proj\.weight|mlp\.c_(?:fc|proj)\.weight)"
+)
+_OPENCLIP_ENDS = {
+    "attn.out_proj.weight": "self_attn.out_proj",
+    "mlp.c_fc.weight": "mlp.fc1",
+    "mlp.c_proj.weight": "mlp.fc2",
+}
+_HUB_FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+_HUB_NOT = ["*.fp16.safetensors", "*non_ema*", "*flax*", "*onnx*", "*openvino*"]
+
+
+@dataclass(frozen=True)
+class TensorSlice:
+    """Where a layer's weight lies: a tensor of a file, or some of its rows (OpenCLIP keeps q, k and v in one)."""
+
+    file: TensorFile
+    tensor: str
+    rows: slice
+
+    def read(self) -> Tensor:
+        """The weight, in the file's number type."""
+        return self.file.read(self.tensor)[self.rows]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the weight."""
+        whole = self.file.shape(self.tensor)
+        start, stop, _ = self.rows.indices(whole[0])
+        return torch.Size((stop - start, *whole[1:]))
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """A base model as its layers' weights. `path` is its folder or file."""
+
+    path: Path
+    family: FamilyName
+    is_folder: bool
+    places: dict[str, TensorSlice]
+    """By kohya name as this package writes it."""
+
+    def facts(self) -> dict[str, Any]:
+        """For provenance: the model's name, and the hash of each weight file's tensors."""
+        folder = self.path if self.is_folder else self.path.parent
+        files = sorted({place.file.path for place in self.places.values()})
+        return {
+            "file": self.path.name,
+            "hashes": {path.relative_to(folder).as_posix(): file_tensor_hash(path) for path in files},
+        }
+
+    def weight(self, name: str) -> Tensor:
+        """A layer's weight. Raises ModelError when the model has no such layer."""
+        if name not in self.places:
+            raise ModelError(f"{self.path.name} has no layer {name}")
+        return self.places[name].read()
+
+
+def open_base(model: str) -> BaseWeights:
+    """A model's layers: a diffusers folder, a single .safetensors file, `builtin:...` or a hub name (downloaded).
+
+    hf://owner/name is a hub name too, hf://owner/name/file.safetensors a file there.
+
+    Raises ModelError: not found, no Stable Diffusion model, weights not in safetensors.
+    """
+    if model.startswith("hf://"):
+        named = model.removeprefix("hf://")
+        model = named if named.count("/") == 1 else str(local_file(model))
+    config = BaseModelConfig(model=model)
+    family = detect(config).family
+    source = locate(model)
+    path = _downloaded(model) if source.path is None else source.path
+    if path.is_file():
+        return BaseWeights(path, family, False, dict(_places_in_file(TensorFile(path), family)))
+    places = dict(_places_in_folder(path, family))
+    if not places:
+        raise ModelError(f"{path} holds no .safetensors weights; convert the model to safetensors first")
+    return BaseWeights(path, family, True, places)
+
+
+def weight_files(folder: Path) -> Iterator[tuple[Part, Path]]:
+    """The weight files of a diffusers folder's UNet and text encoders, whatever their variant."""
+    for part in PARTS:
+        for file in sorted((folder / part).glob("*.safetensors")):
+            yield part, file
+
+
+def layer_names(file: TensorFile, part: Part, family: FamilyName) -> dict[str, str]:
+    """Tensor of a diffusers weight file by the kohya name of its layer."""
+    return {
+        kohya_name(part, tensor.removesuffix(_WEIGHT), family): tensor
+        for tensor in file.names()
+        if tensor.endswith(_WEIGHT) and len(file.shape(tensor)) in (2, 4)
+    }
+
+
+def _places_in_folder(folder: Path, family: FamilyName) -> Iterator[tuple[str, TensorSlice]]:
+    # the variants (.fp16) come first in this order, so that the full-precision weights of a layer win
+    for part, path in sorted(weight_files(folder), key=lambda item: -item[1].name.count(".")):
+        file = TensorFile(path)
+        for name, tensor in layer_names(file, part, family).items():
+            yield name, TensorSlice(file, tensor, slice(None))
+
+
+def _places_in_file(file: TensorFile, family: FamilyName) -> Iterator[tuple[str, TensorSlice]]:
+    prefixes = _TEXT_PREFIXES[family]
+    for tensor in file.names():
+        if len(file.shape(tensor)) not in (2, 4):
+            continue
+        if tensor.startswith(UNET_PREFIX) and tensor.endswith(_WEIGHT):
+            flat = from_ldm(tensor.removeprefix(UNET_PREFIX).removesuffix(_WEIGHT).replace(".", "_"))
+            yield f"lora_unet_{to_ldm(flat) if family == 'sdxl' else flat}", TensorSlice(file, tensor, slice(None))
+        for part, start in zip(PARTS[1:], prefixes, strict=False):
+            if tensor.startswith(start):
+                yield from _text_places(file, tensor, tensor.removeprefix(start), part, family)
+
+
+def _text_places(
+    file: TensorFile, tensor: str, inside: str, part: Part, family: FamilyName
+) -> Iterator[tuple[str, TensorSlice]]:
+    match = _OPENCLIP.fullmatch(inside)
+    if match is None:
+        if inside.endswith(_WEIGHT) and ".encoder.layers." in f".{inside}":
+            yield kohya_name(part, inside.removesuffix(_WEIGHT), family), TensorSlice(file, tensor, slice(None))
+        return
+    start = f"{prefix(part, family)}_text_model_encoder_layers_{match[1]}_"
+    if match[2] in _OPENCLIP_ENDS:
+        yield start + _OPENCLIP_ENDS[match[2]].replace(".", "_"), TensorSlice(file, tensor, slice(None))
+        return
+    width = file.shape(tensor)[0] // 3
+    for index, letter in enumerate("qkv"):
+        yield f"{start}self_attn_{letter}_proj", TensorSlice(file, tensor, slice(index * width, (index + 1) * width))
+
+
+def _downloaded(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with explained(name, None):
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT))

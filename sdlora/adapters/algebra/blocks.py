@@ -1,0 +1,105 @@
+"""Blocks of the model by the short names that block-weight lists use, and the weights that users give them.
+
+BASE is the text encoders; IN00 to IN11, MID and OUT00 to OUT11 the UNet's blocks as the original code numbers them
+(SDXL: to 08). Lists follow sd-scripts' `lbw` order; a list of 17 (SD 1.x, 2.x) or 12 (SDXL) values leaves out the
+blocks without attention, which then keep their full weight.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from sdlora.adapters.files.kohya import to_ldm
+from sdlora.config.base_model import FamilyName
+from sdlora.errors import ConfigError
+
+BASE = "BASE"
+_MID = "MID"
+_LIST_IS_FOR = {12: "SDXL", 17: "SD 1.x and 2.x", 20: "SDXL", 26: "SD 1.x and 2.x"}
+
+
+def _span(side: str, first: int, last: int) -> tuple[str, ...]:
+    return tuple(f"{side}{number:02}" for number in range(first, last + 1))
+
+
+_WITHOUT_ATTENTION = {
+    False: (*_span("IN", 0, 0), "IN03", "IN06", *_span("IN", 9, 11), *_span("OUT", 0, 2)),
+    True: (*_span("IN", 0, 3), "IN06", *_span("OUT", 6, 8)),
+}
+_PRESETS: dict[bool, dict[str, tuple[str, ...]]] = {
+    False: {
+        "INS": _span("IN", 0, 4),
+        "IND": _span("IN", 5, 11),
+        "INALL": _span("IN", 0, 11),
+        "MIDD": (*_span("IN", 5, 11), _MID, *_span("OUT", 0, 6)),
+        "OUTD": _span("OUT", 0, 6),
+        "OUTS": _span("OUT", 7, 11),
+        "OUTALL": _span("OUT", 0, 11),
+    },
+    True: {
+        "INS": _span("IN", 0, 5),
+        "IND": _span("IN", 6, 8),
+        "INALL": _span("IN", 0, 8),
+        "MIDD": (*_span("IN", 6, 8), _MID, *_span("OUT", 0, 2)),
+        "OUTD": _span("OUT", 0, 2),
+        "OUTS": _span("OUT", 3, 8),
+        "OUTALL": _span("OUT", 0, 8),
+    },
+}
+PRESETS = ("ALL", "NONE", *_PRESETS[False])
+
+
+def block_names(family: FamilyName | None) -> tuple[str, ...]:
+    """All blocks in the order of lists: BASE, IN, MID, OUT."""
+    last = 8 if family == "sdxl" else 11
+    return (BASE, *_span("IN", 0, last), _MID, *_span("OUT", 0, last))
+
+
+def block_label(name: str) -> str:
+    """The block of a module's kohya name, in either spelling; the module's part for what stands in no block."""
+    kind, _, flat = name.removeprefix("lora_").partition("_")
+    if kind.startswith("te"):
+        return BASE
+    flat = to_ldm(flat)
+    match = re.match(r"(input|output)_blocks_(\d+)_", flat)
+    if match:
+        return f"{'IN' if match[1] == 'input' else 'OUT'}{int(match[2]):02}"
+    return _MID if flat.startswith("middle_block_") else "UNET"
+
+
+def block_weights(
+    given: str | Sequence[float] | Mapping[str, float], family: FamilyName | None, source: str
+) -> dict[str, float]:
+    """Weight by block; blocks that aren't named have weight 1.
+
+    given: a preset's name (ALL, NONE, INS, IND, INALL, MIDD, OUTD, OUTS, OUTALL; the text encoder stays on in all but
+    NONE), a list in sd-scripts' order of 12, 17, 20 or 26 numbers, or weights by block name.
+    Raises ConfigError naming `source` for anything else.
+    """
+    is_sdxl = family == "sdxl"
+    if isinstance(given, str):
+        return _preset(given, family, source)
+    names = block_names(family)
+    if isinstance(given, Mapping):
+        unknown = [name for name in given if name.upper() not in names]
+        if unknown:
+            raise ConfigError(source, [f"blocks: there is no block {', '.join(unknown)}; blocks: {', '.join(names)}"])
+        return {name.upper(): float(weight) for name, weight in given.items()}
+    if len(given) not in _LIST_IS_FOR or (_LIST_IS_FOR[len(given)] == "SDXL") != is_sdxl:
+        fitting = "12 or 20" if is_sdxl else "17 or 26"
+        known = f", as lists for {_LIST_IS_FOR[len(given)]} have" if len(given) in _LIST_IS_FOR else ""
+        raise ConfigError(source, [f"blocks: {len(given)} weights{known}; this adapter needs {fitting}"])
+    if len(given) in (12, 17):
+        names = tuple(name for name in names if name not in _WITHOUT_ATTENTION[is_sdxl])
+    return {name: float(weight) for name, weight in zip(names, given, strict=True)}
+
+
+def _preset(given: str, family: FamilyName | None, source: str) -> dict[str, float]:
+    preset = given.upper()
+    if preset not in PRESETS:
+        raise ConfigError(source, [f"blocks: no preset is called '{given}'; presets: {', '.join(PRESETS)}"])
+    if preset == "ALL":
+        return {}
+    chosen = _PRESETS[family == "sdxl"].get(preset, ())
+    return {name: float(name in chosen or (name == BASE and preset != "NONE")) for name in block_names(family)}

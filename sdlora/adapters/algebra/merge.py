@@ -1,0 +1,190 @@
+"""Bakes adapters into a base model's own weights, tensor by tensor: folder in, folder out; file in, file out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdlora.adapters.algebra.base_weights import BaseWeights, TensorSlice, layer_names, weight_files
+from sdlora.adapters.algebra.mix import OnProgress
+from sdlora.adapters.algebra.operands import Operand, layer_update
+from sdlora.adapters.files.container import refuse_overwriting
+from sdlora.adapters.files.derived import Provenance, operand_facts
+from sdlora.adapters.files.tensor_files import TensorFile
+from sdlora.errors import AdapterError
+
+Change = Callable[[Tensor], Tensor]
+_STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
+"""Metadata that is no longer true of a changed file."""
+_PICKLED = {".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx"}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A written model. `changed` layers hold the adapters' updates, `unplaced` ones the model has not."""
+
+    path: Path
+    changed: tuple[str, ...]
+    unplaced: tuple[str, ...]
+
+
+@torch.no_grad()
+def merge(
+    base: BaseWeights,
+    operands: Sequence[Operand],
+    target: Path,
+    *,
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Merged:
+    """Write the base model with the weighted updates of all operands added to its weights, in the base's own form.
+
+    Peak memory: the adapters and a few copies of one tensor. Number types and all other content stay as they are; the
+    metadata tell where the file comes from.
+    Raises AdapterError: `target` exists and not `force`, families or shapes don't fit, no layer fits, the disk.
+    """
+    refuse_overwriting(target, force)
+    if target.resolve() == base.path.resolve():
+        raise AdapterError(f"{target} is the base model itself; write to another place")
+    _check(base, operands)
+    names = list(dict.fromkeys(name for operand in operands for name in operand.file.modules))
+    placed = [name for name in names if name in base.places]
+    if not placed:
+        raise AdapterError(f"no layer of the adapters stands in {base.path.name}; the first is {names[0]}")
+    provenance = Provenance("merge", [operand_facts(operand) for operand in operands], base=base.facts()).entries()
+    write = _write_folder if base.is_folder else _write_file
+    write(base, operands, placed, target, provenance, on_progress)
+    return Merged(target, tuple(placed), tuple(name for name in names if name not in base.places))
+
+
+def _check(base: BaseWeights, operands: Sequence[Operand]) -> None:
+    problems = []
+    for operand in operands:
+        if operand.file.family != base.family:
+            raise AdapterError(
+                f"{operand.file.path.name} is for {operand.file.family}, {base.path.name} is {base.family}: they don't "
+                "fit each other"
+            )
+        for name, weights in operand.file.modules.items():
+            shape = weights.delta_shape
+            place = base.places.get(name)
+            if place is not None and (shape[0], shape.numel()) != (place.shape[0], place.shape.numel()):
+                problems.append(f"{operand.file.path.name}: {name} is {list(shape)}, the model has {list(place.shape)}")
+    if problems:
+        raise AdapterError(f"{len(problems)} layers don't fit the model: " + "; ".join(problems[:3]))
+
+
+def _write_file(
+    base: BaseWeights,
+    operands: Sequence[Operand],
+    placed: Sequence[str],
+    target: Path,
+    provenance: Mapping[str, str],
+    on_progress: OnProgress | None,
+) -> None:
+    if target.suffix != ".safetensors":
+        raise AdapterError(f"{target.name}: a single-file model becomes one file; let its name end in .safetensors")
+    places = {name: base.places[name] for name in placed}
+    file = next(iter(places.values())).file
+    count = _Counter(len(file.names()), on_progress)
+    file.copy_changed(target, _changes(places, operands), _metadata(file, provenance), count.one)
+
+
+def _write_folder(
+    base: BaseWeights,
+    operands: Sequence[Operand],
+    placed: Sequence[str],
+    target: Path,
+    provenance: Mapping[str, str],
+    on_progress: OnProgress | None,
+) -> None:
+    """The whole folder, every variant of UNet and text encoders changed; built beside the target, then put in place."""
+    files = [(part, TensorFile(path)) for part, path in weight_files(base.path)]
+    count = _Counter(sum(len(file.names()) for _, file in files), on_progress)
+    building = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        changed_files = {file.path for _, file in files}
+        shutil.copytree(base.path, building, ignore=lambda folder, names: _left_out(folder, names, changed_files))
+        for part, file in files:
+            own = layer_names(file, part, base.family)
+            places = {name: TensorSlice(file, own[name], slice(None)) for name in placed if name in own}
+            inside = building / file.path.relative_to(base.path)
+            file.copy_changed(inside, _changes(places, operands), _metadata(file, provenance), count.one)
+        _put_in_place(building, target)
+    except OSError as error:
+        raise AdapterError(f"{target} can't be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _put_in_place(building: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        target.rename(old)
+    building.rename(target)
+    if old.is_dir():
+        shutil.rmtree(old)
+    elif old.exists():
+        old.unlink()
+
+
+def _left_out(folder: str, names: Sequence[str], changed_files: set[Path]) -> list[str]:
+    """What isn't copied: files that are written anew, and pickled or exported twins of them, which would be stale."""
+    is_changed = any(Path(folder, name) in changed_files for name in names)
+    return [
+        name
+        for name in names
+        if Path(folder, name) in changed_files or (is_changed and Path(name).suffix in _PICKLED) or name == ".git"
+    ]
+
+
+def _changes(places: Mapping[str, TensorSlice], operands: Sequence[Operand]) -> dict[str, Change]:
+    by_tensor: dict[str, dict[str, TensorSlice]] = defaultdict(dict)
+    for name, place in places.items():
+        by_tensor[place.tensor][name] = place
+    return {tensor: _adding(layers, operands) for tensor, layers in by_tensor.items()}
+
+
+def _adding(layers: Mapping[str, TensorSlice], operands: Sequence[Operand]) -> Change:
+    def change(weight: Tensor) -> Tensor:
+        is_precise = weight.dtype in (torch.float32, torch.float64)
+        precise = weight.to(torch.float64 if is_precise else torch.float32, copy=True)
+        for name, place in layers.items():
+            rows = precise[place.rows]
+            original = weight[place.rows]
+            for operand in operands:
+                if name in operand.file.modules and operand.weight_of(name) != 0:
+                    update = layer_update(
+                        name, operand.file.modules[name], partial(_same, original), operand.file.path.name
+                    ).times(operand.weight_of(name))
+                    rows.flatten(1).addmm_(update.up_oR.to(rows.dtype), update.down_Ri.to(rows.dtype))
+        return precise
+
+    return change
+
+
+def _same(weight: Tensor, name: str) -> Tensor:
+    return weight
+
+
+def _metadata(file: TensorFile, provenance: Mapping[str, str]) -> dict[str, str]:
+    kept = {key: value for key, value in file.metadata.items() if key not in _STALE}
+    return {**kept, **provenance}
+
+
+class _Counter:
+    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
+        self._done, self._total, self._on_progress = 0, total, on_progress
+
+    def one(self) -> None:
+        self._done += 1
+        if self._on_progress is not None:
+            self._on_progress(self._done, self._total)

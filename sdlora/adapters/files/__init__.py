@@ -1,0 +1,1 @@
+"""Adapter files: read, write, names, metadata."""

@@ -1,0 +1,154 @@
+"""What an adapter file is, from its header and the files beside it: milliseconds, no weights read, no torch.
+
+Beside `NAME.safetensors` may lie `NAME.json` (AUTOMATIC1111's card: "activation text", "preferred weight", "notes") and
+a preview picture, `NAME.png` and the like. Metadata: kohya's ss_* entries and ModelSpec.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdlora.adapters.files.container import read_header
+from sdlora.adapters.files.family_guess import guess_family
+from sdlora.adapters.files.key_names import LayerKeys, algorithm_of, by_layer
+from sdlora.config.base_model import FamilyName
+from sdlora.errors import AdapterError
+
+PREVIEW_SUFFIXES = (".png", ".preview.png", ".webp", ".jpg", ".jpeg")
+"""What a preview picture beside an adapter may be called, the likeliest first."""
+_LISTED_TAGS = 12
+_LARGEST_CARD_BYTES = 2**20
+_RANK_AXIS = {"lora_down": 0, "hada_w1_b": 0, "lokr_w1_b": 0, "lokr_w2_b": 0}
+"""Factors whose first axis is the rank."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """An adapter as a library shows it. Everything is plain and can become JSON."""
+
+    family: FamilyName | None
+    kind: str
+    """LoRA, LoHa, LoKr or several of them, "with DoRA" where it is."""
+    rank: int
+    """The rank that most layers have."""
+    num_layers: int
+    trains_text_encoder: bool
+    title: str
+    """The name its maker gave it, empty if none."""
+    trigger: str
+    """Words that belong into the prompt, as its card or its metadata tell them."""
+    tags: tuple[str, ...]
+    """Most frequent tags of its training images."""
+    preferred_weight: float | None
+    negative: str
+    """Text that its card recommends for the negative prompt."""
+    notes: str
+    base_model: str
+    """Name of the model that it was trained on, empty if untold."""
+
+
+@dataclass(frozen=True)
+class _Shaped:
+    shape: tuple[int, ...]
+
+
+def describe(path: Path, card: Path | None = None) -> Description | None:
+    """What the file is, None when it holds no adapter for a Stable Diffusion model (it may be a base model).
+
+    card: the JSON file beside it. Raises AdapterError when the file is damaged or a pickle.
+    """
+    shapes, metadata = read_header(path)
+    keys = by_layer(shapes)
+    if not keys.layers:
+        return None
+    told = _read_card(card)
+    factors = [factor for layer in keys.layers.values() for factor in layer]
+    spec = {key.removeprefix("modelspec."): value for key, value in metadata.items() if key.startswith("modelspec.")}
+    return Description(
+        family=guess_family(_shaped(keys, shapes), metadata),
+        kind=_kind(keys, "dora_scale" in factors),
+        rank=_rank(keys, shapes),
+        num_layers=len(keys.layers),
+        trains_text_encoder=any(name.startswith("lora_te") for name in keys.layers),
+        title=spec.get("title", "") or _text(metadata.get("ss_output_name")),
+        trigger=_text(told.get("activation text")) or spec.get("trigger_phrase", ""),
+        tags=_tags(metadata.get("ss_tag_frequency")),
+        preferred_weight=_weight(told.get("preferred weight")),
+        negative=_text(told.get("negative text")),
+        notes=_text(told.get("notes")) or _text(told.get("description")) or spec.get("description", ""),
+        base_model=_text(metadata.get("ss_sd_model_name")),
+    )
+
+
+def require_adapter(path: Path) -> Description:
+    """The same for a file that must be an adapter. Raises AdapterError when it isn't one, saying what to do."""
+    found = describe(path)
+    if found is None:
+        raise AdapterError(
+            f"{path.name} holds no LoRA, LoHa or LoKr layers of a Stable Diffusion model: it is no adapter. "
+            "A base model belongs into the models folder."
+        )
+    return found
+
+
+def _shaped(keys: LayerKeys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, _Shaped]]:
+    return {
+        name: {factor: _Shaped(shapes[key]) for factor, key in layer.items()} for name, layer in keys.layers.items()
+    }
+
+
+def _kind(keys: LayerKeys, is_dora: bool) -> str:
+    names = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
+    found = sorted({names[algorithm_of(layer)] for layer in keys.layers.values()})
+    return " and ".join(found) + (" with DoRA" if is_dora else "")
+
+
+def _rank(keys: LayerKeys, shapes: Mapping[str, Sequence[int]]) -> int:
+    ranks = Counter(
+        next((shapes[layer[factor]][axis] for factor, axis in _RANK_AXIS.items() if factor in layer), 1)
+        for layer in keys.layers.values()
+        if all(len(shapes[key]) > 0 for factor, key in layer.items() if factor in _RANK_AXIS)
+    )
+    return ranks.most_common(1)[0][0] if ranks else 1
+
+
+def _read_card(card: Path | None) -> dict[str, Any]:
+    """The card's values; a damaged or huge one tells nothing, which is no reason to hide the adapter."""
+    if card is None:
+        return {}
+    try:
+        if card.stat().st_size > _LARGEST_CARD_BYTES:
+            return {}
+        values = json.loads(card.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _tags(frequency: str | None) -> tuple[str, ...]:
+    """The most frequent of ss_tag_frequency, which is folder to tag to count."""
+    try:
+        folders = json.loads(frequency or "{}")
+    except ValueError:
+        return ()
+    counts: Counter[str] = Counter()
+    for tags in folders.values() if isinstance(folders, dict) else ():
+        if isinstance(tags, dict):
+            counts.update({tag.strip(): count for tag, count in tags.items() if isinstance(count, int)})
+    return tuple(tag for tag, _ in counts.most_common(_LISTED_TAGS) if tag)
+
+
+def _weight(value: Any) -> float | None:
+    """A1111 writes 0 for "not set"."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) and value != 0 else None
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) and value.strip() != "None" else ""

@@ -1,0 +1,242 @@
+"""Writes adapter files that other tools read: kohya's layout, or diffusers/PEFT's on request.
+
+Conventions kept, as some real loader fails without each: names and SDXL spelling as in `kohya`; `.alpha` always,
+one value for the whole file and exact in the file's number type, every other scale being folded into lora_up;
+convolutions [r,in,k,k] and [out,r,1,1]; nothing that is not finite.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sdlora.adapters.files.container import legacy_hash, serialise, tensor_hash, write_atomically
+from sdlora.adapters.files.key_names import Format
+from sdlora.adapters.files.kohya import TEXT_MODEL, Part, kohya_name
+from sdlora.adapters.files.metadata import NetworkFacts, TrainingFacts, kohya_metadata, model_spec, side_car
+from sdlora.adapters.files.weights import ModuleWeights
+from sdlora.config.base_model import FamilyName, Precision
+from sdlora.errors import AdapterError
+
+if TYPE_CHECKING:
+    from sdlora.adapters.live.attach import Adapter
+
+Modules = Mapping[tuple[Part, str], ModuleWeights]
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_FOLDED_INTO = {"lora": ("lora_up",), "loha": ("hada_w1_a",), "lokr": ("lokr_w1", "lokr_w1_a")}
+
+
+@dataclass(frozen=True)
+class Export:
+    """A written file. `model_hash` is its sshs_model_hash; its first 12 letters are the AutoV3 hash of model sites."""
+
+    path: Path
+    size_bytes: int
+    model_hash: str
+    warnings: tuple[str, ...]
+
+
+def export(
+    adapter: Adapter,
+    path: Path,
+    facts: TrainingFacts,
+    *,
+    file_format: Format = "kohya",
+    precision: Precision = "fp16",
+    private: bool = False,
+    state: Mapping[str, Tensor] | None = None,
+) -> Export:
+    """Write the adapter (or the given `state()` values of it) to one .safetensors file, whole or not at all.
+
+    private leaves folder names and captions out of the metadata. The warnings say where the file will not travel.
+    Raises AdapterError: a value is not finite or too large for fp16, the format can't hold the algorithm, the disk.
+    """
+    modules = adapter.module_weights(state)
+    _refuse_nonfinite(modules)
+    dtype = DTYPES[precision]
+    if file_format == "kohya":
+        tensors, network = kohya_tensors(modules, adapter.family, dtype)
+    else:
+        tensors, network = diffusers_tensors(modules, dtype)
+    data, model_hash = _with_metadata(tensors, facts, network, private=private)
+    write_atomically(path, data)
+    return Export(path, len(data), model_hash, travel_warnings(modules, tensors, file_format))
+
+
+def write_side_car(path: Path, facts: TrainingFacts, preview: Path | None = None) -> list[Path]:
+    """Write `<name>.json` (trigger words as "activation text") and `<name>.png` (a copy of `preview`) beside a file."""
+    json_path = path.with_suffix(".json")
+    text = json.dumps(side_car(facts), indent=2, ensure_ascii=False) + "\n"
+    write_atomically(json_path, text.encode())
+    if preview is None:
+        return [json_path]
+    return [json_path, Path(shutil.copyfile(preview, path.with_suffix(".png")))]
+
+
+def kohya_tensors(modules: Modules, family: FamilyName, dtype: torch.dtype) -> tuple[dict[str, Tensor], NetworkFacts]:
+    """All tensors in kohya's layout, and what the metadata says of them. Raises AdapterError on fp16 overflow."""
+    return named_tensors({kohya_name(part, path, family): weights for (part, path), weights in modules.items()}, dtype)
+
+
+def named_tensors(modules: Mapping[str, ModuleWeights], dtype: torch.dtype) -> tuple[dict[str, Tensor], NetworkFacts]:
+    """The same for modules that have their kohya names already."""
+    alpha = _common_alpha(modules, dtype)
+    tensors: dict[str, Tensor] = {}
+    for name, weights in modules.items():
+        for factor, tensor in _folded(weights, alpha).items():
+            suffix = ".weight" if weights.algorithm == "lora" else ""
+            tensors[f"{name}.{factor}{suffix}"] = _cast(tensor, dtype, name)
+        tensors[f"{name}.alpha"] = torch.tensor(alpha, dtype=dtype)
+        if weights.dora_scale is not None:
+            tensors[f"{name}.dora_scale"] = _cast(weights.dora_scale, dtype, name)
+    return tensors, network_facts(modules, alpha)
+
+
+def diffusers_tensors(modules: Modules, dtype: torch.dtype) -> tuple[dict[str, Tensor], NetworkFacts]:
+    """All tensors in diffusers/PEFT's layout, scaled so that alpha equals rank everywhere: no alphas are needed.
+
+    Then `load_lora_weights` applies B @ A as it stands, with mixed ranks too. Raises AdapterError for LoHa and LoKr.
+    """
+    other = {weights.algorithm for weights in modules.values()} - {"lora"}
+    if other:
+        raise AdapterError(
+            f"the diffusers format holds LoRA only, not {', '.join(sorted(other))}; use outputs.format: kohya"
+        )
+    tensors: dict[str, Tensor] = {}
+    for (part, path), weights in modules.items():
+        level = "" if part == "unet" else TEXT_MODEL
+        name = f"{part}.{level}{path.removeprefix(level)}"
+        folded = _folded(weights.without_tucker(), float(weights.rank))
+        tensors[f"{name}.lora_A.weight"] = _cast(folded["lora_down"], dtype, path)
+        tensors[f"{name}.lora_B.weight"] = _cast(folded["lora_up"], dtype, path)
+        if weights.dora_scale is not None:
+            is_conv = weights.dora_scale.ndim == 4
+            magnitude = weights.dora_scale.reshape((1, -1, 1, 1) if is_conv else (-1,))
+            tensors[f"{name}.lora_magnitude_vector"] = _cast(magnitude, dtype, path)
+    rank = _most_common([weights.rank for weights in modules.values()])
+    return tensors, network_facts(modules, float(rank))
+
+
+def _folded(weights: ModuleWeights, alpha: float) -> dict[str, Tensor]:
+    """The factors as they must be for `alpha` to stand in the file; untouched when it is theirs already."""
+    factors = dict(weights.factors)
+    ratio = weights.scale if weights.is_full_lokr else weights.scale * weights.rank / alpha
+    if ratio != 1.0:
+        name = next(name for name in _FOLDED_INTO[weights.algorithm] if name in factors)
+        factors[name] = factors[name].float() * ratio
+    return factors
+
+
+def _common_alpha(modules: Mapping[Any, ModuleWeights], dtype: torch.dtype) -> float:
+    """The alpha most layers have, rounded to a value that the file's number type holds exactly."""
+    alpha = _most_common([w.scale * w.rank for w in modules.values() if not w.is_full_lokr] or [1.0])
+    rounded = float(torch.tensor(alpha, dtype=dtype))
+    return rounded if 0.0 < rounded < float("inf") else 1.0
+
+
+def _most_common(values: Sequence[float]) -> float:
+    return Counter(values).most_common(1)[0][0]
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype, path: str) -> Tensor:
+    largest = float(tensor.abs().max())
+    if largest > torch.finfo(dtype).max:
+        raise AdapterError(
+            f"{path} holds the value {largest:.3g}, beyond what {str(dtype).removeprefix('torch.')} can hold "
+            f"({torch.finfo(dtype).max:.3g}); set outputs.precision: bf16, and lower the learning rate"
+        )
+    return tensor.detach().to("cpu", dtype, copy=True).contiguous()
+
+
+def _refuse_nonfinite(modules: Modules) -> None:
+    broken = [
+        path
+        for (_, path), weights in modules.items()
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in _all_tensors(weights))
+    ]
+    if broken:
+        raise AdapterError(
+            f"{len(broken)} of {len(modules)} layers hold NaN or infinite weights (first: {broken[0]}), so no file is "
+            "written; go back to an earlier checkpoint and lower the learning rate"
+        )
+
+
+def _all_tensors(weights: ModuleWeights) -> list[Tensor]:
+    magnitude = [] if weights.dora_scale is None else [weights.dora_scale]
+    return [*weights.factors.values(), *magnitude]
+
+
+def network_facts(modules: Mapping[Any, ModuleWeights], alpha: float) -> NetworkFacts:
+    """What the metadata says of these layers, whatever they are called."""
+    first = next(iter(modules.values()))
+    kernels = {key: weights for key, weights in modules.items() if _is_convolution(weights)}
+    plain = [weights.rank for key, weights in modules.items() if key not in kernels]
+    arguments: dict[str, str] = {}
+    if kernels:
+        arguments["conv_dim"] = str(_most_common([weights.rank for weights in kernels.values()]))
+        arguments["conv_alpha"] = str(alpha)
+    is_dora = first.dora_scale is not None
+    if first.algorithm != "lora" or is_dora:
+        arguments = {"algo": first.algorithm, **arguments}
+    if is_dora:
+        arguments |= {"dora_wd": "True", "wd_on_output": "True"}
+    module = "lycoris.kohya" if "algo" in arguments else "networks.lora"
+    return NetworkFacts(module, int(_most_common(plain or [first.rank])), alpha, arguments)
+
+
+def _is_convolution(weights: ModuleWeights) -> bool:
+    shape = weights.delta_shape
+    return len(shape) == 4 and shape[2:] != (1, 1)
+
+
+def _with_metadata(
+    tensors: Mapping[str, Tensor], facts: TrainingFacts, network: NetworkFacts, *, private: bool
+) -> tuple[bytes, str]:
+    """The file's bytes and its model hash. Both hashes are of the file with ss_* entries only, as kohya takes them."""
+    return with_hashes(tensors, facts, kohya_metadata(facts, network, private=private))
+
+
+def with_hashes(
+    tensors: Mapping[str, Tensor],
+    facts: TrainingFacts,
+    entries: Mapping[str, str],
+    more: Mapping[str, str] | None = None,
+) -> tuple[bytes, str]:
+    """A file of these tensors with ss_* `entries`, hashes of it with only these, ModelSpec and `more`; and its hash."""
+    bare = serialise(tensors, entries)
+    model_hash = tensor_hash(bare)
+    hashes = {"sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash(bare)}
+    return serialise(tensors, {**entries, **model_spec(facts, model_hash), **(more or {}), **hashes}), model_hash
+
+
+def travel_warnings(
+    modules: Mapping[Any, ModuleWeights], tensors: Mapping[str, Tensor], file_format: Format
+) -> tuple[str, ...]:
+    """Where a file of these tensors will not be read as it should."""
+    warnings: list[str] = []
+    algorithm = next(iter(modules.values())).algorithm
+    if any(weights.rank == 1 and not weights.is_full_lokr for weights in modules.values()) and algorithm == "lora":
+        warnings.append("rank 1: stable-diffusion.cpp scales such layers wrongly; rank 2 or more travels better")
+    if any(weights.dora_scale is not None for weights in modules.values()):
+        warnings.append(
+            "DoRA does not travel: only LyCORIS applies it rightly; diffusers and kohya ignore its magnitude, "
+            "ComfyUI, A1111 and InvokeAI take its norm over the wrong axis"
+        )
+    if algorithm != "lora":
+        warnings.append(f"diffusers and kohya's own loader can't read {algorithm}; ComfyUI, A1111 and LyCORIS can")
+    if file_format == "diffusers":
+        warnings.append("the diffusers format is read whole by diffusers only; other tools want the kohya format")
+    empty = [name for name, tensor in tensors.items() if tensor.ndim > 0 and not bool(tensor.any())]
+    if empty:
+        warnings.append(f"{len(empty)} tensors are all zero (first: {empty[0]}): those layers have no effect")
+    return tuple(warnings)

@@ -1,0 +1,1 @@
+"""What an adapter is, told to people: inspection, charts, model cards."""

@@ -1,0 +1,159 @@
+"""What an adapter file is and says about itself, as plain values for people and programs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sdlora.adapters.algebra.blocks import block_label, block_names
+from sdlora.adapters.files.derived import PROVENANCE
+from sdlora.adapters.files.weights import AdapterFile
+
+_SETTINGS = {
+    "ss_sd_model_name": "base model",
+    "ss_steps": "steps",
+    "ss_num_epochs": "epochs",
+    "ss_num_train_images": "images",
+    "ss_total_batch_size": "batch size",
+    "ss_resolution": "resolution",
+    "ss_learning_rate": "learning rate",
+    "ss_unet_lr": "UNet learning rate",
+    "ss_text_encoder_lr": "text encoder learning rate",
+    "ss_optimizer": "optimizer",
+    "ss_lr_scheduler": "schedule",
+    "ss_mixed_precision": "mixed precision",
+    "ss_noise_offset": "noise offset",
+    "ss_min_snr_gamma": "min-SNR gamma",
+    "ss_loss_type": "loss",
+    "ss_clip_skip": "clip skip",
+    "ss_seed": "seed",
+    "ss_training_comment": "comment",
+}
+_LISTED_TAGS = 24
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A file's description. Everything is plain: `as_dict` can become JSON."""
+
+    name: str
+    size_bytes: int
+    family: str | None
+    format: str
+    algorithms: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    num_modules: int
+    num_parameters: int
+    modules_by_block: dict[str, int]
+    ranks: dict[int, int]
+    """Rank to number of modules, most common first."""
+    alphas: dict[str, int]
+    """The same for alphas; "none" where the file has none."""
+    dora: bool
+    trigger: str
+    settings: dict[str, str]
+    tags: dict[str, int]
+    """Most frequent training tags with their counts."""
+    model_hash: str
+    """sha256 of the tensors' bytes."""
+    made_of: Any
+    """Provenance of a mixed, merged, resized or converted file."""
+    unused: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def short_hash(self) -> str:
+        """The hash of A1111's infotext and of model sites (AutoV3)."""
+        return self.model_hash[:12]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, and `short_hash`."""
+        return {**asdict(self), "short_hash": self.short_hash}
+
+    def as_text(self) -> str:
+        """Lines for the terminal."""
+        kind = " and ".join(self.algorithms) + (" with DoRA" if self.dora else "")
+        lines = [
+            f"{self.name}: {kind} for {self.family or 'an unknown family'}, {self.format} layout",
+            f"size            {self.size_bytes / 2**20:.1f} MiB, {self.num_parameters:,} numbers, "
+            + _joined(self.dtypes),
+            f"layers          {self.num_modules}: {_counted(self.modules_by_block, len(self.modules_by_block))}",
+            f"rank            {_counted(self.ranks)}",
+            f"alpha           {_counted(self.alphas)}",
+            f"hash            {self.short_hash} ({self.model_hash})",
+        ]
+        if self.trigger:
+            lines.append(f"trigger words   {self.trigger}")
+        lines += [f"{name:<15} {value}" for name, value in self.settings.items()]
+        if self.tags:
+            lines.append(f"tags            {_counted(self.tags)}")
+        if self.made_of is not None:
+            lines.append(f"made by         {json.dumps(self.made_of, ensure_ascii=False)}")
+        if self.unused:
+            lines.append(f"not understood  {len(self.unused)} tensors: {_joined(self.unused)}")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def inspect(file: AdapterFile) -> Inspection:
+    """Describe a file that was read."""
+    modules = file.modules.values()
+    tensors = [tensor for weights in modules for tensor in weights.factors.values()]
+    tensors += [weights.dora_scale for weights in modules if weights.dora_scale is not None]
+    blocks = Counter(block_label(name) for name in file.modules)
+    order = [*block_names(file.family), "UNET"]
+    return Inspection(
+        name=file.path.name,
+        size_bytes=file.path.stat().st_size,
+        family=file.family,
+        format=file.format,
+        algorithms=file.algorithms,
+        dtypes=tuple(dict.fromkeys(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)),
+        num_modules=len(file.modules),
+        num_parameters=sum(tensor.numel() for tensor in tensors),
+        modules_by_block={block: blocks[block] for block in sorted(blocks, key=order.index)},
+        ranks=dict(Counter(weights.rank for weights in modules).most_common()),
+        alphas=dict(Counter("none" if w.alpha is None else f"{w.alpha:g}" for w in modules).most_common()),
+        dora=any(weights.dora_scale is not None for weights in modules),
+        trigger=file.metadata.get("modelspec.trigger_phrase", ""),
+        settings=_settings(file.metadata),
+        tags=_tags(file.metadata),
+        model_hash=file.model_hash,
+        made_of=_parsed(file.metadata.get(PROVENANCE)),
+        unused=file.unused,
+        notes=file.notes,
+    )
+
+
+def _settings(metadata: dict[str, str]) -> dict[str, str]:
+    stated = {words: metadata[key] for key, words in _SETTINGS.items() if key in metadata}
+    return {words: value for words, value in stated.items() if value not in ("None", "", "0")}
+
+
+def _tags(metadata: dict[str, str]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    folders = _parsed(metadata.get("ss_tag_frequency"))
+    for tags in folders.values() if isinstance(folders, dict) else ():
+        if isinstance(tags, dict):
+            counts.update({tag.strip(): count for tag, count in tags.items() if isinstance(count, int)})
+    return dict(counts.most_common(_LISTED_TAGS))
+
+
+def _parsed(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        return None
+
+
+def _counted(counts: dict[Any, int], most: int = _LISTED_TAGS) -> str:
+    if len(counts) == 1:
+        return str(next(iter(counts)))
+    listed = list(counts.items())
+    more = f", and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(f"{value} ({count})" for value, count in listed[:most]) + more
+
+
+def _joined(values: tuple[str, ...]) -> str:
+    return ", ".join(values[:5]) + (", ..." if len(values) > 5 else "")

@@ -1,0 +1,168 @@
+"""An adapter on the Hugging Face hub: its model card, and everything that goes up with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.files.weights import AdapterFile
+from sdlora.adapters.hub.inspection import inspect
+from sdlora.config.base_model import FamilyName
+from sdlora.config.shipped import BUILTIN_PREFIX
+from sdlora.errors import AdapterError
+from sdlora.models.hub import explained
+
+_BASES: dict[FamilyName, str] = {
+    "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd2": "stabilityai/stable-diffusion-2-1",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+_PIPELINES: dict[FamilyName, str] = {
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+}
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_PICTURES = 8
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What goes to the hub: names there, and the files or bytes behind them. `card` is the README.md among them."""
+
+    repository: str
+    files: dict[str, Path]
+    card: str
+
+
+def prepare(
+    source: Path, repository: str, *, base_model: str | None = None, license_name: str | None = None
+) -> Publication:
+    """Collect what `push` uploads. source: an adapter file, or a run's folder (its adapter and newest previews).
+
+    Raises AdapterError: no adapter there, or several; a file that can't be read or doesn't tell its family.
+    """
+    path = _adapter_in(source)
+    file = read(path)
+    if file.family is None:
+        raise AdapterError(f"{path.name} doesn't tell its Stable Diffusion family, so no model card can be written")
+    files = {path.name: path}
+    side_car = path.with_suffix(".json")
+    if side_car.is_file():
+        files[side_car.name] = side_car
+    pictures = _pictures(path)
+    files |= {f"images/{picture.name}": picture for picture in pictures}
+    base = base_model or _base_of(file, file.family)
+    chosen = license_name or file.metadata.get("modelspec.license") or None
+    return Publication(repository, files, model_card(file, repository, base, chosen, list(files)))
+
+
+def model_card(
+    file: AdapterFile, repository: str, base_model: str, license_name: str | None, names: Sequence[str]
+) -> str:
+    """README.md of an adapter's repository: what the hub's pages show, trigger words, use and training settings.
+
+    names: of all files of the repository, of which those under images/ are shown.
+    """
+    assert file.family is not None
+    facts = inspect(file)
+    pictures = [name for name in names if name.startswith("images/")]
+    header: dict[str, object] = {
+        **({"base_model": base_model, "base_model_relation": "adapter"} if _HUB_NAME.fullmatch(base_model) else {}),
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "lora", "diffusers", "sdlora", _hub_tag(file.family)],
+    }
+    if license_name:
+        header["license"] = license_name
+    if facts.trigger:
+        header["instance_prompt"] = facts.trigger
+    if pictures:
+        prompt = facts.trigger or file.path.stem
+        header["widget"] = [{"text": prompt, "output": {"url": picture}} for picture in pictures]
+    name = file.metadata.get("modelspec.title") or file.path.stem
+    kind = " and ".join(facts.algorithms)
+    lines = ["---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {name}", ""]
+    lines += [file.metadata.get("modelspec.description") or f"A {kind} adapter for {base_model}.", ""]
+    if pictures:
+        lines += ["<Gallery />", ""]
+    if facts.trigger:
+        lines += ["## Trigger words", "", f"Put `{facts.trigger}` into the prompt.", ""]
+    lines += ["## Use", "", *_usage(file, repository, base_model, facts.trigger), ""]
+    settings = {
+        "rank": ", ".join(str(rank) for rank in facts.ranks),
+        "alpha": ", ".join(facts.alphas),
+        **facts.settings,
+    }
+    lines += ["## Settings", "", "| | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in {"layers": str(facts.num_modules), **settings}.items()]
+    lines += ["", f"Hash (AutoV3): `{facts.short_hash}`", ""]
+    return "\n".join(lines)
+
+
+def push(publication: Publication, *, private: bool = False) -> str:
+    """Upload, creating the repository if there is none; returns its address. Raises ModelError when the hub refuses."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    operations = [CommitOperationAdd(name, str(path)) for name, path in publication.files.items()]
+    operations.append(CommitOperationAdd("README.md", publication.card.encode()))
+    api = HfApi()
+    with explained(publication.repository, None):
+        address = api.create_repo(publication.repository, private=private, exist_ok=True)
+        api.create_commit(publication.repository, operations, commit_message="Upload adapter with sdlora")
+    return str(address)
+
+
+def _usage(file: AdapterFile, repository: str, base_model: str, trigger: str) -> list[str]:
+    assert file.family is not None
+    if file.algorithms != ("lora",):
+        return [f"Load `{file.path.name}` in ComfyUI, AUTOMATIC1111 or a tool that reads LyCORIS files."]
+    pipeline = _PIPELINES[file.family]
+    return [
+        "```python",
+        f"from diffusers import {pipeline}",
+        "",
+        f'pipeline = {pipeline}.from_pretrained("{base_model}")',
+        f'pipeline.load_lora_weights("{repository}", weight_name="{file.path.name}")',
+        f"image = pipeline({json.dumps(trigger or 'a picture', ensure_ascii=False)}).images[0]",
+        "```",
+        "",
+        f"Or put `{file.path.name}` into the LoRA folder of AUTOMATIC1111, Forge, ComfyUI or InvokeAI.",
+    ]
+
+
+def _hub_tag(family: FamilyName) -> str:
+    return "stable-diffusion-xl" if family == "sdxl" else "stable-diffusion"
+
+
+def _base_of(file: AdapterFile, family: FamilyName) -> str:
+    """The base model that the file names, if the hub or sdlora has it; otherwise the family's own."""
+    name = file.metadata.get("ss_sd_model_name", "")
+    return name if _HUB_NAME.fullmatch(name) or name.startswith(BUILTIN_PREFIX) else _BASES[family]
+
+
+def _adapter_in(source: Path) -> Path:
+    if source.is_file():
+        return source
+    if not source.is_dir():
+        raise AdapterError(f"{source}: there is no such file or run folder")
+    found = sorted(source.glob("*.safetensors"))
+    if len(found) != 1:
+        raise AdapterError(f"{source} holds {len(found)} adapter files, not one; name the file itself")
+    return found[0]
+
+
+def _pictures(adapter: Path) -> list[Path]:
+    """The newest previews of the adapter's run folder, or the picture beside the file."""
+    folders = sorted((adapter.parent / "previews").glob("step_*"))
+    newest = sorted(folders[-1].iterdir()) if folders else []
+    pictures = [file for file in newest if file.suffix.lower() in _PICTURE_SUFFIXES][:_PICTURES]
+    beside = adapter.with_suffix(".png")
+    return pictures or ([beside] if beside.is_file() else [])

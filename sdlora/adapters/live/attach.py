@@ -1,0 +1,233 @@
+"""Puts trainable adapter layers (PEFT's) into a loaded base model, and hands out what training needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import sqrt
+from typing import TYPE_CHECKING
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from sdlora.adapters.files.kohya import PARTS, Part
+from sdlora.adapters.files.weights import ModuleWeights
+from sdlora.adapters.live.injection import ADAPTER_NAME, inject, take_over, trained_weights
+from sdlora.adapters.live.layers import Target, block_of, choose
+from sdlora.adapters.live.starting_point import starting_point
+from sdlora.config.adapter import AdapterConfig, Algorithm
+from sdlora.config.base_model import FamilyName
+from sdlora.errors import AdapterError
+from sdlora.models.quantize import parameter_count
+
+if TYPE_CHECKING:
+    from sdlora.models.family import Bundle
+
+_KOHYA_FACTORS = {"lora_A": "lora_down", "lora_B": "lora_up"}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One trainable tensor and where it belongs, for parameter groups."""
+
+    name: str
+    part: Part
+    path: str
+    block: str
+    parameter: nn.Parameter
+    is_B: bool
+    """The factor that starts at zero and that LoRA+ gives a higher learning rate (LoRA only)."""
+
+
+@dataclass(frozen=True)
+class _Module:
+    target: Target
+    layer: BaseTunerLayer
+    scale: float
+    weights: Mapping[str, nn.Parameter]
+
+
+class Adapter:
+    """A live adapter: PEFT layers inside a bundle's UNet and text encoders, all their weights in fp32.
+
+    models: the base model's UNet and text encoders; `parts` are those of them that hold adapter layers.
+    notes: remarks worth telling the user.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[Part, nn.Module],
+        targets: Sequence[Target],
+        config: AdapterConfig,
+        family: FamilyName,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.config = config
+        self.family = family
+        self.notes = tuple(notes)
+        self.models = dict(models)
+        self.parts = {part: models[part] for part in PARTS if any(target.part == part for target in targets)}
+        self._modules = {(target.part, target.path): _module(self.parts, target, config) for target in targets}
+        self._weights = [
+            Weight(f"{part}.{path}.{name}", part, path, block_of(part, path), parameter, name == "lora_B")
+            for (part, path), module in self._modules.items()
+            for name, parameter in module.weights.items()
+        ]
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """lora, loha or lokr."""
+        return self.config.algorithm
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The adapted layers with rank and alpha."""
+        return tuple(module.target for module in self._modules.values())
+
+    def modules(self) -> Iterator[tuple[Part, str, BaseTunerLayer]]:
+        """Every adapted layer: part, module path inside the part, PEFT layer."""
+        for (part, path), module in self._modules.items():
+            yield part, path, module.layer
+
+    def weights(self) -> list[Weight]:
+        """Every trainable tensor with its part, path and block."""
+        return list(self._weights)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable tensors, in the order of `weights()`."""
+        return [weight.parameter for weight in self._weights]
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Number of trained values."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    @property
+    def total_parameters(self) -> int:
+        """Number of all values of UNet and text encoders, frozen and trained, packed ones counted unpacked."""
+        return sum(parameter_count(model) for model in self.models.values())
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of all trained values by name, for checkpoints and moving averages."""
+        return {weight.name: weight.parameter.detach().clone() for weight in self._weights}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over values from `state()`, in place. Raises AdapterError if names or shapes differ."""
+        own = {weight.name: weight.parameter for weight in self._weights}
+        differing = sorted(own.keys() ^ state.keys())
+        differing += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+        if differing:
+            raise AdapterError(
+                f"these adapter weights belong to other settings: {len(differing)} of {len(own)} tensors differ in "
+                f"name or shape, the first is {differing[0]}. Resume with the settings the run began with."
+            )
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The bare base model inside the `with` block, for base predictions."""
+        self._enable(False)
+        try:
+            yield
+        finally:
+            self._enable(True)
+
+    def set_scale(self, scale: float) -> None:
+        """Multiply the whole update by `scale` from now on (1 is as trained); files always hold scale 1."""
+        for module in self._modules.values():
+            module.layer.set_scale(ADAPTER_NAME, scale)
+
+    def train(self, mode: bool = True) -> None:
+        """Switch the adapter's dropout on (training) or off (validation, previews)."""
+        for module in self._modules.values():
+            module.layer.train(mode)
+
+    @torch.no_grad()
+    def delta_weight(self, part: Part, path: str) -> Tensor:
+        """The live update of one layer as PEFT applies it, fp32, in the shape of the layer's weight."""
+        return self._modules[part, path].layer.get_delta_weight(ADAPTER_NAME).float()
+
+    def module_weights(self, state: Mapping[str, Tensor] | None = None) -> dict[tuple[Part, str], ModuleWeights]:
+        """The update of every layer in factored form, from `state()` values if given (a moving average, say)."""
+        values = state if state is not None else {weight.name: weight.parameter.detach() for weight in self._weights}
+        factored: dict[tuple[Part, str], ModuleWeights] = {}
+        for (part, path), module in self._modules.items():
+            own = {name: values[f"{part}.{path}.{name}"] for name in module.weights}
+            factored[part, path] = _factored(module, self.algorithm, own)
+        return factored
+
+    def dead_modules(self) -> list[str]:
+        """Layers whose every weight has no gradient or a zero one; ask between backward and zero_grad."""
+        return [
+            f"{part}.{path}"
+            for (part, path), module in self._modules.items()
+            if all(weight.grad is None or not weight.grad.any() for weight in module.weights.values())
+        ]
+
+    def has_nonfinite(self) -> bool:
+        """Whether any trained value is NaN or infinite."""
+        return not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters)
+
+    def _enable(self, enabled: bool) -> None:
+        for module in self._modules.values():
+            module.layer.enable_adapters(enabled)
+
+
+def attach(bundle: Bundle, config: AdapterConfig, *, seed: int = 0) -> Adapter:
+    """Inject a new adapter into the bundle's UNet (and text encoders) and freeze everything else of them.
+
+    The model's output is unchanged until training begins, or is that of `config.start_from`. Trained weights are fp32
+    whatever the base is. seed: of the random factor's first values.
+    Raises ConfigError (no such layer or block), AdapterError (start_from doesn't fit; there is an adapter already).
+    """
+    models = adapted_models(bundle)
+    if any(isinstance(module, BaseTunerLayer) for model in models.values() for module in model.modules()):
+        raise AdapterError("this model already has adapter layers; load the base model afresh")
+    family: FamilyName = bundle.family.name
+    start = starting_point(models, config, family) if config.start_from is not None else None
+    config = start.config if start else config
+    selection = choose(models, config) if start is None else start.selection
+    for model in models.values():
+        model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for part, model in models.items():
+            targets = [target for target in selection.targets if target.part == part]
+            if targets:
+                inject(model, targets, config)
+    if start is not None:
+        for (part, path), factors in start.factors.items():
+            take_over(models[part].get_submodule(path), factors, config)
+    return Adapter(models, selection.targets, config, family, selection.notes)
+
+
+def adapted_models(bundle: Bundle) -> dict[Part, nn.Module]:
+    """The parts of a base model that can hold adapter layers, by name."""
+    encoders: list[nn.Module] = list(bundle.text_encoders)
+    return dict(zip(PARTS, [bundle.unet, *encoders], strict=False))
+
+
+def _module(parts: Mapping[Part, nn.Module], target: Target, config: AdapterConfig) -> _Module:
+    layer = parts[target.part].get_submodule(target.path)
+    assert isinstance(layer, BaseTunerLayer)
+    scale = target.alpha / (sqrt(target.rank) if config.rslora else target.rank)
+    return _Module(target, layer, scale, trained_weights(layer, config))
+
+
+def _factored(module: _Module, algorithm: Algorithm, values: Mapping[str, Tensor]) -> ModuleWeights:
+    if algorithm == "lora":
+        magnitude = values.get("magnitude")
+        if magnitude is not None:
+            magnitude = magnitude.reshape(-1, *[1] * (values["lora_B"].ndim - 1))
+        factors = {kohya: values[name] for name, kohya in _KOHYA_FACTORS.items()}
+        return ModuleWeights("lora", factors, module.scale * module.target.rank, magnitude)
+    weights = ModuleWeights(algorithm, dict(values), module.scale * module.target.rank)
+    if weights.is_full_lokr:
+        # PEFT scales these too; every file format takes their scale as 1.
+        return ModuleWeights(algorithm, {**values, "lokr_w1": values["lokr_w1"] * module.scale}, None)
+    return weights

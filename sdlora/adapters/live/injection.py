@@ -1,0 +1,150 @@
+"""PEFT's part of the work: adapter layers of the right kind and size at exactly the chosen places, in fp32."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
+from peft.tuners.lora.dora import DoraConv2dLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from sdlora.adapters.files.key_names import LOHA_FACTORS, LOKR_FACTORS
+from sdlora.adapters.live.layers import Target
+from sdlora.config.adapter import AdapterConfig
+
+ADAPTER_NAME = "default"
+
+
+def inject(model: nn.Module, targets: Sequence[Target], config: AdapterConfig) -> None:
+    """Wrap the targets of one model, all with fp32 weights, leaving its output as it is."""
+    with _plain_convolutions(model, targets):
+        inject_adapter_in_model(_peft_config(targets, config), model, adapter_name=ADAPTER_NAME)
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    assert layers.keys() == {target.path for target in targets}
+    for layer in layers.values():
+        if config.dora:
+            _reset_magnitude(layer)
+        for parameter in trained_weights(layer, config).values():
+            parameter.data = parameter.data.float()
+
+
+@torch.no_grad()
+def take_over(layer: BaseTunerLayer, factors: Mapping[str, Tensor], config: AdapterConfig) -> None:
+    """Give a freshly injected layer the factors of a file; LoHa's and LoKr's may be cut otherwise than PEFT would."""
+    if config.algorithm == "lora":
+        for name, parameter in trained_weights(layer, config).items():
+            parameter.copy_(factors[name].reshape(parameter.shape))
+        return
+    device = next(iter(trained_weights(layer, config).values())).device
+    for name in LOHA_FACTORS if config.algorithm == "loha" else LOKR_FACTORS:
+        own: nn.ParameterDict = getattr(layer, name)
+        if name in factors:
+            own[ADAPTER_NAME] = nn.Parameter(factors[name].float().to(device))
+        elif ADAPTER_NAME in own:
+            del own[ADAPTER_NAME]
+
+
+def trained_weights(layer: BaseTunerLayer, config: AdapterConfig) -> dict[str, nn.Parameter]:
+    """The layer's own trainable tensors by a short name."""
+    if config.algorithm == "lora":
+        weights = {name: getattr(layer, name)[ADAPTER_NAME].weight for name in ("lora_A", "lora_B")}
+        if config.dora:
+            weights["magnitude"] = layer.lora_magnitude_vector[ADAPTER_NAME].weight
+        return weights
+    names = LOHA_FACTORS if config.algorithm == "loha" else LOKR_FACTORS
+    return {name: getattr(layer, name)[ADAPTER_NAME] for name in names if ADAPTER_NAME in getattr(layer, name)}
+
+
+@contextmanager
+def _plain_convolutions(model: nn.Module, targets: Sequence[Target]) -> Iterator[None]:
+    """Plain convolutions of the same form stand in for quantised ones while PEFT injects.
+
+    PEFT makes the adapter's own convolution of the base layer's class, which a quantised class is not meant for.
+    The stand-ins' weights are one zero, expanded: they cost no memory.
+    """
+    kept: dict[str, nn.Conv2d] = {}
+    for target in targets:
+        layer = model.get_submodule(target.path)
+        if isinstance(layer, nn.Conv2d) and type(layer) is not nn.Conv2d:
+            kept[target.path] = layer
+            model.set_submodule(target.path, _stand_in(layer))
+    yield
+    for path, layer in kept.items():
+        model.get_submodule(path).base_layer = layer
+
+
+def _stand_in(layer: nn.Conv2d) -> nn.Conv2d:
+    geometry: dict[str, Any] = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "groups")}
+    with torch.device("meta"):
+        plain = nn.Conv2d(layer.in_channels, layer.out_channels, bias=False, **geometry)
+    zero = torch.zeros(1, dtype=layer.weight.dtype, device=layer.weight.device)
+    plain.weight = nn.Parameter(zero.expand(plain.weight.shape), requires_grad=False)
+    return plain
+
+
+def _peft_config(targets: Sequence[Target], config: AdapterConfig) -> LoraConfig | LoHaConfig | LoKrConfig:
+    rank = Counter(target.rank for target in targets).most_common(1)[0][0]
+    alpha = Counter(target.alpha for target in targets).most_common(1)[0][0]
+    ranks: dict[int, list[str]] = defaultdict(list)
+    alphas: dict[float, list[str]] = defaultdict(list)
+    for target in targets:
+        if target.rank != rank:
+            ranks[target.rank].append(target.path)
+        if target.alpha != alpha:
+            alphas[target.alpha].append(target.path)
+    layout = {
+        "target_modules": [target.path for target in targets],
+        "rank_pattern": {_alternatives(paths): value for value, paths in ranks.items()},
+        "alpha_pattern": {_alternatives(paths): value for value, paths in alphas.items()},
+    }
+    if config.algorithm == "lora":
+        return LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            use_rslora=config.rslora,
+            use_dora=config.dora,
+            lora_dropout=config.dropout,
+            **layout,
+        )
+    if config.algorithm == "loha":
+        return LoHaConfig(r=rank, alpha=alpha, rank_dropout=config.dropout, **layout)
+    return LoKrConfig(
+        r=rank,
+        alpha=alpha,
+        rank_dropout=config.dropout,
+        decompose_factor=config.lokr_factor,
+        init_weights="lycoris",
+        **layout,
+    )
+
+
+def _alternatives(paths: Sequence[str]) -> str:
+    """One pattern for many modules: PEFT tries every pattern on every module, so a pattern a module would be slow."""
+    return "^(?:" + "|".join(re.escape(path) for path in paths) + ")"
+
+
+class _PreciseDoraConv2d(DoraConv2dLayer):
+    """PEFT's DoRA for convolutions with norms in fp32: its own take them in bf16 under autocast, 0.4 % off."""
+
+    def get_weight_norm(
+        self, weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None
+    ) -> Tensor:
+        """Norm of each output's weights, [1, out, 1, 1]."""
+        updated = weight.float() + scaling * lora_weight.float()
+        return updated.flatten(1).norm(dim=1).view(1, -1, 1, 1)
+
+
+@torch.no_grad()
+def _reset_magnitude(layer: BaseTunerLayer) -> None:
+    """Norms of the base weight in fp32: PEFT rounds them to the base's number type, which moves the first output."""
+    weight = layer.get_base_layer().weight.float()
+    if weight.ndim == 4:
+        layer.lora_magnitude_vector[ADAPTER_NAME] = _PreciseDoraConv2d(fan_in_fan_out=False)
+    magnitude = layer.lora_magnitude_vector[ADAPTER_NAME]
+    magnitude.weight = nn.Parameter(magnitude.get_weight_norm(weight, torch.zeros_like(weight), 1.0))

@@ -1,0 +1,125 @@
+"""Going on from an existing adapter file: its layers, ranks, scales and values, fitted to a loaded base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from sdlora.adapters.files.kohya import Part, canonical, kohya_names
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
+from sdlora.adapters.live.layers import Selection, Target, addressable, layer_shape
+from sdlora.config.adapter import AdapterConfig
+from sdlora.config.base_model import FamilyName
+from sdlora.errors import AdapterError, ConfigError
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """A file's adapter in terms of this model. `config` is the user's with algorithm, DoRA and scaling of the file."""
+
+    config: AdapterConfig
+    selection: Selection
+    factors: Mapping[tuple[Part, str], Mapping[str, Tensor]]
+    """Values by module, under the names that Adapter.state() uses (lora_A, lora_B, magnitude, hada_..., lokr_...)."""
+
+
+def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, family: FamilyName) -> StartingPoint:
+    """Read `config.start_from` and fit it to these models.
+
+    Raises AdapterError when the file can't be read, is of another family, or holds layers or shapes the model hasn't;
+    ConfigError when the text-encoder setting contradicts the file.
+    """
+    assert config.start_from is not None
+    file = read(config.start_from)
+    if file.family is not None and file.family != family:
+        raise AdapterError(
+            f"{file.path.name} was trained on {file.family}, this base model is {family}: they don't fit each other"
+        )
+    if len(file.algorithms) != 1:
+        raise AdapterError(f"{file.path.name} mixes {' and '.join(file.algorithms)}; training needs one algorithm")
+    modules = _placed(file, models, family)
+    _check_text_encoders(file, modules, config)
+    dora = any(weights.dora_scale is not None for weights in modules.values())
+    _check_shapes(file, modules, models, dora)
+    notes = [*file.notes]
+    if file.unused:
+        notes.append(f"{file.path.name}: {len(file.unused)} tensors are not understood, first: {file.unused[0]}")
+    if config.rslora:
+        notes.append("rslora has no effect with start_from: every layer keeps the scale of the file")
+    targets = tuple(
+        Target(part, path, weights.rank, weights.scale * weights.rank) for (part, path), weights in modules.items()
+    )
+    return StartingPoint(
+        config.model_copy(update={"algorithm": file.algorithms[0], "dora": dora, "rslora": False}),
+        Selection(targets, tuple(notes)),
+        {key: _own_names(weights) for key, weights in modules.items()},
+    )
+
+
+def _placed(
+    file: AdapterFile, models: Mapping[Part, nn.Module], family: FamilyName
+) -> dict[tuple[Part, str], ModuleWeights]:
+    """The file's modules by part and path of this model."""
+    known = kohya_names(
+        [(part, path) for part in models for path, _ in models[part].named_modules() if addressable(part, path)], family
+    )
+    by_place = {known.get(canonical(name, family)): weights for name, weights in file.modules.items()}
+    strange = [name for name in file.modules if canonical(name, family) not in known]
+    if strange:
+        raise AdapterError(
+            f"{file.path.name}: {len(strange)} of {len(file.modules)} layers can't be trained on this {family} model, "
+            f"first: {strange[0]}"
+        )
+    return {place: by_place[place] for place in known.values() if place in by_place}
+
+
+def _check_text_encoders(
+    file: AdapterFile, modules: Mapping[tuple[Part, str], ModuleWeights], config: AdapterConfig
+) -> None:
+    in_file = any(part != "unet" for part, _ in modules)
+    if in_file and not config.text_encoder:
+        problem = f"start_from: {file.path.name} holds text-encoder layers; set adapter.text_encoder: true"
+        raise ConfigError("adapter", [problem])
+    if config.text_encoder and not in_file:
+        problem = f"start_from: {file.path.name} holds no text-encoder layers; set adapter.text_encoder: false"
+        raise ConfigError("adapter", [problem])
+
+
+def _check_shapes(
+    file: AdapterFile,
+    modules: Mapping[tuple[Part, str], ModuleWeights],
+    models: Mapping[Part, nn.Module],
+    dora: bool,
+) -> None:
+    problems: list[str] = []
+    for (part, path), weights in modules.items():
+        inputs, outputs, kernel = layer_shape(models[part].get_submodule(path))
+        shape = weights.delta_shape
+        if shape[0] != outputs or shape.numel() != outputs * inputs * kernel:
+            problems.append(f"{path} is for a layer of {shape[0]} outputs, {shape.numel()} weights, not {outputs}")
+        elif dora and (weights.dora_scale is None or not _is_per_output(weights.dora_scale, outputs)):
+            problems.append(f"{path} has no DoRA magnitude for each output, the only kind that can be trained on")
+    if problems:
+        raise AdapterError(f"{file.path.name} doesn't fit this model: {_few(problems)}")
+
+
+def _is_per_output(dora_scale: Tensor, outputs: int) -> bool:
+    return dora_scale.shape[0] == outputs and dora_scale.numel() == outputs
+
+
+def _own_names(weights: ModuleWeights) -> dict[str, Tensor]:
+    if weights.algorithm != "lora":
+        return dict(weights.factors)
+    plain = weights.without_tucker()
+    names = {"lora_A": plain.factors["lora_down"], "lora_B": plain.factors["lora_up"]}
+    if weights.dora_scale is not None:
+        names["magnitude"] = weights.dora_scale
+    return names
+
+
+def _few(problems: Sequence[str]) -> str:
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more

@@ -1,0 +1,1 @@
+"""Changes to a dataset that can be taken back byte for byte."""

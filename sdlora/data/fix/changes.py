@@ -1,0 +1,252 @@
+"""Changes to the files of a dataset, each logged with the original kept, so that `undo` gives every byte back.
+
+    <dataset>/.sdlora-trash/<time>/log.jsonl    one line a change, written before the change is made
+    <dataset>/.sdlora-trash/<time>/0001         the file as it was, for a change to an existing file
+
+The folder is hidden, so scans pass it by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from sdlora.errors import DataError
+
+TRASH = ".sdlora-trash"
+LOG = "log.jsonl"
+"""Name of a change_set's log: one line of JSON a change, with `path` and `rules`."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One file to be written or removed. `content` gives the new bytes when asked; None removes the file."""
+
+    rules: tuple[str, ...]
+    path: Path
+    content: Callable[[], bytes] | None
+    summary: str
+    """What the change does, for the preview."""
+
+
+@dataclass(frozen=True)
+class Undone:
+    """What an undo put back."""
+
+    files: tuple[Path, ...]
+    change_set: str
+    """The time at which the changes had been made."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A line of the log: a file's hash before and after (None: absent) and the original's name in the trash."""
+
+    path: str
+    before: str | None
+    after: str | None
+    kept: str | None
+    rules: tuple[str, ...]
+
+
+def apply(folder: Path, changes: Sequence[Change]) -> Path | None:
+    """Make the changes, in order; returns the folder with the originals, None when there was nothing to do.
+
+    Each is logged and its original kept before the file is touched; files are replaced in one go. Interrupted between
+    two changes, the first are done and can be undone. Raises DataError for a file outside the folder or one that
+    can't be written.
+    """
+    if not changes:
+        return None
+    folder = folder.expanduser().resolve()
+    for change in changes:
+        _target(change.path, folder)
+    change_set = ChangeSet.begin(folder)
+    for number, change in enumerate(changes):
+        try:
+            change_set.make(change)
+        except OSError as error:
+            raise DataError(
+                f"{change.path} can't be changed ({error.strerror or error}); {number} of {len(changes)} changes "
+                f"are done: `sdlora dataset undo {folder}` takes them back."
+            ) from error
+    return change_set.path
+
+
+class ChangeSet:
+    """Changes that are made one at a time and undone together; one left behind by a crash can be continued."""
+
+    def __init__(self, folder: Path, path: Path) -> None:
+        """Go on with the change_set whose log and originals are in `path`, below the dataset `folder` (resolved)."""
+        self.folder, self.path = folder, path
+        fix_last_line(path / LOG)
+        self._made = sum(1 for _ in _read(path / LOG)) if (path / LOG).is_file() else 0
+
+    @classmethod
+    def begin(cls, folder: Path) -> ChangeSet:
+        """A change_set without changes for a dataset (resolved). Raises DataError when its trash can't be written."""
+        try:
+            return cls(folder, _new_change_set(folder))
+        except OSError as error:
+            raise DataError(f"{folder / TRASH} can't be written: {error.strerror or error}.") from error
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no file was changed."""
+        return not (self.path / LOG).is_file()
+
+    def make(self, change: Change) -> None:
+        """Make one change, logged before the file is touched. Raises DataError as `apply` does, and OSError."""
+        self._made += 1
+        _make(change, _target(change.path, self.folder), self.folder, self.path, f"{self._made:06d}")
+
+
+def batch_folders(folder: Path) -> list[Path]:
+    """The folders of all batches of a dataset (resolved), oldest first."""
+    return sorted(path for path in (folder / TRASH).glob("*") if path.is_dir())
+
+
+def undo(folder: Path) -> Undone:
+    """Take back the newest changes of a dataset, byte for byte; call again for those before.
+
+    Safe to interrupt and repeat. Raises DataError when there is nothing to undo, and, before touching anything, when
+    files have been changed since.
+    """
+    folder = folder.expanduser().resolve()
+    batches = [path for path in batch_folders(folder) if (path / LOG).is_file()]
+    if not batches:
+        raise DataError(f"{folder} has no changes to undo (no {TRASH} folder with a log in it).")
+    change_set = batches[-1]
+    entries = list(_read(change_set / LOG))
+    _refuse_later_changes(folder, entries)
+    for entry in reversed(entries):
+        _restore(folder, change_set, entry)
+    (change_set / LOG).unlink()
+    shutil.rmtree(change_set)
+    with suppress(OSError):  # not empty: older changes are still in it
+        (folder / TRASH).rmdir()
+    return Undone(tuple(folder / entry.path for entry in entries), change_set.name)
+
+
+def _new_change_set(folder: Path) -> Path:
+    time = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%S")
+    for number in range(1, 1000):
+        change_set = folder / TRASH / f"{time}-{number:03d}"
+        with suppress(FileExistsError):
+            change_set.mkdir(parents=True)
+            return change_set
+    raise DataError(f"{folder / TRASH} has too many changes of this second: try again.")
+
+
+def _target(path: Path, folder: Path) -> Path:
+    target = path.parent.resolve() / path.name
+    if not target.is_relative_to(folder) or target.is_symlink():
+        raise DataError(f"{path} is a link or lies outside {folder}, so nothing was changed: go where it really lies.")
+    return target
+
+
+def _make(change: Change, path: Path, folder: Path, change_set: Path, number: str) -> None:
+    before = hash_of(path)
+    content = change.content() if change.content else None
+    after = None if content is None else hashlib.sha256(content).hexdigest()
+    if before == after:
+        return
+    if before is not None:
+        _copy(path, change_set / number)
+    name = path.relative_to(folder).as_posix()
+    _log(change_set / LOG, _Entry(name, before, after, number if before is not None else None, change.rules))
+    if content is None:
+        path.unlink()
+    else:
+        _write(path, content)
+
+
+def _restore(folder: Path, change_set: Path, entry: _Entry) -> None:
+    path = folder / entry.path
+    _temporary(path).unlink(missing_ok=True)
+    if hash_of(path) == entry.before:
+        return
+    if entry.kept is None:
+        path.unlink(missing_ok=True)
+    else:
+        _copy(change_set / entry.kept, path)
+
+
+def _refuse_later_changes(folder: Path, entries: Sequence[_Entry]) -> None:
+    """Raise DataError for files that are neither as before the changes nor as after them."""
+    states: dict[str, set[str | None]] = {}
+    for entry in entries:
+        states.setdefault(entry.path, set()).update((entry.before, entry.after))
+    changed = [name for name, known in states.items() if hash_of(folder / name) not in known]
+    if changed:
+        raise DataError(
+            f"{len(changed)} of {len(states)} files have been changed since, and undoing would lose that: "
+            f"{', '.join(changed)}. Nothing was undone; move them away first."
+        )
+
+
+def hash_of(path: Path) -> str | None:
+    """SHA-256 of a file in hex, None when there is none."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sdlora-tmp")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy with the same times that appears in one go."""
+    temporary = _temporary(target)
+    shutil.copy2(source, temporary)
+    _settle(temporary)
+    temporary.replace(target)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = _temporary(path)
+    temporary.write_bytes(content)
+    _settle(temporary)
+    temporary.replace(path)
+
+
+def _settle(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _log(path: Path, entry: _Entry) -> None:
+    append_line(path, entry.__dict__)
+
+
+def append_line(path: Path, values: object) -> None:
+    """Add one line of JSON to a file; it is on the disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def fix_last_line(path: Path) -> None:
+    """Cut off what a crash left of a line, so that lines can be added again."""
+    if path.is_file():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _read(log: Path) -> Iterator[_Entry]:
+    """The log's entries; a last line cut off by a crash belongs to a change that was not made."""
+    for line in log.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError, TypeError):
+            values = json.loads(line)
+            yield _Entry(**{**values, "rules": tuple(values["rules"])})

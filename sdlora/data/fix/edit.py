@@ -1,0 +1,41 @@
+"""Regular expressions over all captions of a dataset."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+from sdlora.data.caption_files import CaptionFolders, decode_text
+from sdlora.data.fix.changes import Change
+from sdlora.data.images import list_folder
+from sdlora.errors import ConfigError
+
+
+def plan_edit(folder: Path, pattern: str, replacement: str, *, ignore_case: bool = False) -> list[Change]:
+    r"""The changes that replace every match of `pattern` in the captions; nothing is touched.
+
+    Python's syntax: `^` and `$` match at each line's ends, `\1` in the replacement is the first group. A caption from
+    metadata.jsonl or a folder's name gets a .txt file of its own. Captions that can't be read are left alone.
+    Raises ConfigError for a wrong pattern, DataError for a folder without images.
+    """
+    try:
+        search = re.compile(pattern, re.MULTILINE | (re.IGNORECASE if ignore_case else 0))
+        search.sub(replacement, "")
+    except (re.error, IndexError) as error:
+        raise ConfigError("the edit", [f"not a regular expression with a fitting replacement: {error}"]) from None
+    folder = folder.expanduser().resolve()
+    sources = CaptionFolders(folder)
+    changes = []
+    texts = {image.with_suffix(".txt"): _own_text(image, sources) for image in list_folder(folder).pictures}
+    for path, text in texts.items():
+        edited = search.sub(replacement, text)
+        if edited != text:
+            changes.append(Change(("edit",), path, partial(edited.encode, "utf-8"), f"caption: {edited}"))
+    return changes
+
+
+def _own_text(image: Path, sources: CaptionFolders) -> str:
+    caption = sources.caption(image)
+    beside = image.with_suffix(".txt")
+    return decode_text(beside.read_bytes()) if caption and beside.is_file() else caption or ""

@@ -1,0 +1,208 @@
+"""The changes that put a dataset right, rule by rule."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from sdlora.config.images import CaptionsConfig
+from sdlora.config.train import TrainConfig
+from sdlora.data.caption_files import decode_text
+from sdlora.data.captions import has_trigger, joint
+from sdlora.data.decoding import UNREAD_SUFFIXES, open_image
+from sdlora.data.fix.changes import Change
+from sdlora.data.images import ImageRecord
+from sdlora.data.lint.caption_rules import wrongly_encoded
+from sdlora.data.lint.check import exact_duplicates
+from sdlora.data.lint.findings import FIXABLE
+from sdlora.data.lint.measures import is_animated, is_exif_rotated
+from sdlora.data.lint.samples import Dataset, gather
+from sdlora.data.lint.tags import near_miss_spellings, rewrite_tags
+from sdlora.errors import ConfigError
+
+_JPEG_QUALITY = 95
+
+
+@dataclass
+class _Draft:
+    """A caption on its way from rule to rule."""
+
+    text: str
+    rules: list[str] = field(default_factory=list)
+
+    def change(self, rule: str, text: str) -> None:
+        if text != self.text:
+            self.text = text
+            self.rules.append(rule)
+
+
+def plan_fixes(folder: Path, rules: Sequence[str], config: TrainConfig, *, encoding: str = "cp1252") -> list[Change]:
+    """The changes that the named fixes (see `lint.findings.FIXABLE`) would make to one dataset; nothing is touched.
+
+    encoding: what captions that aren't UTF-8 are read as. Raises ConfigError for an unknown rule or encoding and for
+    trigger-missing without captions.trigger, DataError for a folder without images.
+    """
+    _refuse_bad_requests(rules, config, encoding)
+    folder = folder.expanduser().resolve()
+    data = gather([folder], config.images, figures=False)
+    changes: list[Change] = []
+    removed: set[Path] = set()
+    if "unreadable" in rules:
+        broken = [path for path in data.broken if path.suffix.lower() not in UNREAD_SUFFIXES]
+        changes += [Change(("unreadable",), path, None, f"to the trash: {data.broken[path]}") for path in broken]
+        removed.update(broken)
+    if "exact-duplicate" in rules:
+        for keep, *copies in exact_duplicates(data.records):
+            changes += _without_copies(keep, copies)
+            removed.update(copy.path for copy in copies)
+    kept = [record for record in data.records if record.path not in removed]
+    changes += [change for record in kept for change in _pixel_changes(record.path, rules)]
+    changes += _caption_changes(data, kept, rules, config.captions, encoding)
+    return changes
+
+
+def _refuse_bad_requests(rules: Sequence[str], config: TrainConfig, encoding: str) -> None:
+    problems = [f"'{rule}' has no fix; there are: {', '.join(FIXABLE)}" for rule in rules if rule not in FIXABLE]
+    if "trigger-missing" in rules and not config.captions.trigger:
+        problems.append("trigger-missing needs the trigger: --set captions.trigger=WORD")
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        problems.append(f"--encoding {encoding} is unknown; usual are cp1252, shift_jis, gbk, euc_kr, cp1251, utf-16")
+    if problems:
+        raise ConfigError("the fix", problems)
+
+
+def _without_copies(keep: ImageRecord, copies: Iterable[ImageRecord]) -> Iterator[Change]:
+    for copy in copies:
+        path = copy.path
+        beside = [path.with_suffix(".txt"), copy.mask_path]
+        for each in (path, *(other for other in beside if other is not None and other.is_file())):
+            yield Change(("exact-duplicate",), each, None, f"to the trash: a copy of {keep.path.name} stays")
+
+
+def _pixel_changes(path: Path, rules: Sequence[str]) -> Iterator[Change]:
+    with open_image(path) as image:
+        animated, exif_rotated = is_animated(image), is_exif_rotated(image)
+    if animated and "animated" in rules:
+        still = path if path.suffix.lower() != ".gif" else path.with_suffix(".png")
+        if still == path:
+            yield Change(("animated",), path, partial(_first_frame, path), "keep the first frame")
+        elif not still.exists():
+            yield Change(("animated",), still, partial(_first_frame, path), f"the first frame of {path.name}")
+            yield Change(("animated",), path, None, "to the trash: animated")
+    elif exif_rotated and "exif-rotated" in rules:
+        yield Change(("exif-rotated",), path, partial(_turned, path), "turn the pixels, clear the EXIF orientation")
+
+
+def _first_frame(path: Path) -> bytes:
+    with open_image(path) as image:
+        image.seek(0)
+        kind = "PNG" if image.format == "GIF" else str(image.format)
+        frame = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        return _encoded(frame, kind, icc_profile=image.info.get("icc_profile"))
+
+
+def _turned(path: Path) -> bytes:
+    with open_image(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        return _encoded(upright, str(image.format), icc_profile=image.info.get("icc_profile"), exif=upright.getexif())
+
+
+def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """The image's file: without loss where the format can, else at quality 95 and full colour resolution."""
+    content = io.BytesIO()
+    if kind == "JPEG":
+        options |= {"quality": _JPEG_QUALITY, "subsampling": 0}
+    elif kind == "WEBP":
+        options |= {"lossless": True}
+    elif kind == "AVIF":
+        options |= {"quality": 100, "subsampling": "4:4:4"}
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+def _caption_changes(
+    data: Dataset, records: Sequence[ImageRecord], rules: Sequence[str], config: CaptionsConfig, encoding: str
+) -> Iterator[Change]:
+    drafts: dict[Path, _Draft] = {}
+    renamed: dict[Path, Path] = {}
+    for record in records:
+        path = record.path
+        draft = _Draft(record.caption or "")
+        source = path.with_suffix(".txt")
+        if path in data.unread_captions and not draft.text and "caption-extension" in rules:
+            source = renamed[path] = data.unread_captions[path]
+            draft.rules.append("caption-extension")
+            draft.text = _read_text(source, None) or ""
+            if not draft.text and "caption-encoding" in rules:
+                draft.change("caption-encoding", _read_text(source, encoding) or "")
+        elif "caption-encoding" in rules and wrongly_encoded(path):
+            draft.change("caption-encoding", _read_text(source, encoding) or "")
+        elif source.is_file() and draft.text:
+            draft.text = _read_text(source, None) or draft.text
+        drafts[path] = draft
+    _change_texts([draft for draft in drafts.values() if draft.text], rules, config)
+    for path, draft in drafts.items():
+        yield from _written(path, draft, renamed.get(path))
+
+
+def _read_text(path: Path, encoding: str | None) -> str | None:
+    """The file's text, from `encoding` if it isn't UTF-8; None where that fails."""
+    content = path.read_bytes()
+    try:
+        return decode_text(content)
+    except UnicodeDecodeError:
+        return content.decode(encoding, errors="replace") if encoding else None
+
+
+def _change_texts(drafts: Sequence[_Draft], rules: Sequence[str], config: CaptionsConfig) -> None:
+    spellings = {}
+    if "near-miss-spelling" in rules:
+        spellings = near_miss_spellings([draft.text for draft in drafts], config)
+    for draft in drafts:
+        if spellings:
+            merged = rewrite_tags(draft.text, config, lambda tags: [spellings.get(tag.lower(), tag) for tag in tags])
+            draft.change("near-miss-spelling", merged)
+        if "duplicate-tags" in rules:
+            draft.change("duplicate-tags", rewrite_tags(draft.text, config, _once_each))
+        if "trigger-missing" in rules:
+            draft.change("trigger-missing", _with_trigger(draft.text, config))
+
+
+def _once_each(tags: list[str]) -> list[str]:
+    first: dict[str, str] = {}
+    for tag in tags:
+        first.setdefault(tag.lower(), tag)
+    return list(first.values())
+
+
+def _with_trigger(text: str, config: CaptionsConfig) -> str:
+    trigger = (config.trigger or "").strip()
+    front = trigger + (joint(config) or " ")
+
+    def put(line: str) -> str:
+        return line if not line.strip() or has_trigger(line, trigger) else front + line
+
+    if config.wildcards:
+        return "".join(put(line) for line in text.splitlines(keepends=True))
+    return text if has_trigger(text, trigger) else front + text
+
+
+def _written(image: Path, draft: _Draft, renamed_from: Path | None) -> Iterator[Change]:
+    if not draft.rules:
+        return
+    target = image.with_suffix(".txt")
+    rules = tuple(draft.rules)
+    content = draft.text.encode("utf-8")
+    if renamed_from is not None:
+        if draft.rules == ["caption-extension"]:
+            content = renamed_from.read_bytes()
+        yield Change(rules, renamed_from, None, f"becomes {target.name}")
+    yield Change(rules, target, lambda: content, f"caption: {' '.join(draft.text.split())}")

@@ -1,1 +1,0 @@
-"""Changes to a data set that can be taken back byte for byte."""

@@ -1,0 +1,131 @@
+"""A grid's axes over adapters: their settings and files, the checkpoints of a run, which of them are used."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sdlora.config import files
+from sdlora.config.generate import GenerateConfig, UsedAdapter
+from sdlora.errors import ConfigError
+from sdlora.generation.grid.values import CHOICE, FILE, SETTING, Axis, AxisValue, expand_numbers, split_values
+from sdlora.generation.request.prompt_adapters import find_adapter, take_tags
+from sdlora.runs.adapter_files import RunAdapters
+
+
+def adapter_axis(spec: str, name: str, match: re.Match[str], raw: str, config: GenerateConfig) -> Axis:
+    """`adapter.weight=...`, `adapter2.file=...`; match: the adapter's number, if any, and its setting."""
+    number = int(match[1]) if match[1] else None
+    values = split_values(raw)
+    if match[2] == "file":
+        return Axis(spec, name, FILE, tuple(_adapter_file(value, number, config) for value in values))
+    if match[2] not in UsedAdapter.model_fields:
+        near = difflib.get_close_matches(match[2], UsedAdapter.model_fields, n=1, cutoff=0.5)
+        raise ValueError(f"unknown setting of an adapter{f'; did you mean adapter.{near[0]}?' if near else ''}")
+    if match[2] != "blocks":
+        values = expand_numbers(values)
+
+    def setter(value: str) -> Callable[[GenerateConfig], GenerateConfig]:
+        def apply(config: GenerateConfig) -> GenerateConfig:
+            adapter = _chosen(config, number)
+            _check_effect(adapter, match[2])
+            changed = files.validate({**adapter.model_dump(), match[2]: value}, name, UsedAdapter)
+            return _with_adapter(config, adapter, changed)
+
+        return apply
+
+    return Axis(spec, name, SETTING, tuple(AxisValue(value, setter(value)) for value in values))
+
+
+def _check_effect(adapter: UsedAdapter, setting: str) -> None:
+    if setting == "weight" and adapter.unet is not None and adapter.text_encoder is not None:
+        raise ConfigError(
+            "the grid", ["adapter.weight has no effect beside its unet and text_encoder weights; vary adapter.unet"]
+        )
+
+
+def _chosen(config: GenerateConfig, number: int | None) -> UsedAdapter:
+    adapters = config.adapters
+    if not adapters:
+        raise ConfigError("the grid", ["there is no adapter to vary; give one with --adapter, or a checkpoint axis"])
+    if number is None and len(adapters) == 1:
+        return adapters[0]
+    if number is None or not 1 <= number <= len(adapters):
+        listed = ", ".join(f"adapter{index} ({Path(one.file).stem})" for index, one in enumerate(adapters, 1))
+        raise ConfigError("the grid", [f"say which adapter is meant: {listed}"])
+    return adapters[number - 1]
+
+
+def _with_adapter(config: GenerateConfig, old: UsedAdapter, new: UsedAdapter | None) -> GenerateConfig:
+    place = next(index for index, adapter in enumerate(config.adapters) if adapter is old)
+    adapters = list(config.adapters)
+    adapters[place : place + 1] = [] if new is None else [new]
+    return config.model_copy(update={"adapters": tuple(adapters)})
+
+
+def _file_change(file: Path | str | None, number: int | None) -> Callable[[GenerateConfig], GenerateConfig]:
+    """Put a file in an adapter's place, keeping its weights; without an adapter it becomes the first one."""
+
+    def apply(config: GenerateConfig) -> GenerateConfig:
+        if not config.adapters and number is None:
+            added = () if file is None else (UsedAdapter(file=str(file)),)
+            return config.model_copy(update={"adapters": added})
+        old = _chosen(config, number)
+        return _with_adapter(config, old, None if file is None else old.model_copy(update={"file": str(file)}))
+
+    return apply
+
+
+def _adapter_file(value: str, number: int | None, config: GenerateConfig) -> AxisValue:
+    if value == "none":
+        return AxisValue("none", _file_change(None, number))
+    if value.startswith("hf:") or Path(value).expanduser().is_file():
+        return AxisValue(Path(value).stem, _file_change(value, number))
+    if value.endswith(".safetensors") and not config.adapter_folders:
+        raise ValueError(f"'{value}': there is no such file")
+    return AxisValue(value, _file_change(find_adapter(value, config.adapter_folders), number))
+
+
+def checkpoint_axis(spec: str, raw: str, run: RunAdapters | None) -> Axis:
+    """`checkpoint=100,200,final`: the files of a run in the adapter's place."""
+    if run is None:
+        raise ValueError("say whose checkpoints: --run runs/NAME")
+    values = expand_numbers(split_values(raw))
+    if values == ["all"]:
+        values = [str(step) for step in run.by_step] + (["final"] if run.final else [])
+    found: list[AxisValue] = []
+    missing: list[str] = []
+    for value in values:
+        path = run.final if value == "final" else run.by_step.get(int(value)) if value.isdecimal() else None
+        if path is None:
+            missing.append(value)
+        else:
+            found.append(AxisValue(value, _file_change(path, None)))
+    if missing or not found:
+        there = ", ".join([*(str(step) for step in run.by_step), *(["final"] if run.final else [])]) or "none"
+        raise ValueError(f"{run.folder} has no checkpoint {', '.join(missing)}; there is: {there}")
+    return Axis(spec, "training step", FILE, tuple(found))
+
+
+def compare_axis(spec: str, config: GenerateConfig) -> Axis:
+    """`compare`: no adapter, each of the request's alone, all together."""
+    adapters = take_tags(config).adapters
+    count = len(adapters)
+    if count == 0:
+        raise ValueError("there is no adapter to compare; give some with --adapter or in the prompt")
+
+    def keep(indices: Sequence[int]) -> Callable[[GenerateConfig], GenerateConfig]:
+        def apply(config: GenerateConfig) -> GenerateConfig:
+            if len(config.adapters) != count:
+                raise ConfigError("the grid", ["compare: another axis changes how many adapters there are"])
+            return config.model_copy(update={"adapters": tuple(config.adapters[index] for index in indices)})
+
+        return apply
+
+    values = [AxisValue("none", keep(()))]
+    values += [AxisValue(Path(adapters[index].file).stem, keep([index])) for index in range(count)]
+    if count > 1:
+        values.append(AxisValue("together", keep(range(count))))
+    return Axis(spec, "adapters", CHOICE, tuple(values))

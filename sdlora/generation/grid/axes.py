@@ -1,0 +1,169 @@
+"""What a grid varies along its axes, from texts such as `adapter.weight=0:1.2:0.2`. Needs no torch.
+
+<setting>=...             any setting of a request: seed, steps, sampler, start.strength, base_model.model, ...
+adapter.<setting>=...     of the one adapter (weight, unet, text_encoder, start, end, blocks); adapter2.weight of
+                          the second
+adapter.file=a,b,none     other adapters in its place
+checkpoint=100,200,final  the same with the files of a run; also `all`
+replace=cat,dog,bird      the first text in the prompts, as it is and with the others in its place
+size=512x512,640x448      width and height
+compare                   no adapter, each alone, all together
+"""
+
+from __future__ import annotations
+
+import difflib
+import random
+import re
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from sdlora.config import files
+from sdlora.config.generate import GenerateConfig, UsedAdapter
+from sdlora.errors import ConfigError
+from sdlora.generation.grid.adapters import adapter_axis, checkpoint_axis, compare_axis
+from sdlora.generation.grid.values import SETTING, TEXT, Axis, AxisValue, expand_numbers, split_values
+from sdlora.runs.adapter_files import RunAdapters, read_run
+
+COMPARE = "compare"
+_SHORT_NAMES = {
+    "cfg": "guidance",
+    "weight": "adapter.weight",
+    "clip_skip": "base_model.clip_skip",
+    "model": "base_model.model",
+    "base": "base_model.model",
+    "strength": "start.strength",
+}
+_SPECIAL = ("adapter.file", "checkpoint", "replace", "size", COMPARE)
+_FIXED = ("version", "adapters", "adapter_folders", "num_images", "batch_size")
+_ADAPTER = re.compile(r"adapter(\d*)\.(\w+)")
+
+
+def parse_axes(specs: Sequence[str], config: GenerateConfig, run: Path | None = None) -> tuple[Axis, ...]:
+    """Up to three axes from texts, in the order x, y, z; `y=` in front puts one where it belongs.
+
+    config: the request they vary. run: the folder of the run for `checkpoint`. Raises ConfigError with every problem.
+    """
+    problems: list[str] = []
+    adapters = None
+    if run is not None:
+        try:
+            adapters = read_run(run)
+        except ConfigError as error:
+            problems += [f"--run {run}: {problem}" for problem in error.problems]
+    placed: dict[str, Axis] = {}
+    for spec, place in _placed(specs, problems):
+        try:
+            placed[place] = parse_axis(spec, config, adapters)
+        except (ConfigError, ValueError) as error:
+            several = error.problems if isinstance(error, ConfigError) else [str(error)]
+            problems += [f"{spec}: {problem}" for problem in several]
+    if problems:
+        raise ConfigError("the grid", problems)
+    return tuple(placed[place] for place in sorted(placed))
+
+
+def _placed(specs: Sequence[str], problems: list[str]) -> list[tuple[str, str]]:
+    """Every axis' text and its place: x, y or z."""
+    named = {match[1].lower(): spec[2:] for spec in specs if (match := re.match(r"([xyzXYZ])=", spec))}
+    unnamed = [spec for spec in specs if not re.match(r"[xyzXYZ]=", spec)]
+    free = [place for place in "xyz" if place not in named]
+    if len(named) + len(unnamed) != len(specs):
+        problems.append("an axis is given twice; x, y and z each take one")
+    if len(unnamed) > len(free):
+        problems.append(f"{len(specs)} axes; a grid has up to three, x, y and z")
+    return [(spec, place) for place, spec in named.items()] + list(zip(unnamed, free, strict=False))
+
+
+def parse_axis(spec: str, config: GenerateConfig, run: RunAdapters | None = None) -> Axis:
+    """One axis from its text. Raises ConfigError or ValueError with what is wrong."""
+    written, _, raw = spec.partition("=")
+    name = _SHORT_NAMES.get(written.strip(), written.strip())
+    if name == COMPARE:
+        return compare_axis(spec, config)
+    if not raw.strip():
+        raise ValueError("write it as setting=values, for example adapter.weight=0:1.2:0.2")
+    if name == "checkpoint":
+        return checkpoint_axis(spec, raw, run)
+    if name == "replace":
+        return _replacements(spec, raw)
+    if name == "size":
+        return Axis(spec, "size", SETTING, tuple(_size(value) for value in split_values(raw)))
+    if match := _ADAPTER.fullmatch(name):
+        return adapter_axis(spec, name, match, raw, config)
+    _check_setting(name)
+    annotation = _annotation(GenerateConfig, name)
+    values = split_values(raw)
+    if _is_number(annotation):
+        values = expand_numbers(values)
+    if name == "seed":
+        values = [str(random.randrange(2**32)) if value == "-1" else value for value in values]
+    stage = TEXT if name in ("prompt", "negative") else SETTING
+    return Axis(spec, name, stage, tuple(AxisValue(value, _setter(name, value)) for value in values))
+
+
+# ---- settings of the request
+
+
+def _check_setting(name: str) -> None:
+    known = [setting.name for setting in files.settings(GenerateConfig)]
+    if name in _FIXED or name.startswith("files."):
+        raise ValueError(f"'{name}' can't be varied in a grid")
+    if name not in known:
+        choices = [*_SHORT_NAMES, *known, *_SPECIAL, *(f"adapter.{field}" for field in UsedAdapter.model_fields)]
+        near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+        raise ValueError(f"unknown setting{f'; did you mean {near[0]!r}?' if near else ''}")
+
+
+def _annotation(model: type[BaseModel], name: str) -> Any:
+    section, _, rest = name.partition(".")
+    annotation = model.model_fields[section].annotation
+    return _annotation(typing.cast(type[BaseModel], annotation), rest) if rest else annotation
+
+
+def _is_number(annotation: Any) -> bool:
+    parts = typing.get_args(annotation) or (annotation,)
+    return int in parts or float in parts
+
+
+def _setter(name: str, value: str) -> Callable[[GenerateConfig], GenerateConfig]:
+    def apply(config: GenerateConfig) -> GenerateConfig:
+        values = config.model_dump()
+        section, _, last = name.rpartition(".")
+        (values[section] if section else values)[last] = value
+        return files.validate(values, "the grid", GenerateConfig)
+
+    return apply
+
+
+def _size(value: str) -> AxisValue:
+    width, _, height = value.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ValueError(f"'{value}' is no size; write 512x512")
+
+    def apply(config: GenerateConfig) -> GenerateConfig:
+        return _setter("height_px", height)(_setter("width_px", width)(config))
+
+    return AxisValue(value, apply)
+
+
+def _replacements(spec: str, raw: str) -> Axis:
+    searched, *others = split_values(raw)
+    if not others:
+        raise ValueError("give the text to replace and at least one other, replace=cat,dog")
+
+    def swap(new: str) -> Callable[[GenerateConfig], GenerateConfig]:
+        def apply(config: GenerateConfig) -> GenerateConfig:
+            if searched not in config.prompt and searched not in config.negative:
+                raise ConfigError("the grid", [f"replace: '{searched}' is not in the prompts"])
+            prompts = {"prompt": config.prompt, "negative": config.negative}
+            return config.model_copy(update={name: text.replace(searched, new) for name, text in prompts.items()})
+
+        return apply
+
+    values = tuple(AxisValue(new, swap(new)) for new in (searched, *others))
+    return Axis(spec, f"in place of {searched}", TEXT, values)

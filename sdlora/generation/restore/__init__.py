@@ -1,0 +1,1 @@
+"""Images with their settings, and the way back."""

@@ -1,0 +1,251 @@
+"""A request as the text that other tools read in pictures, and such texts as requests. Needs no torch.
+
+Pictures made by AUTOMATIC1111's web UI and its relatives (Forge, SD.Next) are read too: what has a counterpart here
+becomes a setting, the rest is listed by its name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from sdlora import __version__
+from sdlora.config import files
+from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
+from sdlora.errors import ConfigError
+from sdlora.generation.request.prompt_adapters import plain_number, write_tags
+from sdlora.generation.restore.infotext_grammar import parse_infotext, write_infotext
+
+if TYPE_CHECKING:
+    from sdlora.generation.generate import ImageFacts
+
+_KARRAS = " Karras"
+_AUTOMATICALLY_KARRAS = ("DPM++ 2M", "DPM++ SDE")
+"""Samplers for which the web UI's schedule type Automatic means Karras (since its version 1.9)."""
+_PLAIN_SCHEDULES = ("", "Automatic", "Uniform")
+_UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}
+_UNTAGGABLE = str.maketrans("", "", ":<>=\n")
+
+
+@dataclass(frozen=True)
+class Infotext:
+    """Settings read from a picture, as a YAML request holds them, and what could not become one."""
+
+    values: dict[str, Any]
+    """Settings of GenerateConfig; the prompt still has its `<lora:...>` tags."""
+
+    unknown: dict[str, str] = field(default_factory=dict)
+    """What has no counterpart here, by the name the other tool gives it."""
+
+    warnings: tuple[str, ...] = ()
+    """Sentences on what will differ."""
+
+    model_name: str | None = None
+    model_hash: str | None = None
+    """The base model as the picture names it; the settings tell it only if sdlora drew the picture."""
+
+    adapter_hashes: dict[str, str] = field(default_factory=dict)
+    """Short hashes by the adapters' names."""
+
+    by_sdlora: bool = False
+    """Whether this is a whole request that sdlora wrote, so that it can be repeated exactly."""
+
+
+def to_infotext(config: GenerateConfig, facts: ImageFacts) -> str:
+    """The text for one generated image: `config` is the request for this image alone, `facts` what made it.
+
+    Adapters stand in the prompt as tags. Their blocks, start and end, and the names of the start image and mask have no
+    place in this grammar.
+    """
+    negative = config.negative
+    adapters = [adapter.model_copy(update={"file": f"{_tag_name(adapter)}.safetensors"}) for adapter in config.adapters]
+    return write_infotext(write_tags(config.prompt, adapters), negative, _settings(config, facts))
+
+
+def _tag_name(adapter: UsedAdapter) -> str:
+    return Path(adapter.file).stem.translate(_UNTAGGABLE).strip() or "adapter"
+
+
+def _settings(config: GenerateConfig, facts: ImageFacts) -> dict[str, object]:
+    sampler, schedule = _split_sampler(config.sampler)
+    second_pass = config.second_pass if config.second_pass.scale > 1 else None
+    strength = second_pass.strength if second_pass else config.start.strength if config.start.image else None
+    sizes = (config.width_px, config.height_px)
+    hashes = {
+        _tag_name(adapter).replace(",", ""): facts.adapter_hashes[Path(adapter.file).stem]
+        for adapter in config.adapters
+        if Path(adapter.file).stem in facts.adapter_hashes
+    }
+    return {
+        "Steps": config.steps,
+        "Sampler": sampler,
+        "Schedule type": schedule,
+        "CFG scale": plain_number(config.guidance),
+        "Seed": config.seed,
+        "Size": None if None in sizes else f"{config.width_px}x{config.height_px}",
+        "Model hash": facts.model_hash,
+        "Model": facts.model_name,
+        "Denoising strength": None if strength is None else plain_number(strength),
+        "Clip skip": config.base_model.clip_skip if config.base_model.clip_skip > 1 else None,
+        "RNG": "CPU",
+        "Mask blur": plain_number(config.start.mask_blur_px) if config.start.mask else None,
+        "Hires upscale": plain_number(second_pass.scale) if second_pass else None,
+        "Hires steps": second_pass.steps if second_pass else None,
+        "Hires upscaler": _UPSCALERS[second_pass.upscaler] if second_pass else None,
+        "Lora hashes": ", ".join(f"{name}: {short}" for name, short in hashes.items()) or None,
+        "Version": f"sdlora {__version__}",
+    }
+
+
+def _split_sampler(sampler: Sampler) -> tuple[str, str]:
+    """Sampler and schedule type by the web UI's names."""
+    if sampler.endswith(_KARRAS):
+        return sampler.removesuffix(_KARRAS), _KARRAS.strip()
+    return sampler, "Uniform" if sampler in _AUTOMATICALLY_KARRAS else "Automatic"
+
+
+def from_infotext(text: str) -> Infotext:
+    """The settings in a picture's text. Raises DataError when the text is too long to be one."""
+    parsed = parse_infotext(text)
+    found = _Found(dict(parsed.settings))
+    found.put("prompt", parsed.prompt)
+    found.put("negative", parsed.negative)
+    _take_sampler(found)
+    for name, (setting, convert) in _COUNTERPARTS.items():
+        found.take(name, setting, convert)
+    _take_size(found)
+    _take_second_pass(found)
+    if found.left.pop("RNG", "GPU") != "CPU" and parsed.settings:
+        found.warnings.append("its noise came from the graphics card: the same seed gives another picture here")
+    hashes = _adapter_hashes(found.left.pop("Lora hashes", ""), found.left.pop("Hashes", ""))
+    found.left.pop("Version", None)
+    return Infotext(
+        values=found.values,
+        model_name=found.left.pop("Model", None),
+        model_hash=found.left.pop("Model hash", None),
+        adapter_hashes=hashes,
+        unknown=found.left,
+        warnings=tuple(found.warnings),
+    )
+
+
+_COUNTERPARTS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "Steps": ("steps", int),
+    "CFG scale": ("guidance", float),
+    "Seed": ("seed", int),
+    "Clip skip": ("base_model.clip_skip", int),
+    "Mask blur": ("start.mask_blur_px", float),
+}
+
+
+class _Found:
+    """Settings found so far, and the names of the text that are still left."""
+
+    def __init__(self, left: dict[str, str]) -> None:
+        self.left = left
+        self.values: dict[str, Any] = {}
+        self.warnings: list[str] = []
+
+    def take(self, name: str, setting: str, convert: Callable[[str], Any]) -> None:
+        """Make a setting of what the text calls `name`; what does not fit stays left, with a warning."""
+        if name not in self.left:
+            return
+        try:
+            self.put(setting, convert(self.left[name]))
+            del self.left[name]
+        except ConfigError as error:
+            self.warnings.append(f"{name}: {'; '.join(error.problems)}")
+        except ValueError:
+            self.warnings.append(f"{name}: '{self.left[name][:40]}' is not a number")
+
+    def put(self, setting: str, value: Any) -> None:
+        """Set `section.name`. Raises ConfigError when the value doesn't fit."""
+        section, _, name = setting.rpartition(".")
+        files.validate({section: {name: value}} if section else {name: value}, "the picture", GenerateConfig)
+        (self.values.setdefault(section, {}) if section else self.values)[name] = value
+
+
+def _take_sampler(found: _Found) -> None:
+    if "Sampler" not in found.left:
+        return
+    written, schedule = found.left["Sampler"], found.left.get("Schedule type", "")
+    known = {name.casefold(): name for name in get_args(Sampler)}
+    plain = known.get(written.casefold())
+    if plain is None:
+        names = ", ".join(known.values())
+        found.warnings.append(f"Sampler: there is no '{written}' here; choose one of {names}")
+        return
+    karras = known.get(f"{written}{_KARRAS}".casefold())
+    automatic = schedule == "Automatic" and plain in _AUTOMATICALLY_KARRAS
+    if karras and (schedule == "Karras" or automatic):
+        plain = karras
+    elif schedule not in _PLAIN_SCHEDULES and not plain.endswith(f" {schedule}"):
+        found.warnings.append(f"Schedule type: there is no '{schedule}' here for {plain}, which keeps its own")
+        found.put("sampler", plain)
+        del found.left["Sampler"]
+        return
+    found.put("sampler", plain)
+    del found.left["Sampler"]
+    found.left.pop("Schedule type", None)
+
+
+def _take_size(found: _Found) -> None:
+    sides = _sides(found.left.get("Size", ""))
+    if sides is None:
+        return
+    try:
+        found.put("width_px", sides[0])
+        found.put("height_px", sides[1])
+        del found.left["Size"]
+    except ConfigError as error:
+        found.values.pop("width_px", None)
+        found.warnings.append(f"Size: {'; '.join(error.problems)}")
+
+
+def _take_second_pass(found: _Found) -> None:
+    target = _sides(found.left.get("Hires resize", ""))
+    if target and "width_px" in found.values and "Hires upscale" not in found.left:
+        found.left["Hires upscale"] = plain_number(target[0] / found.values["width_px"])
+        del found.left["Hires resize"]
+    if "Hires upscale" not in found.left:
+        if "Denoising strength" in found.left:
+            found.take("Denoising strength", "start.strength", float)
+            found.warnings.append("it was generated over a start image, which is not in the file; set start.image")
+        return
+    found.take("Hires upscale", "second_pass.scale", float)
+    found.take("Denoising strength", "second_pass.strength", float)
+    if found.left.get("Hires steps") == "0":
+        del found.left["Hires steps"]
+    found.take("Hires steps", "second_pass.steps", int)
+    upscaler = found.left.get("Hires upscaler", "")
+    ours = {theirs: name for name, theirs in _UPSCALERS.items()}.get(upscaler)
+    if ours is not None:
+        found.put("second_pass.upscaler", ours)
+        del found.left["Hires upscaler"]
+    elif upscaler:
+        found.warnings.append(f"Hires upscaler: there is no '{upscaler}' here; lanczos is used")
+
+
+def _sides(text: str) -> tuple[int, int] | None:
+    width, _, height = text.partition("x")
+    both_numbers = width.isdecimal() and height.isdecimal() and len(text) < 20
+    return (int(width), int(height)) if both_numbers else None
+
+
+def _adapter_hashes(lora_hashes: str, civitai_hashes: str) -> dict[str, str]:
+    found = {}
+    for part in lora_hashes.split(","):
+        name, colon, short = part.rpartition(":")
+        if colon:
+            found[name.strip()] = short.strip()
+    try:
+        named = json.loads(civitai_hashes) if civitai_hashes else {}
+    except ValueError:
+        return found
+    for name, short in named.items():
+        if name.startswith("lora:") and isinstance(short, str):
+            found.setdefault(name.removeprefix("lora:"), short)
+    return found

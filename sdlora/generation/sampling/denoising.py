@@ -1,0 +1,143 @@
+"""The sampling loop: noise to latents under guidance, for a batch of images that share their timesteps.
+
+Shapes: B images, T text positions, D text width, C channels, H and W latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdlora.generation.sampling.samplers import takes_noise
+from sdlora.models.family import Bundle, SizeConditions, TextStates
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a batch starts from. Without `unconditional` guidance has no effect and the UNet runs once an image."""
+
+    conditional: TextStates
+    unconditional: TextStates | None
+    guidance_B: Tensor
+    rescale_B: Tensor
+    """Share of CFG rescaling (Lin et al. 2024, section 3.4)."""
+    size: SizeConditions
+    one_by_one: bool = False
+    """Whether each image passes the UNet by itself."""
+
+    def predict(self, bundle: Bundle, inputs_BCHW: Tensor, timestep: Tensor) -> Tensor:
+        """The guided prediction, in fp32."""
+        count = len(inputs_BCHW)
+        parts = [slice(index, index + 1) for index in range(count)] if self.one_by_one else [slice(count)]
+        return torch.cat([self._predict(bundle, inputs_BCHW, timestep, rows) for rows in parts])
+
+    def _predict(self, bundle: Bundle, inputs_BCHW: Tensor, timestep: Tensor, rows: slice) -> Tensor:
+        """The same for some images: one UNet call with each image's conditional and unconditional rows side by side."""
+        texts = [states for states in (self.conditional, self.unconditional) if states is not None]
+        pooled = [states.pooled_BD[rows] for states in texts if states.pooled_BD is not None]
+        joined = TextStates(
+            _interleaved([states.states_BTD[rows] for states in texts]), _interleaved(pooled) if pooled else None
+        )
+        noisy_BCHW = _interleaved([inputs_BCHW[rows]] * len(texts))
+        timesteps_B = timestep.expand(len(noisy_BCHW)).to(bundle.device)
+        sizes = [self.size] * len(noisy_BCHW)
+        predicted_BCHW = bundle.family.predict(bundle, noisy_BCHW, timesteps_B, joined, sizes).float()
+        if self.unconditional is None:
+            return predicted_BCHW
+        return guided(predicted_BCHW[::2], predicted_BCHW[1::2], self.guidance_B[rows], self.rescale_B[rows])
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step, counted from 1. `clean()` gives the picture the UNet sees in the noise, as latents."""
+
+    number: int
+    total: int
+    clean: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens around the steps. All are optional."""
+
+    before_step: Callable[[float], None] | None = None
+    """Called with the share of the steps that is done."""
+    after_step: Callable[[Step], None] | None = None
+    keep: Callable[[Tensor, int], Tensor] | None = None
+    """Inpainting: (latents, number of their timestep) to latents whose kept part is put back."""
+    is_cancelled: Callable[[], bool] | None = None
+
+
+class CancelledError(Exception):
+    """BatchGenerator was cancelled between two steps."""
+
+
+@torch.no_grad()
+def denoise(
+    bundle: Bundle,
+    scheduler: Any,
+    latents_BCHW: Tensor,
+    conditions: Conditions,
+    generators: Sequence[torch.Generator],
+    *,
+    first: int = 0,
+    hooks: Hooks | None = None,
+) -> Tensor:
+    """Clean latents, float32. latents_BCHW: noisy as the scheduler wants them at its timestep number `first`.
+
+    generators: one for each image, on the CPU, for samplers that add noise. Raises CancelledError.
+    """
+    hooks = hooks or Hooks()
+    timesteps = scheduler.timesteps[first:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    noise = {"generator": list(generators)} if takes_noise(scheduler) else {}
+    for index, timestep in enumerate(timesteps):
+        if hooks.is_cancelled is not None and hooks.is_cancelled():
+            raise CancelledError
+        if hooks.before_step is not None:
+            hooks.before_step(index / len(timesteps))
+        inputs_BCHW = scheduler.scale_model_input(latents_BCHW, timestep)
+        predicted_BCHW = conditions.predict(bundle, inputs_BCHW, timestep)
+        latents_BCHW = scheduler.step(predicted_BCHW, timestep, latents_BCHW, **noise).prev_sample
+        if hooks.keep is not None:
+            latents_BCHW = hooks.keep(latents_BCHW, first + index)
+        if hooks.after_step is not None:
+            hooks.after_step(
+                Step(index + 1, len(timesteps), _clean(bundle, inputs_BCHW, predicted_BCHW, float(timestep)))
+            )
+    return latents_BCHW
+
+
+def guided(conditional_BCHW: Tensor, unconditional_BCHW: Tensor, guidance_B: Tensor, rescale_B: Tensor) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022), partly brought back to the conditional prediction's contrast."""
+    shape = (-1, 1, 1, 1)
+    guided_BCHW = unconditional_BCHW + guidance_B.view(shape) * (conditional_BCHW - unconditional_BCHW)
+    if not rescale_B.any():
+        return guided_BCHW
+    contrast_B = conditional_BCHW.std(dim=(1, 2, 3)) / guided_BCHW.std(dim=(1, 2, 3))
+    factor_B = rescale_B * contrast_B + (1 - rescale_B)
+    return guided_BCHW * factor_B.view(shape)
+
+
+def _clean(bundle: Bundle, inputs_BCHW: Tensor, predicted_BCHW: Tensor, timestep: float) -> Callable[[], Tensor]:
+    """The clean latents that a prediction stands for; the UNet's inputs have variance 1 whatever the sampler."""
+
+    def clean() -> Tensor:
+        alphas_T = bundle.schedule.alphas_cumprod_T
+        alpha_bar = float(alphas_T[min(max(round(timestep), 0), len(alphas_T) - 1)])
+        signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+        if bundle.schedule.prediction == "v_prediction":
+            return signal * inputs_BCHW - noise * predicted_BCHW
+        return (inputs_BCHW - noise * predicted_BCHW) / max(signal, 1e-3)
+
+    return clean
+
+
+def _interleaved(tensors: Sequence[Tensor]) -> Tensor:
+    """First rows of all tensors, then their second rows, and so on."""
+    return torch.stack(list(tensors), dim=1).flatten(0, 1)

@@ -1,0 +1,300 @@
+"""OneTrainer's training configuration in our terms, saved by its window or shipped as a preset.
+
+Names, values and defaults as in its TrainConfig (versions 0 to 12); what a file leaves out has OneTrainer's default,
+not ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PureWindowsPath
+from typing import Any
+
+from sdlora.imports.onetrainer import from_concepts
+from sdlora.imports.translation import Convert, Translation, count, file_name, number, one_of, same, some, switch
+
+_DEFAULTS: dict[str, Any] = {
+    "model_type": "STABLE_DIFFUSION_15",
+    "base_model_name": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "learning_rate": 3e-6,
+    "learning_rate_warmup_steps": 200,
+    "epochs": 100,
+    "train_dtype": "FLOAT_16",
+    "output_dtype": "FLOAT_32",
+    "lora_rank": 16,
+    "lora_alpha": 1.0,
+    "layer_filter_preset": "full",
+    "unmasked_weight": 0.1,
+}
+_FAMILIES = {
+    "STABLE_DIFFUSION_15": ("sd1", None),
+    "STABLE_DIFFUSION_20": ("sd2", "v_prediction"),
+    "STABLE_DIFFUSION_20_BASE": ("sd2", None),
+    "STABLE_DIFFUSION_21": ("sd2", "v_prediction"),
+    "STABLE_DIFFUSION_21_BASE": ("sd2", None),
+    "STABLE_DIFFUSION_XL_10_BASE": ("sdxl", None),
+}
+_LAYERS = {"full": "all+conv", "attn-mlp": "all", "attn-only": "attention"}
+_PRECISION = one_of(float_32="fp32", tfloat_32="fp32", float_16="fp16", bfloat_16="bf16")
+_OPTIMIZER = one_of(
+    adam="adamw",
+    adamw="adamw",
+    adam_8bit="adamw8bit",
+    adamw_8bit="adamw8bit",
+    lion="lion",
+    adafactor="adafactor",
+    prodigy="prodigy",
+    schedule_free_adamw="schedule_free_adamw",
+)
+_TIMESTEPS = one_of(uniform="uniform", logit_normal="logit_normal")
+_SCHEDULE = one_of(
+    constant="constant",
+    linear="linear",
+    cosine="cosine",
+    cosine_with_restarts="cosine_with_restarts",
+    cosine_with_hard_restarts="cosine_with_restarts",
+)
+
+
+def _resolution(value: Any) -> int | list[int]:
+    edges = [int(edge) for edge in str(value).split(",") if edge.strip()]
+    return edges[0] if len(edges) == 1 else edges
+
+
+def _quantization(value: Any) -> str | None:
+    if value in ("FLOAT_8", "GGUF"):
+        raise ValueError("int8 and nf4 are possible")
+    return {"INT_8": "int8", "NFLOAT_4": "nf4"}.get(value)
+
+
+_TABLE: dict[str, tuple[str, Convert]] = {
+    "base_model_name": ("base_model.model", same),
+    "rescale_noise_scheduler_to_zero_terminal_snr": ("base_model.zero_terminal_snr", switch),
+    "output_model_destination": ("name", lambda value: file_name(PureWindowsPath(str(value)).stem)),
+    "output_dtype": ("outputs.precision", _PRECISION),
+    "resolution": ("images.resolution", _resolution),
+    "aspect_ratio_bucketing": ("images.buckets", lambda value: None if value else False),
+    "masked_training": ("images.mask", lambda value: "file" if switch(value) else None),
+    "learning_rate": ("optimization.learning_rate", some),
+    "learning_rate_scheduler": ("optimization.schedule", _SCHEDULE),
+    "learning_rate_warmup_steps": ("optimization.warmup", some),
+    "learning_rate_cycles": ("optimization.schedule_cycles", count),
+    "learning_rate_min_factor": ("optimization.schedule_floor", some),
+    "epochs": ("optimization.epochs", count),
+    "batch_size": ("optimization.batch_size", count),
+    "gradient_accumulation_steps": ("optimization.accumulation", count),
+    "train_dtype": ("optimization.precision", _PRECISION),
+    "clip_grad_norm": ("optimization.max_gradient_norm", lambda value: number(value) or 0),
+    "peft_type": ("adapter.algorithm", one_of(lora="lora", loha="loha", lokr="lokr")),
+    "lora_rank": ("adapter.rank", count),
+    "lora_alpha": ("adapter.alpha", some),
+    "lora_decompose": ("adapter.dora", switch),
+    "lora_model_name": ("adapter.start_from", same),
+    "dropout_probability": ("adapter.dropout", some),
+    "offset_noise_weight": ("objective.noise_offset", some),
+    "perturbation_noise_weight": ("objective.input_perturbation", some),
+    "timestep_distribution": (
+        "objective.timestep_distribution",
+        _TIMESTEPS,
+    ),
+    "min_noising_strength": ("objective.min_timestep", lambda value: round(1000 * float(value)) or None),
+    "max_noising_strength": ("objective.max_timestep", lambda value: round(1000 * float(value)) - 1),
+}
+_WITHOUT_EFFECT = {
+    "__version", "training_method", "model_type", "debug_mode", "debug_dir", "workspace_dir", "cache_dir", "validation",
+    "continue_last_backup", "prevent_overwrites", "include_train_config", "output_model_format", "async_offloading",
+    "enable_async_offloading", "enable_activation_offloading", "image_caching", "text_caching", "latent_caching",
+    "latent_caching_epochs", "clear_cache_before_training", "ema_update_step_interval", "dataloader_threads",
+    "caching_threads", "prefetch_next_batch", "train_device", "temp_device", "fallback_train_dtype", "frames",
+    "enable_autocast_cache", "only_cache", "attention_mechanism", "vb_loss_strength", "compile", "weight_dtype",
+    "lora_weight_dtype", "embedding_weight_dtype", "embedding", "embeddings", "embedding_learning_rate", "cloud",
+    "bundle_additional_embeddings", "optimizer_defaults", "secrets", "quantization", "custom_learning_rate_scheduler",
+    "learning_rate_scaler", "loss_scaler", "lora_decompose_norm_epsilon", "lora_decompose_output_axis",
+    "text_encoder_sequence_length", "text_encoder_2_sequence_length", "device_indexes", "timestep_shift",
+    "layer_offload_fraction", "samples_to_tensorboard", "non_ema_sampling", "rolling_backup", "rolling_backup_count",
+    "backup_before_save", "extra_model_name", "text_encoder_weight_dtype", "vae_weight_dtype", "token_count",
+    "circular_mask_generation", "unmasked_probability", "noising_weight", "noising_bias", "initial_embedding_text",
+}  # fmt: skip
+"""Settings about speed, machine, window or other kinds of training: the adapter is the same without them."""
+_OTHER_PREFIXES = (
+    "tensorboard", "validate_", "sample_", "backup_", "save_", "oft_", "lokr_", "gradient_reduce", "async_gradient",
+    "fused_gradient", "multi_gpu", "unconditional_", "effnet_", "decoder", "prior", "transformer", "text_encoder_3",
+    "text_encoder_4", "dynamic_", "cep_", "dora_oft",
+)  # fmt: skip
+"""Beginnings of names that are dealt with elsewhere, or belong to models that can't be trained here."""
+
+
+def from_config(
+    settings: Mapping[str, Any], concepts: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]]
+) -> Translation:
+    """The whole configuration; concepts and samples are those of the file, or of the files that it names."""
+    settings = {**_DEFAULTS, **settings}
+    result = from_concepts(concepts) if concepts else Translation()
+    own_resolution = result.values.get("images.resolution")
+    known = result.take(settings, _TABLE) | _WITHOUT_EFFECT
+    result.put("images.resolution", own_resolution)  # a concept's resolution goes before that of the run
+    known |= _model(settings, result) | _layers(settings, result) | _parts(settings, result)
+    known |= _optimizer(settings, result) | _loss(settings, result) | _masks(settings, result)
+    known |= _samples(settings, samples, result) | {"concepts", "concept_file_name"}
+    result.lose_rest({name: value for name, value in settings.items() if not name.startswith(_OTHER_PREFIXES)}, known)
+    return result
+
+
+def _model(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    kind = str(settings["model_type"])
+    family, prediction = _FAMILIES.get(kind, (None, None))
+    if family is None:
+        result.lose("model_type", kind, "only Stable Diffusion 1.x, 2.x and XL can be trained")
+    method = settings.get("training_method", "LORA")
+    if method != "LORA":
+        result.lose("training_method", method, "adapters are trained here, so it is taken as LORA")
+    if switch(settings.get("force_v_prediction")):
+        prediction = "v_prediction"
+    elif switch(settings.get("force_epsilon_prediction")):
+        prediction = "epsilon"
+    result.put("base_model.family", family)
+    result.put("base_model.prediction", prediction)
+    result.put("base_model.vae", same(_part(settings, "vae").get("model_name")))
+    return {"vae", "vae_model_name", "force_v_prediction", "force_epsilon_prediction"}
+
+
+def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    preset = settings.get("lora_layer_preset") or settings["layer_filter_preset"]
+    layers = _LAYERS.get(str(preset))
+    if layers is None:
+        pattern = settings.get("layer_filter") or settings.get("lora_layers")
+        result.lose("layer_filter", pattern or preset, "set adapter.layers to a layer set or regex:PATTERN")
+    result.put("adapter.layers", layers)
+    if settings.get("peft_type") == "LOKR":
+        result.put("adapter.rank", count(settings.get("lokr_dim")))
+        result.put("adapter.lokr_factor", int(settings.get("lokr_decompose_factor") or -1))
+    names = {"layer_filter", "layer_filter_preset", "layer_filter_regex"}
+    return names | {"lora_layers", "lora_layer_preset", "lora_layers_regex"}
+
+
+def _part(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The settings of a model part, from a mapping or, as in old files, from `train_unet`, `unet_learning_rate`, ..."""
+    own = settings.get(part)
+    found = dict(own) if isinstance(own, Mapping) else {}
+    old = {
+        "train": f"train_{part}",
+        "stop_training_after": f"train_{part}_epochs",
+        "learning_rate": f"{part}_learning_rate",
+        "weight_dtype": f"{part}_weight_dtype",
+        "model_name": f"{part}_model_name",
+    }
+    return {name: settings[old_name] for name, old_name in old.items() if old_name in settings} | found
+
+
+def _parts(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    unet, text_encoder, second = (_part(settings, part) for part in ("unet", "text_encoder", "text_encoder_2"))
+    if unet.get("train") is False:
+        result.lose("unet.train", False, "the UNet's layers are always trained")
+    result.put("optimization.learning_rate", some(unet.get("learning_rate")))
+    try:
+        result.put("base_model.quantization", _quantization(unet.get("weight_dtype")))
+    except ValueError as error:
+        result.lose("unet.weight_dtype", unet["weight_dtype"], str(error))
+    checkpointed = unet.get("gradient_checkpointing", settings.get("gradient_checkpointing", True))
+    result.put("optimization.gradient_checkpointing", checkpointed not in (False, "OFF"))
+    _text_encoders(settings, text_encoder, second, result)
+    parts = ("unet", "text_encoder", "text_encoder_2")
+    old = {f"{part}_{ending}" for part in parts for ending in ("learning_rate", "weight_dtype", "layer_skip")}
+    old |= {f"train_{part}{ending}" for part in parts for ending in ("", "_epochs")}
+    return {*parts, *old, "gradient_checkpointing"}
+
+
+def _text_encoders(
+    settings: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any], result: Translation
+) -> None:
+    is_sdxl = result.values.get("base_model.family") == "sdxl"
+    trained = [first.get("train", True), is_sdxl and second.get("train", True)]
+    if any(trained):
+        result.put("adapter.text_encoder", True)
+        rates = [some(part.get("learning_rate")) or some(settings["learning_rate"]) for part in (first, second)]
+        result.put("optimization.text_encoder_learning_rate", rates[0] if trained[0] else 0.0)
+        if is_sdxl:
+            result.put("optimization.text_encoder_2_learning_rate", rates[1] if trained[1] else 0.0)
+    for name, part, is_trained in zip(("text_encoder", "text_encoder_2"), (first, second), trained, strict=True):
+        if is_trained and count(part.get("stop_training_after")) and part.get("stop_training_after_unit") != "NEVER":
+            what = f"{part['stop_training_after']} {part.get('stop_training_after_unit', 'EPOCH')}"
+            result.lose(f"{name}.stop_training_after", what, "it is trained to the end")
+    result.put("captions.dropout", some(first.get("dropout_probability")))
+    skip = count(settings.get("text_encoder_layer_skip"))
+    if skip and is_sdxl:
+        result.lose("text_encoder_layer_skip", skip, "SDXL has its own fixed layer")
+    elif skip:
+        result.put("base_model.clip_skip", 1 + skip)
+
+
+def _optimizer(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    own = settings.get("optimizer", "ADAMW")
+    options = own if isinstance(own, Mapping) else {"optimizer": own, "weight_decay": settings.get("weight_decay")}
+    result.take(options, {"optimizer": ("optimization.optimizer", _OPTIMIZER)}, "optimizer.")
+    result.put("optimization.weight_decay", number(options.get("weight_decay")))
+    taken: dict[str, Any] = {}
+    if options.get("beta1") is not None and options.get("beta2") is not None:
+        taken["betas"] = [options["beta1"], options["beta2"]]
+    kind = result.values.get("optimization.optimizer")
+    names = {"prodigy": ("d_coef", "d0", "safeguard_warmup", "use_bias_correction"), "adamw": ("eps", "amsgrad")}
+    taken |= {name: options[name] for name in names.get(str(kind), ()) if options.get(name) not in (None, False)}
+    result.put("optimization.optimizer_options", taken if kind != "adafactor" and taken else None)
+    if result.values.get("optimization.schedule") != "cosine_with_restarts":
+        result.values.pop("optimization.schedule_cycles", None)
+    if settings.get("ema", "OFF") != "OFF":
+        result.put("optimization.ema", number(settings.get("ema_decay", 0.999)))
+    return {"optimizer", "weight_decay", "ema", "ema_decay", "scheduler_params"}
+
+
+def _loss(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    strengths = {"mse": "mse_strength", "l1": "mae_strength", "huber": "huber_strength"}
+    weights = {ours: number(settings.get(name, 1 if ours == "mse" else 0)) or 0.0 for ours, name in strengths.items()}
+    strongest = max(weights, key=lambda ours: weights[ours])
+    for ours, name in strengths.items():
+        if weights[ours] and ours != strongest:
+            result.lose(name, weights[ours], f"one loss at a time: {strongest} is taken")
+    result.put("objective.loss", strongest)
+    if strongest == "huber":
+        result.put("objective.huber_delta", some(settings.get("huber_delta", 1.0)))
+        result.put("objective.huber_schedule", "constant")
+    weighting, gamma = settings.get("loss_weight_fn", "CONSTANT"), some(settings.get("min_snr_gamma"))
+    if weighting == "MIN_SNR_GAMMA" or gamma:
+        result.put("objective.weighting", "min_snr")
+        result.put("objective.min_snr_gamma", gamma or some(settings.get("loss_weight_strength", 5.0)))
+    elif weighting == "DEBIASED_ESTIMATION":
+        result.put("objective.weighting", "debiased")
+    elif weighting != "CONSTANT":
+        result.lose("loss_weight_fn", weighting)
+    return {*strengths.values(), "huber_delta", "loss_weight_fn", "loss_weight_strength", "min_snr_gamma"}
+
+
+def _masks(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    names = {"unmasked_weight", "normalize_masked_area_loss", "masked_prior_preservation_weight"}
+    if switch(settings.get("masked_training")):
+        result.put("images.unmasked_weight", number(settings["unmasked_weight"]))
+        asked = {name: settings.get(name) for name in (*sorted(names), "unmasked_probability")}
+        result.lose_rest(asked, {"unmasked_weight"})
+    return names
+
+
+def _samples(settings: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], result: Translation) -> set[str]:
+    """Prompts with the sizes and steps of the first; intervals that are counted in steps."""
+    enabled = [sample for sample in samples if sample.get("enabled", True) and sample.get("prompt")]
+    result.put("previews.prompts", [str(sample["prompt"]) for sample in enabled] or None)
+    table: dict[str, tuple[str, Convert]] = {
+        "negative_prompt": ("previews.negative", same),
+        "width": ("previews.width_px", count),
+        "height": ("previews.height_px", count),
+        "diffusion_steps": ("previews.steps", count),
+        "cfg_scale": ("previews.guidance", some),
+        "seed": ("previews.seed", count),
+    }
+    for sample in enabled[:1]:
+        result.take(sample, table, "samples.")
+    for name, ours in (("sample_after", "previews.every"), ("save_every", "outputs.checkpoint_every")):
+        unit = settings.get(f"{name}_unit", "NEVER")
+        if unit == "STEP":
+            result.put(ours, count(settings.get(name)))
+        elif unit != "NEVER" and count(settings.get(name)) and (ours != "previews.every" or enabled):
+            result.lose(name, f"{settings[name]} {unit}", f"only steps are possible: set {ours}")
+    return {"samples"}

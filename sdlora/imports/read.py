@@ -1,0 +1,160 @@
+"""Another trainer's settings file, whichever it is, to a configuration of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import yaml
+
+from sdlora.config import files
+from sdlora.config.train import TrainConfig
+from sdlora.errors import ConfigError
+from sdlora.imports.ai_toolkit import from_job
+from sdlora.imports.kohya import from_dataset_config, from_gui, from_metadata
+from sdlora.imports.onetrainer import from_concepts
+from sdlora.imports.onetrainer_config import from_config
+from sdlora.imports.translation import Translation, settle
+
+_REPEATS_FOLDER = re.compile(r"\d{1,3}_.+")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A foreign settings file in our terms."""
+
+    tool: str
+    """Which tool and file it was read as."""
+    config: TrainConfig
+    lost: tuple[str, ...]
+    """A sentence for each setting that has no counterpart."""
+    captions: Mapping[str, str]
+    """Captions of a metadata file, by image; empty for other files."""
+
+    def as_yaml(self) -> str:
+        """The configuration as a file of ours: what differs from the defaults, below what was not taken over."""
+        lines = [f"# Imported from {self.tool}"]
+        if self.lost:
+            lines += ["# Not taken over:", *(f"#   {' '.join(sentence.split())}" for sentence in self.lost)]
+        return "\n".join([*lines, files.dump(self.config, only_changes=True)])
+
+
+def import_settings(path: Path) -> Imported:
+    """Read kohya_ss JSON, sd-scripts' dataset.toml, metadata JSON or folder, OneTrainer JSON or ai-toolkit YAML.
+
+    Raises ConfigError for a file that is none of these, or whose values ours refuses.
+    """
+    path = path.expanduser()
+    try:
+        tool, translation = _translate(path)
+        settle(translation)
+    except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(str(path), [f"can't be imported: {' '.join(str(error).split())}"]) from error
+    config = files.validate(translation.nested(), f"{path}, as imported,")
+    return Imported(tool, config, tuple(translation.lost), translation.captions)
+
+
+def _translate(path: Path) -> tuple[str, Translation]:
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise ConfigError(str(path), ["no such file or folder"])
+    ending = path.suffix.lower()
+    if ending == ".toml":
+        return "sd-scripts dataset config", from_dataset_config(_read_toml(path))
+    if ending in (".yaml", ".yml"):
+        return "ai-toolkit", from_job(_mapping(yaml.safe_load(path.read_text(encoding="utf-8-sig"))))
+    if ending == ".json":
+        return _json(json.loads(path.read_text(encoding="utf-8-sig")), path)
+    raise ValueError(f"{ending or 'a file without ending'} is not read; .json, .toml, .yaml and folders are")
+
+
+def _json(content: Any, path: Path) -> tuple[str, Translation]:
+    if isinstance(content, list):
+        return "OneTrainer concepts", from_concepts(content)
+    settings = _mapping(content)
+    if {"training_method", "model_type", "base_model_name", "output_model_destination"} & settings.keys():
+        return "OneTrainer", _onetrainer(settings, path)
+    if isinstance(settings.get("concepts"), list):
+        translation = from_concepts(settings["concepts"])
+        translation.lose_rest(settings, {"concepts", "__version"})
+        return "OneTrainer concepts", translation
+    if {"pretrained_model_name_or_path", "train_data_dir", "LoRA_type"} & settings.keys():
+        return "kohya_ss", from_gui(settings)
+    if settings and all(isinstance(entry, dict) for entry in settings.values()):
+        translation = from_metadata(settings)
+        translation.put("images.folder", str(path.parent))
+        return "sd-scripts metadata", translation
+    if "datasets" in settings:
+        return "sd-scripts dataset config", from_dataset_config(settings)
+    raise ValueError("neither kohya_ss settings, OneTrainer settings or concepts nor sd-scripts metadata")
+
+
+def _onetrainer(settings: Mapping[str, Any], path: Path) -> Translation:
+    """The configuration with its concepts and samples, which may stand in files of their own."""
+    lists: dict[str, list[Any]] = {}
+    missing = []
+    for name, pointer in (("concepts", "concept_file_name"), ("samples", "sample_definition_file_name")):
+        own, file = settings.get(name), settings.get(pointer)
+        found = _beside(path, str(file)) if own is None and file else None
+        lists[name] = json.loads(found.read_text(encoding="utf-8-sig")) if found else own or []
+        if own is None and file and not found:
+            missing.append((pointer, file))
+    translation = from_config(settings, lists["concepts"], lists["samples"])
+    for pointer, file in missing:
+        ours = "images.folder" if pointer == "concept_file_name" else "previews.prompts"
+        translation.lose(pointer, file, f"no such file near {path.name}; set {ours}")
+    return translation
+
+
+def _beside(path: Path, name: str) -> Path | None:
+    """A file that settings name, relative to their own folder or one above it."""
+    plain = PureWindowsPath(name).as_posix()
+    tried = [Path(plain), *(folder / plain for folder in path.resolve().parents)]
+    return next((candidate for candidate in tried if candidate.is_file()), None)
+
+
+def is_settings_folder(path: Path) -> bool:
+    """Whether a folder says by its subfolders' names or its metadata how its images are trained."""
+    path = path.expanduser()
+    return path.is_dir() and (_has_repeats(path) or _has_metadata(path))
+
+
+def _has_repeats(path: Path) -> bool:
+    return any(_REPEATS_FOLDER.fullmatch(inner.name) for inner in path.iterdir() if inner.is_dir())
+
+
+def _has_metadata(path: Path) -> bool:
+    return any(next(path.rglob(f"metadata.{ending}"), None) for ending in ("jsonl", "csv", "parquet"))
+
+
+def _folder(path: Path) -> tuple[str, Translation]:
+    translation = Translation()
+    translation.put("images.folder", str(path))
+    if _has_repeats(path):
+        return "sd-scripts folders", translation
+    if _has_metadata(path):
+        return "Hugging Face image folder", translation
+    raise ValueError(
+        "no folder called N_name (10_cat), no metadata.jsonl, .csv or .parquet and no .tar or .parquet shards in it; "
+        "plain image folders need no import"
+    )
+
+
+def _mapping(content: Any) -> Mapping[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not settings")
+    return content
+
+
+def _read_toml(path: Path) -> Mapping[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(path.read_text(encoding="utf-8-sig"))

@@ -1,0 +1,178 @@
+"""A foreign settings file on its way to ours: what was understood, and what has no counterpart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Convert = Callable[[Any], Any]
+"""Gives the value in our terms; None leaves the setting at our default. Raises ValueError for what we don't have."""
+
+_NOTHING: tuple[Any, ...] = (None, "", False, 0, "0", 0.0, "None", "none", [], {})
+
+
+@dataclass
+class Translation:
+    """Values by our dotted names, and a sentence for each foreign setting that was not taken over."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    captions: dict[str, str] = field(default_factory=dict)
+    """Captions by image, for metadata files: a path, relative or absolute, with or without ending."""
+
+    def put(self, name: str, value: Any) -> None:
+        """Give one of our settings a value; None leaves it as it is."""
+        if value is not None:
+            self.values[name] = value
+
+    def lose(self, name: str, value: Any, why: str = "no counterpart") -> None:
+        """Note a foreign setting that is not taken over."""
+        shown = str(value)
+        self.lost.append(f"{name}={shown if len(shown) <= 80 else shown[:77] + '...'}: {why}")
+
+    def take(self, source: Mapping[str, Any], table: Mapping[str, tuple[str, Convert]], prefix: str = "") -> set[str]:
+        """Take over each setting of the table (foreign name: our name, conversion); returns all names of the table.
+
+        Where our name is empty, the conversion only refuses what has no counterpart.
+        """
+        for name in (name for name in table if name in source):
+            ours, convert = table[name]
+            try:
+                self.put(ours, convert(source[name]))
+            except (ValueError, TypeError) as error:
+                self.lose(
+                    prefix + name, source[name], str(error) if isinstance(error, ValueError) else "not understood"
+                )
+        return set(table)
+
+    def lose_rest(self, source: Mapping[str, Any], known: set[str], prefix: str = "") -> None:
+        """Note every other setting that is switched on."""
+        for name, value in source.items():
+            if name not in known and not any(value is nothing or value == nothing for nothing in _NOTHING):
+                self.lose(prefix + name, value)
+
+    def nested(self) -> dict[str, Any]:
+        """The values as our YAML holds them: section by section."""
+        sections: dict[str, Any] = {}
+        for name, value in self.values.items():
+            *section, last = name.split(".", 1)
+            inner = sections.setdefault(section[0], {}) if section else sections
+            inner[last] = value
+        return sections
+
+
+def same(value: Any) -> Any:
+    """The value as it is, nothing for an empty one."""
+    return None if value in ("", None) else value
+
+
+def number(value: Any) -> float | None:
+    """A number from a number or a text, None from an empty one."""
+    return None if value in ("", None) else float(value)
+
+
+def count(value: Any) -> int | None:
+    """A whole number above 0; None from 0 or an empty text."""
+    found = number(value)
+    return int(found) if found else None
+
+
+def some(value: Any) -> float | None:
+    """A number above 0; None from 0 or an empty text."""
+    found = number(value)
+    return found or None
+
+
+def switch(value: Any) -> bool | None:
+    """True, or None for what is off."""
+    return True if value in (True, "true", "True", 1) else None
+
+
+def one_of(**choices: str) -> Convert:
+    """A conversion by table, from words in lower case to ours; other words have no counterpart."""
+
+    def convert(value: Any) -> str | None:
+        if value in ("", None):
+            return None
+        word = str(value).lower().replace("-", "_").replace("/", "_").replace(" ", "_")
+        if word not in choices:
+            raise ValueError("no counterpart")
+        return choices[word]
+
+    return convert
+
+
+OPTIMIZER = one_of(
+    adamw="adamw",
+    adam="adamw",
+    adamw8bit="adamw8bit",
+    adam8bit="adamw8bit",
+    pagedadamw8bit="paged_adamw8bit",
+    lion="lion",
+    adafactor="adafactor",
+    prodigy="prodigy",
+    adamwschedulefree="schedule_free_adamw",
+    schedule_free_adamw="schedule_free_adamw",
+)
+SCHEDULE = one_of(
+    constant="constant",
+    constant_with_warmup="constant",
+    linear="linear",
+    cosine="cosine",
+    cosine_with_restarts="cosine_with_restarts",
+    polynomial="polynomial",
+)
+PRECISION = one_of(
+    no="fp32", float="fp32", fp32="fp32", float32="fp32", fp16="fp16", float16="fp16", bf16="bf16", bfloat16="bf16"
+)
+
+
+def text_file_ending(value: Any) -> None:
+    """Nothing for the ending of captions that ours reads; others have no counterpart."""
+    if value not in ("", None, ".txt", "txt"):
+        raise ValueError("only .txt is read: `sdlora dataset fix --rules caption-extension` renames the files")
+
+
+def file_name(value: Any) -> str | None:
+    """A name that ours allows."""
+    return re.sub(r"[^\w.+() -]+", "-", str(value)).strip(" .-") or None
+
+
+def settle(translation: Translation) -> None:
+    """Fix what each side allows and the other doesn't; what has to go is noted."""
+    values = translation.values
+    if values.get("optimization.optimizer") == "prodigy":
+        for name in ("text_encoder_learning_rate", "text_encoder_2_learning_rate"):
+            rate = values.get(f"optimization.{name}")
+            if rate not in (None, 0, values.get("optimization.learning_rate")):
+                translation.lose(f"optimization.{name}", rate, "prodigy takes one learning rate for all parts")
+                del values[f"optimization.{name}"]
+    if values.get("optimization.optimizer") == "schedule_free_adamw" and "optimization.schedule" in values:
+        translation.lose("schedule", values.pop("optimization.schedule"), "schedule_free_adamw has none")
+    if values.get("adapter.layers") != "all+conv":
+        for name in ("adapter.conv_rank", "adapter.conv_alpha"):
+            values.pop(name, None)
+    if "images.class_folder" in values:
+        values["objective.prior_preservation"] = "class_images"
+    elif "objective.prior_weight" in values:
+        del values["objective.prior_weight"]
+    if not values.get("adapter.text_encoder"):
+        values.pop("optimization.text_encoder_learning_rate", None)
+    if "optimization.steps" in values:
+        values.pop("optimization.epochs", None)
+    _settle_buckets(translation)
+
+
+def _settle_buckets(translation: Translation) -> None:
+    values = translation.values
+    resolution = values.get("images.resolution", 512)
+    edges = resolution if isinstance(resolution, list) else [resolution]
+    fits = {
+        "images.bucket_min": values.get("images.bucket_min", 0) <= min(edges),
+        "images.bucket_max": values.get("images.bucket_max", max(edges)) >= max(edges),
+    }
+    for name in (name for name in fits if name in values):
+        if not (values.get("images.buckets", True) and fits[name]):
+            translation.lose(name, values.pop(name), f"has no effect at resolution {resolution}")

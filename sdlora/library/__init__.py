@@ -1,0 +1,1 @@
+"""Folders of adapter files and the one rule that resolves a name."""

@@ -1,0 +1,1 @@
+"""A run's folder: layout, checkpoints, state, event log. Loads no torch."""

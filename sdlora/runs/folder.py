@@ -1,0 +1,176 @@
+"""A run's folder on disk: what lies where, and requests to a running trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, get_args
+
+from sdlora.config import files
+from sdlora.config.train import TrainConfig
+from sdlora.errors import ConfigError
+
+Request = Literal["stop", "save", "preview"]
+REQUESTS: tuple[Request, ...] = get_args(Request)
+_PACKAGES = ("sdlora", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run. Creating the object touches nothing."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The complete configuration, reloadable."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and machine."""
+        return self.path / "environment.json"
+
+    @property
+    def events(self) -> Path:
+        """Everything that happened, one event a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What the terminal showed."""
+        return self.path / "log.txt"
+
+    @property
+    def process(self) -> Path:
+        """Which process trains here, or did last."""
+        return self.path / "process.json"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that trains here."""
+        return self.path / ".training.lock"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint: step_000500."""
+        return self.path / "checkpoints"
+
+    @property
+    def requests(self) -> Path:
+        """Files that ask the running trainer for something."""
+        return self.path / "requests"
+
+    def previews(self, step: int) -> Path:
+        """Folder of the previews generated after `step` steps."""
+        return self.path / "previews" / f"step_{step:06d}"
+
+    def adapter(self, name: str) -> Path:
+        """The finished adapter file."""
+        return self.path / f"{name}.safetensors"
+
+    def ask(self, request: Request) -> None:
+        """Ask the trainer of this run, which looks between steps, to stop, save or generate previews."""
+        self.requests.mkdir(parents=True, exist_ok=True)
+        (self.requests / request).touch()
+
+    def take_requests(self, wanted: Sequence[Request] = REQUESTS) -> set[Request]:
+        """The requests made since the last call; they are answered by taking them."""
+        taken: set[Request] = set()
+        for request in wanted:
+            try:
+                (self.requests / request).unlink()
+            except FileNotFoundError:
+                continue
+            taken.add(request)
+        return taken
+
+    def discard_requests(self, made_before: float) -> None:
+        """Forget requests made before a time in seconds since the epoch: they were meant for an earlier process."""
+        for request in REQUESTS:
+            path = self.requests / request
+            try:
+                if path.stat().st_mtime < made_before:
+                    path.unlink()
+            except FileNotFoundError:
+                continue
+
+
+def create(config: TrainConfig) -> RunFolder:
+    """Make the folder of a new run, `<name>` or `<name>-2`, `<name>-3`, ... and write its configuration."""
+    config.outputs.folder.mkdir(parents=True, exist_ok=True)
+    stem = re.sub(r"\s+", "_", config.name)
+    number = 1
+    while True:
+        path = config.outputs.folder / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+    folder = RunFolder(path.resolve())
+    for inner in (folder.checkpoints, folder.requests):
+        inner.mkdir()
+    folder.environment.write_text(json.dumps(_environment(), indent=2), encoding="utf-8")
+    # Last and in one go: whoever lists runs takes a folder with a configuration for one.
+    unfinished = folder.path / ".config.unfinished"
+    unfinished.write_text(files.dump(_with_absolute_paths(config)), encoding="utf-8")
+    unfinished.replace(folder.config)
+    return folder
+
+
+def open_run(path: Path) -> tuple[RunFolder, TrainConfig]:
+    """An existing run and its configuration. Raises ConfigError when there is none at `path`."""
+    folder = RunFolder(path.expanduser().resolve())
+    if not folder.config.is_file():
+        raise ConfigError(str(path), [f"not a run folder: it has no {folder.config.name}"])
+    return folder, files.load(folder.config)
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The same configuration, independent of the folder it was started from."""
+    images, adapter, validation, outputs = config.images, config.adapter, config.validation, config.outputs
+    base = config.base_model
+    return config.model_copy(
+        update={
+            "images": images.model_copy(
+                update={
+                    "folder": tuple(folder.resolve() for folder in images.folders) or None,
+                    "class_folder": images.class_folder and images.class_folder.resolve(),
+                    "cache_folder": images.cache_folder and images.cache_folder.resolve(),
+                }
+            ),
+            "adapter": adapter.model_copy(update={"start_from": adapter.start_from and _absolute(adapter.start_from)}),
+            "validation": validation.model_copy(update={"folder": validation.folder and validation.folder.resolve()}),
+            "outputs": outputs.model_copy(update={"folder": outputs.folder.resolve()}),
+            "base_model": base.model_copy(
+                update={"model": _absolute(base.model), "vae": base.vae and _absolute(base.vae)}
+            ),
+        }
+    )
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def _environment() -> dict[str, object]:
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": versions,
+    }

@@ -1,0 +1,1 @@
+"""What the loop is fed with: images and captions, encoded."""

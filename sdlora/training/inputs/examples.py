@@ -1,0 +1,93 @@
+"""Batches by their position in the run: which images, which crops and captions, which noise.
+
+Position p is the p-th batch since the run began. Everything random about it is a function of (seed, p, row).
+
+Shapes: B batch, C latent channels, H and W latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from sdlora.config.images import CaptionsConfig
+from sdlora.data import captions as caption_text
+from sdlora.data.batches import plan_epoch, sample_generator, sample_random
+from sdlora.data.buckets import BucketedImage
+from sdlora.models.size_conditions import SizeConditions
+from sdlora.training.inputs.latents import LatentSource
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass trains on. Tensors are on the CPU."""
+
+    latents_BCHW: Tensor
+    captions: list[str]
+    raw_captions: list[str]
+    """The captions as on disk, without trigger and dropout: what the base model is asked for prior preservation."""
+    size_conditions: list[SizeConditions]
+    mask_B1HW: Tensor | None
+    is_class_B: Tensor
+    names: list[str]
+    """The image files, for messages."""
+    generators: list[Generator]
+    """One a row, for noise and timesteps."""
+
+
+class BatchSource:
+    """The batches of a run, endlessly, epoch after epoch."""
+
+    def __init__(
+        self,
+        placed: Sequence[BucketedImage],
+        latents: LatentSource,
+        captions: CaptionsConfig,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self._placed = placed
+        self._latents = latents
+        self._captions = {False: captions, True: caption_text.of_class_images(captions)}
+        self._batch_size = batch_size
+        self._seed = seed
+        self._plan: tuple[int, list[list[int]]] = (0, plan_epoch(placed, batch_size, seed, 0))
+        self.batches_per_epoch = len(self._plan[1])
+
+    def epoch_of(self, position: int) -> int:
+        """The epoch, from 0, that a position lies in."""
+        return position // self.batches_per_epoch
+
+    def batch(self, position: int) -> Batch:
+        """The batch at a position; the same whenever it is asked for."""
+        epoch, index = divmod(position, self.batches_per_epoch)
+        if self._plan[0] != epoch:
+            self._plan = (epoch, plan_epoch(self._placed, self._batch_size, self._seed, epoch))
+        rows = [self._placed[item] for item in self._plan[1][index]]
+        crops = [
+            self._latents.sampled(item, sample_random(self._seed, "crop", position, row))
+            for row, item in enumerate(rows)
+        ]
+        generators = [sample_generator(self._seed, "noise", position, row) for row in range(len(rows))]
+        masks = [crop.mask_HW for crop in crops if crop.mask_HW is not None]
+        return Batch(
+            latents_BCHW=torch.stack([crop.sample(each) for crop, each in zip(crops, generators, strict=True)]),
+            captions=[
+                caption_text.render(
+                    item.record.caption or "",
+                    self._captions[item.record.is_class],
+                    sample_random(self._seed, "caption", position, row),
+                )
+                for row, item in enumerate(rows)
+            ],
+            raw_captions=[item.record.caption or "" for item in rows],
+            size_conditions=[crop.size_conditions for crop in crops],
+            mask_B1HW=torch.stack(masks)[:, None] if masks else None,
+            is_class_B=torch.tensor([item.record.is_class for item in rows]),
+            names=[item.record.path.name for item in rows],
+            generators=generators,
+        )

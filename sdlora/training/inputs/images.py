@@ -1,0 +1,107 @@
+"""A run's images: scanned, split into trained and held out, and placed into buckets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdlora.config.train import DEFAULT_EPOCHS, TrainConfig
+from sdlora.data.batches import derive_seed
+from sdlora.data.buckets import BucketedImage, assign
+from sdlora.data.images import ImageRecord, ScanResult, scan
+from sdlora.data.planning import DataPlan, plan
+from sdlora.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """What is trained on and what is held out."""
+
+    scan: ScanResult
+    """All images found, class images included."""
+    trained: list[ImageRecord]
+    held_out: list[ImageRecord]
+    placed: list[BucketedImage]
+    """The trained images, once a resolution."""
+    bucketed_held_out: list[BucketedImage]
+    plan: DataPlan
+
+    def total_steps(self, config: TrainConfig) -> int:
+        """Optimizer updates of the whole run: as asked for, or what the epochs come to (the last may be short)."""
+        optimization = config.optimization
+        if optimization.steps is not None:
+            return optimization.steps
+        epochs = optimization.epochs or DEFAULT_EPOCHS
+        return max(1, -(-self.plan.batches * epochs // optimization.accumulation))
+
+
+def find_images(config: TrainConfig) -> RunImages:
+    """Scan and place the run's images. Raises ConfigError without a folder, DataError for unusable images."""
+    images = config.images
+    if not images.folders:
+        raise ConfigError("images.folder", ["no image folder is set: use --set images.folder=FOLDER"])
+    found = scan(images, config.captions)
+    trained, held_out = _hold_out(found.records, config)
+    if not trained:
+        raise DataError(
+            f"all {len(found.records)} training images are held out too, so none is left to train on: give "
+            "validation.folder other images, or set validation.fraction=0"
+        )
+    if images.class_folder is not None:
+        _refuse_missing_class_images(images.class_folder)
+        class_images = scan(images, config.captions, folders=[images.class_folder], is_class=True)
+        trained += class_images.records
+        found = ScanResult(
+            found.records + class_images.records,
+            found.skipped + class_images.skipped,
+            found.files_seen + class_images.files_seen,
+        )
+    placed = assign(trained, images)
+    kept = ScanResult(trained, found.skipped, found.files_seen)
+    return RunImages(
+        scan=found,
+        trained=trained,
+        held_out=held_out,
+        placed=placed,
+        bucketed_held_out=assign(held_out, images),
+        plan=plan(kept, placed, images, config.optimization.batch_size),
+    )
+
+
+def _refuse_missing_class_images(folder: Path) -> None:
+    """Raise DataError when there are none, with the command that draws them."""
+    folder = folder.expanduser()
+    if not (folder.is_dir() and any(folder.iterdir())):
+        raise DataError(
+            f"images.class_folder={folder} {'is empty' if folder.is_dir() else 'does not exist'}. Draw its images with "
+            f'the base model: sdlora dataset class-images --out {folder} --prompt "a photo of a dog" --count 200 (with '
+            "the same --preset and --set), the prompt being what your subject is one of."
+        )
+
+
+def _hold_out(records: list[ImageRecord], config: TrainConfig) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """Split off the validation images: a folder's, or the share whose content's hash is lowest under the run's seed.
+
+    Copies of one image stay on one side.
+    """
+    validation = config.validation
+    if validation.folder is not None:
+        held_out = scan(config.images, config.captions, folders=[validation.folder]).records
+        inside = {record.content_hash for record in held_out}
+        return [record for record in records if record.content_hash not in inside], held_out
+    if validation.fraction == 0:
+        return list(records), []
+    count = max(1, round(validation.fraction * len(records)))
+    if count >= len(records):
+        raise DataError(
+            f"validation.fraction={validation.fraction} would hold out all {len(records)} images; "
+            "add images, or set validation.fraction=0"
+        )
+    ranked = sorted(
+        {record.content_hash for record in records}, key=lambda each: derive_seed(config.seed, "held out", each)
+    )
+    chosen = set(ranked[:count])
+    return (
+        [record for record in records if record.content_hash not in chosen],
+        [record for record in records if record.content_hash in chosen],
+    )

@@ -1,0 +1,111 @@
+"""Images to VAE latents: encoded once per crop and cached by content, or anew when crops are random.
+
+Shapes: B batch, C latent channels, H and W latent height and width.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdlora.config.images import ImagesConfig
+from sdlora.data.buckets import BucketedImage
+from sdlora.data.cache import Cache
+from sdlora.data.crops import prepare_mask, prepare_pixels, sample_crop, size_conditions
+from sdlora.events import EventStream
+from sdlora.models.family import Bundle
+from sdlora.models.size_conditions import SizeConditions
+from sdlora.models.vae import encode_moments
+
+
+@dataclass(frozen=True)
+class Latents:
+    """One encoded crop: mean and spread of the VAE's posterior, scaled to unit variance, and the crop's geometry."""
+
+    mean_CHW: Tensor
+    std_CHW: Tensor
+    mask_HW: Tensor | None
+    """Loss weights at latent size, 1 inside; None without masks."""
+    size_conditions: SizeConditions
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """A sample of the posterior (latents_CHW)."""
+        return self.mean_CHW + self.std_CHW * torch.randn(self.mean_CHW.shape, generator=generator)
+
+
+class LatentSource:
+    """Latents of placed images, on the CPU."""
+
+    def __init__(self, bundle: Bundle, config: ImagesConfig, cache: Cache | None) -> None:
+        self._bundle = bundle
+        self._config = config
+        self._cache = None if config.random_crop else cache
+        self._memory: dict[tuple[BucketedImage, bool], Latents] = {}
+
+    @property
+    def is_live(self) -> bool:
+        """Whether images are encoded while training goes on, so that the VAE must stay."""
+        return self._config.random_crop
+
+    def prepare(self, placed: Sequence[BucketedImage], events: EventStream, *, flips: bool = True) -> None:
+        """Encode every image (and with `flips` its mirror image, if asked for) that is not in the cache."""
+        if self.is_live:
+            return
+        orientations = (False, True) if flips and self._config.horizontal_flip else (False,)
+        todo = [(item, flip) for item in placed for flip in orientations]
+        for index, (item, flip) in enumerate(todo):
+            self.fixed(item, flip=flip)
+            events.progress("encoding images", index + 1, len(todo))
+
+    def fixed(self, placed: BucketedImage, *, flip: bool = False) -> Latents:
+        """Latents of the centre crop."""
+        if (placed, flip) not in self._memory:
+            self._memory[placed, flip] = self._latents(placed, flip, None)
+        return self._memory[placed, flip]
+
+    def sampled(self, placed: BucketedImage, generator: random.Random) -> Latents:
+        """Latents of one image as seen this time: mirrored or not, cut where the generator says."""
+        flip = self._config.horizontal_flip and generator.random() < 0.5
+        if self.is_live:
+            return self._latents(placed, flip, sample_crop(placed.placement, generator))
+        return self.fixed(placed, flip=flip)
+
+    def _latents(self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None) -> Latents:
+        if self._cache is None or crop_xy is not None:
+            moments = self._moments(placed, flip, crop_xy)
+        else:
+            moments = self._cache.get_or_encode(self._key(placed, flip), lambda: self._moments(placed, flip, None))
+        mask_HW = None
+        if self._config.mask != "none":
+            mask_HW = prepare_mask(
+                placed.record, placed.placement, source=self._config.mask, flip=flip, crop_xy=crop_xy
+            ).latents_HW
+        conditions = size_conditions(placed.record, placed.placement, flip=flip, crop_xy=crop_xy)
+        return Latents(moments["mean"], moments["std"], mask_HW, conditions)
+
+    def _moments(self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None) -> dict[str, Tensor]:
+        pixels_CHW = prepare_pixels(
+            placed.record, placed.placement, flip=flip, crop_xy=crop_xy, background=self._config.background
+        )
+        mean_BCHW, std_BCHW = encode_moments(self._bundle, pixels_CHW[None])
+        return {"mean": mean_BCHW[0].float().cpu(), "std": std_BCHW[0].float().cpu()}
+
+    def _key(self, placed: BucketedImage, flip: bool) -> str:
+        assert self._cache is not None
+        placement = placed.placement
+        return self._cache.key(
+            {
+                "kind": "latents",
+                "image": placed.record.content_hash,
+                "background": self._config.background if placed.record.has_alpha else "",
+                "resized": f"{placement.resized_width_px}x{placement.resized_height_px}",
+                "bucket": f"{placement.bucket.width_px}x{placement.bucket.height_px}",
+                "flip": flip,
+                "vae": self._bundle.vae_identity,
+                "precision": str(self._bundle.vae.dtype),
+            }
+        )

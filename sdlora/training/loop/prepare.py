@@ -1,0 +1,110 @@
+"""Everything a run needs before its first step: model, adapter, encoded images and captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sdlora.adapters.live.attach import Adapter, attach
+from sdlora.config.train import TrainConfig
+from sdlora.data.cache import Cache, default_cache_folder
+from sdlora.data.captions import is_random, of_class_images, variants
+from sdlora.events import EventStream
+from sdlora.models.family import Bundle
+from sdlora.models.host import tune_malloc
+from sdlora.models.loading import load
+from sdlora.training.inputs.examples import BatchSource
+from sdlora.training.inputs.images import RunImages
+from sdlora.training.inputs.latents import LatentSource
+from sdlora.training.inputs.texts import TextSource
+from sdlora.training.loop.precision import PrecisionContext
+from sdlora.training.loop.workers import Workers
+from sdlora.training.loss.loss_function import LossFunction
+from sdlora.training.outputs.validation import Validation
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to begin."""
+
+    bundle: Bundle
+    adapter: Adapter
+    batches: BatchSource
+    loss_function: LossFunction
+    validation: Validation | None
+
+
+def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers: Workers) -> Prepared:
+    """Load the base model, attach the adapter, encode what can be encoded beforehand."""
+    if config.optimization.threads:
+        torch.set_num_threads(config.optimization.threads)
+    events.notice(f"loading {config.base_model.model}")
+    bundle = load(config.resolved_base_model, device=workers.device)
+    tune_malloc()
+    for note in bundle.notes:
+        events.notice(note)
+    cache = Cache(config.images.cache_folder or default_cache_folder()) if config.images.cache else None
+    latents = LatentSource(bundle, config.images, cache)
+    latents.prepare(images.placed, events)
+    latents.prepare(images.bucketed_held_out, events, flips=False)
+    texts = _texts(config, images, bundle, cache, events)
+    adapter = attach(bundle, config.adapter, seed=config.seed)
+    for note in adapter.notes:
+        events.notice(note)
+    if config.optimization.gradient_checkpointing:
+        _checkpoint_activations(bundle, adapter)
+    if not config.previews.prompts:
+        _leave_device(bundle, vae=not latents.is_live, text_encoders=not texts.live)
+    batches = BatchSource(
+        images.placed, latents, config.captions, batch_size=config.optimization.batch_size, seed=config.seed
+    )
+    validation = None
+    if images.bucketed_held_out:
+        precision = PrecisionContext(config.optimization.precision, workers.device)
+        validation = Validation(images.bucketed_held_out, config, bundle, adapter, latents, texts, precision)
+    return Prepared(bundle, adapter, batches, LossFunction(config, bundle, adapter, texts), validation)
+
+
+def _texts(
+    config: TrainConfig, images: RunImages, bundle: Bundle, cache: Cache | None, events: EventStream
+) -> TextSource:
+    """Text states from the cache where each caption has few forms and no text encoder is trained, else live."""
+    records = images.trained + images.held_out
+    captions = [record.caption or "" for record in records if not record.is_class]
+    forms_of_class_images = [
+        variants(record.caption or "", of_class_images(config.captions)) for record in records if record.is_class
+    ]
+    forms = [variants(caption, config.captions) for caption in captions] + forms_of_class_images
+    has_few_forms = all(each is not None for each in forms)
+    live = config.adapter.text_encoder or (is_random(config.captions) and not has_few_forms)
+    texts = TextSource(bundle, config.captions, cache, live=live)
+    as_is = [form for each in forms_of_class_images for form in each or ()]
+    if config.objective.prior_preservation == "base_prediction":
+        as_is += [config.objective.prior_prompt or caption for caption in captions]
+    texts.prepare(captions, as_is, events)
+    return texts
+
+
+def _checkpoint_activations(bundle: Bundle, adapter: Adapter) -> None:
+    """Recompute activations in the backward pass. PyTorch does so only in modules that are in training mode."""
+    bundle.unet.enable_gradient_checkpointing()
+    bundle.unet.train()
+    for encoder in bundle.text_encoders:
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            encoder.train()
+    adapter.train(True)
+
+
+def _leave_device(bundle: Bundle, *, vae: bool, text_encoders: bool) -> None:
+    """Move what the steps don't need off the card."""
+    if bundle.device.type == "cpu":
+        return
+    if vae:
+        bundle.vae.to("cpu")
+    if text_encoders:
+        for encoder in bundle.text_encoders:
+            encoder.to("cpu")
+    if bundle.device.type == "cuda":
+        torch.cuda.empty_cache()

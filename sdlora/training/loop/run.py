@@ -1,0 +1,384 @@
+"""A whole run: check, prepare, train, validate, save, export. `train` begins one, `resume` goes on with one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from sdlora.adapters.files.metadata import TrainingFacts
+from sdlora.adapters.files.writing import Export, export, write_side_car
+from sdlora.adapters.live.self_test import self_test
+from sdlora.config.train import TrainConfig
+from sdlora.errors import AdapterError, RunError, SdloraError
+from sdlora.events import (
+    CheckpointSaved,
+    Event,
+    EventSink,
+    EventStream,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+    Stopping,
+    Validated,
+)
+from sdlora.models.family import Bundle
+from sdlora.models.loading import load
+from sdlora.runs import checkpoints
+from sdlora.runs import folder as run_folder
+from sdlora.runs.checkpoints import Checkpoint
+from sdlora.runs.folder import REQUESTS, Request, RunFolder
+from sdlora.runs.lock import locked
+from sdlora.sinks.jsonl import JsonlSink
+from sdlora.sinks.tensorboard import TensorBoardSink
+from sdlora.sinks.terminal import TerminalSink
+from sdlora.training.inputs.images import RunImages
+from sdlora.training.loop.interrupts import Interrupts
+from sdlora.training.loop.prepare import Prepared, prepare
+from sdlora.training.loop.trainer import Outcome, Trainer
+from sdlora.training.loop.workers import Workers, is_main_process
+from sdlora.training.outputs import previews
+from sdlora.training.outputs.facts import training_facts
+from sdlora.training.preflight.checks import check
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    folder: Path
+    outcome: Outcome
+    step: int
+    adapter: Path
+    """The finished file, or the newest checkpoint's when the run was stopped."""
+    interrupted: bool
+    """Whether Ctrl-C (or a termination signal) stopped it."""
+    relative_loss: float | None
+    """Last validation loss over the base model's, if images were held out."""
+
+
+class _LastStep:
+    """Remembers how far the run had come, for the message of its failure."""
+
+    step = 0
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self.step = event.first_step
+        elif isinstance(event, StepFinished):
+            self.step = event.step
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def train(config: TrainConfig, sinks: Sequence[EventSink] = ()) -> RunResult:
+    """Train a new adapter. Everything that can be checked is checked before the run's folder or a model is touched."""
+    images = check(config)
+    workers = Workers(config.optimization.device)
+    folder = workers.share(run_folder.create(config) if workers.is_main else None)
+    assert folder is not None
+    with _recorded(config, folder, sinks) as events:
+        return _run(config, folder, images, events, workers, None)
+
+
+def resume(path: Path, sinks: Sequence[EventSink] = ()) -> RunResult:
+    """Go on with the run in a folder from its newest checkpoint, or from the start if it has none.
+
+    Raises RunError when the run is complete or another process trains it.
+    """
+    folder, config = run_folder.open_run(path)
+    checkpoint = checkpoints.newest(folder.checkpoints)
+    if checkpoint is not None and folder.adapter(config.name).is_file():
+        total_steps = check(config).total_steps(config)
+        if checkpoint.step >= total_steps:
+            raise RunError(f"{path}: this run is complete: all {total_steps} steps are done")
+    with _recorded(config, folder, sinks) as events:
+        images = check(config)
+        return _run(config, folder, images, events, Workers(config.optimization.device), checkpoint)
+
+
+def _run(
+    config: TrainConfig,
+    folder: RunFolder,
+    images: RunImages,
+    events: EventStream,
+    workers: Workers,
+    checkpoint: Checkpoint | None,
+) -> RunResult:
+    started = time.time()
+    with Interrupts() as interrupts:
+        prepared = prepare(config, images, events, workers)
+        run = _Run(config, folder, images, prepared, events, workers, interrupts, started)
+        if checkpoint is not None:
+            run.trainer.load_state(checkpoint.load())
+        return run.go()
+
+
+@contextmanager
+def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]) -> Iterator[EventStream]:
+    """The run's events, its end by an error included, to its own files and the caller's sinks.
+
+    Claims the folder for this process. Nothing comes from other processes than the main one.
+    """
+    if not is_main_process():
+        yield EventStream([])
+        return
+    with locked(folder), folder.log.open("a", encoding="utf-8") as log:
+        last = _LastStep()
+        log_sink = TerminalSink(Console(file=log, highlight=False, soft_wrap=True))
+        own: list[EventSink] = [JsonlSink(folder.events), log_sink, last]
+        if config.outputs.tensorboard:
+            own.append(TensorBoardSink(folder.path / "tensorboard"))
+        stream = EventStream([*own, *sinks])
+        try:
+            yield stream
+        except BaseException as error:
+            stream.emit(RunFailed(step=last.step, message=_in_words(error)))
+            raise
+        finally:
+            stream.close()
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, SdloraError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted before it could save"
+    return f"{type(error).__name__}: {error}"
+
+
+class _Run:
+    """The pieces of a running training and what happens between its steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        images: RunImages,
+        prepared: Prepared,
+        events: EventStream,
+        workers: Workers,
+        interrupts: Interrupts,
+        started: float,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.images = images
+        self.prepared = prepared
+        self.events = events
+        self.workers = workers
+        self.interrupts = interrupts
+        self.started = started
+        self.relative_loss: float | None = None
+        self.trainer = Trainer(
+            config,
+            images.total_steps(config),
+            prepared.adapter,
+            prepared.batches,
+            prepared.loss_function,
+            events,
+            workers,
+        )
+
+    def go(self) -> RunResult:
+        """Train from where the trainer stands to the end, or until asked to stop."""
+        trainer = self.trainer
+        self.events.emit(
+            RunStarted(
+                name=self.config.name,
+                folder=str(self.folder.path),
+                process_id=os.getpid(),
+                total_steps=trainer.total_steps,
+                first_step=trainer.progress.step,
+                trainable_parameters=self.prepared.adapter.trainable_parameters,
+                total_parameters=self.prepared.adapter.total_parameters,
+            )
+        )
+        outcome: Outcome = "stopped"
+        if not self._is_asked_to_stop(self._requests(("stop",))):
+            self._catch_up()
+            outcome = trainer.run(self._after_step)
+        adapter = self._finish() if outcome == "completed" else self._save()
+        self.events.emit(
+            RunFinished(
+                step=trainer.progress.step,
+                reason=outcome,
+                adapter_path=str(adapter),
+                seconds=time.time() - self.started,
+            )
+        )
+        return RunResult(
+            folder=self.folder.path,
+            outcome=outcome,
+            step=trainer.progress.step,
+            adapter=adapter,
+            interrupted=self.interrupts.seen,
+            relative_loss=self.relative_loss,
+        )
+
+    def _after_step(self) -> Literal["go on", "stop"]:
+        step = self.trainer.progress.step
+        is_last = step == self.trainer.total_steps
+        requests = self._requests()
+        if self._is_asked_to_stop(requests):
+            return "stop"
+        improved = (is_last or self._is_due(self.config.validation.every)) and self._validate()
+        if improved or is_last or "save" in requests or self._is_due(self.config.outputs.checkpoint_every):
+            self._save()
+            if self.workers.is_main:
+                self._tidy_checkpoints(improved)
+        if is_last or "preview" in requests or self._is_due(self.config.previews.every):
+            self._preview()
+        return "go on"
+
+    def _catch_up(self) -> None:
+        """Before the first step: judge the base model, or do what the stop that this run goes on from left undone."""
+        step = self.trainer.progress.step
+        is_missing = self.trainer.progress.validated_step < step and self._is_due(self.config.validation.every)
+        if (step == 0 or is_missing) and self._validate() and self.workers.is_main:
+            self._tidy_checkpoints(improved=True)
+        if step == 0 or (self._is_due(self.config.previews.every) and not self.folder.previews(step).exists()):
+            self._preview()
+
+    def _is_due(self, every: int | None) -> bool:
+        return every is not None and every > 0 and self.trainer.progress.step % every == 0
+
+    def _requests(self, wanted: Sequence[Request] = REQUESTS) -> set[Request]:
+        return self.workers.share(self.folder.take_requests(wanted) if self.workers.is_main else set())
+
+    def _is_asked_to_stop(self, requests: set[Request]) -> bool:
+        if "stop" not in requests and not self.workers.any(self.interrupts.seen):
+            return False
+        self.events.emit(Stopping(step=self.trainer.progress.step))
+        return True
+
+    def _tidy_checkpoints(self, improved: bool) -> None:
+        if improved:
+            progress = self.trainer.progress
+            checkpoints.name_best(self.folder.checkpoints, progress.step, progress.best_relative_loss)
+        checkpoints.prune(self.folder.checkpoints, self.config.outputs.keep_checkpoints)
+
+    def _validate(self) -> bool:
+        """Measure the held-out images; returns whether the adapter predicts them better than ever before."""
+        validation, progress = self.prepared.validation, self.trainer.progress
+        if validation is None:
+            return False
+        progress.validated_step = progress.step
+        if progress.step == 0:
+            progress.base_loss = validation.base_loss()
+        with self.trainer.evaluating():
+            loss = validation.loss()
+        self.relative_loss = loss / progress.base_loss
+        is_best = progress.step > 0 and self.relative_loss < progress.best_relative_loss
+        if is_best:
+            progress.best_relative_loss = self.relative_loss
+        self.events.emit(
+            Validated(
+                step=progress.step,
+                loss=loss,
+                base_loss=progress.base_loss,
+                relative_loss=self.relative_loss,
+                is_best=is_best,
+            )
+        )
+        return is_best
+
+    def _preview(self) -> list[Path]:
+        if not self.workers.is_main:
+            return []
+        with self.trainer.evaluating():
+            return previews.generate(
+                self.config,
+                self.prepared.bundle,
+                self.folder,
+                self.trainer.progress.step,
+                self.events,
+                self.trainer.precision.autocast(),
+            )
+
+    def _save(self) -> Path:
+        """Write a checkpoint; returns the adapter file in it."""
+        step = self.trainer.progress.step
+        name = f"{self.config.name}-step_{step:06d}.safetensors"
+        if self.workers.is_main:
+            state = self.trainer.state()
+            with self.trainer.evaluating():
+                saved = checkpoints.save(
+                    self.folder.checkpoints, step, state, lambda folder: self._export(folder / name)
+                )
+            self.events.emit(CheckpointSaved(step=step, path=str(saved.path)))
+        self.workers.wait()
+        return self.folder.checkpoints / f"step_{step:06d}" / name
+
+    def _finish(self) -> Path:
+        """Write the finished adapter with its side-cars and prove that it holds what was trained."""
+        path = self.folder.adapter(self.config.name)
+        if self.workers.is_main:
+            with self.trainer.evaluating():
+                exported = self._export(path)
+                for warning in exported.warnings:
+                    self.events.warn(warning)
+                write_side_car(path, self._facts(), self._newest_preview())
+                if self.config.outputs.self_test:
+                    self._self_test(path)
+            self._name_best()
+        self.workers.wait()
+        return path
+
+    def _self_test(self, path: Path) -> None:
+        """A file that doesn't hold what was trained must not lie about as if it did: it gets another name."""
+        try:
+            report = self_test(self.prepared.adapter, path, self._load_fresh_base)
+        except AdapterError:
+            path.replace(path.with_suffix(".failed-self-test"))
+            raise
+        self.events.notice(f"self-test passed: {report.summary()}")
+
+    def _load_fresh_base(self) -> Bundle:
+        base = self.config.base_model.model_copy(update={"quantization": "none", "precision": "fp32"})
+        return load(base, device=self.workers.device)
+
+    def _name_best(self) -> None:
+        best = checkpoints.best_step(self.folder.checkpoints)
+        if best is None:
+            return
+        relative = self.trainer.progress.best_relative_loss
+        which = "the last step" if best == self.trainer.progress.step else f"step {best}"
+        advice = "" if relative < 1 else "; no checkpoint predicts the held-out images better than the base model does"
+        self.events.notice(f"best by validation: {which}, {100 * (relative - 1):+.1f}% against the base model{advice}")
+
+    def _newest_preview(self) -> Path | None:
+        generated = sorted(self.folder.previews(self.trainer.progress.step).glob("*.png"))
+        return generated[0] if generated else None
+
+    def _export(self, path: Path) -> Export:
+        outputs = self.config.outputs
+        return export(
+            self.prepared.adapter,
+            path,
+            self._facts(),
+            file_format=outputs.format,
+            precision=outputs.precision,
+            private=outputs.metadata == "private",
+        )
+
+    def _facts(self) -> TrainingFacts:
+        trainer = self.trainer
+        return training_facts(
+            self.config,
+            self.prepared.bundle,
+            self.images.trained,
+            self.images.plan,
+            total_steps=trainer.total_steps,
+            step=trainer.progress.step,
+            epoch=trainer.batches.epoch_of(trainer.progress.position * self.workers.count),
+            started=self.started,
+        )

@@ -1,0 +1,220 @@
+"""The training loop.
+
+One step is one optimizer update over `accumulation` batches. Every random draw is a function of the run's seed, the
+batch's position in the run and the row in the batch, so a resumed run repeats the uninterrupted one exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from sdlora.adapters.live.attach import Adapter
+from sdlora.config.train import TrainConfig
+from sdlora.data.batches import derive_seed
+from sdlora.errors import TrainingError
+from sdlora.events import EventStream, StepFinished
+from sdlora.training.inputs.examples import Batch, BatchSource
+from sdlora.training.loop import optimizers, schedules
+from sdlora.training.loop.ema import MovingAverage
+from sdlora.training.loop.parameter_groups import parameter_groups, trained_parameters
+from sdlora.training.loop.precision import PrecisionContext
+from sdlora.training.loop.workers import Workers
+from sdlora.training.loss.loss_function import LossFunction
+from sdlora.training.preflight import memory
+
+DEAD_MODULE_STEP = 10
+_SNAPSHOT_EVERY = 25
+_NAMES_SHOWN = 8
+
+Outcome = Literal["completed", "stopped"]
+
+
+@dataclass
+class Progress:
+    """How far a run has come; part of every checkpoint."""
+
+    step: int = 0
+    position: int = 0
+    """Rounds of batches used, good or bad: the counter behind every random draw."""
+    bad_in_a_row: int = 0
+    best_relative_loss: float = math.inf
+    base_loss: float = math.nan
+    """The base model's own validation loss, measured once."""
+    validated_step: int = -1
+    """Step of the last validation."""
+
+
+class Trainer:
+    """Owns everything that changes while training, and the order in which it changes."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        total_steps: int,
+        adapter: Adapter,
+        batches: BatchSource,
+        loss_function: LossFunction,
+        events: EventStream,
+        workers: Workers,
+    ) -> None:
+        optimization = config.optimization
+        self.config = optimization
+        self.seed = config.seed
+        self.total_steps = total_steps
+        self.adapter = adapter
+        self.batches = batches
+        self.loss_function = loss_function
+        self.events = events
+        self.workers = workers
+        self.progress = Progress()
+        self.groups = parameter_groups(adapter.weights(), optimization)
+        self.parameters = trained_parameters(self.groups)
+        self.optimizer = optimizers.build(self.groups, optimization, workers.device)
+        self.precision = PrecisionContext(optimization.precision, workers.device)
+        self.average = MovingAverage(adapter.parameters, optimization.ema) if optimization.ema else None
+        self._last_good = self._changing_state()
+        for note in optimizers.notes(self.groups, optimization, workers.device):
+            events.notice(note)
+
+    def run(self, after_step: Callable[[], Literal["go on", "stop"]]) -> Outcome:
+        """Train to the last step; `after_step` is called between steps and may stop the run.
+
+        Raises TrainingError when losses or gradients stay non-finite.
+        """
+        self.adapter.train(True)
+        while self.progress.step < self.total_steps:
+            self._step()
+            if after_step() == "stop":
+                return "stopped"
+        return "completed"
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the adapter is as it would be exported: averaged weights if there are any, dropout off."""
+        self.adapter.train(False)
+        try:
+            with self.average.averaged() if self.average else optimizers.evaluation_weights(self.optimizer):
+                yield
+        finally:
+            self.adapter.train(True)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, for a checkpoint."""
+        return {
+            **self._changing_state(),
+            "precision": self.precision.state_dict(),
+            "progress": asdict(self.progress),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state."""
+        self._take_over(state)
+        self.precision.load_state_dict(state["precision"])
+        self.progress = Progress(**state["progress"])
+        self._last_good = self._changing_state()
+
+    def _step(self) -> None:
+        """Use batches until the optimizer has made one update."""
+        started = time.perf_counter()
+        epoch = self.batches.epoch_of(self.progress.position * self.workers.count)
+        while True:
+            loss = self._accumulate()
+            if loss is not None and (norm := self._update()) is not None:
+                break
+        self.progress.step += 1
+        self.progress.bad_in_a_row = 0
+        if self.progress.step % _SNAPSHOT_EVERY == 0:
+            self._last_good = self._changing_state()
+        self.events.emit(
+            StepFinished(
+                step=self.progress.step,
+                epoch=epoch,
+                loss=loss,
+                learning_rates=self._rates,
+                gradient_norm=norm,
+                seconds=time.perf_counter() - started,
+                memory_gib=memory.peak_gib(self.workers.device),
+            )
+        )
+
+    def _accumulate(self) -> float | None:
+        """Sum up the gradients of one step's batches; returns their mean loss, None if one is not finite."""
+        total = 0.0
+        for _ in range(self.config.accumulation):
+            position = self.progress.position * self.workers.count + self.workers.index
+            batch = self.batches.batch(position)
+            self.progress.position += 1
+            # Dropout generates from torch's global generator, on whatever device.
+            torch.manual_seed(derive_seed(self.seed, "dropout", position))
+            with self.precision.autocast():
+                loss = self.loss_function.loss(batch)
+            value = self.workers.mean(loss.item())
+            if not math.isfinite(value):
+                self._handle_bad(f"the loss is {value}", batch)
+                return None
+            self.precision.backward(loss / self.config.accumulation)
+            total += value / self.config.accumulation
+        return total
+
+    def _update(self) -> float | None:
+        """Clip and apply the gradients; returns their norm before clipping, None when they are not finite."""
+        self.workers.average_gradients(self.parameters)
+        norm = self.precision.unscale_and_clip(self.optimizer, self.config.max_gradient_norm)
+        if self.progress.step + 1 == DEAD_MODULE_STEP:
+            self._warn_of_dead_modules()
+        factor = schedules.factor(self.progress.step, self.total_steps, self.config)
+        self._rates = optimizers.set_learning_rates(self.optimizer, self.groups, factor)
+        finding_scale = self.precision.scale > 1  # fp16 begins with too high a scale, on purpose
+        if not self.precision.step(self.optimizer):
+            self.optimizer.zero_grad(set_to_none=True)
+            if not finding_scale:
+                self._handle_bad(f"the gradient's norm is {norm}", None)
+            return None
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
+        return norm
+
+    def _handle_bad(self, reason: str, batch: Batch | None) -> None:
+        """Leave out a step that can't be used; put weights back if they are spoiled; give up when it goes on."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.bad_in_a_row += 1
+        names = f" for {', '.join(batch.names)}" if batch else ""
+        if self.progress.bad_in_a_row > self.config.max_nonfinite:
+            raise TrainingError(
+                f"{reason}{names}, {self.progress.bad_in_a_row} times in a row: training can't go on. "
+                "No file with such weights was written. Lower optimization.learning_rate, or set "
+                "optimization.precision to bf16 or fp32, and resume from the newest checkpoint."
+            )
+        restored = ""
+        if self.adapter.has_nonfinite():
+            self._take_over(self._last_good)
+            restored = "; the last good weights are back"
+        self.events.warn(f"step {self.progress.step}: {reason}{names}; going on with the next batch{restored}")
+
+    def _warn_of_dead_modules(self) -> None:
+        dead = self.adapter.dead_modules()
+        if dead:
+            shown = ", ".join(dead[:_NAMES_SHOWN]) + (", ..." if len(dead) > _NAMES_SHOWN else "")
+            self.events.warn(f"{len(dead)} adapter modules get no gradient and will not learn: {shown}")
+
+    def _changing_state(self) -> dict[str, Any]:
+        return {
+            "adapter": self.adapter.state(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "average": copy.deepcopy(self.average.state_dict()) if self.average else None,
+        }
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        self.adapter.load_state(state["adapter"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        if self.average is not None and state["average"] is not None:
+            self.average.load_state_dict(state["average"])

@@ -1,0 +1,77 @@
+"""A batch to its loss: noise, prediction, weights, and the prior term.
+
+Shapes: B batch, C latent channels, H and W latent height and width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sdlora.adapters.live.attach import Adapter
+from sdlora.config.train import TrainConfig
+from sdlora.models.family import Bundle, TextStates
+from sdlora.training.inputs.examples import Batch
+from sdlora.training.inputs.texts import TextSource
+from sdlora.training.loss.diffusion import add_noise, target
+from sdlora.training.loss.noise import make_noise, perturb, sample_timesteps
+from sdlora.training.loss.objective import image_weights, loss_per_image
+
+
+class LossFunction:
+    """Computes the training loss of batches on one device."""
+
+    def __init__(self, config: TrainConfig, bundle: Bundle, adapter: Adapter, texts: TextSource) -> None:
+        self._objective = config.objective
+        self._unmasked_weight = config.images.unmasked_weight
+        self._bundle = bundle
+        self._adapter = adapter
+        self._texts = texts
+        self._alphas_cumprod_T = bundle.schedule.alphas_cumprod_T.to(bundle.device)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The batch's mean loss, a scalar with gradients."""
+        objective, device = self._objective, self._bundle.device
+        shape_CHW = tuple(batch.latents_BCHW.shape[1:])
+        noise_BCHW = make_noise(
+            shape_CHW,  # type: ignore[arg-type]
+            batch.generators,
+            noise_offset=objective.noise_offset,
+            multires_iterations=objective.multires_noise_iterations,
+            multires_discount=objective.multires_noise_discount,
+        ).to(device)
+        timesteps_B = sample_timesteps(batch.generators, objective).to(device)
+        latents_BCHW = batch.latents_BCHW.to(device)
+        input_noise_BCHW = perturb(noise_BCHW, batch.generators, objective.input_perturbation)
+        noisy_BCHW = add_noise(latents_BCHW, input_noise_BCHW, timesteps_B, self._alphas_cumprod_T)
+        prediction = self._bundle.schedule.prediction
+        target_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, self._alphas_cumprod_T, prediction)
+        predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(batch.captions))
+        loss_B = self._distance(predicted_BCHW, target_BCHW, timesteps_B, batch)
+        loss_B = loss_B * image_weights(batch.is_class_B.to(device), objective)
+        if objective.prior_preservation == "base_prediction":
+            loss_B = loss_B + objective.prior_weight * self._prior_loss(batch, noisy_BCHW, timesteps_B)
+        return loss_B.mean()
+
+    def _prior_loss(self, batch: Batch, noisy_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """How far the adapter moves predictions for captions without the trigger (loss_B)."""
+        captions = [self._objective.prior_prompt or text for text in batch.raw_captions]
+        with torch.no_grad(), self._adapter.disabled():
+            base_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions))
+        predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions))
+        return self._distance(predicted_BCHW, base_BCHW, timesteps_B, batch)
+
+    def _predict(self, batch: Batch, noisy_BCHW: Tensor, timesteps_B: Tensor, states: TextStates) -> Tensor:
+        return self._bundle.family.predict(self._bundle, noisy_BCHW, timesteps_B, states, batch.size_conditions)
+
+    def _distance(self, predicted_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor, batch: Batch) -> Tensor:
+        return loss_per_image(
+            predicted_BCHW,
+            target_BCHW,
+            timesteps_B,
+            self._objective,
+            alphas_cumprod_T=self._alphas_cumprod_T,
+            prediction=self._bundle.schedule.prediction,
+            mask_B1HW=batch.mask_B1HW,
+            unmasked_weight=self._unmasked_weight,
+        )

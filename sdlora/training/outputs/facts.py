@@ -1,0 +1,125 @@
+"""What the adapter file tells about its run, gathered from settings and data."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdlora.adapters.files.metadata import BucketCount, DatasetFolder, TrainingFacts
+from sdlora.config.train import TrainConfig
+from sdlora.data.cache import default_cache_folder
+from sdlora.data.images import ImageRecord
+from sdlora.data.planning import DataPlan, tag_counts
+from sdlora.models.family import Bundle
+from sdlora.models.identity import file_hash
+from sdlora.models.source import locate
+from sdlora.training.loop.schedules import warmup_steps
+
+_KOHYA_LOSS = {"mse": "l2", "l1": "l1", "huber": "huber"}
+_KOHYA_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def training_facts(
+    config: TrainConfig,
+    bundle: Bundle,
+    records: Sequence[ImageRecord],
+    plan: DataPlan,
+    *,
+    total_steps: int,
+    step: int,
+    epoch: int,
+    started: float,
+) -> TrainingFacts:
+    """Everything the metadata can say after `step` steps. started: seconds since the epoch."""
+    optimization, objective, images, captions = (
+        config.optimization,
+        config.objective,
+        config.images,
+        config.captions,
+    )
+    trains_text = config.adapter.text_encoder
+    edge = images.resolutions[0]
+    options = {"weight_decay": optimization.weight_decay, **optimization.optimizer_options}
+    epochs = -(-total_steps * optimization.accumulation // max(plan.batches, 1))
+    return TrainingFacts(
+        name=config.name,
+        family=bundle.family.name,
+        prediction=bundle.schedule.prediction,
+        zero_terminal_snr=bundle.schedule.zero_terminal_snr,
+        trigger=captions.trigger or "",
+        author=config.outputs.author,
+        description=config.outputs.description,
+        session_id=int(started),
+        started=started,
+        finished=time.time(),
+        base_model_name=Path(config.base_model.model).name,
+        base_model_hash=_file_hash(config.base_model.model),
+        vae_name=Path(config.base_model.vae).name if config.base_model.vae else None,
+        learning_rate=optimization.learning_rate,
+        unet_learning_rate=optimization.learning_rate,
+        text_encoder_learning_rate=optimization.learning_rates["text_encoder"] if trains_text else None,
+        optimizer=f"{optimization.optimizer}({', '.join(f'{name}={value}' for name, value in options.items())})",
+        schedule=optimization.schedule,
+        warmup_steps=warmup_steps(total_steps, optimization),
+        steps=step,
+        max_steps=total_steps,
+        epoch=epoch,
+        num_epochs=epochs,
+        num_train_images=sum(record.repeats for record in records if not record.is_class),
+        num_class_images=sum(record.repeats for record in records if record.is_class),
+        num_batches_per_epoch=plan.batches,
+        batch_size=optimization.batch_size,
+        accumulation=optimization.accumulation,
+        gradient_checkpointing=optimization.gradient_checkpointing,
+        max_gradient_norm=optimization.max_gradient_norm,
+        mixed_precision=_KOHYA_PRECISION[optimization.precision],
+        dropout=config.adapter.dropout or None,
+        ema=optimization.ema or None,
+        seed=config.seed,
+        clip_skip=config.base_model.clip_skip,
+        max_tokens=captions.max_tokens,
+        cache_latents=not images.random_crop,
+        noise_offset=objective.noise_offset or None,
+        multires_noise_iterations=objective.multires_noise_iterations or None,
+        multires_noise_discount=objective.multires_noise_discount if objective.multires_noise_iterations else None,
+        input_perturbation=objective.input_perturbation or None,
+        min_snr_gamma=objective.min_snr_gamma if objective.weighting == "min_snr" else None,
+        debiased=objective.weighting == "debiased",
+        loss=_KOHYA_LOSS[objective.loss],
+        huber_schedule=objective.huber_schedule if objective.loss == "huber" else None,
+        huber_delta=objective.huber_delta if objective.loss == "huber" else None,
+        prior_weight=objective.prior_weight if objective.prior_preservation != "none" else None,
+        min_timestep=objective.min_timestep,
+        max_timestep=objective.max_timestep,
+        resolution=(edge, edge),
+        buckets=images.buckets,
+        bucket_min=images.bucket_min or edge // 2 if images.buckets else None,
+        bucket_max=images.bucket_max or edge * 2 if images.buckets else None,
+        bucket_counts=tuple(
+            BucketCount(item.bucket.width_px, item.bucket.height_px, item.samples) for item in plan.buckets
+        ),
+        mean_aspect_error=plan.mean_aspect_error,
+        folders=_folders(records),
+        tag_frequency=tag_counts(records, captions),
+        caption_dropout=captions.dropout,
+        tag_dropout=captions.tag_dropout,
+        shuffle_tags=captions.shuffle_tags,
+        keep_tags=captions.keep_tags,
+        horizontal_flip=images.horizontal_flip,
+        random_crop=images.random_crop,
+    )
+
+
+def _folders(records: Sequence[ImageRecord]) -> tuple[DatasetFolder, ...]:
+    counted = Counter((record.path.parent.name, record.repeats, record.is_class) for record in records)
+    return tuple(DatasetFolder(name, repeats, count, is_class) for (name, repeats, is_class), count in counted.items())
+
+
+def _file_hash(model: str) -> str | None:
+    """sha256 of a base model that is one file, None for folders and hub names."""
+    source = locate(model)
+    if source.kind != "file" or source.path is None:
+        return None
+    return file_hash(source.path, default_cache_folder())

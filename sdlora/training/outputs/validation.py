@@ -1,0 +1,75 @@
+"""Loss on held-out images with fixed noise at fixed timesteps, relative to the base model's.
+
+Shapes: B batch, C latent channels, H and W latent height and width.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sdlora.adapters.live.attach import Adapter
+from sdlora.config.train import TrainConfig
+from sdlora.data import captions as caption_text
+from sdlora.data.batches import derive_seed, sample_generator
+from sdlora.data.buckets import BucketedImage
+from sdlora.models.family import Bundle
+from sdlora.training.inputs.latents import LatentSource
+from sdlora.training.inputs.texts import TextSource
+from sdlora.training.loop.precision import PrecisionContext
+from sdlora.training.loss.diffusion import add_noise, target
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Measures held-out images. The same images, captions, noise and timesteps at every call."""
+
+    placed: Sequence[BucketedImage]
+    config: TrainConfig
+    bundle: Bundle
+    adapter: Adapter
+    latents: LatentSource
+    texts: TextSource
+    precision: PrecisionContext
+
+    def caption(self, placed: BucketedImage) -> str:
+        """The caption of a held-out image: with trigger, nothing dropped, shuffled or picked by chance."""
+        fixed = self.config.captions.model_copy(update={"shuffle_tags": False, "tag_dropout": 0.0, "dropout": 0.0})
+        return caption_text.render(placed.record.caption or "", fixed, random.Random(0))
+
+    def base_loss(self) -> float:
+        """The mean loss of the base model without the adapter."""
+        with self.adapter.disabled():
+            return self.loss()
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """Mean squared error over images and timesteps, unweighted."""
+        losses = [self._loss(item) for item in self.placed]
+        return math.fsum(losses) / len(losses)
+
+    def _loss(self, item: BucketedImage) -> float:
+        device = self.bundle.device
+        alphas_cumprod_T = self.bundle.schedule.alphas_cumprod_T.to(device)
+        crop = self.latents.fixed(item)
+        timesteps_B = torch.tensor(self.config.validation.timesteps, device=device)
+        count = len(timesteps_B)
+        latents_BCHW = crop.mean_CHW.expand(count, -1, -1, -1).to(device)
+        generator = sample_generator(
+            derive_seed(self.config.seed, "validation"), item.record.content_hash, item.resolution
+        )
+        noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator).to(device)
+        noisy_BCHW = add_noise(latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
+        conditional_BCHW = target(
+            latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T, self.bundle.schedule.prediction
+        )
+        with self.precision.autocast():
+            states = self.texts.states([self.caption(item)] * count)
+            predicted_BCHW = self.bundle.family.predict(
+                self.bundle, noisy_BCHW, timesteps_B, states, [crop.size_conditions] * count
+            )
+        return (predicted_BCHW.float() - conditional_BCHW).square().mean().item()

@@ -1,0 +1,54 @@
+"""Everything that can be found wrong with a run in seconds, before a model is loaded or a folder made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+from sdlora.adapters.files.hub_files import local_file
+from sdlora.config.train import TrainConfig
+from sdlora.errors import ConfigError, MissingPackageError, SdloraError
+from sdlora.models.detection import detect
+from sdlora.training.inputs.images import RunImages, find_images
+from sdlora.training.loop import optimizers
+
+
+def check(config: TrainConfig) -> RunImages:
+    """The run's images, if the run can begin.
+
+    Raises the SdloraError of what is wrong (optimizer, missing packages, adapter to start from, base model, images), or
+    a ConfigError that lists several.
+    """
+    found: list[RunImages] = []
+    checks: tuple[Callable[[], object], ...] = (
+        lambda: optimizers.check(config.optimization),
+        lambda: _check_packages(config),
+        lambda: _check_start(config),
+        lambda: detect(config.resolved_base_model),
+        lambda: found.append(find_images(config)),
+    )
+    errors: list[SdloraError] = []
+    for one in checks:
+        try:
+            one()
+        except SdloraError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConfigError("this run", [str(error) for error in errors])
+    return found[0]
+
+
+def _check_packages(config: TrainConfig) -> None:
+    if config.base_model.quantization.startswith("nf4") and find_spec("bitsandbytes") is None:
+        raise MissingPackageError(f"base_model.quantization={config.base_model.quantization}", "bitsandbytes", "8bit")
+    if config.outputs.tensorboard and find_spec("tensorboard") is None:
+        raise MissingPackageError("outputs.tensorboard", "tensorboard", "tensorboard")
+
+
+def _check_start(config: TrainConfig) -> None:
+    """A file on the hub is fetched here, so that a wrong name or a missing network shows before a model is loaded."""
+    start = config.adapter.start_from
+    if start is not None and not local_file(start).is_file():
+        raise ConfigError("adapter.start_from", [f"no such file: {start}"])

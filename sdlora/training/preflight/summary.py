@@ -1,0 +1,203 @@
+"""What a run will do, found out before any model is loaded: the summary that `--dry-run` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from diffusers import UNet2DConditionModel
+
+from sdlora.adapters.live.layers import choose, layer_shape
+from sdlora.config.train import TrainConfig
+from sdlora.data.batches import sample_random
+from sdlora.data.captions import render
+from sdlora.errors import SdloraError
+from sdlora.models.detection import Detection, detect
+from sdlora.models.layout import unet_layout
+from sdlora.models.loading import DTYPES
+from sdlora.models.prompts import count_tokens
+from sdlora.models.tokenizer import light_tokenizer
+from sdlora.training.inputs.images import RunImages
+from sdlora.training.preflight.checks import check
+from sdlora.training.preflight.dry_run import BucketSamples, DryRun, Figures, SummaryLine, problems_of
+from sdlora.training.preflight.memory import MemoryEstimate, MemoryPlan, UNetShape, estimate, free_disk_gib
+
+_NAMES_SHOWN = 5
+_LATENT_BYTES_PER_PIXEL = 8 * 4 / 64
+"""Mean and spread of 4 channels in fp32, one cell for 8x8 pixels."""
+_QUANTIZED_BITS = {"none": 0, "int8": 8.04, "nf4": 4.53, "nf4-double": 4.16}
+"""Bits a UNet weight as measured by `weight_bytes` on SD 1.5's layout, scales and unquantised layers included."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The pre-run summary; `as_text` is what a person reads."""
+
+    config: TrainConfig
+    images: RunImages
+    model: Detection
+    total_steps: int
+    long_captions: dict[str, int]
+    """Images whose caption is over captions.max_tokens: file name and number of tokens."""
+    cache_bytes: int
+    """Size of the encoded images, at most."""
+    run_bytes: int
+    """Size of the adapter file and of all checkpoints kept."""
+    free_disk_gib: float
+    trainable_parameters: int
+    """Of the UNet's adapter."""
+    memory: MemoryEstimate
+
+    @property
+    def epochs(self) -> float:
+        """Passes over all images."""
+        return self.total_steps * self.config.optimization.accumulation / self.images.plan.batches
+
+    def as_text(self) -> str:
+        """The summary, one line a fact."""
+        return "\n".join(f"{label + ':':<16} {text}" for label, text in self.lines())
+
+    def as_dry_run(self) -> DryRun:
+        """The same as plain values."""
+        plan = self.images.plan
+        return DryRun(
+            lines=[SummaryLine(label=label, text=text) for label, text in self.lines()],
+            figures=Figures(
+                total_steps=self.total_steps,
+                epochs=self.epochs,
+                images=plan.images,
+                held_out=len(self.images.held_out),
+                files_seen=plan.files_seen,
+                samples=plan.samples,
+                batches=plan.batches,
+                buckets=[
+                    BucketSamples(
+                        width_px=count.bucket.width_px, height_px=count.bucket.height_px, samples=count.samples
+                    )
+                    for count in plan.buckets
+                ],
+                upscaled=plan.upscaled,
+                long_captions=self.long_captions,
+                trainable_parameters=self.trainable_parameters,
+                memory_gib=self.memory.total_gib,
+                cache_bytes=self.cache_bytes,
+                run_bytes=self.run_bytes,
+                free_disk_gib=self.free_disk_gib,
+            ),
+        )
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """The facts, each as a label and a text."""
+        yield "base model", f"{self.config.base_model.model}: {'; '.join(self.model.notes)}"
+        yield from self._image_lines()
+        optimization, adapter = self.config.optimization, self.config.adapter
+        steps = f"{self.total_steps} optimizer steps of {optimization.accumulation} batches"
+        yield "steps", f"{steps}, {self.epochs:.1f} epochs"
+        scale = adapter.resolved_alpha / adapter.rank
+        product = f"{optimization.learning_rate:g} x alpha/rank {scale:g} = {optimization.learning_rate * scale:g}"
+        yield "strength", f"learning rate {product}"
+        count = f"{'at most ' if adapter.algorithm == 'lokr' else ''}{self.trainable_parameters:,}"
+        where = "the UNet, and the text encoder's" if adapter.text_encoder else "the UNet"
+        yield "adapter", f"{adapter.algorithm}, rank {adapter.rank}, {count} trainable parameters in {where}"
+        yield "memory", f"about {self.memory.total_gib:.1f} GiB for the training steps (an estimate)"
+        limit = self.config.captions.max_tokens
+        yield "text", f"{len(self.long_captions)} captions over {limit} tokens" + _shown(self.long_captions)
+        needed = f"{self.cache_bytes / 2**20:.1f} MiB of cache and {self.run_bytes / 2**20:.0f} MiB in the run's folder"
+        yield "disk", f"at most {needed}; {self.free_disk_gib:.1f} GiB free"
+
+    def _image_lines(self) -> Iterator[tuple[str, str]]:
+        plan = self.images.plan
+        yield "images", f"{plan.images} of {plan.files_seen} files, {len(self.images.held_out)} held out"
+        for item in plan.skipped:
+            yield "skipped", f"{item.path.name}: {item.reason}"
+        yield "samples", f"{plan.samples} an epoch (repeats and resolutions counted), {plan.upscaled} images enlarged"
+        for count in plan.buckets:
+            yield "bucket", f"{count.bucket.width_px}x{count.bucket.height_px}: {count.samples}"
+        short = f", {plan.short_batches} of them short" if plan.short_batches else ""
+        yield "batches", f"{plan.batches} an epoch of up to {self.config.optimization.batch_size} images{short}"
+        yield "never trained", f"{len(plan.never_trained)} images"
+
+
+def dry_run(config: TrainConfig) -> DryRun:
+    """The summary as plain values, or all that keeps the run from beginning."""
+    try:
+        return summarise(config).as_dry_run()
+    except SdloraError as error:
+        return DryRun(problems=problems_of(error))
+
+
+def summarise(config: TrainConfig) -> Summary:
+    """Check everything and count what the run would do. Raises the SdloraError of what is wrong."""
+    images = check(config)
+    model = detect(config.resolved_base_model)
+    unet = unet_layout(config.base_model, model)
+    trainable = _trainable_parameters(config, unet)
+    memory = estimate(_memory_plan(config, images, unet, trainable))
+    file_bytes = trainable * DTYPES[config.outputs.precision].itemsize
+    gradient_bytes = 4 * trainable
+    checkpoint_bytes = file_bytes + memory.adapter_bytes - gradient_bytes + memory.optimizer_bytes
+    flips = 2 if config.images.horizontal_flip else 1
+    pixels = sum(item.placement.bucket.width_px * item.placement.bucket.height_px for item in images.placed)
+    return Summary(
+        config=config,
+        images=images,
+        model=model,
+        total_steps=images.total_steps(config),
+        long_captions=_long_captions(config, images),
+        cache_bytes=round(pixels * flips * _LATENT_BYTES_PER_PIXEL) if config.images.cache else 0,
+        run_bytes=file_bytes + (config.outputs.keep_checkpoints + 1) * checkpoint_bytes,
+        free_disk_gib=free_disk_gib(config.outputs.folder),
+        trainable_parameters=trainable,
+        memory=memory,
+    )
+
+
+def _trainable_parameters(config: TrainConfig, unet: UNet2DConditionModel) -> int:
+    """Values of the UNet's adapter by its layers' shapes: A and B, for LoHa two of each; LoKr has fewer."""
+    targets = choose({"unet": unet}, config.adapter.model_copy(update={"text_encoder": False})).targets
+    total = 0
+    for target in targets:
+        inputs, outputs, kernel = layer_shape(unet.get_submodule(target.path))
+        total += target.rank * (inputs * kernel + outputs)
+    return total * (2 if config.adapter.algorithm == "loha" else 1)
+
+
+def _memory_plan(config: TrainConfig, images: RunImages, unet: UNet2DConditionModel, trainable: int) -> MemoryPlan:
+    largest = max(
+        (item.placement.bucket for item in images.placed), key=lambda bucket: bucket.width_px * bucket.height_px
+    )
+    base = config.resolved_base_model
+    precision = config.optimization.precision if base.precision == "auto" else base.precision
+    bits = _QUANTIZED_BITS[base.quantization] or 8 * DTYPES[precision].itemsize
+    return MemoryPlan(
+        frozen_bytes=int(sum(parameter.numel() for parameter in unet.parameters()) * bits / 8),
+        trained_parameters=trainable,
+        optimizer=config.optimization.optimizer,
+        with_average=config.optimization.ema > 0,
+        unet=UNetShape.from_config(unet.config),
+        batch_size=config.optimization.batch_size,
+        width_px=largest.width_px,
+        height_px=largest.height_px,
+        precision=config.optimization.precision,
+        with_convolutions=config.adapter.layers == "all+conv",
+        checkpointing=config.optimization.gradient_checkpointing,
+    )
+
+
+def _long_captions(config: TrainConfig, images: RunImages) -> dict[str, int]:
+    tokenizer = light_tokenizer(config.base_model)
+    whole = config.captions.model_copy(update={"dropout": 0.0, "tag_dropout": 0.0})
+    counts = {
+        record.path.name: count_tokens(
+            tokenizer, render(record.caption or "", whole, sample_random(config.seed)), weights=config.captions.weights
+        )
+        for record in images.trained
+    }
+    return {name: count for name, count in counts.items() if count > config.captions.max_tokens}
+
+
+def _shown(counts: dict[str, int]) -> str:
+    if not counts:
+        return ""
+    names = [f"{name} ({count})" for name, count in list(counts.items())[:_NAMES_SHOWN]]
+    return ", cut off: " + ", ".join(names) + (", ..." if len(counts) > _NAMES_SHOWN else "")
