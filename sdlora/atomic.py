@@ -38,8 +38,8 @@ def write_text(path: Path, text: str, *, parents: bool = False, durable: bool = 
 
 
 def write_json(path: Path, value: object, *, indent: int | None = None, parents: bool = False) -> None:
-    """Write a value as JSON, letters of all languages as they are."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False), parents=parents)
+    """Write a value as JSON in plain ASCII, which can hold even a file name that is no valid Unicode."""
+    write_text(path, json.dumps(value, indent=indent), parents=parents)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -80,7 +80,7 @@ def writing(path: Path, *, parents: bool = False, durable: bool = True) -> Itera
             temporary.unlink()
         raise
     if durable:
-        _settle_folder(target.parent)
+        _flush_folder(target.parent)
 
 
 @contextmanager
@@ -94,9 +94,7 @@ def making_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for inside in temporary.rglob("*"):
-            if inside.is_file() and not inside.is_symlink():
-                _settle(inside)
+        settle(temporary)
         if path.exists():
             _replace(path, old)
         _replace(temporary, path)
@@ -105,7 +103,7 @@ def making_folder(path: Path) -> Iterator[Path]:
         if old.exists() and not path.exists():
             old.replace(path)
         raise
-    _settle_folder(path.parent)
+    _flush_folder(path.parent)
     if old.is_dir():
         shutil.rmtree(old)
     elif old.exists():
@@ -115,7 +113,7 @@ def making_folder(path: Path) -> Iterator[Path]:
 def move(source: Path, target: Path) -> None:
     """Rename a file or folder on its disk, replacing a file that is at `target`."""
     _replace(source, target)
-    _settle_folder(target.parent)
+    _flush_folder(target.parent)
 
 
 def create_file(path: Path, content: bytes, *, parents: bool = False) -> bool:
@@ -139,7 +137,7 @@ def create_file(path: Path, content: bytes, *, parents: bool = False) -> bool:
     finally:
         with suppress(OSError):
             temporary.unlink()
-    _settle_folder(path.parent)
+    _flush_folder(path.parent)
     return True
 
 
@@ -157,6 +155,14 @@ def numbered(name: str) -> Iterator[str]:
     yield name
     for number in count(2):
         yield f"{name}-{number}"
+
+
+def settle(folder: Path) -> None:
+    """Bring all files in a folder to the disk, far faster than to wait for each as it is written."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            _flush(path)
+    _flush_folder(folder)
 
 
 def leftovers(path: Path) -> list[Path]:
@@ -187,7 +193,7 @@ def _replace(source: Path, target: Path) -> None:
             time.sleep(_WINDOWS_WAIT_SECONDS)
 
 
-def _settle(path: Path) -> None:
+def _flush(path: Path) -> None:
     """Windows wants a file open for writing to bring it to the disk; elsewhere it may well be read-only."""
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
@@ -196,8 +202,8 @@ def _settle(path: Path) -> None:
         os.close(descriptor)
 
 
-def _settle_folder(folder: Path) -> None:
+def _flush_folder(folder: Path) -> None:
     """A rename is on the disk when its folder is. Windows opens no folders, some network disks don't sync them."""
     if os.name != "nt":
         with suppress(OSError):
-            _settle(folder)
+            _flush(folder)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from sdlora import atomic
 from sdlora.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -141,15 +140,7 @@ def refuse_overwriting(path: Path, force: bool) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Put a file in place whole or not at all. Raises AdapterError when the folder can't be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        atomic.write_bytes(path, data, parents=True)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise AdapterError(f"{path} can't be written: {error.strerror or error}") from error

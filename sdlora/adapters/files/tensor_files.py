@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +12,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from sdlora import atomic
 from sdlora.errors import AdapterError, ModelError
 from sdlora.models.headers import read_header
 
@@ -86,10 +85,8 @@ class TensorFile:
         header = {"__metadata__": dict(metadata), **{k: v for k, v in self._header.items() if k != "__metadata__"}}
         raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         raw += b" " * (-len(raw) % 8)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("rb") as source, temporary.open("wb") as out:
+            with self.path.open("rb") as source, atomic.writing(target, parents=True) as out:
                 out.write(struct.pack("<Q", len(raw)) + raw)
                 for name in self.names():
                     if name in change:
@@ -97,14 +94,8 @@ class TensorFile:
                     else:
                         self._copy(source, out, self._entries[name])
                     on_tensor()
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(target)
         except OSError as error:
             raise AdapterError(f"{target} can't be written: {error.strerror or error}") from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
 
     def _read(self, stream: IO[bytes], name: str) -> Tensor:
         entry = self._entries[name]

@@ -8,7 +8,6 @@ convolutions [r,in,k,k] and [out,r,1,1]; nothing that is not finite.
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +79,9 @@ def write_side_car(path: Path, facts: TrainingFacts, preview: Path | None = None
     write_atomically(json_path, text.encode())
     if preview is None:
         return [json_path]
-    return [json_path, Path(shutil.copyfile(preview, path.with_suffix(".png")))]
+    picture_path = path.with_suffix(".png")
+    write_atomically(picture_path, preview.read_bytes())
+    return [json_path, picture_path]
 
 
 def kohya_tensors(modules: Modules, family: FamilyName, dtype: torch.dtype) -> tuple[dict[str, Tensor], NetworkFacts]:

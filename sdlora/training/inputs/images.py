@@ -73,9 +73,9 @@ def _refuse_missing_class_images(folder: Path) -> None:
     folder = folder.expanduser()
     if not (folder.is_dir() and any(folder.iterdir())):
         raise DataError(
-            f"images.class_folder={folder} {'is empty' if folder.is_dir() else 'does not exist'}. Draw its images with "
-            f'the base model: sdlora dataset class-images --out {folder} --prompt "a photo of a dog" --count 200 (with '
-            "the same --preset and --set), the prompt being what your subject is one of."
+            f"images.class_folder={folder} {'is empty' if folder.is_dir() else 'does not exist'}. Generate its images "
+            f'with the base model: sdlora dataset class-images --out {folder} --prompt "a photo of a dog" --count 200 '
+            "(with the same --preset and --set), the prompt being what your subject is one of."
         )
 
 

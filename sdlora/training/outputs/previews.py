@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from sdlora import atomic
 from sdlora.config.train import TrainConfig
 from sdlora.events import EventStream, PreviewReady
 from sdlora.generation.sampling.sample import SampleRequest, sample
@@ -54,6 +55,7 @@ def generate(
     target.mkdir(parents=True, exist_ok=True)
     paths = [target / f"{index:02d}.png" for index in range(len(images))]
     for path, image in zip(paths, images, strict=True):
-        image.save(path)
+        with atomic.writing(path) as file:
+            image.save(file, "PNG")
     events.emit(PreviewReady(step=step, paths=[str(path) for path in paths], prompts=[item.prompt for item in wanted]))
     return paths
