@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from sdlora.config.section import Section
 from sdlora.config.shipped import resolve_folder
+from sdlora.constants import LATENT_FACTOR
 
 MaskSource = Literal["none", "alpha", "file"]
 
@@ -58,8 +59,7 @@ class ImagesConfig(Section):
 
     class_folder: Path | None = None
     """Folder with class images for prior preservation; `sdlora dataset class-images` generates them. Their
-    captions stay
-    without trigger, prefix and suffix."""
+    captions stay without trigger, prefix and suffix."""
 
     repeats: int = Field(default=1, ge=1)
     """How often each image is seen in an epoch; a `10_name` folder overrules it."""
@@ -70,7 +70,7 @@ class ImagesConfig(Section):
     buckets: bool = True
     """Group images by aspect ratio; off crops every image to a square."""
 
-    bucket_step: int = Field(default=64, ge=8, multiple_of=8)
+    bucket_step: int = Field(default=64, ge=LATENT_FACTOR, multiple_of=LATENT_FACTOR)
     """Bucket edges are multiples of this."""
 
     bucket_min: int | None = Field(default=None, ge=32)
@@ -124,7 +124,7 @@ class ImagesConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ImagesConfig:
-        if not self.resolutions or any(edge < 64 or edge % 8 for edge in self.resolutions):
+        if not self.resolutions or any(edge < 64 or edge % LATENT_FACTOR for edge in self.resolutions):
             raise ValueError(f"resolution: every value must be a multiple of 8, at least 64; got {self.resolution}")
         if self.buckets:
             self._check_buckets()

@@ -15,6 +15,7 @@ import numpy
 from PIL import Image
 
 from sdlora.config.images import MaskSource
+from sdlora.constants import LATENT_FACTOR
 from sdlora.data.buckets import Placement
 from sdlora.data.decoding import UnreadableImageError, load_rgb
 from sdlora.data.images import ImageRecord, load_mask
@@ -24,7 +25,6 @@ from sdlora.models.size_conditions import SizeConditions
 if TYPE_CHECKING:
     from torch import Tensor
 
-LATENT_FACTOR = 8
 """Pixels per latent along each edge, the same in all Stable Diffusion families."""
 
 

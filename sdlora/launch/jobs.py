@@ -20,6 +20,7 @@ from typing import Any, Literal
 from sdlora import atomic
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
+from sdlora.constants import MIB
 from sdlora.errors import RunError
 from sdlora.events import CommandFinished, Progress
 from sdlora.launch.detached import SDLORA, end, spawn
@@ -32,7 +33,7 @@ JobStatus = Literal["running", "finished", "failed", "cancelled", "crashed"]
 error that it told. crashed: its process is gone without a word."""
 
 KILL_GRACE_SECONDS = 3.0
-_MAX_OUTPUT_BYTES = 64 * 2**20
+_MAX_OUTPUT_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)

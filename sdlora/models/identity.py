@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from sdlora import atomic
+from sdlora.constants import MIB
 
 _SAMPLED = 64
-_BLOCK = 1 << 20
+_BLOCK = MIB
 
 
 def weights_identity(modules: Iterable[nn.Module], *extra: str | int) -> str:

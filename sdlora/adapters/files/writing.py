@@ -24,13 +24,13 @@ from sdlora.adapters.files.metadata import NetworkFacts, TrainingFacts, kohya_me
 from sdlora.adapters.files.weights import ModuleWeights
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.errors import AdapterError
+from sdlora.models.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from sdlora.adapters.live.attach import Adapter
 
 Modules = Mapping[tuple[Part, str], ModuleWeights]
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _FOLDED_INTO = {"lora": ("lora_up",), "loha": ("hada_w1_a",), "lokr": ("lokr_w1", "lokr_w1_a")}
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sdlora import atomic
+from sdlora.constants import MIB
 from sdlora.data.decoding import UnreadableImageError, suffix_of
 from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.packed.parquet import PARQUET_SUFFIX, check_columns, read_parquet
@@ -24,7 +25,6 @@ from sdlora.data.packed.webdataset import TAR_SUFFIXES, read_shard
 from sdlora.errors import DataError
 
 MARKER = ".sdlora-import.json"
-_MIB = 2**20
 _UNUSABLE_KEPT = 100
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SUFFIXES = (*TAR_SUFFIXES, PARQUET_SUFFIX)
@@ -99,7 +99,7 @@ def unpack(
 
         def advance(read: int, before: int = read_before) -> None:
             if on_progress:
-                on_progress((before + read) // _MIB, max(total // _MIB, 1))
+                on_progress((before + read) // MIB, max(total // MIB, 1))
 
         folder = out / f"{index:05d}-{file_stem(path.name.partition('.')[0])}"
         _unpack_file(path, folder, caption_column, result, advance)

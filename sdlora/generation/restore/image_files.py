@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdlora import atomic
 from sdlora.config.generate import ImageFilesConfig, ImageFormat
+from sdlora.constants import GIB, MIB
 from sdlora.data.decoding import UnreadableImageError, open_image
 from sdlora.errors import DataError
 from sdlora.generation.restore.infotext import Infotext, from_infotext, to_infotext
@@ -38,7 +39,7 @@ _EXIF_IFD, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
 _UNICODE, _ASCII, _UNDEFINED = b"UNICODE\0", b"ASCII\0\0\0", bytes(8)
 _NOTE_START = b"sdlora\0"
 _NUMBERED = re.compile(r"(\d{5,})-")
-_LARGEST_FILE_BYTES = 2**30
+_LARGEST_FILE_BYTES = GIB
 _LARGEST_DECODED_PX = 300e6
 
 
@@ -169,7 +170,7 @@ def _embedded(path: Path) -> tuple[str | None, str | None]:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
     if path.stat().st_size > _LARGEST_FILE_BYTES:
-        raise DataError(f"{path} has {path.stat().st_size / 2**20:,.0f} MiB; images above 1,024 MiB are not opened")
+        raise DataError(f"{path} has {path.stat().st_size / MIB:,.0f} MiB; images above 1,024 MiB are not opened")
     try:
         with open_image(path) as image:
             if image.format == "PNG":

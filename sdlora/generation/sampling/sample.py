@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sdlora.constants import LATENT_FACTOR
 from sdlora.generation.sampling.denoising import Conditions, Hooks, denoise
 from sdlora.generation.sampling.samplers import make_scheduler
 from sdlora.models.family import Bundle, TextStates
 from sdlora.models.vae import decode_latents
-
-LATENT_FACTOR = 8
 
 
 @dataclass(frozen=True)
