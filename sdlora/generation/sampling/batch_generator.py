@@ -22,7 +22,7 @@ from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
 from sdlora.generation.sampling.denoising import Conditions
 from sdlora.generation.sampling.passes import Batch, Watch, rescale_of
 from sdlora.generation.sampling.texts import Texts
-from sdlora.models.family import Bundle, TextStates
+from sdlora.models.bundle import Bundle, TextStates
 
 OnStep = Callable[[int, int, Callable[[], Tensor]], None]
 """Called with (step, total steps, clean latents_BCHW)."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from sdlora.constants import LATENT_FACTOR
 from sdlora.generation.sampling.denoising import Conditions, Hooks, denoise
 from sdlora.generation.sampling.samplers import make_scheduler
-from sdlora.models.family import Bundle, TextStates
+from sdlora.models.bundle import Bundle, TextStates
 from sdlora.models.vae import decode_latents
 
 

@@ -17,7 +17,7 @@ from sdlora.data.buckets import BucketedImage
 from sdlora.data.cache import Cache
 from sdlora.data.crops import prepare_mask, prepare_pixels, sample_crop, size_conditions
 from sdlora.events import EventStream
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.models.size_conditions import SizeConditions
 from sdlora.models.vae import encode_moments
 

@@ -10,7 +10,7 @@ from sdlora import atomic
 from sdlora.config.train import TrainConfig
 from sdlora.events import EventStream, PreviewReady
 from sdlora.generation.sampling.sample import SampleRequest, sample
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.runs.folder import RunFolder
 
 _DRAW_AT_ONCE = 4
