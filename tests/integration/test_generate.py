@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from sdlora.config import files
 from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
 from sdlora.errors import AdapterError, ConfigError
-from sdlora.generation.generate import GeneratedImage, Generator, StepPreview, generate
+from sdlora.generation.generate import Generator, generate
+from sdlora.generation.generated import GeneratedImage, StepPreview
 from sdlora.generation.sampling.adapted_base import AdaptedBase
 from sdlora.generation.sampling.pool import AdapterPool
 from sdlora.models.loading import load
@@ -407,7 +408,7 @@ def test_flags_and_a_yaml_request_agree(tmp_path: Path, adapters: list[Path], mo
     from sdlora.cli import app
 
     seen: list[GenerateConfig] = []
-    monkeypatch.setattr("sdlora.cli.generate._draw", seen.append)
+    monkeypatch.setattr("sdlora.cli.generate._generate", seen.append)
     file = tmp_path / "request.yaml"
     file.write_text(
         f"""

@@ -28,7 +28,8 @@ from sdlora.generation.request.prompt_adapters import find_adapter, take_tags
 from sdlora.generation.restore.image_files import SUFFIX_OF, save_image, save_sheet
 
 if TYPE_CHECKING:
-    from sdlora.generation.generate import GeneratedImage, Generator, StepPreview
+    from sdlora.generation.generate import Generator
+    from sdlora.generation.generated import GeneratedImage, StepPreview
 
 MOST_CELLS = 400
 """More than this is asked for explicitly."""

@@ -26,9 +26,6 @@ from torch import Tensor
 from sdlora.config.generate import Sampler
 from sdlora.models.schedule import NoiseSchedule
 
-LCM_MOST_STEPS = 50
-"""Latent consistency models are distilled at this many timesteps (Luo et al. 2023)."""
-
 _SMALLEST_ALPHA_BAR = 2.0**-24  # zero terminal SNR would make the first sigma infinite
 
 _KINDS: dict[Sampler, tuple[type, dict[str, Any]]] = {

@@ -10,7 +10,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, MissingPackageError, SdloraError
 from sdlora.models.detection import detect
 from sdlora.training.inputs.images import RunImages, find_images
-from sdlora.training.loop import optimizers
+from sdlora.training.optimization import optimizers
 
 
 def check(config: TrainConfig) -> RunImages:
