@@ -22,6 +22,7 @@ from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.run import Grid
 from sdlora.generation.restore.image_files import save_image
 from sdlora.launch.images import ImageProgress, WorkerMemory
+from sdlora.trash import move_to_trash, put_back
 from tests.support.emoji_adapters import random_adapter
 from webui import fields
 from webui.drawing import axes, models, view
@@ -34,7 +35,6 @@ from webui.mixing.active_adapters import Row, add
 from webui.mixing.adapter_library import Library, Scan
 from webui.state import PageState
 from webui.thumbnails import thumbnail, tile
-from webui.trash import move_to_trash, put_back
 from webui.workspace import Workspace
 
 

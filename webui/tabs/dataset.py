@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from sdlora.errors import DataError
+from sdlora.trash import move_to_trash
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
 from webui.data_sets import folders, uploads
 from webui.data_sets.jobs import WORDS, DatasetJobs, runs_on
@@ -16,7 +17,6 @@ from webui.tabs import dataset_view as view
 from webui.tabs.dataset_browser import Browser
 from webui.tabs.dataset_bulk import BulkPanel
 from webui.tabs.dataset_work import WorkPanels
-from webui.trash import move_to_trash
 
 FIRST_NAME = "my images"
 

@@ -10,6 +10,7 @@ import gradio as gr
 
 from sdlora.errors import DataError
 from sdlora.generation.restore.image_files import read_image_text
+from sdlora.trash import Deleted, move_to_trash, put_back
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, Context, handler
 from webui.downloads import download_button
 from webui.drawing import view
@@ -18,7 +19,6 @@ from webui.drawing.requests import Drawing
 from webui.drawing.restore import restore
 from webui.drawing.studio import Studio
 from webui.thumbnails import thumbnail
-from webui.trash import Deleted, move_to_trash, put_back
 
 if TYPE_CHECKING:
     from webui.tabs.generate import GenerateTab

@@ -12,6 +12,7 @@ from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.mix import MixConfig
 from sdlora.errors import ConfigError
 from sdlora.launch.jobs import JobHandle
+from sdlora.trash import move_to_trash
 from webui.context import LAST_COUNTS, QUEUED, QUICK, Context, handler
 from webui.drawing import view
 from webui.drawing.models import family_of
@@ -22,7 +23,6 @@ from webui.mixing import mixes
 from webui.mixing.active_adapters import check_family, to_tags
 from webui.problem_panel import SCRIPT
 from webui.tabs.mix_library import LibraryPanel
-from webui.trash import move_to_trash
 
 _FIELDS = {field.name: field for field in fields(MixConfig, ("adapters",))}
 _SUFFIX = ".safetensors"

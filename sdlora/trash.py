@@ -1,4 +1,4 @@
-"""Deleting that can be taken back: what is deleted moves into the workspace's trash folder."""
+"""Deleting that can be taken back: what is deleted moves into a trash folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from sdlora.atomic import numbered
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,5 @@ def put_back(deleted: Sequence[Deleted]) -> list[Path]:
 
 
 def _free(path: Path) -> Path:
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return free
+    names = (path.with_name(f"{name}{path.suffix}") for name in numbered(path.stem))
+    return next(free for free in names if not free.exists())

@@ -1,0 +1,65 @@
+"""What was found out about files, remembered until they change."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sdlora import atomic
+
+_SETTLED_SECONDS = 2.0
+"""A file changed more recently than this is not remembered: file systems round times, so it may change unseen."""
+
+
+class FileMemory:
+    """Plain facts (what JSON can hold) about files, by path, size and time of change, in one JSON file.
+
+    Safe from several threads. Two processes may save at once: the last one wins, and the other's work is done again
+    next time.
+    """
+
+    def __init__(self, store: Path | None, version: int) -> None:
+        """store: None remembers nothing. version: of the facts' form; what another one wrote is forgotten."""
+        self._store = store
+        self._version = version
+        self._known = self._read()
+        self._asked: dict[str, list[Any]] = {}
+
+    def get(self, path: Path, find_out: Callable[[], Any], also: float = 0.0) -> Any:
+        """The facts about a file, from memory if it has not changed, else from `find_out()`.
+
+        also: a further number to compare, such as the time of change of a file that belongs to it. Raises OSError when
+        the file can't be looked at, and what `find_out` raises.
+        """
+        name, status = str(path.absolute()), path.stat()
+        stamp = [status.st_size, status.st_mtime_ns, also]
+        known = self._known.get(name)
+        facts = known[1] if known is not None and known[0] == stamp else find_out()
+        if time.time() - status.st_mtime > _SETTLED_SECONDS:
+            self._asked[name] = [stamp, facts]
+        return facts
+
+    def save(self, *, keep_others: bool = False) -> None:
+        """Write what was asked for since the memory was opened, and with keep_others all else too.
+
+        A folder that can't be written is no error: all is only found out again.
+        """
+        entries = {**self._known, **self._asked} if keep_others else self._asked
+        if self._store is None or entries == self._known:
+            return
+        with suppress(OSError):
+            atomic.write_json(self._store, {"version": self._version, "files": entries}, parents=True)
+
+    def _read(self) -> dict[str, list[Any]]:
+        if self._store is None:
+            return {}
+        try:
+            content = json.loads(self._store.read_text(encoding="utf-8"))
+            entries = content["files"].items() if content["version"] == self._version else ()
+            return {name: [stamp, facts] for name, (stamp, facts) in entries}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
