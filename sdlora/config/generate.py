@@ -91,7 +91,7 @@ class ComputeConfig(Section):
     """Number type of the calculation; auto is fp16 on a card, bf16 on processors that have it, else fp32."""
 
     merge_adapters: Literal["auto"] | bool = "auto"
-    """Bake the adapters into the weights while drawing (faster for several images); auto does it when it pays."""
+    """Bake the adapters into the weights while generating (faster for several images); auto does it when it pays."""
 
     compile: bool = False
     """Compile the UNet's blocks with torch.compile: slow first image, faster afterwards."""

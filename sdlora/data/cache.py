@@ -72,7 +72,9 @@ class Cache:
             tensors: dict[str, Tensor] = load(path.read_bytes())
         except (OSError, SafetensorError, ValueError, KeyError):
             return None
-        _note_use(path)
+        with suppress(OSError):  # a read-only cache still serves
+            if time.time() - path.stat().st_mtime > _USE_NOTED_SECONDS:
+                os.utime(path)
         return tensors
 
     def get_or_encode(self, key: str, encode: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -91,6 +93,7 @@ class Cache:
         """
         from safetensors.torch import save
 
+        # What is returned is what a later run will read, so that a fresh cache and a filled one train the same.
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         path = self._path(key)
         try:
@@ -115,7 +118,11 @@ class Cache:
 
         Returns what was removed. Leftovers of interrupted writes go too.
         """
-        self._remove_abandoned()
+        for shard in self._shards():
+            for path in shard.glob(f".*{atomic.TEMPORARY_SUFFIX}"):
+                with suppress(FileNotFoundError):  # its writer has just moved it
+                    if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                        path.unlink()
         entries = sorted(self._entries(), key=lambda entry: entry.last_use)
         oldest_kept = time.time() - older_than.total_seconds() if older_than is not None else float("-inf")
         total_bytes = sum(entry.size_bytes for entry in entries)
@@ -146,13 +153,6 @@ class Cache:
                     continue
                 yield _Entry(path, status.st_size, status.st_mtime)
 
-    def _remove_abandoned(self) -> None:
-        for shard in self._shards():
-            for path in shard.glob(f".*{atomic.TEMPORARY_SUFFIX}"):
-                with suppress(FileNotFoundError):  # its writer has just moved it
-                    if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
-                        path.unlink()
-
 
 def default_cache_folder() -> Path:
     """The user's cache folder: $SDLORA_CACHE, or `sdlora` where this platform keeps caches."""
@@ -165,9 +165,3 @@ def default_cache_folder() -> Path:
         return Path.home() / "Library" / "Caches" / "sdlora"
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "sdlora"
-
-
-def _note_use(path: Path) -> None:
-    with suppress(OSError):  # a read-only cache still serves
-        if time.time() - path.stat().st_mtime > _USE_NOTED_SECONDS:
-            os.utime(path)

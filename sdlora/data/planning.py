@@ -24,7 +24,7 @@ class BucketCount:
 
 @dataclass(frozen=True)
 class DataPlan:
-    """What one epoch trains."""
+    """What one epoch trains, counted: images, samples, batches and buckets."""
 
     images: int
     """Different images (files); each counts once, whatever its repeats and resolutions."""
@@ -61,7 +61,7 @@ def plan(scan: ScanResult, placed: Sequence[BucketedImage], images: ImagesConfig
         batches=len(batches),
         short_batches=sum(len(batch) < batch_size for batch in batches),
         upscaled=len({item.record.path for item in placed if item.placement.upscaled}),
-        without_mask=_without_mask(scan.records, images),
+        without_mask=0 if images.mask == "none" else sum(not record.has_mask(images.mask) for record in scan.records),
         never_trained=[record.path for record in scan.records if not trained[record.path]],
         mean_aspect_error=errors / samples if samples else 0.0,
     )
@@ -73,15 +73,7 @@ def tag_counts(records: Sequence[ImageRecord], config: CaptionsConfig) -> dict[s
     for record in records:
         lines = (record.caption or "").splitlines()
         counts[record.path.parent.name].update({tag for line in lines for tag in split_tags(line, config)})
-    return {folder: dict(sorted(tags.items(), key=_frequent_first)) for folder, tags in counts.items()}
-
-
-def _frequent_first(item: tuple[str, int]) -> tuple[int, str]:
-    return -item[1], item[0]
-
-
-def _without_mask(records: Sequence[ImageRecord], images: ImagesConfig) -> int:
-    return 0 if images.mask == "none" else sum(not record.has_mask(images.mask) for record in records)
+    return {folder: dict(sorted(tags.items(), key=lambda each: (-each[1], each[0]))) for folder, tags in counts.items()}
 
 
 def _aspect_error(item: BucketedImage) -> float:

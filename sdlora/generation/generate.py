@@ -54,7 +54,7 @@ def generate(
     on_step: Callable[[StepPreview], None] | None = None,
     is_cancelled: Callable[[], bool] = _never,
 ) -> Iterator[GeneratedImage]:
-    """Draw a request's images one after the other, with a model loaded for this call.
+    """Generate a request's images one after the other, with a model loaded for this call.
 
     Raises ConfigError listing every problem, before anything is loaded; ModelError or AdapterError for files whose
     content turns out damaged.
@@ -117,7 +117,7 @@ class Generator:
         on_step: Callable[[StepPreview], None] | None = None,
         is_cancelled: Callable[[], bool] = _never,
     ) -> Iterator[GeneratedImage]:
-        """Draw a request's images, `batch_size` at a time. Ends early when cancelled, after what is finished.
+        """Generate a request's images, `batch_size` at a time. Ends early when cancelled, after what is finished.
 
         Raises ConfigError listing every problem at once, when called; AdapterError for a damaged adapter.
         """
@@ -130,7 +130,7 @@ class Generator:
         on_step: Callable[[StepPreview], None] | None = None,
         is_cancelled: Callable[[], bool] = _never,
     ) -> Iterator[GeneratedImage]:
-        """Draw one image for each request, several in one UNet call, each with its own adapters and weights.
+        """Generate one image for each request, several in one UNet call, each with its own adapters and weights.
 
         Prompts, seeds, guidance, adapters and start images may differ; sizes, sampler and steps must not. `batch_size`
         of the first counts. Raises as `generate`.

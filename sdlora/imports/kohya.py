@@ -23,9 +23,12 @@ from sdlora.imports.translation import (
     file_name,
     number,
     one_of,
+    opposite,
+    percent,
     same,
     some,
     switch,
+    switched_off,
     text_file_ending,
 )
 
@@ -36,20 +39,6 @@ def _resolution(value: Any) -> int | None:
         return None
     edges = [int(edge) for edge in (value if isinstance(value, list) else str(value).split(","))]
     return round(math.sqrt(edges[0] * edges[-1]) / LATENT_FACTOR) * LATENT_FACTOR
-
-
-def _not(value: Any) -> bool | None:
-    return False if switch(value) else None
-
-
-def _off(value: Any) -> bool | None:
-    """False for a switch that is off; ours are on by default."""
-    return None if switch(value) else False
-
-
-def _percent(value: Any) -> float | None:
-    share = some(value)
-    return share / 100 if share else None
 
 
 def _token_length(value: Any) -> int | None:
@@ -76,11 +65,11 @@ _SUBSET: dict[str, tuple[str, Convert]] = {
     "caption_extension": ("", text_file_ending),
     "flip_aug": ("images.horizontal_flip", switch),
     "random_crop": ("images.random_crop", switch),
-    "enable_bucket": ("images.buckets", _off),
+    "enable_bucket": ("images.buckets", switched_off),
     "min_bucket_reso": ("images.bucket_min", count),
     "max_bucket_reso": ("images.bucket_max", count),
     "bucket_reso_steps": ("images.bucket_step", count),
-    "bucket_no_upscale": ("images.upscale", _not),
+    "bucket_no_upscale": ("images.upscale", opposite),
     "alpha_mask": ("images.mask", lambda value: "alpha" if switch(value) else None),
 }
 
@@ -114,7 +103,7 @@ _GUI: dict[str, tuple[str, Convert]] = {
     "max_grad_norm": ("optimization.max_gradient_norm", number),
     "optimizer": ("optimization.optimizer", OPTIMIZER),
     "lr_scheduler": ("optimization.schedule", SCHEDULE),
-    "lr_warmup": ("optimization.warmup", _percent),
+    "lr_warmup": ("optimization.warmup", percent),
     "lr_warmup_steps": ("optimization.warmup", some),
     "lr_scheduler_num_cycles": ("optimization.schedule_cycles", count),
     "lr_scheduler_power": ("optimization.schedule_power", some),
@@ -256,7 +245,12 @@ def from_dataset_config(settings: Mapping[str, Any]) -> Translation:
     )
     folders = [str(subset["image_dir"]) for subset in trained if subset.get("image_dir")]
     result.put("images.folder", folders[0] if len(folders) == 1 else folders or None)
-    _class_folder(subsets, result)
+    class_folders = [
+        str(subset["image_dir"]) for subset in subsets if switch(subset.get("is_reg")) and "image_dir" in subset
+    ]
+    result.put("images.class_folder", class_folders[0] if class_folders else None)
+    for folder in class_folders[1:]:
+        result.lose("image_dir", folder, "there is one folder of class images")
     known |= {"image_dir", "is_reg"}
     result.lose_rest(first, known)
     for subset in trained[1:]:
@@ -271,13 +265,6 @@ def _difference(name: str, subset: Mapping[str, Any]) -> str:
         folder = Path(str(subset.get("image_dir", ""))).name
         return f"folders share the settings of the first; rename this one to {subset[name]}_{folder}"
     return "folders share the settings of the first"
-
-
-def _class_folder(subsets: list[dict[str, Any]], result: Translation) -> None:
-    folders = [str(subset["image_dir"]) for subset in subsets if switch(subset.get("is_reg")) and "image_dir" in subset]
-    result.put("images.class_folder", folders[0] if folders else None)
-    for folder in folders[1:]:
-        result.lose("image_dir", folder, "there is one folder of class images")
 
 
 def from_metadata(entries: Mapping[str, Any]) -> Translation:

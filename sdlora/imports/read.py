@@ -19,7 +19,7 @@ from sdlora.imports.ai_toolkit import from_job
 from sdlora.imports.kohya import from_dataset_config, from_gui, from_metadata
 from sdlora.imports.onetrainer import from_concepts
 from sdlora.imports.onetrainer_config import from_config
-from sdlora.imports.translation import Translation, settle
+from sdlora.imports.translation import Translation, reconcile
 
 _REPEATS_FOLDER = re.compile(r"\d{1,3}_.+")
 
@@ -52,7 +52,7 @@ def import_settings(path: Path) -> Imported:
     path = path.expanduser()
     try:
         tool, translation = _translate(path)
-        settle(translation)
+        reconcile(translation)
     except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(str(path), [f"can't be imported: {' '.join(str(error).split())}"]) from error
     config = files.validate(schema.nest(translation.values), f"{path}, as imported,")

@@ -112,7 +112,7 @@ class Bundle:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is."""
+        """Where the UNet is; VAE and text encoders may be elsewhere while they aren't needed."""
         return next(self.unet.parameters()).device
 
     def to(self, device: torch.device | str) -> Bundle:

@@ -53,7 +53,7 @@ class StableDiffusion:
     def added_conditions(
         self, text_states: TextStates, size_conditions: Sequence[Sequence[int]] | None
     ) -> dict[str, Tensor] | None:
-        """None."""
+        """None: these UNets see nothing but latents, time and text."""
         return None
 
     def predict(
@@ -64,7 +64,7 @@ class StableDiffusion:
         text_states: TextStates,
         size_conditions: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
-        """The UNet's output."""
+        """The UNet's output; size conditions are passed over."""
         return run_unet(bundle, noisy_BCHW, timesteps_B, text_states, None)
 
 

@@ -30,12 +30,12 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The complete configuration, reloadable."""
+        """The complete configuration: `sdlora train --preset` with it trains the same."""
         return self.path / "config.yaml"
 
     @property
     def environment(self) -> Path:
-        """Versions and machine."""
+        """Versions of the packages and the machine, for whoever repeats the run."""
         return self.path / "environment.json"
 
     @property
@@ -45,7 +45,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What the terminal showed."""
+        """What the terminal showed, without progress bars."""
         return self.path / "log.txt"
 
     @property
@@ -77,7 +77,7 @@ class RunFolder:
         return self.path / "previews" / step_name(step)
 
     def adapter(self, name: str) -> Path:
-        """The finished adapter file."""
+        """Where the finished adapter file is written."""
         return self.path / f"{name}.safetensors"
 
     def ask(self, request: Request) -> None:

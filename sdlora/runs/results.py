@@ -11,7 +11,7 @@ from sdlora.runs.folder import RunFolder, by_step
 
 
 @dataclass(frozen=True)
-class AdapterFile:
+class RunAdapterFile:
     """An adapter file of a run, ready to be used."""
 
     path: Path
@@ -31,16 +31,16 @@ class PreviewImage:
     prompt: str
 
 
-def adapter_files(folder: RunFolder) -> list[AdapterFile]:
+def adapter_files(folder: RunFolder) -> list[RunAdapterFile]:
     """Those of complete checkpoints, oldest first, then the finished one if there is one."""
     best = checkpoints.best_step(folder)
     found = [
-        AdapterFile(path, checkpoint.step, checkpoint.step == best)
+        RunAdapterFile(path, checkpoint.step, checkpoint.step == best)
         for checkpoint in checkpoints.find(folder)
         for path in sorted(checkpoint.path.glob("*.safetensors"))
     ]
     finished = [path for path in sorted(folder.path.glob("*.safetensors")) if path.is_file()]
-    return found + [AdapterFile(path, None, False) for path in finished]
+    return found + [RunAdapterFile(path, None, False) for path in finished]
 
 
 def preview_images(folder: RunFolder, prompts: Sequence[str] = ()) -> list[PreviewImage]:

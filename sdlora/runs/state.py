@@ -105,7 +105,13 @@ def derive(folder: RunFolder, *, is_queued: bool = False) -> RunState:
     if is_queued and not alive:
         return replace(resting, status="queued")
     if newest.ending is not None:
-        return _ended(resting, newest.ending)
+        if isinstance(newest.ending, RunFailed):
+            return replace(resting, status="failed", last_error=newest.ending.message)
+        return replace(
+            resting,
+            status="finished" if newest.ending.reason == "completed" else "stopped",
+            adapter=newest.ending.adapter_path,
+        )
     if record is None and newest.time is None:
         return replace(resting, status="stopped")
     if record is None or not alive:
@@ -183,12 +189,6 @@ def _step(folder: RunFolder, newest: _Newest, began: RunStarted | None) -> int:
         return began.first_step
     steps = (event.step for event in iterate_backwards(folder.events) if isinstance(event, StepFinished))
     return next(steps, 0)
-
-
-def _ended(state: RunState, ending: RunFinished | RunFailed) -> RunState:
-    if isinstance(ending, RunFailed):
-        return replace(state, status="failed", last_error=ending.message)
-    return replace(state, status="finished" if ending.reason == "completed" else "stopped", adapter=ending.adapter_path)
 
 
 def _with_stage(state: RunState, newest: _Newest) -> RunState:

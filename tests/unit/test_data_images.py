@@ -326,13 +326,13 @@ def test_an_unchanged_file_is_decoded_and_hashed_once(tmp_path: Path, monkeypatc
             os.utime(path, (old, old))
     first = scan(settings, CAPTIONS)
     looked: list[str] = []
-    really_inspect = inspection.inspect
+    really_inspect = inspection.inspect_image
 
     def watch(path: Path, max_megapixels: float) -> inspection.ImageFacts:
         looked.append(path.name)
         return really_inspect(path, max_megapixels)
 
-    monkeypatch.setattr(inspection, "inspect", watch)
+    monkeypatch.setattr(inspection, "inspect_image", watch)
     assert scan(settings, CAPTIONS) == first
     assert looked == ["new.png"], "a file changed within the clock's grain must not be trusted"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from sdlora.launch.runs import RunHandle
-from sdlora.runs.results import AdapterFile
+from sdlora.runs.results import RunAdapterFile
 from webui.run_view.curves import Curves
 from webui.run_view.previews import file_address
 
@@ -20,7 +20,7 @@ _EVENT_LINES = 2000
 _LOG_LINES = 2000
 
 
-def adapter_list(files: list[AdapterFile]) -> str:
+def adapter_list(files: list[RunAdapterFile]) -> str:
     """The adapter files, the finished one first, each to download."""
     if not files:
         return (
@@ -66,7 +66,7 @@ def support_zip(handle: RunHandle, folder: Path, *, with_prompts: bool = False) 
     return path
 
 
-def _row(file: AdapterFile) -> str:
+def _row(file: RunAdapterFile) -> str:
     step = "finished" if file.step is None else f"step {file.step:,}"
     best = " · best by validation" if file.is_best else ""
     size = file.path.stat().st_size / 2**20 if file.path.is_file() else 0.0

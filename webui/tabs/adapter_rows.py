@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context as GradioContext
 
-from sdlora.adapters.algebra.blocks import PRESETS
+from sdlora.adapters.algebra.blocks import NAMED_WEIGHTS
 from webui.context import LAST_COUNTS, QUEUED, Context, handler
 from webui.drawing import view
 from webui.drawing.studio import Studio
@@ -107,7 +107,7 @@ class _RowInputs:
             slider, number = self._weight("Text encoder weight", text_encoder, "te")
         with gr.Row():
             blocks = gr.Dropdown(
-                list(PRESETS), value=row.blocks, allow_custom_value=True, label="Block weights", interactive=True,
+                list(NAMED_WEIGHTS), value=row.blocks, allow_custom_value=True, label="Block weights", interactive=True,
                 info="A preset, numbers between commas in lbw order, or MID=0.5,OUT03=0.",
                 elem_id=f"{self.prefix}-blocks", min_width=220,
             )  # fmt: skip

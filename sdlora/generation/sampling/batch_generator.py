@@ -1,4 +1,4 @@
-"""Draws one batch with a loaded model: puts the adapters on, encodes texts, runs the passes, fixes what overflowed.
+"""Generates one batch with a loaded model: puts the adapters on, encodes texts, runs the passes, fixes what overflowed.
 
 Shapes: B images, C channels, H and W latent height and width.
 """
@@ -20,7 +20,7 @@ from sdlora.errors import DataError
 from sdlora.generation.request.start_images import StartImage, load_start
 from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
 from sdlora.generation.sampling.denoising import Conditions
-from sdlora.generation.sampling.passes import Batch, Watch, rescale_of
+from sdlora.generation.sampling.passes import Passes, Watch, rescale_of
 from sdlora.generation.sampling.texts import Texts
 from sdlora.models.bundle import Bundle, TextStates
 
@@ -70,7 +70,7 @@ class BatchGenerator:
         on_step: OnStep | None,
         is_cancelled: Callable[[], bool],
     ) -> list[SampledImage]:
-        """Draw a batch; what came out black or not finite is generated again in fp32. Raises CancelledError."""
+        """Generate a batch; what came out black or not finite is generated again in fp32. Raises CancelledError."""
         starts = [_start(row) for row in rows]
         images = self._generated(rows, sets, starts, merge, on_step, is_cancelled)
         for index, picture in enumerate(images):
@@ -81,6 +81,8 @@ class BatchGenerator:
                 images[index] = SampledImage(picture.image, True, f"the picture came out {fault}")
                 continue
             precision = str(self._bundle.dtype).removeprefix("torch.")
+            # bf16 and fp16 overflow in a few models' UNets; the same weights in fp32 don't, and only this image pays
+            # for it.
             with self._in_fp32():
                 again = self._generated(
                     rows[index : index + 1],
@@ -115,10 +117,10 @@ class BatchGenerator:
             )
 
         put_on = self._putting_on(sets, merge, 1 if unconditional is None else 2)
-        batch = Batch(self._bundle, rows, starts, Watch(on_step, is_cancelled, put_on))
-        latents_BCHW = batch.latents(conditions)
+        passes = Passes(self._bundle, rows, starts, Watch(on_step, is_cancelled, put_on))
+        latents_BCHW = passes.latents(conditions)
         return [
-            SampledImage(batch.picture(latents_BCHW, index), bool(torch.isfinite(latents_BCHW[index]).all()))
+            SampledImage(passes.picture(latents_BCHW, index), bool(torch.isfinite(latents_BCHW[index]).all()))
             for index in range(len(rows))
         ]
 
@@ -135,7 +137,7 @@ class BatchGenerator:
     def _encoded(
         self, rows: Sequence[GenerateConfig], sets: Sequence[AdapterSet]
     ) -> tuple[TextStates, TextStates | None]:
-        """Wanted and unconditional texts of one length; no unconditional ones where guidance is 1 throughout."""
+        """Conditional and unconditional texts of one length; no unconditional ones where guidance is 1 throughout."""
         conditional = self._texts.conditional([row.prompt for row in rows], sets)
         unconditional = []
         if any(row.guidance != 1 for row in rows):

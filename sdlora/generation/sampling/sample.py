@@ -39,7 +39,7 @@ def sample(
     *,
     on_step: Callable[[int], None] | None = None,
 ) -> list[Image.Image]:
-    """Draw requests that share size and steps as one batch, with DPM++ 2M; each has its own seed.
+    """Generate the images of requests that share size and steps as one batch, with DPM++ 2M; each has its own seed.
 
     Modules must be on their devices; wrap the call in autocast where the weights are in half precision.
     """
@@ -59,6 +59,7 @@ def sample(
         torch.zeros_like(guidance_B),
         bundle.family.full_size_conditions(first.width_px, first.height_px),
     )
+    # A deterministic sampler: previews of one prompt differ by the adapter alone.
     scheduler = make_scheduler("DPM++ 2M", bundle.schedule, first.steps)
     generators = [seeded(request.seed) for request in requests]
     noise_BCHW = unit_noise(generators, first.width_px, first.height_px).to(bundle.device)

@@ -69,7 +69,7 @@ def find_images(config: TrainConfig) -> RunImages:
 
 
 def _refuse_missing_class_images(folder: Path) -> None:
-    """Raise DataError when there are none, with the command that draws them."""
+    """Raise DataError when there are none, with the command that generates them."""
     folder = folder.expanduser()
     if not (folder.is_dir() and any(folder.iterdir())):
         raise DataError(

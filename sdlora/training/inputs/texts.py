@@ -36,6 +36,7 @@ class TextSource:
         if self.live:
             return
         forms = [form for caption in captions for form in caption_text.variants(caption, self._config) or ()]
+        # The empty caption always: shorter captions of a batch are filled up with it.
         todo = list(dict.fromkeys(["", *forms, *as_is]))
         for start in range(0, len(todo), _ENCODE_AT_ONCE):
             self.states(todo[start : start + _ENCODE_AT_ONCE])

@@ -45,8 +45,10 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
     for note in bundle.notes:
         events.notice(note)
     cache = Cache(config.images.cache_folder or default_cache_folder()) if config.images.cache else None
+    # Before the adapter is attached: what is cached must be the bare model's, as other runs use it too.
     latents = LatentSource(bundle, config.images, cache)
     latents.prepare(images.placed, events)
+    # Held-out images are never mirrored, so that losses stay comparable.
     latents.prepare(images.bucketed_held_out, events, flips=False)
     texts = _texts(config, images, bundle, cache, events)
     adapter = attach(bundle, config.adapter, seed=config.seed)
@@ -76,6 +78,8 @@ def _texts(
         variants(record.caption or "", of_class_images(config.captions)) for record in records if record.is_class
     ]
     forms = [variants(caption, config.captions) for caption in captions] + forms_of_class_images
+    # Captions that are shuffled or dropped by chance have few forms too, as long as they are short: then all are
+    # encoded.
     has_few_forms = all(each is not None for each in forms)
     live = config.adapter.text_encoder or (is_random(config.captions) and not has_few_forms)
     texts = TextSource(bundle, config.captions, cache, live=live)

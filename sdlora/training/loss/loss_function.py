@@ -43,6 +43,7 @@ class LossFunction:
         timesteps_B = sample_timesteps(batch.generators, objective).to(device)
         latents_BCHW = batch.latents_BCHW.to(device)
         input_noise_BCHW = perturb(noise_BCHW, batch.generators, objective.input_perturbation)
+        # Perturbed noise goes in, plain noise is the target: the UNet learns to correct its own errors.
         noisy_BCHW = add_noise(latents_BCHW, input_noise_BCHW, timesteps_B, self._alphas_cumprod_T)
         prediction = self._bundle.schedule.prediction
         target_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, self._alphas_cumprod_T, prediction)
@@ -57,6 +58,7 @@ class LossFunction:
         """How far the adapter moves predictions for captions without the trigger (loss_B)."""
         captions = [self._objective.prior_prompt or text for text in batch.raw_captions]
         with torch.no_grad(), self._adapter.disabled():
+            # The base's answer is taken from the same weights with the adapter switched off: no second UNet in memory.
             base_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions))
         predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions))
         return self._distance(predicted_BCHW, base_BCHW, timesteps_B, batch)

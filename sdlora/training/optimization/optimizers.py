@@ -71,7 +71,11 @@ def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
     """
     kind = _KINDS.get(config.optimizer, _Kind(config.optimizer))
     optimizer_class = _import_class(config.optimizer, kind)
-    options = {**kind.defaults, **_default_options(config.optimizer, device), **_given_options(config)}
+    options = {**kind.defaults, **config.optimizer_options}
+    if config.optimizer == "adamw" and device.type in _FUSED_DEVICES:
+        options.setdefault("fused", True)
+    # YAML knows lists only, optimizers want tuples (betas).
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     problems = _option_problems(optimizer_class, options)
     if problems:
         raise ConfigError("optimization.optimizer_options", problems)
@@ -89,6 +93,7 @@ def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
         raise ConfigError(
             "optimization", [f"optimizer {config.optimizer} rejects its options {options or '{}'}: {error!r}"]
         ) from error
+    # A schedule-free optimizer begins in evaluation mode and refuses to step there.
     if _has_modes(optimizer):
         optimizer.train()  # type: ignore[attr-defined]
     return optimizer
@@ -123,11 +128,11 @@ def set_learning_rates(optimizer: Optimizer, groups: Sequence[ParameterGroup], f
 
     For Prodigy the returned rate includes its own estimate, as that is what moves the weights.
     """
-    rates = {}
+    learning_rates = {}
     for torch_group, group in zip(optimizer.param_groups, groups, strict=True):
         torch_group["lr"] = group.learning_rate * factor
-        rates[group.name] = torch_group["lr"] * torch_group.get("d", 1.0)
-    return rates
+        learning_rates[group.name] = torch_group["lr"] * torch_group.get("d", 1.0)
+    return learning_rates
 
 
 @contextmanager
@@ -165,17 +170,6 @@ def state_bytes(optimizer: Optimizer) -> int:
 
 def _has_modes(optimizer: Optimizer) -> bool:
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
-
-
-def _default_options(name: str, device: torch.device) -> dict[str, Any]:
-    return {"fused": True} if name == "adamw" and device.type in _FUSED_DEVICES else {}
-
-
-def _given_options(config: OptimizationConfig) -> dict[str, Any]:
-    """The user's options; YAML knows lists only, optimizers want tuples (betas)."""
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in config.optimizer_options.items()
-    }
 
 
 def _import_class(name: str, kind: _Kind) -> type[Any]:

@@ -13,7 +13,7 @@ from sdlora.generation.sampling.sample import SampleRequest, sample
 from sdlora.models.bundle import Bundle
 from sdlora.runs.folder import RunFolder
 
-_DRAW_AT_ONCE = 4
+_AT_ONCE = 4
 
 
 def requests(config: TrainConfig) -> list[SampleRequest]:
@@ -42,15 +42,15 @@ def generate(
     events: EventStream,
     autocast: AbstractContextManager[Any],
 ) -> list[Path]:
-    """Draw all preview prompts with the model as it is now and save them as PNG files."""
+    """Generate all preview prompts with the model as it is now and save them as PNG files."""
     wanted = requests(config)
     if not wanted:
         return []
     images = []
     with autocast:
-        for start in range(0, len(wanted), _DRAW_AT_ONCE):
-            images += sample(bundle, wanted[start : start + _DRAW_AT_ONCE])
-            events.progress("drawing previews", len(images), len(wanted))
+        for start in range(0, len(wanted), _AT_ONCE):
+            images += sample(bundle, wanted[start : start + _AT_ONCE])
+            events.progress("generating previews", len(images), len(wanted))
     target = folder.previews(step)
     target.mkdir(parents=True, exist_ok=True)
     paths = [target / f"{index:02d}.png" for index in range(len(images))]
