@@ -22,7 +22,7 @@ from sdlora.data.decoding import (
     open_image,
     oriented_size,
 )
-from sdlora.data.inspection import ImageFacts, hash_file, open_memory, recall
+from sdlora.data.inspection import ImageFacts, open_memory, recall
 from sdlora.data.scan_problems import (
     refuse_absent_masks,
     refuse_caption_problems,
@@ -54,8 +54,6 @@ class ImageRecord:
     is_class: bool = False
     """A class image for prior preservation."""
     has_alpha: bool = False
-    mask_hash: str = ""
-    """SHA-256 of the mask file's bytes, or empty."""
 
     def has_mask(self, source: MaskSource) -> bool:
         """Whether `load_mask` finds more than an empty sheet."""
@@ -188,7 +186,6 @@ def _scan_folder(root: Path, images: ImagesConfig, captions: CaptionsConfig, is_
                 mask_path=mask_path,
                 is_class=is_class,
                 has_alpha=facts.has_alpha,
-                mask_hash=hash_file(mask_path) if mask_path else "",
             )
         )
     found.caption_problems += sources.problems

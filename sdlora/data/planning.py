@@ -37,8 +37,6 @@ class DataPlan:
     short_batches: int
     upscaled: int
     """Images that are enlarged for at least one resolution."""
-    without_mask: int
-    """Images without a mask of their own, trained everywhere; 0 when masks are off."""
     never_trained: list[Path]
     """Images in no batch of an epoch: always empty, and counted from the real batches to prove it."""
     mean_aspect_error: float
@@ -61,7 +59,6 @@ def plan(scan: ScanResult, placed: Sequence[BucketedImage], images: ImagesConfig
         batches=len(batches),
         short_batches=sum(len(batch) < batch_size for batch in batches),
         upscaled=len({item.record.path for item in placed if item.placement.upscaled}),
-        without_mask=0 if images.mask == "none" else sum(not record.has_mask(images.mask) for record in scan.records),
         never_trained=[record.path for record in scan.records if not trained[record.path]],
         mean_aspect_error=errors / samples if samples else 0.0,
     )

@@ -45,10 +45,6 @@ class Family(Protocol):
         """Edge in pixels that the family was trained at; `Bundle.native_resolution` knows the model at hand."""
 
     @property
-    def text_encoder_prefixes(self) -> tuple[str, ...]:
-        """What kohya's key names call each text encoder."""
-
-    @property
     def modelspec_implementation(self) -> str:
         """ModelSpec's name of the reference implementation."""
 

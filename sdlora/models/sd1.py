@@ -19,7 +19,6 @@ class StableDiffusion:
 
     name: FamilyName
     native_resolution: int
-    text_encoder_prefixes: tuple[str, ...] = ("lora_te",)
     modelspec_implementation: str = "diffusers"
 
     def base_model_version(self, prediction: Prediction) -> str:

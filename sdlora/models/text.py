@@ -19,17 +19,10 @@ import torch
 from torch import Tensor
 
 from sdlora.errors import ModelError
-from sdlora.models.bundle import Bundle, TextStates
-from sdlora.models.prompts import CHUNK_TOKENS, MAX_TOKENS, Chunk, split_into_chunks, token_numbers
+from sdlora.models.bundle import TextStates
+from sdlora.models.prompts import CHUNK_TOKENS, Chunk, split_into_chunks, token_numbers
 
 _LARGEST_RATIO = 10.0
-
-
-def encode(
-    bundle: Bundle, captions: Sequence[str], *, max_tokens: int = MAX_TOKENS, weights: bool = True
-) -> TextStates:
-    """Text states of a batch of captions, as long as the longest needs (see `Family.encode_text`)."""
-    return bundle.family.encode_text(bundle, captions, max_tokens, weights)
 
 
 def encode_with(

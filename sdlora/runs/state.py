@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from sdlora.events import (
     Progress,
@@ -24,7 +24,6 @@ asked to stop and saves. stopped: it saved and ended before its last step, or ha
 failed: it ended with an error that it told. crashed: its process is gone without a word (killed, out of memory, machine
 off). All of queued, stopped, crashed and failed can be started or gone on with."""
 
-RUN_STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
 ACTIVE: tuple[RunStatus, ...] = ("starting", "running", "stopping")
 
 MIN_STEPS_FOR_SPEED = 30

@@ -238,10 +238,6 @@ def apply_tags(rows: Rows, text: str, library: Scan) -> Rows:
     return tuple(wanted.get(row.id, replace(row, enabled=False)) for row in after)
 
 
-def _is_called(row: Row, name: str, library: Scan) -> bool:
-    return name.casefold() in (row.name.casefold(), _tag_name(row, library).casefold())
-
-
 def _tag_name(row: Row, library: Scan) -> str:
     entry = library.by_path(row.file)
     return entry.tag if entry is not None else row.name

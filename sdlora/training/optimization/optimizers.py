@@ -157,17 +157,6 @@ def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
                 parameter.copy_(value)
 
 
-def state_bytes(optimizer: Optimizer) -> int:
-    """Memory that the optimizer's state takes, tables shared between weights counted once."""
-    tensors = {
-        tensor.data_ptr(): tensor.nbytes
-        for state in optimizer.state.values()
-        for tensor in state.values()
-        if isinstance(tensor, torch.Tensor)
-    }
-    return sum(tensors.values())
-
-
 def _has_modes(optimizer: Optimizer) -> bool:
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
 
