@@ -80,7 +80,18 @@ def load(preset: str | Path | None = None, overrides: Sequence[str] = ()) -> Tra
         source = str(preset)
         values = read_yaml(path)
     override(values, overrides, source)
-    return validate(values, source)
+    return with_files_read(validate(values, source))
+
+
+def with_files_read(config: TrainConfig) -> TrainConfig:
+    """The configuration with what its settings name as files inside it, so that a run keeps what it began with.
+
+    Raises ConfigError for a file that can't be read or understood.
+    """
+    try:
+        return config.model_copy(update={"previews": config.previews.with_file_read()})
+    except ValueError as error:
+        raise ConfigError("previews.file", [str(error)]) from None
 
 
 def override(values: dict[str, Any], overrides: Sequence[str], source: str) -> None:
@@ -231,7 +242,7 @@ def _locate(location: str, message: str) -> str:
     """Put the section in front: `rank: too low` of adapter becomes `adapter.rank: too low`."""
     if not location:
         return message
-    return f"{location}.{message}" if re.match(r"\w+[:/]", message) else f"{location}: {message}"
+    return f"{location}.{message}" if re.match(r"[\w.]+[:/]", message) else f"{location}: {message}"
 
 
 def _is_union_branch(part: Any) -> bool:

@@ -15,6 +15,7 @@ from rich.console import Console
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.writing import Export, export, write_side_car
 from sdlora.adapters.live.self_test import self_test
+from sdlora.config.files import with_files_read
 from sdlora.config.train import TrainConfig
 from sdlora.errors import AdapterError, RunError, SdloraError
 from sdlora.events import (
@@ -81,6 +82,7 @@ class _LastStep:
 
 def train(config: TrainConfig, sinks: Sequence[EventSink] = ()) -> RunResult:
     """Train a new adapter. Everything that can be checked is checked before the run's folder or a model is touched."""
+    config = with_files_read(config)
     images = check(config)
     workers = Workers(config.optimization.device)
     folder = workers.share(run_folder.create(config) if workers.is_main else None)
@@ -298,6 +300,7 @@ class _Run:
             return previews.generate(
                 self.config,
                 self.prepared.bundle,
+                self.prepared.adapter,
                 self.folder,
                 self.trainer.progress.step,
                 self.events,
