@@ -13,6 +13,7 @@ from rich.table import Table
 
 from sdlora.cli.app import INTERRUPTED, app, console
 from sdlora.config import files
+from sdlora.constants import MIB
 from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def cache_show(
     from sdlora.data.cache import Cache, default_cache_folder
 
     summary = Cache(folder or default_cache_folder()).summary()
-    console.print(f"{summary.folder}: {summary.entries} entries, {summary.size_bytes / 2**20:.1f} MiB", markup=False)
+    console.print(f"{summary.folder}: {summary.entries} entries, {summary.size_bytes / MIB:.1f} MiB", markup=False)
 
 
 @cache_app.command("prune")
@@ -136,12 +137,12 @@ def cache_prune(
     """Remove cached entries by size or age; without an option all of them."""
     from sdlora.data.cache import Cache, default_cache_folder
 
-    max_bytes = None if keep_mib is None else int(keep_mib * 2**20)
+    max_bytes = None if keep_mib is None else int(keep_mib * MIB)
     if max_bytes is None and older_than_days is None:
         max_bytes = 0
     older_than = None if older_than_days is None else timedelta(days=older_than_days)
     removed = Cache(folder or default_cache_folder()).prune(max_bytes=max_bytes, older_than=older_than)
-    console.print(f"removed {removed.entries} entries, {removed.size_bytes / 2**20:.1f} MiB")
+    console.print(f"removed {removed.entries} entries, {removed.size_bytes / MIB:.1f} MiB")
 
 
 def _ask(run: Path, request: Request) -> None:

@@ -11,6 +11,7 @@ from sdlora.config.base_model import Precision
 from sdlora.config.generate import Sampler
 from sdlora.config.preview_prompts import PreviewPrompt, parse_preview, read_preview_file
 from sdlora.config.section import Section
+from sdlora.constants import LATENT_FACTOR
 
 
 class ValidationConfig(Section):
@@ -48,10 +49,10 @@ class PreviewsConfig(Section):
     guidance: float = Field(default=7.0, ge=0, le=30)
     """Classifier-free guidance scale."""
 
-    width_px: int | None = Field(default=None, ge=64, multiple_of=8)
+    width_px: int | None = Field(default=None, ge=64, multiple_of=LATENT_FACTOR)
     """Width; by default the first training resolution."""
 
-    height_px: int | None = Field(default=None, ge=64, multiple_of=8)
+    height_px: int | None = Field(default=None, ge=64, multiple_of=LATENT_FACTOR)
     """Height; by default the first training resolution."""
 
     sampler: Sampler = "DPM++ 2M"

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdlora import atomic
 from sdlora.errors import DataError
 
 if TYPE_CHECKING:
@@ -93,14 +93,12 @@ class Cache:
 
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         path = self._path(key)
-        temporary = path.with_name(f".{key}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(save(plain))
-            _move(temporary, path)
+            # A file that a power cut left too short is damaged, so absent: not worth 6 ms of waiting for each image.
+            atomic.write_bytes(path, save(plain), parents=True, durable=False)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
+            if isinstance(error, PermissionError) and path.exists():
+                return plain  # Windows, while another process reads the same entry, which has the same content
             raise DataError(
                 f"can't write to the cache folder {self.folder}: {error.strerror or error}. Free some space "
                 "(sdlora cache), set images.cache_folder to another place, or images.cache=false."
@@ -150,7 +148,7 @@ class Cache:
 
     def _remove_abandoned(self) -> None:
         for shard in self._shards():
-            for path in shard.glob(".*.tmp"):
+            for path in shard.glob(f".*{atomic.TEMPORARY_SUFFIX}"):
                 with suppress(FileNotFoundError):  # its writer has just moved it
                     if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
                         path.unlink()
@@ -167,15 +165,6 @@ def default_cache_folder() -> Path:
         return Path.home() / "Library" / "Caches" / "sdlora"
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "sdlora"
-
-
-def _move(temporary: Path, path: Path) -> None:
-    try:
-        temporary.replace(path)
-    except PermissionError:  # Windows, while another process reads the same entry, which has the same content
-        if not path.exists():
-            raise
-        temporary.unlink(missing_ok=True)
 
 
 def _note_use(path: Path) -> None:

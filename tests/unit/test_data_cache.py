@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sdlora.atomic import TEMPORARY_SUFFIX
 from sdlora.data.cache import Cache, default_cache_folder
 from sdlora.errors import DataError
 
@@ -79,6 +80,7 @@ def test_two_processes_that_write_the_same_keys_harm_nothing(tmp_path: Path) -> 
     code = """
 import sys, torch
 from pathlib import Path
+from sdlora.atomic import TEMPORARY_SUFFIX
 from sdlora.data.cache import Cache
 cache = Cache(Path(sys.argv[1]))
 for turn in range(6):
@@ -96,7 +98,7 @@ for turn in range(6):
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert Cache(tmp_path).summary().entries == 8
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob(f"*{TEMPORARY_SUFFIX}"))
 
 
 def test_a_failed_encode_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -157,11 +159,11 @@ def test_pruning_nothing_and_pruning_everything(tmp_path: Path) -> None:
 def test_pruning_clears_up_after_an_interrupted_write_but_not_a_running_one(tmp_path: Path) -> None:
     cache, keys = filled(tmp_path)
     shard = tmp_path / keys[0][:2]
-    (shard / ".old.tmp").touch()
-    (shard / ".new.tmp").touch()
-    os.utime(shard / ".old.tmp", (1e9, 1e9))
+    (shard / f".old{TEMPORARY_SUFFIX}").touch()
+    (shard / f".new{TEMPORARY_SUFFIX}").touch()
+    os.utime(shard / f".old{TEMPORARY_SUFFIX}", (1e9, 1e9))
     cache.prune()
-    assert [path.name for path in shard.glob(".*.tmp")] == [".new.tmp"]
+    assert [path.name for path in shard.glob(".*")] == [f".new{TEMPORARY_SUFFIX}"]
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import ComputeConfig
-from sdlora.models.loading import DTYPES
+from sdlora.models.dtypes import DTYPES
 
 
 def choose_device(name: str) -> torch.device:

@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from sdlora.config.generate import GenerateConfig, Sampler
+from sdlora.constants import LATENT_FACTOR
 from sdlora.generation.request.requests import second_size
 from sdlora.generation.request.start_images import StartImage
 from sdlora.generation.sampling.denoising import Hooks, Step, denoise
-from sdlora.generation.sampling.sample import LATENT_FACTOR, seeded, to_images, unit_noise
+from sdlora.generation.sampling.sample import seeded, to_images, unit_noise
 from sdlora.generation.sampling.samplers import make_scheduler
 from sdlora.generation.sampling.text_conditions import ConditionsAt
 from sdlora.models.family import Bundle

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdlora.config.generate import Sampler
+from sdlora.constants import LATENT_FACTOR
 from sdlora.generation.request.prompt_schedule import schedule
 from sdlora.generation.sampling.denoising import Hooks, denoise
 from sdlora.generation.sampling.samplers import make_scheduler, rescale_of
@@ -20,8 +21,6 @@ from sdlora.generation.sampling.text_conditions import RowTexts, TextConditions
 from sdlora.generation.sampling.texts import Texts
 from sdlora.models.family import Bundle
 from sdlora.models.vae import decode_latents
-
-LATENT_FACTOR = 8
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from sdlora import atomic
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.writing import Export, export, write_side_car
 from sdlora.adapters.live.self_test import self_test
@@ -341,7 +342,7 @@ class _Run:
         try:
             report = self_test(self.prepared.adapter, path, self._load_fresh_base)
         except AdapterError:
-            path.replace(path.with_suffix(".failed-self-test"))
+            atomic.move(path, path.with_suffix(".failed-self-test"))
             raise
         self.events.notice(f"self-test passed: {report.summary()}")
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from sdlora import atomic
 from sdlora.adapters.live.attach import Adapter
 from sdlora.config.preview_prompts import PreviewPrompt
 from sdlora.config.train import TrainConfig
@@ -81,7 +82,8 @@ def generate(
     target.mkdir(parents=True, exist_ok=True)
     paths = [target / f"{index:02d}.png" for index in range(len(wanted))]
     for index, path in enumerate(paths):
-        images[index].save(path)
+        with atomic.writing(path) as file:
+            images[index].save(file, "PNG")
     prompts = [preview.request.prompt for preview in wanted]
     events.emit(PreviewReady(step=step, paths=[str(path) for path in paths], prompts=prompts))
     return paths
