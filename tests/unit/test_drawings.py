@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdlora.config.generate import GenerateConfig, StartImageConfig, UsedAdapter
+from sdlora.data.thumbnails import thumbnail, tile
 from sdlora.errors import ConfigError, DataError, RunError
 from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.run import Grid
@@ -33,7 +34,6 @@ from webui.drawing.studio import FIELDS, Studio, count_prompt_tokens
 from webui.mixing.active_adapters import Row, add
 from webui.mixing.adapter_library import Library, Scan
 from webui.state import PageState
-from webui.thumbnails import thumbnail, tile
 from webui.trash import move_to_trash, put_back
 from webui.workspace import Workspace
 
@@ -133,7 +133,7 @@ def test_a_request_that_cannot_be_asked_for_fails_with_the_reason(worker: SlowWo
     number = drawings.submit(GenerateConfig(prompt="impossible"))
     until(lambda: drawings.get(number).is_over)
     assert drawings.get(number).error == "it can't be asked for"
-    assert "it can&#x27;t be asked for" in view.progress(drawings.get(number))
+    assert "it can&#39;t be asked for" in view.progress(drawings.get(number))
     with pytest.raises(RunError, match="there is no request 7"):
         drawings.get(7)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from sdlora.launch.jobs import JobState
 from webui.drawing.requests import Drawing
 from webui.mixing.adapter_library import LibraryEntry
-from webui.problem_panel import panel
+from webui.views.problems import panel
 
 _SHOWN_TITLE = 70
 _STATUS_WORDS = {

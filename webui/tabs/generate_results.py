@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from sdlora.data.thumbnails import thumbnail
 from sdlora.errors import DataError
 from sdlora.generation.restore.image_files import read_image_text
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, Context, handler
@@ -17,7 +18,6 @@ from webui.drawing.history import write_zip
 from webui.drawing.requests import Drawing
 from webui.drawing.restore import restore
 from webui.drawing.studio import Studio
-from webui.thumbnails import thumbnail
 from webui.trash import Deleted, move_to_trash, put_back
 
 if TYPE_CHECKING:

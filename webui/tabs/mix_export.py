@@ -18,9 +18,9 @@ from webui.drawing.models import family_of
 from webui.drawing.panel import shown_problems
 from webui.drawing.studio import Studio
 from webui.fields import fields
+from webui.layout import problems_html
 from webui.mixing import mixes
 from webui.mixing.active_adapters import check_family, to_tags
-from webui.problem_panel import SCRIPT
 from webui.tabs.mix_library import LibraryPanel
 from webui.trash import move_to_trash
 
@@ -66,7 +66,7 @@ def build_export(context: Context, studio: Studio, library: LibraryPanel) -> Non
                 info="A copy of it gets the adapters baked in.", elem_id="mix-merge-base", interactive=True,
             )  # fmt: skip
             merge = gr.Button("Merge into the model", elem_id="mix-merge", scale=2, min_width=170)
-        problems = gr.HTML(elem_id="mix-export-problems", js_on_load=SCRIPT)
+        problems = problems_html("mix-export-problems")
         status = gr.HTML(elem_id="mix-export-status")
         cancel = gr.Button("Cancel the export", size="sm", visible=False, elem_id="mix-export-cancel")
     exports = _Exports(studio, library)
@@ -172,7 +172,7 @@ def build_saved(context: Context, studio: Studio, changes: gr.State) -> None:
             )  # fmt: skip
             load = gr.Button("Load", elem_id="mix-load", scale=1, min_width=90)
             delete = gr.Button("Delete", elem_id="mix-saved-delete", scale=1, min_width=90)
-        problems = gr.HTML(elem_id="mix-saved-problems", js_on_load=SCRIPT)
+        problems = problems_html("mix-saved-problems")
 
     def keep(chosen: str) -> tuple[Any, str]:
         path = mixes.save_mix(studio.active.rows, chosen or "", folder)
