@@ -8,13 +8,13 @@ import gradio as gr
 
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import ConfigError
+from sdlora.library import rows as rows_of
+from sdlora.library.rows import to_tags
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.drawing.studio import FIELDS, LEFT_OUT, Studio, count_prompt_tokens
 from webui.fields import setting_of
 from webui.form import Form
 from webui.layout import problems_html
-from webui.mixing import active_adapters as rows_of
-from webui.mixing.active_adapters import to_tags
 from webui.tabs.adapter_rows import build_rows, shape
 from webui.tabs.generate_grid import GridPanel
 from webui.tabs.generate_results import ResultsPanel

@@ -6,11 +6,11 @@ from typing import Any
 
 import gradio as gr
 
+from sdlora.library.rows import apply_tags, to_tags
 from webui.context import QUEUED, QUICK, Context, handler
 from webui.drawing.panel import shown_problems
 from webui.drawing.studio import Studio
 from webui.layout import problems_html
-from webui.mixing.active_adapters import apply_tags, to_tags
 from webui.tabs.adapter_rows import build_rows, shape
 from webui.tabs.mix_export import build_export, build_saved
 from webui.tabs.mix_library import LibraryPanel

@@ -9,12 +9,12 @@ import gradio as gr
 
 from sdlora.data.thumbnails import thumbnail, tile
 from sdlora.errors import SdloraError
+from sdlora.library.rows import add, to_tags
+from sdlora.library.scan import LibraryEntry, add_file
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, Context, handler
 from webui.drawing import view
 from webui.drawing.studio import Studio
 from webui.layout import problems_html
-from webui.mixing.active_adapters import add, to_tags
-from webui.mixing.adapter_library import LibraryEntry, add_file
 from webui.views.problems import panel
 
 PAGE_ADAPTERS = 24
@@ -109,7 +109,7 @@ class LibraryPanel:
 
     def _picture(self, entry: LibraryEntry) -> Path:
         thumbnails = self.studio.workspace.thumbnails
-        return thumbnail(entry.preview, thumbnails) if entry.preview else tile(entry.name, thumbnails)
+        return thumbnail(entry.file.preview, thumbnails) if entry.file.preview else tile(entry.name, thumbnails)
 
     def _select(self, text: str, family: str, page: int, event: gr.SelectData) -> tuple[Any, str]:
         found = _page(self.studio.adapters.search(text, family or None), int(page or 1))

@@ -3,9 +3,9 @@
     <lora:ink>                weight 1               <lora:ink:0.8:0.5>           text encoder 0.8, UNet 0.5
     <lora:ink:0.8>            weight 0.8             <lora:ink:te=0.8:unet=0.5>   the same
 
-A number alone sets both. The name is the file's, without its suffix, or its alias (see `adapter_folders`). `<lyco:...>`
-means the same. Every tag counts, also one that names an adapter a second time. Only the prompt has tags; in the
-negative prompt they are plain text, as in AUTOMATIC1111's web UI.
+A number alone sets both. The name is the file's, without its suffix, or another that `names.resolve` takes for it.
+`<lyco:...>` means the same. Every tag counts, also one that names an adapter a second time. Only the prompt has tags;
+in the negative prompt they are plain text, as in AUTOMATIC1111's web UI.
 """
 
 from __future__ import annotations
@@ -19,16 +19,6 @@ from pathlib import Path
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
 from sdlora.library.names import find_adapter
-
-__all__ = [
-    "AdapterTag",
-    "find_adapter",
-    "plain_number",
-    "split_prompt",
-    "take_tags",
-    "write_tag",
-    "write_tags",
-]
 
 _TAG = re.compile(r"<(lora|lyco|hypernet):([^>]+)>")
 _NAMED = {"te": "text_encoder", "unet": "unet"}
