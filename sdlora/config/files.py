@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from sdlora.config.shipped import presets_folder
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
+from sdlora.text_files import UnreadableTextError, read_text
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -170,11 +171,11 @@ def _kind_in_words(annotation: Any) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The plain values of a YAML file. Raises ConfigError when it can't be read or holds no settings."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise ConfigError(str(path), [f"can't be read: {error.strerror or error}"]) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+    except UnreadableTextError as error:
+        raise ConfigError(str(path), [str(error)]) from None
     return parse_yaml(text, str(path))
 
 
@@ -183,7 +184,10 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         values = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(source, [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+        hint = ""
+        if "escape" in str(error):
+            hint = "; a backslash in double quotes is an escape: write Windows paths with / or in 'single quotes'"
+        raise ConfigError(source, [f"not valid YAML: {' '.join(str(error).split())}{hint}"]) from None
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -60,10 +60,14 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         problems: list[str] = []
-        if self.objective.prior_preservation == "class_images" and self.images.class_folder is None:
-            problems.append("objective.prior_preservation=class_images needs images.class_folder")
-        if self.images.class_folder is not None and self.objective.prior_preservation != "class_images":
-            problems.append("images.class_folder has no effect without objective.prior_preservation=class_images")
+        has_class_images = self.images.class_folder is not None or any(each.is_class for each in self.images.folders)
+        if self.objective.prior_preservation == "class_images" and not has_class_images:
+            problems.append(
+                "objective.prior_preservation=class_images needs images.class_folder, or an entry of images.folders "
+                "with is_class: true"
+            )
+        if has_class_images and self.objective.prior_preservation != "class_images":
+            problems.append("class images have no effect without objective.prior_preservation=class_images")
         optimization = self.optimization
         if optimization.precision == "fp32" and self.base_model.precision in ("bf16", "fp16"):
             problems.append(

@@ -25,6 +25,7 @@ from sdlora.config.generate import ComputeConfig, GenerateConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.errors import ConfigError
 from sdlora.generation.request.compute import choose_device, choose_dtype
+from sdlora.generation.request.prompt_warnings import prompt_warnings
 from sdlora.generation.request.requests import check_rows, resolve, same_base, single_images
 from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
 from sdlora.generation.sampling.batch_generator import BatchGenerator, OnStep
@@ -92,7 +93,7 @@ def generate(
     on_step: Callable[[StepPreview], None] | None = None,
     is_cancelled: Callable[[], bool] = _never,
 ) -> Iterator[GeneratedImage]:
-    """Draw a request's images one after the other, with a model loaded for this call.
+    """Generate a request's images one after the other, with a model loaded for this call.
 
     Raises ConfigError listing every problem, before anything is loaded; ModelError or AdapterError for files whose
     content turns out damaged.
@@ -155,7 +156,7 @@ class Generator:
         on_step: Callable[[StepPreview], None] | None = None,
         is_cancelled: Callable[[], bool] = _never,
     ) -> Iterator[GeneratedImage]:
-        """Draw a request's images, `batch_size` at a time. Ends early when cancelled, after what is finished.
+        """Generate a request's images, `batch_size` at a time. Ends early when cancelled, after what is finished.
 
         Raises ConfigError listing every problem at once, when called; AdapterError for a damaged adapter.
         """
@@ -168,12 +169,12 @@ class Generator:
         on_step: Callable[[StepPreview], None] | None = None,
         is_cancelled: Callable[[], bool] = _never,
     ) -> Iterator[GeneratedImage]:
-        """Draw one image for each request, several in one UNet call, each with its own adapters and weights.
+        """Generate one image for each request, several in one UNet call, each with its own adapters and weights.
 
         Prompts, seeds, guidance, adapters and start images may differ; sizes, sampler and steps must not. `batch_size`
         of the first counts. Raises as `generate`.
         """
-        resolved = [self._resolved(row).model_copy(update={"num_images": 1}) for row in rows]
+        resolved = [single_images(self._resolved(row).model_copy(update={"num_images": 1}))[0] for row in rows]
         if resolved:
             check_rows(resolved)
         return self._generate(resolved, on_step, is_cancelled)
@@ -195,9 +196,9 @@ class Generator:
         start = 0
         while start < len(rows) and not is_cancelled():
             # texts of other lengths would be filled up to the longest, and the picture depend on its neighbours
-            chunks = self._batch_generator.num_chunks(rows[start])
+            shape = self._batch_generator.shape_of_texts(rows[start])
             limit = rows[start : start + rows[0].batch_size]
-            batch = list(takewhile(lambda row: self._batch_generator.num_chunks(row) == chunks, limit))  # noqa: B023
+            batch = list(takewhile(lambda row: self._batch_generator.shape_of_texts(row) == shape, limit))  # noqa: B023
             preview = None if on_step is None else self._previewing(on_step, start, len(rows))
             try:
                 yield from self._generated(batch, preview, is_cancelled)
@@ -225,7 +226,7 @@ class Generator:
         for row, own, picture in zip(rows, sets, pictures, strict=True):
             compute = row.compute.model_copy(update={"merge_adapters": merge})
             said = [text for adapter in own for text in adapter.loaded.warnings]
-            said += [*notes, *([picture.warning] if picture.warning else [])]
+            said += [*prompt_warnings(row), *notes, *([picture.warning] if picture.warning else [])]
             yield GeneratedImage(
                 picture.image,
                 row.model_copy(update={"compute": compute}),

@@ -123,4 +123,4 @@ def runs_on(folder: Path, runs: Path) -> list[str]:
 
 
 def _trained(handle: RunHandle) -> list[Path]:
-    return [path.expanduser().resolve() for path in handle.config().images.folders]
+    return [path.expanduser().resolve() for path in handle.config().images.all_folders]

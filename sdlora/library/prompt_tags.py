@@ -2,10 +2,11 @@
 
     <lora:ink>                weight 1               <lora:ink:0.8:0.5>           text encoder 0.8, UNet 0.5
     <lora:ink:0.8>            weight 0.8             <lora:ink:te=0.8:unet=0.5>   the same
+    <lora:ink:1:lbw=OUTALL>   weights by block: a preset or numbers, as the LoRA Block Weight extension takes them
 
-A number alone sets both. The name is the file's, without its suffix, or another that `names.resolve` takes for it.
-`<lyco:...>` means the same. Every tag counts, also one that names an adapter a second time. Only the prompt has tags;
-in the negative prompt they are plain text, as in AUTOMATIC1111's web UI.
+A number alone sets both; case doesn't matter. The name is the file's, without its suffix, or another that
+`names.resolve` takes for it. `<lyco:...>` means the same. Every tag counts, also one that names an adapter a second
+time. Only the prompt has tags; in the negative prompt they are plain text, as in AUTOMATIC1111's web UI.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
 from sdlora.library.names import find_adapter
 
-_TAG = re.compile(r"<(lora|lyco|hypernet):([^>]+)>")
+_TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]+)>", re.IGNORECASE)
+_OPEN_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*(?=<|$)", re.IGNORECASE)
+_IN_CHOICE = re.compile(
+    r"\{[^{}]*<(?:lora|lyco):[^{}]*\|[^{}]*\}|\{[^{}]*\|[^{}]*<(?:lora|lyco):[^{}]*\}", re.IGNORECASE
+)
 _NAMED = {"te": "text_encoder", "unet": "unet"}
 _FORBIDDEN_IN_NAMES = ":<>=\n"
 
@@ -33,11 +38,13 @@ class AdapterTag:
     text_encoder: float = 1.0
     unet: float = 1.0
     text: str = ""
+    blocks: str | tuple[float, ...] = "ALL"
 
     def as_adapter(self, file: Path | str) -> UsedAdapter:
         """The same as a setting, once its file is found."""
         text_encoder = None if self.text_encoder == self.unet else self.text_encoder
-        return UsedAdapter(file=str(file), weight=self.unet, text_encoder=text_encoder)
+        blocks = self.blocks if isinstance(self.blocks, str) else list(self.blocks)
+        return UsedAdapter(file=str(file), weight=self.unet, text_encoder=text_encoder, blocks=blocks)
 
 
 def split_prompt(prompt: str) -> tuple[str, tuple[AdapterTag, ...]]:
@@ -53,6 +60,14 @@ def split_prompt(prompt: str) -> tuple[str, tuple[AdapterTag, ...]]:
             tags.append(read)
         else:
             problems.append(f"{match[0]}: {read}")
+    problems += [
+        f"{match[0].strip()}: it is never closed; write <lora:name:0.8>"
+        for match in _OPEN_TAG.finditer(_TAG.sub("", prompt))
+    ]
+    problems += [
+        f"{match[0]}: an adapter can't be chosen by the seed; write it outside the braces"
+        for match in _IN_CHOICE.finditer(prompt)
+    ]
     if problems:
         raise ConfigError("the prompt", problems)
     return (_TAG.sub("", prompt).strip(), tuple(tags)) if tags else (prompt, ())
@@ -60,16 +75,28 @@ def split_prompt(prompt: str) -> tuple[str, tuple[AdapterTag, ...]]:
 
 def _read_tag(match: re.Match[str]) -> AdapterTag | str:
     """The tag, or what is wrong with it."""
-    if match[1] == "hypernet":
+    if match[1].lower() == "hypernet":
         return "hypernetworks can't be used; take it out of the prompt"
     positional: list[str] = []
     weights: dict[str, float] = {}
+    blocks: str | tuple[float, ...] = "ALL"
     for part in match[2].split(":"):
         key, equals, value = part.partition("=")
         if not equals:
             positional.append(part.strip())
+        elif key.strip().lower() == "lbw":
+            listed = [_number(text) for text in value.split(",")]
+            if any(number is None for number in listed):
+                if len(listed) > 1:
+                    return f"'{value.strip()}' is no list of numbers"
+                blocks = value.strip()
+            else:
+                blocks = tuple(number for number in listed if number is not None)
         elif key.strip() not in _NAMED:
-            return f"'{key.strip()}=' is not known here; write te= and unet="
+            return (
+                f"'{key.strip()}=' is not known here; write te=, unet= and lbw= (for a part of the steps give the "
+                "adapter's start and end as settings)"
+            )
         elif (number := _number(value)) is None:
             return f"'{value.strip()}' is not a number"
         else:
@@ -80,6 +107,11 @@ def _read_tag(match: re.Match[str]) -> AdapterTag | str:
         return "it has too many parts; write <lora:name:te:unet>"
     numbers = [_number(text) for text in positional[1:]]
     for text, parsed in zip(positional[1:], numbers, strict=True):
+        if parsed is None and "@" in text:
+            return (
+                f"weights that change with the steps ('{text}') are not read here; give the adapter's start and end as "
+                "settings, as in --adapter ink.safetensors:1:start=0.2,end=0.8"
+            )
         if parsed is None:
             return f"'{text}' is not a number"
     text_encoder, unet = weights.get("text_encoder"), weights.get("unet")
@@ -90,7 +122,7 @@ def _read_tag(match: re.Match[str]) -> AdapterTag | str:
     if unet is None:
         unet = numbers[1] if len(numbers) > 1 else text_encoder
     assert unet is not None
-    return AdapterTag(positional[0], text_encoder, unet, match[0])
+    return AdapterTag(positional[0], text_encoder, unet, match[0], blocks)
 
 
 def _number(text: str) -> float | None:

@@ -175,7 +175,8 @@ def apply_tags(rows: Rows, text: str, library: Scan) -> Rows:
         if row.id in wanted:
             problems.append(f"{tag.text}: {row.name} has a tag already")
         linked = None if tag.text_encoder == tag.unet else tag.text_encoder
-        wanted[row.id] = replace(row, enabled=True, weight=tag.unet, text_encoder=linked)
+        blocks = row.blocks if tag.blocks == "ALL" else spell_blocks(tag.blocks)
+        wanted[row.id] = replace(row, enabled=True, weight=tag.unet, text_encoder=linked, blocks=blocks)
     if problems:
         raise ConfigError("the tags", problems)
     return tuple(wanted.get(row.id, replace(row, enabled=False)) for row in after)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sdlora.config import files
+from sdlora.config.shipped import resolve_folder
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 
@@ -137,11 +138,16 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The same configuration, independent of the folder it was started from."""
     images, adapter, validation, outputs = config.images, config.adapter, config.validation, config.outputs
     base = config.base_model
+    plain = () if images.folders else images.all_folders
     return config.model_copy(
         update={
             "images": images.model_copy(
                 update={
-                    "folder": tuple(folder.resolve() for folder in images.folders) or None,
+                    "folder": tuple(folder.resolve() for folder in plain) or None,
+                    "folders": tuple(
+                        source.model_copy(update={"folder": resolve_folder(source.folder).resolve()})
+                        for source in images.folders
+                    ),
                     "class_folder": images.class_folder and images.class_folder.resolve(),
                     "cache_folder": images.cache_folder and images.cache_folder.resolve(),
                 }

@@ -137,6 +137,7 @@ def test_editing_the_text_changes_adds_and_switches_off(library: Scan) -> None:
         ("wash", False, 0.7, None),
         ("chalk", True, 0.4, None),
     ]
+    assert apply_tags(rows, "<lora:ink:1:lbw=OUTD> <lora:wash:1>", library)[0].blocks == "OUTD"
     assert apply_tags(after, "<lora:wash:0.5>", library)[1] == Row(2, rows[1].file, weight=0.5)
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
-from sdlora.library.names import find_adapter_by_hash
-from sdlora.library.prompt_tags import find_adapter, split_prompt, take_tags, write_tag, write_tags
+from sdlora.library.names import find_adapter, find_adapter_by_hash
+from sdlora.library.prompt_tags import split_prompt, take_tags, write_tag, write_tags
 
 
 def write_adapter(path: Path, content: bytes = b"12345678", **metadata: str) -> Path:
@@ -56,7 +56,11 @@ def test_a_prompt_without_tags_stays_as_it_is() -> None:
         ("<lora:ink:strong>", "'strong' is not a number"),
         ("<lora:ink:te=x>", "'x' is not a number"),
         ("<lora:ink:nan>", "'nan' is not a number"),
-        ("<lora:ink:dyn=4>", "'dyn=' is not known here; write te= and unet="),
+        (
+            "<lora:ink:dyn=4>",
+            "'dyn=' is not known here; write te=, unet= and lbw= "
+            "(for a part of the steps give the adapter's start and end as settings)",
+        ),
         ("<lora::1>", "it has no name; write <lora:name:0.8>"),
         ("<lora:ink:1:1:4>", "it has too many parts; write <lora:name:te:unet>"),
         ("<hypernet:old:1>", "hypernetworks can't be used; take it out of the prompt"),

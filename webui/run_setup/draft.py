@@ -119,10 +119,10 @@ def base_models(used: Sequence[str] = ()) -> list[str]:
 def _missing(config: TrainConfig) -> list[str]:
     """Folders and files that are named and not there."""
     problems = []
-    if not config.images.folders:
+    if not config.images.all_folders:
         problems.append("images.folder: choose a dataset")
     named = {"images.class_folder": config.images.class_folder, "validation.folder": config.validation.folder}
-    folders = [*(("images.folder", path) for path in config.images.folders), *named.items()]
+    folders = [*(("images.folder", path) for path in config.images.all_folders), *named.items()]
     problems += [text for name, path in folders if path is not None and (text := _folder_problem(name, path))]
     model = Path(config.base_model.model).expanduser()
     if (model.suffix in _FILE_SUFFIXES or model.is_absolute()) and not model.exists():

@@ -42,7 +42,7 @@ class StepMaths:
 def count_steps(config: TrainConfig) -> StepMaths | None:
     """The numbers of a configuration whose image folders can be listed, else None."""
     images = samples = 0
-    for folder in config.images.folders:
+    for folder in config.images.all_folders:
         root = folder.expanduser().absolute()
         try:
             pictures = list_folder(root).pictures

@@ -1,13 +1,14 @@
-"""Draws one batch with a loaded model: puts the adapters on, encodes texts, runs the passes, fixes what overflowed.
+"""Generates one batch with a loaded model: puts the adapters on, encodes texts, runs the passes, fixes what overflowed.
 
 Shapes: B images, C channels, H and W latent height and width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from sdlora.config.generate import GenerateConfig
 from sdlora.data.decoding import UnreadableImageError
 from sdlora.errors import DataError
+from sdlora.generation.request.prompt_schedule import PromptSchedule, SubPrompt, schedule
 from sdlora.generation.request.start_images import StartImage, load_start
 from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
 from sdlora.generation.sampling.denoising import Conditions
-from sdlora.generation.sampling.passes import Batch, Watch, rescale_of
+from sdlora.generation.sampling.passes import Batch, ConditionsAt, Watch, rescale_of
 from sdlora.generation.sampling.texts import Texts
 from sdlora.models.family import Bundle, TextStates
 
@@ -50,9 +52,13 @@ class BatchGenerator:
         self._adapted = adapted
         self._texts = Texts(bundle, adapted)
 
-    def num_chunks(self, row: GenerateConfig) -> int:
-        """Chunks of 75 tokens that a request's longer prompt takes; what is generated together must have the same."""
-        return self._texts.num_chunks(row.prompt, row.negative)
+    def shape_of_texts(self, row: GenerateConfig) -> tuple[int, int]:
+        """Chunks of 75 tokens that a request's longest prompt takes, and how many prompts AND joins.
+
+        What is generated together must have the same.
+        """
+        prompts, negatives = _schedules(row)
+        return self._texts.num_chunks(*_texts_in(prompts), *_texts_in(negatives)), prompts.num_prompts
 
     def merges(self, config: GenerateConfig, sets: Sequence[AdapterSet]) -> bool:
         """Whether a batch's adapters are merged into the weights: told by its settings alone, never by its size."""
@@ -70,7 +76,7 @@ class BatchGenerator:
         on_step: OnStep | None,
         is_cancelled: Callable[[], bool],
     ) -> list[SampledImage]:
-        """Draw a batch; what came out black or not finite is generated again in fp32. Raises CancelledError."""
+        """Generate a batch; what came out black or not finite is generated again in fp32. Raises CancelledError."""
         starts = [_start(row) for row in rows]
         images = self._generated(rows, sets, starts, merge, on_step, is_cancelled)
         for index, picture in enumerate(images):
@@ -104,17 +110,40 @@ class BatchGenerator:
         on_step: OnStep | None,
         is_cancelled: Callable[[], bool],
     ) -> list[SampledImage]:
-        conditional, unconditional = self._encoded(rows, sets)
+        schedules = [_schedules(row) for row in rows]
+        num_prompts = schedules[0][0].num_prompts
+        guides = num_prompts > 1 or any(row.guidance != 1 for row in rows)
+        states = self._encoded(schedules, sets, guides)
         guidance_B = torch.tensor([row.guidance for row in rows], device=self._bundle.device)
         rescale_B = torch.tensor([rescale_of(row, self._bundle) for row in rows], device=self._bundle.device)
 
-        def conditions(width_px: int, height_px: int) -> Conditions:
+        def conditions(width_px: int, height_px: int) -> ConditionsAt:
             size = self._bundle.family.full_size_conditions(width_px, height_px)
-            return Conditions(
-                conditional, unconditional, guidance_B, rescale_B, size, self._one_by_one(sets, unconditional)
-            )
 
-        put_on = self._putting_on(sets, merge, 1 if unconditional is None else 2)
+            @cache  # by the texts of the step: most prompts never change
+            def of_texts(prompts: tuple[tuple[SubPrompt, ...], ...], negatives: tuple[SubPrompt, ...]) -> Conditions:
+                parts = tuple(states.batch([own[index].text for own in prompts]) for index in range(num_prompts))
+                weights = [[own[index].weight for own in prompts] for index in range(num_prompts)]
+                unconditional = states.batch([each.text for each in negatives], negative=True) if guides else None
+                return Conditions(
+                    parts,
+                    torch.tensor(weights, device=self._bundle.device),
+                    unconditional,
+                    guidance_B,
+                    rescale_B,
+                    size,
+                    self._one_by_one(sets, guides),
+                )
+
+            def at(index: int, total: int) -> Conditions:
+                return of_texts(
+                    tuple(prompts.at(index, total) for prompts, _ in schedules),
+                    tuple(negatives.at(index, total)[0] for _, negatives in schedules),
+                )
+
+            return at
+
+        put_on = self._putting_on(sets, merge, num_prompts + (1 if guides else 0))
         batch = Batch(self._bundle, rows, starts, Watch(on_step, is_cancelled, put_on))
         latents_BCHW = batch.latents(conditions)
         return [
@@ -122,27 +151,27 @@ class BatchGenerator:
             for index in range(len(rows))
         ]
 
-    def _one_by_one(self, sets: Sequence[AdapterSet], unconditional: TextStates | None) -> bool:
+    def _one_by_one(self, sets: Sequence[AdapterSet], guides: bool) -> bool:
         """Whether images pass the UNet one by one, so that none's last bits depend on how many are generated together.
 
         A processor's fp32 kernels sum in another order for other batch sizes, its bf16 kernels only for a single row.
         Rows with adapters of their own stay together all the same.
         """
         is_mixed = len({_signature(own) for own in sets}) > 1
-        depends = self._bundle.dtype == torch.float32 or unconditional is None
+        depends = self._bundle.dtype == torch.float32 or not guides
         return self._bundle.device.type == "cpu" and depends and not is_mixed
 
     def _encoded(
-        self, rows: Sequence[GenerateConfig], sets: Sequence[AdapterSet]
-    ) -> tuple[TextStates, TextStates | None]:
-        """Wanted and unconditional texts of one length; no unconditional ones where guidance is 1 throughout."""
-        conditional = self._texts.conditional([row.prompt for row in rows], sets)
-        unconditional = []
-        if any(row.guidance != 1 for row in rows):
-            unconditional = self._texts.unconditional([row.negative for row in rows], sets)
-        longest = max(states.states_BTD.shape[1] for states in (*conditional, *unconditional))
-        joined = self._texts.joined(conditional, longest)
-        return joined, self._texts.joined(unconditional, longest) if unconditional else None
+        self, schedules: Sequence[tuple[PromptSchedule, PromptSchedule]], sets: Sequence[AdapterSet], guides: bool
+    ) -> _States:
+        """Every text of the batch, whenever it comes, encoded before the first step."""
+        known: dict[tuple[int, str, bool], TextStates] = {}
+        for row, ((prompts, negatives), own) in enumerate(zip(schedules, sets, strict=True)):
+            for text in _texts_in(prompts):
+                (known[row, text, False],) = self._texts.conditional([text], [own])
+            for text in _texts_in(negatives) if guides else ():
+                (known[row, text, True],) = self._texts.unconditional([text], [own])
+        return _States(known, self._texts)
 
     def _putting_on(self, sets: Sequence[AdapterSet], merge: bool, copies: int) -> Callable[[float], None]:
         """Called before each step with the share that is done: changes the adapters where one sets in or ends."""
@@ -178,6 +207,27 @@ class BatchGenerator:
             for module in modules:
                 nn.Module.to(module, dtype)
             bundle.dtype = dtype
+
+
+@dataclass(frozen=True)
+class _States:
+    """Text states of a batch by row, text and whether it is a negative prompt."""
+
+    known: Mapping[tuple[int, str, bool], TextStates]
+    texts: Texts
+
+    def batch(self, texts: Sequence[str], *, negative: bool = False) -> TextStates:
+        """One text a row, filled up to the longest text of all steps."""
+        longest = max(states.states_BTD.shape[1] for states in self.known.values())
+        return self.texts.joined([self.known[row, text, negative] for row, text in enumerate(texts)], longest)
+
+
+def _schedules(row: GenerateConfig) -> tuple[PromptSchedule, PromptSchedule]:
+    return schedule(row.prompt, row.steps), schedule(row.negative, row.steps, combine=False)
+
+
+def _texts_in(prompts: PromptSchedule) -> list[str]:
+    return list(dict.fromkeys(part.text for parts in prompts.distinct for part in parts))
 
 
 def _signature(adapters: AdapterSet) -> tuple[object, ...]:

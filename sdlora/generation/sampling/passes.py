@@ -23,6 +23,9 @@ from sdlora.generation.sampling.samplers import make_scheduler
 from sdlora.models.family import Bundle
 from sdlora.models.vae import decode_latents, encode_images
 
+ConditionsAt = Callable[[int, int], Conditions]
+"""What holds at a step (from 0) of how many."""
+
 _TILED_FROM_PX = 1.5e6
 _ZERO_SNR_RESCALE = 0.7
 """Share of CFG rescaling that Lin et al. 2024 recommend."""
@@ -102,7 +105,7 @@ class Batch:
         self._done = 0
         _set_tiling(bundle, config, *(second_size(config) if second.scale > 1 else self._size))
 
-    def latents(self, conditions: Callable[[int, int], Conditions]) -> Tensor:
+    def latents(self, conditions: Callable[[int, int], ConditionsAt]) -> Tensor:
         """The generated images' latents. conditions: for an image size in pixels. Raises CancelledError."""
         first = self._passes[0]
         masks = [start.latent_mask() for start in self._starts if start is not None]
@@ -132,7 +135,7 @@ class Batch:
         start = self._starts[index]
         return generated if start is None else start.outside_kept(generated)
 
-    def _run(self, one: Pass, latents_BCHW: Tensor, conditions: Conditions, keep: Any) -> Tensor:
+    def _run(self, one: Pass, latents_BCHW: Tensor, conditions: ConditionsAt, keep: Any) -> Tensor:
         total, before = sum(each.num_steps for each in self._passes), self._done
 
         def after_step(step: Step) -> None:
@@ -183,8 +186,8 @@ def _keeper(one: Pass, start_BCHW: Tensor, noise_BCHW: Tensor, mask_B1HW: Tensor
 
 
 def _set_tiling(bundle: Bundle, config: GenerateConfig, width_px: int, height_px: int) -> None:
-    conditional = config.compute.vae_tiling
-    tiled = width_px * height_px > _TILED_FROM_PX if conditional == "auto" else conditional
+    tiling = config.compute.vae_tiling
+    tiled = width_px * height_px > _TILED_FROM_PX if tiling == "auto" else tiling
     if tiled:
         bundle.vae.enable_tiling()
     else:

@@ -54,7 +54,8 @@ def sample(
     both = bundle.family.encode_text(bundle, captions)
     guidance_B = torch.tensor([request.guidance for request in requests], device=bundle.device)
     conditions = Conditions(
-        _part(both, slice(0, len(requests))),
+        (_part(both, slice(0, len(requests))),),
+        torch.ones(1, len(requests), device=bundle.device),
         _part(both, slice(len(requests), None)),
         guidance_B,
         torch.zeros_like(guidance_B),
@@ -65,7 +66,7 @@ def sample(
     noise_BCHW = unit_noise(generators, first.width_px, first.height_px).to(bundle.device)
     hooks = Hooks(after_step=None if on_step is None else lambda step: on_step(step.number))
     latents_BCHW = denoise(
-        bundle, scheduler, noise_BCHW * scheduler.init_noise_sigma, conditions, generators, hooks=hooks
+        bundle, scheduler, noise_BCHW * scheduler.init_noise_sigma, lambda *_: conditions, generators, hooks=hooks
     )
     return to_images(decode_latents(bundle, latents_BCHW))
 

@@ -38,7 +38,7 @@ class RunImages:
 def find_images(config: TrainConfig) -> RunImages:
     """Scan and place the run's images. Raises ConfigError without a folder, DataError for unusable images."""
     images = config.images
-    if not images.folders:
+    if not images.sources:
         raise ConfigError("images.folder", ["no image folder is set: use --set images.folder=FOLDER"])
     found = scan(images, config.captions)
     trained, held_out = _hold_out(found.records, config)
@@ -55,6 +55,8 @@ def find_images(config: TrainConfig) -> RunImages:
             found.records + class_images.records,
             found.skipped + class_images.skipped,
             found.files_seen + class_images.files_seen,
+            found.left_out + class_images.left_out,
+            found.notes + class_images.notes,
         )
     placed = assign(trained, images)
     kept = ScanResult(trained, found.skipped, found.files_seen)
@@ -64,18 +66,18 @@ def find_images(config: TrainConfig) -> RunImages:
         held_out=held_out,
         placed=placed,
         bucketed_held_out=assign(held_out, images),
-        plan=plan(kept, placed, images, config.optimization.batch_size),
+        plan=plan(kept, placed, config.optimization.batch_size),
     )
 
 
 def _refuse_missing_class_images(folder: Path) -> None:
-    """Raise DataError when there are none, with the command that draws them."""
+    """Raise DataError when there are none, with the command that generates them."""
     folder = folder.expanduser()
     if not (folder.is_dir() and any(folder.iterdir())):
         raise DataError(
-            f"images.class_folder={folder} {'is empty' if folder.is_dir() else 'does not exist'}. Draw its images with "
-            f'the base model: sdlora dataset class-images --out {folder} --prompt "a photo of a dog" --count 200 (with '
-            "the same --preset and --set), the prompt being what your subject is one of."
+            f"images.class_folder={folder} {'is empty' if folder.is_dir() else 'does not exist'}. Generate its images "
+            f'with the base model: sdlora dataset class-images --out {folder} --prompt "a photo of a dog" --count 200 '
+            "(with the same --preset and --set), the prompt being what your subject is one of."
         )
 
 

@@ -55,8 +55,11 @@ class LatentSource:
         """Encode every image (and with `flips` its mirror image, if asked for) that is not in the cache."""
         if self.is_live:
             return
-        orientations = (False, True) if flips and self._config.horizontal_flip else (False,)
-        todo = [(item, flip) for item in placed for flip in orientations]
+        todo = [
+            (item, flip)
+            for item in placed
+            for flip in ((False, True) if flips and item.record.horizontal_flip else (False,))
+        ]
         for index, (item, flip) in enumerate(todo):
             self.fixed(item, flip=flip)
             events.progress("encoding images", index + 1, len(todo))
@@ -69,7 +72,7 @@ class LatentSource:
 
     def sampled(self, placed: BucketedImage, generator: random.Random) -> Latents:
         """Latents of one image as seen this time: mirrored or not, cut where the generator says."""
-        flip = self._config.horizontal_flip and generator.random() < 0.5
+        flip = placed.record.horizontal_flip and generator.random() < 0.5
         if self.is_live:
             return self._latents(placed, flip, sample_crop(placed.placement, generator))
         return self.fixed(placed, flip=flip)
@@ -80,10 +83,8 @@ class LatentSource:
         else:
             moments = self._cache.get_or_encode(self._key(placed, flip), lambda: self._moments(placed, flip, None))
         mask_HW = None
-        if self._config.mask != "none":
-            mask_HW = prepare_mask(
-                placed.record, placed.placement, source=self._config.mask, flip=flip, crop_xy=crop_xy
-            ).latents_HW
+        if placed.record.mask != "none":
+            mask_HW = prepare_mask(placed.record, placed.placement, flip=flip, crop_xy=crop_xy).latents_HW
         conditions = size_conditions(placed.record, placed.placement, flip=flip, crop_xy=crop_xy)
         return Latents(moments["mean"], moments["std"], mask_HW, conditions)
 

@@ -48,7 +48,7 @@ class LossFunction:
         target_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, self._alphas_cumprod_T, prediction)
         predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(batch.captions))
         loss_B = self._distance(predicted_BCHW, target_BCHW, timesteps_B, batch)
-        loss_B = loss_B * image_weights(batch.is_class_B.to(device), objective)
+        loss_B = loss_B * image_weights(batch.is_class_B.to(device), objective) * batch.loss_weights_B.to(device)
         if objective.prior_preservation == "base_prediction":
             loss_B = loss_B + objective.prior_weight * self._prior_loss(batch, noisy_BCHW, timesteps_B)
         return loss_B.mean()

@@ -102,7 +102,7 @@ def training_facts(
         ),
         mean_aspect_error=plan.mean_aspect_error,
         folders=_folders(records),
-        tag_frequency=tag_counts(records, captions),
+        tag_frequency=tag_counts(records),
         caption_dropout=captions.dropout,
         tag_dropout=captions.tag_dropout,
         shuffle_tags=captions.shuffle_tags,
