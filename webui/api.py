@@ -13,13 +13,13 @@ from sdlora.config import files
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.mix import MixedAdapter, parse_adapter
 from sdlora.errors import ConfigError, RunError
-from sdlora.launch import queue, runs
+from sdlora.launch import exports, queue, runs
 from sdlora.launch.runs import RunHandle
+from sdlora.library import mixes
+from sdlora.library.rows import check_family, from_used
 from webui import fields
 from webui.context import Context, handler
 from webui.drawing.studio import FIELDS, Studio
-from webui.mixing import mixes
-from webui.mixing.active_adapters import check_family, from_used
 
 _LOOK_SECONDS = 0.2
 
@@ -76,14 +76,14 @@ def add_image_endpoints(context: Context) -> None:
         target = mixes.new_file(name, context.workspace.adapters, ".safetensors")
         family = check_family(rows, studio.adapters)
         settings = {"method": method, "rank": rank or None, "energy": energy or None, "family": family}
-        job = mixes.start_mix(mixes.mix_config(rows, settings), target, context.workspace.jobs)
+        job = exports.start_mix(mixes.mix_config(rows, settings), target, context.workspace.jobs)
         while (state := job.state()).is_active:
             time.sleep(_LOOK_SECONDS)
         if state.status != "finished":
             raise RunError(f"{target.name} was not written: {state.error or state.status}")
         studio.scan()
         # a key called "path" would make clients fetch the file
-        return {"adapter": str(target), "output": mixes.outcome(job)}
+        return {"adapter": str(target), "output": exports.outcome(job)}
 
     def generate(prompt: str, adapters: list[str], settings: dict[str, Any]) -> dict[str, Any]:
         """Draw images and wait for them; returns their paths, seeds and warnings.
@@ -111,15 +111,15 @@ def add_image_endpoints(context: Context) -> None:
 
 
 def _found(studio: Studio, adapters: list[str]) -> list[MixedAdapter]:
-    """Adapters by library name or path. Raises ConfigError that names all that aren't there."""
+    """Adapters by path or library name. Raises ConfigError that names all that aren't there."""
     library, found, problems = studio.scan(), [], []
     for text in adapters:
         adapter = parse_adapter(text)
-        entry = library.by_tag(adapter.file)
-        if entry is not None:
-            adapter = adapter.model_copy(update={"file": str(entry.path)})
-        elif not adapter.file.startswith("hf://") and not Path(adapter.file).is_file():
-            problems.append(f"{adapter.file}: no adapter of that name is in the library, and no file is there")
+        if not adapter.file.startswith("hf://") and not Path(adapter.file).is_file():
+            try:
+                adapter = adapter.model_copy(update={"file": str(library.find(adapter.file).path)})
+            except ConfigError as error:
+                problems += [f"{adapter.file}: {problem}" for problem in error.problems]
         found.append(adapter)
     if problems:
         raise ConfigError("the adapters", problems)

@@ -12,14 +12,12 @@ from sdlora.config.train import TrainConfig
 from sdlora.data.buckets import BucketedImage, assign
 from sdlora.data.crops import crop_image, crop_mask
 from sdlora.data.images import scan
+from sdlora.data.thumbnails import tint_left_out
 
 _MARGIN_PX = 12
 _FONT_PX = 12
 _CAPTION_LINES = 4
 _LINE_PX = 15
-_TINT = (220, 40, 40)
-"""Colour over what the mask leaves out."""
-_TINT_OPACITY = 0.6
 
 
 def draw_sheet(
@@ -75,6 +73,4 @@ def trained_picture(item: BucketedImage, config: TrainConfig) -> Image.Image:
     if not item.record.has_mask:
         return picture
     mask = crop_mask(item.record, item.placement, flip=False, crop_xy=None)
-    opacity = mask.point([round((255 - value) * _TINT_OPACITY) for value in range(256)])
-    picture.paste(_TINT, mask=opacity)
-    return picture
+    return tint_left_out(picture, mask)

@@ -384,7 +384,7 @@ def test_everything_wrong_is_told_at_once_before_a_model_is_loaded(
         generate(config)
     told = "\n".join(caught.value.problems)
     for expected in (
-        "<lora:nowhere:1>: nothing of that name in",
+        "<lora:nowhere:1>: no adapter of that name is in",
         "start.mask: 100x100 px has another shape than the image, 200x100 px",
         "sdxl.safetensors is for sdxl, the base model is sd1",
         "gone.safetensors: there is no such file",

@@ -14,26 +14,24 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from sdlora.config.generate import GenerateConfig, StartImageConfig, UsedAdapter
-from sdlora.errors import ConfigError, DataError, RunError
+from sdlora.config.generate import GenerateConfig
+from sdlora.data.thumbnails import thumbnail, tile
+from sdlora.errors import ConfigError, RunError
 from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.run import Grid
 from sdlora.generation.restore.image_files import save_image
 from sdlora.launch.images import ImageProgress, WorkerMemory
+from sdlora.library.rows import Row, add
+from sdlora.models.found import list_models, model_named
 from tests.support.emoji_adapters import random_adapter
 from webui import fields
-from webui.drawing import axes, models, view
+from webui.drawing import axes, view
 from webui.drawing.history import PAGE_IMAGES, History, write_zip
 from webui.drawing.requests import Drawings
-from webui.drawing.restore import restore
 from webui.drawing.start_image import keep_editor
 from webui.drawing.studio import FIELDS, Studio, count_prompt_tokens
-from webui.mixing.active_adapters import Row, add
-from webui.mixing.adapter_library import Library, Scan
 from webui.state import PageState
-from webui.thumbnails import thumbnail, tile
 from webui.trash import move_to_trash, put_back
 from webui.workspace import Workspace
 
@@ -133,7 +131,7 @@ def test_a_request_that_cannot_be_asked_for_fails_with_the_reason(worker: SlowWo
     number = drawings.submit(GenerateConfig(prompt="impossible"))
     until(lambda: drawings.get(number).is_over)
     assert drawings.get(number).error == "it can't be asked for"
-    assert "it can&#x27;t be asked for" in view.progress(drawings.get(number))
+    assert "it can&#39;t be asked for" in view.progress(drawings.get(number))
     with pytest.raises(RunError, match="there is no request 7"):
         drawings.get(7)
 
@@ -230,8 +228,7 @@ def test_tags_of_unknown_adapters_and_wrong_families_are_refused_before_anything
 def test_a_comparison_has_a_cell_for_none_each_and_together(studio: Studio) -> None:
     random_adapter(studio.workspace.adapters / "wash.safetensors", 2)
     studio.scan()
-    entry = studio.adapters.by_tag("wash")
-    assert entry is not None
+    entry = studio.adapters.find("wash")
     studio.active.change(lambda rows: add(rows, entry))
     grid = studio.grid(studio.request(shown_for(seed=1), one_image=True), ["compare"])
     assert [cell.labels for cell in grid.cells()] == [("none",), ("ink",), ("wash",), ("together",)]
@@ -276,7 +273,7 @@ def test_paint_over_the_start_image_becomes_a_mask(tmp_path: Path) -> None:
     assert keep_editor({"background": None, "layers": []}, tmp_path) == (None, None)
 
 
-# ---- settings out of pictures
+# ---- history
 
 
 def picture_of(config: GenerateConfig, path: Path) -> Path:
@@ -287,96 +284,16 @@ def picture_of(config: GenerateConfig, path: Path) -> Path:
     return save_image(generated, path)
 
 
-@pytest.fixture
-def library(tmp_path: Path) -> Scan:
-    random_adapter(tmp_path / "adapters" / "ink.safetensors", 1)
-    return Library([tmp_path / "adapters"], tmp_path / "library.json").scan()
-
-
-MODELS = [("builtin:emoji", "builtin:emoji")]
-
-
-def test_a_picture_of_ours_gives_everything_back(library: Scan, tmp_path: Path) -> None:
-    start = tmp_path / "start.png"
-    Image.new("RGB", (8, 8)).save(start)
-    config = GenerateConfig(
-        prompt="a fox",
-        negative="blurry",
-        steps=7,
-        seed=9,
-        width_px=64,
-        height_px=64,
-        adapters=(UsedAdapter(file="/moved/ink.safetensors", weight=0.5, text_encoder=0.1, end=0.8),),
-        start=StartImageConfig(image=start, strength=0.4),
-    )
-    found = restore(picture_of(config, tmp_path / "a.png"), library, [tmp_path / "adapters"], MODELS)
-    assert (found.config.prompt, found.config.steps, found.config.seed) == ("a fox", 7, 9)
-    assert found.config.start.strength == 0.4
-    assert found.start_image == start
-    row = found.rows[0]
-    assert (Path(row.file), row.weight, row.text_encoder, row.end) == (library.entries[0].path, 0.5, 0.1, 0.8)
-    assert found.notes == ()
-    assert {"prompt", "seed", "steps", "base_model.model", "start.strength"} <= set(found.names)
-    assert not any(name.startswith(("compute", "files", "num_images")) for name in found.names)
-
-
-def test_all_but_the_seed_leaves_the_seed_alone(library: Scan, tmp_path: Path) -> None:
-    path = picture_of(GenerateConfig(seed=9, width_px=64, height_px=64), tmp_path / "a.png")
-    assert "seed" not in restore(path, library, [], MODELS, with_seed=False).names
-
-
-def test_a_foreign_picture_gives_what_has_a_counterpart_and_names_the_rest(library: Scan, tmp_path: Path) -> None:
-    texts = PngInfo()
-    texts.add_text(
-        "parameters",
-        "a fox <lora:ink:0.4> <lora:lost:1>\nNegative prompt: blurry\nSteps: 12, Sampler: Euler a, CFG scale: 5, "
-        "Seed: 42, Size: 64x64, Model hash: abc123, Model: dreamthing, Face restoration: CodeFormer",
-    )
-    Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=texts)
-    found = restore(tmp_path / "theirs.png", library, [tmp_path / "adapters"], MODELS)
-    assert (found.config.prompt, found.config.sampler, found.config.seed) == ("a fox", "Euler a", 42)
-    assert [(row.name, row.weight) for row in found.rows] == [("ink", 0.4)]
-    told = "\n".join(found.notes)
-    assert "adapter lost: it is not in the library" in told
-    assert "base model dreamthing (hash abc123): it is not in the models folder; the chosen one stays" in told
-    assert "no counterpart here: Face restoration CodeFormer" in told
-    assert "base_model.model" not in found.names
-
-
-def test_a_picture_without_settings_says_so(library: Scan, tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    with pytest.raises(DataError, match="carries no settings"):
-        restore(tmp_path / "plain.png", library, [], MODELS)
-
-
-def test_what_is_gone_is_named(library: Scan, tmp_path: Path) -> None:
-    config = GenerateConfig(
-        seed=1,
-        adapters=(UsedAdapter(file="/gone/lost.safetensors"),),
-        start=StartImageConfig(image=Path("/gone/start.png"), mask=Path("/gone/mask.png")),
-        width_px=64,
-        height_px=64,
-    )
-    found = restore(picture_of(config, tmp_path / "a.png"), library, [], MODELS)
-    told = "\n".join(found.notes)
-    for words in ("adapter lost: it is neither at", "start image /gone/start.png: it is gone", "paint the mask again"):
-        assert words in told
-    assert found.start_image is None
-
-
 def test_models_are_found_by_file_and_folder(tmp_path: Path) -> None:
     (tmp_path / "sdxl").mkdir()
     (tmp_path / "sdxl" / "model_index.json").write_text("{}", encoding="utf-8")
     (tmp_path / "sdxl" / "unet.safetensors").write_bytes(bytes(2**21))
     (tmp_path / "anime.safetensors").write_bytes(bytes(2**21))
     (tmp_path / "tiny.safetensors").write_bytes(bytes(10))
-    found = models.found_models(tmp_path)
-    assert [label for label, _ in found] == ["builtin:emoji", "anime.safetensors", "sdxl"]
-    assert models.model_named("Anime", found) == str(tmp_path / "anime.safetensors")
-    assert models.model_named("other", found) is None
-
-
-# ---- history
+    models = list_models(tmp_path)
+    assert [label for label, _ in models] == ["builtin:emoji", "anime.safetensors", "sdxl"]
+    assert model_named("Anime", models) == str(tmp_path / "anime.safetensors")
+    assert model_named("other", models) is None
 
 
 def test_history_is_searched_and_paged_newest_first(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import ConfigError
-from sdlora.generation.request.prompt_adapters import split_prompt
 from sdlora.generation.request.prompt_choices import choose, has_choices
 from sdlora.generation.request.prompt_schedule import is_scheduled, schedule
 from sdlora.generation.request.prompt_warnings import prompt_warnings
 from sdlora.generation.request.requests import single_images
+from sdlora.library.prompt_tags import split_prompt
 
 
 def texts(prompt: str, steps: int = 4) -> list[str]:

@@ -117,7 +117,7 @@ def test_beside_a_training_the_person_is_asked_first(tab: Any, monkeypatch: pyte
 
 
 def test_comparison_and_grid_draw_with_the_rows_in_use(tab: Any, context: Any) -> None:
-    from webui.mixing.active_adapters import add
+    from sdlora.library.rows import add
 
     prompt = context.shared["mix.prompt"]
     assert "there is no adapter to compare" in tab._compare(values_of(tab))[0]

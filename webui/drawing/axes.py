@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sdlora.errors import ConfigError
-from webui.mixing.active_adapters import Rows
+from sdlora.library.rows import Rows
 
 CHECKPOINT = "checkpoint"
 COMPARE = "compare"

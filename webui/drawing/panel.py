@@ -10,7 +10,7 @@ import gradio as gr
 
 from sdlora.errors import ConfigError, SdloraError
 from webui.context import handler
-from webui.problem_panel import panel
+from webui.views.problems import panel
 
 
 def shown_problems(function: Callable[..., Any], num_outputs: int) -> Callable[..., Any]:

@@ -13,18 +13,19 @@ from sdlora.config.generate import GenerateConfig
 from sdlora.errors import AdapterError, ConfigError, SdloraError
 from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.run import Grid
-from sdlora.generation.request.prompt_adapters import split_prompt, take_tags
 from sdlora.launch.images import ImageWorker
+from sdlora.library.prompt_tags import split_prompt, take_tags
+from sdlora.library.rows import Rows, check_family, used
+from sdlora.library.scan import Library, Scan
+from sdlora.models.found import family_of, list_models
 from sdlora.models.prompts import CHUNK_TOKENS, count_tokens
 from sdlora.models.tokenizer import light_tokenizer
 from webui import fields
+from webui.active_adapters import ActiveAdapters
 from webui.context import Context
 from webui.drawing.history import History
-from webui.drawing.models import family_of, found_models
 from webui.drawing.requests import Drawings
 from webui.fields import Field
-from webui.mixing.active_adapters import ActiveAdapters, Rows, check_family, used
-from webui.mixing.adapter_library import Library, Scan
 from webui.run_view.watch import RunWatch
 from webui.state import PageState
 from webui.workspace import Workspace
@@ -89,7 +90,7 @@ class Studio:
 
     def models(self) -> list[tuple[str, str]]:
         """Base models to choose from, label and value."""
-        return found_models(self.workspace.models)
+        return list_models(self.workspace.models)
 
     def active_training(self) -> str | None:
         """The name of a training that runs now."""

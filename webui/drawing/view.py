@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdlora.launch.jobs import JobState
+from sdlora.library.scan import LibraryEntry
 from webui.drawing.requests import Drawing
-from webui.mixing.adapter_library import LibraryEntry
-from webui.problem_panel import panel
+from webui.views.problems import panel
 
 _SHOWN_TITLE = 70
 _STATUS_WORDS = {
@@ -116,8 +116,8 @@ def card(entry: LibraryEntry | None) -> str:
 def summary(entry: LibraryEntry) -> str:
     """Family, kind, rank and size in a line."""
     about = entry.about
-    mebibytes = entry.size_bytes / 2**20
-    size = f"{mebibytes:.1f} MiB" if mebibytes >= 0.1 else f"{entry.size_bytes / 1024:.1f} KiB"
+    mebibytes = entry.file.size_bytes / 2**20
+    size = f"{mebibytes:.1f} MiB" if mebibytes >= 0.1 else f"{entry.file.size_bytes / 1024:.1f} KiB"
     return f"{about.family or 'unknown family'} · {about.kind} rank {about.rank} · {size}"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from webui import fields, problem_panel
+from webui import fields
 from webui.fields import Field
 from webui.run_setup import draft, presets, view
 from webui.run_setup.draft import Draft
@@ -17,6 +17,7 @@ from webui.run_setup.pace import Paces
 from webui.run_setup.starting import Starter
 from webui.run_setup.step_maths import StepMaths, count_steps
 from webui.run_view.watch import RunWatch
+from webui.views.problems import panel
 from webui.workspace import Workspace
 
 _FRESH_SECONDS = 5.0
@@ -93,7 +94,7 @@ class Reporter:
 
     def panel(self, texts: Sequence[str]) -> str:
         """The problem panel, each problem with the way to its field."""
-        return problem_panel.panel(texts, self._place_of)
+        return panel(texts, self._place_of)
 
     def _read(self, shown: Mapping[str, Any]) -> tuple[Draft, StepMaths | None]:
         known, now = self._newest, time.monotonic()

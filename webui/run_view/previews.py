@@ -7,8 +7,8 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdlora.data.thumbnails import thumbnail
 from sdlora.runs.results import PreviewImage
-from webui.thumbnails import thumbnail
 
 GRID_EDGE_PX = 256
 _SHOWN_STEPS = 40

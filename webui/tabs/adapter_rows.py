@@ -9,15 +9,15 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context as GradioContext
 
-from sdlora.adapters.algebra.blocks import PRESETS
+from sdlora.adapters.algebra.blocks import PRESETS, read_blocks
+from sdlora.library import rows as rows_of
+from sdlora.library.rows import Row, to_tags
 from webui.context import LAST_COUNTS, QUEUED, Context, handler
 from webui.drawing import view
 from webui.drawing.studio import Studio
-from webui.mixing import active_adapters as rows_of
-from webui.mixing.active_adapters import SLIDER_RANGE, Row, read_blocks, to_tags
 
 SWEEP = "0:1.2:0.2"
-_LOWEST, _HIGHEST = SLIDER_RANGE
+_LOWEST, _HIGHEST = -2.0, 2.0
 _STEP = 0.05
 
 

@@ -7,16 +7,18 @@ from typing import Any
 
 import gradio as gr
 
+from sdlora.data.sets import folders, uploads
 from sdlora.errors import DataError
+from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, runs_on
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
-from webui.data_sets import folders, uploads
-from webui.data_sets.jobs import WORDS, DatasetJobs, runs_on
+from webui.layout import live_html, small_button
 from webui.run_setup.draft import data_sets
-from webui.tabs import dataset_view as view
+from webui.scripts import PRESSES, focus
 from webui.tabs.dataset_browser import Browser
 from webui.tabs.dataset_bulk import BulkPanel
 from webui.tabs.dataset_work import WorkPanels
 from webui.trash import move_to_trash
+from webui.views import datasets as view
 
 FIRST_NAME = "my images"
 
@@ -43,13 +45,9 @@ class DatasetTab:
         with gr.Row(elem_classes="page-columns"):
             with gr.Column(scale=3, min_width=320):
                 self.chosen = gr.Dropdown(
-                    known,
-                    value=known[0] if known else None,
-                    label="Dataset",
-                    info="A folder of images and captions.",
-                    elem_id="dataset-chosen",
-                    interactive=True,
-                )
+                    known, value=known[0] if known else None, label="Dataset", elem_id="dataset-chosen",
+                    info="A folder of images and captions.", interactive=True,
+                )  # fmt: skip
                 self._lay_out_buttons()
             with gr.Column(scale=2, min_width=320):
                 self.upload = gr.File(
@@ -59,8 +57,8 @@ class DatasetTab:
                     elem_id="dataset-upload",
                     height=146,
                 )
-        self.received = gr.HTML("", elem_id="dataset-received", js_on_load=view.LIVE)
-        self.empty = gr.HTML("", elem_id="dataset-empty", js_on_load=view.ACTS, visible=False)
+        self.received = live_html("dataset-received")
+        self.empty = gr.HTML("", elem_id="dataset-empty", js_on_load=PRESSES, visible=False)
         self.browser = Browser(self.context, self.chosen)
         with gr.Column(visible=False) as self.below:
             self.bulk = BulkPanel(self.context, self.chosen, self.browser)
@@ -68,31 +66,18 @@ class DatasetTab:
 
     def _lay_out_buttons(self) -> None:
         with gr.Row(elem_classes="bar"):
-            self.new = gr.Button("New", elem_id="dataset-new", size="sm", min_width=60, scale=0)
-            self.rename = gr.Button("Rename", elem_id="dataset-rename", size="sm", min_width=80, scale=0)
-            self.delete = gr.Button("Delete", elem_id="dataset-delete", size="sm", min_width=70, scale=0)
-            self.train = gr.Button(
-                "Train with this dataset",
-                variant="primary",
-                elem_id="dataset-train",
-                size="sm",
-                min_width=190,
-                scale=1,
-            )
+            self.new = small_button("New", "dataset-new", 60)
+            self.rename = small_button("Rename", "dataset-rename", 80)
+            self.delete = small_button("Delete", "dataset-delete", 70)
+            self.train = small_button("Train with this dataset", "dataset-train", 190, variant="primary", scale=1)
         with gr.Row(visible=False, elem_classes="bar") as self.naming:
             self.name = gr.Textbox(
-                label="Name",
-                info="Becomes the folder's name.",
-                elem_id="dataset-name",
-                max_lines=1,
-                scale=3,
+                label="Name", info="Becomes the folder's name.", elem_id="dataset-name", max_lines=1, scale=3,
                 min_width=200,
-            )
-            self.create = gr.Button("Create", elem_id="dataset-create", size="sm", min_width=90, scale=0)
-            self.give_name = gr.Button(
-                "Give it this name", elem_id="dataset-give-name", size="sm", min_width=130, scale=0
-            )
-            self.cancel_naming = gr.Button("Cancel", elem_id="dataset-cancel-naming", size="sm", min_width=80, scale=0)
+            )  # fmt: skip
+            self.create = small_button("Create", "dataset-create", 90)
+            self.give_name = small_button("Give it this name", "dataset-give-name", 130)
+            self.cancel_naming = small_button("Cancel", "dataset-cancel-naming", 80)
 
     @property
     def _views(self) -> list[Any]:
@@ -112,11 +97,9 @@ class DatasetTab:
     def _wire(self) -> None:
         named = [self.naming, self.name, self.create, self.give_name]
         self.chosen.input(handler(self._choose), self.chosen, self._views, **LAST_COUNTS)
-        self.new.click(handler(self._ask_new), None, named, **QUICK).then(
-            None, None, None, js=view.focus("dataset-name")
-        )
+        self.new.click(handler(self._ask_new), None, named, **QUICK).then(None, None, None, js=focus("dataset-name"))
         self.rename.click(handler(self._ask_rename), self.chosen, named, **QUICK).then(
-            None, None, None, js=view.focus("dataset-name")
+            None, None, None, js=focus("dataset-name")
         )
         self.cancel_naming.click(lambda: gr.Row(visible=False), None, self.naming, **QUICK)
         self.create.click(handler(self._create), self.name, [self.naming, *self._views], **QUICK)

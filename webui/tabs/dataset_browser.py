@@ -11,13 +11,16 @@ import gradio as gr
 
 from sdlora.data.fix.changes import undo
 from sdlora.data.images import THREADS
+from sdlora.data.sets import folders, history, listing
+from sdlora.data.sets.listing import Filter, Item
+from sdlora.data.thumbnails import thumbnail
 from sdlora.errors import DataError
 from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
-from webui.data_sets import folders, history, listing
-from webui.data_sets.listing import Filter, Item
-from webui.tabs import dataset_view as view
+from webui.layout import small_button
+from webui.scripts import PRESSES
 from webui.tabs.dataset_editor import Editor
-from webui.thumbnails import thumbnail
+from webui.templating import count
+from webui.views import datasets as view
 
 TAGS_SHOWN = 60
 
@@ -37,9 +40,7 @@ class Browser:
         with gr.Column(visible=False, elem_id="dataset-browser") as self.column:
             with gr.Row(elem_classes="bar"):
                 self.summary = gr.HTML("", elem_id="dataset-summary")
-                self.undo = gr.Button(
-                    "Undo", elem_id="dataset-undo", size="sm", min_width=150, scale=0, interactive=False
-                )
+                self.undo = small_button("Undo", "dataset-undo", 150, interactive=False)
             with gr.Row(elem_classes="page-columns"):
                 with gr.Column(scale=3, min_width=320):
                     self._lay_out_filter()
@@ -85,11 +86,11 @@ class Browser:
             show_label=False,
             interactive=False,
         )
-        self.nothing = gr.HTML("", js_on_load=view.ACTS, visible=False, elem_id="dataset-nothing")
+        self.nothing = gr.HTML("", js_on_load=PRESSES, visible=False, elem_id="dataset-nothing")
         with gr.Row(elem_classes="bar pager"):
-            self.page_back = gr.Button("Previous page", elem_id="dataset-page-back", size="sm", min_width=110, scale=0)
+            self.page_back = small_button("Previous page", "dataset-page-back", 110)
             self.pager = gr.HTML("", elem_id="dataset-pager")
-            self.page_on = gr.Button("Next page", elem_id="dataset-page-on", size="sm", min_width=110, scale=0)
+            self.page_on = small_button("Next page", "dataset-page-on", 110)
 
     @property
     def views(self) -> list[Any]:
@@ -226,7 +227,7 @@ class Browser:
     def _undo(self, name: str, *around: Any) -> dict[Any, Any]:
         folder = self._folder(name)
         undone = undo(folder)
-        gr.Info(f"Taken back: {len(undone.files)} file{'' if len(undone.files) == 1 else 's'}.")
+        gr.Info(f"Taken back: {count(len(undone.files), 'file')}.")
         return self.refreshed(folder, *around)
 
     def _delete(self, name: str, text: str, kind: str, tags: list[str], number: int, editing: str) -> dict[Any, Any]:
@@ -283,7 +284,7 @@ class Browser:
         return {
             self.gallery: gr.Gallery(value=tiles, selected_index=at, visible=bool(tiles)),
             self.nothing: gr.HTML(view.nothing_found(), visible=not tiles),
-            self.pager: f"<p>Page {page.number} of {page.num_pages}, {view.count(page.num_items, 'image')}</p>",
+            self.pager: view.pager(page.number, page.num_pages, count(page.num_items, "image")),
             self.page_back: gr.Button(interactive=page.number > 1),
             self.page_on: gr.Button(interactive=page.number < page.num_pages),
             self.shown: names,

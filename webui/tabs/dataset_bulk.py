@@ -7,11 +7,13 @@ from typing import Any
 
 import gradio as gr
 
+from sdlora.data.sets import folders, listing
+from sdlora.data.sets.edits import OPERATIONS, Edit, Rewritten, make_edit, plan_edit
 from webui.context import LAST_COUNTS, QUICK, Context, handler
-from webui.data_sets import bulk, folders, listing
-from webui.data_sets.bulk import Edit, Rewritten
+from webui.layout import small_button
 from webui.tabs.dataset_browser import Browser, as_filter
-from webui.tabs.dataset_view import count
+from webui.templating import count
+from webui.views import datasets as view
 
 SCOPES = ("all images", "images that pass the filter")
 _OUTDATED = '() => [{__type__: "update", value: "Apply", interactive: false}, ""]'
@@ -33,7 +35,7 @@ class BulkPanel:
     def _lay_out(self) -> None:
         with gr.Row():
             self.operation = gr.Dropdown(
-                [(words, name) for name, words in bulk.OPERATIONS.items()],
+                [(words, name) for name, words in OPERATIONS.items()],
                 value="front",
                 label="What to do",
                 info="One step at a time; each can be undone.",
@@ -74,10 +76,8 @@ class BulkPanel:
                 label="Match case", info="Off: capitals don't matter.", elem_id="dataset-bulk-case", visible=False
             )
         with gr.Row(elem_classes="bar"):
-            self.preview = gr.Button("Preview", elem_id="dataset-bulk-preview", size="sm", min_width=100, scale=0)
-            self.apply = gr.Button(
-                "Apply", elem_id="dataset-bulk-apply", size="sm", min_width=100, scale=0, interactive=False
-            )
+            self.preview = small_button("Preview", "dataset-bulk-preview", 100)
+            self.apply = small_button("Apply", "dataset-bulk-apply", 100, interactive=False)
         self.result = gr.HTML("", elem_id="dataset-bulk-result")
 
     @property
@@ -140,16 +140,15 @@ class BulkPanel:
         if scope == SCOPES[1]:
             passes = as_filter(*wanted).passes
             items = [item for item in items if passes(item)]
-        planned = bulk.plan(items, Edit(operation, text or "", replacement or "", is_regex, match_case))
+        planned = plan_edit(items, Edit(operation, text or "", replacement or "", is_regex, match_case))
         words = f"Apply to {count(len(planned), 'caption')}"
         return {
             self.planned: planned,
             self.apply: gr.Button(words if planned else "Apply", interactive=bool(planned)),
-            self.result: bulk.preview(planned, len(items)),
+            self.result: view.edit_preview(planned, len(items)),
         }
 
     def _apply(self, name: str, planned: list[Rewritten], *around: Any) -> dict[Any, Any]:
         folder = folders.folder_of(self.context.workspace.datasets, name)
-        made = count(bulk.make(folder, planned), "caption")
-        done = f"<p><strong>{made} changed.</strong> Undo above the images takes it back.</p>"
-        return {**self._outdated(), self.result: done, **self.browser.refreshed(folder, *around)}
+        made = count(make_edit(folder, planned), "caption")
+        return {**self._outdated(), self.result: view.edited(made), **self.browser.refreshed(folder, *around)}

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from sdlora.data.sets import folders, listing
+from sdlora.data.sets.listing import Item
+from sdlora.data.thumbnails import large_picture
 from sdlora.errors import DataError
 from webui.context import LAST_COUNTS, QUICK, Context, handler
-from webui.data_sets import folders, listing, shapes
-from webui.data_sets.listing import Item
-from webui.data_sets.pictures import large_picture
-from webui.tabs import dataset_view as view
+from webui.layout import live_html, small_button
+from webui.views import datasets as view
 
+RESOLUTIONS = (256, 320, 384, 512, 640, 768, 1024)
 DEFAULT_RESOLUTION = 512
 
 
@@ -37,9 +38,9 @@ class Editor:
         self.editing = gr.Textbox(visible="hidden", elem_id="dataset-editing", label="Image in the editor")
         self.picture = gr.HTML("", elem_id="dataset-picture")
         with gr.Row(elem_classes="bar pager"):
-            self.previous = gr.Button("← Previous", elem_id="dataset-previous", size="sm", min_width=90, scale=0)
-            self.place = gr.HTML("", elem_id="dataset-place", js_on_load=view.LIVE)
-            self.next = gr.Button("Next →", elem_id="dataset-next", size="sm", min_width=90, scale=0)
+            self.previous = small_button("← Previous", "dataset-previous", 90)
+            self.place = live_html("dataset-place")
+            self.next = small_button("Next →", "dataset-next", 90)
         self.caption = gr.Textbox(
             label="Caption",
             info="Saved as you type. Tags are parted by commas.",
@@ -50,10 +51,10 @@ class Editor:
         )
         self.tokens = gr.HTML("", elem_id="dataset-tokens")
         with gr.Row(elem_classes="bar"):
-            self.save = gr.Button("Save", elem_id="dataset-save", size="sm", min_width=80, scale=0)
-            self.delete = gr.Button("Delete image", elem_id="dataset-delete-image", size="sm", min_width=110, scale=0)
+            self.save = small_button("Save", "dataset-save", 80)
+            self.delete = small_button("Delete image", "dataset-delete-image", 110)
             self.resolution = gr.Dropdown(
-                list(shapes.RESOLUTIONS),
+                RESOLUTIONS,
                 value=DEFAULT_RESOLUTION,
                 label="Resolution (px)",
                 filterable=False,
@@ -86,11 +87,10 @@ class Editor:
         if not items:
             return {**dict.fromkeys(self.views, ""), self.loaded: ("", "")}
         item = items[at]
-        name = html.escape(item.name)
         return {
             self.editing: item.name,
             self.picture: self._picture(item, resolution or self.kept_resolution),
-            self.place: f'<p><strong id="dataset-image">{name}</strong> ({at + 1} of {len(items)})</p>',
+            self.place: view.place(item, at, len(items)),
             self.caption: item.caption,
             self.tokens: view.tokens(item.tokens, saved=False),
             self.loaded: (item.name, item.caption),
@@ -129,4 +129,5 @@ class Editor:
         return "" if at is None else self._picture(items[at], resolution)
 
     def _picture(self, item: Item, resolution: int) -> str:
-        return shapes.cropped(item, large_picture(item, self.context.workspace.thumbnails), int(resolution))
+        picture = large_picture(item.path, item.mask, self.context.workspace.thumbnails)
+        return view.crop(item, picture, int(resolution))

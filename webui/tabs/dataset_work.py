@@ -11,15 +11,18 @@ from typing import Any
 import gradio as gr
 
 from sdlora.config.captioning import CaptioningConfig
+from sdlora.data.sets import folders, listing, shapes
 from sdlora.errors import ConfigError
+from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, Kind, caption_options, check_options, progress
 from sdlora.launch.jobs import JobHandle
-from webui import problem_panel
 from webui.context import PRIVATE, QUICK, Context, handler
-from webui.data_sets import folders, health, listing, shapes
-from webui.data_sets.jobs import WORDS, DatasetJobs, Kind, caption_options, check_options, progress
 from webui.form import Form
-from webui.tabs import dataset_view as view
+from webui.gradio_quirks import pressed
+from webui.layout import live_html, problems_html, small_button
+from webui.scripts import PRESSES
 from webui.tabs.dataset_browser import Browser
+from webui.views import datasets as view
+from webui.views.problems import panel
 
 CAPTIONERS = (
     "Salesforce/blip-image-captioning-base",
@@ -79,34 +82,24 @@ class WorkPanels:
             for name in _IN_VIEW:
                 self.form.place(name)
         self.form.accordions({"": "More"})
-        self.problems = gr.HTML("", elem_id="dataset-caption-problems", js_on_load=problem_panel.SCRIPT)
+        self.problems = problems_html("dataset-caption-problems")
         with gr.Row(elem_classes="bar"):
-            self.start = gr.Button(
-                "Start captioning", elem_id="dataset-caption-start", size="sm", min_width=140, scale=0
-            )
-            self.stop = gr.Button(
-                "Cancel", elem_id="dataset-caption-cancel", size="sm", min_width=90, scale=0, interactive=False
-            )
-        self.caption_progress = gr.HTML("", elem_id="dataset-caption-progress", js_on_load=view.LIVE)
+            self.start = small_button("Start captioning", "dataset-caption-start", 140)
+            self.stop = small_button("Cancel", "dataset-caption-cancel", 90, interactive=False)
+        self.caption_progress = live_html("dataset-caption-progress")
         for name, component in self.form.components.items():
             self.context.remember(f"dataset.caption.{name}", component)
 
     def _lay_out_check(self) -> None:
         with gr.Row(elem_classes="bar"):
             self.trigger = gr.Textbox(
-                label="Trigger word",
-                info="Optional: checks that captions have it.",
-                elem_id="dataset-check-trigger",
-                max_lines=1,
-                min_width=200,
-                scale=2,
-            )
-            self.check = gr.Button("Check now", elem_id="dataset-check", size="sm", min_width=110, scale=0)
-            self.cancel_check = gr.Button(
-                "Cancel", elem_id="dataset-check-cancel", size="sm", min_width=90, scale=0, interactive=False
-            )
-        self.check_progress = gr.HTML("", elem_id="dataset-check-progress", js_on_load=view.LIVE)
-        self.report = gr.HTML("", elem_id="dataset-report", js_on_load=view.ACTS)
+                label="Trigger word", info="Optional: checks that captions have it.", max_lines=1, min_width=200,
+                elem_id="dataset-check-trigger", scale=2,
+            )  # fmt: skip
+            self.check = small_button("Check now", "dataset-check", 110)
+            self.cancel_check = small_button("Cancel", "dataset-check-cancel", 90, interactive=False)
+        self.check_progress = live_html("dataset-check-progress")
+        self.report = gr.HTML("", elem_id="dataset-report", js_on_load=PRESSES)
         self.context.remember("dataset.trigger", self.trigger)
 
     @property
@@ -162,7 +155,7 @@ class WorkPanels:
         folder = self._folder(values[self.chosen])
         config, problems = self.form.check(self.form.shown(values))
         if problems:
-            return {self.problems: problem_panel.panel(problems, self._place_of)}
+            return {self.problems: panel(problems, self._place_of)}
         self.jobs.start("caption", folder, caption_options(config))
         return {**self._shown(folder), self.problems: ""}
 
@@ -192,10 +185,10 @@ class WorkPanels:
 
     def _act(self, name: str, resolution: int, trigger: str, event: gr.EventData) -> dict[Any, Any]:
         """A button of the report: fix a rule, or show an image."""
-        folder, pressed = self._folder(name), event._data
-        if "image" in pressed:
-            return self.browser.shown_image(folder, pressed["image"])
-        options = ["--rules", pressed["fix"], "--apply", *check_options(int(resolution), trigger or "")]
+        folder, data = self._folder(name), pressed(event)
+        if "image" in data:
+            return self.browser.shown_image(folder, data["image"])
+        options = ["--rules", data["fix"], "--apply", *check_options(int(resolution), trigger or "")]
         self.jobs.start("fix", folder, options)
         return self._shown(folder)
 
@@ -237,7 +230,7 @@ class WorkPanels:
     # Pieces of updates
 
     def _chart(self, folder: Path, resolution: int) -> str:
-        return shapes.chart(shapes.count_buckets(listing.read(folder), folder, int(resolution)))
+        return view.buckets(shapes.count_buckets(listing.read(folder), folder, int(resolution)))
 
     def _standing(self, folder: Path) -> dict[Kind, Standing]:
         """The newest job of each kind."""
@@ -267,15 +260,15 @@ class WorkPanels:
 
 
 def _progress(kind: Kind, handle: JobHandle | None) -> str:
-    return view.progress(progress(kind, handle.state()) if handle is not None else None)
+    return view.job(progress(kind, handle.state()) if handle is not None else None)
 
 
 def _report(handle: JobHandle | None, folder: Path) -> str:
     """The newest check's findings; while a check runs, those are not there yet."""
     if handle is None:
-        return "<p>Not checked yet. The check finds what would make a run fail or an adapter bad.</p>"
+        return view.report(None, folder)
     state = handle.state()
     if state.status != "finished":
         return ""
     checked = time.strftime("%H:%M", time.localtime(state.ended_at or handle.created_at))
-    return f'<p class="quiet">Checked at {checked}.</p>{health.report(handle.result(), folder)}'
+    return view.report(handle.result(), folder, checked)

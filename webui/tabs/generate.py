@@ -8,17 +8,18 @@ import gradio as gr
 
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import ConfigError
-from webui import problem_panel
+from sdlora.library import rows as rows_of
+from sdlora.library.rows import to_tags
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.drawing.studio import FIELDS, LEFT_OUT, Studio, count_prompt_tokens
 from webui.fields import setting_of
 from webui.form import Form
-from webui.mixing import active_adapters as rows_of
-from webui.mixing.active_adapters import to_tags
+from webui.layout import problems_html
 from webui.tabs.adapter_rows import build_rows, shape
 from webui.tabs.generate_grid import GridPanel
 from webui.tabs.generate_results import ResultsPanel
 from webui.tabs.generate_start import StartPanel
+from webui.views.problems import panel
 
 SIZES = ["512 x 512", "512 x 768", "768 x 512", "768 x 768", "1024 x 1024", "832 x 1216", "1216 x 832", "896 x 1152",
          "1152 x 896"]  # fmt: skip
@@ -90,7 +91,7 @@ class GenerateTab:
             self.training_words = gr.Markdown()
             self.draw_now = gr.Button("Draw now", size="sm", elem_id="generate-now")
             self.draw_later = gr.Button("Wait for it to end", size="sm", elem_id="generate-wait")
-        self.problems = gr.HTML(elem_id="generate-problems", js_on_load=problem_panel.SCRIPT)
+        self.problems = problems_html("generate-problems")
 
     def _lay_out_settings(self) -> None:
         place = self.form.place
@@ -235,7 +236,7 @@ class GenerateTab:
         return decide
 
     def _shown(self, problems: list[str]) -> tuple[str, Any, str]:
-        return problem_panel.panel(problems, self._place_of), gr.Column(visible=False), ""
+        return panel(problems, self._place_of), gr.Column(visible=False), ""
 
     def _place_of(self, problem: str) -> tuple[str, str] | None:
         field = setting_of(problem, FIELDS)

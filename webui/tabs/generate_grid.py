@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from sdlora.errors import ConfigError
-from webui import problem_panel
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.drawing import axes
 from webui.drawing.studio import Studio
+from webui.layout import problems_html
+from webui.views.problems import panel
 
 if TYPE_CHECKING:
     from webui.tabs.generate import GenerateTab
@@ -41,7 +42,7 @@ class GridPanel:
                 elem_id="generate-grid-run", interactive=True,
             )  # fmt: skip
             self.draw = gr.Button("Draw grid", elem_id="generate-grid-go")
-            self.problems = gr.HTML(elem_id="generate-grid-problems", js_on_load=problem_panel.SCRIPT)
+            self.problems = problems_html("generate-grid-problems")
         for name, component in self.values.items():
             context.remember(f"generate.grid.{name}.values", component)
 
@@ -59,7 +60,7 @@ class GridPanel:
             try:
                 chosen = axes.spell([(values[self.axes[name]], values[self.values[name]]) for name in _TITLES])
             except ConfigError as error:
-                return problem_panel.panel(error.problems), gr.skip(), gr.skip(), None
+                return panel(error.problems), gr.skip(), gr.skip(), None
             run = values[self.run] if any(f"={axes.CHECKPOINT}=" in text for text in chosen) else None
             return tab.draw_grid(values, chosen, run=run)
 

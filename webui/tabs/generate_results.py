@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from sdlora.data.thumbnails import thumbnail
 from sdlora.errors import DataError
 from sdlora.generation.restore.image_files import read_image_text
+from sdlora.generation.restore.repeat import restore_image
+from sdlora.library.rows import from_used
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, Context, handler
 from webui.downloads import download_button
 from webui.drawing import view
 from webui.drawing.history import write_zip
 from webui.drawing.requests import Drawing
-from webui.drawing.restore import restore
 from webui.drawing.studio import Studio
-from webui.thumbnails import thumbnail
 from webui.trash import Deleted, move_to_trash, put_back
 
 if TYPE_CHECKING:
@@ -223,11 +224,11 @@ class ResultsPanel:
     def _restore(self, path: Path, count: int, *, with_seed: bool) -> dict[Any, Any]:
         """Fill the form, the rows and the start image from a picture; list what could not be taken over."""
         tab, studio = self._tab, self.studio
-        found = restore(path, studio.scan(), studio.adapter_folders, studio.models(), with_seed=with_seed)
+        found = restore_image(path, studio.adapter_folders, studio.models(), with_seed=with_seed)
         everything = tab.form.show(found.config)
         shown = {name: everything[name] for name in found.names if name in everything}
         updates = tab.show(shown)
-        updates[self.context.shared["mix.tags"]] = tab.use_rows(found.rows)
+        updates[self.context.shared["mix.tags"]] = tab.use_rows(from_used(found.adapters))
         updates[tab.changes] = count + 1
         updates[self.notes] = view.notes(found.notes, "Not taken over from the picture") or view.notes(
             ["Everything was taken over."], path.name

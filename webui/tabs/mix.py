@@ -6,11 +6,11 @@ from typing import Any
 
 import gradio as gr
 
+from sdlora.library.rows import apply_tags, to_tags
 from webui.context import QUEUED, QUICK, Context, handler
 from webui.drawing.panel import shown_problems
 from webui.drawing.studio import Studio
-from webui.mixing.active_adapters import apply_tags, to_tags
-from webui.problem_panel import SCRIPT
+from webui.layout import problems_html
 from webui.tabs.adapter_rows import build_rows, shape
 from webui.tabs.mix_export import build_export, build_saved
 from webui.tabs.mix_library import LibraryPanel
@@ -33,7 +33,7 @@ def build(context: Context) -> None:
             gr.Markdown("### Adapters in use")
             build_rows(context, "mix", full=True)
             tags.render()
-            problems = context.share("mix.problems", gr.HTML(elem_id="mix-problems", js_on_load=SCRIPT))
+            problems = context.share("mix.problems", problems_html("mix-problems"))
             _build_comparison(context)
             build_export(context, studio, library)
             build_saved(context, studio, changes)

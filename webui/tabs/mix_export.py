@@ -11,16 +11,17 @@ from sdlora.adapters.files.container import refuse_pickle
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.mix import MixConfig
 from sdlora.errors import ConfigError
+from sdlora.launch import exports
 from sdlora.launch.jobs import JobHandle
+from sdlora.library import mixes
+from sdlora.library.rows import check_family, to_tags
+from sdlora.models.found import family_of
 from webui.context import LAST_COUNTS, QUEUED, QUICK, Context, handler
 from webui.drawing import view
-from webui.drawing.models import family_of
 from webui.drawing.panel import shown_problems
 from webui.drawing.studio import Studio
 from webui.fields import fields
-from webui.mixing import mixes
-from webui.mixing.active_adapters import check_family, to_tags
-from webui.problem_panel import SCRIPT
+from webui.layout import problems_html
 from webui.tabs.mix_library import LibraryPanel
 from webui.trash import move_to_trash
 
@@ -66,19 +67,19 @@ def build_export(context: Context, studio: Studio, library: LibraryPanel) -> Non
                 info="A copy of it gets the adapters baked in.", elem_id="mix-merge-base", interactive=True,
             )  # fmt: skip
             merge = gr.Button("Merge into the model", elem_id="mix-merge", scale=2, min_width=170)
-        problems = gr.HTML(elem_id="mix-export-problems", js_on_load=SCRIPT)
+        problems = problems_html("mix-export-problems")
         status = gr.HTML(elem_id="mix-export-status")
         cancel = gr.Button("Cancel the export", size="sm", visible=False, elem_id="mix-export-cancel")
-    exports = _Exports(studio, library)
+    running = _Exports(studio, library)
     method.input(handler(_needed), [method], [rank, energy, density], **LAST_COUNTS)
     outputs = [status, cancel, problems]
     inputs = [name, method, rank, energy, density, precision]
-    export.click(shown_problems(exports.begin_mix, 3), inputs, outputs, **QUICK)
-    merge.click(shown_problems(exports.begin_merge, 3), [name, base], outputs, **QUICK)
-    cancel.click(handler(exports.cancel), None, [status, cancel], api_visibility="private", show_progress="hidden")
+    export.click(shown_problems(running.begin_mix, 3), inputs, outputs, **QUICK)
+    merge.click(shown_problems(running.begin_merge, 3), [name, base], outputs, **QUICK)
+    cancel.click(handler(running.cancel), None, [status, cancel], api_visibility="private", show_progress="hidden")
     seen = gr.State("")
     context.timer.tick(
-        handler(exports.poll), [seen, library.search, library.family, library.page],
+        handler(running.poll), [seen, library.search, library.family, library.page],
         [seen, status, cancel, *library.shown], concurrency_limit=None, **QUICK,
     )  # fmt: skip
 
@@ -94,7 +95,7 @@ class _Exports:
 
     def __init__(self, studio: Studio, library: LibraryPanel) -> None:
         self.studio, self.panel = studio, library
-        self.job: JobHandle | None = mixes.newest_export(studio.workspace.jobs)
+        self.job: JobHandle | None = exports.newest_export(studio.workspace.jobs)
         if self.job is not None and not self.job.state().is_active:
             self.job = None
 
@@ -108,7 +109,7 @@ class _Exports:
         values = {"method": method, "rank": None if rank is None else int(rank), "energy": energy}
         thins = method not in ("concat", "linear", "svd")
         settings = {**values, "density": density if thins else None, "precision": precision, "family": family}
-        self._begin(lambda: mixes.start_mix(mixes.mix_config(rows, settings), target, self.studio.workspace.jobs))
+        self._begin(lambda: exports.start_mix(mixes.mix_config(rows, settings), target, self.studio.workspace.jobs))
         return self._shown(), gr.Button(visible=True), ""
 
     def begin_merge(self, name: str, base: str) -> tuple[Any, ...]:
@@ -120,7 +121,7 @@ class _Exports:
         target = mixes.new_file(name or "", self.studio.workspace.models, _SUFFIX if is_file else "")
         check_family(rows, self.studio.adapters, None if family is None else (base, family))
         adapters = mixes.mixed(rows)
-        self._begin(lambda: mixes.start_merge(adapters, base, target, self.studio.workspace.jobs))
+        self._begin(lambda: exports.start_merge(adapters, base, target, self.studio.workspace.jobs))
         return self._shown(), gr.Button(visible=True), ""
 
     def cancel(self) -> tuple[Any, ...]:
@@ -152,7 +153,7 @@ class _Exports:
             return ""
         arguments = self.job.arguments
         target = Path(arguments[arguments.index("--out") + 1]).name
-        return view.job(self.job.state(), mixes.outcome(self.job), target)
+        return view.job(self.job.state(), exports.outcome(self.job), target)
 
 
 def build_saved(context: Context, studio: Studio, changes: gr.State) -> None:
@@ -172,7 +173,7 @@ def build_saved(context: Context, studio: Studio, changes: gr.State) -> None:
             )  # fmt: skip
             load = gr.Button("Load", elem_id="mix-load", scale=1, min_width=90)
             delete = gr.Button("Delete", elem_id="mix-saved-delete", scale=1, min_width=90)
-        problems = gr.HTML(elem_id="mix-saved-problems", js_on_load=SCRIPT)
+        problems = problems_html("mix-saved-problems")
 
     def keep(chosen: str) -> tuple[Any, str]:
         path = mixes.save_mix(studio.active.rows, chosen or "", folder)

@@ -7,14 +7,15 @@ from typing import Any
 
 import gradio as gr
 
+from sdlora.data.thumbnails import thumbnail, tile
 from sdlora.errors import SdloraError
+from sdlora.library.rows import add, to_tags
+from sdlora.library.scan import LibraryEntry, add_file
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, Context, handler
 from webui.drawing import view
 from webui.drawing.studio import Studio
-from webui.mixing.active_adapters import add, to_tags
-from webui.mixing.adapter_library import LibraryEntry, add_file
-from webui.problem_panel import SCRIPT, panel
-from webui.thumbnails import thumbnail, tile
+from webui.layout import problems_html
+from webui.views.problems import panel
 
 PAGE_ADAPTERS = 24
 FAMILIES = [("Every family", ""), ("SD 1.x", "sd1"), ("SD 2.x", "sd2"), ("SDXL", "sdxl")]
@@ -60,7 +61,7 @@ class LibraryPanel:
                 label="Adapter files", file_count="multiple", file_types=_UPLOADS, elem_id="mix-upload", height=140
             )
             gr.Markdown("`.safetensors` only. Other kinds can run programs when they are opened, and are refused.")
-            self.refused = gr.HTML(elem_id="mix-upload-problems", js_on_load=SCRIPT)
+            self.refused = problems_html("mix-upload-problems")
 
     @property
     def shown(self) -> list[Any]:
@@ -108,7 +109,7 @@ class LibraryPanel:
 
     def _picture(self, entry: LibraryEntry) -> Path:
         thumbnails = self.studio.workspace.thumbnails
-        return thumbnail(entry.preview, thumbnails) if entry.preview else tile(entry.name, thumbnails)
+        return thumbnail(entry.file.preview, thumbnails) if entry.file.preview else tile(entry.name, thumbnails)
 
     def _select(self, text: str, family: str, page: int, event: gr.SelectData) -> tuple[Any, str]:
         found = _page(self.studio.adapters.search(text, family or None), int(page or 1))

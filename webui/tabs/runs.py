@@ -18,7 +18,7 @@ from webui.run_setup.report import Services
 from webui.run_view import files
 from webui.run_view.chart import ChartOptions
 from webui.run_view.page import Choice, RunPage, pressable
-from webui.run_view.scripts import BEFORE_AFTER, LIVE, PRESSES, READOUT, TO_THE_END
+from webui.scripts import BEFORE_AFTER, LIVE, PRESSES, READOUT, TO_THE_END
 
 
 def build(context: Context) -> None:

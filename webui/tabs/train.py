@@ -14,9 +14,9 @@ from sdlora.config.optimization import OPTIMIZERS
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, SdloraError
 from sdlora.launch.runs import RunHandle
-from webui import problem_panel
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.form import Form
+from webui.layout import problems_html
 from webui.run_setup import draft, presets, view
 from webui.run_setup.report import Report, Reporter, Services
 
@@ -97,9 +97,7 @@ class TrainTab:
                 self._lay_out_yaml()
                 self._lay_out_saving()
             with gr.Column(scale=2, min_width=320):
-                self.problems = gr.HTML(
-                    "", elem_id="train-problems", elem_classes="bare", js_on_load=problem_panel.SCRIPT
-                )
+                self.problems = problems_html("train-problems", elem_classes="bare")
                 self.summary = gr.HTML("", elem_id="train-summary", elem_classes="bare")
                 with gr.Accordion("What differs from the preset", open=True, elem_id="train-differences-box"):
                     self.differences = gr.HTML(

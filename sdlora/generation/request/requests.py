@@ -15,10 +15,10 @@ from sdlora.constants import LATENT_FACTOR
 from sdlora.data.decoding import UnreadableImageError
 from sdlora.errors import ConfigError, SdloraError
 from sdlora.generation.request.compute import choose_device
-from sdlora.generation.request.prompt_adapters import take_tags
 from sdlora.generation.request.prompt_choices import choose
 from sdlora.generation.request.start_images import fitting_size, start_problems
 from sdlora.generation.sampling.samplers import LCM_MOST_STEPS
+from sdlora.library.prompt_tags import take_tags
 from sdlora.models.detection import Detection, detect
 
 Answer = TypeVar("Answer")

@@ -16,8 +16,8 @@ from sdlora import __version__
 from sdlora.config import files
 from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
 from sdlora.errors import ConfigError
-from sdlora.generation.request.prompt_adapters import plain_number, write_tags
 from sdlora.generation.restore.infotext_grammar import parse_infotext, write_infotext
+from sdlora.library.prompt_tags import plain_number, write_tags
 
 if TYPE_CHECKING:
     from sdlora.generation.generate import ImageFacts

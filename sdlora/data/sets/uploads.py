@@ -21,8 +21,8 @@ from sdlora.data.decoding import IMAGE_SUFFIXES, UNREAD_SUFFIXES, UnreadableImag
 from sdlora.data.fix.changes import Change, apply, hash_of
 from sdlora.data.images import MASK_ENDING
 from sdlora.data.metadata_files import METADATA_FILES
-from webui.data_sets.archives import Limits, RefusedArchiveError, safe_parts, unpack
-from webui.data_sets.folders import is_image_name, plain_stem
+from sdlora.data.sets.archives import Limits, RefusedArchiveError, safe_parts, unpack
+from sdlora.data.sets.folders import is_image_name, plain_stem
 
 ACCEPTED = (*IMAGE_SUFFIXES, ".txt", ".zip", *(Path(name).suffix for name in METADATA_FILES))
 MAX_CAPTION_BYTES = 1 << 20

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora.data.fix.changes import LOG, Change, apply, batch_folders
-from webui.data_sets.listing import Item
+from sdlora.data.sets.listing import Item
 
 _WORDS = {"edit": "edit", "upload": "upload of captions", "delete": "deletion", "caption": "captioning"}
 

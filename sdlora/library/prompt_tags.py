@@ -4,9 +4,9 @@
     <lora:ink:0.8>            weight 0.8             <lora:ink:te=0.8:unet=0.5>   the same
     <lora:ink:1:lbw=OUTALL>   weights by block: a preset or numbers, as the LoRA Block Weight extension takes them
 
-A number alone sets both; case doesn't matter. The name is the file's, without its suffix, or its alias (see
-`sdlora.library.names`). `<lyco:...>` means the same. Every tag counts, also one that names an adapter a second time.
-Only the prompt has tags; in the negative prompt they are plain text, as in AUTOMATIC1111's web UI (and warned of).
+A number alone sets both; case doesn't matter. The name is the file's, without its suffix, or another that
+`names.resolve` takes for it. `<lyco:...>` means the same. Every tag counts, also one that names an adapter a second
+time. Only the prompt has tags; in the negative prompt they are plain text, as in AUTOMATIC1111's web UI.
 """
 
 from __future__ import annotations
@@ -20,16 +20,6 @@ from pathlib import Path
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
 from sdlora.library.names import find_adapter
-
-__all__ = [
-    "AdapterTag",
-    "find_adapter",
-    "plain_number",
-    "split_prompt",
-    "take_tags",
-    "write_tag",
-    "write_tags",
-]
 
 _TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]+)>", re.IGNORECASE)
 _OPEN_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*(?=<|$)", re.IGNORECASE)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.errors import ConfigError
@@ -13,7 +14,7 @@ from sdlora.launch.jobs import JobHandle, JobState, list_jobs, start_job
 from sdlora.launch.runs import RunHandle, list_runs
 
 Kind = Literal["caption", "check", "fix"]
-WORDS: dict[Kind, str] = {"caption": "Captioning", "check": "Checking", "fix": "Mending"}
+WORDS: dict[Kind, str] = {"caption": "Captioning", "check": "Checking", "fix": "Fixing"}
 _SWITCHES = {"escape_brackets": ("--escape-brackets", "--plain-brackets")}
 
 
@@ -83,14 +84,24 @@ def _quoted(text: str) -> str:
     return "'" + text.strip().replace("'", "''") + "'"
 
 
-def progress(kind: Kind, state: JobState) -> dict[str, Any]:
-    """What a progress bar shows: `words`, `percent` (None when unknown), `is_active`."""
+@dataclass(frozen=True)
+class JobProgress:
+    """How far a job is, for a progress bar."""
+
+    words: str
+    is_active: bool
+    percent: int | None = None
+    """None when it is over, or nobody knows."""
+
+
+def progress(kind: Kind, state: JobState) -> JobProgress:
+    """A job's state in words: `Captioning: 3 of 10, about 20 s left`."""
     words = WORDS[kind]
     if state.is_active:
         count = f" {state.done} of {state.total}" if state.total else " ..."
         remaining = f", about {_duration(state.eta_seconds)} left" if state.eta_seconds is not None else ""
         percent = round(100 * state.done / state.total) if state.total else None
-        return {"words": f"{words}:{count}{remaining}", "percent": percent, "is_active": True}
+        return JobProgress(f"{words}:{count}{remaining}", True, percent)
     endings = {
         "finished": "done",
         "cancelled": "cancelled; what was written stays",
@@ -98,7 +109,7 @@ def progress(kind: Kind, state: JobState) -> dict[str, Any]:
         "crashed": "crashed",
     }
     error = f": {state.error}" if state.error else ""
-    return {"words": f"{words} {endings[state.status]}{error}", "percent": None, "is_active": False}
+    return JobProgress(f"{words} {endings[state.status]}{error}", False)
 
 
 def _duration(seconds: float) -> str:

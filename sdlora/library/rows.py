@@ -1,27 +1,22 @@
-"""The adapters in use, one list for Mix and Generate: rows, what can be done to them, and their `<lora:...>` text.
+"""The adapters in use as rows: what can be done to them, as settings of a request, and as `<lora:...>` text.
 
-The rows live on the server and in the page's state file, so that reloads, restarts and both tabs see the same.
+Rows are values: every operation gives new ones.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sdlora.adapters.algebra.blocks import block_weights
+from sdlora.adapters.algebra.blocks import read_blocks, spell_blocks
 from sdlora.config.base_model import FamilyName
 from sdlora.config.generate import UsedAdapter
-from sdlora.config.mix import MixedAdapter, parse_adapter
+from sdlora.config.mix import MixedAdapter
 from sdlora.errors import AdapterError, ConfigError
-from sdlora.generation.request.prompt_adapters import split_prompt, write_tag
-from webui.mixing.adapter_library import LibraryEntry, Scan
-from webui.state import PageState
-
-STATE = "mix.rows"
-SLIDER_RANGE = (-2.0, 2.0)
+from sdlora.library.prompt_tags import split_prompt, write_tag
+from sdlora.library.scan import LibraryEntry, Scan
 
 
 @dataclass(frozen=True)
@@ -61,27 +56,6 @@ class Row:
 
 
 Rows = tuple[Row, ...]
-
-
-class ActiveAdapters:
-    """The rows and their keeping. `change` is the only way to alter them; safe from several threads."""
-
-    def __init__(self, state: PageState) -> None:
-        self._state = state
-        self._lock = threading.RLock()
-        self._rows = _from_state(state.get(STATE))
-
-    @property
-    def rows(self) -> Rows:
-        """The rows as they are now."""
-        return self._rows
-
-    def change(self, operation: Callable[[Rows], Rows]) -> Rows:
-        """Apply an operation on the rows and remember the outcome."""
-        with self._lock:
-            self._rows = operation(self._rows)
-            self._state.set(STATE, [asdict(row) for row in self._rows])
-            return self._rows
 
 
 # ---- operations: rows in, rows out
@@ -168,31 +142,6 @@ def check_family(rows: Rows, library: Scan, base: tuple[str, FamilyName] | None 
     return next(iter(told), None)
 
 
-# ---- blocks
-
-
-def read_blocks(text: str, source: str, family: FamilyName | None = None) -> str | list[float] | dict[str, float]:
-    """Block weights as a person types them: a preset, numbers between commas, or names with weights.
-
-    Raises ConfigError naming `source`; with a family, number and names of the blocks are checked too.
-    """
-    spelled = text.strip() or "ALL"
-    listed = f"[{spelled}]" if "," in spelled and "=" not in spelled else spelled
-    blocks = parse_adapter(f"x:{listed}" if "=" in spelled else f"x:blocks={listed}").blocks
-    if family is not None or isinstance(blocks, str):
-        block_weights(blocks, family, source)
-    return blocks
-
-
-def spell_blocks(blocks: str | Sequence[float] | dict[str, float]) -> str:
-    """The inverse of `read_blocks`."""
-    if isinstance(blocks, str):
-        return blocks
-    if isinstance(blocks, dict):
-        return ",".join(f"{name}={weight:g}" for name, weight in blocks.items()) or "ALL"
-    return ",".join(f"{weight:g}" for weight in blocks)
-
-
 # ---- the text
 
 
@@ -216,30 +165,31 @@ def apply_tags(rows: Rows, text: str, library: Scan) -> Rows:
     wanted: dict[int, Row] = {}
     after = list(rows)
     for tag in tags:
-        row = next(
-            (row for row in after if tag.name.casefold() in (row.name.casefold(), _tag_name(row, library).casefold())),
-            None,
-        )
-        if row is None:
-            entry = library.by_tag(tag.name)
-            if entry is None:
-                problems.append(f"{tag.text}: no adapter of that name is in the library")
-                continue
-            row = next((row for row in after if Path(row.file) == entry.path), None)
-            if row is None:
-                row = Row(_next_id(after), str(entry.path))
-                after.append(row)
+        try:
+            row = _meant(tag.name, after, library)
+        except ConfigError as error:
+            problems += [f"{tag.text}: {problem}" for problem in error.problems]
+            continue
+        if row not in after:
+            after.append(row)
         if row.id in wanted:
             problems.append(f"{tag.text}: {row.name} has a tag already")
         linked = None if tag.text_encoder == tag.unet else tag.text_encoder
-        wanted[row.id] = replace(row, enabled=True, weight=tag.unet, text_encoder=linked)
+        blocks = row.blocks if tag.blocks == "ALL" else spell_blocks(tag.blocks)
+        wanted[row.id] = replace(row, enabled=True, weight=tag.unet, text_encoder=linked, blocks=blocks)
     if problems:
         raise ConfigError("the tags", problems)
     return tuple(wanted.get(row.id, replace(row, enabled=False)) for row in after)
 
 
-def _is_called(row: Row, name: str, library: Scan) -> bool:
-    return name.casefold() in (row.name.casefold(), _tag_name(row, library).casefold())
+def _meant(name: str, rows: Sequence[Row], library: Scan) -> Row:
+    """The row that a tag means, a new one if its adapter is not in use. Raises ConfigError as `Scan.find` does."""
+    elsewhere = (row for row in rows if row.name == name and library.by_path(row.file) is None)
+    if (outside := next(elsewhere, None)) is not None:  # a file that the library doesn't list has its name alone
+        return outside
+    entry = library.find(name)
+    in_use = (row for row in rows if Path(row.file) == entry.path)
+    return next(in_use, None) or Row(_next_id(rows), str(entry.path))
 
 
 def _tag_name(row: Row, library: Scan) -> str:
@@ -256,8 +206,8 @@ def _text_encoder(adapter: MixedAdapter) -> float | None:
     return None if text_encoder == adapter.unet else text_encoder
 
 
-def _from_state(values: Any) -> Rows:
-    """Rows as they were remembered; what doesn't fit (an older version's) is left out."""
+def rows_from_plain(values: Any) -> Rows:
+    """Rows as JSON keeps them (`dataclasses.asdict`); what doesn't fit (an older version's) is left out."""
     names = {field.name for field in fields(Row)}
     rows = []
     for value in values if isinstance(values, list) else []:

@@ -1,9 +1,7 @@
-"""One edit to many captions: shown first, then made as one change that Undo takes back."""
+"""One edit to many captions: planned first, then made as one change that undo takes back."""
 
 from __future__ import annotations
 
-import difflib
-import html
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +11,8 @@ from pathlib import Path
 from sdlora.data.captions import has_trigger, joint
 from sdlora.data.fix.changes import Change, apply
 from sdlora.data.lint.tags import rewrite_tags
+from sdlora.data.sets.listing import CAPTIONS, Item, read
 from sdlora.errors import ConfigError
-from webui.data_sets.listing import CAPTIONS, Item, read
 
 OPERATIONS = {
     "front": "Put in front (trigger word)",
@@ -23,8 +21,6 @@ OPERATIONS = {
     "replace": "Replace text",
     "dedupe": "Remove repeated tags",
 }
-SHOWN = 20
-_WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 Rewrite = Callable[[str], str]
 
 
@@ -59,14 +55,14 @@ class Rewritten:
     after: str
 
 
-def plan(items: Sequence[Item], edit: Edit) -> list[Rewritten]:
+def plan_edit(items: Sequence[Item], edit: Edit) -> list[Rewritten]:
     """The captions that an edit changes; nothing is touched. Raises ConfigError for an edit that can't be made."""
     rewrite = edit.rewrite()
     changed = (Rewritten(item.path, item.name, item.caption, rewrite(item.caption)) for item in items)
     return [each for each in changed if each.after != each.before]
 
 
-def make(folder: Path, rewritten: Sequence[Rewritten]) -> int:
+def make_edit(folder: Path, rewritten: Sequence[Rewritten]) -> int:
     """Make a planned edit; returns the number of captions. Raises ConfigError when captions have changed since."""
     now = {item.name: item.caption for item in read(folder)}
     different = [each.name for each in rewritten if now.get(each.name) != each.before]
@@ -77,36 +73,6 @@ def make(folder: Path, rewritten: Sequence[Rewritten]) -> int:
         )
     apply(folder, [_change(each) for each in rewritten])
     return len(rewritten)
-
-
-def preview(rewritten: Sequence[Rewritten], num_images: int) -> str:
-    """HTML: how many captions change, and the first of them with what goes and what comes."""
-    if not rewritten:
-        return f"<p>None of {num_images} captions would change.</p>"
-    rows = "".join(
-        f"<tr><th scope=row>{html.escape(each.name)}</th><td>{difference(each.before, each.after)}</td></tr>"
-        for each in rewritten[:SHOWN]
-    )
-    rest = f"<p>and {len(rewritten) - SHOWN} more</p>" if len(rewritten) > SHOWN else ""
-    return (
-        f"<p><strong>{len(rewritten)} of {num_images} captions would change.</strong></p>"
-        '<div class="scroll"><table class="edits">'
-        "<thead><tr><th scope=col>Image</th><th scope=col>Caption</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div>{rest}"
-    )
-
-
-def difference(before: str, after: str) -> str:
-    """HTML of a text with what went struck out and what came underlined."""
-    old, new = _WORDS.findall(before), _WORDS.findall(after)
-    parts = []
-    for kind, old_from, old_to, new_from, new_to in difflib.SequenceMatcher(a=old, b=new, autojunk=False).get_opcodes():
-        gone, come = (html.escape("".join(words)) for words in (old[old_from:old_to], new[new_from:new_to]))
-        if kind == "equal":
-            parts.append(gone)
-        else:
-            parts.append((f"<del>{gone}</del>" if gone else "") + (f"<ins>{come}</ins>" if come else ""))
-    return "".join(parts) or "<em>empty</em>"
 
 
 def _change(each: Rewritten) -> Change:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora.data.caption_files import repeats_folder
-from webui.data_sets.folders import clean_part
+from sdlora.data.sets.folders import clean_part
 
 _CHUNK_BYTES = 1 << 20
 

@@ -1,4 +1,4 @@
-"""Small pictures for galleries, made once and kept: galleries of full images would send megabytes a tile."""
+"""Small pictures of images for galleries and editors, made once and kept: full images would be megabytes a tile."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sdlora.data.decoding import UnreadableImageError, open_image, to_rgb
+from sdlora.data.decoding import UnreadableImageError, load_grey, open_image, to_rgb
 
 EDGE_PX = 256
+LARGE_EDGE_PX = 1024
+_TINT = (220, 40, 40)
+"""Colour over what a mask leaves out."""
+_TINT_OPACITY = 0.6
 _UNREADABLE = "can't be read"
 
 
@@ -36,6 +40,29 @@ def thumbnail(image: Path, folder: Path, edge_px: int = EDGE_PX) -> Path:
     except (UnreadableImageError, OSError, ValueError):
         return tile(f"{image.name} {_UNREADABLE}", folder, edge_px)
     return keep(small, target)
+
+
+def large_picture(image: Path, mask: Path | None, folder: Path) -> Path:
+    """A WebP of at most 1024 px, what the mask leaves out tinted red; made anew when the image or its mask changes."""
+    plain = thumbnail(image, folder, LARGE_EDGE_PX)
+    if mask is None:
+        return plain
+    try:
+        key = f"{plain.name}|{mask}|{mask.stat().st_mtime_ns}"
+        target = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.webp"
+        if not target.is_file():
+            with Image.open(plain) as opened:
+                picture = opened.convert("RGB")
+            keep(tint_left_out(picture, load_grey(mask).resize(picture.size)), target)
+    except (OSError, UnreadableImageError):
+        return plain
+    return target
+
+
+def tint_left_out(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """The picture (mode RGB), in place, red where the mask (mode L, of the same size) is dark; returns it."""
+    picture.paste(_TINT, mask=mask.point([round((255 - value) * _TINT_OPACITY) for value in range(256)]))
+    return picture
 
 
 def tile(text: str, folder: Path, edge_px: int = EDGE_PX) -> Path:

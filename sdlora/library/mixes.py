@@ -1,24 +1,19 @@
-"""Mixes as small files, and their export: one adapter file, or a model with the adapters baked in, as background jobs.
-
-A saved mix is what `sdlora mix --config FILE` reads.
-"""
+"""Mixes as small files: what `sdlora mix --config FILE` reads, made of the adapters in use, and back."""
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sdlora.config import files
-from sdlora.config.mix import MixConfig, MixedAdapter, spell_adapter
-from sdlora.errors import ConfigError, SdloraError
-from sdlora.launch.jobs import JobHandle, list_jobs, start_job
-from webui.mixing.active_adapters import Rows, from_used, used
-from webui.mixing.adapter_library import Scan
+from sdlora.config.mix import MixConfig, MixedAdapter
+from sdlora.errors import ConfigError
+from sdlora.library.rows import Rows, from_used, used
+from sdlora.library.scan import Scan
 
 _SUFFIX = ".yaml"
 _FORBIDDEN = re.compile(r'[\\/:*?"<>|=\x00-\x1f]')
@@ -45,9 +40,6 @@ def mix_config(rows: Rows, settings: Mapping[str, Any]) -> MixConfig:
     return files.validate({"adapters": [one.model_dump() for one in mixed(rows)], **values}, "the mix", MixConfig)
 
 
-# ---- saved mixes
-
-
 def list_mixes(folder: Path) -> list[str]:
     """Names of the saved mixes, newest first."""
     found = sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -58,7 +50,7 @@ def save_mix(rows: Rows, name: str, folder: Path) -> Path:
     """Write the enabled rows as a mix. Raises ConfigError: nothing to save, a bad name, a name that is taken."""
     path = new_file(name, folder, _SUFFIX)
     adapters = [one.model_dump(mode="json", exclude_defaults=True) for one in mixed(rows)]
-    _write_yaml(path, {"adapters": adapters})
+    write_yaml(path, {"adapters": adapters})
     return path
 
 
@@ -68,17 +60,16 @@ def load_mix(name: str, folder: Path, library: Scan) -> tuple[Rows, list[str]]:
     config = files.validate(files.read_yaml(path), path.name, MixConfig)
     adapters, notes = [], []
     for adapter in config.adapters:
-        entry = library.by_tag(Path(adapter.file).stem)
         if adapter.file.startswith("hf://") or Path(adapter.file).is_file():
             adapters.append(adapter)
-        elif entry is not None:
-            adapters.append(adapter.model_copy(update={"file": str(entry.path)}))
+            continue
+        try:
+            entry = library.find(Path(adapter.file).stem)
+        except ConfigError as error:
+            notes += [f"{adapter.file} is gone, and {problem}" for problem in error.problems]
         else:
-            notes.append(f"{adapter.file} is gone, and no adapter of that name is in the library")
+            adapters.append(adapter.model_copy(update={"file": str(entry.path)}))
     return from_used(adapters), notes
-
-
-# ---- export
 
 
 def new_file(name: str, folder: Path, suffix: str) -> Path:
@@ -94,33 +85,8 @@ def new_file(name: str, folder: Path, suffix: str) -> Path:
     return path
 
 
-def start_mix(config: MixConfig, target: Path, jobs: Path) -> JobHandle:
-    """Write a mix into one adapter file, in the background."""
-    settings = jobs / f"{time.strftime('%Y%m%d-%H%M%S')}-{target.stem}{_SUFFIX}"
-    _write_yaml(settings, config.model_dump(mode="json", exclude_none=True))
-    return start_job(["mix", "--config", str(settings), "--out", str(target)], jobs)
-
-
-def start_merge(adapters: Sequence[MixedAdapter], base: str, target: Path, jobs: Path) -> JobHandle:
-    """Bake adapters into a copy of a base model, in the background."""
-    spelled = [spell_adapter(adapter) for adapter in adapters]
-    return start_job(["merge", *spelled, "--base", base, "--out", str(target)], jobs)
-
-
-def newest_export(jobs: Path) -> JobHandle | None:
-    """The newest mix or merge, running or over."""
-    return next((job for job in list_jobs(jobs) if job.arguments[:1] in (["mix"], ["merge"])), None)
-
-
-def outcome(job: JobHandle) -> str:
-    """What a finished export says of itself: size, hash and error of the result; empty while there is nothing."""
-    try:
-        return job.output().strip()
-    except (OSError, SdloraError):
-        return ""
-
-
-def _write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as a YAML file in one go."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
     text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110)

@@ -1,4 +1,4 @@
-"""Base models to choose from: the built-in one, and what lies in the models folder."""
+"""Base models at hand: the built-in one, and what lies in a folder of models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INDEX = "model_index.json"
 _SMALLEST_MODEL_BYTES = 2**20
 
 
-def found_models(folder: Path) -> list[tuple[str, str]]:
+def list_models(folder: Path) -> list[tuple[str, str]]:
     """Label and path of every base model in a folder and below, the built-in ones first.
 
     Files are taken by their suffix and size; what they are is found out when one is used.
