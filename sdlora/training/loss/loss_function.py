@@ -37,12 +37,18 @@ class LossFunction:
             shape_CHW,  # type: ignore[arg-type]
             batch.generators,
             noise_offset=objective.noise_offset,
+            random_offset=objective.noise_offset_random,
             multires_iterations=objective.multires_noise_iterations,
             multires_discount=objective.multires_noise_discount,
         ).to(device)
         timesteps_B = sample_timesteps(batch.generators, objective).to(device)
         latents_BCHW = batch.latents_BCHW.to(device)
-        input_noise_BCHW = perturb(noise_BCHW, batch.generators, objective.input_perturbation)
+        input_noise_BCHW = perturb(
+            noise_BCHW,
+            batch.generators,
+            objective.input_perturbation,
+            random_strength=objective.input_perturbation_random,
+        )
         noisy_BCHW = add_noise(latents_BCHW, input_noise_BCHW, timesteps_B, self._alphas_cumprod_T)
         prediction = self._bundle.schedule.prediction
         target_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, self._alphas_cumprod_T, prediction)
