@@ -64,7 +64,7 @@ class ObjectiveConfig(Section):
     """Weight of the prior term."""
 
     prior_prompt: str = ""
-    """Caption for base_prediction; empty takes the image's own caption without the trigger."""
+    """Caption for base_prediction; empty takes each image's own caption with the trigger taken out."""
 
     @model_validator(mode="after")
     def _check(self) -> ObjectiveConfig:

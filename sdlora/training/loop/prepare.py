@@ -74,7 +74,7 @@ def _texts(
     known = [form for each in forms for form in each or ()] + [record.plain_caption() for record in images.held_out]
     if config.objective.prior_preservation == "base_prediction":
         known += [
-            config.objective.prior_prompt or record.caption or "" for record in images.trained if not record.is_class
+            config.objective.prior_prompt or record.prior_caption() for record in images.trained if not record.is_class
         ]
     texts.prepare(known, events)
     return texts

@@ -61,7 +61,7 @@ class LossFunction:
 
     def _prior_loss(self, batch: Batch, noisy_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """How far the adapter moves predictions for captions without the trigger (loss_B)."""
-        captions = [self._objective.prior_prompt or text for text in batch.raw_captions]
+        captions = [self._objective.prior_prompt or text for text in batch.prior_captions]
         with torch.no_grad(), self._adapter.disabled():
             base_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions))
         predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions))

@@ -123,6 +123,10 @@ class Summary:
         for count in plan.buckets:
             yield "bucket", f"{count.bucket.width_px}x{count.bucket.height_px}: {count.samples}"
         short = f", {plan.short_batches} of them short" if plan.short_batches else ""
+        if self.config.objective.prior_preservation == "base_prediction":
+            own = [record for record in self.images.trained if not record.is_class]
+            priors = dict.fromkeys(self.config.objective.prior_prompt or record.prior_caption() for record in own)
+            yield "prior captions", _some([f"'{text}'" for text in priors])
         yield "batches", f"{plan.batches} an epoch of up to {self.config.optimization.batch_size} images{short}"
         yield "never trained", f"{len(plan.never_trained)} images"
 
