@@ -43,7 +43,9 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
     tune_malloc()
     for note in bundle.notes:
         events.notice(note)
-    cache = Cache(config.images.cache_folder or default_cache_folder()) if config.images.cache else None
+    cache = None
+    if config.images.cache:
+        cache = Cache(config.images.cache_folder or default_cache_folder(), on_damage=events.warn)
     latents = LatentSource(bundle, config.images, cache)
     latents.prepare(images.placed, events)
     latents.prepare(images.bucketed_held_out, events, flips=False)
