@@ -189,7 +189,7 @@ def _checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(key.encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}/".encode())
-        digest.update(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

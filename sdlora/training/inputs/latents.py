@@ -97,8 +97,8 @@ class LatentSource:
         if not (torch.isfinite(mean_BCHW).all() and torch.isfinite(std_BCHW).all()):
             precision = str(self._bundle.vae.dtype).removeprefix("torch.")
             raise DataError(
-                f"the VAE gives numbers that are not finite for {placed.record.path} in {precision}: set base_model.precision=fp32, "
-                "or base_model.vae to one made for half precision (for SDXL madebyollin/sdxl-vae-fp16-fix)"
+                f"the VAE gives numbers that are not finite for {placed.record.path} in {precision}: set "
+                "base_model.precision=fp32, or base_model.vae to one made for half precision (for SDXL madebyollin/sdxl-vae-fp16-fix)"
             )
         return {"mean": mean_BCHW[0].float().cpu(), "std": std_BCHW[0].float().cpu()}
 
