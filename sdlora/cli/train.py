@@ -12,7 +12,8 @@ import typer
 from rich.table import Table
 
 from sdlora.cli.app import INTERRUPTED, app, console
-from sdlora.config import files
+from sdlora.config import files, schema
+from sdlora.config.train import TrainConfig
 from sdlora.constants import MIB
 from sdlora.errors import ConfigError
 
@@ -106,9 +107,10 @@ def explain(
     name: Annotated[str, typer.Argument(help="A setting or section, for example adapter.rank or images.")] = "",
 ) -> None:
     """Explain settings: kind of value, default and meaning."""
-    found = [item for item in files.settings() if f"{item.name}.".startswith(f"{name}.") or not name]
+    known = list(schema.settings(TrainConfig))
+    found = [item for item in known if f"{item.name}.".startswith(f"{name}.") or not name]
     if not found:
-        found = [item for item in files.settings() if name.lower() in f"{item.name} {item.description}".lower()]
+        found = [item for item in known if name.lower() in f"{item.name} {item.description}".lower()]
     for item in found:
         console.print(f"[bold]{item.name}[/] = {item.default!r}", f"[dim]({item.kind})[/]".replace("[]", ""))
         console.print(f"    {item.description}", markup=False)

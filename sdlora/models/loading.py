@@ -13,7 +13,7 @@ from sdlora.models.bundle import Bundle
 from sdlora.models.components import Parts
 from sdlora.models.detection import Detection, detect
 from sdlora.models.dtypes import DTYPES
-from sdlora.models.family import FAMILIES
+from sdlora.models.families import FAMILIES
 from sdlora.models.folder import DiffusersModel, load_vae_folder
 from sdlora.models.identity import weights_identity
 from sdlora.models.quantize import quantize_, weight_bytes

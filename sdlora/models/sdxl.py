@@ -17,7 +17,7 @@ from sdlora.models.text import encode_with, penultimate_states
 
 @dataclass(frozen=True)
 class StableDiffusionXL:
-    """SDXL; an implementation of `sdlora.models.family.Family`, which documents the methods."""
+    """SDXL; an implementation of `sdlora.models.bundle.Family`, which documents the methods."""
 
     name: FamilyName = "sdxl"
     native_resolution: int = 1024

@@ -14,12 +14,13 @@ import yaml
 
 from sdlora.config import files
 from sdlora.config.outputs import OutputsConfig
+from sdlora.config.schema import flatten
 from sdlora.config.shipped import resolve_folder
 from sdlora.config.train import TrainConfig
 from sdlora.data.images import list_folder
 from sdlora.errors import ConfigError, SdloraError
 from sdlora.imports.read import import_settings
-from webui.fields import Field, check, flatten
+from webui.fields import Field, check
 from webui.run_setup import presets
 
 SET_BY_THE_PAGE = ("outputs.folder",)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from sdlora.config.schema import flatten
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.events import StepFinished
 from sdlora.launch.runs import RunHandle
 from sdlora.runs.event_log import iterate_backwards
 from sdlora.runs.state import MIN_STEPS_FOR_SPEED
-from webui.fields import flatten
 
 _STEPS_AVERAGED = 50
 _DECISIVE = (

@@ -6,8 +6,8 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from sdlora.config.schema import flatten
 from sdlora.errors import ConfigError
-from webui.fields import flatten
 from webui.run_view.watch import SeenRun
 
 _ABSENT = "–"

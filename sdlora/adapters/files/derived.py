@@ -17,7 +17,7 @@ from sdlora.adapters.files.writing import Export, named_tensors, travel_warnings
 from sdlora.config.base_model import FamilyName, Precision, Prediction
 from sdlora.errors import AdapterError
 from sdlora.models.dtypes import DTYPES
-from sdlora.models.family import FAMILIES
+from sdlora.models.families import FAMILIES
 
 PROVENANCE = "sdlora.provenance"
 """Metadata entry (JSON) that says what a file was made of, and how."""

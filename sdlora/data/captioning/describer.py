@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.constants import GIB
-from sdlora.data.captioning.captioner import CaptioningModel
+from sdlora.data.captioning.model import CaptioningModel
 from sdlora.errors import ModelError
 from sdlora.models.headers import read_header
 from sdlora.models.hub import explained

@@ -23,7 +23,7 @@ from sdlora.generation.sampling.passes import Batch, Watch
 from sdlora.generation.sampling.samplers import rescale_of
 from sdlora.generation.sampling.text_conditions import ConditionsAt, RowTexts, TextConditions
 from sdlora.generation.sampling.texts import Texts
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 
 OnStep = Callable[[int, int, Callable[[], Tensor]], None]
 """Called with (step, total steps, clean latents_BCHW)."""

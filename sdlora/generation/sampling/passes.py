@@ -22,7 +22,7 @@ from sdlora.generation.sampling.denoising import Hooks, Step, denoise
 from sdlora.generation.sampling.sample import seeded, to_images, unit_noise
 from sdlora.generation.sampling.samplers import make_scheduler
 from sdlora.generation.sampling.text_conditions import ConditionsAt
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.models.vae import decode_latents, encode_images
 
 _TILED_FROM_PX = 1.5e6

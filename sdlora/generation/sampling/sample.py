@@ -19,7 +19,7 @@ from sdlora.generation.sampling.denoising import Hooks, denoise
 from sdlora.generation.sampling.samplers import make_scheduler, rescale_of
 from sdlora.generation.sampling.text_conditions import RowTexts, TextConditions
 from sdlora.generation.sampling.texts import Texts
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.models.vae import decode_latents
 
 

@@ -24,7 +24,8 @@ from diffusers import (
 from torch import Tensor
 
 from sdlora.config.generate import Sampler
-from sdlora.models.family import Bundle, NoiseSchedule
+from sdlora.models.bundle import Bundle
+from sdlora.models.schedule import NoiseSchedule
 
 LCM_MOST_STEPS = 50
 """Latent consistency models are distilled at this many timesteps (Luo et al. 2023)."""

@@ -15,7 +15,8 @@ from sdlora.generation.request.prompt_schedule import PromptSchedule, SubPrompt,
 from sdlora.generation.sampling.adapted_base import AdapterSet
 from sdlora.generation.sampling.denoising import Conditions
 from sdlora.generation.sampling.texts import Texts
-from sdlora.models.family import SizeConditions, TextStates
+from sdlora.models.bundle import TextStates
+from sdlora.models.size_conditions import SizeConditions
 
 ConditionsAt = Callable[[int, int], Conditions]
 """What holds at a step (from 0) of how many."""

@@ -13,7 +13,7 @@ import torch
 
 from sdlora.config.base_model import FamilyName
 from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
-from sdlora.models.family import Bundle, TextStates, join_text_states
+from sdlora.models.bundle import Bundle, TextStates, join_text_states
 from sdlora.models.host import forget_mapped
 from sdlora.models.prompts import CHUNK_TOKENS, split_into_chunks, token_numbers
 

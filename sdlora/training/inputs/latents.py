@@ -18,7 +18,7 @@ from sdlora.data.cache import Cache
 from sdlora.data.crops import prepare_mask, prepare_pixels, sample_crop, size_conditions
 from sdlora.errors import DataError
 from sdlora.events import EventStream
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.models.size_conditions import SizeConditions
 from sdlora.models.vae import encode_moments
 
@@ -98,7 +98,8 @@ class LatentSource:
             precision = str(self._bundle.vae.dtype).removeprefix("torch.")
             raise DataError(
                 f"the VAE gives numbers that are not finite for {placed.record.path} in {precision}: set "
-                "base_model.precision=fp32, or base_model.vae to one made for half precision (for SDXL madebyollin/sdxl-vae-fp16-fix)"
+                "base_model.precision=fp32, or base_model.vae to one made for half precision (for SDXL "
+                "madebyollin/sdxl-vae-fp16-fix)"
             )
         return {"mean": mean_BCHW[0].float().cpu(), "std": std_BCHW[0].float().cpu()}
 

@@ -10,7 +10,7 @@ from sdlora.adapters.live.attach import Adapter, attach
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import Cache, default_cache_folder
 from sdlora.events import EventStream
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.models.host import tune_malloc
 from sdlora.models.loading import load
 from sdlora.training.inputs.examples import BatchSource

@@ -31,7 +31,7 @@ from sdlora.events import (
     Stopping,
     Validated,
 )
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.models.loading import load
 from sdlora.runs import checkpoints
 from sdlora.runs import folder as run_folder

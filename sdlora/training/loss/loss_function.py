@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdlora.adapters.live.attach import Adapter
 from sdlora.config.train import TrainConfig
-from sdlora.models.family import Bundle, TextStates
+from sdlora.models.bundle import Bundle, TextStates
 from sdlora.training.inputs.examples import Batch
 from sdlora.training.inputs.texts import TextSource
 from sdlora.training.loss.diffusion import add_noise, target

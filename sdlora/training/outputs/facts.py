@@ -12,7 +12,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.data.images import ImageRecord
 from sdlora.data.planning import DataPlan, tag_counts
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.models.identity import file_hash
 from sdlora.models.source import locate
 from sdlora.training.loop.schedules import warmup_steps

@@ -16,7 +16,7 @@ from sdlora.config.preview_prompts import PreviewPrompt
 from sdlora.config.train import TrainConfig
 from sdlora.events import EventStream, PreviewReady
 from sdlora.generation.sampling.sample import SampleRequest, sample
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.runs.folder import RunFolder
 
 _AT_ONCE = 4
