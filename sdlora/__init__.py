@@ -26,7 +26,7 @@ _PUBLIC = {
     "load_model": ("sdlora.models.loading", "load"),
     "merge_adapters": ("sdlora.adapters.algebra.making", "merge_adapters"),
     "mix_adapters": ("sdlora.adapters.algebra.making", "mix_adapters"),
-    "read_adapter": ("sdlora.adapters.files", "read"),
+    "read_adapter": ("sdlora.adapters.files.reading", "read"),
     "resize_adapter": ("sdlora.adapters.algebra.making", "resize_adapter"),
     "resume": ("sdlora.training.loop.run", "resume"),
     "summarise": ("sdlora.training.preflight.summary", "summarise"),
