@@ -31,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--width", choices=("tiny", "true"), default="tiny", help="width of random base models")
+    parser.addoption("--write-golden", action="store_true", help="write golden values instead of comparing with them")
 
 
 @pytest.fixture(autouse=True)

@@ -407,7 +407,7 @@ def test_flags_and_a_yaml_request_agree(tmp_path: Path, adapters: list[Path], mo
     from sdlora.cli import app
 
     seen: list[GenerateConfig] = []
-    monkeypatch.setattr("sdlora.cli.generate._draw", seen.append)
+    monkeypatch.setattr("sdlora.cli.generate._generate", seen.append)
     file = tmp_path / "request.yaml"
     file.write_text(
         f"""

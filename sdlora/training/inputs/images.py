@@ -69,13 +69,14 @@ def find_images(config: TrainConfig) -> RunImages:
 
 
 def _refuse_missing_class_images(folder: Path) -> None:
-    """Raise DataError when there are none, with the command that draws them."""
+    """Raise DataError when there are none, with the command that generates them."""
     folder = folder.expanduser()
     if not (folder.is_dir() and any(folder.iterdir())):
         raise DataError(
-            f"images.class_folder={folder} {'is empty' if folder.is_dir() else 'does not exist'}. Draw its images with "
-            f'the base model: sdlora dataset class-images --out {folder} --prompt "a photo of a dog" --count 200 (with '
-            "the same --preset and --set), the prompt being what your subject is one of."
+            f"images.class_folder={folder} {'is empty' if folder.is_dir() else 'does not exist'}. "
+            f"Generate its images with the base model: sdlora dataset class-images --out {folder} "
+            '--prompt "a photo of a dog" --count 200 (with the same --preset and --set), '
+            "the prompt being what your subject is one of."
         )
 
 
