@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from sdlora import __version__
 from sdlora.config import files
 from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
 from sdlora.errors import ConfigError
 from sdlora.generation.request.prompt_adapters import plain_number, write_tags
 from sdlora.generation.restore.infotext_grammar import parse_infotext, write_infotext
+from sdlora.version import __version__
 
 if TYPE_CHECKING:
     from sdlora.generation.generate import ImageFacts
