@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-import sdlora
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.live.attach import Adapter
 from sdlora.config import files
@@ -331,10 +330,3 @@ def test_a_file_that_fails_its_self_test_is_renamed_and_the_run_fails(
     last = parse_event((folder / "events.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert isinstance(last, RunFailed)
     assert last.step == 1
-
-
-def test_public_names_can_be_imported() -> None:
-    for name in sdlora.__all__:
-        assert getattr(sdlora, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        sdlora.nothing  # noqa: B018

@@ -18,6 +18,7 @@ from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
 from sdlora.errors import ConfigError
 from sdlora.generation.restore.infotext_grammar import parse_infotext, write_infotext
 from sdlora.library.prompt_tags import plain_number, write_tags
+from sdlora.version import __version__
 
 if TYPE_CHECKING:
     from sdlora.generation.generate import ImageFacts
