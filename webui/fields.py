@@ -20,6 +20,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel
 
+from sdlora.config.dotted import flatten, nest
 from sdlora.config.files import Setting, settings, validate
 from sdlora.errors import ConfigError
 
@@ -66,7 +67,7 @@ class Field:
 
     @property
     def words(self) -> str:
-        """What a search looks through."""
+        """What a search compares, in small letters."""
         return f"{self.name} {self.label} {self.info}".lower()
 
     @property
@@ -125,30 +126,6 @@ def read(field: Field, shown: Any) -> Any:
     if not entries and field.is_optional:
         return None
     return entries[0] if field.allows_one and len(entries) == 1 else entries
-
-
-def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """A configuration's values by dotted name."""
-    values: dict[str, Any] = {}
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if isinstance(value, BaseModel):
-            values |= flatten(value, f"{prefix}{name}.")
-        else:
-            values[prefix + name] = value
-    return values
-
-
-def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted name as a YAML file holds them."""
-    nested: dict[str, Any] = {}
-    for name, value in values.items():
-        *sections, last = name.split(".")
-        inner = nested
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = value
-    return nested
 
 
 def show_all(config: BaseModel, among: Sequence[Field]) -> dict[str, Any]:
@@ -329,10 +306,6 @@ def _unquote(text: str) -> str:
 
 def _read_lines(text: str) -> list[str]:
     return [_unquote(line.strip()) for line in text.splitlines() if line.strip()]
-
-
-def _read_numbers(text: str) -> list[Any]:
-    return [_number(part) for part in text.split(",") if part.strip()]
 
 
 def _number(text: str) -> Any:
