@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import threading
 import time
@@ -11,22 +10,29 @@ import webbrowser
 from collections.abc import Sequence
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it would look up its own servers
-
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
 from webui import api, theme
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUICK, Context, handler
+from webui.datasets import tab as datasets
+from webui.generate import tab as generate
+from webui.gradio_quirks import spare_progress
+from webui.layout import live_html
+from webui.mix import tab as mix
+from webui.runs import tab as runs
+from webui.runs.view import StatusLine
+from webui.scripts import READY
 from webui.security import Guard, Login, known_hosts
+from webui.services import Services
+from webui.settings import tab as settings
 from webui.state import PageState
-from webui.status import StatusLine
-from webui.tabs import dataset, generate, mix, runs, settings, train
+from webui.train import tab as train
 from webui.workspace import Workspace
 
 TABS = (
-    ("dataset", "Dataset", dataset.build),
+    ("dataset", "Dataset", datasets.build),
     ("train", "Train", train.build),
     ("runs", "Runs", runs.build),
     ("mix", "Mix", mix.build),
@@ -35,29 +41,21 @@ TABS = (
 )
 POLL_SECONDS = 1.0
 _NEVER_SET = object()
-_READY = """() => {
-  const page = document.body.dataset;
-  page.loading = (page.loading ?? %d) - 1;
-  if (page.loading === '0') page.ready = 'yes';
-  return [];
-}"""
-"""Says on the page that the remembered fields, the tab and what each tab begins with are in place."""
-_ANNOUNCE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
 
 
 def build(workspace: Workspace) -> gr.Blocks:
     """The whole page for one workspace, not yet served."""
     workspace.prepare()
     gr.set_static_paths([workspace.thumbnails, workspace.outputs])
-    state = PageState(workspace.state)
+    services = Services(workspace, PageState(workspace.state))
     with gr.Blocks(title="sdlora", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         with gr.Row(elem_id="header"):
             gr.HTML("<h1>sd<span>lora</span></h1>", elem_id="title")
-            status = gr.HTML("", elem_id="status", js_on_load=_ANNOUNCE)
+            status = live_html("status")
             gr.HTML('<button id="show-keys" type="button" aria-label="Keyboard shortcuts">?</button>')
         timer = gr.Timer(POLL_SECONDS)
         with gr.Tabs(elem_id="tabs") as tabs:
-            context = Context(workspace, state, tabs, timer)
+            context = Context(services, tabs, timer)
             context.share("page.status", status)
             for name, label, _ in TABS:
                 context.share(f"tab.{name}", gr.Tab(label, id=name, elem_id=f"tab-{name}"))
@@ -70,7 +68,7 @@ def build(workspace: Workspace) -> gr.Blocks:
         api.add_image_endpoints(context)
         _wire_status(context, status)
         _wire_memory(page, context)
-        _spare_progress(page)
+        spare_progress(page)
     return page
 
 
@@ -147,24 +145,13 @@ def _wait_for_the_end() -> None:
         pass
 
 
-def _spare_progress(page: gr.Blocks) -> None:
-    """Take components whose handlers show no progress out of the news about it.
-
-    Gradio writes the progress of each event to the outputs of all events so far, and each of those components then
-    generates itself anew: with some hundred fields the polls alone keep a browser busy.
-    """
-    for function in page.fns.values():
-        if function.show_progress == "hidden" and function.show_progress_on is None:
-            function.show_progress_on = []
-
-
 def _wire_status(context: Context, status: gr.HTML) -> None:
     """Show what runs in the header, changed only when the words change."""
-    line = StatusLine(context.workspace.runs)
+    line, watch = StatusLine(), context.services.watch
     shown = gr.State(None)
 
     def show(before: str | None) -> tuple[Any, Any]:
-        now = line.text()
+        now = line.text(watch.snapshot())
         return (gr.skip(), gr.skip()) if now == before else (now, now)
 
     outputs = [status, shown]
@@ -184,7 +171,7 @@ def _wire_memory(page: gr.Blocks, context: Context) -> None:
         return updates
 
     filled = page.load(handler(restore), None, [context.tabs, *context.remembered.values()], **QUICK)
-    ready = _READY % (len(context.on_load) + 1)
+    ready = READY % (len(context.on_load) + 1)
     filled.then(None, None, None, js=ready, api_visibility="private")
     for function, inputs, outputs in context.on_load:
         loaded = filled.then(handler(function), inputs, outputs, **QUICK)

@@ -65,7 +65,7 @@ class Field:
 
     @property
     def words(self) -> str:
-        """What a search looks through."""
+        """What a search compares, in small letters."""
         return f"{self.name} {self.label} {self.info}".lower()
 
     @property

@@ -6,19 +6,13 @@ Gradio behaves, so that the entry can go. Those that are mended in the browser a
 
 from __future__ import annotations
 
-import os
 from typing import Any
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, which looks up its own servers then
 
 import gradio as gr
 from gradio.context import Context as GradioContext
 
-LAUNCH_OPTIONS: dict[str, Any] = {"_frontend": False}
-"""For `Blocks.launch`, which otherwise asks its own address first and gives up behind a proxy or on a busy machine."""
-
-LINK_MILLISECONDS = 150
-"""A DownloadButton's link is on the page a moment after the answer that brought it; only then can it be followed."""
+FOLLOW_LINK = "() => setTimeout(() => document.querySelector('#%s')?.click(), 150)"
+"""Script that presses a DownloadButton: its link is on the page a moment after the answer that brought it."""
 
 
 def spare_progress(page: gr.Blocks) -> None:

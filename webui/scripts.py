@@ -38,11 +38,28 @@ BEFORE_AFTER = """element.addEventListener('input', (event) => {
 });"""
 """Moves the line between two pictures."""
 
-READOUT = """element.addEventListener('pointermove', (event) => {
+CHART = """const place = (chart, event) => {
+  const box = chart.getBoundingClientRect();
+  return (event.clientX - box.left) / box.width * chart.viewBox.baseVal.width;
+};
+const stepAt = (chart, x) => {
+  const [first, last] = chart.dataset.steps.split(' ').map(Number), left = +chart.dataset.left;
+  const share = (x - left) / (chart.dataset.right - left);
+  return Math.round(first + Math.min(1, Math.max(0, share)) * (last - first));
+};
+let from = null;
+element.addEventListener('pointerdown', (event) => {
+  const chart = event.target.closest('svg[data-points]');
+  from = chart ? place(chart, event) : null;
+});
+element.addEventListener('pointermove', (event) => {
   const chart = event.target.closest('svg[data-points]');
   if (!chart) return;
-  const box = chart.getBoundingClientRect();
-  const at = (event.clientX - box.left) / box.width * chart.viewBox.baseVal.width;
+  const at = place(chart, event), marked = chart.querySelector('.zoomed');
+  if (from !== null && event.buttons) {
+    marked.setAttribute('x', Math.min(from, at));
+    marked.setAttribute('width', Math.abs(at - from));
+  }
   let nearest = null;
   for (const point of JSON.parse(chart.dataset.points))
     if (!nearest || Math.abs(point[0] - at) < Math.abs(nearest[0] - at)) nearest = point;
@@ -51,8 +68,20 @@ READOUT = """element.addEventListener('pointermove', (event) => {
   cursor.setAttribute('x1', nearest[0]);
   cursor.setAttribute('x2', nearest[0]);
   chart.closest('figure').querySelector('.readout').textContent = nearest[1];
+});
+element.addEventListener('pointerup', (event) => {
+  const chart = event.target.closest('svg[data-points]');
+  if (chart && from !== null && Math.abs(place(chart, event) - from) > 8) {
+    const ends = [stepAt(chart, from), stepAt(chart, place(chart, event))].sort((one, other) => one - other);
+    trigger('select', {first: ends[0], last: ends[1]});
+  }
+  from = null;
+});
+element.addEventListener('dblclick', (event) => {
+  if (event.target.closest('svg[data-points]')) trigger('select', {first: 0, last: null});
 });"""
-"""Tells step and loss under the pointer."""
+"""Tells step and loss under the pointer; dragging over a stretch hands its first and last step to the select handler,
+a double press all steps."""
 
 TO_THE_END = """() => setTimeout(() => {
   const log = document.querySelector('#runs-log textarea');

@@ -79,6 +79,10 @@ def find(model: type[BaseModel], name: str) -> Setting | None:
     return next((setting for setting in settings(model) if setting.name == name), None)
 
 
+ABSENT = object()
+"""Stands for a setting that one of several doesn't have."""
+
+
 def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
     """A configuration's values by dotted name."""
     values: dict[str, Any] = {}
@@ -170,3 +174,18 @@ def _in_words(kind: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " | ".join(_in_words(part) for part in parts)
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def dotted_names(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted name of every value in nested ones."""
+    names = []
+    for name, value in values.items():
+        names += dotted_names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [prefix + name]
+    return names
+
+
+def differing(several: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Each setting that isn't the same in all of several values by dotted name, with its value (or ABSENT) in each."""
+    names = dict.fromkeys(name for values in several for name in values)
+    rows = [(name, [values.get(name, ABSENT) for values in several]) for name in names]
+    return [(name, values) for name, values in rows if any(value != values[0] for value in values)]

@@ -159,3 +159,21 @@ def _read_toml(path: Path) -> Mapping[str, Any]:
     else:
         import tomli as tomllib
     return tomllib.loads(read_text(path))
+
+
+def settings_as_yaml(path: Path) -> str:
+    """The YAML text of a settings file, ours or another trainer's (with what was not taken over as comments).
+
+    Raises ConfigError when it is neither.
+    """
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return import_settings(path).as_yaml()
+    try:
+        files.load(path)
+        return read_text(path)
+    except ConfigError as error:
+        ours = error
+    try:
+        return import_settings(path).as_yaml()
+    except ConfigError:
+        raise ours from None

@@ -159,7 +159,7 @@ def test_a_damaged_memory_is_read_anew(tmp_path: Path) -> None:
 
 def test_library_rows_and_requests_load_no_torch() -> None:
     script = (
-        "import sys; import webui.drawing.studio, sdlora.generation.restore.repeat, sdlora.library.mixes; "
+        "import sys; import webui.generate.request, sdlora.generation.restore.repeat, sdlora.library.mixes; "
         "sys.exit(bool({'torch', 'diffusers', 'transformers', 'peft'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -29,7 +29,14 @@ CPU = torch.device("cpu")
 STEPS = 40
 NAMES = (*OPTIMIZERS, "torch.optim.SGD")
 PRODIGY_START = {"d0": 1e-3}  # the usual 1e-6 takes longer to grow than these tests last
-RATES = {**dict.fromkeys(OWN_RATE, 1.0), "dadapt_adam": 0.3, "adafactor": 0.03, "torch.optim.SGD": 1.0, "muon": 0.05, "soap": 0.03}
+RATES = {
+    **dict.fromkeys(OWN_RATE, 1.0),
+    "dadapt_adam": 0.3,
+    "adafactor": 0.03,
+    "torch.optim.SGD": 1.0,
+    "muon": 0.05,
+    "soap": 0.03,
+}
 
 
 def settings(name: str, **changes) -> OptimizationConfig:

@@ -18,8 +18,8 @@ from sdlora.data.thumbnails import large_picture, thumbnail
 from sdlora.errors import ConfigError
 from sdlora.launch.dataset_jobs import caption_options, check_options
 from tests.support.dataset_pictures import fingerprint, picture, save_captioned
-from webui.views import datasets as view
-from webui.views.datasets import label, received, summary, tokens
+from webui.datasets import view as view
+from webui.datasets.view import label, received, summary, tokens
 
 
 @pytest.fixture

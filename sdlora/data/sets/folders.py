@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-from sdlora.config.shipped import sample_images_folder
+from sdlora.config.shipped import BUILTIN_PREFIX, sample_images_folder
 from sdlora.data.decoding import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from sdlora.data.images import MASK_ENDING, list_folder
 from sdlora.errors import ConfigError, DataError
@@ -22,6 +22,13 @@ def names(datasets: Path) -> list[str]:
         return []
     found = [path.name for path in datasets.iterdir() if path.is_dir() and not path.name.startswith(".")]
     return sorted(found, key=lambda name: (name.casefold(), name))
+
+
+def list_sources(datasets: Path) -> list[tuple[str, str]]:
+    """What a run can train on, name and path: each dataset, then the sample sets that come with sdlora."""
+    folders = (path for path in sample_images_folder().iterdir() if path.is_dir())
+    shipped = sorted(f"{BUILTIN_PREFIX}{path.name}" for path in folders if count_images(path))
+    return [(name, str(datasets / name)) for name in names(datasets)] + [(name, name) for name in shipped]
 
 
 def folder_of(datasets: Path, name: str | None) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sdlora.config import files
 from sdlora.config.generate import GenerateConfig, UsedAdapter
+from sdlora.config.schema import dotted_names
 from sdlora.errors import ConfigError
 from sdlora.generation.restore.image_files import read_image_settings
 from sdlora.generation.restore.infotext import Infotext
@@ -93,7 +94,7 @@ def restore_image(
     start_image = _take_start(values, notes)
     used = tuple(files.validate(adapter, "an adapter", UsedAdapter) for adapter in adapters)
     config = files.validate(values, path.name, GenerateConfig)
-    return Restored(config, tuple(_dotted(values)), used, start_image, tuple(notes))
+    return Restored(config, tuple(dotted_names(values)), used, start_image, tuple(notes))
 
 
 class _Picture:
@@ -218,10 +219,3 @@ def _take_start(values: dict[str, Any], notes: list[str]) -> Path | None:
         notes.append(f"start image {image}: it is gone")
         return None
     return Path(image) if image else None
-
-
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    names = []
-    for name, value in values.items():
-        names += _dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [prefix + name]
-    return names

@@ -1,1 +1,0 @@
-"""What the tabs show, as HTML of the templates. Values in, text out; knows no Gradio."""
