@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdlora.atomic import numbered
+
 
 @dataclass(frozen=True)
 class Size:
@@ -73,8 +75,5 @@ def empty_folder(folder: Path) -> Size:
 
 
 def _free(path: Path) -> Path:
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return free
+    names = (path.with_name(f"{name}{path.suffix}") for name in numbered(path.stem))
+    return next(free for free in names if not free.exists())
