@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--width", choices=("tiny", "true"), default="tiny", help="width of random base models")
+    parser.addoption("--write-golden", action="store_true", help="write golden values instead of comparing with them")
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +83,27 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image.save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text(f"shape {index}, white, on blue, (bright:1.2)", encoding="utf-8")
     return folder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and what it printed."""
+
+    code: int
+    output: str
+    errors: str
+
+
+@pytest.fixture
+def command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Runs `sdlora ARGUMENTS` in this process, through the same door as the shell."""
+    from sdlora.__main__ import main
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["sdlora", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        printed = capsys.readouterr()
+        return Outcome(int(exit_info.value.code or 0), printed.out, printed.err)
+
+    return run

@@ -5,20 +5,26 @@ from __future__ import annotations
 import gc
 import signal
 import threading
+import time
+import webbrowser
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+import uvicorn
+from fastapi import FastAPI
 
 from webui import api, theme
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import tab as datasets
 from webui.generate import tab as generate
-from webui.gradio_quirks import LAUNCH_OPTIONS, spare_progress
+from webui.gradio_quirks import spare_progress
 from webui.layout import live_html
 from webui.mix import tab as mix
 from webui.runs import tab as runs
 from webui.runs.view import StatusLine
 from webui.scripts import READY
+from webui.security import Guard, Login, known_hosts
 from webui.services import Services
 from webui.settings import tab as settings
 from webui.state import PageState
@@ -66,14 +72,18 @@ def build(workspace: Workspace) -> gr.Blocks:
     return page
 
 
-def serve(workspace: Workspace, *, host: str, port: int, auth: str | None, open_browser: bool) -> int:
-    """Serve the page until interrupted; detached runs and jobs go on. Returns the exit code."""
+def served(
+    workspace: Workspace, *, host: str, allowed_hosts: Sequence[str] = (), login: Login | None = None
+) -> tuple[gr.Blocks, Guard]:
+    """The page and the whole web application around it, ready for a server."""
     page = build(workspace)
     page.queue(default_concurrency_limit=1, max_size=64)
-    page.launch(
+    around = FastAPI(openapi_url=None)
+    gr.mount_gradio_app(
+        around,
+        page,
+        path="/",
         server_name=host,
-        server_port=port,
-        auth=tuple(auth.split(":", 1)) if auth else None,
         theme=theme.theme(),
         css_paths=list(theme.STYLES),
         js=theme.SCRIPT.read_text(encoding="utf-8"),
@@ -85,15 +95,37 @@ def serve(workspace: Workspace, *, host: str, port: int, auth: str | None, open_
         enable_monitoring=False,
         show_error=False,
         footer_links=["api"],
-        share=False,
         ssr_mode=False,
-        inbrowser=open_browser,
-        quiet=True,
-        prevent_thread_lock=True,
-        **LAUNCH_OPTIONS,
     )
+    return page, Guard(around, known_hosts(host, allowed_hosts), login)
+
+
+def serve(
+    workspace: Workspace,
+    *,
+    host: str,
+    port: int,
+    auth: str | None,
+    open_browser: bool,
+    allowed_hosts: Sequence[str] = (),
+) -> int:
+    """Serve the page until interrupted; detached runs and jobs go on. Returns the exit code."""
+    user, _, password = (auth or "").partition(":")
+    login = Login(user, password) if auth else None
+    page, application = served(workspace, host=host, allowed_hosts=allowed_hosts, login=login)
+    server = uvicorn.Server(uvicorn.Config(application, host=host, port=port, log_level="warning", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    if not server.started:
+        return 2
+    if open_browser:
+        webbrowser.open(f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}")
     print("sdlora: ready; Ctrl-C ends the page, runs go on", flush=True)  # noqa: T201
     _wait_for_the_end()
+    server.force_exit = server.should_exit = True
+    thread.join(timeout=5)
     page.close(verbose=False)
     gc.freeze()  # Python's last collection would walk through all of Gradio: most of a second for nothing
     return 0

@@ -11,9 +11,6 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context as GradioContext
 
-LAUNCH_OPTIONS: dict[str, Any] = {"_frontend": False}
-"""For `Blocks.launch`, which otherwise asks its own address first and gives up behind a proxy or on a busy machine."""
-
 FOLLOW_LINK = "() => setTimeout(() => document.querySelector('#%s')?.click(), 150)"
 """Script that presses a DownloadButton: its link is on the page a moment after the answer that brought it."""
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from sdlora.config.section import Section
 from sdlora.config.shipped import resolve_folder
+from sdlora.constants import LATENT_FACTOR
 
 MaskSource = Literal["none", "alpha", "file"]
 
@@ -174,7 +175,7 @@ class ImagesConfig(Section):
     buckets: bool = True
     """Group images by aspect ratio; off crops every image to a square."""
 
-    bucket_step: int = Field(default=64, ge=8, multiple_of=8)
+    bucket_step: int = Field(default=64, ge=LATENT_FACTOR, multiple_of=LATENT_FACTOR)
     """Bucket edges are multiples of this."""
 
     bucket_min: int | None = Field(default=None, ge=32)
@@ -246,7 +247,7 @@ class ImagesConfig(Section):
 
 
 def _check_resolutions(images: ImagesConfig) -> None:
-    if not images.resolutions or any(edge < 64 or edge % 8 for edge in images.resolutions):
+    if not images.resolutions or any(edge < 64 or edge % LATENT_FACTOR for edge in images.resolutions):
         raise ValueError(f"resolution: every value must be a multiple of 8, at least 64; got {images.resolution}")
     if not images.buckets:
         return

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from sdlora.config import files
-from sdlora.config.dotted import flatten
 from sdlora.config.outputs import OutputsConfig
+from sdlora.config.schema import flatten
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.file_memory import while_unchanged

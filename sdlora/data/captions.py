@@ -13,6 +13,8 @@ from sdlora.text_files import read_text
 
 _ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 _OPENING, _CLOSING = "([", ")]"
+_DANGLING = re.compile(r"(?:^|\s+)(?:(?:of|by|with|from|in|on|as|and|the|an?|called|named)\s*)+$", re.IGNORECASE)
+"""Words that lead to a trigger and mean nothing at the end of a tag."""
 
 
 def render(caption: str, config: CaptionsConfig, generator: random.Random) -> str:
@@ -86,6 +88,18 @@ def _split(text: str, config: CaptionsConfig) -> list[str]:
 def has_trigger(text: str, trigger: str) -> bool:
     """Whether the text has the trigger as a whole word or tag; case doesn't matter, as CLIP ignores it."""
     return re.search(rf"(?<![\w-]){re.escape(trigger.strip())}(?![\w-])", text, re.IGNORECASE) is not None
+
+
+def without_trigger(text: str, config: CaptionsConfig) -> str:
+    """The text with every trigger taken out, and what that leaves dangling: "a photo of ohwx" becomes "a photo"."""
+    trigger = (config.trigger or "").strip()
+    if not trigger or not has_trigger(text, trigger):
+        return text
+    cut = re.sub(rf"(?<![\w-]){re.escape(trigger)}(?![\w-])", " ", text, flags=re.IGNORECASE)
+    separator = config.separator.strip()
+    parts = cut.split(separator) if separator else [cut]
+    tags = (_DANGLING.sub("", " ".join(part.split())) for part in parts)
+    return joint(config).join(tag for tag in tags if tag)
 
 
 def _lines(caption: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy
 from PIL import Image
 
+from sdlora.constants import LATENT_FACTOR
 from sdlora.data.buckets import Placement
 from sdlora.data.decoding import UnreadableImageError, load_rgb
 from sdlora.data.images import ImageRecord, load_mask
@@ -23,7 +24,6 @@ from sdlora.models.size_conditions import SizeConditions
 if TYPE_CHECKING:
     from torch import Tensor
 
-LATENT_FACTOR = 8
 """Pixels per latent along each edge, the same in all Stable Diffusion families."""
 
 

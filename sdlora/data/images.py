@@ -15,7 +15,7 @@ from PIL import Image
 from sdlora.config.images import CaptionsConfig, ImageFolder, ImagesConfig, MaskSource
 from sdlora.data.cache import default_cache_folder
 from sdlora.data.caption_files import CaptionFolders, long_number, repeats_folder
-from sdlora.data.captions import render, variants, without_chance
+from sdlora.data.captions import render, variants, without_chance, without_trigger
 from sdlora.data.decoding import (
     IMAGE_SUFFIXES,
     UNREAD_SUFFIXES,
@@ -103,6 +103,11 @@ class ImageRecord:
     def plain_caption(self) -> str:
         """The caption on the whole: with trigger, prefix and suffix, nothing dropped, shuffled or picked by chance."""
         return render(self.caption or "", without_chance(self.captions), random.Random(0))
+
+    def prior_caption(self) -> str:
+        """The caption of the whole class: as `plain_caption`, but without the trigger."""
+        bare = self.captions.model_copy(update={"trigger": None})
+        return without_trigger(render(self.caption or "", without_chance(bare), random.Random(0)), self.captions)
 
     def trained_captions(self) -> list[str] | None:
         """Every text the image can be trained with, without repetition; None when there may be too many."""

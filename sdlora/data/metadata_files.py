@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdlora.constants import MIB
 from sdlora.errors import MissingPackageError
 from sdlora.text_files import read_text
 
@@ -159,6 +160,6 @@ def open_parquet(path: Path) -> Any:
     except ImportError as error:
         raise MissingPackageError("Reading parquet files", "pyarrow", "parquet") from error
     try:
-        return parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
+        return parquet.ParquetFile(path, buffer_size=MIB, pre_buffer=False)
     except pyarrow.ArrowInvalid as error:
         raise OSError(None, f"not a parquet file ({' '.join(str(error).split())})", str(path)) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from sdlora.config import files
+from sdlora.config import files, schema
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.imports.ai_toolkit import from_job
@@ -56,7 +56,7 @@ def import_settings(path: Path) -> Imported:
         settle(translation)
     except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(str(path), [f"can't be imported: {' '.join(str(error).split())}"]) from error
-    config = files.validate(translation.nested(), f"{path}, as imported,")
+    config = files.validate(schema.nest(translation.values), f"{path}, as imported,")
     return Imported(tool, config, tuple(translation.lost), translation.captions)
 
 

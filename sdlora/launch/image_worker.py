@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from PIL import Image
 from pydantic import ValidationError
 
+from sdlora import atomic
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import SdloraError
 from sdlora.generation.grid.axes import parse_axes
@@ -164,9 +165,8 @@ class _Previews:
         for part in parts:
             sheet.paste(part, (left_px, 0))
             left_px += part.width
-        unfinished = self._path.with_suffix(".unfinished")
-        sheet.save(unfinished, "JPEG", quality=_PREVIEW_QUALITY)
-        unfinished.replace(self._path)
+        with atomic.writing(self._path, durable=False) as file:
+            sheet.save(file, "JPEG", quality=_PREVIEW_QUALITY)
         self._made = time.monotonic()
         return True
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from sdlora.config.dotted import flatten
+from sdlora.config.schema import flatten
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.events import StepFinished

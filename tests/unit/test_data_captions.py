@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdlora.config.images import CaptionsConfig
-from sdlora.data.captions import has_trigger, is_random, render, split_tags, variants
+from sdlora.data.captions import has_trigger, is_random, render, split_tags, variants, without_trigger
 
 
 def once(caption: str, seed: int = 0, **settings: object) -> str:
@@ -200,3 +200,18 @@ def test_protected_tags_are_never_dropped(tmp_path) -> None:
     for protected in (("saber (fate)", "SWORD"), tmp_path / "kept.txt"):
         config = CaptionsConfig(protected_tags=protected, tag_dropout=1.0)
         assert render("saber (fate), hat, sword", config, random.Random(0)) == "saber (fate), sword"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a photo of ohwx person", "a photo of person"),
+        ("a photo of ohwx", "a photo"),
+        ("ohwx, sitting, Ohwx in the rain", "sitting, in the rain"),
+        ("ohwx", ""),
+        ("ohwxy, ohwx-like", "ohwxy, ohwx-like"),
+        ("a drawing by the ohwx, red", "a drawing, red"),
+    ],
+)
+def test_a_trigger_is_taken_out_with_what_it_leaves_dangling(text: str, expected: str) -> None:
+    assert without_trigger(text, CaptionsConfig(trigger="ohwx")) == expected

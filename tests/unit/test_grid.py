@@ -236,7 +236,7 @@ def run(tmp_path: Path) -> Path:
         path = folder / "checkpoints" / f"step_{step:06d}" / f"cat-step_{step:06d}.safetensors"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"")
-    (folder / "checkpoints" / ".step_000400.unfinished").mkdir()
+    (folder / "checkpoints" / ".step_000400.7-0123abcd.sdlora-tmp").mkdir()
     (folder / "cat.safetensors").write_bytes(b"")
     (folder / "config.yaml").write_text("name: cat\nimages: {folder: x}\n")
     return folder

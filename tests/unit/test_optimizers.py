@@ -253,7 +253,7 @@ def test_missing_package_is_named_with_the_command_that_installs_it(monkeypatch,
     monkeypatch.setattr("sdlora.training.loop.optimizers.importlib.import_module", refuse())
     with pytest.raises(MissingPackageError, match=rf"optimizer={name} needs the package '{package}'") as caught:
         check(settings(name))
-    assert f"pip install 'sdlora[{extra}]'  (or: pip install {package})" in str(caught.value)
+    assert f"pip install -e '.[{extra}]'  (or: pip install {package})" in str(caught.value)
 
 
 @pytest.mark.parametrize(

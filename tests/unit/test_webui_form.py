@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sdlora.cli import app
-from sdlora.config import files, presets
+from sdlora.config import files, presets, schema
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
@@ -61,10 +61,10 @@ def test_the_request_for_images_goes_through_a_form_too() -> None:
     ],
 )
 def test_a_value_comes_back_from_its_input_as_it_was(name: str, value: Any) -> None:
-    config = files.validate(fields.nest({name: value}), "test")
+    config = files.validate(schema.nest({name: value}), "test")
     back, problems = fields.check(TrainConfig, TRAIN, fields.show_all(config, TRAIN))
     assert not problems
-    assert fields.flatten(back)[name] == value
+    assert schema.flatten(back)[name] == value
 
 
 @given(st.lists(st.text(max_size=20), max_size=4))

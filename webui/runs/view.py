@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sdlora.config.dotted import ABSENT, differing, flatten
+from sdlora.config.schema import ABSENT, differing, flatten
 from sdlora.errors import ConfigError
 from sdlora.launch.watch import Snapshot, WatchedRun
 from sdlora.runs.results import AdapterFile

@@ -19,10 +19,11 @@ from sdlora.adapters.files.derived import Provenance, derived_facts, input_facts
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile
-from sdlora.adapters.files.writing import DTYPES, Export
+from sdlora.adapters.files.writing import Export
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Precision
 from sdlora.config.mix import MixConfig, MixedAdapter
 from sdlora.models.detection import detect
+from sdlora.models.dtypes import DTYPES
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora.adapters.files.container import read_header
+from sdlora.adapters.files.container import adapter_header
 from sdlora.adapters.files.family_guess import guess_family
 from sdlora.adapters.files.key_names import LayerKeys, algorithm_of, by_layer
 from sdlora.config.base_model import FamilyName
+from sdlora.constants import MIB
 from sdlora.errors import AdapterError
 
 PREVIEW_SUFFIXES = (".png", ".preview.png", ".webp", ".jpg", ".jpeg")
 """What a preview picture beside an adapter may be called, the likeliest first."""
 _LISTED_TAGS = 12
-_LARGEST_CARD_BYTES = 2**20
+_LARGEST_CARD_BYTES = MIB
 _RANK_AXIS = {"lora_down": 0, "hada_w1_b": 0, "lokr_w1_b": 0, "lokr_w2_b": 0}
 """Factors whose first axis is the rank."""
 
@@ -65,7 +66,8 @@ def describe(path: Path, card: Path | None = None) -> Description | None:
 
     card: the JSON file beside it. Raises AdapterError when the file is damaged or a pickle.
     """
-    shapes, metadata = read_header(path)
+    header = adapter_header(path)
+    shapes, metadata = header.shapes, header.metadata
     keys = by_layer(shapes)
     if not keys.layers:
         return None

@@ -13,10 +13,11 @@ from sdlora.adapters.algebra.operands import Operand
 from sdlora.adapters.files.container import refuse_overwriting, write_atomically
 from sdlora.adapters.files.metadata import NetworkFacts, TrainingFacts, derived_metadata
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
-from sdlora.adapters.files.writing import DTYPES, Export, named_tensors, travel_warnings, with_hashes
+from sdlora.adapters.files.writing import Export, named_tensors, travel_warnings, with_hashes
 from sdlora.config.base_model import FamilyName, Precision, Prediction
 from sdlora.errors import AdapterError
-from sdlora.models.family import FAMILIES
+from sdlora.models.dtypes import DTYPES
+from sdlora.models.families import FAMILIES
 
 PROVENANCE = "sdlora.provenance"
 """Metadata entry (JSON) that says what a file was made of, and how."""

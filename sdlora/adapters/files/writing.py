@@ -8,7 +8,6 @@ convolutions [r,in,k,k] and [out,r,1,1]; nothing that is not finite.
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +24,13 @@ from sdlora.adapters.files.metadata import NetworkFacts, TrainingFacts, kohya_me
 from sdlora.adapters.files.weights import ModuleWeights
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.errors import AdapterError
+from sdlora.models.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from sdlora.adapters.live.attach import Adapter
 
 Modules = Mapping[tuple[Part, str], ModuleWeights]
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _FOLDED_INTO = {"lora": ("lora_up",), "loha": ("hada_w1_a",), "lokr": ("lokr_w1", "lokr_w1_a")}
 
@@ -80,7 +79,9 @@ def write_side_car(path: Path, facts: TrainingFacts, preview: Path | None = None
     write_atomically(json_path, text.encode())
     if preview is None:
         return [json_path]
-    return [json_path, Path(shutil.copyfile(preview, path.with_suffix(".png")))]
+    picture_path = path.with_suffix(".png")
+    write_atomically(picture_path, preview.read_bytes())
+    return [json_path, picture_path]
 
 
 def kohya_tensors(modules: Modules, family: FamilyName, dtype: torch.dtype) -> tuple[dict[str, Tensor], NetworkFacts]:

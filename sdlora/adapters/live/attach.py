@@ -23,7 +23,7 @@ from sdlora.errors import AdapterError
 from sdlora.models.quantize import parameter_count
 
 if TYPE_CHECKING:
-    from sdlora.models.family import Bundle
+    from sdlora.models.bundle import Bundle
 
 _KOHYA_FACTORS = {"lora_A": "lora_down", "lora_B": "lora_up"}
 

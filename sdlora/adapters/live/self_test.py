@@ -24,7 +24,7 @@ from sdlora.models.progress_bars import no_progress_bars
 
 if TYPE_CHECKING:
     from sdlora.adapters.live.attach import Adapter
-    from sdlora.models.family import Bundle
+    from sdlora.models.bundle import Bundle
 
 _DELTA_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """Relative error allowed for one layer's update: rounding of two factors to the file's number type."""

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from sdlora.constants import MIB
 from sdlora.data.decoding import IMAGE_SUFFIXES
 from sdlora.data.metadata_files import caption_of
 from sdlora.data.packed.samples import LARGEST_BYTES, PackedSample, Unusable
@@ -42,7 +43,7 @@ def read_shard(path: Path, file: IO[bytes]) -> Iterator[PackedSample | Unusable]
                     yield from _sample(key, parts)
                     key, parts = name, {}
                 if member.size > LARGEST_BYTES:
-                    yield Unusable(name, f"{member.name} has {member.size / 2**20:.0f} MiB")
+                    yield Unusable(name, f"{member.name} has {member.size / MIB:.0f} MiB")
                     continue
                 content = archive.extractfile(member)
                 parts.setdefault(suffix, content.read() if content else b"")

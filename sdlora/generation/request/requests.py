@@ -11,6 +11,7 @@ from sdlora.adapters.files.catalog import require_adapter
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.config.base_model import BaseModelConfig, FamilyName
 from sdlora.config.generate import GenerateConfig, UsedAdapter
+from sdlora.constants import LATENT_FACTOR
 from sdlora.data.decoding import UnreadableImageError
 from sdlora.errors import ConfigError, SdloraError
 from sdlora.generation.request.compute import choose_device
@@ -23,7 +24,6 @@ from sdlora.models.detection import Detection, detect
 Answer = TypeVar("Answer")
 
 _SEEDS = 2**32
-_STEP_PX = 8
 
 _ROWS_SHARE = ("sampler", "steps", "guidance_rescale", "width_px", "height_px", "second_pass", "base_model", "compute")
 """What the images of a mixed batch must have in common."""
@@ -92,8 +92,8 @@ def second_size(config: GenerateConfig) -> tuple[int, int]:
     """Width and height in pixels of the second pass of a resolved request."""
     assert config.width_px is not None
     assert config.height_px is not None
-    scale = config.second_pass.scale / _STEP_PX
-    return round(config.width_px * scale) * _STEP_PX, round(config.height_px * scale) * _STEP_PX
+    scale = config.second_pass.scale / LATENT_FACTOR
+    return round(config.width_px * scale) * LATENT_FACTOR, round(config.height_px * scale) * LATENT_FACTOR
 
 
 def _start_kind(config: GenerateConfig) -> tuple[object, ...]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from sdlora import __version__
-from sdlora.config import files
+from sdlora.config import files, schema
 from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
 from sdlora.errors import ConfigError
 from sdlora.generation.restore.infotext_grammar import parse_infotext, write_infotext
 from sdlora.library.prompt_tags import plain_number, write_tags
+from sdlora.version import __version__
 
 if TYPE_CHECKING:
     from sdlora.generation.generate import ImageFacts
@@ -163,9 +163,8 @@ class _Found:
 
     def put(self, setting: str, value: Any) -> None:
         """Set `section.name`. Raises ConfigError when the value doesn't fit."""
-        section, _, name = setting.rpartition(".")
-        files.validate({section: {name: value}} if section else {name: value}, "the picture", GenerateConfig)
-        (self.values.setdefault(section, {}) if section else self.values)[name] = value
+        files.validate(schema.nest({setting: value}), "the picture", GenerateConfig)
+        schema.put(self.values, setting, value)
 
 
 def _take_sampler(found: _Found) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdlora import __version__
 from sdlora.generation.restore.infotext import Infotext
 from sdlora.generation.restore.infotext_grammar import LONGEST_TEXT
+from sdlora.version import __version__
 
 if TYPE_CHECKING:
     from sdlora.generation.generate import GeneratedImage

@@ -5,10 +5,9 @@ Shapes: B images, C channels, H and W latent height and width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -18,13 +17,13 @@ from torch import Tensor, nn
 from sdlora.config.generate import GenerateConfig
 from sdlora.data.decoding import UnreadableImageError
 from sdlora.errors import DataError
-from sdlora.generation.request.prompt_schedule import PromptSchedule, SubPrompt, schedule
 from sdlora.generation.request.start_images import StartImage, load_start
 from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
-from sdlora.generation.sampling.denoising import Conditions
-from sdlora.generation.sampling.passes import Batch, ConditionsAt, Watch, rescale_of
+from sdlora.generation.sampling.passes import Batch, Watch
+from sdlora.generation.sampling.samplers import rescale_of
+from sdlora.generation.sampling.text_conditions import ConditionsAt, RowTexts, TextConditions
 from sdlora.generation.sampling.texts import Texts
-from sdlora.models.family import Bundle, TextStates
+from sdlora.models.bundle import Bundle
 
 OnStep = Callable[[int, int, Callable[[], Tensor]], None]
 """Called with (step, total steps, clean latents_BCHW)."""
@@ -57,8 +56,8 @@ class BatchGenerator:
 
         What is generated together must have the same.
         """
-        prompts, negatives = _schedules(row)
-        return self._texts.num_chunks(*_texts_in(prompts), *_texts_in(negatives)), prompts.num_prompts
+        texts = _texts_of(row, self._bundle)
+        return self._texts.num_chunks(*texts.texts), texts.num_prompts
 
     def merges(self, config: GenerateConfig, sets: Sequence[AdapterSet]) -> bool:
         """Whether a batch's adapters are merged into the weights: told by its settings alone, never by its size."""
@@ -110,40 +109,15 @@ class BatchGenerator:
         on_step: OnStep | None,
         is_cancelled: Callable[[], bool],
     ) -> list[SampledImage]:
-        schedules = [_schedules(row) for row in rows]
-        num_prompts = schedules[0][0].num_prompts
-        guides = num_prompts > 1 or any(row.guidance != 1 for row in rows)
-        states = self._encoded(schedules, sets, guides)
-        guidance_B = torch.tensor([row.guidance for row in rows], device=self._bundle.device)
-        rescale_B = torch.tensor([rescale_of(row, self._bundle) for row in rows], device=self._bundle.device)
+        texts = [_texts_of(row, self._bundle) for row in rows]
+        encoded = TextConditions(self._texts, texts, sets)
+        one_by_one = self._one_by_one(sets, encoded.is_guided)
 
         def conditions(width_px: int, height_px: int) -> ConditionsAt:
             size = self._bundle.family.full_size_conditions(width_px, height_px)
+            return encoded.at_size(size, self._bundle.device, one_by_one=one_by_one)
 
-            @cache  # by the texts of the step: most prompts never change
-            def of_texts(prompts: tuple[tuple[SubPrompt, ...], ...], negatives: tuple[SubPrompt, ...]) -> Conditions:
-                parts = tuple(states.batch([own[index].text for own in prompts]) for index in range(num_prompts))
-                weights = [[own[index].weight for own in prompts] for index in range(num_prompts)]
-                unconditional = states.batch([each.text for each in negatives], negative=True) if guides else None
-                return Conditions(
-                    parts,
-                    torch.tensor(weights, device=self._bundle.device),
-                    unconditional,
-                    guidance_B,
-                    rescale_B,
-                    size,
-                    self._one_by_one(sets, guides),
-                )
-
-            def at(index: int, total: int) -> Conditions:
-                return of_texts(
-                    tuple(prompts.at(index, total) for prompts, _ in schedules),
-                    tuple(negatives.at(index, total)[0] for _, negatives in schedules),
-                )
-
-            return at
-
-        put_on = self._putting_on(sets, merge, num_prompts + (1 if guides else 0))
+        put_on = self._putting_on(sets, merge, encoded.copies)
         batch = Batch(self._bundle, rows, starts, Watch(on_step, is_cancelled, put_on))
         latents_BCHW = batch.latents(conditions)
         return [
@@ -151,27 +125,15 @@ class BatchGenerator:
             for index in range(len(rows))
         ]
 
-    def _one_by_one(self, sets: Sequence[AdapterSet], guides: bool) -> bool:
+    def _one_by_one(self, sets: Sequence[AdapterSet], is_guided: bool) -> bool:
         """Whether images pass the UNet one by one, so that none's last bits depend on how many are generated together.
 
         A processor's fp32 kernels sum in another order for other batch sizes, its bf16 kernels only for a single row.
         Rows with adapters of their own stay together all the same.
         """
         is_mixed = len({_signature(own) for own in sets}) > 1
-        depends = self._bundle.dtype == torch.float32 or not guides
+        depends = self._bundle.dtype == torch.float32 or not is_guided
         return self._bundle.device.type == "cpu" and depends and not is_mixed
-
-    def _encoded(
-        self, schedules: Sequence[tuple[PromptSchedule, PromptSchedule]], sets: Sequence[AdapterSet], guides: bool
-    ) -> _States:
-        """Every text of the batch, whenever it comes, encoded before the first step."""
-        known: dict[tuple[int, str, bool], TextStates] = {}
-        for row, ((prompts, negatives), own) in enumerate(zip(schedules, sets, strict=True)):
-            for text in _texts_in(prompts):
-                (known[row, text, False],) = self._texts.conditional([text], [own])
-            for text in _texts_in(negatives) if guides else ():
-                (known[row, text, True],) = self._texts.unconditional([text], [own])
-        return _States(known, self._texts)
 
     def _putting_on(self, sets: Sequence[AdapterSet], merge: bool, copies: int) -> Callable[[float], None]:
         """Called before each step with the share that is done: changes the adapters where one sets in or ends."""
@@ -209,25 +171,8 @@ class BatchGenerator:
             bundle.dtype = dtype
 
 
-@dataclass(frozen=True)
-class _States:
-    """Text states of a batch by row, text and whether it is a negative prompt."""
-
-    known: Mapping[tuple[int, str, bool], TextStates]
-    texts: Texts
-
-    def batch(self, texts: Sequence[str], *, negative: bool = False) -> TextStates:
-        """One text a row, filled up to the longest text of all steps."""
-        longest = max(states.states_BTD.shape[1] for states in self.known.values())
-        return self.texts.joined([self.known[row, text, negative] for row, text in enumerate(texts)], longest)
-
-
-def _schedules(row: GenerateConfig) -> tuple[PromptSchedule, PromptSchedule]:
-    return schedule(row.prompt, row.steps), schedule(row.negative, row.steps, combine=False)
-
-
-def _texts_in(prompts: PromptSchedule) -> list[str]:
-    return list(dict.fromkeys(part.text for parts in prompts.distinct for part in parts))
+def _texts_of(row: GenerateConfig, bundle: Bundle) -> RowTexts:
+    return RowTexts.of(row.prompt, row.negative, row.steps, row.guidance, rescale_of(row.guidance_rescale, bundle))
 
 
 def _signature(adapters: AdapterSet) -> tuple[object, ...]:

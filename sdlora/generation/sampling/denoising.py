@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sdlora.generation.sampling.samplers import takes_noise
-from sdlora.models.family import Bundle, SizeConditions, TextStates
+from sdlora.models.bundle import Bundle, TextStates
+from sdlora.models.size_conditions import SizeConditions
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from sdlora.config.generate import GenerateConfig, Sampler
+from sdlora.constants import LATENT_FACTOR
 from sdlora.generation.request.requests import second_size
 from sdlora.generation.request.start_images import StartImage
-from sdlora.generation.sampling.denoising import Conditions, Hooks, Step, denoise
-from sdlora.generation.sampling.sample import LATENT_FACTOR, seeded, to_images, unit_noise
+from sdlora.generation.sampling.denoising import Hooks, Step, denoise
+from sdlora.generation.sampling.sample import seeded, to_images, unit_noise
 from sdlora.generation.sampling.samplers import make_scheduler
-from sdlora.models.family import Bundle
+from sdlora.generation.sampling.text_conditions import ConditionsAt
+from sdlora.models.bundle import Bundle
 from sdlora.models.vae import decode_latents, encode_images
 
-ConditionsAt = Callable[[int, int], Conditions]
-"""What holds at a step (from 0) of how many."""
-
 _TILED_FROM_PX = 1.5e6
-_ZERO_SNR_RESCALE = 0.7
-"""Share of CFG rescaling that Lin et al. 2024 recommend."""
 
 
 @dataclass(frozen=True)
@@ -166,13 +163,6 @@ class Batch:
             larger = StartImage(generated.resize((width_px, height_px), Image.Resampling.LANCZOS), None, None)
             enlarged.append(encode_images(self._bundle, larger.pixels(), generator))
         return torch.cat(enlarged).to(self._bundle.device)
-
-
-def rescale_of(row: GenerateConfig, bundle: Bundle) -> float:
-    """The share of CFG rescaling that a request means for this model."""
-    if row.guidance_rescale != "auto":
-        return row.guidance_rescale
-    return _ZERO_SNR_RESCALE if bundle.schedule.zero_terminal_snr else 0.0
 
 
 def _keeper(one: Pass, start_BCHW: Tensor, noise_BCHW: Tensor, mask_B1HW: Tensor) -> Callable[[Tensor, int], Tensor]:

@@ -25,8 +25,8 @@ class Batch:
 
     latents_BCHW: Tensor
     captions: list[str]
-    raw_captions: list[str]
-    """The captions as on disk, without trigger and dropout: what the base model is asked for prior preservation."""
+    prior_captions: list[str]
+    """The captions without the trigger: what the base model is asked for prior preservation."""
     size_conditions: list[SizeConditions]
     mask_B1HW: Tensor | None
     loss_weights_B: Tensor
@@ -78,7 +78,7 @@ class BatchSource:
                 item.record.trained_caption(sample_random(self._seed, "caption", position, row))
                 for row, item in enumerate(rows)
             ],
-            raw_captions=[item.record.caption or "" for item in rows],
+            prior_captions=[item.record.prior_caption() for item in rows],
             size_conditions=[crop.size_conditions for crop in crops],
             mask_B1HW=torch.stack(masks)[:, None] if masks else None,
             loss_weights_B=torch.tensor([item.record.loss_weight for item in rows], dtype=torch.float32),

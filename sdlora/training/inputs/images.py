@@ -58,6 +58,8 @@ def find_images(config: TrainConfig) -> RunImages:
             found.left_out + class_images.left_out,
             found.notes + class_images.notes,
         )
+    if config.objective.prior_preservation == "base_prediction":
+        _refuse_priors_that_are_trained(trained, config.objective.prior_prompt)
     placed = assign(trained, images)
     kept = ScanResult(trained, found.skipped, found.files_seen)
     return RunImages(
@@ -67,6 +69,21 @@ def find_images(config: TrainConfig) -> RunImages:
         placed=placed,
         bucketed_held_out=assign(held_out, images),
         plan=plan(kept, placed, config.optimization.batch_size),
+    )
+
+
+def _refuse_priors_that_are_trained(records: list[ImageRecord], prompt: str) -> None:
+    """Raise DataError where the prior term would hold the model to the base on the very captions that are trained."""
+    own = [record for record in records if not record.is_class]
+    same = [record for record in own if (prompt or record.prior_caption()) == record.plain_caption()]
+    if not same:
+        return
+    names = ", ".join(record.path.name for record in same[:5]) + (", ..." if len(same) > 5 else "")
+    why = "it is objective.prior_prompt" if prompt else "captions.trigger is not set or leaves nothing to take out"
+    raise DataError(
+        f"objective.prior_preservation=base_prediction would undo the training of {len(same)} of {len(own)} images "
+        f"({names}): their prior caption is their training caption '{same[0].plain_caption()}', as {why}. Set "
+        "captions.trigger to the word for your subject, or objective.prior_prompt to the words for its class."
     )
 
 

@@ -16,8 +16,9 @@ from sdlora.config.images import ImagesConfig
 from sdlora.data.buckets import BucketedImage
 from sdlora.data.cache import Cache
 from sdlora.data.crops import prepare_mask, prepare_pixels, sample_crop, size_conditions
+from sdlora.errors import DataError
 from sdlora.events import EventStream
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.models.size_conditions import SizeConditions
 from sdlora.models.vae import encode_moments
 
@@ -93,6 +94,13 @@ class LatentSource:
             placed.record, placed.placement, flip=flip, crop_xy=crop_xy, background=self._config.background
         )
         mean_BCHW, std_BCHW = encode_moments(self._bundle, pixels_CHW[None])
+        if not (torch.isfinite(mean_BCHW).all() and torch.isfinite(std_BCHW).all()):
+            precision = str(self._bundle.vae.dtype).removeprefix("torch.")
+            raise DataError(
+                f"the VAE gives numbers that are not finite for {placed.record.path} in {precision}: set "
+                "base_model.precision=fp32, or base_model.vae to one made for half precision (for SDXL "
+                "madebyollin/sdxl-vae-fp16-fix)"
+            )
         return {"mean": mean_BCHW[0].float().cpu(), "std": std_BCHW[0].float().cpu()}
 
     def _key(self, placed: BucketedImage, flip: bool) -> str:

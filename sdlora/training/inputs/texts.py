@@ -10,7 +10,7 @@ from torch import Tensor
 from sdlora.config.images import CaptionsConfig
 from sdlora.data.cache import Cache
 from sdlora.events import EventStream
-from sdlora.models.family import Bundle, TextStates, join_text_states
+from sdlora.models.bundle import Bundle, TextStates, join_text_states
 
 _KEEP_IN_MEMORY = 4096
 _ENCODE_AT_ONCE = 16

@@ -10,7 +10,7 @@ from sdlora.adapters.live.attach import Adapter, attach
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import Cache, default_cache_folder
 from sdlora.events import EventStream
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.models.host import tune_malloc
 from sdlora.models.loading import load
 from sdlora.training.inputs.examples import BatchSource
@@ -43,7 +43,9 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
     tune_malloc()
     for note in bundle.notes:
         events.notice(note)
-    cache = Cache(config.images.cache_folder or default_cache_folder()) if config.images.cache else None
+    cache = None
+    if config.images.cache:
+        cache = Cache(config.images.cache_folder or default_cache_folder(), on_damage=events.warn)
     latents = LatentSource(bundle, config.images, cache)
     latents.prepare(images.placed, events)
     latents.prepare(images.bucketed_held_out, events, flips=False)
@@ -74,7 +76,7 @@ def _texts(
     known = [form for each in forms for form in each or ()] + [record.plain_caption() for record in images.held_out]
     if config.objective.prior_preservation == "base_prediction":
         known += [
-            config.objective.prior_prompt or record.caption or "" for record in images.trained if not record.is_class
+            config.objective.prior_prompt or record.prior_caption() for record in images.trained if not record.is_class
         ]
     texts.prepare(known, events)
     return texts

@@ -15,7 +15,7 @@ from sdlora.adapters.live.attach import Adapter
 from sdlora.config.train import TrainConfig
 from sdlora.data.batches import derive_seed, sample_generator
 from sdlora.data.buckets import BucketedImage
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.training.inputs.latents import LatentSource
 from sdlora.training.inputs.texts import TextSource
 from sdlora.training.loop.precision import PrecisionContext

@@ -11,11 +11,12 @@ from diffusers import UNet2DConditionModel
 from sdlora.adapters.live.layers import choose, layer_shape
 from sdlora.config.images import ImageFolder
 from sdlora.config.train import TrainConfig
+from sdlora.constants import LATENT_FACTOR, MIB
 from sdlora.data.images import ImageRecord, Skipped
 from sdlora.errors import SdloraError
 from sdlora.models.detection import Detection, detect
+from sdlora.models.dtypes import DTYPES
 from sdlora.models.layout import unet_layout
-from sdlora.models.loading import DTYPES
 from sdlora.models.prompts import count_tokens
 from sdlora.models.tokenizer import light_tokenizer
 from sdlora.training.inputs.images import RunImages
@@ -24,7 +25,7 @@ from sdlora.training.preflight.dry_run import BucketSamples, DryRun, Figures, Su
 from sdlora.training.preflight.memory import MemoryEstimate, MemoryPlan, UNetShape, estimate, free_disk_gib
 
 _NAMES_SHOWN = 5
-_LATENT_BYTES_PER_PIXEL = 8 * 4 / 64
+_LATENT_BYTES_PER_PIXEL = 8 * 4 / LATENT_FACTOR**2  # mean and spread of four channels, fp32
 """Mean and spread of 4 channels in fp32, one cell for 8x8 pixels."""
 _QUANTIZED_BITS = {"none": 0, "int8": 8.04, "nf4": 4.53, "nf4-double": 4.16}
 """Bits a UNet weight as measured by `weight_bytes` on SD 1.5's layout, scales and unquantised layers included."""
@@ -103,7 +104,7 @@ class Summary:
         yield "memory", f"about {self.memory.total_gib:.1f} GiB for the training steps (an estimate)"
         limit = self.config.captions.max_tokens
         yield "text", f"{len(self.long_captions)} captions over {limit} tokens" + _shown(self.long_captions)
-        needed = f"{self.cache_bytes / 2**20:.1f} MiB of cache and {self.run_bytes / 2**20:.0f} MiB in the run's folder"
+        needed = f"{self.cache_bytes / MIB:.1f} MiB of cache and {self.run_bytes / MIB:.0f} MiB in the run's folder"
         yield "disk", f"at most {needed}; {self.free_disk_gib:.1f} GiB free"
 
     def _image_lines(self) -> Iterator[tuple[str, str]]:
@@ -122,6 +123,10 @@ class Summary:
         for count in plan.buckets:
             yield "bucket", f"{count.bucket.width_px}x{count.bucket.height_px}: {count.samples}"
         short = f", {plan.short_batches} of them short" if plan.short_batches else ""
+        if self.config.objective.prior_preservation == "base_prediction":
+            own = [record for record in self.images.trained if not record.is_class]
+            priors = dict.fromkeys(self.config.objective.prior_prompt or record.prior_caption() for record in own)
+            yield "prior captions", _some([f"'{text}'" for text in priors])
         yield "batches", f"{plan.batches} an epoch of up to {self.config.optimization.batch_size} images{short}"
         yield "never trained", f"{len(plan.never_trained)} images"
 
