@@ -28,7 +28,7 @@ from sdlora.config.mix import parse_adapter
 from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdlora.generation.generate import StepPreview
+    from sdlora.generation.generated import StepPreview
 
 
 def _option(name: str, *spellings: str, metavar: str | None = None) -> Any:

@@ -24,8 +24,6 @@ from sdlora.models.size_conditions import SizeConditions
 if TYPE_CHECKING:
     from torch import Tensor
 
-"""Pixels per latent along each edge, the same in all Stable Diffusion families."""
-
 
 @dataclass(frozen=True)
 class Mask:

@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
+from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import ComputeConfig, GenerateConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.errors import ConfigError
+from sdlora.generation.generated import GeneratedImage, GenerationFacts, StepPreview
 from sdlora.generation.request.compute import choose_device, choose_dtype
 from sdlora.generation.request.prompt_warnings import prompt_warnings
 from sdlora.generation.request.requests import check_rows, resolve, same_base, single_images
@@ -44,43 +43,6 @@ _MODEL_HASH_LETTERS = 10
 _ADAPTER_HASH_LETTERS = 12
 _WIDE = 256
 """Channels from which keeping them innermost is faster: 6% in bf16 on a CPU; narrow group norms are then slower."""
-
-
-@dataclass(frozen=True)
-class StepPreview:
-    """A finished step. `images()` makes small pictures of the batch as it stands; it costs little, but not nothing."""
-
-    step: int
-    total_steps: int
-    image_index: int
-    """The first image of the batch, counted from 0."""
-    num_images: int
-    images: Callable[[], list[Image.Image]]
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What an image was generated with, beside its request."""
-
-    model_name: str
-    model_hash: str | None
-    """First 10 letters of the base model file's sha256, for a model that is one file."""
-    adapter_hashes: dict[str, str]
-    """By file name without suffix: the first 12 letters of the hash of its tensors (AutoV3)."""
-    family: FamilyName
-    prediction: Prediction
-    seconds: float
-
-
-@dataclass(frozen=True)
-class GeneratedImage:
-    """A generated image. `config` repeats this one image: seed and sizes are filled in, adapter tags resolved."""
-
-    image: Image.Image
-    config: GenerateConfig
-    facts: ImageFacts
-    warnings: tuple[str, ...] = ()
-    path: Path | None = None
 
 
 def _never() -> bool:
@@ -234,7 +196,7 @@ class Generator:
                 tuple(dict.fromkeys(said)),
             )
 
-    def _facts(self, row: GenerateConfig, adapters: AdapterSet, seconds: float) -> ImageFacts:
+    def _facts(self, row: GenerateConfig, adapters: AdapterSet, seconds: float) -> GenerationFacts:
         source = locate(row.base_model.model)
         if source.kind == "file" and self._model_hash is None:
             assert source.path is not None
@@ -243,7 +205,7 @@ class Generator:
             Path(used.file).stem: adapter.loaded.file.model_hash[:_ADAPTER_HASH_LETTERS]
             for used, adapter in zip(row.adapters, adapters, strict=True)
         }
-        return ImageFacts(
+        return GenerationFacts(
             model_name=source.path.stem if source.kind == "file" and source.path else source.name,
             model_hash=self._model_hash,
             adapter_hashes=hashes,

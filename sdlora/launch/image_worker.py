@@ -29,7 +29,8 @@ from sdlora.generation.restore.image_files import save_image
 from sdlora.launch.image_messages import Answer, Cancel, Ended, Generate, Loading, Saved, Stepped, parse_request
 
 if TYPE_CHECKING:
-    from sdlora.generation.generate import GeneratedImage, Generator, StepPreview
+    from sdlora.generation.generate import Generator
+    from sdlora.generation.generated import GeneratedImage, StepPreview
 
     Loader = Callable[[], Generator]
 

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from sdlora.config import files
 from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
 from sdlora.errors import AdapterError, ConfigError
-from sdlora.generation.generate import GeneratedImage, Generator, StepPreview, generate
+from sdlora.generation.generate import Generator, generate
+from sdlora.generation.generated import GeneratedImage, StepPreview
 from sdlora.generation.sampling.adapted_base import AdaptedBase
 from sdlora.generation.sampling.pool import AdapterPool
 from sdlora.models.loading import load

@@ -13,7 +13,7 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from sdlora.config.optimization import OptimizationConfig
-from sdlora.training.loop.schedules import factor
+from sdlora.training.optimization.schedules import factor
 
 STEPS = 60
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 import pytest
@@ -47,3 +47,54 @@ def test_only_atomic_puts_files_in_place() -> None:
     ]
 
     assert found == []
+
+
+# ---- no circles
+
+
+def _imports(path: Path, modules: Set[str]) -> set[str]:
+    """The modules that a file imports, those for type checkers and those inside functions included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found & modules
+
+
+def _circle(imports: Mapping[str, Set[str]]) -> list[str]:
+    """The modules of one circle, in the order in which they import each other; empty if there is none."""
+    done: set[str] = set()
+
+    def follow(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        for imported in sorted(imports[module]):
+            if circle := follow(imported, [*way, module]):
+                return circle
+        done.add(module)
+        return []
+
+    return next((circle for module in sorted(imports) if (circle := follow(module, []))), [])
+
+
+def test_a_circle_is_found_and_a_diamond_is_none() -> None:
+    diamond = {"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}
+
+    assert _circle(diamond) == []
+    assert _circle({**diamond, "d": {"b"}}) == ["b", "d", "b"]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    names = {
+        ".".join(path.relative_to(_ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in _sources("sdlora")
+    }
+    # The package itself hands out the public names by a lazy look-up, so everything may ask it for its version.
+    imports = {name: _imports(path, names.keys()) - {"sdlora", name} for name, path in names.items()}
+
+    assert _circle(imports) == []

@@ -14,9 +14,16 @@ from torch import nn
 
 from sdlora.config.optimization import OPTIMIZERS, OptimizationConfig
 from sdlora.errors import ConfigError, MissingPackageError
-from sdlora.training.loop.optimizers import build, check, evaluation_weights, notes, set_learning_rates, state_bytes
-from sdlora.training.loop.parameter_groups import ParameterGroup
-from sdlora.training.loop.schedules import factor
+from sdlora.training.optimization.optimizers import (
+    build,
+    check,
+    evaluation_weights,
+    notes,
+    set_learning_rates,
+    state_bytes,
+)
+from sdlora.training.optimization.parameter_groups import ParameterGroup
+from sdlora.training.optimization.schedules import factor
 
 CPU = torch.device("cpu")
 STEPS = 40
@@ -250,7 +257,7 @@ def test_missing_package_is_named_with_the_command_that_installs_it(monkeypatch,
 
         return missing
 
-    monkeypatch.setattr("sdlora.training.loop.optimizers.importlib.import_module", refuse())
+    monkeypatch.setattr("sdlora.training.optimization.optimizers.importlib.import_module", refuse())
     with pytest.raises(MissingPackageError, match=rf"optimizer={name} needs the package '{package}'") as caught:
         check(settings(name))
     assert f"pip install -e '.[{extra}]'  (or: pip install {package})" in str(caught.value)

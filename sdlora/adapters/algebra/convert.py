@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdlora.adapters.algebra.derived import Provenance, derived_facts, input_facts, kept_metadata, kept_spec
 from sdlora.adapters.algebra.mix import unused_note
 from sdlora.adapters.algebra.operands import common_family, with_family
 from sdlora.adapters.files.container import refuse_overwriting, write_atomically
-from sdlora.adapters.files.derived import Provenance, derived_facts, input_facts, kept_metadata, kept_spec
 from sdlora.adapters.files.key_names import Format
 from sdlora.adapters.files.kohya import PARTS, TEXT_MODEL, Part, module_path
 from sdlora.adapters.files.reading import read

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sdlora import atomic
 from sdlora.adapters.algebra.base_weights import BaseWeights, TensorSlice, layer_names, weight_files
+from sdlora.adapters.algebra.derived import Provenance, operand_facts
 from sdlora.adapters.algebra.mix import OnProgress
 from sdlora.adapters.algebra.operands import Operand, layer_update
 from sdlora.adapters.files.container import refuse_overwriting
-from sdlora.adapters.files.derived import Provenance, operand_facts
 from sdlora.adapters.files.tensor_files import TensorFile
 from sdlora.errors import AdapterError
 

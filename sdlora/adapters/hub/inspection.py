@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sdlora.adapters.algebra.blocks import block_label, block_names
-from sdlora.adapters.files.derived import PROVENANCE
+from sdlora.adapters.algebra.derived import PROVENANCE
 from sdlora.adapters.files.weights import AdapterFile
 from sdlora.constants import MIB
 

@@ -29,7 +29,8 @@ from sdlora.library.names import find_adapter
 from sdlora.library.prompt_tags import take_tags
 
 if TYPE_CHECKING:
-    from sdlora.generation.generate import GeneratedImage, Generator, StepPreview
+    from sdlora.generation.generate import Generator
+    from sdlora.generation.generated import GeneratedImage, StepPreview
 
 MOST_CELLS = 400
 """More than this is asked for explicitly."""

@@ -17,13 +17,14 @@ from sdlora.errors import ConfigError, SdloraError
 from sdlora.generation.request.compute import choose_device
 from sdlora.generation.request.prompt_choices import choose
 from sdlora.generation.request.start_images import fitting_size, start_problems
-from sdlora.generation.sampling.samplers import LCM_MOST_STEPS
 from sdlora.library.prompt_tags import take_tags
 from sdlora.models.detection import Detection, detect
 
 Answer = TypeVar("Answer")
 
 _SEEDS = 2**32
+_LCM_MOST_STEPS = 50
+"""Latent consistency models are distilled at this many timesteps (Luo et al. 2023)."""
 
 _ROWS_SHARE = ("sampler", "steps", "guidance_rescale", "width_px", "height_px", "second_pass", "base_model", "compute")
 """What the images of a mixed batch must have in common."""
@@ -47,8 +48,8 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
             problems += _adapter_problems(f"adapters.{number}", adapter, detection.family)
         if not files_at_fault:
             config = _sized(config, detection.native_resolution)
-    if config.sampler == "LCM" and config.steps > LCM_MOST_STEPS:
-        problems.append(f"steps: the LCM sampler takes at most {LCM_MOST_STEPS}, not {config.steps}")
+    if config.sampler == "LCM" and config.steps > _LCM_MOST_STEPS:
+        problems.append(f"steps: the LCM sampler takes at most {_LCM_MOST_STEPS}, not {config.steps}")
     try:
         choose_device(config.compute.device)
     except ValueError as error:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -23,11 +23,9 @@ from sdlora.config.generate import ImageFilesConfig, ImageFormat
 from sdlora.constants import GIB, MIB
 from sdlora.data.decoding import UnreadableImageError, open_image
 from sdlora.errors import DataError
+from sdlora.generation.generated import GeneratedImage
 from sdlora.generation.restore.infotext import Infotext, from_infotext, to_infotext
 from sdlora.generation.restore.request_json import read_request, request_of
-
-if TYPE_CHECKING:
-    from sdlora.generation.generate import GeneratedImage
 
 SUFFIXES: Mapping[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 SUFFIX_OF: Mapping[ImageFormat, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}

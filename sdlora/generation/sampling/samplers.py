@@ -27,9 +27,6 @@ from sdlora.config.generate import Sampler
 from sdlora.models.bundle import Bundle
 from sdlora.models.schedule import NoiseSchedule
 
-LCM_MOST_STEPS = 50
-"""Latent consistency models are distilled at this many timesteps (Luo et al. 2023)."""
-
 _ZERO_SNR_RESCALE = 0.7
 """Share of CFG rescaling that Lin et al. 2024 recommend."""
 

@@ -17,9 +17,9 @@ from sdlora.training.inputs.examples import BatchSource
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.inputs.latents import LatentSource
 from sdlora.training.inputs.texts import TextSource
-from sdlora.training.loop.precision import PrecisionContext
 from sdlora.training.loop.workers import Workers
 from sdlora.training.loss.loss_function import LossFunction
+from sdlora.training.optimization.precision import PrecisionContext
 from sdlora.training.outputs.validation import Validation
 
 

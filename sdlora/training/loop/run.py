@@ -14,7 +14,7 @@ from rich.console import Console
 
 from sdlora import atomic
 from sdlora.adapters.files.metadata import TrainingFacts
-from sdlora.adapters.files.writing import Export, export, write_side_car
+from sdlora.adapters.files.writing import Export, write_adapter, write_side_car
 from sdlora.adapters.live.self_test import self_test
 from sdlora.config.files import with_files_read
 from sdlora.config.train import TrainConfig
@@ -365,9 +365,9 @@ class _Run:
 
     def _export(self, path: Path) -> Export:
         outputs = self.config.outputs
-        return export(
-            self.prepared.adapter,
+        return write_adapter(
             path,
+            self.prepared.adapter.module_weights(),
             self._facts(),
             file_format=outputs.format,
             precision=outputs.precision,

@@ -15,7 +15,7 @@ from sdlora.data.planning import DataPlan, tag_counts
 from sdlora.models.bundle import Bundle
 from sdlora.models.identity import file_hash
 from sdlora.models.source import locate
-from sdlora.training.loop.schedules import warmup_steps
+from sdlora.training.optimization.schedules import warmup_steps
 
 _KOHYA_LOSS = {"mse": "l2", "l1": "l1", "huber": "huber", "smooth_l1": "smooth_l1"}
 _KOHYA_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}

@@ -18,8 +18,8 @@ from sdlora.data.buckets import BucketedImage
 from sdlora.models.bundle import Bundle
 from sdlora.training.inputs.latents import LatentSource
 from sdlora.training.inputs.texts import TextSource
-from sdlora.training.loop.precision import PrecisionContext
 from sdlora.training.loss.diffusion import add_noise, target
+from sdlora.training.optimization.precision import PrecisionContext
 
 
 @dataclass(frozen=True)

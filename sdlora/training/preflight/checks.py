@@ -12,7 +12,7 @@ from sdlora.errors import ConfigError, MissingPackageError, SdloraError
 from sdlora.models.detection import detect
 from sdlora.text_files import UnreadableTextError
 from sdlora.training.inputs.images import RunImages, find_images
-from sdlora.training.loop import optimizers
+from sdlora.training.optimization import optimizers
 
 
 def check(config: TrainConfig) -> RunImages:

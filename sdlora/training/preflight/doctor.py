@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import psutil
 
-import sdlora
 from sdlora.constants import GIB
 from sdlora.data.cache import default_cache_folder
 from sdlora.errors import how_to_install
+from sdlora.version import __version__
 
 Verdict = Literal["ok", "note", "problem"]
 _OPTIONAL = {
@@ -49,7 +49,7 @@ class Finding:
 
 def examine(*, with_network: bool = True) -> Iterator[Finding]:
     """Everything, in the order in which one wants to know it. Loads torch. with_network: try to reach the hub."""
-    yield Finding("sdlora", "ok", f"{sdlora.__version__} in {Path(sdlora.__file__).parent}")
+    yield Finding("sdlora", "ok", f"{__version__} in {Path(__file__).parents[2]}")
     yield from _python()
     yield from _packages()
     try:

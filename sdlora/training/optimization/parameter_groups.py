@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
 
+from sdlora.adapters.live.attach import Weight
 from sdlora.adapters.live.layers import matches_block
 from sdlora.config.optimization import OptimizationConfig
 from sdlora.errors import ConfigError
-
-if TYPE_CHECKING:
-    from sdlora.adapters.live.attach import Weight
 
 _MAGNITUDE = ".magnitude"
 

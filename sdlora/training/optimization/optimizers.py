@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from sdlora.config.optimization import OptimizationConfig
 from sdlora.errors import ConfigError, MissingPackageError
-from sdlora.training.loop.parameter_groups import ParameterGroup
+from sdlora.training.optimization.parameter_groups import ParameterGroup
 
 _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 _SETTINGS = {"lr": "learning_rate", "weight_decay": "weight_decay", "params": "adapter"}
