@@ -8,6 +8,8 @@ from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sdlora import atomic
+
 Answer = TypeVar("Answer")
 Stamp = list[float]
 """Numbers that change when a file does."""
@@ -62,11 +64,7 @@ class FileMemory:
         if known == self._known:
             return
         self._known = known
-        content = json.dumps({"format": self._format, "files": known}, ensure_ascii=False)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_name(f"{self._path.name}.part")
-        beside.write_text(content, encoding="utf-8")
-        beside.replace(self._path)
+        atomic.write_json(self._path, {"format": self._format, "files": known}, parents=True)
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:

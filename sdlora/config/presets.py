@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from sdlora import atomic
 from sdlora.config import files
 from sdlora.config.outputs import OutputsConfig
 from sdlora.config.schema import flatten
@@ -89,11 +90,8 @@ def save(config: TrainConfig, name: str, folder: Path, purpose: str = "") -> Pre
     path = folder / f"{stem}.yaml"
     if path.exists():
         raise ConfigError("the preset's name", [f"'{stem}' is taken: choose another one, or delete {path}"])
-    folder.mkdir(parents=True, exist_ok=True)
     header = f"# Purpose: {' '.join(purpose.split())}\n" if purpose.strip() else ""
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(header + files.dump(config, only_changes=True), encoding="utf-8")
-    unfinished.replace(path)
+    atomic.write_text(path, header + files.dump(config, only_changes=True), parents=True)
     return Preset(str(path), path, False)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-import secrets
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sdlora import atomic
 from sdlora.data.decoding import UnreadableImageError, load_grey, open_image, to_rgb
 
 EDGE_PX = 256
@@ -102,8 +102,6 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
 
 def keep(picture: Image.Image, target: Path) -> Path:
     """Write a picture as WebP in one go, however many threads make the same one; returns its path."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    picture.save(beside, "WEBP", quality=82)
-    beside.replace(target)
+    with atomic.writing(target, parents=True, durable=False) as file:
+        picture.save(file, "WEBP", quality=82)
     return target

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from sdlora import atomic
 from sdlora.config import files
 from sdlora.config.mix import MixConfig, MixedAdapter
 from sdlora.errors import ConfigError
@@ -87,8 +88,5 @@ def new_file(name: str, folder: Path, suffix: str) -> Path:
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values as a YAML file in one go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
     text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110)
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    atomic.write_text(path, text, parents=True)

@@ -62,7 +62,7 @@ class GridPanel:
         except ConfigError as error:
             return panel(error.problems), gr.skip(), gr.skip(), None
         run = values[self.run] if any(f"={axes.CHECKPOINT}=" in text for text in chosen) else None
-        return self.generating.generate_grid(values, chosen, run=run)
+        return self.generating.begin_grid(values, chosen, run=run)
 
     def _offer(self, *chosen: str | None) -> list[Any]:
         offered = axes.choices(self.services.active.rows)

@@ -143,13 +143,13 @@ class GenerateTab:
                 problems = ["this adapter is switched off; switch it on to sweep its weight"]
                 return self._for_mix(self.generating.shown(problems))
             axes = [f"adapter{index}.weight={values[span]}"]
-            return self._for_mix(self.generating.generate_grid(values, axes, prompt=values[prompt]))
+            return self._for_mix(self.generating.begin_grid(values, axes, prompt=values[prompt]))
 
         button.click(handler(sweep), {*self.generating.inputs, span}, self._mix_outputs, **QUICK)
 
     def _compare(self, values: dict[Any, Any]) -> tuple[Any, ...]:
         prompt = values[self.context.shared["mix.prompt"]]
-        return self._for_mix(self.generating.generate_grid(values, ["compare"], prompt=prompt))
+        return self._for_mix(self.generating.begin_grid(values, ["compare"], prompt=prompt))
 
     # ---- small handlers
 
