@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 
 from sdlora import atomic
 from sdlora.config import files
+from sdlora.config.optimization import OPTIMIZERS
 from sdlora.config.outputs import OutputsConfig
 from sdlora.config.schema import flatten
 from sdlora.config.train import TrainConfig
@@ -24,6 +25,14 @@ from sdlora.file_memory import while_unchanged
 PLAIN = "none"
 """Stands for no preset: every setting at its default."""
 _PLAIN_LABEL = "no preset: every setting at its default"
+
+
+SUGGESTIONS: Mapping[str, Sequence[str]] = {
+    "adapter.layers": ("attention", "attention+ff", "all", "all+conv"),
+    "optimization.optimizer": OPTIMIZERS,
+    "optimization.device": ("auto", "cpu", "cuda", "mps"),
+}
+"""Values to offer for settings that take others too."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from sdlora import atomic
 from sdlora.data.decoding import UnreadableImageError, load_grey, open_image, to_rgb
+from sdlora.data.images import THREADS
 
 EDGE_PX = 256
 LARGE_EDGE_PX = 1024
@@ -40,6 +43,12 @@ def thumbnail(image: Path, folder: Path, edge_px: int = EDGE_PX) -> Path:
     except (UnreadableImageError, OSError, ValueError):
         return tile(f"{image.name} {_UNREADABLE}", folder, edge_px)
     return keep(small, target)
+
+
+def make_thumbnails(images: Sequence[Path], folder: Path) -> list[Path]:
+    """The thumbnails of many images, made side by side."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(lambda image: thumbnail(image, folder), images))
 
 
 def large_picture(image: Path, mask: Path | None, folder: Path) -> Path:

@@ -11,12 +11,13 @@ from typing import Any
 import gradio as gr
 
 from sdlora import GenerateConfig
+from sdlora.config.fields import setting_of
 from sdlora.errors import ConfigError
+from sdlora.generation.grid.run import plan_grid
 from sdlora.library.rows import Rows, to_tags
 from webui.context import QUICK, Context, handler
-from webui.fields import setting_of
 from webui.form import Form
-from webui.generate.request import FIELDS, LEFT_OUT, read_grid, read_request
+from webui.generate.request import FIELDS, LEFT_OUT, read_request
 from webui.generate.start import StartPanel
 from webui.layout import problems_html
 from webui.mix.rows import shape
@@ -98,7 +99,7 @@ class Generating:
                 start=self.start.read(values),
                 one_image=True,
             )
-            grid = read_grid(self.services, config, axes, run)
+            grid = plan_grid(config, axes, self.services.run_folder(run))
         except ConfigError as error:
             return self.shown(error.problems)
         gr.Info(f"{len(grid.cells())} images asked for.", duration=4)

@@ -6,11 +6,12 @@ from typing import Any
 
 import gradio as gr
 
+from sdlora.library.prompt_tags import count_prompt_tokens
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.generate import view
 from webui.generate.generating import PREFIX, Generating
 from webui.generate.grid import GridPanel
-from webui.generate.request import FIELDS, count_prompt_tokens
+from webui.generate.request import FIELDS
 from webui.generate.results import ResultsPanel
 from webui.mix.rows import build_rows
 
