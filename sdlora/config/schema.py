@@ -115,11 +115,11 @@ def put(values: dict[str, Any], name: str, value: Any, model: type[BaseModel] | 
     inner[last] = value
 
 
-def names(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+def dotted_names(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The dotted name of every value in nested ones."""
     found = []
     for name, value in values.items():
-        found += names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [prefix + name]
+        found += dotted_names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [prefix + name]
     return found
 
 

@@ -11,13 +11,13 @@ from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.images import CaptionsConfig, ImagesConfig
 from sdlora.config.objective import ObjectiveConfig
-from sdlora.config.optimization import OPTIMIZERS, OptimizationConfig
+from sdlora.config.optimization import OPTIMIZERS, OWN_RATE, OptimizationConfig
 from sdlora.config.outputs import OutputsConfig, PreviewsConfig, ValidationConfig
 from sdlora.config.section import Section
 
 CONFIG_VERSION: Literal[1] = 1
 DEFAULT_EPOCHS = 10
-ADAPTIVE_OPTIMIZERS = tuple(name for name in OPTIMIZERS if name != "prodigy")
+_GIVEN_RATE = tuple(name for name in OPTIMIZERS if name not in OWN_RATE)
 
 
 class TrainConfig(Section):
@@ -76,12 +76,12 @@ class TrainConfig(Section):
             )
         if not self.adapter.text_encoder and optimization.text_encoder_learning_rate:
             problems.append("optimization.text_encoder_learning_rate has no effect without adapter.text_encoder=true")
-        if optimization.optimizer == "prodigy" and optimization.learning_rate < 0.1:
+        if optimization.optimizer in OWN_RATE and optimization.learning_rate < 0.1:
             problems.append(
-                f"optimization.learning_rate={optimization.learning_rate} is too low for prodigy, "
+                f"optimization.learning_rate={optimization.learning_rate} is too low for {optimization.optimizer}, "
                 "which finds its own: use 1.0"
             )
-        if optimization.optimizer in ADAPTIVE_OPTIMIZERS and optimization.learning_rate > 0.1:
+        if optimization.optimizer in _GIVEN_RATE and optimization.learning_rate > 0.1:
             problems.append(
                 f"optimization.learning_rate={optimization.learning_rate} is too high for "
                 f"{optimization.optimizer}: 1e-4 is usual"

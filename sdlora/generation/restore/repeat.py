@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora.config import files, schema
+from sdlora.config import files
 from sdlora.config.generate import GenerateConfig, UsedAdapter
+from sdlora.config.schema import dotted_names
 from sdlora.errors import ConfigError
 from sdlora.generation.restore.image_files import read_image_settings
 from sdlora.generation.restore.infotext import Infotext
@@ -93,7 +94,7 @@ def restore_image(
     start_image = _take_start(values, notes)
     used = tuple(files.validate(adapter, "an adapter", UsedAdapter) for adapter in adapters)
     config = files.validate(values, path.name, GenerateConfig)
-    return Restored(config, tuple(schema.names(values)), used, start_image, tuple(notes))
+    return Restored(config, tuple(dotted_names(values)), used, start_image, tuple(notes))
 
 
 class _Picture:

@@ -59,8 +59,21 @@ _KINDS = {
         {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
     ),
     "schedule_free_adamw": _Kind("schedulefree.AdamWScheduleFree", "schedule-free"),
+    "prodigy_schedule_free": _Kind("prodigyplus.ProdigyPlusScheduleFree", "optimizers", {"use_speed": False}),
+    "adan": _Kind("pytorch_optimizer.Adan", "optimizers", {"weight_decouple": True}),
+    "ademamix": _Kind("pytorch_optimizer.AdEMAMix", "optimizers", {"weight_decouple": True}),
+    "adopt": _Kind("pytorch_optimizer.ADOPT", "optimizers", {"weight_decouple": True}),
+    "came": _Kind("pytorch_optimizer.CAME", "optimizers"),
+    "dadapt_adam": _Kind("pytorch_optimizer.DAdaptAdam", "optimizers", {"weight_decouple": True}),
+    "muon": _Kind("pytorch_optimizer.Muon", "optimizers"),
+    "soap": _Kind("pytorch_optimizer.SOAP", "optimizers"),
+    "stable_adamw": _Kind("pytorch_optimizer.StableAdamW", "optimizers"),
 }
-_PACKAGES = {"lion_pytorch": "lion-pytorch"}
+_PACKAGES = {
+    "lion_pytorch": "lion-pytorch",
+    "pytorch_optimizer": "pytorch-optimizer",
+    "prodigyplus": "prodigy-plus-schedule-free",
+}
 
 
 def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: torch.device) -> Optimizer:
@@ -75,10 +88,15 @@ def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
     problems = _option_problems(optimizer_class, options)
     if problems:
         raise ConfigError("optimization.optimizer_options", problems)
-    torch_groups = [
+    torch_groups: list[dict[str, Any]] = [
         {"params": group.parameters, "lr": group.learning_rate, "weight_decay": group.weight_decay, "name": group.name}
         for group in groups
     ]
+    if config.optimizer == "muon":
+        # It makes updates orthogonal, which only a matrix can be; DoRA's magnitudes, which have a group of their own,
+        # get AdamW. A convolution's B is [out, rank, 1, 1], a matrix all the same.
+        for group in torch_groups:
+            group["use_muon"] = all(parameter.ndim >= 2 for parameter in group["params"])
     if config.optimizer == "paged_adamw8bit" and device.type == "cpu":
         # `notes` says it once, in our words.
         warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
@@ -200,7 +218,9 @@ def _import_class(name: str, kind: _Kind) -> type[Any]:
 def _option_problems(optimizer_class: type[Any], options: Mapping[str, Any]) -> list[str]:
     accepted = inspect.signature(optimizer_class).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
-    names = [name for name in accepted if name not in _SETTINGS]
+    # This package's classes take any keyword and pass over what they don't know: a misspelt one would be lost.
+    takes_any = takes_any and not optimizer_class.__module__.startswith("pytorch_optimizer.")
+    names = [name for name in accepted if name not in (*_SETTINGS, "kwargs")]
     problems = []
     for name in options:
         if name in _SETTINGS:
