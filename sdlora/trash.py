@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdlora.atomic import numbered
+from sdlora import atomic
 
 
 @dataclass(frozen=True)
@@ -75,5 +75,6 @@ def empty_folder(folder: Path) -> Size:
 
 
 def _free(path: Path) -> Path:
-    names = (path.with_name(f"{name}{path.suffix}") for name in numbered(path.stem))
-    return next(free for free in names if not free.exists())
+    """The path itself, or one with a number where something is there already."""
+    candidates = (path.with_name(f"{stem}{path.suffix}") for stem in atomic.numbered(path.stem))
+    return next(candidate for candidate in candidates if not candidate.exists())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sdlora import atomic
 from sdlora.adapters.files.catalog import Description, describe, require_adapter
 from sdlora.adapters.files.container import refuse_pickle
 from sdlora.errors import AdapterError
@@ -132,17 +132,15 @@ def add_file(source: Path, name: str, folder: Path) -> Path:
     if Path(name).suffix.lower() != SUFFIX:
         raise AdapterError(f"{name} is no .safetensors file; adapters of other kinds are not read")
     require_adapter(source)
-    stem = Path(name).stem
-    number = 1
-    while (target := folder / f"{stem if number == 1 else f'{stem}-{number}'}{SUFFIX}").exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    for free in atomic.numbered(Path(name).stem):
+        target = folder / f"{free}{SUFFIX}"
+        if not target.exists():
+            atomic.copy_file(source, target)
+            return target
         if _same_content(source, target):
             return target
-        number += 1
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, beside)
-    beside.replace(target)
-    return target
+    raise AssertionError("numbers don't end")
 
 
 def _read(file: ListedFile) -> dict[str, Any]:

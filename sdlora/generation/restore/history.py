@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sdlora import atomic
 from sdlora.errors import DataError
 from sdlora.file_memory import FileMemory
 from sdlora.generation.restore.image_files import SUFFIXES, read_image_settings
@@ -61,18 +62,15 @@ class History:
 
 def write_zip(images: Sequence[Path], target: Path) -> Path:
     """All images in one zip file, not compressed again; equal names get a number. Missing ones are left out."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+    writing = atomic.writing(target, parents=True, durable=False)
+    with writing as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for image in images:
-            if not image.is_file():
-                continue
-            number, name = 1, image.name
-            while name in taken:
-                number += 1
-                name = f"{image.stem}-{number}{image.suffix}"
-            taken.add(name)
-            archive.write(image, name)
+            if image.is_file():
+                names = (f"{stem}{image.suffix}" for stem in atomic.numbered(image.stem))
+                name = next(name for name in names if name not in taken)
+                taken.add(name)
+                archive.write(image, name)
     return target
 
 
