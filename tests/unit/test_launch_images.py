@@ -18,6 +18,8 @@ from sdlora.launch.images import ImageProgress, ImageWorker
 from sdlora.processes import start_mark
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow  # starts processes
+
 COMMAND = (sys.executable, str(Path(__file__).parents[1] / "support" / "drawing_process.py"))
 
 
