@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # for type checkers and editors; what runs is `_PUBLIC`, and 
     from sdlora.data.lint.check import check as check_dataset
     from sdlora.errors import SdloraError
     from sdlora.events import Event, EventSink
-    from sdlora.generation.generate import GeneratedImage, Generator, generate
+    from sdlora.generation.generate import Generator, generate
+    from sdlora.generation.generated import GeneratedImage
     from sdlora.models.loading import load as load_model
     from sdlora.training.loop.run import RunResult, resume, train
     from sdlora.training.preflight.summary import summarise
@@ -64,7 +65,7 @@ _PUBLIC = {
     "Event": ("sdlora.events", "Event"),
     "EventSink": ("sdlora.events", "EventSink"),
     "GenerateConfig": ("sdlora.config.generate", "GenerateConfig"),
-    "GeneratedImage": ("sdlora.generation.generate", "GeneratedImage"),
+    "GeneratedImage": ("sdlora.generation.generated", "GeneratedImage"),
     "Generator": ("sdlora.generation.generate", "Generator"),
     "MixConfig": ("sdlora.config.mix", "MixConfig"),
     "RunResult": ("sdlora.training.loop.run", "RunResult"),

@@ -17,6 +17,8 @@ from types import TracebackType
 
 import psutil
 
+from sdlora import atomic
+
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 60.0
 """A process elsewhere whose record was not touched for so long counts as gone."""
@@ -58,9 +60,7 @@ class ProcessRecord:
 
     def write(self, path: Path) -> None:
         """Write the record in one go."""
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-        unfinished.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        unfinished.replace(path)
+        atomic.write_json(path, asdict(self))
 
     def is_here(self) -> bool:
         """Whether this process could be seen and signalled from ours if it lives."""

@@ -25,6 +25,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"ask for this name and password; ${AUTH_VARIABLE} keeps it out of the list of processes",
     )
     parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name the page may be called by, such as that of a proxy; may be repeated",
+    )
+    parser.add_argument(
         "--root", type=Path, default=Path(), help="folder with datasets, runs, adapters and outputs (default: here)"
     )
     parser.add_argument("--no-browser", action="store_true", help="don't open a browser window")
@@ -80,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         port=options.port,
         auth=options.auth,
         open_browser=not options.no_browser,
+        allowed_hosts=options.allow_host,
     )
 
 

@@ -10,8 +10,6 @@ import html
 import json
 import math
 import re
-import types
-import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel
 
-from sdlora.config.files import Setting, settings, validate
+from sdlora.config.files import validate
+from sdlora.config.schema import Setting, flatten, nest, settings
 from sdlora.errors import ConfigError
 
 Kind = Literal["choice", "flag", "number", "text", "lines", "list", "yaml"]
@@ -66,7 +65,7 @@ class Field:
 
     @property
     def words(self) -> str:
-        """What a search looks through."""
+        """What a search compares, in small letters."""
         return f"{self.name} {self.label} {self.info}".lower()
 
     @property
@@ -127,30 +126,6 @@ def read(field: Field, shown: Any) -> Any:
     return entries[0] if field.allows_one and len(entries) == 1 else entries
 
 
-def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """A configuration's values by dotted name."""
-    values: dict[str, Any] = {}
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if isinstance(value, BaseModel):
-            values |= flatten(value, f"{prefix}{name}.")
-        else:
-            values[prefix + name] = value
-    return values
-
-
-def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted name as a YAML file holds them."""
-    nested: dict[str, Any] = {}
-    for name, value in values.items():
-        *sections, last = name.split(".")
-        inner = nested
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = value
-    return nested
-
-
 def show_all(config: BaseModel, among: Sequence[Field]) -> dict[str, Any]:
     """What the inputs show for a configuration, by dotted name."""
     values = flatten(config)
@@ -205,51 +180,33 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _field(setting: Setting) -> Field:
-    parts, is_optional = _parts(setting.field.annotation)
-    kind, choices, allows_one = _kind(parts)
-    bounds = _bounds(setting.field.metadata) if kind == "number" else {}
+    kind = _kind(setting)
+    bounds = setting.bounds if kind == "number" else {}
     return Field(
         name=setting.name,
         label=_label(setting.name.rpartition(".")[2]),
-        info=_info(setting.description, kind, bounds, is_optional),
+        info=_info(setting.description, kind, bounds, setting.is_optional),
         kind=kind,
         default=setting.default,
-        choices=choices,
-        is_optional=is_optional,
-        allows_one=allows_one,
-        step=_step(parts, setting.default, bounds),
+        choices=setting.choices if kind == "choice" else (),
+        is_optional=setting.is_optional,
+        allows_one=kind in ("lines", "list") and setting.entry in setting.kinds,
+        step=_step(setting.kinds, setting.default, bounds),
     )
 
 
-def _parts(annotation: Any) -> tuple[list[Any], bool]:
-    """The kinds of value that a setting may have, None apart."""
-    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    parts = list(typing.get_args(annotation)) if is_union else [annotation]
-    return [part for part in parts if part is not type(None)], type(None) in parts
-
-
-def _kind(parts: Sequence[Any]) -> tuple[Kind, tuple[Any, ...], bool]:
-    """Kind of input, choices, and whether one entry may stand for itself."""
-    if all(typing.get_origin(part) is Literal or part is bool for part in parts):
-        if list(parts) == [bool]:
-            return "flag", (), False
-        return "choice", tuple(choice for part in parts for choice in _choices(part)), False
-    if list(parts) in ([int], [float]):
-        return "number", (), False
-    if list(parts) in ([str], [Path]):
-        return "text", (), False
-    single = [part for part in parts if typing.get_origin(part) is not tuple]
-    inner = {typing.get_args(part)[0] for part in parts if typing.get_origin(part) is tuple}
-    if len(inner) == 1 and set(single) <= inner:
-        if inner <= {str, Path}:
-            return "lines", (), bool(single)
-        if inner <= {int, float}:
-            return "list", (), bool(single)
-    return "yaml", (), False
-
-
-def _choices(part: Any) -> tuple[Any, ...]:
-    return (True, False) if part is bool else typing.get_args(part)
+def _kind(setting: Setting) -> Kind:
+    if setting.kinds == (bool,):
+        return "flag"
+    if setting.choices:
+        return "choice"
+    if setting.kinds in ((int,), (float,)):
+        return "number"
+    if setting.kinds in ((str,), (Path,)):
+        return "text"
+    if setting.entry in (str, Path):
+        return "lines"
+    return "list" if setting.entry in (int, float) else "yaml"
 
 
 def _label(name: str) -> str:
@@ -275,15 +232,6 @@ def _without_tags(text: str) -> str:
     """Markdown that shows <these> as they stand; between backticks it does so by itself."""
     parts = text.split("`")
     return "`".join(part if index % 2 else html.escape(part, quote=False) for index, part in enumerate(parts))
-
-
-def _bounds(metadata: Sequence[Any]) -> dict[str, float]:
-    return {
-        name: getattr(item, name)
-        for item in metadata
-        for name in ("ge", "gt", "le", "lt", "multiple_of")
-        if getattr(item, name, None) is not None
-    }
 
 
 def _bounds_in_words(bounds: Mapping[str, float]) -> str:
@@ -329,10 +277,6 @@ def _unquote(text: str) -> str:
 
 def _read_lines(text: str) -> list[str]:
     return [_unquote(line.strip()) for line in text.splitlines() if line.strip()]
-
-
-def _read_numbers(text: str) -> list[Any]:
-    return [_number(part) for part in text.split(",") if part.strip()]
 
 
 def _number(text: str) -> Any:

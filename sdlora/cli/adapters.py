@@ -13,6 +13,7 @@ from sdlora.cli.progress import progress
 from sdlora.config import files
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.config.mix import MixConfig, MixMethod, parse_adapter
+from sdlora.constants import MIB
 from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -283,4 +284,4 @@ def _show_made(made: Made, *, errors: bool) -> None:
 def _show_export(export: Export) -> None:
     for warning in export.warnings:
         console.print(f"note: {warning}", markup=False)
-    console.print(f"{export.path}: {export.size_bytes / 2**20:.1f} MiB, hash {export.model_hash[:12]}", markup=False)
+    console.print(f"{export.path}: {export.size_bytes / MIB:.1f} MiB, hash {export.model_hash[:12]}", markup=False)

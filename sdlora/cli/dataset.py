@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from sdlora import atomic
 from sdlora.cli.app import app, console
 from sdlora.cli.progress import progress
 from sdlora.cli.train import PresetOption, SetOption
@@ -52,7 +53,7 @@ def check_command(
     if html is not None:
         from sdlora.data.lint.html import as_html
 
-        html.write_text(as_html(report), encoding="utf-8")
+        atomic.write_text(html, as_html(report))
     if as_json:
         console.print_json(json.dumps(report.as_dict()))
     else:
@@ -119,7 +120,8 @@ def sheet_command(
     from sdlora.data.sheet import draw_sheet
 
     sheet = draw_sheet(files.load(preset, overrides or ()), folders or (), columns=columns, most=most)
-    sheet.save(out, "PNG")
+    with atomic.writing(out) as file:
+        sheet.save(file, "PNG")
     console.print(f"wrote {out} ({sheet.width}x{sheet.height} px)", markup=False)
 
 
@@ -159,7 +161,7 @@ def import_command(
     else:
         if out.exists() and not force:
             raise ConfigError(str(out), ["it is there already; --force replaces it"])
-        out.write_text(imported.as_yaml(), encoding="utf-8")
+        atomic.write_text(out, imported.as_yaml())
         for sentence in imported.lost:
             console.print(f"not taken over: {sentence}", markup=False)
         console.print(f"wrote {out}, read as {imported.tool}", markup=False)

@@ -22,13 +22,13 @@ from sdlora.cli.grids import (
 )
 from sdlora.cli.progress import progress
 from sdlora.cli.train import SetOption
-from sdlora.config import files
+from sdlora.config import files, schema
 from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
 from sdlora.config.mix import parse_adapter
 from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdlora.generation.generate import StepPreview
+    from sdlora.generation.generated import StepPreview
 
 
 def _option(name: str, *spellings: str, metavar: str | None = None) -> Any:
@@ -37,7 +37,7 @@ def _option(name: str, *spellings: str, metavar: str | None = None) -> Any:
 
 
 def _description(name: str) -> str:
-    told = next(setting.description for setting in files.settings(GenerateConfig) if setting.name == name)
+    told = next(setting.description for setting in schema.settings(GenerateConfig) if setting.name == name)
     return told.replace("[", "\\[")  # square brackets are rich's markup
 
 
@@ -84,9 +84,11 @@ def generate(
     folders = adapter_folders or ()
     values = files.read_yaml(request) if request is not None else {}
     if run is not None:
-        values = _joined(values, run_settings(run))
+        values = schema.joined(values, run_settings(run))
     if repeated is not None:
-        values = _joined(values, picture_settings(repeated, folders, base_is_given=base is not None or run is not None))
+        values = schema.joined(
+            values, picture_settings(repeated, folders, base_is_given=base is not None or run is not None)
+        )
     width_px, height_px = (None, None) if size is None else _size(size)
     given = {
         "base_model.model": base,
@@ -107,12 +109,9 @@ def generate(
         "start.mask": mask,
         "files.folder": out,
     }
-    for name, value in given.items():
-        if value is not None:
-            section, _, last = name.rpartition(".")
-            values = _joined(values, {section: {last: value}} if section else {last: value})
+    values = schema.joined(values, schema.nest({name: value for name, value in given.items() if value is not None}))
     source = "the command line" if request is None else str(request)
-    files.override(values, overrides or (), source)
+    files.override(values, overrides or (), source, GenerateConfig)
     config = files.validate(values, source, GenerateConfig)
     if grid or compare:
         generate_grid(config, grid, run=run, compare=compare, yes=yes)
@@ -147,15 +146,6 @@ def _tell(paths: Sequence[Path], warnings: Sequence[str]) -> None:
         console.print(f"note: {warning}", markup=False)
     for path in paths:
         console.print(str(path), markup=False)
-
-
-def _joined(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Settings with others on top; sections are joined, not replaced."""
-    joined = dict(values)
-    for name, value in more.items():
-        both = isinstance(value, dict) and isinstance(joined.get(name), dict)
-        joined[name] = _joined(joined[name], value) if both else value
-    return joined
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from sdlora.cli.progress import progress
 from sdlora.config.generate import GenerateConfig
 
 if TYPE_CHECKING:
-    from sdlora.generation.generate import StepPreview
+    from sdlora.generation.generated import StepPreview
     from sdlora.generation.grid.run import GeneratedCell
 
 FromOption = Annotated[

@@ -12,7 +12,9 @@ import typer
 from rich.table import Table
 
 from sdlora.cli.app import INTERRUPTED, app, console
-from sdlora.config import files
+from sdlora.config import files, schema
+from sdlora.config.train import TrainConfig
+from sdlora.constants import MIB
 from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -105,9 +107,10 @@ def explain(
     name: Annotated[str, typer.Argument(help="A setting or section, for example adapter.rank or images.")] = "",
 ) -> None:
     """Explain settings: kind of value, default and meaning."""
-    found = [item for item in files.settings() if f"{item.name}.".startswith(f"{name}.") or not name]
+    known = list(schema.settings(TrainConfig))
+    found = [item for item in known if f"{item.name}.".startswith(f"{name}.") or not name]
     if not found:
-        found = [item for item in files.settings() if name.lower() in f"{item.name} {item.description}".lower()]
+        found = [item for item in known if name.lower() in f"{item.name} {item.description}".lower()]
     for item in found:
         console.print(f"[bold]{item.name}[/] = {item.default!r}", f"[dim]({item.kind})[/]".replace("[]", ""))
         console.print(f"    {item.description}", markup=False)
@@ -124,7 +127,7 @@ def cache_show(
     from sdlora.data.cache import Cache, default_cache_folder
 
     summary = Cache(folder or default_cache_folder()).summary()
-    console.print(f"{summary.folder}: {summary.entries} entries, {summary.size_bytes / 2**20:.1f} MiB", markup=False)
+    console.print(f"{summary.folder}: {summary.entries} entries, {summary.size_bytes / MIB:.1f} MiB", markup=False)
 
 
 @cache_app.command("prune")
@@ -136,12 +139,12 @@ def cache_prune(
     """Remove cached entries by size or age; without an option all of them."""
     from sdlora.data.cache import Cache, default_cache_folder
 
-    max_bytes = None if keep_mib is None else int(keep_mib * 2**20)
+    max_bytes = None if keep_mib is None else int(keep_mib * MIB)
     if max_bytes is None and older_than_days is None:
         max_bytes = 0
     older_than = None if older_than_days is None else timedelta(days=older_than_days)
     removed = Cache(folder or default_cache_folder()).prune(max_bytes=max_bytes, older_than=older_than)
-    console.print(f"removed {removed.entries} entries, {removed.size_bytes / 2**20:.1f} MiB")
+    console.print(f"removed {removed.entries} entries, {removed.size_bytes / MIB:.1f} MiB")
 
 
 def _ask(run: Path, request: Request) -> None:

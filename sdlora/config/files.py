@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
-import types
-import typing
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
+from sdlora.config import schema
 from sdlora.config.shipped import presets_folder
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
+from sdlora.text_files import UnreadableTextError, read_text
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -79,15 +77,28 @@ def load(preset: str | Path | None = None, overrides: Sequence[str] = ()) -> Tra
         source = str(preset)
         values = read_yaml(path)
     override(values, overrides, source)
-    return validate(values, source)
+    return with_files_read(validate(values, source))
 
 
-def override(values: dict[str, Any], overrides: Sequence[str], source: str) -> None:
+def with_files_read(config: TrainConfig) -> TrainConfig:
+    """The configuration with what its settings name as files inside it, so that a run keeps what it began with.
+
+    Raises ConfigError for a file that can't be read or understood.
+    """
+    try:
+        return config.model_copy(update={"previews": config.previews.with_file_read()})
+    except ValueError as error:
+        raise ConfigError("previews.file", [str(error)]) from None
+
+
+def override(
+    values: dict[str, Any], overrides: Sequence[str], source: str, kind: type[BaseModel] = TrainConfig
+) -> None:
     """Put `section.name=value` texts into plain values, in place. Raises ConfigError listing those that can't be read.
 
-    source: what is at fault then.
+    source: what is at fault then. kind: whose settings they are.
     """
-    problems = [problem for text in overrides if (problem := _apply_override(values, text))]
+    problems = [problem for text in overrides if (problem := _apply_override(values, text, kind))]
     if problems:
         raise ConfigError(source, problems)
 
@@ -119,62 +130,14 @@ def dump(config: TrainConfig, *, only_changes: bool = False) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One setting as explained to a user: dotted name, kind of value, default, description."""
-
-    name: str
-    kind: str
-    default: Any
-    description: str
-    field: FieldInfo
-    """Its declaration: annotation and bounds, for forms."""
-
-
-def settings(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[Setting]:
-    """All settings of a section, depth first, in the order in which they are declared."""
-    for name, field in model.model_fields.items():
-        section = _section_of(field)
-        if section is not None:
-            yield from settings(section, f"{prefix}{name}.")
-        else:
-            default = field.get_default(call_default_factory=True, validated_data={})
-            yield Setting(prefix + name, _kind_in_words(field.annotation), default, field.description or "", field)
-
-
-def _section_of(field: FieldInfo) -> type[BaseModel] | None:
-    annotation = field.annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
-def _kind_in_words(annotation: Any) -> str:
-    if typing.get_origin(annotation) is typing.Literal:
-        return " | ".join(str(choice) for choice in typing.get_args(annotation))
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return " | ".join(_kind_in_words(part) for part in typing.get_args(annotation))
-    if typing.get_origin(annotation) is tuple:
-        return f"list of {_kind_in_words(typing.get_args(annotation)[0])}"
-    if typing.get_origin(annotation) is dict:
-        return "mapping"
-    words = {
-        str: "text",
-        bool: "true | false",
-        int: "integer",
-        float: "number",
-        Path: "path",
-        type(None): "null",
-    }
-    return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The plain values of a YAML file. Raises ConfigError when it can't be read or holds no settings."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise ConfigError(str(path), [f"can't be read: {error.strerror or error}"]) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+    except UnreadableTextError as error:
+        raise ConfigError(str(path), [str(error)]) from None
     return parse_yaml(text, str(path))
 
 
@@ -183,7 +146,10 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         values = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(source, [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+        hint = ""
+        if "escape" in str(error):
+            hint = "; a backslash in double quotes is an escape: write Windows paths with / or in 'single quotes'"
+        raise ConfigError(source, [f"not valid YAML: {' '.join(str(error).split())}{hint}"]) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -191,7 +157,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: dict[str, Any], text: str) -> str | None:
+def _apply_override(values: dict[str, Any], text: str, kind: type[BaseModel]) -> str | None:
     """Set one `section.name=value` in place; returns what is wrong with it, if anything."""
     name, equals, raw = text.partition("=")
     if not equals or not name.strip():
@@ -200,13 +166,10 @@ def _apply_override(values: dict[str, Any], text: str) -> str | None:
         value = yaml.safe_load(raw) if raw else ""
     except yaml.YAMLError:
         value = raw
-    *sections, last = name.strip().split(".", 2 if name.count(".") > 1 else 1)
-    inner = values
-    for section in sections:
-        inner = inner.setdefault(section, {})
-        if not isinstance(inner, dict):
-            return f"--set {text}: '{section}' is a value, not a section"
-    inner[last] = value
+    try:
+        schema.put(values, name.strip(), value, kind)
+    except ValueError as error:
+        return f"--set {text}: {error}"
     return None
 
 
@@ -227,7 +190,7 @@ def _locate(location: str, message: str) -> str:
     """Put the section in front: `rank: too low` of adapter becomes `adapter.rank: too low`."""
     if not location:
         return message
-    return f"{location}.{message}" if re.match(r"\w+[:/]", message) else f"{location}: {message}"
+    return f"{location}.{message}" if re.match(r"[\w.]+[:/]", message) else f"{location}: {message}"
 
 
 def _is_union_branch(part: Any) -> bool:
@@ -238,7 +201,7 @@ def _is_union_branch(part: Any) -> bool:
 
 
 def _suggestion(location: Sequence[Any], kind: type[BaseModel]) -> str:
-    known = [setting.name for setting in settings(kind)]
+    known = [setting.name for setting in schema.settings(kind)]
     wanted = ".".join(str(part) for part in location)
     *section, last = (str(part) for part in location)
     prefix = "".join(f"{part}." for part in section)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from sdlora.config.base_model import BaseModelConfig, Precision
 from sdlora.config.mix import MixedAdapter
 from sdlora.config.section import Section
+from sdlora.constants import LATENT_FACTOR
 
 Sampler = Literal[
     "DPM++ 2M Karras",
@@ -90,7 +91,7 @@ class ComputeConfig(Section):
     """Number type of the calculation; auto is fp16 on a card, bf16 on processors that have it, else fp32."""
 
     merge_adapters: Literal["auto"] | bool = "auto"
-    """Bake the adapters into the weights while drawing (faster for several images); auto does it when it pays."""
+    """Bake the adapters into the weights while generating (faster for several images); auto does it when it pays."""
 
     compile: bool = False
     """Compile the UNet's blocks with torch.compile: slow first image, faster afterwards."""
@@ -111,10 +112,17 @@ class GenerateConfig(Section):
     """Folders, searched with what lies below them, for the names in `<lora:name:weight>`."""
 
     prompt: str = ""
-    """What to generate. Takes (weights:1.2), [less], BREAK and <lora:name:weight>."""
+    """What to generate. Takes (weights:1.2), [less], BREAK, <lora:name:weight>, [from:to:0.5] and [one|other] by step,
+    `a AND b :0.8`, and {red|green} or __file__ settled by the seed."""
 
     negative: str = ""
     """What not to generate."""
+
+    choices: bool = True
+    """Settle {red|green} and __file__ in prompts by each image's seed; off leaves them as text."""
+
+    wildcard_folders: tuple[Path, ...] = ()
+    """Folders with the text files behind __file__, one choice a line."""
 
     sampler: Sampler = "DPM++ 2M Karras"
     """Sampler, by the names that other tools use."""
@@ -129,12 +137,12 @@ class GenerateConfig(Section):
     """Share of CFG rescaling (Lin et al. 2024); auto is 0.7 for models with zero terminal SNR, else 0."""
 
     seed: int = Field(default=-1, ge=-1, lt=2**32)
-    """Seed of the first image, the others count up; -1 generates one."""
+    """Seed of the first image, the others count up; -1 picks one."""
 
-    width_px: int | None = Field(default=None, ge=64, le=8192, multiple_of=8)
+    width_px: int | None = Field(default=None, ge=64, le=8192, multiple_of=LATENT_FACTOR)
     """Width; by default the model's own."""
 
-    height_px: int | None = Field(default=None, ge=64, le=8192, multiple_of=8)
+    height_px: int | None = Field(default=None, ge=64, le=8192, multiple_of=LATENT_FACTOR)
     """Height; by default the model's own."""
 
     num_images: int = Field(default=1, ge=1, le=10_000)

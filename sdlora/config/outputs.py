@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sdlora.config.base_model import Precision
+from sdlora.config.generate import Sampler
+from sdlora.config.preview_prompts import PreviewPrompt, parse_preview, read_preview_file
 from sdlora.config.section import Section
+from sdlora.constants import LATENT_FACTOR
 
 
 class ValidationConfig(Section):
@@ -27,7 +30,12 @@ class ValidationConfig(Section):
 
 class PreviewsConfig(Section):
     prompts: tuple[str, ...] = ()
-    """Prompts generated with fixed seeds before training and every so often."""
+    """Prompts generated with fixed seeds before training and every so often. A prompt may end with options of its own,
+    as sd-scripts writes them: --n negative, --w and --h size, --d seed, --l guidance, --s steps, --ss sampler, --am
+    weight of the adapter."""
+
+    file: Path | None = None
+    """Instead: a file of such lines (.txt), or sd-scripts' .toml or .json prompt file."""
 
     negative: str = ""
     """Negative prompt."""
@@ -41,14 +49,46 @@ class PreviewsConfig(Section):
     guidance: float = Field(default=7.0, ge=0, le=30)
     """Classifier-free guidance scale."""
 
-    width_px: int | None = Field(default=None, ge=64, multiple_of=8)
+    width_px: int | None = Field(default=None, ge=64, multiple_of=LATENT_FACTOR)
     """Width; by default the first training resolution."""
 
-    height_px: int | None = Field(default=None, ge=64, multiple_of=8)
+    height_px: int | None = Field(default=None, ge=64, multiple_of=LATENT_FACTOR)
     """Height; by default the first training resolution."""
+
+    sampler: Sampler = "DPM++ 2M"
+    """Sampler, by the names that other tools use."""
 
     seed: int = Field(default=0, ge=0)
     """Seed of the first prompt; the others count up."""
+
+    @property
+    def parsed(self) -> tuple[PreviewPrompt, ...]:
+        """The prompts with their options."""
+        return tuple(parse_preview(line) for line in self.prompts)
+
+    @model_validator(mode="after")
+    def _check(self) -> PreviewsConfig:
+        problems = ["file: previews.prompts is set too; use one of them"] if self.file and self.prompts else []
+        for number, line in enumerate(self.prompts):
+            try:
+                parse_preview(line)
+            except ValueError as error:
+                problems.append(f"prompts.{number}: {error}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def with_file_read(self) -> PreviewsConfig:
+        """The same settings with the file's lines among the prompts. Raises ValueError that names what is wrong."""
+        if self.file is None:
+            return self
+        lines = read_preview_file(self.file)
+        for line in lines:
+            try:
+                parse_preview(line)
+            except ValueError as error:
+                raise ValueError(f"{self.file}: '{line}': {error}") from None
+        return self.model_copy(update={"prompts": tuple(lines), "file": None})
 
 
 class OutputsConfig(Section):

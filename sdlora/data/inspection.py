@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sdlora import atomic
 from sdlora.data.decoding import open_image, oriented_size
 
 _FORMAT = 1
@@ -72,13 +74,8 @@ class ImageFactsMemory:
         """Write what this scan saw. A folder that can't be written is no error: the next scan is only slower."""
         if self._file is None or self._seen == self._known:
             return
-        temporary = self._file.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"format": _FORMAT, "files": self._seen}), "utf-8")
-            temporary.replace(self._file)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            atomic.write_json(self._file, {"format": _FORMAT, "files": self._seen}, parents=True)
 
     def _name(self, path: Path) -> str:
         return os.path.relpath(path.absolute(), self._image_folder)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdlora import atomic
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.images import CaptionsConfig
 from sdlora.data.captions import render
@@ -56,7 +57,10 @@ def generate_class_images(
             numbers, generator.generate_rows([rows[number] for number in numbers]), strict=True
         ):
             path = folder / f"{_stem(number)}{SUFFIX_OF[request.files.format]}"
-            _write_caption(path.with_suffix(".txt"), generated.config.prompt)  # first: an image on the disk is complete
+            try:  # the caption first: an image on the disk is complete
+                atomic.write_text(path.with_suffix(".txt"), generated.config.prompt, parents=True)
+            except OSError as error:
+                raise DataError(f"{path.with_suffix('.txt')} can't be written: {error.strerror or error}.") from error
             save_image(generated, path)
         if on_progress:
             on_progress(count - len(missing) + start + len(numbers), count)
@@ -76,13 +80,3 @@ def _stem(number: int) -> str:
 
 def _exists(path: Path) -> bool:
     return any(path.with_suffix(suffix).is_file() for suffix in IMAGE_SUFFIXES)
-
-
-def _write_caption(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.sdlora-tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} can't be written: {error.strerror or error}.") from error

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
+from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import ComputeConfig, GenerateConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.errors import ConfigError
+from sdlora.generation.generated import GeneratedImage, GenerationFacts, StepPreview
 from sdlora.generation.request.compute import choose_device, choose_dtype
+from sdlora.generation.request.prompt_warnings import prompt_warnings
 from sdlora.generation.request.requests import check_rows, resolve, same_base, single_images
 from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
 from sdlora.generation.sampling.batch_generator import BatchGenerator, OnStep
@@ -45,43 +45,6 @@ _WIDE = 256
 """Channels from which keeping them innermost is faster: 6% in bf16 on a CPU; narrow group norms are then slower."""
 
 
-@dataclass(frozen=True)
-class StepPreview:
-    """A finished step. `images()` makes small pictures of the batch as it stands; it costs little, but not nothing."""
-
-    step: int
-    total_steps: int
-    image_index: int
-    """The first image of the batch, counted from 0."""
-    num_images: int
-    images: Callable[[], list[Image.Image]]
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What an image was generated with, beside its request."""
-
-    model_name: str
-    model_hash: str | None
-    """First 10 letters of the base model file's sha256, for a model that is one file."""
-    adapter_hashes: dict[str, str]
-    """By file name without suffix: the first 12 letters of the hash of its tensors (AutoV3)."""
-    family: FamilyName
-    prediction: Prediction
-    seconds: float
-
-
-@dataclass(frozen=True)
-class GeneratedImage:
-    """A generated image. `config` repeats this one image: seed and sizes are filled in, adapter tags resolved."""
-
-    image: Image.Image
-    config: GenerateConfig
-    facts: ImageFacts
-    warnings: tuple[str, ...] = ()
-    path: Path | None = None
-
-
 def _never() -> bool:
     return False
 
@@ -92,7 +55,7 @@ def generate(
     on_step: Callable[[StepPreview], None] | None = None,
     is_cancelled: Callable[[], bool] = _never,
 ) -> Iterator[GeneratedImage]:
-    """Draw a request's images one after the other, with a model loaded for this call.
+    """Generate a request's images one after the other, with a model loaded for this call.
 
     Raises ConfigError listing every problem, before anything is loaded; ModelError or AdapterError for files whose
     content turns out damaged.
@@ -155,7 +118,7 @@ class Generator:
         on_step: Callable[[StepPreview], None] | None = None,
         is_cancelled: Callable[[], bool] = _never,
     ) -> Iterator[GeneratedImage]:
-        """Draw a request's images, `batch_size` at a time. Ends early when cancelled, after what is finished.
+        """Generate a request's images, `batch_size` at a time. Ends early when cancelled, after what is finished.
 
         Raises ConfigError listing every problem at once, when called; AdapterError for a damaged adapter.
         """
@@ -168,12 +131,12 @@ class Generator:
         on_step: Callable[[StepPreview], None] | None = None,
         is_cancelled: Callable[[], bool] = _never,
     ) -> Iterator[GeneratedImage]:
-        """Draw one image for each request, several in one UNet call, each with its own adapters and weights.
+        """Generate one image for each request, several in one UNet call, each with its own adapters and weights.
 
         Prompts, seeds, guidance, adapters and start images may differ; sizes, sampler and steps must not. `batch_size`
         of the first counts. Raises as `generate`.
         """
-        resolved = [self._resolved(row).model_copy(update={"num_images": 1}) for row in rows]
+        resolved = [single_images(self._resolved(row).model_copy(update={"num_images": 1}))[0] for row in rows]
         if resolved:
             check_rows(resolved)
         return self._generate(resolved, on_step, is_cancelled)
@@ -195,9 +158,9 @@ class Generator:
         start = 0
         while start < len(rows) and not is_cancelled():
             # texts of other lengths would be filled up to the longest, and the picture depend on its neighbours
-            chunks = self._batch_generator.num_chunks(rows[start])
+            shape = self._batch_generator.shape_of_texts(rows[start])
             limit = rows[start : start + rows[0].batch_size]
-            batch = list(takewhile(lambda row: self._batch_generator.num_chunks(row) == chunks, limit))  # noqa: B023
+            batch = list(takewhile(lambda row: self._batch_generator.shape_of_texts(row) == shape, limit))  # noqa: B023
             preview = None if on_step is None else self._previewing(on_step, start, len(rows))
             try:
                 yield from self._generated(batch, preview, is_cancelled)
@@ -225,7 +188,7 @@ class Generator:
         for row, own, picture in zip(rows, sets, pictures, strict=True):
             compute = row.compute.model_copy(update={"merge_adapters": merge})
             said = [text for adapter in own for text in adapter.loaded.warnings]
-            said += [*notes, *([picture.warning] if picture.warning else [])]
+            said += [*prompt_warnings(row), *notes, *([picture.warning] if picture.warning else [])]
             yield GeneratedImage(
                 picture.image,
                 row.model_copy(update={"compute": compute}),
@@ -233,7 +196,7 @@ class Generator:
                 tuple(dict.fromkeys(said)),
             )
 
-    def _facts(self, row: GenerateConfig, adapters: AdapterSet, seconds: float) -> ImageFacts:
+    def _facts(self, row: GenerateConfig, adapters: AdapterSet, seconds: float) -> GenerationFacts:
         source = locate(row.base_model.model)
         if source.kind == "file" and self._model_hash is None:
             assert source.path is not None
@@ -242,7 +205,7 @@ class Generator:
             Path(used.file).stem: adapter.loaded.file.model_hash[:_ADAPTER_HASH_LETTERS]
             for used, adapter in zip(row.adapters, adapters, strict=True)
         }
-        return ImageFacts(
+        return GenerationFacts(
             model_name=source.path.stem if source.kind == "file" and source.path else source.name,
             model_hash=self._model_hash,
             adapter_hashes=hashes,

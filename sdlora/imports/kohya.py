@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdlora.constants import LATENT_FACTOR
 from sdlora.imports.translation import (
     OPTIMIZER,
     PRECISION,
@@ -28,15 +29,13 @@ from sdlora.imports.translation import (
     text_file_ending,
 )
 
-_LATENT_STEP = 8
-
 
 def _resolution(value: Any) -> int | None:
     """An edge in pixels from 512, "512" or "512,768": of a rectangle, that of the square with its area."""
     if value in ("", None):
         return None
     edges = [int(edge) for edge in (value if isinstance(value, list) else str(value).split(","))]
-    return round(math.sqrt(edges[0] * edges[-1]) / _LATENT_STEP) * _LATENT_STEP
+    return round(math.sqrt(edges[0] * edges[-1]) / LATENT_FACTOR) * LATENT_FACTOR
 
 
 def _not(value: Any) -> bool | None:

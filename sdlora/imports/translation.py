@@ -53,15 +53,6 @@ class Translation:
             if name not in known and not any(value is nothing or value == nothing for nothing in _NOTHING):
                 self.lose(prefix + name, value)
 
-    def nested(self) -> dict[str, Any]:
-        """The values as our YAML holds them: section by section."""
-        sections: dict[str, Any] = {}
-        for name, value in self.values.items():
-            *section, last = name.split(".", 1)
-            inner = sections.setdefault(section[0], {}) if section else sections
-            inner[last] = value
-        return sections
-
 
 def same(value: Any) -> Any:
     """The value as it is, nothing for an empty one."""

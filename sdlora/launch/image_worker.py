@@ -1,6 +1,6 @@
 """The process that generates: reads requests as lines, answers as lines (see image_messages), keeps its model loaded.
 
-python -m sdlora.launch.image_worker; started by `images.ImageWorker`. It ends when its standard input does, that is
+python -m sdlora.launch.image_worker; started by `images.ImageQueue`. It ends when its standard input does, that is
 with the process that started it, however that ends.
 """
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from PIL import Image
 from pydantic import ValidationError
 
+from sdlora import atomic
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import SdloraError
 from sdlora.generation.grid.axes import parse_axes
@@ -28,7 +29,8 @@ from sdlora.generation.restore.image_files import save_image
 from sdlora.launch.image_messages import Answer, Cancel, Ended, Generate, Loading, Saved, Stepped, parse_request
 
 if TYPE_CHECKING:
-    from sdlora.generation.generate import GeneratedImage, Generator, StepPreview
+    from sdlora.generation.generate import Generator
+    from sdlora.generation.generated import GeneratedImage, StepPreview
 
     Loader = Callable[[], Generator]
 
@@ -50,7 +52,7 @@ class ImageServer:
         self._find = find
         self._generator: Generator | None = None
         self._cancelled: set[str] = set()
-        self._draws: queue.SimpleQueue[Generate | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Generate | None] = queue.SimpleQueue()
 
     def receive(self, lines: Iterable[bytes]) -> None:
         """Take requests until the lines end; for a thread of its own."""
@@ -63,12 +65,12 @@ class ImageServer:
             if isinstance(request, Cancel):
                 self._cancelled.add(request.id)
             else:
-                self._draws.put(request)
-        self._draws.put(None)
+                self._queue.put(request)
+        self._queue.put(None)
 
     def serve(self) -> None:
         """Answer requests until no more will come."""
-        while (request := self._draws.get()) is not None:
+        while (request := self._queue.get()) is not None:
             self._answer(self._try(request).model_copy(update={"accelerator_gib": _accelerator_gib()}))
 
     def _try(self, request: Generate) -> Ended:
@@ -84,7 +86,7 @@ class ImageServer:
         return Ended(id=request.id, outcome=outcome, sheet=None if sheet is None else str(sheet))
 
     def _generate(self, request: Generate) -> Path | None:
-        """Draw and save what is asked for; returns a grid's contact sheet."""
+        """Generate and save what is asked for; returns a grid's contact sheet."""
         self._answer(Loading(id=request.id))
         generator = self._generator_for(request.config)
         on_step = self._teller_of_steps(request)
@@ -164,9 +166,8 @@ class _Previews:
         for part in parts:
             sheet.paste(part, (left_px, 0))
             left_px += part.width
-        unfinished = self._path.with_suffix(".unfinished")
-        sheet.save(unfinished, "JPEG", quality=_PREVIEW_QUALITY)
-        unfinished.replace(self._path)
+        with atomic.writing(self._path, durable=False) as file:
+            sheet.save(file, "JPEG", quality=_PREVIEW_QUALITY)
         self._made = time.monotonic()
         return True
 

@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sdlora import atomic
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
+from sdlora.constants import MIB
 from sdlora.errors import RunError
 from sdlora.events import CommandFinished, Progress
 from sdlora.launch.detached import SDLORA, end, spawn
@@ -31,7 +33,7 @@ JobStatus = Literal["running", "finished", "failed", "cancelled", "crashed"]
 error that it told. crashed: its process is gone without a word."""
 
 KILL_GRACE_SECONDS = 3.0
-_MAX_OUTPUT_BYTES = 64 * 2**20
+_MAX_OUTPUT_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ def start_dry_run(config: TrainConfig, jobs_folder: Path) -> JobHandle:
     """Find out what a run would do, or all that is wrong with it; `result()` fits `DryRun.model_validate`."""
     folder = _new_folder(jobs_folder, ["train", "dry run"])
     preset = folder / "config.yaml"
-    preset.write_text(files.dump(config), encoding="utf-8")
+    atomic.write_text(preset, files.dump(config))
     return _start(folder, ["train", "--preset", str(preset), "--dry-run", "--json"])
 
 
@@ -238,7 +240,7 @@ def _start(folder: Path, arguments: Sequence[str]) -> JobHandle:
         environment={EVENTS_VARIABLE: str(handle._events)},
     )
     ProcessRecord.of(process_id).write(handle._process)
-    (folder / "job.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+    atomic.write_json(folder / "job.json", about, indent=2)
     return handle
 
 
@@ -246,14 +248,7 @@ def _new_folder(jobs_folder: Path, arguments: Sequence[str]) -> Path:
     jobs_folder = jobs_folder.resolve()
     jobs_folder.mkdir(parents=True, exist_ok=True)
     words = "-".join(word for word in arguments[:2] if re.fullmatch(r"[\w -]+", word)).replace(" ", "-")
-    stem, number = f"{time.strftime('%Y%m%d-%H%M%S')}-{words or 'job'}", 1
-    while True:
-        folder = jobs_folder / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
+    return atomic.create_folder(jobs_folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{words or 'job'}")
 
 
 def _modified(path: Path) -> float | None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from sdlora import atomic
+
 FILE = "queue.json"
 
 
@@ -51,7 +53,5 @@ def change(runs_folder: Path, alter: Callable[[QueueOrder], QueueOrder]) -> Queu
         before = read(runs_folder)
         after = alter(before)
         if after != before:
-            unfinished = runs_folder / f".{FILE}.unfinished"
-            unfinished.write_text(json.dumps(asdict(after), indent=2), encoding="utf-8")
-            unfinished.replace(runs_folder / FILE)
+            atomic.write_json(runs_folder / FILE, asdict(after), indent=2)
         return after

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from sdlora.runs.event_log import read_events, text_tail
 from sdlora.runs.folder import REQUESTS, Request, RunFolder
 from sdlora.runs.results import AdapterFile, PreviewImage, adapter_files, preview_images
 from sdlora.runs.state import RunState, derive
+from sdlora.trash import move_to_trash
 
 TRASH = ".trash"
 KILL_GRACE_SECONDS = 5.0
@@ -128,14 +127,8 @@ class RunHandle:
         if state.is_active:
             raise RunError(f"{self.name} is {state.status}: stop it before you delete it.")
         queue_file.change(self.folder.parent, lambda queue: queue.without(self.name))
-        trash = trash or self.folder.parent / TRASH
-        trash.mkdir(parents=True, exist_ok=True)
-        stem = f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        target, number = trash / stem, 1
-        while target.exists():
-            number += 1
-            target = trash / f"{stem}-{number}"
-        return Path(shutil.move(self.folder, target))
+        (deleted,) = move_to_trash([self.folder], trash or self.folder.parent / TRASH)
+        return deleted.trashed
 
     def adapter_files(self) -> list[AdapterFile]:
         """All adapter files of the run, those of checkpoints by step, the finished one last."""

@@ -1,4 +1,4 @@
-"""A loaded base model, and what passes through it.
+"""A loaded base model, the family whose ways it has, and what passes through it.
 
 Shapes: B images, T text positions (77 a chunk), D text width, C latent channels, H and W latent height and width.
 """
@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from sdlora.config.base_model import BaseModelConfig
+from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
 from sdlora.models.components import TextEncoder
 from sdlora.models.schedule import NoiseSchedule
-
-if TYPE_CHECKING:
-    from sdlora.models.family import Family
+from sdlora.models.size_conditions import SizeConditions
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,58 @@ class TextStates:
         """The same on another device, in another number type."""
         pooled_BD = self.pooled_BD.to(device, dtype) if self.pooled_BD is not None else None
         return TextStates(self.states_BTD.to(device, dtype), pooled_BD)
+
+
+class Family(Protocol):
+    """What differs between the families of Stable Diffusion, behind one small interface."""
+
+    @property
+    def name(self) -> FamilyName:
+        """sd1, sd2 or sdxl."""
+
+    @property
+    def native_resolution(self) -> int:
+        """Edge in pixels that the family was trained at; `Bundle.native_resolution` knows the model at hand."""
+
+    @property
+    def text_encoder_prefixes(self) -> tuple[str, ...]:
+        """What kohya's key names call each text encoder."""
+
+    @property
+    def modelspec_implementation(self) -> str:
+        """ModelSpec's name of the reference implementation."""
+
+    def base_model_version(self, prediction: Prediction) -> str:
+        """kohya's ss_base_model_version."""
+
+    def modelspec_architecture(self, prediction: Prediction) -> str:
+        """ModelSpec's architecture, without the `/lora` of an adapter."""
+
+    def encode_text(
+        self, bundle: Bundle, captions: Sequence[str], max_tokens: int = 225, weights: bool = True
+    ) -> TextStates:
+        """Captions to text states, as long as the longest of them needs; gradients flow to the text encoders.
+
+        max_tokens: 75, 150 or 225. weights: read (word:1.2) and [word], see `sdlora.models.prompts`.
+        """
+
+    def full_size_conditions(self, width_px: int, height_px: int) -> SizeConditions:
+        """Size conditions of an image that is neither cropped nor resized."""
+
+    def added_conditions(
+        self, text_states: TextStates, size_conditions: Sequence[Sequence[int]] | None
+    ) -> dict[str, Tensor] | None:
+        """The UNet's added_cond_kwargs; None where the family takes none."""
+
+    def predict(
+        self,
+        bundle: Bundle,
+        noisy_BCHW: Tensor,
+        timesteps_B: Tensor,
+        text_states: TextStates,
+        size_conditions: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
+        """The UNet's output: epsilon or v, as `bundle.schedule.prediction` says."""
 
 
 @dataclass

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
+from sdlora.constants import LATENT_FACTOR
 from sdlora.errors import ModelError
 from sdlora.models.headers import Header, read_header, read_tensor
 from sdlora.models.hub import model_file
 from sdlora.models.recognition import recognise_config, recognise_header
 from sdlora.models.source import Source, SourceKind, locate
 
-_LATENT_FACTOR = 8
 _RESOLUTIONS: dict[FamilyName, int] = {"sd1": 512, "sd2": 512, "sdxl": 1024}
 _SD2_V_RESOLUTION = 768
 _SD2_TELLTALE = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -140,7 +140,7 @@ def _detect_folder(source: Source, revision: str | None) -> _Found:
         prediction_from=where,
         zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)),
         zero_terminal_snr_from=where,
-        native_resolution=int(unet.get("sample_size") or _RESOLUTIONS[family] // _LATENT_FACTOR) * _LATENT_FACTOR,
+        native_resolution=int(unet.get("sample_size") or _RESOLUTIONS[family] // LATENT_FACTOR) * LATENT_FACTOR,
     )
 
 

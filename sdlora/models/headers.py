@@ -9,9 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdlora.errors import ModelError
+from safetensors import SafetensorError, safe_open
 
-_LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+from sdlora.constants import MIB
+from sdlora.errors import ModelError, SdloraError
+
+LENGTH_BYTES = 8
+"""A .safetensors file begins with its header's length, as 8 little-endian bytes."""
+LONGEST_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library."""
 
 
 @dataclass(frozen=True)
@@ -27,38 +33,57 @@ class Header:
         return any(name.startswith(prefix) for name in self.shapes)
 
 
-def read_header(path: Path) -> Header:
-    """The header of a .safetensors or .ckpt file. Raises ModelError when it can't be read."""
-    if path.suffix.lower() == ".safetensors":
-        return _safetensors_header(path)
-    shapes = {name: tuple(tensor.shape) for name, tensor in read_pickled(path).items()}
-    return Header(path, shapes)
+def read_header(path: Path, *, error: type[SdloraError] = ModelError, longest: int = LONGEST_HEADER_BYTES) -> Header:
+    """The header of a .safetensors or .ckpt file.
+
+    The safetensors library checks that the table makes sense and fits the file. `longest`: bytes that a header may
+    have, refused before anything of it is read. Raises `error`, naming the file, when it can't be read.
+    """
+    if path.suffix.lower() in (".ckpt", ".pt"):
+        return Header(path, {name: tuple(tensor.shape) for name, tensor in read_pickled(path).items()})
+    try:
+        size = path.stat().st_size
+        length = header_length(path)
+    except OSError as problem:
+        raise error(f"{path.name} can't be opened: {problem.strerror or problem}") from problem
+    if not 2 <= length <= min(size - LENGTH_BYTES, longest):
+        raise error(f"{path.name} is damaged or not a safetensors file: its header claims {length} of {size} bytes")
+    try:
+        # As numpy, since as torch the library would load torch; nothing is read but the header.
+        with safe_open(path, framework="numpy") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return Header(path, shapes, file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as problem:
+        reason = str(problem).removeprefix("Error while deserializing header: ")
+        if "not fully covered" in reason or "IncompleteBuffer" in reason:  # of today's library, and of that before 0.6
+            reason = f"incomplete, {size:,} bytes are not what its header tells of; download or copy it again"
+        raise error(f"{path.name} is damaged or not a safetensors file: {reason}") from problem
 
 
-def _safetensors_header(path: Path) -> Header:
+def read_table(path: Path) -> tuple[dict[str, Any], int]:
+    """A .safetensors file's table of tensors as it stands, and where the data begin: to copy it byte by byte.
+
+    Only for a file whose header `read_header` has accepted.
+    """
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= _LARGEST_HEADER:
-            raise ModelError(f"{path}: not a safetensors file (its header would be {length} bytes long)")
-        try:
-            entries: dict[str, Any] = json.loads(file.read(length))
-            metadata = entries.pop("__metadata__", {})
-            shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-            end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{path}: not a safetensors file (its header can't be read: {error})") from error
-    expected, size = 8 + length + end, path.stat().st_size
-    if size < expected:
-        raise ModelError(f"{path}: incomplete, {size:,} of {expected:,} bytes are there; download or copy it again")
-    return Header(path, shapes, metadata)
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        table: dict[str, Any] = json.loads(file.read(length))
+    table.pop("__metadata__", None)
+    return table, LENGTH_BYTES + length
+
+
+def header_length(path: Path) -> int:
+    """Bytes that a .safetensors file's header takes, as the file's first 8 bytes claim."""
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(LENGTH_BYTES), "little")
 
 
 def file_tensor_hash(path: Path) -> str:
     """sha256 of all bytes behind a .safetensors file's header: kohya's sshs_model_hash. Holds 1 MiB at a time."""
     with path.open("rb") as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        file.seek(LENGTH_BYTES + header_length(path))
         digest = hashlib.sha256()
-        while block := file.read(2**20):
+        while block := file.read(MIB):
             digest.update(block)
     return digest.hexdigest()
 
@@ -97,7 +122,5 @@ def read_tensor(path: Path, name: str) -> Any:
     """One tensor of a file, on the CPU."""
     if path.suffix.lower() != ".safetensors":
         return read_pickled(path)[name]
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(name)

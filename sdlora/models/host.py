@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdlora.constants import GIB, MIB
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -19,10 +21,10 @@ _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
 
 _KEEP_BYTES = 2**31 - 1
-_BLOCK_BYTES = 2**30
-_OLD_BLOCK_LIMIT_BYTES = 32 * 2**20
+_BLOCK_BYTES = GIB
+_OLD_BLOCK_LIMIT_BYTES = 32 * MIB
 """Older glibc refuses a larger mmap threshold."""
-_PAD_BYTES = 64 * 2**20
+_PAD_BYTES = 64 * MIB
 
 
 def tune_malloc() -> bool:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from sdlora import atomic
+from sdlora.constants import MIB
+
 _SAMPLED = 64
-_BLOCK = 1 << 20
+_BLOCK = MIB
 
 
 def weights_identity(modules: Iterable[nn.Module], *extra: str | int) -> str:
@@ -44,8 +46,5 @@ def file_hash(path: Path, cache_folder: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(digest.hexdigest(), encoding="ascii")
-    temporary.replace(kept)
+    atomic.write_text(kept, digest.hexdigest(), parents=True)
     return digest.hexdigest()

@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from sdlora.config.base_model import BaseModelConfig, FamilyName, Precision
+from sdlora.config.base_model import BaseModelConfig, FamilyName
+from sdlora.constants import MIB
 from sdlora.models.bundle import Bundle
 from sdlora.models.components import Parts
 from sdlora.models.detection import Detection, detect
-from sdlora.models.family import FAMILIES
+from sdlora.models.dtypes import DTYPES
+from sdlora.models.families import FAMILIES
 from sdlora.models.folder import DiffusersModel, load_vae_folder
 from sdlora.models.identity import weights_identity
 from sdlora.models.quantize import quantize_, weight_bytes
@@ -19,10 +21,6 @@ from sdlora.models.schedule import build_schedule
 from sdlora.models.single_file import SingleFile, load_vae_file
 from sdlora.models.source import locate
 from sdlora.models.text import check_clip_skip
-
-__all__ = ["DTYPES", "Detection", "detect", "load", "load_vae"]
-
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load(config: BaseModelConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Bundle:
@@ -114,4 +112,4 @@ def load_vae(name: str, family: FamilyName, dtype: torch.dtype) -> AutoencoderKL
 
 
 def _mib(number: int) -> int:
-    return round(number / 2**20)
+    return round(number / MIB)

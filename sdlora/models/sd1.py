@@ -15,7 +15,7 @@ from sdlora.models.text import encode_with, layer_states
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """SD 1.x or 2.x; an implementation of `sdlora.models.family.Family`, which documents the methods."""
+    """SD 1.x or 2.x; an implementation of `sdlora.models.bundle.Family`, which documents the methods."""
 
     name: FamilyName
     native_resolution: int

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdlora.config.base_model import FamilyName, Prediction
+from sdlora.constants import LATENT_FACTOR
 from sdlora.models.bundle import Bundle, TextStates, run_unet
 from sdlora.models.size_conditions import SizeConditions
 from sdlora.models.text import encode_with, penultimate_states
@@ -16,7 +17,7 @@ from sdlora.models.text import encode_with, penultimate_states
 
 @dataclass(frozen=True)
 class StableDiffusionXL:
-    """SDXL; an implementation of `sdlora.models.family.Family`, which documents the methods."""
+    """SDXL; an implementation of `sdlora.models.bundle.Family`, which documents the methods."""
 
     name: FamilyName = "sdxl"
     native_resolution: int = 1024
@@ -65,7 +66,7 @@ class StableDiffusionXL:
     ) -> Tensor:
         """The UNet's output; without size conditions the images count as uncropped."""
         if size_conditions is None:
-            height_px, width_px = 8 * noisy_BCHW.shape[2], 8 * noisy_BCHW.shape[3]
+            height_px, width_px = (LATENT_FACTOR * edge for edge in noisy_BCHW.shape[2:])
             size_conditions = [self.full_size_conditions(width_px, height_px)] * len(noisy_BCHW)
         text_states = text_states.to(bundle.device, bundle.dtype)
         added = self.added_conditions(text_states, size_conditions)

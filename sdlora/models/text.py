@@ -13,17 +13,14 @@ left out. Nothing here switches gradients off, so that text encoders can be trai
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdlora.errors import ModelError
-from sdlora.models.bundle import TextStates
+from sdlora.models.bundle import Bundle, TextStates
 from sdlora.models.prompts import CHUNK_TOKENS, MAX_TOKENS, Chunk, split_into_chunks, token_numbers
-
-if TYPE_CHECKING:
-    from sdlora.models.bundle import Bundle
 
 _LARGEST_RATIO = 10.0
 

@@ -6,13 +6,11 @@ Shapes: B images, C channels, H and W height and width (pixels, or latent cells 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from sdlora.models.bundle import Bundle
+from sdlora.models.bundle import Bundle
 
 _OVERFLOW_NOTE = "the VAE overflowed in {dtype}, so it runs in fp32 from now on"
 

@@ -6,7 +6,6 @@ Finding them loads no torch: the launcher lists them too.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdlora import atomic
 from sdlora.errors import TrainingError
 
 _STATE = "state.pt"
@@ -47,17 +47,11 @@ def save(folder: Path, step: int, state: dict[str, Any], write_adapter: Callable
     import torch
 
     final = folder / f"step_{step:06d}"
-    unfinished = folder / f".step_{step:06d}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    write_adapter(unfinished)
-    with (unfinished / _STATE).open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if final.exists():
-        shutil.rmtree(final)
-    unfinished.replace(final)
+    for rest in atomic.leftovers(final):  # of a process that was killed here: this one holds the run's lock
+        shutil.rmtree(rest)
+    with atomic.making_folder(final) as unfinished:
+        write_adapter(unfinished)
+        torch.save(state, unfinished / _STATE)
     return Checkpoint(step, final)
 
 
@@ -81,10 +75,7 @@ def newest(folder: Path) -> Checkpoint | None:
 
 def name_best(folder: Path, step: int, relative_loss: float) -> None:
     """Note which checkpoint predicts the held-out images best."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{_BEST}.unfinished"
-    temporary.write_text(json.dumps({"step": step, "relative_loss": relative_loss}), encoding="utf-8")
-    temporary.replace(folder / _BEST)
+    atomic.write_json(folder / _BEST, {"step": step, "relative_loss": relative_loss}, parents=True)
 
 
 def best_step(folder: Path) -> int | None:

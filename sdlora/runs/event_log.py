@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sdlora.constants import MIB
 from sdlora.events import Event, parse_event
 
 _BLOCK_BYTES = 32 * 1024
-_READ_BYTES = 16 * 2**20
+_READ_BYTES = 16 * MIB
 """Most that one call of read_events takes in."""
 _TAIL_BYTES = 256 * 1024
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -12,7 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, get_args
 
+from sdlora import atomic
 from sdlora.config import files
+from sdlora.config.shipped import resolve_folder
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 
@@ -105,23 +106,12 @@ class RunFolder:
 def create(config: TrainConfig) -> RunFolder:
     """Make the folder of a new run, `<name>` or `<name>-2`, `<name>-3`, ... and write its configuration."""
     config.outputs.folder.mkdir(parents=True, exist_ok=True)
-    stem = re.sub(r"\s+", "_", config.name)
-    number = 1
-    while True:
-        path = config.outputs.folder / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            path.mkdir()
-            break
-        except FileExistsError:
-            number += 1
-    folder = RunFolder(path.resolve())
+    folder = RunFolder(atomic.create_folder(config.outputs.folder / re.sub(r"\s+", "_", config.name)).resolve())
     for inner in (folder.checkpoints, folder.requests):
         inner.mkdir()
-    folder.environment.write_text(json.dumps(_environment(), indent=2), encoding="utf-8")
-    # Last and in one go: whoever lists runs takes a folder with a configuration for one.
-    unfinished = folder.path / ".config.unfinished"
-    unfinished.write_text(files.dump(_with_absolute_paths(config)), encoding="utf-8")
-    unfinished.replace(folder.config)
+    atomic.write_json(folder.environment, _environment(), indent=2)
+    # Last: whoever lists runs takes a folder with a configuration for one.
+    atomic.write_text(folder.config, files.dump(_with_absolute_paths(config)))
     return folder
 
 
@@ -137,11 +127,16 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The same configuration, independent of the folder it was started from."""
     images, adapter, validation, outputs = config.images, config.adapter, config.validation, config.outputs
     base = config.base_model
+    plain = () if images.folders else images.all_folders
     return config.model_copy(
         update={
             "images": images.model_copy(
                 update={
-                    "folder": tuple(folder.resolve() for folder in images.folders) or None,
+                    "folder": tuple(folder.resolve() for folder in plain) or None,
+                    "folders": tuple(
+                        source.model_copy(update={"folder": resolve_folder(source.folder).resolve()})
+                        for source in images.folders
+                    ),
                     "class_folder": images.class_folder and images.class_folder.resolve(),
                     "cache_folder": images.cache_folder and images.cache_folder.resolve(),
                 }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.files.metadata import TrainingFacts
-from sdlora.adapters.files.writing import export
+from sdlora.adapters.files.writing import write_adapter
 from sdlora.adapters.live.attach import attach
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig
@@ -40,7 +40,7 @@ def make_adapter(bundle: Bundle, target: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for parameter in adapter.parameters:
         parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
-    export(adapter, target, TrainingFacts("random", adapter.family), precision="fp32")
+    write_adapter(target, adapter.module_weights(), TrainingFacts("random", adapter.family), precision="fp32")
 
 
 MEASURED = """

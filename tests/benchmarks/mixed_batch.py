@@ -19,7 +19,8 @@ import numpy
 import torch
 
 from sdlora.config.generate import GenerateConfig, UsedAdapter
-from sdlora.generation.generate import GeneratedImage, Generator
+from sdlora.generation.generate import Generator
+from sdlora.generation.generated import GeneratedImage
 from tests.support.adapter_files import ATTENTION, TEXT, random_adapter
 
 ROWS = 8

@@ -255,6 +255,7 @@ def test_a_data_set_is_checked_mended_captioned_and_deleted_only_when_confirmed(
         Image.effect_noise((320, 320), 80 + number).convert("RGB").save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text("a, b, a", encoding="utf-8")
     page.reload()
+    page.wait_for_selector("body[data-ready]")  # sooner, what the page begins with would close the list again
     open_tab(page, "dataset")
     page.get_by_label("Dataset").first.click()
     page.get_by_role("option", name="twice").click()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.reading import read
-from sdlora.adapters.files.writing import export
+from sdlora.adapters.files.writing import write_adapter
 from sdlora.adapters.live.attach import Adapter, attach
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig, Precision, Quantization
@@ -261,7 +261,13 @@ def saved(
         adapter = attach(fresh(), config(block_ranks={"mid_block": 6}, conv_rank=2, **settings))
         shake(adapter)
         path = tmp_path_factory.mktemp("files") / "a.safetensors"
-        export(adapter, path, TrainingFacts("a", "sd1"), file_format=file_format, precision="fp32")
+        write_adapter(
+            path,
+            adapter.module_weights(),
+            TrainingFacts("a", adapter.family),
+            file_format=file_format,
+            precision="fp32",
+        )
         return path, adapter
 
     return make
@@ -296,7 +302,7 @@ def test_starting_from_a_file_of_another_family_is_refused(
     fresh: Callable[..., Bundle], saved: Callable[..., Any], tmp_path: Path
 ) -> None:
     _, adapter = saved()
-    export(adapter, tmp_path / "a.safetensors", TrainingFacts("a", "sd2"))
+    write_adapter(tmp_path / "a.safetensors", adapter.module_weights(), TrainingFacts("a", "sd2"))
     bundle = fresh()
     with pytest.raises(AdapterError, match=r"a\.safetensors was trained on sd2, this base model is sd1"):
         attach(bundle, config(start_from=str(tmp_path / "a.safetensors")))

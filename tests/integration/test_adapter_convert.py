@@ -17,8 +17,8 @@ from sdlora.adapters.algebra.base_weights import open_base
 from sdlora.adapters.algebra.convert import convert
 from sdlora.adapters.algebra.making import mix_adapters
 from sdlora.adapters.files.kohya import kohya_name, module_path
+from sdlora.adapters.files.layer_sets import addressable
 from sdlora.adapters.files.reading import read
-from sdlora.adapters.live.layers import addressable
 from sdlora.config.mix import MixConfig, MixedAdapter
 from sdlora.errors import AdapterError
 

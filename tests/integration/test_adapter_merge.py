@@ -20,7 +20,7 @@ from sdlora.adapters.algebra.making import extract_adapter, merge_adapters, mix_
 from sdlora.adapters.algebra.operands import layer_update
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.reading import read
-from sdlora.adapters.files.writing import export
+from sdlora.adapters.files.writing import write_adapter
 from sdlora.adapters.live.attach import attach
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig
@@ -52,7 +52,9 @@ def trained(model: Path, target: Path, **settings: Any) -> tuple[Path, Bundle]:
     generator = torch.Generator().manual_seed(0)
     for parameter in adapter.parameters:
         parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-    export(adapter, target, TrainingFacts("tuned", adapter.family, trigger="sks"), precision="fp32")
+    write_adapter(
+        target, adapter.module_weights(), TrainingFacts("tuned", adapter.family, trigger="sks"), precision="fp32"
+    )
     return target, bundle
 
 

@@ -170,7 +170,7 @@ def test_a_missing_package_is_named_with_the_pip_command(
     overrides = [override, "optimization.learning_rate=1.0"] if package == "prodigyopt" else [override]
     result = run(*train_on(tiny_sd1, one_image, *overrides))
     assert result.code == 2
-    assert f"needs the package '{package}', which is not installed. Run: pip install 'sdlora[{extra}]'" in result.errors
+    assert f"needs the package '{package}', which is not installed. Run: pip install -e '.[{extra}]'" in result.errors
 
 
 def test_a_file_of_an_unknown_family_says_what_was_looked_for(run, one_image: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from sdlora.config import files
 from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
 from sdlora.errors import AdapterError, ConfigError
-from sdlora.generation.generate import GeneratedImage, Generator, StepPreview, generate
+from sdlora.generation.generate import Generator, generate
+from sdlora.generation.generated import GeneratedImage, StepPreview
 from sdlora.generation.sampling.adapted_base import AdaptedBase
 from sdlora.generation.sampling.pool import AdapterPool
 from sdlora.models.loading import load
@@ -384,7 +385,7 @@ def test_everything_wrong_is_told_at_once_before_a_model_is_loaded(
         generate(config)
     told = "\n".join(caught.value.problems)
     for expected in (
-        "<lora:nowhere:1>: nothing of that name in",
+        "<lora:nowhere:1>: no adapter of that name is in",
         "start.mask: 100x100 px has another shape than the image, 200x100 px",
         "sdxl.safetensors is for sdxl, the base model is sd1",
         "gone.safetensors: there is no such file",

@@ -21,11 +21,13 @@ from safetensors.torch import load_file, save_file
 
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.errors import ModelError
-from sdlora.models.family import FAMILIES, Bundle, SizeConditions
+from sdlora.models.bundle import Bundle
+from sdlora.models.families import FAMILIES
 from sdlora.models.hub import reach
 from sdlora.models.identity import file_hash, weights_identity
 from sdlora.models.loading import load, load_vae
 from sdlora.models.recognition import SD1_TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
+from sdlora.models.size_conditions import SizeConditions
 from sdlora.models.vae import decode_latents, encode_images, encode_moments
 from tests.support.tiny_models import save_single_file
 

@@ -255,6 +255,19 @@ def test_previews_are_drawn_before_the_first_step_and_on_request(configure) -> N
     assert [event.step for event in collector.of(PreviewReady)] == [0, 1, 3]
 
 
+def test_every_preview_has_its_own_size_seed_and_adapter_weight(configure) -> None:
+    lines = "[a cat --w 64 --h 72 --d 3, a cat --d 3 --am 0, a cat --d 3, 'a cat --d 3 --l 1 --ss ddim']"
+    result, _ = run(configure(f"previews.prompts={lines}", "previews.steps=2", "optimization.learning_rate=0.05"))
+    before, after = (
+        [Image.open(path) for path in sorted((result.folder / "previews" / step).glob("*.png"))]
+        for step in ("step_000000", "step_000003")
+    )
+    assert [image.size for image in after] == [(64, 72), (64, 64), (64, 64), (64, 64)]
+    assert after[1].tobytes() == before[1].tobytes() == before[2].tobytes(), "weight 0 is the base model"
+    assert after[2].tobytes() != before[2].tobytes()
+    assert before[3].tobytes() != before[2].tobytes()
+
+
 def test_a_stop_request_saves_and_ends_the_run(configure) -> None:
     config = configure("name=stopped", "optimization.steps=50")
     folder = RunFolder(config.outputs.folder / "stopped")

@@ -16,7 +16,7 @@ from sdlora.adapters.algebra.operands import layer_update
 from sdlora.adapters.files.kohya import kohya_name
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.reading import read
-from sdlora.adapters.files.writing import export
+from sdlora.adapters.files.writing import write_adapter
 from sdlora.adapters.live.attach import Adapter, attach
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig
@@ -66,7 +66,7 @@ def test_lycoris_gives_the_outputs_of_the_live_adapter(
 ) -> None:
     adapter = trained(tiny_sd1, **settings)
     path = tmp_path / "a.safetensors"
-    export(adapter, path, TrainingFacts("a", "sd1"), precision="fp32")
+    write_adapter(path, adapter.module_weights(), TrainingFacts("a", adapter.family), precision="fp32")
     tensors, ours = load_file(path), read(path)
     base = open_base(str(tiny_sd1))
     live = {layer_path: layer for part, layer_path, layer in adapter.modules() if part == "unet"}

@@ -15,11 +15,11 @@ from torch import nn
 
 from sdlora.config.objective import ObjectiveConfig
 from sdlora.config.optimization import OptimizationConfig
-from sdlora.training.loop.optimizers import build, set_learning_rates
-from sdlora.training.loop.parameter_groups import ParameterGroup
-from sdlora.training.loop.precision import PrecisionContext
-from sdlora.training.loop.schedules import factor
 from sdlora.training.loss.objective import loss_per_image
+from sdlora.training.optimization.optimizers import build, set_learning_rates
+from sdlora.training.optimization.parameter_groups import ParameterGroup
+from sdlora.training.optimization.precision import PrecisionContext
+from sdlora.training.optimization.schedules import factor
 
 INPUTS, OUTPUTS, STEPS, BATCH = 1001, 1000, 800, 32
 CPU = torch.device("cpu")

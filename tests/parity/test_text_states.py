@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.errors import ModelError
 from sdlora.models.builtin import BUILTIN_MODELS
-from sdlora.models.family import Bundle, TextStates, join_text_states
+from sdlora.models.bundle import Bundle, TextStates, join_text_states
 from sdlora.models.loading import load
 from sdlora.models.prompts import token_numbers
 from sdlora.models.schedule import build_schedule

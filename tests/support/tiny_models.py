@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
 from sdlora.models.configs import Config, shipped_configs
 from sdlora.models.detection import detect
-from sdlora.models.family import FAMILIES
+from sdlora.models.families import FAMILIES
 from sdlora.models.progress_bars import no_progress_bars
 from sdlora.models.recognition import (
     SD1_TEXT_PREFIX,

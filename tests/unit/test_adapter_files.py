@@ -20,9 +20,10 @@ from sdlora.adapters.files.container import legacy_hash, serialise, tensor_hash,
 from sdlora.adapters.files.kohya import Part
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.reading import read
+from sdlora.adapters.files.tensor_files import TensorFile
 from sdlora.adapters.files.weights import ModuleWeights
 from sdlora.adapters.files.writing import diffusers_tensors, kohya_tensors, write_side_car
-from sdlora.errors import AdapterError
+from sdlora.errors import AdapterError, ModelError
 
 Modules = dict[tuple[Part, str], ModuleWeights]
 
@@ -241,12 +242,12 @@ def test_wrong_contents_get_one_clear_error(tmp_path: Path, tensors: dict[str, T
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "0 bytes are too few"),
+        (b"", "its header claims 0 of 0 bytes"),
         (struct.pack("<Q", 2**60) + b"{}", "its header claims 1152921504606846976 of 10 bytes"),
-        (struct.pack("<Q", 2) + b"{]", "its header can't be read"),
-        (struct.pack("<Q", 2) + b"[]", "no table of tensors"),
-        (struct.pack("<Q", 11) + b'{"a":1,"a":', "its header can't be read"),
-        (struct.pack("<Q", 15) + b'{"a":{},"a":{}}', "'a' stands in it twice"),
+        (struct.pack("<Q", 2) + b"{]", "invalid JSON in header"),
+        (struct.pack("<Q", 2) + b"[]", "damaged or not a safetensors file: invalid JSON in header"),
+        (struct.pack("<Q", 11) + b'{"a":1,"a":', "invalid JSON in header"),
+        (struct.pack("<Q", 20 * 2**20) + bytes(20 * 2**20), "its header claims 20971520 of 20971528 bytes"),
         (struct.pack("<Q", 8) + b'{"a":{}}', "damaged or not a safetensors file"),
         (b"PK\x03\x04aaaaaaaaaa", "is a pickle: opening one can run any program"),
         (pickle.dumps({"a": 1}), "is a pickle"),
@@ -408,3 +409,11 @@ def test_the_side_car_lies_beside_the_file_with_its_preview(tmp_path: Path) -> N
     assert [path.name for path in paths] == ["my.lora.json", "my.lora.png"]
     assert json.loads(paths[0].read_text(encoding="utf-8"))["activation text"] == "blprnt"
     assert paths[1].read_bytes() == b"png"
+
+
+def test_a_number_type_that_is_no_weights_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "model.safetensors", {"ids": torch.arange(4), "weight": torch.ones(2)})
+    file = TensorFile(path)
+    assert file.read("weight").tolist() == [1, 1]
+    with pytest.raises(ModelError, match=r"model.safetensors: ids holds numbers of type I64, .* F64, F32, F16, BF16"):
+        file.read("ids")

@@ -19,7 +19,7 @@ from sdlora.adapters.live.layers import choose
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import FamilyName
 from sdlora.models.configs import shipped_configs
-from sdlora.models.family import FAMILIES
+from sdlora.models.families import FAMILIES
 
 DATA = Path(__file__).parents[1] / "data"
 FAMILY_NAMES = get_args(FamilyName)

@@ -40,7 +40,7 @@ from pathlib import Path
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.data.captioning import journal, run
 from sdlora.data.captioning.captioner import load_captioner
-from sdlora.data.fix import changes
+from sdlora import atomic
 
 folder, model, seen, where = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
 config = CaptioningConfig(model=model, existing="append", batch_size=2)
@@ -65,7 +65,13 @@ def captioner(images):
         file.write(f"{len(images)}\\n")
     return tagger(images)
 
-changes._write = counted("write", changes._write)
+write = atomic.write_bytes
+counted_write = counted("write", write)
+
+def counted_caption(path, content, **how):
+    (counted_write if path.suffix == ".txt" else write)(path, content, **how)
+
+atomic.write_bytes = counted_caption
 journal.Journal._write = counted("journal", journal.Journal._write)
 run.caption_folder(folder, config, captioner=counted("model", captioner))
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sdlora.config import files
+from sdlora.config import files, schema
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 
@@ -143,7 +143,7 @@ def test_settings_that_do_not_go_together_are_refused(overrides: list[str], mess
 
 
 def test_every_setting_is_described_where_it_is_declared() -> None:
-    undescribed = [setting.name for setting in files.settings() if not setting.description.endswith(".")]
+    undescribed = [setting.name for setting in schema.settings(TrainConfig) if not setting.description.endswith(".")]
     assert undescribed == []
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sdlora.atomic import TEMPORARY_SUFFIX
 from sdlora.data.cache import Cache, default_cache_folder
 from sdlora.errors import DataError
 
@@ -80,6 +81,7 @@ def test_two_processes_that_write_the_same_keys_harm_nothing(tmp_path: Path) -> 
     code = """
 import sys, torch
 from pathlib import Path
+from sdlora.atomic import TEMPORARY_SUFFIX
 from sdlora.data.cache import Cache
 cache = Cache(Path(sys.argv[1]))
 for turn in range(6):
@@ -97,7 +99,7 @@ for turn in range(6):
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert Cache(tmp_path).summary().entries == 8
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob(f"*{TEMPORARY_SUFFIX}"))
 
 
 def test_a_failed_encode_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -158,11 +160,11 @@ def test_pruning_nothing_and_pruning_everything(tmp_path: Path) -> None:
 def test_pruning_clears_up_after_an_interrupted_write_but_not_a_running_one(tmp_path: Path) -> None:
     cache, keys = filled(tmp_path)
     shard = tmp_path / keys[0][:2]
-    (shard / ".old.tmp").touch()
-    (shard / ".new.tmp").touch()
-    os.utime(shard / ".old.tmp", (1e9, 1e9))
+    (shard / f".old{TEMPORARY_SUFFIX}").touch()
+    (shard / f".new{TEMPORARY_SUFFIX}").touch()
+    os.utime(shard / f".old{TEMPORARY_SUFFIX}", (1e9, 1e9))
     cache.prune()
-    assert [path.name for path in shard.glob(".*.tmp")] == [".new.tmp"]
+    assert [path.name for path in shard.glob(".*")] == [f".new{TEMPORARY_SUFFIX}"]
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
@@ -194,3 +196,48 @@ def test_the_default_folder_is_the_users_on_every_platform(
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setattr(sys, "platform", platform)
     assert default_cache_folder() == Path(expected.format(home=tmp_path))
+
+
+def _flip(content: bytearray) -> None:
+    content[-3] ^= 1
+
+
+def _zero(content: bytearray) -> None:
+    content[-12:] = bytes(12)
+
+
+def _nan(content: bytearray) -> None:
+    content[-4:] = b"\x00\x00\xc0\x7f"
+
+
+def _cut(content: bytearray) -> None:
+    del content[-5:]
+
+
+def _header(content: bytearray) -> None:
+    at = content.index(b'"shape":[4]')
+    content[at : at + 11] = b'"shape":[2]'
+
+
+@pytest.mark.parametrize("damage", [_flip, _zero, _nan, _cut, _header])
+def test_a_damaged_entry_is_made_anew_with_a_notice(tmp_path: Path, damage) -> None:
+    said: list[str] = []
+    cache = Cache(tmp_path, said.append)
+    key = cache.key({"image": "abc"})
+    cache.put(key, entry(1.5))
+    path = cache.folder / key[:2] / f"{key}.safetensors"
+    content = bytearray(path.read_bytes())
+    damage(content)
+    path.write_bytes(content)
+    assert same(cache.get_or_encode(key, lambda: entry(2.5)), entry(2.5))
+    assert len(said) == 1
+    assert key in said[0]
+    assert "is damaged, so it is made anew" in said[0]
+    assert same(cache.get_or_encode(key, refuse), entry(2.5))
+
+
+def test_an_entry_under_anothers_name_is_not_taken_for_it(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.put("ab" * 32, entry(1.0))
+    (tmp_path / "ab" / f"{'ab' * 32}.safetensors").rename(tmp_path / "ab" / f"{'ab' * 31}ac.safetensors")
+    assert cache.get("ab" * 31 + "ac") is None

@@ -200,7 +200,7 @@ def test_adapters_of_the_prompt_count(tmp_path: Path) -> None:
     assert [Path(cell.config.adapters[0].file).stem for cell in made.cells()] == ["fog", "dew"]
     made = grid("compare", prompt="a cat <lora:fog:1> <lora:dew:1>", adapter_folders=(tmp_path,))
     assert labels(made) == [("none",), ("fog",), ("dew",), ("together",)]
-    with pytest.raises(ConfigError, match="nothing of that name") as caught:
+    with pytest.raises(ConfigError, match="no adapter of that name is in") as caught:
         grid("replace=fog,fig", "steps=1:50:1", prompt="<lora:fog:1>", adapter_folders=(tmp_path,))
     assert len(caught.value.problems) == 1
 
@@ -236,7 +236,7 @@ def run(tmp_path: Path) -> Path:
         path = folder / "checkpoints" / f"step_{step:06d}" / f"cat-step_{step:06d}.safetensors"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"")
-    (folder / "checkpoints" / ".step_000400.unfinished").mkdir()
+    (folder / "checkpoints" / ".step_000400.7-0123abcd.sdlora-tmp").mkdir()
     (folder / "cat.safetensors").write_bytes(b"")
     (folder / "config.yaml").write_text("name: cat\nimages: {folder: x}\n")
     return folder
@@ -281,7 +281,7 @@ def test_planning_a_grid_loads_no_torch() -> None:
         "import sys\n"
         "from sdlora.config.generate import GenerateConfig\n"
         "from sdlora.generation.grid import axes, run\n"
-        "from sdlora.generation.request import prompt_adapters\n"
+        "from sdlora.library import prompt_tags\n"
         "from sdlora.generation.restore import image_files, infotext, repeat\n"
         "config = GenerateConfig()\n"
         "assert len(run.Grid(config, axes.parse_axes(['seed=1,2'], config)).batches()) == 1\n"

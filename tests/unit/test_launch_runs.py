@@ -444,7 +444,7 @@ def test_results_are_listed_by_step(new_run: Callable[..., RunHandle]) -> None:
         (folder / "fox.safetensors").touch()
         run.files.previews(number).mkdir(parents=True)
         (run.files.previews(number) / "00.png").touch()
-    (run.files.checkpoints / ".step_000150.unfinished").mkdir()
+    (run.files.checkpoints / ".step_000150.7-0123abcd.sdlora-tmp").mkdir()
     (run.files.checkpoints / "best.json").write_text(json.dumps({"step": 50, "relative_loss": 0.9}))
     run.files.adapter("fox").touch()
     assert [(file.step, file.is_best) for file in run.adapter_files()] == [(50, True), (100, False), (None, False)]

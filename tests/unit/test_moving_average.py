@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdlora.errors import TrainingError
-from sdlora.training.loop.ema import MovingAverage
+from sdlora.training.optimization.ema import MovingAverage
 
 
 def move(parameter: torch.nn.Parameter, value: float) -> None:

@@ -157,17 +157,18 @@ def test_a_damaged_archive_gives_what_is_before_the_damage(tmp_path: Path) -> No
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from sdlora import atomic
 from sdlora.data.packed import unpack
 
-write, calls = unpack._write, []
+write, calls = atomic.write_bytes, []
 
-def counted(path, content):
+def counted(path, content, **how):
     calls.append(path)
     if len(calls) == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-    write(path, content)
+    write(path, content, **how)
 
-unpack._write = counted
+atomic.write_bytes = counted
 unpack.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
@@ -199,6 +200,19 @@ def test_killed_midway_it_goes_on_and_loses_and_repeats_nothing(tmp_path: Path, 
     assert fingerprint(tmp_path / "out") == wanted
     with pytest.raises(DataError, match="holds this import already, finished"):
         unpack(source, tmp_path / "out")
+
+
+def test_an_image_that_a_power_cut_left_too_short_is_written_again(tmp_path: Path) -> None:
+    source = write_tar(tmp_path / "a.tar", shard(0))
+    unpack(source, tmp_path / "out")
+    wanted = fingerprint(tmp_path / "out")
+    marker = tmp_path / "out" / MARKER
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "done": []}))
+    first = min((tmp_path / "out").rglob("*.jpg"))
+    first.write_bytes(first.read_bytes()[:100])
+    result = unpack(source, tmp_path / "out")
+    assert (result.images, result.before) == (1, 3)
+    assert fingerprint(tmp_path / "out") == wanted
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:

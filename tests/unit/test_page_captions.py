@@ -11,15 +11,15 @@ from PIL import Image
 from sdlora.config import files
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.data.fix.changes import undo
+from sdlora.data.sets import history, listing, shapes
+from sdlora.data.sets.edits import Edit, make_edit, plan_edit
+from sdlora.data.sets.listing import Filter
+from sdlora.data.thumbnails import large_picture, thumbnail
 from sdlora.errors import ConfigError
+from sdlora.launch.dataset_jobs import caption_options, check_options
 from tests.support.dataset_pictures import fingerprint, picture, save_captioned
-from webui.data_sets import bulk, health, history, listing, shapes
-from webui.data_sets.bulk import Edit
-from webui.data_sets.jobs import caption_options, check_options
-from webui.data_sets.listing import Filter
-from webui.data_sets.pictures import large_picture
-from webui.tabs.dataset_view import label, received, summary, tokens
-from webui.thumbnails import thumbnail
+from webui.datasets import view as view
+from webui.datasets.view import label, received, summary, tokens
 
 
 @pytest.fixture
@@ -117,12 +117,12 @@ def test_an_edit_that_cannot_be_made_says_why() -> None:
 
 def test_an_edit_is_previewed_made_and_undone_as_one(data_set: Path) -> None:
     before = fingerprint(data_set)
-    planned = bulk.plan(listing.read(data_set), Edit("front", "zwx"))
-    shown = bulk.preview(planned, 4)
+    planned = plan_edit(listing.read(data_set), Edit("front", "zwx"))
+    shown = view.edit_preview(planned, 4)
     assert "4 of 4 captions would change" in shown
     assert "<ins>zwx, </ins>" in shown
     assert fingerprint(data_set) == before
-    assert bulk.make(data_set, planned) == 4
+    assert make_edit(data_set, planned) == 4
     assert all(item.caption.startswith("zwx") for item in listing.read(data_set))
     change = history.last_change(data_set)
     assert change is not None
@@ -133,17 +133,17 @@ def test_an_edit_is_previewed_made_and_undone_as_one(data_set: Path) -> None:
 
 
 def test_an_edit_is_refused_when_a_caption_has_changed_since_its_preview(data_set: Path) -> None:
-    planned = bulk.plan(listing.read(data_set), Edit("front", "zwx"))
+    planned = plan_edit(listing.read(data_set), Edit("front", "zwx"))
     (data_set / "0.txt").write_text("by hand", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"1 captions have changed since the preview \(0.png\)"):
-        bulk.make(data_set, planned)
+        make_edit(data_set, planned)
     assert (data_set / "1.txt").read_text(encoding="utf-8") == "Red, dog"
 
 
 def test_the_preview_shows_twenty_and_escapes_what_captions_hold(tmp_path: Path) -> None:
     for number in range(23):
         save_captioned(picture(0, (64, 64)), tmp_path / f"{number:02d}.png", "<script>, a")
-    shown = bulk.preview(bulk.plan(listing.read(tmp_path), Edit("remove", "a")), 23)
+    shown = view.edit_preview(plan_edit(listing.read(tmp_path), Edit("remove", "a")), 23)
     assert shown.count("<tr>") == 21
     assert "and 3 more" in shown
     assert "<script>" not in shown
@@ -180,28 +180,34 @@ def test_many_threads_may_make_the_same_thumbnail(tmp_path: Path) -> None:
 def test_a_mask_is_tinted_on_the_large_picture(data_set: Path, tmp_path: Path) -> None:
     items = listing.read(data_set)
     Image.new("L", (64, 48), 0).save(data_set / "1-masklabel.png")
-    with Image.open(large_picture(items[1], tmp_path / "t")) as tinted, Image.open(data_set / "1.png") as plain:
+    with (
+        Image.open(large_picture(items[1].path, items[1].mask, tmp_path / "t")) as tinted,
+        Image.open(data_set / "1.png") as plain,
+    ):
         red_added = tinted.convert("RGB").resize((1, 1)).getpixel((0, 0))[0] - plain.resize((1, 1)).getpixel((0, 0))[0]
     assert red_added > 0
-    assert large_picture(items[0], tmp_path / "t").name == thumbnail(items[0].path, tmp_path / "t", 1024).name
+    assert (
+        large_picture(items[0].path, items[0].mask, tmp_path / "t").name
+        == thumbnail(items[0].path, tmp_path / "t", 1024).name
+    )
 
 
 def test_what_training_cuts_off_is_said_in_words(data_set: Path) -> None:
-    assert shapes.describe(shapes.placement((512, 512), 512), (512, 512)).endswith("512 × 512: nothing cut off.")
-    cut = shapes.describe(shapes.placement((1200, 1000), 512), (1200, 1000))
+    assert shapes.crop_in_words(shapes.placement((512, 512), 512), (512, 512)).endswith("512 × 512: nothing cut off.")
+    cut = shapes.crop_in_words(shapes.placement((1200, 1000), 512), (1200, 1000))
     assert cut == "1200 × 1000 px, trained as 576 × 448: 7 % cut off top and bottom."
-    assert "enlarged 4 times" in shapes.describe(shapes.placement((128, 128), 512), (128, 128))
+    assert "enlarged 4 times" in shapes.crop_in_words(shapes.placement((128, 128), 512), (128, 128))
 
 
 def test_the_crop_figure_names_the_image_and_marks_the_window(data_set: Path, tmp_path: Path) -> None:
     item = listing.read(data_set)[0]
-    figure = shapes.cropped(item, tmp_path / "a b.webp", 512)
+    figure = view.crop(item, tmp_path / "a b.webp", 512)
     assert 'alt="0.png: red, cat, sits"' in figure
     assert "a%20b.webp" in figure
     assert "<rect" in figure
     (data_set / "9.png").write_bytes(b"no image")
     broken = next(item for item in listing.read(data_set) if item.name == "9.png")
-    assert "can't be read" in shapes.cropped(broken, tmp_path / "x", 512)
+    assert "can't be read" in view.crop(broken, tmp_path / "x", 512)
 
 
 def test_the_bucket_chart_counts_repeats_and_has_a_table(tmp_path: Path) -> None:
@@ -209,7 +215,7 @@ def test_the_bucket_chart_counts_repeats_and_has_a_table(tmp_path: Path) -> None
     save_captioned(picture(2, (96, 48)), tmp_path / "b.png", None)
     counts = shapes.count_buckets(listing.read(tmp_path), tmp_path, 512)
     assert sorted(counts.values()) == [1, 3]
-    chart = shapes.chart(counts)
+    chart = view.buckets(counts)
     assert 'aria-label="4 images an epoch in 2 buckets, 3 in the largest"' in chart
     assert "<table>" in chart
 
@@ -219,11 +225,11 @@ def test_the_report_has_a_button_for_each_fix_and_shows_names_below_the_folder(t
         "severity": "warning", "rule": "duplicate-tags", "message": "the same tag <twice>", "fix": "duplicate-tags",
         "files": [str(tmp_path / "sub" / "a.png")], "figures": {},
     }  # fmt: skip
-    shown = health.report({"images": 3, "counts": {"error": 0, "warning": 1}, "findings": [finding]}, tmp_path)
+    shown = view.report({"images": 3, "counts": {"error": 0, "warning": 1}, "findings": [finding]}, tmp_path)
     assert 'data-fix="duplicate-tags"' in shown
     assert 'data-image="sub/a.png"' in shown
     assert "&lt;twice&gt;" in shown
-    assert "nothing to fix" in health.report({"images": 3, "counts": {}, "findings": []}, tmp_path)
+    assert "nothing to fix" in view.report({"images": 3, "counts": {}, "findings": []}, tmp_path)
 
 
 def test_captioning_options_give_the_settings_back() -> None:
@@ -253,7 +259,7 @@ def test_the_words_below_a_picture_say_what_is_wrong(data_set: Path) -> None:
 
 
 def test_an_upload_is_summed_up() -> None:
-    from webui.data_sets.uploads import Received
+    from sdlora.data.sets.uploads import Received
 
     shown = received(Received(images=2, captions=1, same=1, renamed={"a.png": "a-2.png"}, refused={"b.exe": "<no>"}))
     assert "Added 2 images, 1 caption" in shown

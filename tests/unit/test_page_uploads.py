@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from sdlora.data.fix.changes import undo
+from sdlora.data.sets import folders
+from sdlora.data.sets.archives import Limits, RefusedArchiveError, safe_parts, unpack
+from sdlora.data.sets.uploads import receive
 from sdlora.errors import ConfigError, DataError
 from tests.support.dataset_pictures import picture, save_captioned
-from webui.data_sets import folders
-from webui.data_sets.archives import Limits, RefusedArchiveError, safe_parts, unpack
-from webui.data_sets.uploads import receive
 
 
 def png(seed: int) -> bytes:

@@ -10,7 +10,7 @@ from sdlora.adapters.live.attach import Weight
 from sdlora.adapters.live.layers import block_of
 from sdlora.config.optimization import OptimizationConfig
 from sdlora.errors import ConfigError
-from sdlora.training.loop.parameter_groups import parameter_groups, trained_parameters
+from sdlora.training.optimization.parameter_groups import parameter_groups, trained_parameters
 
 PATHS = [
     ("unet", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"),

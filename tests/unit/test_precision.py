@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdlora.training.loop.precision import PrecisionContext
+from sdlora.training.optimization.precision import PrecisionContext
 
 CPU = torch.device("cpu")
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sdlora.cli import app
-from sdlora.config import files
+from sdlora.config import files, presets, schema
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
+from sdlora.imports.read import settings_as_yaml
 from webui import fields
 from webui.fields import Field
-from webui.run_setup import draft, presets, view
+from webui.train import draft, view
 
 TRAIN = fields.fields(TrainConfig)
 BY_NAME = {field.name: field for field in TRAIN}
@@ -60,10 +61,10 @@ def test_the_request_for_images_goes_through_a_form_too() -> None:
     ],
 )
 def test_a_value_comes_back_from_its_input_as_it_was(name: str, value: Any) -> None:
-    config = files.validate(fields.nest({name: value}), "test")
+    config = files.validate(schema.nest({name: value}), "test")
     back, problems = fields.check(TrainConfig, TRAIN, fields.show_all(config, TRAIN))
     assert not problems
-    assert fields.flatten(back)[name] == value
+    assert schema.flatten(back)[name] == value
 
 
 @given(st.lists(st.text(max_size=20), max_size=4))
@@ -154,7 +155,7 @@ def test_the_command_trains_what_the_form_shows(preset: str, tmp_path: Path, mon
     }
     config = read(shown_of(preset) | changes, tmp_path).config
     assert config is not None
-    program, subcommand, *arguments = shlex.split(draft.command(config, preset))
+    program, subcommand, *arguments = shlex.split(presets.command_line(config, preset))
     assert (program, subcommand) == ("sdlora", "train")
     trained: list[TrainConfig] = []
     load = files.load
@@ -185,10 +186,10 @@ def test_differences_from_the_preset_can_be_reset_one_by_one() -> None:
         ("captions.trigger", "blueprint style", "<b>"),
         ("adapter.rank", 16, 4),
     ]
-    listed = view.differences_list(changed)
+    listed = view.differences(changed)
     assert 'data-reset="adapter.rank"' in listed
     assert "&lt;b&gt;" in listed
-    assert "Nothing" in view.differences_list([])
+    assert "Nothing" in view.differences([])
 
 
 def test_settings_are_found_by_what_they_do() -> None:
@@ -215,7 +216,7 @@ def test_a_preset_of_one_s_own_is_kept_and_never_overwritten(tmp_path: Path) -> 
         presets.save(config, "cats small", tmp_path)
     with pytest.raises(ConfigError, match="use letters, digits"):
         presets.save(config, "../away", tmp_path)
-    assert "0.9 GiB measured" in presets.about("demo.yaml")
+    assert "0.9 GiB measured" in view.about_preset("demo.yaml")
 
 
 def test_yaml_with_mistakes_lists_them() -> None:
@@ -230,10 +231,10 @@ def test_settings_of_other_trainers_are_imported(tmp_path: Path) -> None:
     ours.write_text("adapter: {rank: 3}", encoding="utf-8")
     kohya.write_text('{"LoRA_type": "Standard", "network_dim": 12, "train_data_dir": "x"}', encoding="utf-8")
     neither.write_text("adapter: {rnak: 3}", encoding="utf-8")
-    assert draft.from_yaml(draft.import_file(ours)).adapter.rank == 3
-    assert draft.from_yaml(draft.import_file(kohya)).adapter.rank == 12
+    assert draft.from_yaml(settings_as_yaml(ours)).adapter.rank == 3
+    assert draft.from_yaml(settings_as_yaml(kohya)).adapter.rank == 12
     with pytest.raises(ConfigError, match="did you mean 'rank'"):
-        draft.import_file(neither)
+        settings_as_yaml(neither)
 
 
 def test_a_field_knows_its_choices() -> None:

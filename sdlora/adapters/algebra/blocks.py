@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from sdlora.adapters.files.kohya import to_ldm
 from sdlora.config.base_model import FamilyName
+from sdlora.config.mix import parse_adapter
 from sdlora.errors import ConfigError
 
 BASE = "BASE"
@@ -103,3 +104,25 @@ def _preset(given: str, family: FamilyName | None, source: str) -> dict[str, flo
         return {}
     chosen = _PRESETS[family == "sdxl"].get(preset, ())
     return {name: float(name in chosen or (name == BASE and preset != "NONE")) for name in block_names(family)}
+
+
+def read_blocks(text: str, source: str, family: FamilyName | None = None) -> str | list[float] | dict[str, float]:
+    """Block weights as a person types them: a preset, numbers between commas, or names with weights.
+
+    Raises ConfigError naming `source`; with a family, number and names of the blocks are checked too.
+    """
+    spelled = text.strip() or "ALL"
+    listed = f"[{spelled}]" if "," in spelled and "=" not in spelled else spelled
+    blocks = parse_adapter(f"x:{listed}" if "=" in spelled else f"x:blocks={listed}").blocks
+    if family is not None or isinstance(blocks, str):
+        block_weights(blocks, family, source)
+    return blocks
+
+
+def spell_blocks(blocks: str | Sequence[float] | dict[str, float]) -> str:
+    """The inverse of `read_blocks`."""
+    if isinstance(blocks, str):
+        return blocks
+    if isinstance(blocks, dict):
+        return ",".join(f"{name}={weight:g}" for name, weight in blocks.items()) or "ALL"
+    return ",".join(f"{weight:g}" for weight in blocks)

@@ -18,17 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdlora.adapters.algebra.derived import Provenance, derived_facts, input_facts, kept_metadata, kept_spec
 from sdlora.adapters.algebra.mix import unused_note
 from sdlora.adapters.algebra.operands import common_family, with_family
 from sdlora.adapters.files.container import refuse_overwriting, write_atomically
-from sdlora.adapters.files.derived import Provenance, derived_facts, input_facts, kept_metadata, kept_spec
 from sdlora.adapters.files.key_names import Format
 from sdlora.adapters.files.kohya import PARTS, TEXT_MODEL, Part, module_path
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
-from sdlora.adapters.files.writing import DTYPES, Export, network_facts, travel_warnings, with_hashes
+from sdlora.adapters.files.writing import Export, network_facts, travel_warnings, with_hashes
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.errors import AdapterError
+from sdlora.models.dtypes import DTYPES
 
 _SCALED_FACTOR = {"lora": ("lora_up",), "loha": ("hada_w1_a",), "lokr": ("lokr_w1", "lokr_w1_a")}
 

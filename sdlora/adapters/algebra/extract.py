@@ -11,8 +11,8 @@ from sdlora.adapters.algebra.low_rank import from_matrix
 from sdlora.adapters.algebra.mix import LayerReport, Mixed, OnProgress, truncated
 from sdlora.adapters.algebra.operands import layer_shape
 from sdlora.adapters.files.kohya import module_path
+from sdlora.adapters.files.layer_sets import addressable
 from sdlora.adapters.files.weights import ModuleWeights
-from sdlora.adapters.live.layers import addressable
 from sdlora.errors import AdapterError
 
 

@@ -9,20 +9,21 @@ from pathlib import Path
 import torch
 
 from sdlora.adapters.algebra.base_weights import open_base
+from sdlora.adapters.algebra.derived import Provenance, derived_facts, input_facts, operand_facts, write_made
 from sdlora.adapters.algebra.extract import Ranks, extract
 from sdlora.adapters.algebra.merge import Merged, merge
 from sdlora.adapters.algebra.mix import Mixed, OnProgress, mix
 from sdlora.adapters.algebra.operands import common_family, load_operands, with_family
 from sdlora.adapters.algebra.resize import resize
 from sdlora.adapters.files.container import refuse_overwriting
-from sdlora.adapters.files.derived import Provenance, derived_facts, input_facts, operand_facts, write_made
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile
-from sdlora.adapters.files.writing import DTYPES, Export
+from sdlora.adapters.files.writing import Export
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Precision
 from sdlora.config.mix import MixConfig, MixedAdapter
 from sdlora.models.detection import detect
+from sdlora.models.dtypes import DTYPES
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdlora import atomic
 from sdlora.adapters.algebra.base_weights import BaseWeights, TensorSlice, layer_names, weight_files
+from sdlora.adapters.algebra.derived import Provenance, operand_facts
 from sdlora.adapters.algebra.mix import OnProgress
 from sdlora.adapters.algebra.operands import Operand, layer_update
 from sdlora.adapters.files.container import refuse_overwriting
-from sdlora.adapters.files.derived import Provenance, operand_facts
 from sdlora.adapters.files.tensor_files import TensorFile
 from sdlora.errors import AdapterError
 
@@ -109,31 +109,22 @@ def _write_folder(
     """The whole folder, every variant of UNet and text encoders changed; built beside the target, then put in place."""
     files = [(part, TensorFile(path)) for part, path in weight_files(base.path)]
     count = _Counter(sum(len(file.names()) for _, file in files), on_progress)
-    building = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    changed_files = {file.path for _, file in files}
     try:
-        changed_files = {file.path for _, file in files}
-        shutil.copytree(base.path, building, ignore=lambda folder, names: _left_out(folder, names, changed_files))
-        for part, file in files:
-            own = layer_names(file, part, base.family)
-            places = {name: TensorSlice(file, own[name], slice(None)) for name in placed if name in own}
-            inside = building / file.path.relative_to(base.path)
-            file.copy_changed(inside, _changes(places, operands), _metadata(file, provenance), count.one)
-        _put_in_place(building, target)
+        with atomic.making_folder(target) as building:
+            shutil.copytree(
+                base.path,
+                building,
+                ignore=lambda folder, names: _left_out(folder, names, changed_files),
+                dirs_exist_ok=True,
+            )
+            for part, file in files:
+                own = layer_names(file, part, base.family)
+                places = {name: TensorSlice(file, own[name], slice(None)) for name in placed if name in own}
+                inside = building / file.path.relative_to(base.path)
+                file.copy_changed(inside, _changes(places, operands), _metadata(file, provenance), count.one)
     except OSError as error:
         raise AdapterError(f"{target} can't be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _put_in_place(building: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        target.rename(old)
-    building.rename(target)
-    if old.is_dir():
-        shutil.rmtree(old)
-    elif old.exists():
-        old.unlink()
 
 
 def _left_out(folder: str, names: Sequence[str], changed_files: set[Path]) -> list[str]:

@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora.adapters.files.container import read_header
+from sdlora.adapters.files.container import adapter_header
 from sdlora.adapters.files.family_guess import guess_family
 from sdlora.adapters.files.key_names import LayerKeys, algorithm_of, by_layer
 from sdlora.config.base_model import FamilyName
+from sdlora.constants import MIB
 from sdlora.errors import AdapterError
 
 PREVIEW_SUFFIXES = (".png", ".preview.png", ".webp", ".jpg", ".jpeg")
 """What a preview picture beside an adapter may be called, the likeliest first."""
 _LISTED_TAGS = 12
-_LARGEST_CARD_BYTES = 2**20
+_LARGEST_CARD_BYTES = MIB
 _RANK_AXIS = {"lora_down": 0, "hada_w1_b": 0, "lokr_w1_b": 0, "lokr_w2_b": 0}
 """Factors whose first axis is the rank."""
 
@@ -41,6 +42,8 @@ class Description:
     trains_text_encoder: bool
     title: str
     """The name its maker gave it, empty if none."""
+    own_names: tuple[str, ...]
+    """All names that stand in its metadata."""
     trigger: str
     """Words that belong into the prompt, as its card or its metadata tell them."""
     tags: tuple[str, ...]
@@ -63,7 +66,8 @@ def describe(path: Path, card: Path | None = None) -> Description | None:
 
     card: the JSON file beside it. Raises AdapterError when the file is damaged or a pickle.
     """
-    shapes, metadata = read_header(path)
+    header = adapter_header(path)
+    shapes, metadata = header.shapes, header.metadata
     keys = by_layer(shapes)
     if not keys.layers:
         return None
@@ -77,6 +81,7 @@ def describe(path: Path, card: Path | None = None) -> Description | None:
         num_layers=len(keys.layers),
         trains_text_encoder=any(name.startswith("lora_te") for name in keys.layers),
         title=spec.get("title", "") or _text(metadata.get("ss_output_name")),
+        own_names=own_names(metadata),
         trigger=_text(told.get("activation text")) or spec.get("trigger_phrase", ""),
         tags=_tags(metadata.get("ss_tag_frequency")),
         preferred_weight=_weight(told.get("preferred weight")),
@@ -84,6 +89,12 @@ def describe(path: Path, card: Path | None = None) -> Description | None:
         notes=_text(told.get("notes")) or _text(told.get("description")) or spec.get("description", ""),
         base_model=_text(metadata.get("ss_sd_model_name")),
     )
+
+
+def own_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The names that stand in a file's metadata: its trainer's, by which AUTOMATIC1111 takes it too, and its title."""
+    names = (_text(metadata.get(key)) for key in ("ss_output_name", "modelspec.title"))
+    return tuple(name for name in names if name and name.lower() != "none")
 
 
 def require_adapter(path: Path) -> Description:

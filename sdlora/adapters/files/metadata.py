@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from sdlora.config.base_model import FamilyName, Prediction
-from sdlora.models.family import FAMILIES
+from sdlora.models.families import FAMILIES
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import Tensor
 
+from sdlora import atomic
+from sdlora.constants import MIB
 from sdlora.errors import AdapterError, ModelError
-from sdlora.models.headers import read_header
+from sdlora.models.dtypes import WEIGHT_DTYPES
+from sdlora.models.headers import LENGTH_BYTES, read_header, read_table
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-"""The number types a weight may have; tensors of others are copied as they are."""
-_COPIED_BYTES = 16 * 2**20
+_COPIED_BYTES = 16 * MIB
 
 
 @dataclass(frozen=True)
@@ -45,14 +37,10 @@ class TensorFile:
             raise ModelError(f"{path.name} is no .safetensors file; convert the model to safetensors first")
         self.path = path
         self.metadata = read_header(path).metadata
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            self._header: dict[str, Any] = json.loads(stream.read(length))
-        self._data_start = 8 + length
+        self._table, self._data_start = read_table(path)
         self._entries = {
             name: _Entry(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
-            for name, entry in self._header.items()
-            if name != "__metadata__"
+            for name, entry in self._table.items()
         }
 
     def names(self) -> list[str]:
@@ -63,12 +51,8 @@ class TensorFile:
         """Shape of one tensor."""
         return torch.Size(self._entries[name].shape)
 
-    def is_weight(self, name: str) -> bool:
-        """Whether a tensor is of a number type that can be calculated with."""
-        return self._entries[name].dtype in _DTYPES
-
     def read(self, name: str) -> Tensor:
-        """One tensor, in memory of its own."""
+        """One tensor, in memory of its own. Raises ModelError for a number type that is no weight's."""
         with self.path.open("rb") as stream:
             return self._read(stream, name)
 
@@ -83,13 +67,11 @@ class TensorFile:
 
         Raises AdapterError: a changed value is not finite in the file's number type, or the disk.
         """
-        header = {"__metadata__": dict(metadata), **{k: v for k, v in self._header.items() if k != "__metadata__"}}
+        header = {"__metadata__": dict(metadata), **self._table}
         raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        raw += b" " * (-len(raw) % 8)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        raw += b" " * (-len(raw) % LENGTH_BYTES)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("rb") as source, temporary.open("wb") as out:
+            with self.path.open("rb") as source, atomic.writing(target, parents=True) as out:
                 out.write(struct.pack("<Q", len(raw)) + raw)
                 for name in self.names():
                     if name in change:
@@ -97,18 +79,17 @@ class TensorFile:
                     else:
                         self._copy(source, out, self._entries[name])
                     on_tensor()
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(target)
         except OSError as error:
             raise AdapterError(f"{target} can't be written: {error.strerror or error}") from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
 
     def _read(self, stream: IO[bytes], name: str) -> Tensor:
         entry = self._entries[name]
-        dtype = _DTYPES[entry.dtype]
+        if entry.dtype not in WEIGHT_DTYPES:
+            raise ModelError(
+                f"{self.path.name}: {name} holds numbers of type {entry.dtype}, but a layer's weights can be of "
+                f"{', '.join(WEIGHT_DTYPES)}"
+            )
+        dtype = WEIGHT_DTYPES[entry.dtype]
         if entry.start == entry.end:
             return torch.empty(entry.shape, dtype=dtype)
         data = bytearray(entry.end - entry.start)

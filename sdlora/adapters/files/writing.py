@@ -8,12 +8,11 @@ convolutions [r,in,k,k] and [out,r,1,1]; nothing that is not finite.
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +24,10 @@ from sdlora.adapters.files.metadata import NetworkFacts, TrainingFacts, kohya_me
 from sdlora.adapters.files.weights import ModuleWeights
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.errors import AdapterError
-
-if TYPE_CHECKING:
-    from sdlora.adapters.live.attach import Adapter
+from sdlora.models.dtypes import DTYPES
 
 Modules = Mapping[tuple[Part, str], ModuleWeights]
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _FOLDED_INTO = {"lora": ("lora_up",), "loha": ("hada_w1_a",), "lokr": ("lokr_w1", "lokr_w1_a")}
 
@@ -46,29 +42,27 @@ class Export:
     warnings: tuple[str, ...]
 
 
-def export(
-    adapter: Adapter,
+def write_adapter(
     path: Path,
+    modules: Modules,
     facts: TrainingFacts,
     *,
     file_format: Format = "kohya",
     precision: Precision = "fp16",
     private: bool = False,
-    state: Mapping[str, Tensor] | None = None,
 ) -> Export:
-    """Write the adapter (or the given `state()` values of it) to one .safetensors file, whole or not at all.
+    """Write a trained adapter (`Adapter.module_weights()`) to one .safetensors file, whole or not at all.
 
     private leaves folder names and captions out of the metadata. The warnings say where the file will not travel.
     Raises AdapterError: a value is not finite or too large for fp16, the format can't hold the algorithm, the disk.
     """
-    modules = adapter.module_weights(state)
     _refuse_nonfinite(modules)
     dtype = DTYPES[precision]
     if file_format == "kohya":
-        tensors, network = kohya_tensors(modules, adapter.family, dtype)
+        tensors, network = kohya_tensors(modules, facts.family, dtype)
     else:
         tensors, network = diffusers_tensors(modules, dtype)
-    data, model_hash = _with_metadata(tensors, facts, network, private=private)
+    data, model_hash = with_hashes(tensors, facts, kohya_metadata(facts, network, private=private))
     write_atomically(path, data)
     return Export(path, len(data), model_hash, travel_warnings(modules, tensors, file_format))
 
@@ -80,7 +74,9 @@ def write_side_car(path: Path, facts: TrainingFacts, preview: Path | None = None
     write_atomically(json_path, text.encode())
     if preview is None:
         return [json_path]
-    return [json_path, Path(shutil.copyfile(preview, path.with_suffix(".png")))]
+    picture_path = path.with_suffix(".png")
+    write_atomically(picture_path, preview.read_bytes())
+    return [json_path, picture_path]
 
 
 def kohya_tensors(modules: Modules, family: FamilyName, dtype: torch.dtype) -> tuple[dict[str, Tensor], NetworkFacts]:
@@ -199,20 +195,16 @@ def _is_convolution(weights: ModuleWeights) -> bool:
     return len(shape) == 4 and shape[2:] != (1, 1)
 
 
-def _with_metadata(
-    tensors: Mapping[str, Tensor], facts: TrainingFacts, network: NetworkFacts, *, private: bool
-) -> tuple[bytes, str]:
-    """The file's bytes and its model hash. Both hashes are of the file with ss_* entries only, as kohya takes them."""
-    return with_hashes(tensors, facts, kohya_metadata(facts, network, private=private))
-
-
 def with_hashes(
     tensors: Mapping[str, Tensor],
     facts: TrainingFacts,
     entries: Mapping[str, str],
     more: Mapping[str, str] | None = None,
 ) -> tuple[bytes, str]:
-    """A file of these tensors with ss_* `entries`, hashes of it with only these, ModelSpec and `more`; and its hash."""
+    """A file of these tensors with ss_* `entries`, ModelSpec and `more`, and its hash.
+
+    kohya's hashes are of the file with the ss_* entries only, so that one is made first.
+    """
     bare = serialise(tensors, entries)
     model_hash = tensor_hash(bare)
     hashes = {"sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash(bare)}

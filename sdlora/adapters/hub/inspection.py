@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sdlora.adapters.algebra.blocks import block_label, block_names
-from sdlora.adapters.files.derived import PROVENANCE
+from sdlora.adapters.algebra.derived import PROVENANCE
 from sdlora.adapters.files.weights import AdapterFile
+from sdlora.constants import MIB
 
 _SETTINGS = {
     "ss_sd_model_name": "base model",
@@ -77,7 +78,7 @@ class Inspection:
         kind = " and ".join(self.algorithms) + (" with DoRA" if self.dora else "")
         lines = [
             f"{self.name}: {kind} for {self.family or 'an unknown family'}, {self.format} layout",
-            f"size            {self.size_bytes / 2**20:.1f} MiB, {self.num_parameters:,} numbers, "
+            f"size            {self.size_bytes / MIB:.1f} MiB, {self.num_parameters:,} numbers, "
             + _joined(self.dtypes),
             f"layers          {self.num_modules}: {_counted(self.modules_by_block, len(self.modules_by_block))}",
             f"rank            {_counted(self.ranks)}",

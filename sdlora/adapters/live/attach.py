@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -20,10 +19,8 @@ from sdlora.adapters.live.starting_point import starting_point
 from sdlora.config.adapter import AdapterConfig, Algorithm
 from sdlora.config.base_model import FamilyName
 from sdlora.errors import AdapterError
+from sdlora.models.bundle import Bundle
 from sdlora.models.quantize import parameter_count
-
-if TYPE_CHECKING:
-    from sdlora.models.family import Bundle
 
 _KOHYA_FACTORS = {"lora_A": "lora_down", "lora_B": "lora_up"}
 
@@ -152,14 +149,9 @@ class Adapter:
         """The live update of one layer as PEFT applies it, fp32, in the shape of the layer's weight."""
         return self._modules[part, path].layer.get_delta_weight(ADAPTER_NAME).float()
 
-    def module_weights(self, state: Mapping[str, Tensor] | None = None) -> dict[tuple[Part, str], ModuleWeights]:
-        """The update of every layer in factored form, from `state()` values if given (a moving average, say)."""
-        values = state if state is not None else {weight.name: weight.parameter.detach() for weight in self._weights}
-        factored: dict[tuple[Part, str], ModuleWeights] = {}
-        for (part, path), module in self._modules.items():
-            own = {name: values[f"{part}.{path}.{name}"] for name in module.weights}
-            factored[part, path] = _factored(module, self.algorithm, own)
-        return factored
+    def module_weights(self) -> dict[tuple[Part, str], ModuleWeights]:
+        """The update of every layer in factored form, sharing memory with the trained values."""
+        return {place: _factored(module, self.algorithm) for place, module in self._modules.items()}
 
     def dead_modules(self) -> list[str]:
         """Layers whose every weight has no gradient or a zero one; ask between backward and zero_grad."""
@@ -219,14 +211,15 @@ def _module(parts: Mapping[Part, nn.Module], target: Target, config: AdapterConf
     return _Module(target, layer, scale, trained_weights(layer, config))
 
 
-def _factored(module: _Module, algorithm: Algorithm, values: Mapping[str, Tensor]) -> ModuleWeights:
+def _factored(module: _Module, algorithm: Algorithm) -> ModuleWeights:
+    values = {name: parameter.detach() for name, parameter in module.weights.items()}
     if algorithm == "lora":
         magnitude = values.get("magnitude")
         if magnitude is not None:
             magnitude = magnitude.reshape(-1, *[1] * (values["lora_B"].ndim - 1))
         factors = {kohya: values[name] for name, kohya in _KOHYA_FACTORS.items()}
         return ModuleWeights("lora", factors, module.scale * module.target.rank, magnitude)
-    weights = ModuleWeights(algorithm, dict(values), module.scale * module.target.rank)
+    weights = ModuleWeights(algorithm, values, module.scale * module.target.rank)
     if weights.is_full_lokr:
         # PEFT scales these too; every file format takes their scale as 1.
         return ModuleWeights(algorithm, {**values, "lokr_w1": values["lokr_w1"] * module.scale}, None)

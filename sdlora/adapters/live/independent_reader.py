@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from sdlora.adapters.live.attach import Adapter
 from sdlora.errors import AdapterError
-
-if TYPE_CHECKING:
-    from sdlora.adapters.live.attach import Adapter
 
 
 def stored_layers(adapter: Adapter, tensors: Mapping[str, Tensor]) -> dict[tuple[str, str], StoredLayer]:

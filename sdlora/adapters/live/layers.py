@@ -1,9 +1,4 @@
-"""Which layers of a model get an adapter, and how large each one is.
-
-Only what kohya-style tools can address is ever chosen: layers of transformer blocks, resnets, down- and upsamplers in
-the UNet; attention and MLP of the text encoders. Never conv_in, conv_out, the time and size embeddings or
-text_projection, which several tools ignore.
-"""
+"""Which layers of a model get an adapter, and how large each one is."""
 
 from __future__ import annotations
 
@@ -16,32 +11,9 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from sdlora.adapters.files.kohya import TEXT_MODEL, Part
+from sdlora.adapters.files.layer_sets import TEXT_SETS, UNET_SETS, addressable
 from sdlora.config.adapter import REGEX_PREFIX, AdapterConfig
 from sdlora.errors import ConfigError
-
-_IN_BLOCKS = r"(?:down_blocks\.\d+|mid_block|up_blocks\.\d+)\."
-_ATTENTION = r"attentions\.\d+\.transformer_blocks\.\d+\.attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
-_FEED_FORWARD = r"attentions\.\d+\.transformer_blocks\.\d+\.ff\.net\.(?:0\.proj|2)"
-_PROJECTIONS = r"attentions\.\d+\.(?:proj_in|proj_out)"
-_CONVOLUTIONS = r"resnets\.\d+\.(?:conv1|conv2|time_emb_proj|conv_shortcut)|(?:downsamplers|upsamplers)\.\d+\.conv"
-
-
-def _unet_pattern(*kinds: str) -> re.Pattern[str]:
-    return re.compile(_IN_BLOCKS + "(?:" + "|".join(kinds) + ")")
-
-
-_UNET_SETS = {
-    "attention": _unet_pattern(_ATTENTION),
-    "attention+ff": _unet_pattern(_ATTENTION, _FEED_FORWARD),
-    "all": _unet_pattern(_ATTENTION, _FEED_FORWARD, _PROJECTIONS),
-    "all+conv": _unet_pattern(_ATTENTION, _FEED_FORWARD, _PROJECTIONS, _CONVOLUTIONS),
-}
-
-_TEXT_ATTENTION = r"encoder\.layers\.\d+\.self_attn\.(?:q_proj|k_proj|v_proj|out_proj)"
-_TEXT_SETS = {
-    "attention": re.compile(_TEXT_ATTENTION),
-    "attention+ff": re.compile(_TEXT_ATTENTION + r"|encoder\.layers\.\d+\.mlp\.(?:fc1|fc2)"),
-}
 
 
 @dataclass(frozen=True)
@@ -103,13 +75,6 @@ def block_of(part: Part, path: str) -> str:
     return ".".join(path.split(".")[: 1 if path.startswith("mid_block") else 2])
 
 
-def addressable(part: Part, path: str) -> bool:
-    """Whether kohya-style tools know this module at all."""
-    if part == "unet":
-        return _UNET_SETS["all+conv"].fullmatch(path) is not None
-    return _TEXT_SETS["attention+ff"].fullmatch(path.removeprefix(TEXT_MODEL)) is not None
-
-
 def layer_shape(layer: nn.Module) -> tuple[int, int, int]:
     """Inputs, outputs and kernel elements (1 for linear layers) of a linear layer or convolution, quantised or not."""
     if isinstance(getattr(layer, "in_features", None), int):
@@ -123,12 +88,12 @@ def _chosen_paths(part: Part, model: nn.Module, config: AdapterConfig) -> list[s
     if part != "unet":
         if not config.text_encoder:
             return []
-        pattern = _TEXT_SETS[config.text_encoder_layers]
+        pattern = TEXT_SETS[config.text_encoder_layers]
         return [path for path in paths if pattern.fullmatch(path.removeprefix(TEXT_MODEL))]
     if config.layers.startswith(REGEX_PREFIX):
         regex = re.compile(config.layers.removeprefix(REGEX_PREFIX))
         return [path for path in paths if regex.search(path)]
-    return [path for path in paths if _UNET_SETS[config.layers].fullmatch(path)]
+    return [path for path in paths if UNET_SETS[config.layers].fullmatch(path)]
 
 
 def _sized(part: Part, path: str, layer: nn.Module, config: AdapterConfig) -> Target | None:

@@ -11,20 +11,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sdlora.adapters.live.attach import Adapter
 from sdlora.adapters.live.independent_reader import StoredLayer, names_in_file, peft_name, stored_layers
 from sdlora.errors import AdapterError
+from sdlora.models.bundle import Bundle
 from sdlora.models.progress_bars import no_progress_bars
-
-if TYPE_CHECKING:
-    from sdlora.adapters.live.attach import Adapter
-    from sdlora.models.family import Bundle
 
 _DELTA_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """Relative error allowed for one layer's update: rounding of two factors to the file's number type."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sdlora.adapters.files.kohya import Part, canonical, kohya_names
+from sdlora.adapters.files.layer_sets import addressable
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
-from sdlora.adapters.live.layers import Selection, Target, addressable, layer_shape
+from sdlora.adapters.live.layers import Selection, Target, layer_shape
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import FamilyName
 from sdlora.errors import AdapterError, ConfigError

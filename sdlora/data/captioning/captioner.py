@@ -1,4 +1,4 @@
-"""What a captioner is, and the one that a name stands for.
+"""The captioner that a name stands for.
 
 Other packages add captioners through the entry point group `sdlora.captioners`. An entry point names a function that
 takes the settings and gives the captioner:
@@ -16,58 +16,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
-
-from PIL import Image
 
 from sdlora.config.captioning import CaptioningConfig
+from sdlora.data.captioning.model import Captioner, CaptioningModel
 from sdlora.errors import ModelError
-from sdlora.models.hub import HubModel, reach
+from sdlora.models.hub import reach
 from sdlora.models.source import is_hub_name
 
 ENTRY_POINTS = "sdlora.captioners"
 TAGGER_FILES = ("model.onnx", "selected_tags.csv")
-
-
-class Captioner(Protocol):
-    """Gives one caption for each image. Images are upright, in mode RGB, of any size."""
-
-    def __call__(self, images: Sequence[Image.Image], /) -> list[str]:
-        """One caption an image; "" where there is nothing to say."""
-
-
-@dataclass(frozen=True)
-class CaptioningModel:
-    """A captioning model in a folder, or on the hub at one commit."""
-
-    name: str
-    folder: Path | None = None
-    hub: HubModel | None = None
-
-    @property
-    def location(self) -> str:
-        """What transformers' from_pretrained takes."""
-        return self.name if self.folder is None else str(self.folder)
-
-    @property
-    def revision(self) -> str | None:
-        """The commit of a hub model."""
-        return self.hub.revision if self.hub else None
-
-    def file(self, name: str) -> Path | None:
-        """One of its files, downloaded or from the local cache; None when it has no such file."""
-        if self.folder is not None:
-            path = self.folder / name
-            return path if path.is_file() else None
-        if self.hub and not self.hub.cached_only:
-            return self.hub.file(name)
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(self.name, name, revision=self.revision)
-        return Path(cached) if isinstance(cached, str) else None
 
 
 def load_captioner(config: CaptioningConfig) -> Captioner:
@@ -76,6 +35,10 @@ def load_captioner(config: CaptioningConfig) -> Captioner:
     Raises ModelError when there is none, or none of a kind that captions here, MissingPackageError for a tagger without
     onnxruntime.
     """
+    if config.endpoint is not None:
+        from sdlora.data.captioning.endpoint import EndpointCaptioner
+
+        return EndpointCaptioner(config)
     plugins = metadata.entry_points(group=ENTRY_POINTS)
     if config.model in plugins.names:
         return plugins[config.model].load()(config)

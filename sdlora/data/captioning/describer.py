@@ -11,7 +11,8 @@ import psutil
 from PIL import Image
 
 from sdlora.config.captioning import CaptioningConfig
-from sdlora.data.captioning.captioner import CaptioningModel
+from sdlora.constants import GIB
+from sdlora.data.captioning.model import CaptioningModel
 from sdlora.errors import ModelError
 from sdlora.models.headers import read_header
 from sdlora.models.hub import explained
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 SENTENCE_MODELS = ("blip", "blip-2", "git")
 """Model types, as config.json names them, that describe an image without being asked anything."""
-_GIB = 2**30
 _SPARE = 1.15
 """Memory needed over that of the weights alone."""
 
@@ -85,7 +85,7 @@ def _refuse_too_large(place: CaptioningModel, device: torch.device) -> None:
         free = float(psutil.virtual_memory().available)
     if needed > free:
         raise ModelError(
-            f"{place.name} needs about {needed / _GIB:.1f} GiB, and {free / _GIB:.1f} GiB are free on {device}: take a "
+            f"{place.name} needs about {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free on {device}: take a "
             "smaller model, such as Salesforce/blip-image-captioning-base (1 GiB), or free memory."
         )
 

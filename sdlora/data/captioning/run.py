@@ -11,8 +11,9 @@ from PIL import Image
 
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.data.caption_files import CaptionFolders
-from sdlora.data.captioning.captioner import Captioner, load_captioner
+from sdlora.data.captioning.captioner import load_captioner
 from sdlora.data.captioning.journal import Journal, Written
+from sdlora.data.captioning.model import Captioner
 from sdlora.data.captioning.wording import combine
 from sdlora.data.decoding import UNREAD_SUFFIXES, UnreadableImageError, load_rgb
 from sdlora.data.images import THREADS, Listing, list_folder

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from sdlora import atomic
 from sdlora.errors import DataError
 
 TRASH = ".sdlora-trash"
@@ -159,24 +160,25 @@ def _make(change: Change, path: Path, folder: Path, change_set: Path, number: st
     if before == after:
         return
     if before is not None:
-        _copy(path, change_set / number)
+        atomic.copy_file(path, change_set / number)
     name = path.relative_to(folder).as_posix()
     _log(change_set / LOG, _Entry(name, before, after, number if before is not None else None, change.rules))
     if content is None:
         path.unlink()
     else:
-        _write(path, content)
+        atomic.write_bytes(path, content)
 
 
 def _restore(folder: Path, change_set: Path, entry: _Entry) -> None:
     path = folder / entry.path
-    _temporary(path).unlink(missing_ok=True)
+    for rest in atomic.leftovers(path):
+        rest.unlink(missing_ok=True)
     if hash_of(path) == entry.before:
         return
     if entry.kept is None:
         path.unlink(missing_ok=True)
     else:
-        _copy(change_set / entry.kept, path)
+        atomic.copy_file(change_set / entry.kept, path)
 
 
 def _refuse_later_changes(folder: Path, entries: Sequence[_Entry]) -> None:
@@ -198,30 +200,6 @@ def hash_of(path: Path) -> str | None:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:
         return None
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.sdlora-tmp")
-
-
-def _copy(source: Path, target: Path) -> None:
-    """A copy with the same times that appears in one go."""
-    temporary = _temporary(target)
-    shutil.copy2(source, temporary)
-    _settle(temporary)
-    temporary.replace(target)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = _temporary(path)
-    temporary.write_bytes(content)
-    _settle(temporary)
-    temporary.replace(path)
-
-
-def _settle(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _log(path: Path, entry: _Entry) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sdlora.constants import MIB
 from sdlora.data.metadata_files import CAPTION_COLUMNS, caption_of, open_parquet
 from sdlora.data.packed.samples import LARGEST_BYTES, PackedSample, Unusable
 from sdlora.errors import DataError
@@ -86,5 +87,5 @@ def _sample(row: str, image: Any, text: Any) -> PackedSample | Unusable:
     if not content:
         return Unusable(name, "the file holds no bytes of the image, only its name")
     if len(content) > LARGEST_BYTES:
-        return Unusable(name, f"the image has {len(content) / 2**20:.0f} MiB")
+        return Unusable(name, f"the image has {len(content) / MIB:.0f} MiB")
     return PackedSample(name, content, (caption_of({"text": text}) or "").strip() or None)

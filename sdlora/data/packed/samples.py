@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-LARGEST_BYTES = 256 * 2**20
+from sdlora.constants import MIB
+
+LARGEST_BYTES = 256 * MIB
 """Larger images are left out: a packed file may come from anywhere."""
 
 _LONGEST_NAME = 100

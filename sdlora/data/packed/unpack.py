@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from sdlora import atomic
+from sdlora.constants import MIB
 from sdlora.data.decoding import UnreadableImageError, suffix_of
 from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.packed.parquet import PARQUET_SUFFIX, check_columns, read_parquet
@@ -23,7 +25,6 @@ from sdlora.data.packed.webdataset import TAR_SUFFIXES, read_shard
 from sdlora.errors import DataError
 
 MARKER = ".sdlora-import.json"
-_MIB = 2**20
 _UNUSABLE_KEPT = 100
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SUFFIXES = (*TAR_SUFFIXES, PARQUET_SUFFIX)
@@ -98,12 +99,13 @@ def unpack(
 
         def advance(read: int, before: int = read_before) -> None:
             if on_progress:
-                on_progress((before + read) // _MIB, max(total // _MIB, 1))
+                on_progress((before + read) // MIB, max(total // MIB, 1))
 
         folder = out / f"{index:05d}-{file_stem(path.name.partition('.')[0])}"
         _unpack_file(path, folder, caption_column, result, advance)
+        atomic.settle(folder)
         marker.done.append(str(path))
-        _write(out / MARKER, json.dumps(asdict(marker)).encode())
+        atomic.write_json(out / MARKER, asdict(marker))
     return result
 
 
@@ -125,13 +127,21 @@ def _unpack_file(
             continue
         stem = _unique(file_stem(sample.name), stems)
         result.uncaptioned += sample.caption is None
-        if (folder / f"{stem}{suffix}").exists():
+        if _holds(folder / f"{stem}{suffix}", sample.image):
             result.before += 1
             continue
         if sample.caption is not None:  # before the image, so that an image on the disk is a finished sample
-            _write(folder / f"{stem}.txt", sample.caption.encode("utf-8"))
-        _write(folder / f"{stem}{suffix}", sample.image)
+            atomic.write_bytes(folder / f"{stem}.txt", sample.caption.encode(), durable=False)
+        atomic.write_bytes(folder / f"{stem}{suffix}", sample.image, durable=False)
         result.images += 1
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a file is there as it should be; a power cut may have left one that is too short."""
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def _samples(
@@ -152,7 +162,7 @@ def _begin(out: Path, files: list[Path], caption_column: str | None) -> _Marker:
     wanted = _Marker({str(path): path.stat().st_size for path in files}, caption_column)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / MARKER, json.dumps(asdict(wanted)).encode())
+        atomic.write_json(out / MARKER, asdict(wanted))
         return wanted
     try:
         known = _Marker(**json.loads((out / MARKER).read_text(encoding="utf-8")))
@@ -181,15 +191,6 @@ def _is_packed(path: Path) -> bool:
 
 def _unique(stem: str, stems: set[str]) -> str:
     """The name, with a number when a sample before had it. To some disks, names that differ in case only are one."""
-    number, name = 1, stem
-    while name.lower() in stems:
-        number += 1
-        name = f"{stem}-{number}"
+    name = next(name for name in atomic.numbered(stem) if name.lower() not in stems)
     stems.add(name.lower())
     return name
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.sdlora-tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

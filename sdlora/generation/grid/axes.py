@@ -15,14 +15,10 @@ from __future__ import annotations
 import difflib
 import random
 import re
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel
-
-from sdlora.config import files
+from sdlora.config import files, schema
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
 from sdlora.generation.grid.adapters import adapter_axis, checkpoint_axis, compare_axis
@@ -95,10 +91,9 @@ def parse_axis(spec: str, config: GenerateConfig, run: RunAdapters | None = None
         return Axis(spec, "size", SETTING, tuple(_size(value) for value in split_values(raw)))
     if match := _ADAPTER.fullmatch(name):
         return adapter_axis(spec, name, match, raw, config)
-    _check_setting(name)
-    annotation = _annotation(GenerateConfig, name)
+    setting = _setting(name)
     values = split_values(raw)
-    if _is_number(annotation):
+    if setting.is_number:
         values = expand_numbers(values)
     if name == "seed":
         values = [str(random.randrange(2**32)) if value == "-1" else value for value in values]
@@ -109,32 +104,22 @@ def parse_axis(spec: str, config: GenerateConfig, run: RunAdapters | None = None
 # ---- settings of the request
 
 
-def _check_setting(name: str) -> None:
-    known = [setting.name for setting in files.settings(GenerateConfig)]
+def _setting(name: str) -> schema.Setting:
     if name in _FIXED or name.startswith("files."):
         raise ValueError(f"'{name}' can't be varied in a grid")
-    if name not in known:
+    setting = schema.find(GenerateConfig, name)
+    if setting is None:
+        known = [setting.name for setting in schema.settings(GenerateConfig)]
         choices = [*_SHORT_NAMES, *known, *_SPECIAL, *(f"adapter.{field}" for field in UsedAdapter.model_fields)]
         near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
         raise ValueError(f"unknown setting{f'; did you mean {near[0]!r}?' if near else ''}")
-
-
-def _annotation(model: type[BaseModel], name: str) -> Any:
-    section, _, rest = name.partition(".")
-    annotation = model.model_fields[section].annotation
-    return _annotation(typing.cast(type[BaseModel], annotation), rest) if rest else annotation
-
-
-def _is_number(annotation: Any) -> bool:
-    parts = typing.get_args(annotation) or (annotation,)
-    return int in parts or float in parts
+    return setting
 
 
 def _setter(name: str, value: str) -> Callable[[GenerateConfig], GenerateConfig]:
     def apply(config: GenerateConfig) -> GenerateConfig:
         values = config.model_dump()
-        section, _, last = name.rpartition(".")
-        (values[section] if section else values)[last] = value
+        schema.put(values, name, value)
         return files.validate(values, "the grid", GenerateConfig)
 
     return apply

@@ -24,11 +24,13 @@ from sdlora.config.generate import GenerateConfig
 from sdlora.errors import ConfigError
 from sdlora.generation.grid.contact_sheet import GridPosition, SheetAxis, draw_contact_sheet
 from sdlora.generation.grid.values import FILE, TEXT, Axis, AxisValue
-from sdlora.generation.request.prompt_adapters import find_adapter, take_tags
 from sdlora.generation.restore.image_files import SUFFIX_OF, save_image, save_sheet
+from sdlora.library.names import find_adapter
+from sdlora.library.prompt_tags import take_tags
 
 if TYPE_CHECKING:
-    from sdlora.generation.generate import GeneratedImage, Generator, StepPreview
+    from sdlora.generation.generate import Generator
+    from sdlora.generation.generated import GeneratedImage, StepPreview
 
 MOST_CELLS = 400
 """More than this is asked for explicitly."""

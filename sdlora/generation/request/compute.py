@@ -6,7 +6,7 @@ import torch
 
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import ComputeConfig
-from sdlora.models.loading import DTYPES
+from sdlora.models.dtypes import DTYPES
 
 
 def choose_device(name: str) -> torch.device:
@@ -32,10 +32,10 @@ def choose_dtype(base_model: BaseModelConfig, compute: ComputeConfig, device: to
             return DTYPES[precision]
     if device.type != "cpu":
         return torch.float16
-    return torch.bfloat16 if _processor_has_bf16() else torch.float32
+    return torch.bfloat16 if processor_has_bf16() else torch.float32
 
 
-def _processor_has_bf16() -> bool:
+def processor_has_bf16() -> bool:
     """Whether bf16 is arithmetic of the processor's own: emulated it would be slower than fp32."""
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(check is not None and check() for check in checks)

@@ -11,18 +11,20 @@ from sdlora.adapters.files.catalog import require_adapter
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.config.base_model import BaseModelConfig, FamilyName
 from sdlora.config.generate import GenerateConfig, UsedAdapter
+from sdlora.constants import LATENT_FACTOR
 from sdlora.data.decoding import UnreadableImageError
 from sdlora.errors import ConfigError, SdloraError
 from sdlora.generation.request.compute import choose_device
-from sdlora.generation.request.prompt_adapters import take_tags
+from sdlora.generation.request.prompt_choices import choose
 from sdlora.generation.request.start_images import fitting_size, start_problems
-from sdlora.generation.sampling.samplers import LCM_MOST_STEPS
+from sdlora.library.prompt_tags import take_tags
 from sdlora.models.detection import Detection, detect
 
 Answer = TypeVar("Answer")
 
 _SEEDS = 2**32
-_STEP_PX = 8
+_LCM_MOST_STEPS = 50
+"""Latent consistency models are distilled at this many timesteps (Luo et al. 2023)."""
 
 _ROWS_SHARE = ("sampler", "steps", "guidance_rescale", "width_px", "height_px", "second_pass", "base_model", "compute")
 """What the images of a mixed batch must have in common."""
@@ -38,6 +40,7 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
     if detection is None:
         detection = _try(problems, "base_model", lambda: detect(config.base_model))
     config = _try(problems, "prompt", lambda: take_tags(config)) or config
+    _try(problems, "prompt", lambda: _chosen(config, 0))
     files_at_fault = start_problems(config.start)
     problems += files_at_fault
     if detection is not None:
@@ -45,8 +48,8 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
             problems += _adapter_problems(f"adapters.{number}", adapter, detection.family)
         if not files_at_fault:
             config = _sized(config, detection.native_resolution)
-    if config.sampler == "LCM" and config.steps > LCM_MOST_STEPS:
-        problems.append(f"steps: the LCM sampler takes at most {LCM_MOST_STEPS}, not {config.steps}")
+    if config.sampler == "LCM" and config.steps > _LCM_MOST_STEPS:
+        problems.append(f"steps: the LCM sampler takes at most {_LCM_MOST_STEPS}, not {config.steps}")
     try:
         choose_device(config.compute.device)
     except ValueError as error:
@@ -58,11 +61,18 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
 
 
 def single_images(config: GenerateConfig) -> list[GenerateConfig]:
-    """A resolved request as one request for each of its images, with the seeds counting up."""
-    return [
-        config.model_copy(update={"seed": (config.seed + index) % _SEEDS, "num_images": 1})
-        for index in range(config.num_images)
-    ]
+    """A resolved request as one request for each of its images: seeds count up, and settle the prompts' choices."""
+    seeds = [(config.seed + index) % _SEEDS for index in range(config.num_images)]
+    return [config.model_copy(update={"seed": seed, "num_images": 1, **_chosen(config, seed)}) for seed in seeds]
+
+
+def _chosen(config: GenerateConfig, seed: int) -> dict[str, object]:
+    if not config.choices:
+        return {}
+    texts = {"prompt": config.prompt, "negative": config.negative}
+    chosen = {name: choose(text, seed, config.wildcard_folders) for name, text in texts.items()}
+    # What is left of braces is text now: the image's own request must not choose again.
+    return {**chosen, "choices": False} if chosen != texts else {}
 
 
 def check_rows(rows: Sequence[GenerateConfig]) -> None:
@@ -83,8 +93,8 @@ def second_size(config: GenerateConfig) -> tuple[int, int]:
     """Width and height in pixels of the second pass of a resolved request."""
     assert config.width_px is not None
     assert config.height_px is not None
-    scale = config.second_pass.scale / _STEP_PX
-    return round(config.width_px * scale) * _STEP_PX, round(config.height_px * scale) * _STEP_PX
+    scale = config.second_pass.scale / LATENT_FACTOR
+    return round(config.width_px * scale) * LATENT_FACTOR, round(config.height_px * scale) * LATENT_FACTOR
 
 
 def _start_kind(config: GenerateConfig) -> tuple[object, ...]:

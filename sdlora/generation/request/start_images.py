@@ -14,9 +14,9 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from sdlora.config.generate import StartImageConfig
+from sdlora.constants import LATENT_FACTOR
 from sdlora.data.decoding import UnreadableImageError, load_grey, load_rgb, open_image, oriented_size
 
-_STEP_PX = 8
 _SMALLEST_PX = 64
 _BACKGROUND = "#ffffff"
 _SAME_SHAPE = 0.02
@@ -40,7 +40,7 @@ class StartImage:
         if self.hard_mask is None:
             return None
         values = torch.from_numpy(numpy.array(self.hard_mask)).float()[None, None] / 255
-        return functional.max_pool2d((values > 0.5).float(), _STEP_PX)
+        return functional.max_pool2d((values > 0.5).float(), LATENT_FACTOR)
 
     def outside_kept(self, generated: Image.Image) -> Image.Image:
         """The generated image with the start image's own pixels outside the mask."""
@@ -98,5 +98,5 @@ def fitting_size(config: StartImageConfig, edge_px: int) -> tuple[int, int]:
     with open_image(config.image.expanduser()) as image:
         width, height = oriented_size(image)
     factor = edge_px / (width * height) ** 0.5
-    width_px, height_px = (max(_SMALLEST_PX, round(side * factor / _STEP_PX) * _STEP_PX) for side in (width, height))
-    return width_px, height_px
+    width_px, height_px = (round(side * factor / LATENT_FACTOR) * LATENT_FACTOR for side in (width, height))
+    return max(_SMALLEST_PX, width_px), max(_SMALLEST_PX, height_px)

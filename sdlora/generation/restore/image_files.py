@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sdlora import atomic
 from sdlora.config.generate import ImageFilesConfig, ImageFormat
+from sdlora.constants import GIB, MIB
 from sdlora.data.decoding import UnreadableImageError, open_image
 from sdlora.errors import DataError
+from sdlora.generation.generated import GeneratedImage
 from sdlora.generation.restore.infotext import Infotext, from_infotext, to_infotext
 from sdlora.generation.restore.request_json import read_request, request_of
-
-if TYPE_CHECKING:
-    from sdlora.generation.generate import GeneratedImage
 
 SUFFIXES: Mapping[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 SUFFIX_OF: Mapping[ImageFormat, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -39,7 +37,7 @@ _EXIF_IFD, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
 _UNICODE, _ASCII, _UNDEFINED = b"UNICODE\0", b"ASCII\0\0\0", bytes(8)
 _NOTE_START = b"sdlora\0"
 _NUMBERED = re.compile(r"(\d{5,})-")
-_LARGEST_FILE_BYTES = 2**30
+_LARGEST_FILE_BYTES = GIB
 _LARGEST_DECODED_PX = 300e6
 
 
@@ -106,11 +104,11 @@ def encode(image: Image.Image, format_: ImageFormat, quality: int, settings: Sav
 
 
 def _put(data: bytes, path: Path) -> Path:
-    number, wanted = 1, path
-    while not _link(data, wanted):
-        number += 1
-        wanted = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return wanted
+    return next(
+        free
+        for free in (path.with_name(f"{name}{path.suffix}") for name in atomic.numbered(path.stem))
+        if _is_created(free, data)
+    )
 
 
 def _put_numbered(data: bytes, folder: Path, ending: str) -> Path:
@@ -119,30 +117,15 @@ def _put_numbered(data: bytes, folder: Path, ending: str) -> Path:
     while True:
         number += 1
         path = folder / f"{number:05d}-{ending}"
-        if _link(data, path):
+        if _is_created(path, data):
             return path
 
 
-def _link(data: bytes, path: Path) -> bool:
-    """Put a file in place whole; False when the name is taken, also by another process at the same moment."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+def _is_created(path: Path, data: bytes) -> bool:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links
-            if path.exists():
-                return False
-            temporary.replace(path)
+        return atomic.create_file(path, data, parents=True)
     except OSError as error:
         raise DataError(f"{path} can't be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-    return True
 
 
 # ---- reading
@@ -185,7 +168,7 @@ def _embedded(path: Path) -> tuple[str | None, str | None]:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
     if path.stat().st_size > _LARGEST_FILE_BYTES:
-        raise DataError(f"{path} has {path.stat().st_size / 2**20:,.0f} MiB; images above 1,024 MiB are not opened")
+        raise DataError(f"{path} has {path.stat().st_size / MIB:,.0f} MiB; images above 1,024 MiB are not opened")
     try:
         with open_image(path) as image:
             if image.format == "PNG":

@@ -10,17 +10,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
-from sdlora.config import files
+from sdlora.config import files, schema
 from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
 from sdlora.errors import ConfigError
-from sdlora.generation.request.prompt_adapters import plain_number, write_tags
+from sdlora.generation.generated import GenerationFacts
 from sdlora.generation.restore.infotext_grammar import parse_infotext, write_infotext
+from sdlora.library.prompt_tags import plain_number, write_tags
 from sdlora.version import __version__
-
-if TYPE_CHECKING:
-    from sdlora.generation.generate import ImageFacts
 
 _KARRAS = " Karras"
 _AUTOMATICALLY_KARRAS = ("DPM++ 2M", "DPM++ SDE")
@@ -54,7 +52,7 @@ class Infotext:
     """Whether this is a whole request that sdlora wrote, so that it can be repeated exactly."""
 
 
-def to_infotext(config: GenerateConfig, facts: ImageFacts) -> str:
+def to_infotext(config: GenerateConfig, facts: GenerationFacts) -> str:
     """The text for one generated image: `config` is the request for this image alone, `facts` what made it.
 
     Adapters stand in the prompt as tags. Their blocks, start and end, and the names of the start image and mask have no
@@ -69,7 +67,7 @@ def _tag_name(adapter: UsedAdapter) -> str:
     return Path(adapter.file).stem.translate(_UNTAGGABLE).strip() or "adapter"
 
 
-def _settings(config: GenerateConfig, facts: ImageFacts) -> dict[str, object]:
+def _settings(config: GenerateConfig, facts: GenerationFacts) -> dict[str, object]:
     sampler, schedule = _split_sampler(config.sampler)
     second_pass = config.second_pass if config.second_pass.scale > 1 else None
     strength = second_pass.strength if second_pass else config.start.strength if config.start.image else None
@@ -163,9 +161,8 @@ class _Found:
 
     def put(self, setting: str, value: Any) -> None:
         """Set `section.name`. Raises ConfigError when the value doesn't fit."""
-        section, _, name = setting.rpartition(".")
-        files.validate({section: {name: value}} if section else {name: value}, "the picture", GenerateConfig)
-        (self.values.setdefault(section, {}) if section else self.values)[name] = value
+        files.validate(schema.nest({setting: value}), "the picture", GenerateConfig)
+        schema.put(self.values, setting, value)
 
 
 def _take_sampler(found: _Found) -> None:

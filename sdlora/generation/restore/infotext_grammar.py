@@ -16,9 +16,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sdlora.constants import MIB
 from sdlora.errors import DataError
 
-LONGEST_TEXT = 2**20
+LONGEST_TEXT = MIB
 """Characters; what is longer was not written by any tool that generates pictures."""
 _NEGATIVE = "Negative prompt:"
 _FEWEST_SETTINGS = 3

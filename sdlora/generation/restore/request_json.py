@@ -10,14 +10,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sdlora.generation.generated import GeneratedImage
 from sdlora.generation.restore.infotext import Infotext
 from sdlora.generation.restore.infotext_grammar import LONGEST_TEXT
 from sdlora.version import __version__
-
-if TYPE_CHECKING:
-    from sdlora.generation.generate import GeneratedImage
 
 _PATHS = {"base_model": ("model", "vae"), "start": ("image", "mask")}
 

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from sdlora.adapters.files.kohya import PARTS, kohya_name
 from sdlora.config.base_model import FamilyName
 from sdlora.generation.sampling.pool import WeightedAdapter
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.models.host import forget_mapped
 from sdlora.models.quantize import QuantizedLayer
 

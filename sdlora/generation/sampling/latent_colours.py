@@ -11,7 +11,7 @@ import torch.nn.functional as functional
 from PIL import Image
 from torch import Tensor
 
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.models.vae import encode_moments
 
 _CELLS = 16

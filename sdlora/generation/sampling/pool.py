@@ -20,9 +20,10 @@ from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
 from sdlora.config.base_model import FamilyName
 from sdlora.config.generate import UsedAdapter
+from sdlora.constants import GIB
 from sdlora.errors import AdapterError
 
-DEFAULT_POOL_BYTES = 2**30
+DEFAULT_POOL_BYTES = GIB
 
 
 class Layers(Protocol):

@@ -13,7 +13,7 @@ import torch
 
 from sdlora.config.base_model import FamilyName
 from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
-from sdlora.models.family import Bundle, TextStates, join_text_states
+from sdlora.models.bundle import Bundle, TextStates, join_text_states
 from sdlora.models.host import forget_mapped
 from sdlora.models.prompts import CHUNK_TOKENS, split_into_chunks, token_numbers
 
@@ -24,9 +24,9 @@ _ZEROS_WHEN_EMPTY: tuple[FamilyName, ...] = ("sdxl",)
 
 
 class Texts:
-    """Encoded captions; the latest are remembered."""
+    """Encoded captions; the latest are remembered. adapted: None takes the text encoders as they are."""
 
-    def __init__(self, bundle: Bundle, adapted: AdaptedBase) -> None:
+    def __init__(self, bundle: Bundle, adapted: AdaptedBase | None) -> None:
         self._bundle = bundle
         self._adapted = adapted
         self._known: OrderedDict[tuple[object, ...], TextStates] = OrderedDict()
@@ -63,7 +63,8 @@ class Texts:
         )
         key = (caption, bundle.clip_skip, bundle.dtype, *(adapter.signature for adapter in relevant))
         if key not in self._known:
-            self._adapted.use_for_text(relevant)
+            if self._adapted is not None:
+                self._adapted.use_for_text(relevant)
             self._known[key] = bundle.family.encode_text(bundle, [caption], _MOST_TOKENS)
             forget_mapped(weight for encoder in bundle.text_encoders for weight in encoder.parameters())
         self._known.move_to_end(key)

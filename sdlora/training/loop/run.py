@@ -12,9 +12,11 @@ from typing import Literal
 
 from rich.console import Console
 
+from sdlora import atomic
 from sdlora.adapters.files.metadata import TrainingFacts
-from sdlora.adapters.files.writing import Export, export, write_side_car
+from sdlora.adapters.files.writing import Export, write_adapter, write_side_car
 from sdlora.adapters.live.self_test import self_test
+from sdlora.config.files import with_files_read
 from sdlora.config.train import TrainConfig
 from sdlora.errors import AdapterError, RunError, SdloraError
 from sdlora.events import (
@@ -29,7 +31,7 @@ from sdlora.events import (
     Stopping,
     Validated,
 )
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.models.loading import load
 from sdlora.runs import checkpoints
 from sdlora.runs import folder as run_folder
@@ -81,6 +83,7 @@ class _LastStep:
 
 def train(config: TrainConfig, sinks: Sequence[EventSink] = ()) -> RunResult:
     """Train a new adapter. Everything that can be checked is checked before the run's folder or a model is touched."""
+    config = with_files_read(config)
     images = check(config)
     workers = Workers(config.optimization.device)
     folder = workers.share(run_folder.create(config) if workers.is_main else None)
@@ -298,6 +301,7 @@ class _Run:
             return previews.generate(
                 self.config,
                 self.prepared.bundle,
+                self.prepared.adapter,
                 self.folder,
                 self.trainer.progress.step,
                 self.events,
@@ -338,7 +342,7 @@ class _Run:
         try:
             report = self_test(self.prepared.adapter, path, self._load_fresh_base)
         except AdapterError:
-            path.replace(path.with_suffix(".failed-self-test"))
+            atomic.move(path, path.with_suffix(".failed-self-test"))
             raise
         self.events.notice(f"self-test passed: {report.summary()}")
 
@@ -361,9 +365,9 @@ class _Run:
 
     def _export(self, path: Path) -> Export:
         outputs = self.config.outputs
-        return export(
-            self.prepared.adapter,
+        return write_adapter(
             path,
+            self.prepared.adapter.module_weights(),
             self._facts(),
             file_format=outputs.format,
             precision=outputs.precision,

@@ -22,12 +22,12 @@ from sdlora.data.batches import derive_seed
 from sdlora.errors import TrainingError
 from sdlora.events import EventStream, StepFinished
 from sdlora.training.inputs.examples import Batch, BatchSource
-from sdlora.training.loop import optimizers, schedules
-from sdlora.training.loop.ema import MovingAverage
-from sdlora.training.loop.parameter_groups import parameter_groups, trained_parameters
-from sdlora.training.loop.precision import PrecisionContext
 from sdlora.training.loop.workers import Workers
 from sdlora.training.loss.loss_function import LossFunction
+from sdlora.training.optimization import optimizers, schedules
+from sdlora.training.optimization.ema import MovingAverage
+from sdlora.training.optimization.parameter_groups import parameter_groups, trained_parameters
+from sdlora.training.optimization.precision import PrecisionContext
 from sdlora.training.preflight import memory
 
 DEAD_MODULE_STEP = 10

@@ -12,12 +12,12 @@ from sdlora.config.train import TrainConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.data.images import ImageRecord
 from sdlora.data.planning import DataPlan, tag_counts
-from sdlora.models.family import Bundle
+from sdlora.models.bundle import Bundle
 from sdlora.models.identity import file_hash
 from sdlora.models.source import locate
-from sdlora.training.loop.schedules import warmup_steps
+from sdlora.training.optimization.schedules import warmup_steps
 
-_KOHYA_LOSS = {"mse": "l2", "l1": "l1", "huber": "huber"}
+_KOHYA_LOSS = {"mse": "l2", "l1": "l1", "huber": "huber", "smooth_l1": "smooth_l1"}
 _KOHYA_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -88,8 +88,8 @@ def training_facts(
         min_snr_gamma=objective.min_snr_gamma if objective.weighting == "min_snr" else None,
         debiased=objective.weighting == "debiased",
         loss=_KOHYA_LOSS[objective.loss],
-        huber_schedule=objective.huber_schedule if objective.loss == "huber" else None,
-        huber_delta=objective.huber_delta if objective.loss == "huber" else None,
+        huber_schedule=objective.huber_schedule if objective.loss in ("huber", "smooth_l1") else None,
+        huber_delta=objective.huber_delta if objective.loss in ("huber", "smooth_l1") else None,
         prior_weight=objective.prior_weight if objective.prior_preservation != "none" else None,
         min_timestep=objective.min_timestep,
         max_timestep=objective.max_timestep,
@@ -102,7 +102,7 @@ def training_facts(
         ),
         mean_aspect_error=plan.mean_aspect_error,
         folders=_folders(records),
-        tag_frequency=tag_counts(records, captions),
+        tag_frequency=tag_counts(records),
         caption_dropout=captions.dropout,
         tag_dropout=captions.tag_dropout,
         shuffle_tags=captions.shuffle_tags,

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict
 
-from sdlora.config import files
+from sdlora.config import schema
+from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, SdloraError
 
 _SETTING = re.compile(r"\b[a-z_]+\.[a-z_]+\b")
@@ -95,5 +96,5 @@ def _messages(error: SdloraError) -> Iterator[str]:
 
 
 def _setting_in(message: str) -> str | None:
-    known = {setting.name for setting in files.settings()}
+    known = {setting.name for setting in schema.settings(TrainConfig)}
     return next((match[0] for match in _SETTING.finditer(message) if match[0] in known), None)

@@ -13,9 +13,7 @@ from typing import Any
 import torch
 
 from sdlora.config.base_model import Precision
-
-_GIB = 2**30
-_LATENT_FACTOR = 8
+from sdlora.constants import GIB, LATENT_FACTOR
 
 # Bytes of optimizer state per trained value.
 _STATE_BYTES = {
@@ -36,7 +34,7 @@ _KEPT = {"fp32": (7, 9, 33), "bf16": (7, 14, 42), "fp16": (7, 14, 42)}
 _KEPT_CHECKPOINTED = {"fp32": (3, 4, 2), "bf16": (3, 5, 3), "fp16": (3, 5, 3)}
 
 _WORKSPACE_SHARE = 0.1
-_RUNTIME_BYTES = int(0.6 * _GIB)
+_RUNTIME_BYTES = int(0.6 * GIB)
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class MemoryEstimate:
             self.activation_bytes,
             self.overhead_bytes,
         )
-        return sum(parts) / _GIB
+        return sum(parts) / GIB
 
 
 def estimate(plan: MemoryPlan) -> MemoryEstimate:
@@ -147,8 +145,8 @@ def activation_bytes(plan: MemoryPlan) -> int:
 def peak_gib(device: torch.device) -> float:
     """Highest memory use so far in GiB: of the card on CUDA, otherwise of this process; 0 where it can't be told."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / _GIB
-    return _process_peak_bytes() / _GIB
+        return torch.cuda.max_memory_allocated(device) / GIB
+    return _process_peak_bytes() / GIB
 
 
 def free_disk_gib(path: Path) -> float:
@@ -156,7 +154,7 @@ def free_disk_gib(path: Path) -> float:
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent
-    return shutil.disk_usage(existing).free / _GIB
+    return shutil.disk_usage(existing).free / GIB
 
 
 def _kept_values(plan: MemoryPlan, checkpointing: bool) -> tuple[int, int]:
@@ -166,7 +164,7 @@ def _kept_values(plan: MemoryPlan, checkpointing: bool) -> tuple[int, int]:
 
 
 def _latent_edge(edge_px: int, level: int) -> int:
-    return math.ceil(edge_px / (_LATENT_FACTOR << level))
+    return math.ceil(edge_px / (LATENT_FACTOR << level))
 
 
 def _per_level(value: int | tuple[int, ...] | list[int], levels: int) -> tuple[int, ...]:

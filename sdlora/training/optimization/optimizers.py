@@ -1,0 +1,232 @@
+"""The optimizer a configuration names, ready to step.
+
+Every optimizer here keeps its whole state in `state_dict()`, so that a run that saves and loads it goes on exactly.
+The learning rate of a step is set from outside by `set_learning_rates`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from sdlora.config.optimization import OptimizationConfig
+from sdlora.errors import ConfigError, MissingPackageError
+from sdlora.training.optimization.parameter_groups import ParameterGroup
+
+_FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+_SETTINGS = {"lr": "learning_rate", "weight_decay": "weight_decay", "params": "adapter"}
+
+# bitsandbytes leaves tensors below 4096 values in fp32, which for a small rank is most of an adapter. It quantises in
+# blocks of 256, so that much is enough for full precision of the scales.
+_MIN_8BIT_SIZE = 256
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a named optimizer is made: its class, the pip extra that brings it, and our defaults for its options."""
+
+    path: str
+    extra: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+_KINDS = {
+    "adamw": _Kind("torch.optim.AdamW"),
+    "adamw8bit": _Kind("bitsandbytes.optim.AdamW8bit", "8bit", {"min_8bit_size": _MIN_8BIT_SIZE}),
+    "paged_adamw8bit": _Kind("bitsandbytes.optim.PagedAdamW8bit", "8bit", {"min_8bit_size": _MIN_8BIT_SIZE}),
+    "lion": _Kind("lion_pytorch.Lion", "lion"),
+    # torch's own Adafactor scales every step by the weight's size, which is 0 for LoRA's B: with a fixed rate only
+    # the one in transformers trains it.
+    "adafactor": _Kind(
+        "transformers.optimization.Adafactor",
+        defaults={"scale_parameter": False, "relative_step": False, "warmup_init": False},
+    ),
+    "prodigy": _Kind(
+        "prodigyopt.Prodigy",
+        "prodigy",
+        {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
+    ),
+    "schedule_free_adamw": _Kind("schedulefree.AdamWScheduleFree", "schedule-free"),
+    "prodigy_schedule_free": _Kind("prodigyplus.ProdigyPlusScheduleFree", "optimizers", {"use_speed": False}),
+    "adan": _Kind("pytorch_optimizer.Adan", "optimizers", {"weight_decouple": True}),
+    "ademamix": _Kind("pytorch_optimizer.AdEMAMix", "optimizers", {"weight_decouple": True}),
+    "adopt": _Kind("pytorch_optimizer.ADOPT", "optimizers", {"weight_decouple": True}),
+    "came": _Kind("pytorch_optimizer.CAME", "optimizers"),
+    "dadapt_adam": _Kind("pytorch_optimizer.DAdaptAdam", "optimizers", {"weight_decouple": True}),
+    "muon": _Kind("pytorch_optimizer.Muon", "optimizers"),
+    "soap": _Kind("pytorch_optimizer.SOAP", "optimizers"),
+    "stable_adamw": _Kind("pytorch_optimizer.StableAdamW", "optimizers"),
+}
+_PACKAGES = {
+    "lion_pytorch": "lion-pytorch",
+    "pytorch_optimizer": "pytorch-optimizer",
+    "prodigyplus": "prodigy-plus-schedule-free",
+}
+
+
+def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: torch.device) -> Optimizer:
+    """The optimizer over the given groups, in training mode.
+
+    device: where the weights are. Raises MissingPackageError, or ConfigError when a dotted path can't be imported or
+    names no optimizer, and when the optimizer rejects its options.
+    """
+    kind = _KINDS.get(config.optimizer, _Kind(config.optimizer))
+    optimizer_class = _import_class(config.optimizer, kind)
+    options = {**kind.defaults, **_default_options(config.optimizer, device), **_given_options(config)}
+    problems = _option_problems(optimizer_class, options)
+    if problems:
+        raise ConfigError("optimization.optimizer_options", problems)
+    torch_groups: list[dict[str, Any]] = [
+        {"params": group.parameters, "lr": group.learning_rate, "weight_decay": group.weight_decay, "name": group.name}
+        for group in groups
+    ]
+    if config.optimizer == "muon":
+        # It makes updates orthogonal, which only a matrix can be; DoRA's magnitudes, which have a group of their own,
+        # get AdamW. A convolution's B is [out, rank, 1, 1], a matrix all the same.
+        for group in torch_groups:
+            group["use_muon"] = all(parameter.ndim >= 2 for parameter in group["params"])
+    if config.optimizer == "paged_adamw8bit" and device.type == "cpu":
+        # `notes` says it once, in our words.
+        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # some print remarks of their own
+            optimizer: Optimizer = optimizer_class(torch_groups, lr=groups[0].learning_rate, **options)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ConfigError(
+            "optimization", [f"optimizer {config.optimizer} rejects its options {options or '{}'}: {error!r}"]
+        ) from error
+    if _has_modes(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]
+    return optimizer
+
+
+def check(config: OptimizationConfig) -> None:
+    """Find everything `build` would refuse, before any model is loaded; raises what it raises."""
+    device = torch.device("cpu")
+    group = ParameterGroup("check", [nn.Parameter(torch.zeros(1))], config.learning_rate, config.weight_decay)
+    build([group], config, device)
+
+
+def notes(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: torch.device) -> list[str]:
+    """What is worth telling about the choice on this device and these weights, one sentence each."""
+    remarks = []
+    if config.optimizer == "paged_adamw8bit" and device.type == "cpu":
+        remarks.append("optimizer=paged_adamw8bit pages between card and host; on the CPU it is the same as adamw8bit")
+    if config.optimizer in ("adamw8bit", "paged_adamw8bit"):
+        limit = config.optimizer_options.get("min_8bit_size", _MIN_8BIT_SIZE)
+        sizes = [parameter.numel() for group in groups for parameter in group.parameters]
+        small = [size for size in sizes if size < limit]
+        if small:
+            remarks.append(
+                f"{len(small)} of {len(sizes)} adapter tensors have fewer than {limit} values and keep 32-bit "
+                f"optimizer state ({sum(small)} of {sum(sizes)} values)"
+            )
+    return remarks
+
+
+def set_learning_rates(optimizer: Optimizer, groups: Sequence[ParameterGroup], factor: float) -> dict[str, float]:
+    """Set every group's rate for the next step to its base rate times `factor`; returns the rates by group name.
+
+    For Prodigy the returned rate includes its own estimate, as that is what moves the weights.
+    """
+    rates = {}
+    for torch_group, group in zip(optimizer.param_groups, groups, strict=True):
+        torch_group["lr"] = group.learning_rate * factor
+        rates[group.name] = torch_group["lr"] * torch_group.get("d", 1.0)
+    return rates
+
+
+@contextmanager
+def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
+    """Inside, the weights are those to validate, preview and export; after, those to train on, to the last bit.
+
+    They differ for schedule-free optimizers only, which train at one point and are evaluating at an average. Their own
+    switch back rounds, so that a preview would change the run; here the training weights are put back as they were.
+    """
+    if not _has_modes(optimizer):
+        yield
+        return
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    trained = [parameter.detach().clone() for parameter in parameters]
+    optimizer.eval()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        optimizer.train()  # type: ignore[attr-defined]
+        with torch.no_grad():
+            for parameter, value in zip(parameters, trained, strict=True):
+                parameter.copy_(value)
+
+
+def state_bytes(optimizer: Optimizer) -> int:
+    """Memory that the optimizer's state takes, tables shared between weights counted once."""
+    tensors = {
+        tensor.data_ptr(): tensor.nbytes
+        for state in optimizer.state.values()
+        for tensor in state.values()
+        if isinstance(tensor, torch.Tensor)
+    }
+    return sum(tensors.values())
+
+
+def _has_modes(optimizer: Optimizer) -> bool:
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
+def _default_options(name: str, device: torch.device) -> dict[str, Any]:
+    return {"fused": True} if name == "adamw" and device.type in _FUSED_DEVICES else {}
+
+
+def _given_options(config: OptimizationConfig) -> dict[str, Any]:
+    """The user's options; YAML knows lists only, optimizers want tuples (betas)."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in config.optimizer_options.items()
+    }
+
+
+def _import_class(name: str, kind: _Kind) -> type[Any]:
+    module_name, _, class_name = kind.path.rpartition(".")
+    package = module_name.partition(".")[0]
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except ImportError as error:
+        if kind.extra:
+            raise MissingPackageError(f"optimizer={name}", _PACKAGES.get(package, package), kind.extra) from error
+        raise ConfigError("optimization.optimizer", [f"'{name}' can't be imported: {error}"]) from error
+    except AttributeError as error:
+        raise ConfigError("optimization.optimizer", [f"'{name}' can't be imported: {error}"]) from error
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise ConfigError("optimization.optimizer", [f"'{name}' is no optimizer class (torch.optim.Optimizer)"])
+    closure = inspect.signature(found.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError("optimization.optimizer", [f"'{name}' needs a closure that computes the loss again"])
+    return found
+
+
+def _option_problems(optimizer_class: type[Any], options: Mapping[str, Any]) -> list[str]:
+    accepted = inspect.signature(optimizer_class).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
+    # This package's classes take any keyword and pass over what they don't know: a misspelt one would be lost.
+    takes_any = takes_any and not optimizer_class.__module__.startswith("pytorch_optimizer.")
+    names = [name for name in accepted if name not in (*_SETTINGS, "kwargs")]
+    problems = []
+    for name in options:
+        if name in _SETTINGS:
+            problems.append(f"{name}: set optimization.{_SETTINGS[name]} instead")
+        elif name not in accepted and not takes_any:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(names)}"
+            problems.append(f"{name}: unknown option of {optimizer_class.__name__}, {hint}")
+    return problems

@@ -1,0 +1,80 @@
+"""Which learning rate each trained weight gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from sdlora.adapters.live.attach import Weight
+from sdlora.adapters.live.layers import matches_block
+from sdlora.config.optimization import OptimizationConfig
+from sdlora.errors import ConfigError
+
+_MAGNITUDE = ".magnitude"
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Weights that share a learning rate and a weight decay."""
+
+    name: str
+    """For logs: "unet", "unet B" (LoRA+), "unet down_blocks.0", "text_encoder", "unet magnitude" (DoRA)."""
+    parameters: list[nn.Parameter]
+    learning_rate: float
+    """Before the schedule's factor."""
+    weight_decay: float
+
+
+def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> list[ParameterGroup]:
+    """The trained weights in as few groups as their learning rates allow, in the order they first occur.
+
+    A weight's rate is its part's, times the factor of the last block pattern that matches it, times lora_plus_ratio for
+    LoRA's B. Weights whose rate is 0 are in no group and stay as they are. DoRA's magnitudes get no weight decay,
+    since they start at the norms of the base's weights and not at 0.
+    Raises ConfigError for a block pattern that matches nothing, and when nothing is left to train.
+    """
+    weights = list(weights)
+    problems = _unmatched_patterns(weights, config)
+    if problems:
+        raise ConfigError("optimization", problems)
+    groups: dict[str, ParameterGroup] = {}
+    for weight in weights:
+        name, rate = _name_and_rate(weight, config)
+        decay = 0.0 if weight.name.endswith(_MAGNITUDE) else config.weight_decay
+        if rate > 0:
+            group = groups.setdefault(name, ParameterGroup(name, [], rate, decay))
+            group.parameters.append(weight.parameter)
+    if not groups:
+        raise ConfigError("optimization", ["every learning rate is 0, nothing remains to train"])
+    return list(groups.values())
+
+
+def trained_parameters(groups: Iterable[ParameterGroup]) -> list[nn.Parameter]:
+    """All weights of all groups, in one list."""
+    return [parameter for group in groups for parameter in group.parameters]
+
+
+def _name_and_rate(weight: Weight, config: OptimizationConfig) -> tuple[str, float]:
+    words: list[str] = [weight.part]
+    rate = config.learning_rates[weight.part]
+    matching = [p for p in config.block_learning_rates if matches_block(p, weight.part, weight.path)]
+    if matching and config.block_learning_rates[matching[-1]] != 1.0:
+        words.append(matching[-1].removeprefix(f"{weight.part}."))
+        rate *= config.block_learning_rates[matching[-1]]
+    if weight.is_B and config.lora_plus_ratio != 1.0:
+        words.append("B")
+        rate *= config.lora_plus_ratio
+    if weight.name.endswith(_MAGNITUDE):
+        words.append("magnitude")
+    return " ".join(words), rate
+
+
+def _unmatched_patterns(weights: list[Weight], config: OptimizationConfig) -> list[str]:
+    blocks = ", ".join(dict.fromkeys(weight.block for weight in weights))
+    return [
+        f"block_learning_rates: '{pattern}' matches no trained layer, trained blocks are: {blocks}"
+        for pattern in config.block_learning_rates
+        if not any(matches_block(pattern, weight.part, weight.path) for weight in weights)
+    ]

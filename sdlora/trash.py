@@ -1,0 +1,80 @@
+"""Deleting that can be taken back: what is deleted moves into a trash folder until that is emptied."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much lies in a folder."""
+
+    files: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """Something in the trash, and where it was."""
+
+    original: Path
+    trashed: Path
+
+
+def move_to_trash(paths: Sequence[Path], trash: Path) -> list[Deleted]:
+    """Move files or folders into the trash; those that are gone already are passed over."""
+    trash.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    deleted = []
+    for path in paths:
+        if path.exists():
+            target = _free(trash / f"{stamp}-{path.name}")
+            shutil.move(path, target)
+            deleted.append(Deleted(path, target))
+    return deleted
+
+
+def put_back(deleted: Sequence[Deleted]) -> list[Path]:
+    """Undo a deletion; a place that was taken meanwhile gets a number. Returns where things are now."""
+    restored = []
+    for one in deleted:
+        if one.trashed.exists():
+            one.original.parent.mkdir(parents=True, exist_ok=True)
+            restored.append(Path(shutil.move(one.trashed, _free(one.original))))
+    return restored
+
+
+def size_of(folder: Path) -> Size:
+    """Number and size of all files below a folder; links are not followed."""
+    files = size_bytes = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # deleted just now
+                size_bytes += os.lstat(os.path.join(place, name)).st_size  # noqa: PTH118
+                files += 1
+    return Size(files, size_bytes)
+
+
+def empty_folder(folder: Path) -> Size:
+    """Delete everything in a folder for good; returns what it was. Raises OSError for what can't be deleted."""
+    before = size_of(folder)
+    for path in list(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return before
+
+
+def _free(path: Path) -> Path:
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free

@@ -1,0 +1,26 @@
+"""A stretch of a long list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Page(Generic[Item]):
+    """The items of one page. `number` counts from 1, `num_pages` is at least 1."""
+
+    items: tuple[Item, ...]
+    number: int
+    num_pages: int
+    num_items: int
+
+
+def page_of(items: Sequence[Item], number: float | None, size: int) -> Page[Item]:
+    """One page of the items; numbers beyond the ends give the first or last page."""
+    num_pages = max(1, -(-len(items) // size))
+    number = min(max(1, int(number or 1)), num_pages)
+    return Page(tuple(items[(number - 1) * size : number * size]), number, num_pages, len(items))
