@@ -160,6 +160,7 @@ def test_a_damaged_memory_is_read_anew(tmp_path: Path) -> None:
     assert len(scanned(folder).last.entries) == 1
 
 
+@pytest.mark.slow
 def test_library_rows_and_requests_load_no_torch() -> None:
     script = (
         "import sys; import webui.generate.request, sdlora.generation.restore.repeat, sdlora.library.mixes; "

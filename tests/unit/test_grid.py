@@ -276,6 +276,7 @@ def test_cells_with_the_same_adapters_come_one_after_the_other() -> None:
     assert [{cell.config.adapters[0].weight for cell in batch} for batch in made.batches()] == [{0}, {0.5}, {1}]
 
 
+@pytest.mark.slow
 def test_planning_a_grid_loads_no_torch() -> None:
     code = (
         "import sys\n"

@@ -173,6 +173,7 @@ unpack.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_killed_midway_it_goes_on_and_loses_and_repeats_nothing(tmp_path: Path, kind: str) -> None:
     source = tmp_path / "source"
