@@ -115,7 +115,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state."""
+        """Go on from a checkpoint's state; one without the optimizer's leaves it fresh."""
         self._take_over(state)
         self.precision.load_state_dict(state["precision"])
         self.progress = Progress(**state["progress"])
@@ -215,6 +215,13 @@ class Trainer:
 
     def _take_over(self, state: dict[str, Any]) -> None:
         self.adapter.load_state(state["adapter"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        if "optimizer" in state:
+            chosen = optimizers.chosen_settings(self.optimizer, self.config)
+            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+            # The state holds the settings it was saved with; those of the configuration may have changed since.
+            for group, settings in zip(self.optimizer.param_groups, chosen, strict=True):
+                group.update(settings)
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
+        elif self.average is not None:
+            self.average.restart()

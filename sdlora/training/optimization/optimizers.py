@@ -69,6 +69,8 @@ _KINDS = {
     "soap": _Kind("pytorch_optimizer.SOAP", "optimizers"),
     "stable_adamw": _Kind("pytorch_optimizer.StableAdamW", "optimizers"),
 }
+_CHOSEN = ("betas", "eps", "momentum", "nesterov", "amsgrad", "d_coef")
+"""Options that are settings wherever they occur, given or not."""
 _PACKAGES = {
     "lion_pytorch": "lion-pytorch",
     "pytorch_optimizer": "pytorch-optimizer",
@@ -146,6 +148,12 @@ def set_learning_rates(optimizer: Optimizer, groups: Sequence[ParameterGroup], f
         torch_group["lr"] = group.learning_rate * factor
         rates[group.name] = torch_group["lr"] * torch_group.get("d", 1.0)
     return rates
+
+
+def chosen_settings(optimizer: Optimizer, config: OptimizationConfig) -> list[dict[str, Any]]:
+    """Of each of a fresh optimizer's groups the settings that a person chooses, apart from what it keeps as state."""
+    names = {"weight_decay", *_CHOSEN, *config.optimizer_options}
+    return [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
 
 
 @contextmanager
