@@ -36,8 +36,8 @@ def spare_progress(page: gr.Blocks) -> None:
 def collect(triggers: Any, components: Mapping[str, Any], into: Any) -> Any:
     """On these events, have the browser write what components show into one text component, as JSON by name.
 
-    Go on with `.then(handler, into, ...)`. What `spare_progress` says of outputs is so of inputs too, and can't be turned
-    off: a hundred inputs keep a browser busy, one doesn't.
+    Go on with `.then(handler, into, ...)`. What `spare_progress` says of outputs is so of inputs too and can't be
+    turned off: a hundred inputs keep a browser busy, one doesn't.
     """
     pairs = f"{json.dumps(list(components))}.map((name, place) => [name, values[place]])"
     script = f"(...values) => [JSON.stringify(Object.fromEntries({pairs}))]"

@@ -24,6 +24,8 @@ from sdlora.models.builtin import BUILTIN_MODELS
 from tests.support.adapter_files import ATTENTION, CONVOLUTIONS, TEXT, random_adapter
 from tests.support.tiny_models import Width, build
 
+pytestmark = pytest.mark.slow  # many samplers
+
 MOST = 1e-3
 EMOJI = BUILTIN_MODELS["builtin:emoji"]
 PROMPT, NEGATIVE = "a cat face, noto style emoji", "grey"

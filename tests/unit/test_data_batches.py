@@ -56,6 +56,7 @@ def test_seeds_are_fixed_for_ever() -> None:
     assert derive_seed(1, 23) != derive_seed(12, 3)
 
 
+@pytest.mark.slow
 def test_the_same_counters_draw_the_same_in_another_process() -> None:
     code = (
         "from sdlora.data.batches import sample_random; print([sample_random(7, 'crop', i).random() for i in range(5)])"

@@ -75,6 +75,7 @@ def test_a_damaged_entry_is_encoded_again(tmp_path: Path, damage: str) -> None:
     assert same(cache.get_or_encode(key, refuse), entry(2))
 
 
+@pytest.mark.slow
 def test_two_processes_that_write_the_same_keys_harm_nothing(tmp_path: Path) -> None:
     """Each process checks every entry it reads; the sizes make half-written files likely if writes weren't atomic."""
     code = """

@@ -21,6 +21,8 @@ from sdlora.launch.images import ImageQueue, ImageRequest
 from sdlora.processes import start_mark
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow  # starts processes
+
 COMMAND = (sys.executable, str(Path(__file__).parents[1] / "support" / "image_process.py"))
 
 

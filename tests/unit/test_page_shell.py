@@ -124,6 +124,7 @@ def test_handlers_tell_our_errors_in_full_and_others_by_kind(caplog: pytest.LogC
     assert '"Delete {#count}?"' in confirm("Delete {#count}?")
 
 
+@pytest.mark.slow
 def test_the_whole_page_is_built_without_torch(tmp_path: Path) -> None:
     pytest.importorskip("gradio")
     question = f"""
@@ -164,6 +165,7 @@ def test_the_status_line_says_what_runs_and_how_it_ended(tmp_path: Path) -> None
     assert StatusLine().text(Snapshot()) == ""
 
 
+@pytest.mark.slow
 def test_machine_facts_are_told_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sdlora.launch import machine
 

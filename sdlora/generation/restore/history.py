@@ -37,7 +37,7 @@ class History:
     def __init__(self, folder: Path, memory: Path) -> None:
         """memory: JSON file that keeps what was read."""
         self.folder = folder
-        self._memory = FileMemory(memory, _FORMAT)
+        self._memory = FileMemory(memory, version=_FORMAT)
         self._lock = threading.Lock()
 
     def images(self, text: str = "") -> list[HistoryImage]:
@@ -47,18 +47,16 @@ class History:
 
     def _scan(self) -> list[HistoryImage]:
         with self._lock:
-            known: dict[Path, dict[str, Any]] = {}
+            found: list[HistoryImage] = []
             for place, inner, names in os.walk(self.folder):
                 inner[:] = [name for name in inner if not name.startswith(".")]
                 for name in names:
                     path = Path(place, name)
                     if path.suffix.lower() in SUFFIXES and not name.startswith("."):
                         with suppress(FileNotFoundError):  # deleted just now
-                            status = path.stat()
-                            stamp = [status.st_size, status.st_mtime]
-                            known[path] = self._memory.recall(path, stamp, partial(_told_by, path))
-            self._memory.keep(known)
-        found = [HistoryImage(path, told["stamp"][1], told["prompt"], told["words"]) for path, told in known.items()]
+                            told = self._memory.get(path, partial(_told_by, path))
+                            found.append(HistoryImage(path, path.stat().st_mtime, told["prompt"], told["words"]))
+            self._memory.save()
         return sorted(found, key=lambda image: (image.changed, image.path.name), reverse=True)
 
 
