@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -187,4 +188,16 @@ def test_only_what_was_painted_over_is_drawn_anew(page: Any, server: Any, tmp_pa
     page.uncheck("#generate-start-on input")
     page.wait_for_timeout(2500)  # and stays so over the page's polls
     assert not page.is_checked("#generate-start-on input")
+
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    page.click("#generate-start button.label-wrap")
+    page.wait_for_selector("#generate-start-editor canvas")
+    wait_until(page, lambda: _colour_in_the_middle(page.locator("#generate-start-editor canvas").first) == 128)
     assert not page.complaints
+
+
+def _colour_in_the_middle(element: Any) -> int:
+    with Image.open(BytesIO(element.screenshot())) as image:
+        red = image.convert("RGB").getpixel((image.width // 2, image.height // 2))[0]
+    return int(red)

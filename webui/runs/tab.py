@@ -14,7 +14,6 @@ from sdlora.launch.runs import RunHandle, clone
 from sdlora.launch.support import copy_log, support_zip, write_csv
 from webui.context import EACH_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.downloads import download_button
-from webui.gradio_quirks import pressed
 from webui.layout import html
 from webui.runs import view
 from webui.runs.chart import ChartOptions
@@ -173,7 +172,7 @@ class RunsTab:
         self.chart.select(handler(self._zoom), looks, [*shown, self.first, self.last], **EACH_COUNTS)
         self.log_tab.select(None, None, None, js=TO_THE_END, **PRIVATE)
         self.compare_tab.select(handler(self._offer_runs), None, self.compare, **QUICK)
-        self.context.on_load.append((self._restore, [], [self.selected, self.last]))
+        self.context.on_load.append((self._restore, [], [self.selected]))
 
     @property
     def _chart_inputs(self) -> list[Any]:
@@ -272,7 +271,7 @@ class RunsTab:
 
     def _select(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
         """Look at another run."""
-        name = str(pressed(event)["run"])
+        name = str(event.pressed["run"])
         self.context.state.set("runs.selected", name)
         shown = self._show(name, sent, (0, None), *chosen)
         return {**(shown if self.sent in shown else {}), self.selected: name, self.preview: (0, None)}
@@ -281,14 +280,14 @@ class RunsTab:
         self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any
     ) -> Any:
         """Put the pressed picture under the slider."""
-        data = pressed(event)
+        data = event.pressed
         wanted = (int(data["prompt"]), int(data["step"]))
         shown = self._show(selected, sent, wanted, *chosen)
         return {**(shown if self.sent in shown else {}), self.preview: wanted}
 
     def _zoom(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
         """Look at the stretch of steps that was dragged over, or at all of them."""
-        stretch = pressed(event)
+        stretch = event.pressed
         *others, _, _, compared = chosen
         shown = self._show(selected, sent, preview, *others, stretch["first"], stretch["last"], compared)
         ends = {self.first: stretch["first"], self.last: stretch["last"]}
@@ -296,7 +295,7 @@ class RunsTab:
 
     def _alter_queue(self, event: gr.EventData, selected: str | None, *looks: Any) -> Any:
         """Move a waiting run, take it out, hold the queue or let it go on."""
-        data = pressed(event)
+        data = event.pressed
         act, run = data["queue"], data.get("run", "")
         if act in ("hold", "release"):
             self.watch.hold(act == "hold")
@@ -317,7 +316,7 @@ class RunsTab:
         return gr.update(choices=[run.name for run in self.watch.snapshot().runs])
 
     def _restore(self) -> Any:
-        return self.context.state.get("runs.selected"), None  # else Gradio shows the empty number as 0
+        return self.context.state.get("runs.selected")
 
     # Files
 
