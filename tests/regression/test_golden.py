@@ -56,6 +56,7 @@ def run(images: Path, runs: Path, *overrides: str) -> Path:
         "images.bucket_step=16",
         "images.horizontal_flip=true",
         "captions.dropout=0.2",
+        "captions.weights=true",
         "adapter.rank=4",
         "adapter.layers=all+conv",
         "adapter.text_encoder=true",
