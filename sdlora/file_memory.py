@@ -1,16 +1,21 @@
-"""What was read from files, kept as long as the files stay as they are: by path, size and modification time."""
+"""What was found out about files, remembered until they change."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sdlora import atomic
+
 Answer = TypeVar("Answer")
-Stamp = list[float]
-"""Numbers that change when a file does."""
+
+_SETTLED_SECONDS = 2.0
+"""A file changed more recently than this is not remembered: file systems round times, so it may change unseen."""
 
 
 def stamp_of(path: Path) -> tuple[int, int] | None:
@@ -40,37 +45,52 @@ def while_unchanged(most: int) -> Callable[[Callable[[Path], Answer]], Callable[
 
 
 class FileMemory:
-    """Plain values by file, in one JSON file, so that the next start of a program reads nothing twice.
+    """Plain facts (what JSON can hold) about files, by path, size and time of change, in one JSON file.
 
-    Use it as: `recall` for each file that is there now, then `keep` all that was recalled. What is not among it is
-    forgotten. A memory that is missing, damaged or of another format is empty; then all is read again.
+    Safe from several threads. Two processes may save at once: the last one wins, and the other's work is done again
+    next time.
     """
 
-    def __init__(self, path: Path, format_: int) -> None:
-        """format_: counts up when what is kept gets another shape."""
-        self._path, self._format = path, format_
+    def __init__(self, store: Path | None, version: int) -> None:
+        """store: None remembers nothing. version: of the facts' form; what another one wrote is forgotten."""
+        self._store = store
+        self._version = version
         self._known = self._read()
+        self._asked: dict[str, list[Any]] = {}
 
-    def recall(self, file: Path, stamp: Stamp, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What is known of a file; `read()` is asked when it is new or its stamp has changed."""
-        known = self._known.get(str(file))
-        return known if known is not None and known["stamp"] == stamp else {"stamp": stamp, **read()}
+    def get(self, path: Path, find_out: Callable[[], Any], also: float = 0.0) -> Any:
+        """The facts about a file, from memory if it has not changed, else from `find_out()`.
 
-    def keep(self, entries: dict[Path, dict[str, Any]]) -> None:
-        """Remember these entries in place of those before; the file is written only when something changed."""
-        known = {str(file): entry for file, entry in entries.items()}
-        if known == self._known:
+        also: a further number to compare, such as the time of change of a file that belongs to it. Raises OSError when
+        the file can't be looked at, and what `find_out` raises.
+        """
+        name, status = str(path.absolute()), path.stat()
+        stamp = [status.st_size, status.st_mtime_ns, also]
+        known = self._known.get(name)
+        facts = known[1] if known is not None and known[0] == stamp else find_out()
+        if time.time() - status.st_mtime > _SETTLED_SECONDS:
+            self._asked[name] = [stamp, facts]
+        return facts
+
+    def save(self, *, keep_others: bool = False) -> None:
+        """Write what was asked for since the last time, and with keep_others all else too; the rest is forgotten.
+
+        A folder that can't be written is no error: all is only found out again.
+        """
+        entries = {**self._known, **self._asked} if keep_others else self._asked
+        unchanged = entries == self._known
+        self._known, self._asked = entries, {}
+        if self._store is None or unchanged:
             return
-        self._known = known
-        content = json.dumps({"format": self._format, "files": known}, ensure_ascii=False)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_name(f"{self._path.name}.part")
-        beside.write_text(content, encoding="utf-8")
-        beside.replace(self._path)
+        with suppress(OSError):
+            atomic.write_json(self._store, {"version": self._version, "files": entries}, parents=True)
 
-    def _read(self) -> dict[str, dict[str, Any]]:
+    def _read(self) -> dict[str, list[Any]]:
+        if self._store is None:
+            return {}
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            return dict(content["files"]) if content["format"] == self._format else {}
-        except (OSError, ValueError, KeyError, TypeError):
+            content = json.loads(self._store.read_text(encoding="utf-8"))
+            entries = content["files"].items() if content["version"] == self._version else ()
+            return {name: [stamp, facts] for name, (stamp, facts) in entries}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}

@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdlora import atomic
+
 
 @dataclass(frozen=True)
 class Size:
@@ -73,8 +75,6 @@ def empty_folder(folder: Path) -> Size:
 
 
 def _free(path: Path) -> Path:
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return free
+    """The path itself, or one with a number where something is there already."""
+    candidates = (path.with_name(f"{stem}{path.suffix}") for stem in atomic.numbered(path.stem))
+    return next(candidate for candidate in candidates if not candidate.exists())

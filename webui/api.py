@@ -10,17 +10,14 @@ from typing import Any
 import gradio as gr
 
 from sdlora import GenerateConfig
-from sdlora.config import files
-from sdlora.config.mix import MixedAdapter, parse_adapter
+from sdlora.config import fields, files
 from sdlora.errors import ConfigError, RunError
 from sdlora.launch import exports, queue, runs
 from sdlora.launch.runs import RunHandle
 from sdlora.library import mixes
 from sdlora.library.rows import check_family, from_used
-from webui import fields
 from webui.context import Context, handler
 from webui.generate.request import FIELDS, read_request
-from webui.services import Services
 
 _LOOK_SECONDS = 0.2
 
@@ -73,7 +70,7 @@ def add_image_endpoints(context: Context) -> None:
         name: of the new file. method: concat, svd, linear, ties, dare or dare-ties; all but concat and linear need a
         rank or a share of energy (0 is "not given").
         """
-        rows = from_used(_found(services, adapters))
+        rows = from_used(mixes.find_operands(adapters, services.scan()))
         target = mixes.new_file(name, context.workspace.adapters, ".safetensors")
         family = check_family(rows, services.adapters)
         settings = {"method": method, "rank": rank or None, "energy": energy or None, "family": family}
@@ -95,7 +92,7 @@ def add_image_endpoints(context: Context) -> None:
         config = read_request(
             services,
             {**fields.show_all(GenerateConfig(), FIELDS), **settings, "prompt": prompt},
-            rows=from_used(_found(services, adapters)),
+            rows=from_used(mixes.find_operands(adapters, services.scan())),
         )
         number = services.images.submit(config)
         while not (request := services.images.get(number)).is_over:
@@ -110,22 +107,6 @@ def add_image_endpoints(context: Context) -> None:
 
     for function in (mix, generate):
         _offer(function)
-
-
-def _found(services: Services, adapters: list[str]) -> list[MixedAdapter]:
-    """Adapters by path or library name. Raises ConfigError that names all that aren't there."""
-    library, found, problems = services.scan(), [], []
-    for text in adapters:
-        adapter = parse_adapter(text)
-        if not adapter.file.startswith("hf://") and not Path(adapter.file).is_file():
-            try:
-                adapter = adapter.model_copy(update={"file": str(library.find(adapter.file).path)})
-            except ConfigError as error:
-                problems += [f"{adapter.file}: {problem}" for problem in error.problems]
-        found.append(adapter)
-    if problems:
-        raise ConfigError("the adapters", problems)
-    return found
 
 
 def _offer(function: Callable[..., Any]) -> None:

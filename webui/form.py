@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 from pydantic import BaseModel
 
-from webui import fields
-from webui.fields import Field
+from sdlora.config import fields
+from sdlora.config.fields import Field
 
 Suggestions = Sequence[str | tuple[str, str]]
 

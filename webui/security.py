@@ -312,11 +312,5 @@ async def _answer_html(send: Send, status: int, text: str, extra: Iterable[tuple
 
 async def _send(send: Send, status: int, kind: bytes, body: bytes, extra: Iterable[tuple[bytes, bytes]]) -> None:
     headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [*headers, *extra, *_PROTECTIVE],
-        }
-    )
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *extra, *_PROTECTIVE]})
     await send({"type": "http.response.body", "body": body})

@@ -7,10 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from sdlora.generation.restore.history import History
-from sdlora.launch.dry_runs import DryRuns
+from sdlora.launch.forecast import Forecaster
 from sdlora.launch.images import ImageQueue
-from sdlora.launch.pace import Paces
-from sdlora.launch.starting import Starter
 from sdlora.launch.watch import RunWatch
 from sdlora.library.scan import Library, Scan
 from sdlora.models.found import list_models
@@ -29,9 +27,7 @@ class Services:
         self.workspace = workspace
         self.state = state
         self.watch = RunWatch(workspace.runs)
-        self.starter = Starter(workspace.runs)
-        self.dry_runs = DryRuns(workspace.jobs)
-        self.paces = Paces()
+        self.forecaster = Forecaster(self.watch, workspace.jobs)
         self.active = ActiveAdapters(state)
         self.history = History(workspace.outputs, workspace.internal / "history.json")
         self._library = Library((), workspace.internal / "library.json")

@@ -13,6 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from sdlora.words import count
+
 
 class Macros:
     """The macros of one template file, each called with its values and giving HTML without blanks around it."""
@@ -33,11 +35,6 @@ def macros(file: str) -> Macros:
 def file_address(path: Path) -> str:
     """Where the page loads a served file from; relative, so that it holds behind a proxy's path too."""
     return "gradio_api/file=" + urllib.parse.quote(str(path), safe="/")
-
-
-def count(number: int, what: str) -> str:
-    """`1 image`, `12 images`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _lines(text: object) -> Markup:

@@ -63,9 +63,9 @@ def picture_settings(image: Path, adapter_folders: Sequence[Path], *, base_is_gi
 
 def run_settings(run: Path) -> dict[str, Any]:
     """The base model that a run was trained on, as a YAML request holds it."""
-    from sdlora.runs.adapter_files import read_run
+    from sdlora.runs.folder import open_run
 
-    return {"base_model": read_run(run).config.base_model.model_dump(mode="json", include=_FROM_TRAINING)}
+    return {"base_model": open_run(run)[1].base_model.model_dump(mode="json", include=_FROM_TRAINING)}
 
 
 def generate_grid(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Literal
 
@@ -57,22 +58,15 @@ class AdapterConfig(Section):
     start_from: str | None = None
     """Go on from this adapter file, or hf://owner/name[/file] (any common format); ranks and layers come from it."""
 
-    @property
-    def resolved_alpha(self) -> float:
-        """Alpha for linear layers."""
-        return self.alpha if self.alpha is not None else self.rank / 2
+    def scale(self, rank: int, *, is_conv: bool = False) -> float:
+        """What the update of a layer of this rank is multiplied by: alpha / rank, with rslora alpha / sqrt(rank).
 
-    @property
-    def resolved_conv_rank(self) -> int:
-        """Rank for Conv2d layers."""
-        return self.conv_rank if self.conv_rank is not None else self.rank
-
-    @property
-    def resolved_conv_alpha(self) -> float:
-        """Alpha for Conv2d layers."""
-        if self.conv_alpha is not None:
-            return self.conv_alpha
-        return self.resolved_conv_rank * self.resolved_alpha / self.rank
+        A layer whose rank a block pattern changes keeps the ratio of alpha to rank, as its alpha goes with its rank.
+        """
+        ratio = 0.5 if self.alpha is None else self.alpha / self.rank
+        if is_conv and self.conv_alpha is not None:
+            ratio = self.conv_alpha / (self.conv_rank or self.rank)
+        return ratio * math.sqrt(rank) if self.rslora else ratio
 
     @model_validator(mode="after")
     def _check(self) -> AdapterConfig:

@@ -6,14 +6,16 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sdlora import atomic
 from sdlora.config import files
+from sdlora.config.optimization import OPTIMIZERS
 from sdlora.config.outputs import OutputsConfig
 from sdlora.config.schema import flatten
 from sdlora.config.train import TrainConfig
@@ -23,6 +25,14 @@ from sdlora.file_memory import while_unchanged
 PLAIN = "none"
 """Stands for no preset: every setting at its default."""
 _PLAIN_LABEL = "no preset: every setting at its default"
+
+
+SUGGESTIONS: Mapping[str, Sequence[str]] = {
+    "adapter.layers": ("attention", "attention+ff", "all", "all+conv"),
+    "optimization.optimizer": OPTIMIZERS,
+    "optimization.device": ("auto", "cpu", "cuda", "mps"),
+}
+"""Values to offer for settings that take others too."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +99,8 @@ def save(config: TrainConfig, name: str, folder: Path, purpose: str = "") -> Pre
     path = folder / f"{stem}.yaml"
     if path.exists():
         raise ConfigError("the preset's name", [f"'{stem}' is taken: choose another one, or delete {path}"])
-    folder.mkdir(parents=True, exist_ok=True)
     header = f"# Purpose: {' '.join(purpose.split())}\n" if purpose.strip() else ""
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(header + files.dump(config, only_changes=True), encoding="utf-8")
-    unfinished.replace(path)
+    atomic.write_text(path, header + files.dump(config, only_changes=True), parents=True)
     return Preset(str(path), path, False)
 
 

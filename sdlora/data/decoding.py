@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 _PLUGINS = {
     ".heic": ("pillow_heif", "pillow-heif"),
@@ -25,17 +25,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".
 UNREAD_SUFFIXES = (*(suffix for suffix in _PLUGINS if suffix not in _READY), ".psd", ".svg", ".tif", ".tiff")
 _SUFFIX_OF = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif"}
 _FORMATS = (*_SUFFIX_OF, *{"JXL" if suffix == ".jxl" else "HEIF" for suffix in _READY})
-
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 _size_limit = threading.Lock()
@@ -144,14 +133,21 @@ def _reason(path: Path, error: Exception) -> str:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF data doesn't make the pixels unreadable
         return 1
 
 
 def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
-    transpose = _UPRIGHT.get(_orientation(image))
-    return pixels if transpose is None else pixels.transpose(transpose)
+    """The pixels turned as the image's EXIF data say.
+
+    Pillow writes the EXIF data anew when it turns a picture, which the data of odd cameras don't survive: so it is
+    given the orientation alone.
+    """
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = _orientation(image)
+    pixels.info["exif"] = exif.tobytes()
+    return ImageOps.exif_transpose(pixels)
 
 
 def _flatten(image: Image.Image, background: str) -> Image.Image:

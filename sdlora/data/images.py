@@ -26,7 +26,7 @@ from sdlora.data.decoding import (
     oriented_size,
     why_unread,
 )
-from sdlora.data.inspection import ImageFacts, ImageFactsMemory, hash_file
+from sdlora.data.inspection import ImageFacts, hash_file, open_memory, recall
 from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.scan_problems import (
     refuse_absent_masks,
@@ -399,14 +399,14 @@ def inspect_all(
 ) -> list[tuple[Path, ImageFacts | str]]:
     """Each path with its facts, or with the reason why it can't be read; `on_each` is called after each."""
     cache_folder = (images.cache_folder or default_cache_folder()) if images.cache else None
-    memory = ImageFactsMemory(root, cache_folder)
+    memory = open_memory(root, cache_folder)
 
     def inspect_one(path: Path) -> ImageFacts | str:
         suffix = path.suffix.lower()
         if suffix in UNREAD_SUFFIXES:
             return why_unread(suffix)
         try:
-            return memory.inspect(path, images.max_megapixels)
+            return recall(memory, path, images.max_megapixels)
         except UnreadableImageError as error:
             return str(error)
         except OSError as error:

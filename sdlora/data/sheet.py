@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from sdlora.config.train import TrainConfig
 from sdlora.data.buckets import BucketedImage, assign
 from sdlora.data.crops import crop_image, crop_mask
 from sdlora.data.images import scan
+from sdlora.data.sheet_cells import paste_into, wrap_text
 from sdlora.data.thumbnails import tint_left_out
 
 _MARGIN_PX = 12
@@ -49,20 +49,19 @@ def draw_sheet(
 def _draw_cell(
     sheet: Image.Image, corner: tuple[int, int], cell_px: int, item: BucketedImage, config: TrainConfig
 ) -> None:
-    picture = ImageOps.contain(trained_picture(item, config), (cell_px, cell_px), Image.Resampling.LANCZOS)
     left, top = corner
-    sheet.paste(picture, (left + (cell_px - picture.width) // 2, top + (cell_px - picture.height) // 2))
+    paste_into(sheet, (left, top, left + cell_px, top + cell_px), trained_picture(item, config), enlarge=True)
     bucket = item.placement.bucket
     enlarged = f", enlarged {item.placement.scale:.2g} times" if item.placement.upscaled else ""
     repeats = f" x{item.record.repeats}" if item.record.repeats > 1 else ""
     caption = item.record.plain_caption()
-    width = max(8, cell_px // 6)
+    font = ImageFont.load_default(_FONT_PX)
     lines = [
-        textwrap.shorten(f"{item.record.path.name}{repeats}", width, placeholder="..."),
-        textwrap.shorten(f"{bucket.width_px}x{bucket.height_px}{enlarged}", width, placeholder="..."),
-        *textwrap.wrap(caption or "(no caption)", width, max_lines=_CAPTION_LINES, placeholder=" ..."),
+        wrap_text(font, f"{item.record.path.name}{repeats}", cell_px, most_lines=1)[0],
+        wrap_text(font, f"{bucket.width_px}x{bucket.height_px}{enlarged}", cell_px, most_lines=1)[0],
+        *wrap_text(font, caption or "(no caption)", cell_px, _CAPTION_LINES),
     ]
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
+    draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
         draw.text((left, top + cell_px + 2 + number * _LINE_PX), line, "black" if number > 1 else "gray", font=font)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-import secrets
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sdlora import atomic
 from sdlora.data.decoding import UnreadableImageError, load_grey, open_image, to_rgb
+from sdlora.data.images import THREADS
 
 EDGE_PX = 256
 LARGE_EDGE_PX = 1024
@@ -40,6 +43,12 @@ def thumbnail(image: Path, folder: Path, edge_px: int = EDGE_PX) -> Path:
     except (UnreadableImageError, OSError, ValueError):
         return tile(f"{image.name} {_UNREADABLE}", folder, edge_px)
     return keep(small, target)
+
+
+def make_thumbnails(images: Sequence[Path], folder: Path) -> list[Path]:
+    """The thumbnails of many images, made side by side."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(lambda image: thumbnail(image, folder), images))
 
 
 def large_picture(image: Path, mask: Path | None, folder: Path) -> Path:
@@ -102,8 +111,6 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
 
 def keep(picture: Image.Image, target: Path) -> Path:
     """Write a picture as WebP in one go, however many threads make the same one; returns its path."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    picture.save(beside, "WEBP", quality=82)
-    beside.replace(target)
+    with atomic.writing(target, parents=True, durable=False) as file:
+        picture.save(file, "WEBP", quality=82)
     return target

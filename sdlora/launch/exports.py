@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdlora.adapters.files.container import refuse_pickle
 from sdlora.config.mix import MixConfig, MixedAdapter, spell_adapter
 from sdlora.errors import SdloraError
 from sdlora.launch.jobs import JobHandle, list_jobs, start_job
@@ -20,7 +21,9 @@ def start_mix(config: MixConfig, target: Path, jobs: Path) -> JobHandle:
 
 
 def start_merge(adapters: Sequence[MixedAdapter], base: str, target: Path, jobs: Path) -> JobHandle:
-    """Bake adapters into a copy of a base model, in the background."""
+    """Bake adapters into a copy of a base model, in the background. Raises AdapterError for a base that is a pickle."""
+    if Path(base).is_file():
+        refuse_pickle(Path(base))
     spelled = [spell_adapter(adapter) for adapter in adapters]
     return start_job(["merge", *spelled, "--base", base, "--out", str(target)], jobs)
 

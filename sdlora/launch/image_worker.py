@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from sdlora import atomic
 from sdlora.config.generate import GenerateConfig
+from sdlora.constants import GIB
 from sdlora.errors import SdloraError
 from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.run import Grid, save_grid
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 _PREVIEW_SECONDS = 0.5
 """Shortest time between two previews, which cost a little each."""
 _PREVIEW_QUALITY = 80
-_GIB = 2**30
 
 
 class ImageServer:
@@ -176,7 +176,7 @@ def _accelerator_gib() -> float | None:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return None
-    return float(torch.cuda.memory_reserved()) / _GIB
+    return float(torch.cuda.memory_reserved()) / GIB
 
 
 def find_model(config: GenerateConfig) -> Loader:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from sdlora.config.generate import GenerateConfig
+from sdlora.constants import GIB
 from sdlora.errors import RunError
 from sdlora.generation.grid.run import Grid
 from sdlora.launch.image_messages import Answer, Cancel, Ended, Generate, Loading, Saved, Stepped
@@ -27,7 +28,6 @@ TRAINING_SECONDS = 2.0
 """How often requests that wait for a training look whether it has ended."""
 _REMEMBERED = 200
 """Requests of which the progress is kept."""
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class ImageQueue:
         """What the worker holds, None when there is none."""
         with self._lock:
             held = None if self._worker is None else self._worker.memory_bytes()
-            return None if held is None else WorkerMemory(held / _GIB, self._accelerator_gib)
+            return None if held is None else WorkerMemory(held / GIB, self._accelerator_gib)
 
     def release(self, *, cancel: bool = False) -> bool:
         """End the worker, so that its memory is free; returns whether it is gone.

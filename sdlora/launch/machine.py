@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from sdlora.words import size_in_words
+
 PACKAGES = (
     "sdlora",
     "torch",
@@ -53,8 +55,8 @@ def memory() -> list[tuple[str, str]]:
     machine = psutil.virtual_memory()
     own = psutil.Process().memory_info().rss
     return [
-        ("Main memory", f"{gib(machine.available)} free of {gib(machine.total)}"),
-        ("This process", gib(own)),
+        ("Main memory", f"{size_in_words(machine.available)} free of {size_in_words(machine.total)}"),
+        ("This process", size_in_words(own)),
         ("Processors", str(os.cpu_count())),
     ]
 
@@ -95,12 +97,7 @@ def count_entries(folder: Path) -> int:
 def disk_words(folder: Path) -> str:
     """`12.3 GiB free of 200.0 GiB`."""
     usage = shutil.disk_usage(folder)
-    return f"{gib(usage.free)} free of {gib(usage.total)}"
-
-
-def gib(size_bytes: float) -> str:
-    """`1.5 GiB`, `20 MiB`."""
-    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"
+    return f"{size_in_words(usage.free)} free of {size_in_words(usage.total)}"
 
 
 def _card(line: str) -> tuple[str, str] | None:

@@ -11,14 +11,15 @@ from filelock import FileLock
 
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
-from sdlora.errors import ConfigError, RunError
+from sdlora.errors import RunError
 from sdlora.events import Event
+from sdlora.file_memory import stamp_of
 from sdlora.launch import queue_file
 from sdlora.launch.detached import SDLORA, end, spawn
 from sdlora.processes import ProcessRecord
 from sdlora.runs import folder as run_folder
 from sdlora.runs.event_log import read_events, text_tail
-from sdlora.runs.folder import REQUESTS, Request, RunFolder
+from sdlora.runs.folder import REQUESTS, Request, RunFolder, open_run
 from sdlora.runs.results import AdapterFile, PreviewImage, adapter_files, preview_images
 from sdlora.runs.state import RunState, derive
 from sdlora.trash import move_to_trash
@@ -60,9 +61,7 @@ class RunHandle:
 
     def config(self) -> TrainConfig:
         """The run's complete configuration. Raises ConfigError when the file is gone or was damaged."""
-        if not self.files.config.is_file():
-            raise ConfigError(str(self.folder), [f"not a run folder: it has no {self.files.config.name}"])
-        return files.load(self.files.config)
+        return open_run(self.folder)[1]
 
     def command(self) -> str:
         """The command that trains the same on the command line, in a new folder beside this one."""
@@ -71,6 +70,10 @@ class RunHandle:
     def events(self, offset: int = 0) -> tuple[list[Event], int]:
         """Events from a byte offset on (0 is the beginning), and the offset for the next call."""
         return read_events(self.files.events, offset)
+
+    def log_stamp(self) -> tuple[int, int] | None:
+        """Changes when log.txt does."""
+        return stamp_of(self.files.log)
 
     def log_tail(self, lines: int = 200) -> str:
         """The last lines of log.txt as a terminal would show them."""
@@ -169,10 +172,7 @@ def resume(folder: Path) -> RunHandle:
 
 def find(folder: Path) -> RunHandle:
     """The run in a folder. Raises ConfigError when there is none."""
-    handle = RunHandle(Path(folder).expanduser().resolve())
-    if not handle.files.config.is_file():
-        raise ConfigError(str(folder), [f"not a run folder: it has no {handle.files.config.name}"])
-    return handle
+    return RunHandle(run_folder.find(Path(folder)).path)
 
 
 def list_runs(runs_folder: Path) -> list[RunHandle]:
@@ -180,7 +180,7 @@ def list_runs(runs_folder: Path) -> list[RunHandle]:
     if not runs_folder.is_dir():
         return []
     folders = [path for path in runs_folder.resolve().iterdir() if not path.name.startswith(".")]
-    handles = [RunHandle(path) for path in folders if (path / "config.yaml").is_file()]
+    handles = [RunHandle(path) for path in folders if RunFolder(path).config.is_file()]
     return sorted(handles, key=lambda handle: (handle.created_at, handle.name), reverse=True)
 
 

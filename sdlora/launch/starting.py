@@ -1,4 +1,4 @@
-"""Starting runs from the page: at most one for each press, whatever a double click or a slow answer does."""
+"""Starting runs on a button's press: at most one for each, whatever a double click or a slow answer does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAME_PRESS_SECONDS = 4.0
 
 
 class Starter:
-    """Makes runs of configurations, for all open pages of a server together."""
+    """Makes runs of configurations. Safe from several threads."""
 
     def __init__(self, runs_folder: Path) -> None:
         self._runs_folder = runs_folder

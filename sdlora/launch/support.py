@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
+from sdlora import atomic
 from sdlora.launch.runs import RunHandle
 from sdlora.runs.curves import Curves
 
@@ -40,15 +40,13 @@ def support_zip(handle: RunHandle, folder: Path, *, with_prompts: bool = False) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{handle.name}-support.zip"
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic.writing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.yaml", _config(handle, with_prompts))
         if handle.files.environment.is_file():
             archive.write(handle.files.environment, "environment.json")
         archive.writestr("state.json", json.dumps(asdict(handle.state()), indent=2))
         archive.writestr("events.jsonl", _events(handle, with_prompts))
         archive.writestr("log.txt", handle.log_tail(_LOG_LINES))
-    unfinished.replace(path)
     return path
 
 

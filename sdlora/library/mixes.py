@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sdlora import atomic
 from sdlora.config import files
-from sdlora.config.mix import MixConfig, MixedAdapter
+from sdlora.config.mix import MixConfig, MixedAdapter, parse_adapter
 from sdlora.errors import ConfigError
 from sdlora.library.rows import Rows, from_used, used
 from sdlora.library.scan import Scan
@@ -38,6 +39,25 @@ def mix_config(rows: Rows, settings: Mapping[str, Any]) -> MixConfig:
     """The checked mix of the enabled rows; settings: method, rank, ... Raises ConfigError with every problem."""
     values = {name: value for name, value in settings.items() if value is not None}
     return files.validate({"adapters": [one.model_dump() for one in mixed(rows)], **values}, "the mix", MixConfig)
+
+
+def find_operands(texts: Sequence[str], library: Scan) -> list[MixedAdapter]:
+    """Adapters as on the command line (`NAME:0.8`, `FILE:unet=0.6`), by path or library name.
+
+    Raises ConfigError that names all that aren't there.
+    """
+    found, problems = [], []
+    for text in texts:
+        adapter = parse_adapter(text)
+        if not adapter.file.startswith("hf://") and not Path(adapter.file).is_file():
+            try:
+                adapter = adapter.model_copy(update={"file": str(library.find(adapter.file).path)})
+            except ConfigError as error:
+                problems += [f"{adapter.file}: {problem}" for problem in error.problems]
+        found.append(adapter)
+    if problems:
+        raise ConfigError("the adapters", problems)
+    return found
 
 
 def list_mixes(folder: Path) -> list[str]:
@@ -87,8 +107,5 @@ def new_file(name: str, folder: Path, suffix: str) -> Path:
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values as a YAML file in one go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
     text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110)
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    atomic.write_text(path, text, parents=True)

@@ -15,11 +15,15 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import GenerateConfig, UsedAdapter
-from sdlora.errors import ConfigError
+from sdlora.errors import ConfigError, SdloraError
 from sdlora.library.names import find_adapter
+from sdlora.models.prompts import CHUNK_TOKENS, count_tokens
+from sdlora.models.tokenizer import light_tokenizer
 
 _TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]+)>", re.IGNORECASE)
 _OPEN_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*(?=<|$)", re.IGNORECASE)
@@ -187,3 +191,21 @@ def write_tags(prompt: str, adapters: Sequence[UsedAdapter]) -> str:
 def plain_number(value: float) -> str:
     """A number as people write it, exactly: 7, 0.8, -1.25."""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e16 else repr(float(value))
+
+
+def count_prompt_tokens(prompt: str, model: str) -> tuple[int, int]:
+    """Tokens of a prompt without its tags, as a base model counts them, and the room in the chunks that they take."""
+    try:
+        text = split_prompt(prompt)[0]
+    except ConfigError:
+        text = prompt
+    tokens = count_tokens(_tokenizer(model), text)
+    return tokens, CHUNK_TOKENS * max(1, -(-tokens // CHUNK_TOKENS))
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(model: str) -> object:
+    try:
+        return light_tokenizer(BaseModelConfig(model=model))
+    except (SdloraError, OSError, ValueError):  # nothing there yet: all families share CLIP's vocabulary
+        return light_tokenizer(BaseModelConfig())

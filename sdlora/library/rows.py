@@ -10,13 +10,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sdlora.adapters.algebra.blocks import read_blocks, spell_blocks
+from sdlora.adapters.algebra.blocks import PRESETS, read_blocks, spell_blocks
 from sdlora.config.base_model import FamilyName
 from sdlora.config.generate import UsedAdapter
 from sdlora.config.mix import MixedAdapter
 from sdlora.errors import AdapterError, ConfigError
 from sdlora.library.prompt_tags import split_prompt, write_tag
 from sdlora.library.scan import LibraryEntry, Scan
+
+BLOCK_PRESETS = PRESETS
+"""Names that block weights may be given by."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,13 @@ def move(rows: Rows, row_id: int, by: int) -> Rows:
 def update(rows: Rows, row_id: int, **values: Any) -> Rows:
     """With some values of a row changed; a row that is gone (removed in another window) changes nothing."""
     return tuple(replace(row, **values) if row.id == row_id else row for row in rows)
+
+
+def set_blocks(rows: Rows, row_id: int, blocks: str, family: FamilyName | None) -> Rows:
+    """With a row's block weights changed. Raises ConfigError naming the adapter where they make no sense for it."""
+    name = next((row.name for row in rows if row.id == row_id), "")
+    read_blocks(blocks, name, family)
+    return update(rows, row_id, blocks=blocks)
 
 
 def from_used(adapters: Sequence[MixedAdapter], before: Rows = ()) -> Rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sdlora import atomic
 from sdlora.adapters.files.catalog import Description, describe, require_adapter
 from sdlora.adapters.files.container import refuse_pickle
 from sdlora.errors import AdapterError
@@ -91,7 +91,7 @@ class Library:
     def __init__(self, folders: Sequence[Path], memory: Path) -> None:
         """memory: JSON file that keeps what was read, so that the next start reads nothing twice."""
         self.folders = tuple(folders)
-        self._memory = FileMemory(memory, _FORMAT)
+        self._memory = FileMemory(memory, version=_FORMAT)
         self._lock = threading.Lock()
         self._last = Scan()
 
@@ -103,18 +103,19 @@ class Library:
     def scan(self) -> Scan:
         """Everything there is now. A file that can't be read becomes a sentence in `problems`, never an error."""
         with self._lock:
-            known: dict[Path, dict[str, Any]] = {}
             found: list[tuple[ListedFile, Description]] = []
             problems = []
             for file in list_files(self.folders):
-                stamp = [file.size_bytes, file.changed, file.card_changed]
-                entry = known[file.path] = self._memory.recall(file.path, stamp, partial(_read, file))
+                try:
+                    entry = self._memory.get(file.path, partial(_read, file), also=file.card_changed)
+                except FileNotFoundError:  # deleted just now
+                    continue
                 if entry["problem"]:
                     problems.append(entry["problem"])
                 elif entry["about"] is not None:
                     about = Description(**{name: _as_tuple(value) for name, value in entry["about"].items()})
                     found.append((file, about))
-            self._memory.keep(known)
+            self._memory.save()
             tags = unique_names([file for file, _ in found])
             entries = [LibraryEntry(file, tags[file.path], about) for file, about in found]
             entries.sort(key=lambda entry: entry.file.changed, reverse=True)
@@ -131,17 +132,15 @@ def add_file(source: Path, name: str, folder: Path) -> Path:
     if Path(name).suffix.lower() != SUFFIX:
         raise AdapterError(f"{name} is no .safetensors file; adapters of other kinds are not read")
     require_adapter(source)
-    stem = Path(name).stem
-    number = 1
-    while (target := folder / f"{stem if number == 1 else f'{stem}-{number}'}{SUFFIX}").exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    for free in atomic.numbered(Path(name).stem):
+        target = folder / f"{free}{SUFFIX}"
+        if not target.exists():
+            atomic.copy_file(source, target)
+            return target
         if _same_content(source, target):
             return target
-        number += 1
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, beside)
-    beside.replace(target)
-    return target
+    raise AssertionError("numbers don't end")
 
 
 def _read(file: ListedFile) -> dict[str, Any]:

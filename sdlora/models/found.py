@@ -41,12 +41,13 @@ def model_named(name: str, models: Sequence[tuple[str, str]]) -> str | None:
     return next((value for _, value in models if wanted in (value.casefold(), Path(value).stem.casefold())), None)
 
 
-def family_of(model: BaseModelConfig) -> FamilyName | None:
+def family_of(model: BaseModelConfig | str) -> FamilyName | None:
     """The family of a base model that lies on this machine; None where only loading it would tell."""
-    is_here = model.model in BUILTIN_MODELS or Path(model.model).expanduser().exists()
-    if not is_here or model.model.endswith(".ckpt"):
+    config = BaseModelConfig(model=model) if isinstance(model, str) else model
+    is_here = config.model in BUILTIN_MODELS or Path(config.model).expanduser().exists()
+    if not is_here or config.model.endswith(".ckpt"):
         return None
     try:
-        return detect(model).family
+        return detect(config).family
     except SdloraError:
         return None

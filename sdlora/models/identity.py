@@ -15,11 +15,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sdlora import atomic
 from sdlora.constants import MIB
+from sdlora.file_memory import FileMemory
 
 _SAMPLED = 64
-_BLOCK = MIB
 
 
 def weights_identity(modules: Iterable[nn.Module], *extra: str | int) -> str:
@@ -36,15 +35,16 @@ def weights_identity(modules: Iterable[nn.Module], *extra: str | int) -> str:
 
 
 def file_hash(path: Path, cache_folder: Path) -> str:
-    """The sha256 of a whole file in hex; seconds for gigabytes, so it is kept by (path, size, time of change)."""
-    status = path.stat()
-    key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-    kept = cache_folder / "file-hashes" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.txt"
-    if kept.is_file() and len(known := kept.read_text(encoding="ascii").strip()) == 64:
-        return known
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    atomic.write_text(kept, digest.hexdigest(), parents=True)
-    return digest.hexdigest()
+    """The sha256 of a whole file in hex; seconds for gigabytes, so it is remembered until the file changes."""
+    memory = FileMemory(cache_folder / "file-hashes.json", version=1)
+
+    def find_out() -> str:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(MIB):
+                digest.update(block)
+        return digest.hexdigest()
+
+    found: str = memory.get(path, find_out)
+    memory.save(keep_others=True)
+    return found

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from sdlora import events
 from sdlora.events import Event
 from sdlora.runs.event_log import read_events
+
+MAX_POINTS = 500
+"""A curve of so many points looks like one of all steps."""
+
+Points = list[tuple[float, float]]
+"""Steps with values."""
 
 
 @dataclass
@@ -87,3 +98,34 @@ class Curves:
         for values in (self.steps, self.losses, self.rates, self.seconds):
             del values[keep:]  # type: ignore[attr-defined]
         self.validations = [event for event in self.validations if event.step <= step]
+
+
+def thin_out(steps: Sequence[int], values: Sequence[float], limit: int = MAX_POINTS) -> Points:
+    """At most `limit` points that keep each bin's lowest and highest value."""
+    if len(steps) <= limit:
+        return [(float(step), value) for step, value in zip(steps, values, strict=True)]
+    points: Points = []
+    for places, inside in _bins(steps, values, limit // 2):
+        kept = sorted({int(inside.argmin()), int(inside.argmax())})
+        points += [(float(places[index]), float(inside[index])) for index in kept]
+    return points
+
+
+def smoothed(steps: Sequence[int], values: Sequence[float], amount: float, limit: int = MAX_POINTS) -> Points:
+    """Means of at most `limit` bins, averaged with their neighbours on both sides alike (no delay)."""
+    bins = _bins(steps, values, min(limit, len(steps)))
+    positions = np.array([places.mean() for places, _ in bins])
+    means = np.array([inside.mean() for _, inside in bins])
+    width = amount * len(bins) / 8
+    if width >= 0.5:
+        reach = np.arange(-math.ceil(3 * width), math.ceil(3 * width) + 1)
+        kernel = np.exp(-0.5 * (reach / width) ** 2)
+        weight = np.convolve(np.ones(len(means)), kernel)
+        cut = slice(len(reach) // 2, len(reach) // 2 + len(means))
+        means = np.convolve(means, kernel)[cut] / weight[cut]
+    return [(float(step), float(mean)) for step, mean in zip(positions, means, strict=True)]
+
+
+def _bins(steps: Sequence[int], values: Sequence[float], count: int) -> list[tuple[Any, Any]]:
+    """Steps and values in so many parts, one after another."""
+    return list(zip(np.array_split(np.asarray(steps), count), np.array_split(np.asarray(values), count), strict=True))

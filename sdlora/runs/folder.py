@@ -19,6 +19,7 @@ from sdlora.errors import ConfigError
 
 Request = Literal["stop", "save", "preview"]
 REQUESTS: tuple[Request, ...] = get_args(Request)
+_STEP = re.compile(r"step_(\d{6,})")
 _PACKAGES = ("sdlora", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes")
 
 
@@ -68,9 +69,13 @@ class RunFolder:
         """Files that ask the running trainer for something."""
         return self.path / "requests"
 
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint after `step` steps."""
+        return self.checkpoints / step_name(step)
+
     def previews(self, step: int) -> Path:
         """Folder of the previews generated after `step` steps."""
-        return self.path / "previews" / f"step_{step:06d}"
+        return self.path / "previews" / step_name(step)
 
     def adapter(self, name: str) -> Path:
         """The finished adapter file."""
@@ -103,6 +108,18 @@ class RunFolder:
                 continue
 
 
+def step_name(step: int) -> str:
+    """What files and folders of a step are called: step_000500."""
+    return f"step_{step:06d}"
+
+
+def by_step(folder: Path) -> dict[int, Path]:
+    """The folders inside that belong to a step, in the order of the steps."""
+    inside = folder.iterdir() if folder.is_dir() else ()
+    found = {int(match[1]): path for path in inside if (match := _STEP.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
 def create(config: TrainConfig) -> RunFolder:
     """Make the folder of a new run, `<name>` or `<name>-2`, `<name>-3`, ... and write its configuration."""
     config.outputs.folder.mkdir(parents=True, exist_ok=True)
@@ -115,11 +132,17 @@ def create(config: TrainConfig) -> RunFolder:
     return folder
 
 
-def open_run(path: Path) -> tuple[RunFolder, TrainConfig]:
-    """An existing run and its configuration. Raises ConfigError when there is none at `path`."""
+def find(path: Path) -> RunFolder:
+    """The run in a folder. Raises ConfigError when there is none."""
     folder = RunFolder(path.expanduser().resolve())
     if not folder.config.is_file():
         raise ConfigError(str(path), [f"not a run folder: it has no {folder.config.name}"])
+    return folder
+
+
+def open_run(path: Path) -> tuple[RunFolder, TrainConfig]:
+    """An existing run and its configuration. Raises ConfigError when there is none, or one that was damaged."""
+    folder = find(path)
     return folder, files.load(folder.config)
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora.runs import checkpoints
-from sdlora.runs.folder import RunFolder
-
-_PREVIEW_FOLDER = re.compile(r"step_(\d+)")
-_PREVIEW = re.compile(r"(\d+)\.png")
+from sdlora.runs.folder import RunFolder, by_step
 
 
 @dataclass(frozen=True)
@@ -37,23 +33,20 @@ class PreviewImage:
 
 def adapter_files(folder: RunFolder) -> list[AdapterFile]:
     """Those of complete checkpoints, oldest first, then the finished one if there is one."""
-    best = checkpoints.best_step(folder.checkpoints)
+    best = checkpoints.best_step(folder)
     found = [
         AdapterFile(path, checkpoint.step, checkpoint.step == best)
-        for checkpoint in checkpoints.find(folder.checkpoints)
+        for checkpoint in checkpoints.find(folder)
         for path in sorted(checkpoint.path.glob("*.safetensors"))
     ]
     finished = [path for path in sorted(folder.path.glob("*.safetensors")) if path.is_file()]
     return found + [AdapterFile(path, None, False) for path in finished]
 
 
-def preview_images(folder: RunFolder, prompts: Sequence[str]) -> list[PreviewImage]:
+def preview_images(folder: RunFolder, prompts: Sequence[str] = ()) -> list[PreviewImage]:
     """All previews by step, then by prompt. `prompts` are the run's, in their order."""
-    found: list[PreviewImage] = []
-    for path in folder.path.glob("previews/step_*/*.png"):
-        step, index = _PREVIEW_FOLDER.fullmatch(path.parent.name), _PREVIEW.fullmatch(path.name)
-        if step and index:
-            number = int(index[1])
-            prompt = prompts[number] if number < len(prompts) else ""
-            found.append(PreviewImage(path, int(step[1]), number, prompt))
-    return sorted(found, key=lambda image: (image.step, image.prompt_index))
+    return [
+        PreviewImage(path, step, index, prompts[index] if index < len(prompts) else "")
+        for step, inside in by_step(folder.path / "previews").items()
+        for index, path in sorted((int(path.stem), path) for path in inside.glob("*.png") if path.stem.isdecimal())
+    ]

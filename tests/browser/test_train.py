@@ -155,7 +155,7 @@ def test_a_run_is_watched_stopped_resumed_and_survives_the_server(
     page.get_by_text("Move the run small").wait_for()
     page.click("#runs-yes")
     page.get_by_text("No runs yet").wait_for()
-    assert [path for path in (server.root / "trash").iterdir() if path.name.startswith("small-")]
+    assert [path for path in (server.root / "trash").iterdir() if path.name.endswith("-small")]
     assert not page.complaints
     assert not page.elsewhere
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import torch
 
-from sdlora.config.generate import GenerateConfig
+from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.generation.generate import GeneratedImage, Generator
 from sdlora.generation.sampling.denoising import combine, guided
+from tests.support.emoji_adapters import random_adapter
 
 SETTINGS: dict[str, Any] = {
     "width_px": 64,
@@ -83,3 +85,18 @@ def test_an_image_is_the_same_alone_and_beside_others_with_schedules(generator: 
 def test_what_is_only_words_is_said_with_the_image(generator: Generator) -> None:
     (image,) = images(generator, f"{CAT} {{shiny}}")
     assert any("braces without | are words here" in warning for warning in image.warnings)
+
+
+def test_adapters_count_at_every_step_with_and_without_schedules(generator: Generator, tmp_path: Path) -> None:
+    file = random_adapter(tmp_path / "strong.safetensors", strength=0.5)
+    adapters = (UsedAdapter(file=str(file)),)
+    apart = {**SETTINGS["compute"], "merge_adapters": False}
+    plain, scheduled, without = (
+        images(generator, CAT, adapters=adapters, compute=apart)[0],
+        images(generator, f"[{CAT}:{CAT}:2]", adapters=adapters, compute=apart)[0],
+        images(generator, CAT, compute=apart)[0],
+    )
+    merged = images(generator, CAT, adapters=adapters, compute={**apart, "merge_adapters": True})[0]
+    assert difference(plain, merged) <= 3
+    assert difference(scheduled, plain) == 0
+    assert difference(plain, without) > 10

@@ -17,6 +17,7 @@ from sdlora.config import files
 from sdlora.errors import ConfigError, RunError
 from sdlora.events import CheckpointSaved, parse_event
 from sdlora.runs.checkpoints import newest
+from sdlora.runs.folder import RunFolder
 from sdlora.training.loop.run import resume, train
 
 STEPS, HALF = 6, 3
@@ -85,7 +86,7 @@ def test_kill_and_resume_gives_the_same_bytes_as_an_uninterrupted_run(
 
     run = tmp_path / "killed" / "my-lora"
     kill_after_checkpoint(killed, run / "events.jsonl")
-    checkpoint = newest(run / "checkpoints")
+    checkpoint = newest(RunFolder(run))
     assert checkpoint is not None
     assert checkpoint.step < STEPS
     assert not (run / "my-lora.safetensors").exists()

@@ -33,6 +33,7 @@ from sdlora.runs import checkpoints
 from sdlora.runs.folder import RunFolder
 from sdlora.training.loop.run import RunResult, resume, train
 from sdlora.training.loss.loss_function import LossFunction
+from sdlora.training.outputs import checkpoint_state
 
 E = TypeVar("E")
 
@@ -91,7 +92,7 @@ def test_validation_is_relative_to_the_base_and_the_best_checkpoint_is_named(con
     assert measured[0].relative_loss == pytest.approx(1.0, abs=1e-6)
     best = min(measured[1:], key=lambda event: event.relative_loss)
     assert best.relative_loss < 1
-    assert checkpoints.best_step(result.folder / "checkpoints") == best.step
+    assert checkpoints.best_step(RunFolder(result.folder)) == best.step
     assert result.relative_loss == measured[-1].relative_loss
 
 
@@ -175,7 +176,9 @@ def test_fp16_trains_with_a_loss_scale_on_the_cpu(configure) -> None:
     losses = [event.loss for event in collector.of(StepFinished)]
     assert result.step == 6
     assert all(0 < loss < 10 for loss in losses)
-    assert checkpoints.newest(result.folder / "checkpoints").load()["precision"]["scale"] > 1  # type: ignore[union-attr]
+    newest = checkpoints.newest(RunFolder(result.folder))
+    assert newest is not None
+    assert checkpoint_state.load(newest)["precision"]["scale"] > 1
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(configure) -> None:
@@ -293,13 +296,13 @@ def test_what_a_stop_left_undone_at_its_step_is_done_when_the_run_goes_on(config
 def test_ctrl_c_saves_and_ends_the_run(configure) -> None:
     result, _ = run(configure("optimization.steps=50"), lambda step: os.kill(os.getpid(), signal.SIGINT))
     assert (result.outcome, result.step, result.interrupted) == ("stopped", 1, True)
-    assert checkpoints.newest(result.folder / "checkpoints") is not None
+    assert checkpoints.newest(RunFolder(result.folder)) is not None
 
 
 def test_old_checkpoints_are_pruned(configure) -> None:
     config = configure("optimization.steps=5", "outputs.checkpoint_every=1", "outputs.keep_checkpoints=2")
     result, _ = run(config)
-    assert [checkpoint.step for checkpoint in checkpoints.find(result.folder / "checkpoints")] == [4, 5]
+    assert [checkpoint.step for checkpoint in checkpoints.find(RunFolder(result.folder))] == [4, 5]
 
 
 def test_a_second_run_of_the_same_name_gets_its_own_folder(configure) -> None:

@@ -90,21 +90,21 @@ def run_folder(folder: Path) -> Path:
     }
     saved(folder / "my style.safetensors", metadata)
     (folder / "my style.json").write_text("{}", encoding="utf-8")
-    for step in ("step_000000", "step_000500"):
-        (folder / "previews" / step).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(folder / "previews" / step / f"{step}.png")
+    for step, index in ((0, 0), (500, 1)):
+        (folder / "previews" / f"step_{step:06d}").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "previews" / f"step_{step:06d}" / f"{index:02d}.png")
     return folder
 
 
 def test_a_run_goes_up_with_its_newest_previews_and_a_card_that_the_hub_understands(tmp_path: Path) -> None:
     publication = prepare(run_folder(tmp_path), "me/mine")
-    assert list(publication.files) == ["my style.safetensors", "my style.json", "images/step_000500.png"]
+    assert list(publication.files) == ["my style.safetensors", "my style.json", "images/01.png"]
     header = yaml.safe_load(publication.card.split("---")[1])
     assert header["base_model"] == "owner/model"
     assert header["instance_prompt"] == "sks: style"
     assert header["license"] == "cc0-1.0"
     assert {"lora", "stable-diffusion", "text-to-image"} <= set(header["tags"])
-    assert header["widget"] == [{"text": "sks: style", "output": {"url": "images/step_000500.png"}}]
+    assert header["widget"] == [{"text": "sks: style", "output": {"url": "images/01.png"}}]
     for part in ("# my style", "Put `sks: style` into the prompt.", "| steps | 500 |", "| rank | 2 |"):
         assert part in publication.card
     assert 'load_lora_weights("me/mine", weight_name="my style.safetensors")' in publication.card
@@ -134,7 +134,7 @@ def test_everything_is_uploaded_in_one_commit(tmp_path: Path, monkeypatch: pytes
     address = push(prepare(run_folder(tmp_path), "me/mine"), private=True)
     assert address == "https://huggingface.co/me/mine"
     assert calls["created"] == ("me/mine", True, True)
-    assert calls["paths"] == ["my style.safetensors", "my style.json", "images/step_000500.png", "README.md"]
+    assert calls["paths"] == ["my style.safetensors", "my style.json", "images/01.png", "README.md"]
 
 
 def test_what_cannot_be_published_is_explained(tmp_path: Path) -> None:

@@ -36,12 +36,12 @@ def targets(**settings: Any) -> dict[str, Target]:
     return {target.path: target for target in choose(models(), AdapterConfig(**settings)).targets}
 
 
-def test_convolutions_have_their_own_rank_and_alpha_but_projections_count_as_linear() -> None:
+def test_convolutions_have_their_own_rank_and_scale_but_projections_count_as_linear() -> None:
     chosen = targets(rank=8, alpha=8, conv_rank=4, conv_alpha=1, layers="all+conv")
     resnet = chosen["down_blocks.1.resnets.0.conv1"]
-    assert (resnet.rank, resnet.alpha) == (4, 1)
+    assert (resnet.rank, resnet.scale) == (4, 0.25)
     for path in ("down_blocks.1.resnets.0.conv_shortcut", "down_blocks.0.attentions.0.proj_in"):
-        assert (chosen[path].rank, chosen[path].alpha) == (8, 8)
+        assert (chosen[path].rank, chosen[path].scale) == (8, 1)
     assert chosen["down_blocks.1.resnets.0.time_emb_proj"].rank == 8
 
 
@@ -49,8 +49,8 @@ def test_block_ranks_keep_the_ratio_of_alpha_and_zero_leaves_a_block_out() -> No
     chosen = targets(rank=8, alpha=4, block_ranks={"mid_block": 32, "*.attn2.to_k": 2, "down_blocks.0": 0})
     query = chosen["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"]
     key = chosen["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"]
-    assert (query.rank, query.alpha) == (32, 16)
-    assert (key.rank, key.alpha) == (2, 1)  # the last matching pattern wins
+    assert (query.rank, query.scale) == (32, 0.5)
+    assert (key.rank, key.scale) == (2, 0.5)  # the last matching pattern wins
     assert not any(path.startswith("down_blocks.0.") for path in chosen)
     assert chosen["up_blocks.1.attentions.0.proj_in"].rank == 8
 

@@ -259,7 +259,7 @@ def test_the_command_says_what_it_did(
     assert "2 captions written, 1 images left alone, captioned already, 2 of which the model said nothing" in output
     assert "no caption: rose.png" in output
     assert "dataset undo" in output
-    assert captions(colours)["hill"] == r"zeta, green hill \(place\)"
+    assert captions(colours)["hill"] == "zeta, green hill (place)"
 
 
 def test_wrong_settings_are_told_before_anything_is_read(

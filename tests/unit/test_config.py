@@ -147,9 +147,19 @@ def test_every_setting_is_described_where_it_is_declared() -> None:
     assert undescribed == []
 
 
-def test_alpha_follows_rank_unless_given() -> None:
-    adapter = files.load(overrides=["adapter.rank=8", "adapter.layers=all+conv", "adapter.conv_rank=4"]).adapter
-    assert (adapter.resolved_alpha, adapter.resolved_conv_rank, adapter.resolved_conv_alpha) == (4, 4, 2)
+def test_the_scale_is_a_half_unless_an_alpha_is_given() -> None:
+    convolutions = ["adapter.rank=8", "adapter.layers=all+conv", "adapter.conv_rank=4"]
+    adapter = files.load(overrides=convolutions).adapter
+    assert (adapter.scale(8), adapter.scale(4, is_conv=True)) == (0.5, 0.5)
+    adapter = files.load(overrides=[*convolutions, "adapter.alpha=2"]).adapter
+    assert (adapter.scale(8), adapter.scale(32), adapter.scale(4, is_conv=True)) == (0.25, 0.25, 0.25)
+    adapter = files.load(overrides=[*convolutions, "adapter.alpha=2", "adapter.conv_alpha=4"]).adapter
+    assert (adapter.scale(8), adapter.scale(4, is_conv=True)) == (0.25, 1.0)
+
+
+def test_rslora_divides_alpha_by_the_root_of_the_rank() -> None:
+    adapter = files.load(overrides=["adapter.rank=16", "adapter.alpha=8", "adapter.rslora=true"]).adapter
+    assert (adapter.scale(16), adapter.scale(64)) == (2.0, 4.0)
 
 
 def test_frozen_weights_take_the_training_precision_unless_told_otherwise() -> None:

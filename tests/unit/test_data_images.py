@@ -332,7 +332,7 @@ def test_an_unchanged_file_is_decoded_and_hashed_once(tmp_path: Path, monkeypatc
     looked: list[str] = []
     really_inspect = inspection.inspect
 
-    def watch(path: Path, max_megapixels: float) -> inspection.Inspection:
+    def watch(path: Path, max_megapixels: float) -> inspection.ImageFacts:
         looked.append(path.name)
         return really_inspect(path, max_megapixels)
 
@@ -360,6 +360,6 @@ def test_a_damaged_memory_of_scans_is_ignored(tmp_path: Path) -> None:
     settings = ImagesConfig(folder=tmp_path / "images", cache_folder=tmp_path / "cache")
     first = scan(settings, CAPTIONS)
     (memory,) = (tmp_path / "cache" / "scans").iterdir()
-    for content in ("{", "[]", '{"format": 1, "files": {"a.png": {"stamp": [1, 2]}}}', '{"format": 0}'):
+    for content in ("{", "[]", '{"version": 2, "files": {"a.png": {"stamp": [1, 2]}}}', '{"version": 0}'):
         memory.write_text(content)
         assert scan(settings, CAPTIONS) == first

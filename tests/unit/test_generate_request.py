@@ -12,20 +12,23 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sdlora.config import fields
 from sdlora.config.generate import GenerateConfig
 from sdlora.data.thumbnails import thumbnail, tile
 from sdlora.errors import ConfigError
+from sdlora.generation.grid import offers
+from sdlora.generation.grid.run import plan_grid
 from sdlora.generation.request.painted import keep_painted
 from sdlora.generation.restore.history import History, write_zip
 from sdlora.generation.restore.image_files import save_image
 from sdlora.launch.images import ImageRequest
+from sdlora.library.prompt_tags import count_prompt_tokens
 from sdlora.library.rows import Row, add
 from sdlora.models.found import list_models, model_named
 from sdlora.trash import move_to_trash, put_back
 from tests.support.emoji_adapters import random_adapter
-from webui import fields
-from webui.generate import axes, view
-from webui.generate.request import FIELDS, count_prompt_tokens, read_grid, read_request
+from webui.generate import view
+from webui.generate.request import FIELDS, read_request
 from webui.paging import page_of
 from webui.services import Services
 from webui.state import PageState
@@ -85,20 +88,20 @@ def test_a_comparison_has_a_cell_for_none_each_and_together(services: Services) 
     services.scan()
     entry = services.adapters.find("wash")
     services.active.change(lambda rows: add(rows, entry))
-    grid = read_grid(services, read_request(services, shown_for(seed=1), one_image=True), ["compare"])
+    grid = plan_grid(read_request(services, shown_for(seed=1), one_image=True), ["compare"])
     assert [cell.labels for cell in grid.cells()] == [("none",), ("ink",), ("wash",), ("together",)]
-    offered = dict(axes.choices(services.active.rows))
+    offered = dict(offers.choices(services.active.rows))
     assert offered["Weight of wash"] == "adapter2.weight"
-    swept = read_grid(services, read_request(services, shown_for(), one_image=True), ["adapter2.weight=0:1.2:0.4"])
+    swept = plan_grid(read_request(services, shown_for(), one_image=True), ["adapter2.weight=0:1.2:0.4"])
     assert [cell.config.adapters[1].weight for cell in swept.cells()] == [0.0, 0.4, 0.8, 1.2]
 
 
 def test_axes_without_values_are_refused_with_an_example() -> None:
     with pytest.raises(ConfigError) as caught:
-        axes.spell([("seed", ""), ("compare", ""), ("steps", " ")])
+        offers.spell([("seed", ""), ("compare", ""), ("steps", " ")])
     assert caught.value.problems == ["X: give values, such as 1, 2, 3 or 1:5:1", "Z: give values, such as 10:30:5"]
     with pytest.raises(ConfigError, match="choose what the grid varies"):
-        axes.spell([("", ""), (None, None), ("", "")])
+        offers.spell([("", ""), (None, None), ("", "")])
 
 
 def test_tokens_are_counted_without_tags() -> None:

@@ -236,6 +236,7 @@ def run(tmp_path: Path) -> Path:
         path = folder / "checkpoints" / f"step_{step:06d}" / f"cat-step_{step:06d}.safetensors"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"")
+        (path.parent / "state.pt").write_bytes(b"")
     (folder / "checkpoints" / ".step_000400.7-0123abcd.sdlora-tmp").mkdir()
     (folder / "cat.safetensors").write_bytes(b"")
     (folder / "config.yaml").write_text("name: cat\nimages: {folder: x}\n")
@@ -252,7 +253,7 @@ def test_checkpoints_of_a_run_by_their_steps(run: Path) -> None:
 
 
 def test_a_missing_checkpoint_names_those_that_are_there(run: Path) -> None:
-    with pytest.raises(ConfigError, match="cat has no checkpoint 400, last; there is: 100, 200, 300, final"):
+    with pytest.raises(ConfigError, match="the run has no checkpoint 400, last; there is: 100, 200, 300, final"):
         grid("checkpoint=100,400,last", run=run)
 
 

@@ -60,6 +60,15 @@ def test_a_port_that_is_taken_ends_with_code_2_and_names_the_option(capsys: pyte
     assert address("::1", 80) == "http://[::1]:80"
 
 
+def test_a_missing_gradio_is_told_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("webui.__main__.find_spec", lambda name: None)
+    monkeypatch.setattr("webui.__main__.why_not", lambda host, port: None)
+    assert main(["--no-browser"]) == 2
+    assert "the page needs the package 'gradio', which is not installed. Run:" in capsys.readouterr().err
+
+
 def test_fields_are_remembered_and_forgotten_across_restarts(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "state.json"
     state = PageState(path)

@@ -89,9 +89,9 @@ def panel_of(context: Any) -> Any:
 
 
 def test_a_request_is_handed_on_or_its_problems_shown(tab: Any, generating: Any) -> None:
-    assert generating.generate(values_of(tab, prompt="a fox", steps=4))[0] == ""
+    assert generating.begin(values_of(tab, prompt="a fox", steps=4))[0] == ""
     assert [(config.prompt, config.steps, wait) for config, wait in tab.asked] == [("a fox", 4, False)]
-    shown = generating.generate(values_of(tab, steps=0, seed=-7))[0]
+    shown = generating.begin(values_of(tab, steps=0, seed=-7))[0]
     assert "2 problems to fix first" in shown
     assert 'data-field="generate-steps"' in shown
     assert len(tab.asked) == 1
@@ -99,29 +99,29 @@ def test_a_request_is_handed_on_or_its_problems_shown(tab: Any, generating: Any)
 
 def test_a_start_image_that_is_missing_is_a_problem(tab: Any, generating: Any) -> None:
     values = {**values_of(tab), generating.start.is_on: True}
-    assert "there is no picture; add one" in generating.generate(values)[0]
+    assert "there is no picture; add one" in generating.begin(values)[0]
     picture = {"background": Image.new("RGB", (32, 32)), "layers": []}
-    generating.generate({**values, generating.start.editor: picture})
+    generating.begin({**values, generating.start.editor: picture})
     assert tab.asked[0][0].start.image.is_file()
     assert tab.asked[0][0].start.mask is None
-    generating.generate(values)  # the editor of a page that was just loaded is empty; the picture is the same
+    generating.begin(values)  # the editor of a page that was just loaded is empty; the picture is the same
     assert tab.asked[1][0].start.image == tab.asked[0][0].start.image
     assert generating.start._kept_once(False) == (True, generating.start._kept())
     assert generating.start._kept_once(True) == (True, gr.skip())  # something may have been painted meanwhile
     generating.start._forget()
-    assert "there is no picture; add one" in generating.generate(values)[0]
+    assert "there is no picture; add one" in generating.begin(values)[0]
     generating.start._take(picture)
-    generating.generate(values)
+    generating.begin(values)
     assert tab.asked[2][0].start.image == tab.asked[0][0].start.image
     generating.start._forget()
-    assert "there is no picture; add one" in generating.generate(values)[0]
+    assert "there is no picture; add one" in generating.begin(values)[0]
 
 
 def test_beside_a_training_the_person_is_asked_first(
     tab: Any, generating: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tab.services.watch, "training", lambda: "portrait")
-    _, choice, words, pending = generating.generate(values_of(tab))
+    _, choice, words, pending = generating.begin(values_of(tab))
     assert choice.visible
     assert "**portrait** is training" in words
     assert tab.asked == []
@@ -142,7 +142,7 @@ def test_comparison_and_grid_generate_with_the_rows_in_use(tab: Any, generating:
     grid = tab.asked[0][0]
     assert len(grid.cells()) == 4
     assert grid.config.prompt == "of the mix"
-    assert generating.generate_grid(values_of(tab), ["steps=nonsense"])[-1] is None
+    assert generating.begin_grid(values_of(tab), ["steps=nonsense"])[-1] is None
     assert len(tab.asked) == 1
 
 

@@ -15,25 +15,26 @@ import pytest
 from PIL import Image
 
 from sdlora import events
+from sdlora.config import fields
 from sdlora.config import files as config_files
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, RunError
 from sdlora.launch import queue
 from sdlora.launch.dry_runs import DryRuns, Finding
+from sdlora.launch.forecast import Forecast
 from sdlora.launch.pace import Pace, Paces
 from sdlora.launch.runs import RunHandle, prepare
 from sdlora.launch.starting import Starter
 from sdlora.launch.support import support_zip
-from sdlora.launch.watch import RunWatch, Snapshot, WatchedRun
-from sdlora.runs.curves import Curves
+from sdlora.launch.watch import RunWatch, Snapshot, WatchedRun, settings_that_differ
+from sdlora.runs.curves import MAX_POINTS, Curves, smoothed, thin_out
 from sdlora.runs.state import RunState
 from sdlora.training.preflight.dry_run import DryRun, Problem
 from sdlora.training.preflight.step_count import count_steps
-from webui import api, fields
+from webui import api
 from webui.runs import chart, previews, view
 from webui.runs.chart import ChartOptions, Curve
 from webui.runs.parts import Choice, RunParts
-from webui.runs.view import Buttons
 from webui.services import Services
 from webui.state import PageState
 from webui.train import view as train_view
@@ -86,18 +87,18 @@ def test_a_resumed_run_replaces_the_steps_it_does_again() -> None:
 def test_a_long_curve_is_shown_with_few_points_and_keeps_its_extremes() -> None:
     losses = [0.1 + 0.001 * (n % 7) for n in range(20_000)]
     losses[12_345] = 0.9
-    points = chart.thin_out(range(1, 20_001), losses)
-    assert len(points) <= chart.MAX_POINTS
+    points = thin_out(range(1, 20_001), losses)
+    assert len(points) <= MAX_POINTS
     assert (12_346.0, 0.9) in points
-    assert len(chart.smoothed(range(1, 20_001), losses, 0.3)) <= chart.MAX_POINTS
+    assert len(smoothed(range(1, 20_001), losses, 0.3)) <= MAX_POINTS
 
 
 def test_smoothing_has_no_delay_and_keeps_a_constant() -> None:
     steps = range(1, 102)
-    peak = chart.smoothed(steps, [1.0 if n == 51 else 0.0 for n in steps], 0.5)
+    peak = smoothed(steps, [1.0 if n == 51 else 0.0 for n in steps], 0.5)
     assert max(peak, key=lambda point: point[1])[0] == 51
-    assert [value for _, value in chart.smoothed(steps, [0.25] * 101, 1.0)] == pytest.approx([0.25] * 101)
-    assert chart.smoothed([1, 2], [0.1, 0.2], 0.0) == [(1.0, 0.1), (2.0, 0.2)]
+    assert [value for _, value in smoothed(steps, [0.25] * 101, 1.0)] == pytest.approx([0.25] * 101)
+    assert smoothed([1, 2], [0.1, 0.2], 0.0) == [(1.0, 0.1), (2.0, 0.2)]
 
 
 def test_the_chart_says_its_last_values_in_words() -> None:
@@ -143,8 +144,7 @@ def test_ticks_are_round_numbers() -> None:
 def test_each_state_has_its_words_and_its_buttons(state: RunState, words: str, on: set[str], tmp_path: Path) -> None:
     run = WatchedRun(RunHandle(tmp_path / "cats"), state)
     assert words in view.headline(run)
-    pressable = Buttons.of(state)
-    assert {name for name in ("stop", "kill", "resume", "save", "preview", "delete") if getattr(pressable, name)} == on
+    assert state.actions == on
 
 
 def test_speed_and_remaining_time_wait_for_thirty_steps() -> None:
@@ -240,7 +240,7 @@ def test_runs_are_compared_by_settings_and_pictures(tmp_path: Path) -> None:
     previewed(one, 0)
     previewed(other, 0, 50)
     runs = [WatchedRun(handle, handle.state()) for handle in (one, other)]
-    assert view.settings_that_differ(runs) == [("name", ["one", "other"]), ("seed", [0, 7])]
+    assert settings_that_differ(runs) == [("name", ["one", "other"]), ("seed", [0, 7])]
     assert "<td>7</td>" in view.compared(runs, "<svg></svg>", "")
     assert "<svg></svg>" in view.compared(runs[:1] * 2, "<svg></svg>", "")
     assert "are the same" in view.compared(runs[:1] * 2, "", "")
@@ -315,10 +315,10 @@ def test_the_time_is_told_from_runs_of_the_same_size_only(tmp_path: Path) -> Non
     assert paces.find(DEMO, [handle]) == Pace(0.5, "cats")
     larger = DEMO.model_copy(update={"optimization": DEMO.optimization.model_copy(update={"batch_size": 16})})
     assert paces.find(larger, [handle]) is None
-    shown = train_view.summary(DEMO, count_steps(DEMO), Pace(0.5, "cats"), Finding("idle"))
+    shown = train_view.summary(Forecast(steps=count_steps(DEMO), pace=Pace(0.5, "cats")))
     assert "about 2 min 30 s" in shown
     assert "0.5 s a step in cats" in shown
-    assert "known after 30 steps" in train_view.summary(DEMO, count_steps(DEMO), None, Finding("running"))
+    assert "known after 30 steps" in train_view.summary(Forecast(steps=count_steps(DEMO), dry_run=Finding("running")))
 
 
 @dataclass

@@ -1,26 +1,9 @@
 () => {
-  const KEYS = [
-    ["Ctrl + Enter", "press the main button of the open tab"],
-    ["Alt + → or ↓", "next image of the dataset"],
-    ["Alt + ← or ↑", "previous image of the dataset"],
-    ["Ctrl + S", "save the caption at once (it is saved as you type)"],
-    ["← →", "on the tabs: the tab beside; in a gallery: the image beside"],
-    ["Esc", "leave a field, close what is open"],
-    ["?", "this list"],
-  ];
+  // ---- Gradio's quirks: what gradio_quirks.py can't mend from the server. tests/browser/test_gradio_quirks.py shows
+  // each of them on a bare page and fails once a newer Gradio behaves; then the piece below can go.
 
-  // Light or dark: kept in this browser, unless the address says otherwise (?__theme=dark).
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const forced = new URLSearchParams(location.search).has("__theme");
-  const showTheme = () => {
-    const choice = localStorage.getItem("sdlora.theme") || "system";
-    if (!forced) document.body.classList.toggle("dark", choice === "dark" || (choice === "system" && dark.matches));
-  };
-  window.sdloraTheme = (choice) => { localStorage.setItem("sdlora.theme", choice); showTheme(); };
-  dark.addEventListener("change", () => setTimeout(showTheme));
-  showTheme();
-
-  // Gradio 6 shows the errors of queued handlers only. Those of the quick ones are shown here.
+  // Quirk 1. Gradio 6.31 shows the errors of queued handlers only; of one with queue=False nothing is seen at all.
+  // So each answer that says 500 is read here as well, and its message shown as Gradio would.
   const problems = document.createElement("div");
   problems.id = "toasts";
   problems.setAttribute("role", "alert");
@@ -46,8 +29,8 @@
     return answer;
   };
 
-  // Gradio 6 hears a text field by its key presses alone: what is deleted, pasted, dropped, dictated or typed on a
-  // phone would not be saved. So those changes are announced as the key press that it waits for.
+  // Quirk 2. Gradio 6.31 sends a Textbox's `input` event at key presses alone: what is deleted, pasted, dropped,
+  // dictated or typed on a phone would not be saved. So those changes are announced as the key press it waits for.
   const isText = (event) => event.target.matches?.('[data-testid="textbox"]');
   let pressed = false;
   document.addEventListener("keydown", () => { pressed = false; }, true);
@@ -58,7 +41,8 @@
     pressed = false;
   });
 
-  // Gradio names its empty galleries with a label that a plain <div> may not carry.
+  // Quirk 3. Gradio 6.31 labels an empty Gallery with aria-label on a plain <div>, which may not carry one: screen
+  // readers skip it and axe complains. So such boxes get a role that may, whenever they appear.
   const nameEmpty = () => document.querySelectorAll("div.empty[aria-label]:not([role])").forEach((box) => box.setAttribute("role", "img"));
   let planned = false;
   new MutationObserver(() => {
@@ -66,6 +50,29 @@
     planned = true;
     requestAnimationFrame(() => { planned = false; nameEmpty(); });
   }).observe(document.body, { childList: true, subtree: true });
+
+  // ---- End of Gradio's quirks
+
+  const KEYS = [
+    ["Ctrl + Enter", "press the main button of the open tab"],
+    ["Alt + → or ↓", "next image of the dataset"],
+    ["Alt + ← or ↑", "previous image of the dataset"],
+    ["Ctrl + S", "save the caption at once (it is saved as you type)"],
+    ["← →", "on the tabs: the tab beside; in a gallery: the image beside"],
+    ["Esc", "leave a field, close what is open"],
+    ["?", "this list"],
+  ];
+
+  // Light or dark: kept in this browser, unless the address says otherwise (?__theme=dark).
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const forced = new URLSearchParams(location.search).has("__theme");
+  const showTheme = () => {
+    const choice = localStorage.getItem("sdlora.theme") || "system";
+    if (!forced) document.body.classList.toggle("dark", choice === "dark" || (choice === "system" && dark.matches));
+  };
+  window.sdloraTheme = (choice) => { localStorage.setItem("sdlora.theme", choice); showTheme(); };
+  dark.addEventListener("change", () => setTimeout(showTheme));
+  showTheme();
 
   // Files dropped anywhere on the Dataset tab go where its drop zone is.
   const dropField = () => [...document.querySelectorAll("#dataset-upload input[type=file]")].find((field) => field.parentElement.getClientRects().length);

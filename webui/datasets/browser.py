@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from sdlora.data.fix.changes import undo
-from sdlora.data.images import THREADS
 from sdlora.data.sets import folders, history, listing
 from sdlora.data.sets.listing import Filter, Item
-from sdlora.data.thumbnails import thumbnail
+from sdlora.data.thumbnails import make_thumbnails
 from sdlora.errors import DataError
+from sdlora.words import count
 from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
 from webui.datasets import view
 from webui.datasets.editor import Editor
 from webui.layout import small_button
 from webui.scripts import PRESSES
-from webui.templating import count
 
 TAGS_SHOWN = 60
 
@@ -226,8 +223,7 @@ class Browser:
 
     def _undo(self, name: str, *around: Any) -> dict[Any, Any]:
         folder = self._folder(name)
-        undone = undo(folder)
-        gr.Info(f"Taken back: {count(len(undone.files), 'file')}.")
+        gr.Info(f"Taken back: {count(history.undo_last(folder), 'file')}.")
         return self.refreshed(folder, *around)
 
     def _delete(self, name: str, text: str, kind: str, tags: list[str], number: int, editing: str) -> dict[Any, Any]:
@@ -277,8 +273,7 @@ class Browser:
         page = listing.page(items, number)
         names = [item.name for item in page.items]
         kept = self.context.workspace.thumbnails
-        with ThreadPoolExecutor(THREADS) as threads:
-            pictures = list(threads.map(lambda item: thumbnail(item.path, kept), page.items))
+        pictures = make_thumbnails([item.path for item in page.items], kept)
         tiles = [(str(picture), view.label(item)) for picture, item in zip(pictures, page.items, strict=True)]
         at = names.index(selected) if selected in names else None
         return {

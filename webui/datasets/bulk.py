@@ -9,11 +9,11 @@ import gradio as gr
 
 from sdlora.data.sets import folders, listing
 from sdlora.data.sets.edits import OPERATIONS, Edit, Rewritten, make_edit, plan_edit
+from sdlora.words import count
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import view
 from webui.datasets.browser import Browser, as_filter
 from webui.layout import small_button
-from webui.templating import count
 
 SCOPES = ("all images", "images that pass the filter")
 _OUTDATED = '() => [{__type__: "update", value: "Apply", interactive: false}, ""]'

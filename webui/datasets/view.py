@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +13,14 @@ from sdlora.data.sets.edits import Rewritten
 from sdlora.data.sets.listing import TOKEN_LIMIT, Item
 from sdlora.data.sets.uploads import Received
 from sdlora.launch.dataset_jobs import JobProgress
-from webui.templating import count, macros
+from sdlora.words import count
+from webui.templating import macros
 
 _HTML = macros("datasets.html")
 _LISTED = 8
 _EDITS_SHOWN = 20
 _FILES_SHOWN = 6
 _MESSAGES_SHOWN = 3
-_WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 _FIX_WORDS = {
     "unreadable": "Move them to the trash",
     "exact-duplicate": "Keep one of each",
@@ -123,18 +121,8 @@ def _remarks(report: Received) -> Iterator[str]:
 
 def edit_preview(rewritten: Sequence[Rewritten], num_images: int) -> str:
     """How many captions an edit changes, and the first of them with what goes and what comes."""
-    rows = [(each.name, difference(each.before, each.after)) for each in rewritten[:_EDITS_SHOWN]]
+    rows = [(each.name, each.pieces()) for each in rewritten[:_EDITS_SHOWN]]
     return str(_HTML.edit_preview(rows, len(rewritten), num_images, max(0, len(rewritten) - _EDITS_SHOWN)))
-
-
-def difference(before: str, after: str) -> list[tuple[str, str]]:
-    """A text in pieces, each `same`, `gone` or `come`."""
-    old, new = _WORDS.findall(before), _WORDS.findall(after)
-    parts = []
-    for kind, old_from, old_to, new_from, new_to in difflib.SequenceMatcher(a=old, b=new, autojunk=False).get_opcodes():
-        gone, come = "".join(old[old_from:old_to]), "".join(new[new_from:new_to])
-        parts += [("same", gone)] if kind == "equal" else [("gone", gone), ("come", come)]
-    return [(kind, words) for kind, words in parts if words]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -11,12 +11,13 @@ from typing import Any
 import gradio as gr
 
 from sdlora import GenerateConfig
+from sdlora.config.fields import setting_of
 from sdlora.errors import ConfigError
+from sdlora.generation.grid.run import plan_grid
 from sdlora.library.rows import Rows, to_tags
 from webui.context import QUICK, Context, handler
-from webui.fields import setting_of
 from webui.form import Form
-from webui.generate.request import FIELDS, LEFT_OUT, read_grid, read_request
+from webui.generate.request import FIELDS, LEFT_OUT, read_request
 from webui.generate.start import StartPanel
 from webui.layout import problems_html
 from webui.mix.rows import shape
@@ -66,27 +67,27 @@ class Generating:
 
     @property
     def outputs(self) -> list[Any]:
-        """What `generate` and `generate_grid` return values for; the first is the panel of problems."""
+        """What `begin` and `begin_grid` return values for; the first is the panel of problems."""
         return [self.problems, self.training, self.training_words, self.pending]
 
     def wire(self) -> None:
         """Connect the buttons."""
-        self.go.click(handler(self.generate), self.inputs, self.outputs, **QUICK)
+        self.go.click(handler(self.begin), self.inputs, self.outputs, **QUICK)
         for button, wait in ((self.now, False), (self.later, True)):
             button.click(handler(self.decide(wait)), [self.pending], self.outputs, **QUICK)
         self.cancel.click(handler(self._cancel), None, None, **QUICK)
 
     # ---- handlers
 
-    def generate(self, values: dict[Any, Any]) -> tuple[Any, ...]:
+    def begin(self, values: dict[Any, Any]) -> tuple[Any, ...]:
         """Generate what the form shows, or show what is wrong with it."""
         try:
             config = read_request(self.services, self.form.shown(values), start=self.start.read(values))
         except ConfigError as error:
             return self.shown(error.problems)
-        return self._begin(lambda wait: self.services.images.submit(config, wait=wait))
+        return self._submit(lambda wait: self.services.images.submit(config, wait=wait))
 
-    def generate_grid(
+    def begin_grid(
         self, values: dict[Any, Any], axes: list[str], *, run: str | None = None, prompt: str = ""
     ) -> tuple[Any, ...]:
         """Generate a grid of what the form shows; prompt: in place of the form's."""
@@ -98,12 +99,12 @@ class Generating:
                 start=self.start.read(values),
                 one_image=True,
             )
-            grid = read_grid(self.services, config, axes, run)
+            grid = plan_grid(config, axes, self.services.run_folder(run))
         except ConfigError as error:
             return self.shown(error.problems)
         gr.Info(f"{len(grid.cells())} images asked for.", duration=4)
         folder = self.services.run_folder(run)
-        return self._begin(lambda wait: self.services.images.submit_grid(grid, run=folder, wait=wait))
+        return self._submit(lambda wait: self.services.images.submit_grid(grid, run=folder, wait=wait))
 
     def decide(self, wait: bool) -> Callable[[Submit | None], tuple[Any, ...]]:
         """The handler of an answer to the question."""
@@ -132,7 +133,7 @@ class Generating:
     def _asked_for(self) -> tuple[Any, ...]:
         return "", gr.Column(visible=False), "", None
 
-    def _begin(self, submit: Submit) -> tuple[Any, ...]:
+    def _submit(self, submit: Submit) -> tuple[Any, ...]:
         """Ask for it at once; where a training is active, ask the person first."""
         training = self.services.watch.training()
         if training is not None and not self.services.images.is_busy:

@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 
 from sdlora.errors import ConfigError
+from sdlora.generation.grid import offers
 from webui.context import LAST_COUNTS, QUICK, handler
-from webui.generate import axes
 from webui.generate.generating import Generating
 from webui.layout import problems_html
 from webui.problems import panel
@@ -28,7 +28,7 @@ class GridPanel:
             for name, title in _TITLES.items():
                 with gr.Row():
                     self.axes[name] = gr.Dropdown(
-                        axes.choices(self.services.active.rows), value="", label=title, info="What changes.",
+                        offers.choices(self.services.active.rows), value="", label=title, info="What changes.",
                         min_width=150, elem_id=f"generate-grid-{name}", interactive=True, scale=2,
                     )  # fmt: skip
                     self.values[name] = gr.Textbox(
@@ -58,21 +58,21 @@ class GridPanel:
 
     def _generate(self, values: dict[Any, Any]) -> tuple[Any, ...]:
         try:
-            chosen = axes.spell([(values[self.axes[name]], values[self.values[name]]) for name in _TITLES])
+            chosen = offers.spell([(values[self.axes[name]], values[self.values[name]]) for name in _TITLES])
         except ConfigError as error:
             return panel(error.problems), gr.skip(), gr.skip(), None
-        run = values[self.run] if any(f"={axes.CHECKPOINT}=" in text for text in chosen) else None
-        return self.generating.generate_grid(values, chosen, run=run)
+        run = values[self.run] if any(f"={offers.CHECKPOINT}=" in text for text in chosen) else None
+        return self.generating.begin_grid(values, chosen, run=run)
 
     def _offer(self, *chosen: str | None) -> list[Any]:
-        offered = axes.choices(self.services.active.rows)
+        offered = offers.choices(self.services.active.rows)
         known = {value for _, value in offered}
         return [gr.Dropdown(choices=offered, value=axis if axis in known else "") for axis in chosen]
 
     def _hint(self, axis: str | None, *chosen: str | None) -> tuple[Any, Any]:
-        needs_run = axes.CHECKPOINT in chosen
+        needs_run = offers.CHECKPOINT in chosen
         runs = [run.name for run in self.services.watch.snapshot().runs] if needs_run else []
         return (
-            gr.Textbox(placeholder=axes.hint(axis), interactive=axis != axes.COMPARE),
+            gr.Textbox(placeholder=offers.hint(axis), interactive=axis != offers.COMPARE),
             gr.Dropdown(choices=runs, value=runs[0] if runs else None, visible=needs_run),
         )

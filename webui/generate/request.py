@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sdlora import GenerateConfig
-from sdlora.config.base_model import BaseModelConfig
-from sdlora.errors import AdapterError, ConfigError, SdloraError
-from sdlora.generation.grid.axes import parse_axes
-from sdlora.generation.grid.run import Grid
-from sdlora.library.prompt_tags import split_prompt, take_tags
+from sdlora.config import fields
+from sdlora.config.fields import Field
+from sdlora.errors import AdapterError, ConfigError
+from sdlora.library.prompt_tags import take_tags
 from sdlora.library.rows import Rows, check_family, used
 from sdlora.models.found import family_of
-from sdlora.models.prompts import CHUNK_TOKENS, count_tokens
-from sdlora.models.tokenizer import light_tokenizer
-from webui import fields
-from webui.fields import Field
 from webui.services import Services
 
 LEFT_OUT = ("adapters", "adapter_folders", "files.folder", "start.image", "start.mask")
@@ -63,25 +57,6 @@ def read_request(
     return checked
 
 
-def read_grid(services: Services, config: GenerateConfig, axes: Sequence[str], run: str | None = None) -> Grid:
-    """The grid of a request over axes such as `adapter.weight=0:1.2:0.2`. Raises ConfigError with every problem.
-
-    run: the name of the run that the axis `checkpoint` means.
-    """
-    config = take_tags(config)
-    return Grid(config, parse_axes(axes, config, services.run_folder(run)))
-
-
-def count_prompt_tokens(prompt: str, model: str) -> tuple[int, int]:
-    """Tokens of a prompt without its `<lora:...>` tags, and the room in the chunks that they take."""
-    try:
-        text = split_prompt(prompt)[0]
-    except ConfigError:
-        text = prompt
-    tokens = count_tokens(_tokenizer(model), text)
-    return tokens, CHUNK_TOKENS * max(1, -(-tokens // CHUNK_TOKENS))
-
-
 def _problems_of(services: Services, config: GenerateConfig, rows: Rows) -> list[str]:
     problems: list[str] = []
     family = family_of(config.base_model)
@@ -95,11 +70,3 @@ def _problems_of(services: Services, config: GenerateConfig, rows: Rows) -> list
     except ConfigError as error:
         problems += [f"prompt: {problem}" for problem in error.problems]
     return problems
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(model: str) -> Any:
-    try:
-        return light_tokenizer(BaseModelConfig(model=model))
-    except (SdloraError, OSError, ValueError):  # nothing there yet: all families share CLIP's vocabulary
-        return light_tokenizer(BaseModelConfig())

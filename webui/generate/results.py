@@ -16,13 +16,13 @@ from sdlora.generation.restore.repeat import restore_image
 from sdlora.launch.images import ImageRequest
 from sdlora.library.rows import from_used
 from sdlora.trash import Deleted, move_to_trash, put_back
+from sdlora.words import count
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, handler
 from webui.downloads import download_button
 from webui.generate import view
 from webui.generate.generating import Generating
 from webui.paging import Page, page_of
 from webui.pieces import empty, found, notes, picture
-from webui.templating import count
 
 PAGE_IMAGES = 48
 _CAPTION = 60

@@ -6,11 +6,12 @@ from typing import Any
 
 import gradio as gr
 
+from sdlora.library.prompt_tags import count_prompt_tokens
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.generate import view
 from webui.generate.generating import PREFIX, Generating
 from webui.generate.grid import GridPanel
-from webui.generate.request import FIELDS, count_prompt_tokens
+from webui.generate.request import FIELDS
 from webui.generate.results import ResultsPanel
 from webui.mix.rows import build_rows
 
@@ -143,13 +144,13 @@ class GenerateTab:
                 problems = ["this adapter is switched off; switch it on to sweep its weight"]
                 return self._for_mix(self.generating.shown(problems))
             axes = [f"adapter{index}.weight={values[span]}"]
-            return self._for_mix(self.generating.generate_grid(values, axes, prompt=values[prompt]))
+            return self._for_mix(self.generating.begin_grid(values, axes, prompt=values[prompt]))
 
         button.click(handler(sweep), {*self.generating.inputs, span}, self._mix_outputs, **QUICK)
 
     def _compare(self, values: dict[Any, Any]) -> tuple[Any, ...]:
         prompt = values[self.context.shared["mix.prompt"]]
-        return self._for_mix(self.generating.generate_grid(values, ["compare"], prompt=prompt))
+        return self._for_mix(self.generating.begin_grid(values, ["compare"], prompt=prompt))
 
     # ---- small handlers
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdlora.launch.images import ImageRequest
+from sdlora.words import count
 from webui.pieces import empty
-from webui.templating import count, macros
+from webui.templating import macros
 
 _HTML = macros("generate.html")
 _SHOWN_TITLE = 70

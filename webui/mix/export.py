@@ -8,8 +8,7 @@ from typing import Any
 import gradio as gr
 
 from sdlora import MixConfig
-from sdlora.adapters.files.container import refuse_pickle
-from sdlora.config.base_model import BaseModelConfig
+from sdlora.config.fields import fields
 from sdlora.errors import ConfigError
 from sdlora.launch import exports
 from sdlora.launch.jobs import JobHandle
@@ -18,7 +17,6 @@ from sdlora.library.rows import check_family, to_tags
 from sdlora.models.found import family_of
 from sdlora.trash import move_to_trash
 from webui.context import LAST_COUNTS, QUEUED, QUICK, Context, handler
-from webui.fields import fields
 from webui.layout import problems_html
 from webui.mix import view
 from webui.mix.library import LibraryPanel
@@ -115,10 +113,8 @@ class _Exports:
 
     def begin_merge(self, name: str, base: str) -> tuple[Any, ...]:
         """Begin to bake the adapters into a copy of a model."""
-        rows, family = self.services.active.rows, family_of(BaseModelConfig(model=base))
+        rows, family = self.services.active.rows, family_of(base)
         is_file = Path(base).is_file()
-        if is_file:
-            refuse_pickle(Path(base))
         target = mixes.new_file(name or "", self.services.workspace.models, _SUFFIX if is_file else "")
         check_family(rows, self.services.adapters, None if family is None else (base, family))
         adapters = mixes.mixed(rows)

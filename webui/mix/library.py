@@ -11,13 +11,13 @@ from sdlora.data.thumbnails import thumbnail, tile
 from sdlora.errors import SdloraError
 from sdlora.library.rows import add, to_tags
 from sdlora.library.scan import LibraryEntry, add_file
+from sdlora.words import count
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, Context, handler
 from webui.layout import problems_html
 from webui.mix import view
 from webui.paging import page_of
 from webui.pieces import empty, found, notes
 from webui.problems import panel
-from webui.templating import count
 
 PAGE_ADAPTERS = 24
 FAMILIES = [("Every family", ""), ("SD 1.x", "sd1"), ("SD 2.x", "sd2"), ("SDXL", "sdxl")]

@@ -8,9 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from sdlora.adapters.algebra.blocks import PRESETS, read_blocks
 from sdlora.library import rows as rows_of
-from sdlora.library.rows import Row, to_tags
+from sdlora.library.rows import BLOCK_PRESETS, Row, to_tags
 from webui.context import LAST_COUNTS, QUEUED, Context, handler
 from webui.gradio_quirks import page_load
 from webui.mix import view
@@ -107,7 +106,7 @@ class _RowInputs:
             slider, number = self._weight("Text encoder weight", text_encoder, "te")
         with gr.Row():
             blocks = gr.Dropdown(
-                list(PRESETS), value=row.blocks, allow_custom_value=True, label="Block weights", interactive=True,
+                list(BLOCK_PRESETS), value=row.blocks, allow_custom_value=True, label="Block weights", interactive=True,
                 info="A preset, numbers between commas in lbw order, or MID=0.5,OUT03=0.",
                 elem_id=f"{self.prefix}-blocks", min_width=220,
             )  # fmt: skip
@@ -180,9 +179,8 @@ class _RowInputs:
         return gr.Row(visible=not linked), self._text()
 
     def _set_blocks(self, text: str | None) -> str:
-        family = self.entry.about.family if self.entry else None
-        read_blocks(text or "ALL", self.row.name, family)
-        self._change(blocks=text or "ALL")
+        blocks, family = text or "ALL", self.entry.about.family if self.entry else None
+        self.services.active.change(lambda rows: rows_of.set_blocks(rows, self.row.id, blocks, family))
         return self._text()
 
     def _move(self, by: int, count: int) -> tuple[int, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from sdlora.launch.jobs import JobState
 from sdlora.library.scan import LibraryEntry
+from sdlora.words import count
 from webui.pieces import notes
 from webui.problems import panel
-from webui.templating import count, macros
+from webui.templating import macros
 
 _HTML = macros("mix.html")
 

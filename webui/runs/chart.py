@@ -11,23 +11,17 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-
-from sdlora.runs.curves import Curves
+from sdlora.runs.curves import MAX_POINTS, Curves, Points, smoothed, thin_out
 from webui.templating import macros
 
 _HTML = macros("chart.html")
-MAX_POINTS = 500
 _READOUT_POINTS = 120
 _CLIPPED_SHARE = 0.995
 """Losses above this share of all are left out of the scale: one spike must not flatten the curve."""
 _SMALLEST = 1e-8
 _RATE_HEIGHT = 0.94
 """Of the height of the chart, for the highest learning rate."""
-
-Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -136,37 +130,6 @@ def chart(curves: Sequence[Curve], options: ChartOptions) -> str:
             )
         )
     )
-
-
-def thin_out(steps: Sequence[int], values: Sequence[float], limit: int = MAX_POINTS) -> Points:
-    """At most `limit` points that keep each bin's lowest and highest value."""
-    if len(steps) <= limit:
-        return [(float(step), value) for step, value in zip(steps, values, strict=True)]
-    points: Points = []
-    for places, inside in _bins(steps, values, limit // 2):
-        kept = sorted({int(inside.argmin()), int(inside.argmax())})
-        points += [(float(places[index]), float(inside[index])) for index in kept]
-    return points
-
-
-def smoothed(steps: Sequence[int], values: Sequence[float], amount: float, limit: int = MAX_POINTS) -> Points:
-    """Means of at most `limit` bins, averaged with their neighbours on both sides alike (no delay)."""
-    bins = _bins(steps, values, min(limit, len(steps)))
-    positions = np.array([places.mean() for places, _ in bins])
-    means = np.array([inside.mean() for _, inside in bins])
-    width = amount * len(bins) / 8
-    if width >= 0.5:
-        reach = np.arange(-math.ceil(3 * width), math.ceil(3 * width) + 1)
-        kernel = np.exp(-0.5 * (reach / width) ** 2)
-        weight = np.convolve(np.ones(len(means)), kernel)
-        cut = slice(len(reach) // 2, len(reach) // 2 + len(means))
-        means = np.convolve(means, kernel)[cut] / weight[cut]
-    return [(float(step), float(mean)) for step, mean in zip(positions, means, strict=True)]
-
-
-def _bins(steps: Sequence[int], values: Sequence[float], count: int) -> list[tuple[Any, Any]]:
-    """Steps and values in so many parts, one after another."""
-    return list(zip(np.array_split(np.asarray(steps), count), np.array_split(np.asarray(values), count), strict=True))
 
 
 def describe(curves: Sequence[Curve], smooth: Sequence[Points]) -> str:

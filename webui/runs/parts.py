@@ -8,12 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sdlora.errors import ConfigError
-from sdlora.file_memory import stamp_of
 from sdlora.launch.watch import RunWatch, Snapshot, WatchedRun
 from sdlora.runs.results import PreviewImage
 from webui.runs import chart, previews, view
 from webui.runs.chart import ChartOptions, Curve
-from webui.runs.view import Buttons
 
 LOG_LINES = 400
 NO_LOG = "No log yet."
@@ -75,22 +73,21 @@ class RunParts:
         if run is None:
             nothing = Part(None, lambda: "")
             names = ("headline", "figures", "hint", "messages", "chart", "grid", "pair", "log", "files")
-            return {**dict.fromkeys(names, nothing), "buttons": Part(None, Buttons)}
+            return {**dict.fromkeys(names, nothing), "buttons": Part(None, frozenset)}
         curves, state, name = self.watch.curves(run.handle), run.state, run.name
         headline, figures = view.headline(run), view.figures(state)
-        pressable = Buttons.of(state)
         hint = view.kill_hint(state, self._asked_to_stop(run))
         generated = (name, curves.version, state.status)
         return {
             "headline": Part(headline, lambda: headline),
             "figures": Part(figures, lambda: figures),
             "hint": Part(hint, lambda: hint),
-            "buttons": Part(pressable, lambda: pressable),
+            "buttons": Part(state.actions, lambda: state.actions),
             "messages": Part((name, len(curves.messages)), lambda: view.messages(curves.messages)),
             "chart": Part((*generated, choice.chart), lambda: chart.chart([Curve.of(name, curves)], choice.chart)),
             "grid": Part(generated, lambda: previews.grid(self.previews(run), self.thumbnails)),
             "pair": Part((name, len(curves.previews), choice.preview), lambda: self._pair(run, choice)),
-            "log": Part((name, stamp_of(run.handle.files.log)), lambda: run.handle.log_tail(LOG_LINES) or NO_LOG),
+            "log": Part((name, run.handle.log_stamp()), lambda: run.handle.log_tail(LOG_LINES) or NO_LOG),
             "files": Part(
                 (name, len(curves.checkpoints), state.status), lambda: view.adapter_files(run.handle.adapter_files())
             ),

@@ -10,7 +10,6 @@ from typing import Any
 import gradio as gr
 
 from sdlora.errors import RunError
-from sdlora.launch import queue
 from sdlora.launch.runs import RunHandle, clone
 from sdlora.launch.support import copy_log, support_zip, write_csv
 from webui.context import EACH_COUNTS, PRIVATE, QUICK, Context, handler
@@ -222,11 +221,10 @@ class RunsTab:
             updates[self.selected] = run.name
         return updates
 
-    def _press_states(self, buttons: Any) -> dict[Any, Any]:
-        states = buttons.by_name()
-        updates = {self.buttons[name]: gr.update(interactive=can) for name, can in states.items()}
-        updates[self.buttons["kill"]] = gr.update(interactive=states["kill"], visible=states["kill"])
-        updates[self.buttons["resume"]] = gr.update(interactive=states["resume"], visible=states["resume"])
+    def _press_states(self, actions: Any) -> dict[Any, Any]:
+        updates = {button: gr.update(interactive=name in actions) for name, button in self.buttons.items()}
+        for name in ("kill", "resume"):
+            updates[self.buttons[name]] = gr.update(interactive=name in actions, visible=name in actions)
         return updates
 
     def _acting(self, act: Callable[[RunHandle], Any]) -> Callable[..., Any]:
@@ -269,13 +267,8 @@ class RunsTab:
 
     def _resume_run(self, handle: RunHandle) -> None:
         """Go on with it now, or when what trains on the same accelerator is done."""
-        busy = [run.name for run in self.watch.snapshot(now=True).active if run.name != handle.name]
-        if busy:
-            queue.enqueue(handle)
-            gr.Info(f"{busy[0]} is training: {handle.name} goes on after it.")
-        else:
-            queue.remove(handle)
-            handle.resume()
+        if (busy := self.watch.resume(handle)) is not None:
+            gr.Info(f"{busy} is training: {handle.name} goes on after it.")
 
     def _select(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
         """Look at another run."""
@@ -303,17 +296,14 @@ class RunsTab:
 
     def _alter_queue(self, event: gr.EventData, selected: str | None, *looks: Any) -> Any:
         """Move a waiting run, take it out, hold the queue or let it go on."""
-        runs_folder, waiting, data = self.watch.runs_folder, list(self.watch.snapshot().waiting), pressed(event)
+        data = pressed(event)
         act, run = data["queue"], data.get("run", "")
         if act in ("hold", "release"):
-            queue.hold(runs_folder, act == "hold")
+            self.watch.hold(act == "hold")
         elif act == "remove":
-            queue.remove(RunHandle(runs_folder / run))
-        elif run in waiting:
-            place = waiting.index(run)
-            other = max(0, place - 1) if act == "up" else min(len(waiting) - 1, place + 1)
-            waiting[place], waiting[other] = waiting[other], waiting[place]
-            queue.reorder(runs_folder, waiting)
+            self.watch.take_out(run)
+        else:
+            self.watch.move(run, -1 if act == "up" else 1)
         self.watch.snapshot(now=True)
         return self._show(selected, *looks)
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
-from sdlora.config.schema import ABSENT, differing, flatten
-from sdlora.errors import ConfigError
-from sdlora.launch.watch import Snapshot, WatchedRun
+from sdlora.config.schema import ABSENT
+from sdlora.launch.watch import Snapshot, WatchedRun, settings_that_differ
 from sdlora.runs.results import AdapterFile
 from sdlora.runs.state import MIN_STEPS_FOR_SPEED, RunState
-from sdlora.sinks.terminal import duration_in_words, speed_in_words
+from sdlora.words import duration_in_words, speed_in_words
 from webui.templating import macros
 
 _HTML = macros("runs.html")
@@ -25,37 +23,6 @@ compare_more = _HTML.compare_more
 """What stands where too few runs are chosen to compare."""
 question = _HTML.question
 """What is asked before a run is killed or deleted."""
-
-
-@dataclass(frozen=True)
-class Buttons:
-    """Which actions a run offers in its state."""
-
-    stop: bool = False
-    kill: bool = False
-    resume: bool = False
-    save: bool = False
-    preview: bool = False
-    delete: bool = False
-
-    @classmethod
-    def of(cls, state: RunState | None) -> Buttons:
-        """The actions that make sense for a run that stands so; none without a run."""
-        if state is None:
-            return cls()
-        trains = state.status == "running"
-        return cls(
-            stop=state.status in ("running", "starting"),
-            kill=state.status == "stopping",
-            resume=state.can_start,
-            save=trains,
-            preview=trains,
-            delete=not state.is_active,
-        )
-
-    def by_name(self) -> dict[str, bool]:
-        """The actions by name, and whether each can be pressed."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 # ---- lists
@@ -184,18 +151,6 @@ def compared(runs: Sequence[WatchedRun], chart: str, previews: str) -> str:
     """Runs laid over each other: their curves, the settings in which they differ, their newest previews."""
     rows = [(name, [_value_in_words(value) for value in values]) for name, values in settings_that_differ(runs)]
     return str(_HTML.compared(chart, [run.name for run in runs], rows, previews))
-
-
-def settings_that_differ(runs: Sequence[WatchedRun]) -> list[tuple[str, list[Any]]]:
-    """Each setting that isn't the same in all runs, with its value in each."""
-    return differing([_settings_of(run) for run in runs])
-
-
-def _settings_of(run: WatchedRun) -> dict[str, Any]:
-    try:
-        return flatten(run.handle.config())
-    except ConfigError:
-        return {}
 
 
 def _value_in_words(value: Any) -> str:

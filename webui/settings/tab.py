@@ -9,8 +9,8 @@ import gradio as gr
 
 from sdlora.data.cache import Cache, default_cache_folder
 from sdlora.launch import machine
-from sdlora.launch.machine import gib
 from sdlora.trash import empty_folder, size_of
+from sdlora.words import size_in_words
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
 from webui.layout import live_html, small_button
 from webui.pieces import table
@@ -149,7 +149,7 @@ class SettingsTab:
 
     def _cache_words(self, before: str = "") -> str:
         summary = Cache(default_cache_folder()).summary()
-        words = f"{before}{summary.entries} encoded images and captions, {gib(summary.size_bytes)}, in"
+        words = f"{before}{summary.entries} encoded images and captions, {size_in_words(summary.size_bytes)}, in"
         return str(view.cache(words, summary.folder))
 
     def _prune(self, keep_gib: float | None, keep_days: float | None) -> str:
@@ -157,15 +157,12 @@ class SettingsTab:
             max_bytes=None if keep_gib is None else int(keep_gib * 2**30),
             older_than=None if keep_days is None else timedelta(days=keep_days),
         )
-        return self._cache_words(f"Removed {removed.entries} ({gib(removed.size_bytes)}). ")
+        return self._cache_words(f"Removed {removed.entries} ({size_in_words(removed.size_bytes)}). ")
 
     def _trash_facts(self, before: str = "") -> dict[Any, Any]:
         trash = self.context.workspace.trash
         things = len(list(trash.iterdir()))
-        return {
-            self.trash: view.trash(before, things, size_of(trash)),
-            self.empty: gr.Button(interactive=things > 0),
-        }
+        return {self.trash: view.trash(before, things, size_of(trash)), self.empty: gr.Button(interactive=things > 0)}
 
     def _empty(self) -> dict[Any, Any]:
         gone = empty_folder(self.context.workspace.trash)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdlora.launch.machine import gib
 from sdlora.trash import Size
-from webui.templating import count, macros
+from sdlora.words import count, size_in_words
+from webui.templating import macros
 
 _HTML = macros("settings.html")
 
@@ -19,7 +19,7 @@ cache = _HTML.cache
 
 def trash(before: str, things: int, size: Size) -> str:
     """How much lies in the trash; before: what was just done to it."""
-    return str(_HTML.trash(before, f"{count(things, 'deleted item')} ({gib(size.size_bytes)})"))
+    return str(_HTML.trash(before, f"{count(things, 'deleted item')} ({size_in_words(size.size_bytes)})"))
 
 
 def missing(wanted: Sequence[Path]) -> str:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora.config import presets
-from sdlora.launch.dry_runs import Finding
-from sdlora.training.preflight.step_count import StepCount, count_steps
-from webui import fields
-from webui.fields import Field
+from sdlora import TrainConfig
+from sdlora.config import fields, files, presets
+from sdlora.config.fields import Field
 from webui.problems import panel
 from webui.services import Services
-from webui.train import draft, view
-from webui.train.draft import Draft
+from webui.train import view
 
-_FRESH_SECONDS = 5.0
-"""How long what was found in the folders of a draft holds, while the draft stays as it is."""
+OF_THE_PERSON = ("name", "images.folder", "captions.trigger")
+"""Settings that another preset doesn't change once a person chose them."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What the form holds: a configuration, or the reasons why there is none or none that can start."""
+
+    config: TrainConfig | None
+    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -48,30 +52,27 @@ class Reporter:
         self._runs_folder = runs_folder
         self._fields = among
         self._place = place
-        self._newest: tuple[dict[str, Any], float, Draft, StepCount | None] | None = None
 
     def draft(self, shown: Mapping[str, Any]) -> Draft:
-        """The draft behind the inputs, with what its dry run found wrong if that is known."""
-        return self._with_dry_run(self._read(shown)[0])
+        """The draft behind the inputs, with what is known to be wrong with it."""
+        config, problems = self._read(shown)
+        return Draft(config, (*problems, *self._services.forecaster.forecast(config).problems))
 
     def report(self, shown: Mapping[str, Any], preset: str) -> Report:
-        """Everything there is to say. Has the dry run begun once the draft is left alone."""
-        found, steps = self._read(shown)
-        self._services.dry_runs.ask(found.config if found.can_start else None)
-        finding = self._services.dry_runs.find(found.config) if found.can_start else Finding("idle")
-        found, config = self._with_dry_run(found), found.config
-        seen = self._services.watch.snapshot()
-        pace = self._services.paces.find(config, (run.handle for run in seen.runs)) if config is not None else None
+        """Everything there is to say."""
+        config, found = self._read(shown)
+        forecast, seen = self._services.forecaster.forecast(config), self._services.watch.snapshot()
+        problems = (*found, *forecast.problems)
         busy = [*(run.name for run in seen.active), *seen.waiting]
-        changed = list(fields.differences(self._fields, self._preset_shown(preset), shown))
+        before = fields.show_all(presets.load(preset), self._fields)
         return Report(
-            problems=self.panel(found.problems),
-            summary=view.summary(config, steps, pace, finding),
-            differences=view.differences(changed),
+            problems=self.panel(problems),
+            summary=view.summary(forecast),
+            differences=view.differences(list(fields.differences(self._fields, before, shown))),
             command=presets.command_line(config, preset) if config is not None else "",
-            status=view.status(found.problems, busy, view.in_short(steps, pace, finding), finding),
-            can_start=found.can_start and not busy,
-            can_enqueue=found.can_start,
+            status=view.status(problems, busy, forecast),
+            can_start=not problems and not busy,
+            can_enqueue=not problems,
             training=seen.active[0].name if seen.active else "",
         )
 
@@ -79,25 +80,29 @@ class Reporter:
         """The problem panel, each problem with the way to its field."""
         return panel(texts, self._place_of)
 
-    def _read(self, shown: Mapping[str, Any]) -> tuple[Draft, StepCount | None]:
-        known, now = self._newest, time.monotonic()
-        if known is not None and known[0] == shown and now - known[1] < _FRESH_SECONDS:
-            return known[2], known[3]
-        found = draft.read(shown, self._fields, self._runs_folder)
-        steps = count_steps(found.config) if found.config is not None else None
-        self._newest = (dict(shown), now, found, steps)
-        return found, steps
-
-    def _with_dry_run(self, found: Draft) -> Draft:
-        if not found.can_start:
-            return found
-        finding = self._services.dry_runs.find(found.config)
-        wrong = finding.found.problems if finding.found else []
-        return Draft(found.config, tuple(problem.message for problem in wrong))
+    def _read(self, shown: Mapping[str, Any]) -> tuple[TrainConfig | None, list[str]]:
+        return fields.check(TrainConfig, self._fields, shown, {"outputs.folder": str(self._runs_folder)})
 
     def _place_of(self, problem: str) -> tuple[str, str] | None:
         field = fields.setting_of(problem, self._fields)
         return None if field is None else self._place(field.name)
 
-    def _preset_shown(self, preset: str) -> dict[str, Any]:
-        return fields.show_all(presets.load(preset), self._fields)
+
+def with_preset(preset: Mapping[str, Any], before: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:
+    """What the form shows after another preset was chosen.
+
+    preset: what it shows of itself; before: what the last one showed; shown: what the form shows now. Name, dataset
+    and trigger stay as a person chose them.
+    """
+    kept = {name: shown[name] for name in OF_THE_PERSON if name in shown and shown[name] != before.get(name)}
+    return {**preset, **kept}
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The configuration as a file: what differs from the defaults."""
+    return files.dump(presets.portable(config), only_changes=True)
+
+
+def from_yaml(text: str) -> TrainConfig:
+    """The configuration in a text. Raises ConfigError that lists every problem."""
+    return files.validate(files.parse_yaml(text, "the YAML text"), "the YAML text")

@@ -12,7 +12,6 @@ import gradio as gr
 
 from sdlora import SdloraError, TrainConfig
 from sdlora.config import presets
-from sdlora.config.optimization import OPTIMIZERS
 from sdlora.data.sets.folders import list_sources
 from sdlora.errors import ConfigError
 from sdlora.imports.read import settings_as_yaml
@@ -22,10 +21,12 @@ from webui.form import Form
 from webui.gradio_quirks import pressed
 from webui.layout import html, problems_html
 from webui.scripts import PRESSES
-from webui.train import draft, view
-from webui.train.report import Report, Reporter
+from webui.train import view
+from webui.train.report import Report, Reporter, from_yaml, to_yaml, with_preset
 
 FIRST_PRESET = "demo.yaml"
+SET_BY_THE_PAGE = ("outputs.folder",)
+"""Settings without an input: runs lie in the workspace."""
 SECTIONS = {
     "": "General",
     "base_model": "Base model",
@@ -54,13 +55,11 @@ class TrainTab:
         self.form = Form(
             TrainConfig,
             "train",
-            leave_out=draft.SET_BY_THE_PAGE,
+            leave_out=SET_BY_THE_PAGE,
             suggestions={
+                **presets.SUGGESTIONS,
                 "images.folder": list_sources(context.workspace.datasets),
                 "base_model.model": presets.base_models(),
-                "adapter.layers": ["attention", "attention+ff", "all", "all+conv"],
-                "optimization.optimizer": list(OPTIMIZERS),
-                "optimization.device": ["auto", "cpu", "cuda", "mps"],
             },
         )
         self.reporter = Reporter(self.services, context.workspace.runs, self.form.fields, self.form.place_of)
@@ -169,9 +168,7 @@ class TrainTab:
                 self.apply_yaml = gr.Button("Apply to form", elem_id="train-yaml-apply")
                 self.refresh_yaml = gr.Button("Show the form's settings", elem_id="train-yaml-refresh")
                 self.import_file = gr.UploadButton(
-                    "Import a file",
-                    file_types=[".yaml", ".yml", ".json", ".toml"],
-                    elem_id="train-import",
+                    "Import a file", file_types=[".yaml", ".yml", ".json", ".toml"], elem_id="train-import"
                 )
             gr.Markdown("Imports YAML of sdlora and settings of kohya_ss, sd-scripts, OneTrainer and ai-toolkit.")
 
@@ -279,7 +276,7 @@ class TrainTab:
 
     def _preset_chosen(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
         before = self._preset_shown(self.context.state.get("train.preset", FIRST_PRESET))
-        return self._show(draft.load_preset(self._preset_shown(preset), before, shown), preset)
+        return self._show(with_preset(self._preset_shown(preset), before, shown), preset)
 
     def _reset(self, preset: str) -> dict[Any, Any]:
         return self._show(self._preset_shown(preset), preset)
@@ -291,9 +288,7 @@ class TrainTab:
     def _search(self, query: str) -> dict[Any, Any]:
         found = view.matches(query, self.advanced)
         sections = {field.section for field in found}
-        updates: dict[Any, Any] = {
-            self.found: view.only_these(found, self.advanced, query, self.form.element_id),
-        }
+        updates: dict[Any, Any] = {self.found: view.only_these(found, self.advanced, query, self.form.element_id)}
         if query.strip():
             updates |= {box: gr.update(open=name in sections) for name, box in self.form.sections.items()}
         return updates
@@ -302,11 +297,11 @@ class TrainTab:
         found = self.reporter.draft(shown)
         if found.config is None:
             return self._panel(found.problems)
-        return {self.yaml: draft.to_yaml(found.config)}
+        return {self.yaml: to_yaml(found.config)}
 
     def _apply_yaml(self, text: str, preset: str) -> dict[Any, Any]:
         try:
-            config = draft.from_yaml(text)
+            config = from_yaml(text)
         except ConfigError as error:
             return self._panel(error.problems)
         return self.fill(config, preset)
@@ -314,7 +309,7 @@ class TrainTab:
     def _import(self, uploaded: str, preset: str) -> dict[Any, Any]:
         try:
             text = settings_as_yaml(Path(uploaded))
-            return {**self.fill(draft.from_yaml(text), preset), self.yaml: text}
+            return {**self.fill(from_yaml(text), preset), self.yaml: text}
         except ConfigError as error:
             return self._panel(error.problems)
 
@@ -332,10 +327,10 @@ class TrainTab:
         }
 
     def _start(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
-        return self._begin(shown, preset, self.services.starter.start)
+        return self._begin(shown, preset, self.services.watch.start)
 
     def _enqueue(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
-        return self._begin(shown, preset, self.services.starter.enqueue)
+        return self._begin(shown, preset, self.services.watch.enqueue)
 
     def _begin(self, shown: dict[str, Any], preset: str, begin: Callable[[TrainConfig], RunHandle]) -> dict[Any, Any]:
         found = self.reporter.draft(shown)
@@ -345,7 +340,6 @@ class TrainTab:
             handle = begin(found.config)
         except SdloraError as error:
             return self._panel([str(error)])
-        self.services.watch.snapshot(now=True)
         self.context.state.set("runs.selected", handle.name)
         begun = {self.selected_run: handle.name, self.context.tabs: self.context.go_to("runs")}
         return {**begun, **self._report(shown, preset)}

@@ -6,13 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sdlora.config import presets
-from sdlora.config.train import TrainConfig
-from sdlora.launch.dry_runs import Finding
-from sdlora.launch.pace import Pace
-from sdlora.sinks.terminal import duration_in_words
-from sdlora.training.preflight.step_count import StepCount
-from webui.fields import Field
-from webui.templating import count, macros
+from sdlora.config.fields import Field
+from sdlora.launch.forecast import Forecast
+from sdlora.words import count, duration_in_words
+from webui.templating import macros
 
 _HTML = macros("train.html")
 _DETAILS_LEFT_OUT = ("steps", "memory")
@@ -27,41 +24,28 @@ def about_preset(name: str) -> str:
     return str(_HTML.preset_facts(presets.facts(name)))
 
 
-def summary(config: TrainConfig | None, steps: StepCount | None, pace: Pace | None, finding: Finding) -> str:
+def summary(forecast: Forecast) -> str:
     """Steps, time, memory and disk of the run to be, as far as they are known."""
-    if config is None or steps is None:
+    steps, total, figures = forecast.steps, forecast.total_steps, forecast.figures
+    if steps is None or total is None:
         return str(_HTML.no_summary())
-    found = finding.found.figures if finding.found else None
-    total = found.total_steps if found else steps.steps
-    facts = [("Steps", f"{total:,}", steps.in_words(), True), _time(total, pace)]
-    if found:
-        disk = (found.cache_bytes + found.run_bytes) / 2**20
-        facts.append(("Memory", f"about {found.memory_gib:.1f} GiB for the training steps", "", True))
-        facts.append(("Disk", f"at most {disk:,.0f} MiB; {found.free_disk_gib:,.1f} GiB free", "", True))
+    facts = [("Steps", f"{total:,}", steps.in_words(), True), _time(forecast, total)]
+    if figures:
+        disk = (figures.cache_bytes + figures.run_bytes) / 2**20
+        facts.append(("Memory", f"about {figures.memory_gib:.1f} GiB for the training steps", "", True))
+        facts.append(("Disk", f"at most {disk:,.0f} MiB; {figures.free_disk_gib:,.1f} GiB free", "", True))
     else:
-        is_coming = finding.stage in ("waiting", "running")
-        facts.append(("Memory", "being worked out ..." if is_coming else "unknown", "", False))
-    lines = finding.found.lines if finding.found else []
-    return str(_HTML.summary(facts, [line for line in lines if line.label not in _DETAILS_LEFT_OUT]))
+        facts.append(("Memory", "being worked out ..." if forecast.is_checking else "unknown", "", False))
+    return str(_HTML.summary(facts, [line for line in forecast.lines if line.label not in _DETAILS_LEFT_OUT]))
 
 
-def in_short(steps: StepCount | None, pace: Pace | None, finding: Finding) -> str:
-    """The summary in a few words: `300 steps · about 2 min`."""
-    if steps is None:
-        return ""
-    figures = finding.found.figures if finding.found else None
-    total = figures.total_steps if figures else steps.steps
-    time = f" · about {duration_in_words(total * pace.seconds_per_step)}" if pace else ""
-    return f"{total:,} steps{time}"
-
-
-def status(problems: Sequence[str], busy: Sequence[str], in_short: str, finding: Finding) -> str:
+def status(problems: Sequence[str], busy: Sequence[str], forecast: Forecast) -> str:
     """One line: whether the run can start, and what it would be. busy: runs that train or wait."""
     if problems:
         return str(_HTML.to_fix(len(problems)))
     if busy:
-        return str(_HTML.busy(busy[0], in_short))
-    return str(_HTML.ready(in_short, finding.stage in ("waiting", "running")))
+        return str(_HTML.busy(busy[0], forecast.in_short))
+    return str(_HTML.ready(forecast.in_short, forecast.is_checking))
 
 
 def differences(rows: Sequence[tuple[Field, Any, Any]]) -> str:
@@ -89,7 +73,8 @@ def only_these(found: Sequence[Field], among: Sequence[Field], query: str, eleme
     return str(_HTML.found([each for each in (hidden, sections, rows) if each], words, query.strip()))
 
 
-def _time(steps: int, pace: Pace | None) -> tuple[str, str, str, bool]:
+def _time(forecast: Forecast, steps: int) -> tuple[str, str, str, bool]:
+    pace = forecast.pace
     if pace is None:
         return "Time", "known after 30 steps; no run of this size has been timed here", "", False
     duration = duration_in_words(steps * pace.seconds_per_step)

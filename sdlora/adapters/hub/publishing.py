@@ -17,6 +17,8 @@ from sdlora.config.base_model import FamilyName
 from sdlora.config.shipped import BUILTIN_PREFIX
 from sdlora.errors import AdapterError
 from sdlora.models.hub import explained
+from sdlora.runs.folder import RunFolder
+from sdlora.runs.results import adapter_files, preview_images
 
 _BASES: dict[FamilyName, str] = {
     "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -30,7 +32,6 @@ _PIPELINES: dict[FamilyName, str] = {
 }
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _PICTURES = 8
-_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _adapter_in(source: Path) -> Path:
         return source
     if not source.is_dir():
         raise AdapterError(f"{source}: there is no such file or run folder")
-    found = sorted(source.glob("*.safetensors"))
+    found = [file.path for file in adapter_files(RunFolder(source)) if file.step is None]
     if len(found) != 1:
         raise AdapterError(f"{source} holds {len(found)} adapter files, not one; name the file itself")
     return found[0]
@@ -161,8 +162,7 @@ def _adapter_in(source: Path) -> Path:
 
 def _pictures(adapter: Path) -> list[Path]:
     """The newest previews of the adapter's run folder, or the picture beside the file."""
-    folders = sorted((adapter.parent / "previews").glob("step_*"))
-    newest = sorted(folders[-1].iterdir()) if folders else []
-    pictures = [file for file in newest if file.suffix.lower() in _PICTURE_SUFFIXES][:_PICTURES]
+    previews = preview_images(RunFolder(adapter.parent))
+    newest = [preview.path for preview in previews if preview.step == previews[-1].step][:_PICTURES]
     beside = adapter.with_suffix(".png")
-    return pictures or ([beside] if beside.is_file() else [])
+    return newest or ([beside] if beside.is_file() else [])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import sqrt
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -21,8 +20,6 @@ from sdlora.config.base_model import FamilyName
 from sdlora.errors import AdapterError
 from sdlora.models.bundle import Bundle
 from sdlora.models.quantize import parameter_count
-
-_KOHYA_FACTORS = {"lora_A": "lora_down", "lora_B": "lora_up"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,6 @@ class Weight:
 class _Module:
     target: Target
     layer: BaseTunerLayer
-    scale: float
     weights: Mapping[str, nn.Parameter]
 
 
@@ -66,7 +62,11 @@ class Adapter:
         self.notes = tuple(notes)
         self.models = dict(models)
         self.parts = {part: models[part] for part in PARTS if any(target.part == part for target in targets)}
-        self._modules = {(target.part, target.path): _module(self.parts, target, config) for target in targets}
+        self._modules: dict[tuple[Part, str], _Module] = {}
+        for target in targets:
+            layer = self.parts[target.part].get_submodule(target.path)
+            assert isinstance(layer, BaseTunerLayer)
+            self._modules[target.part, target.path] = _Module(target, layer, trained_weights(layer, config))
         self._weights = [
             Weight(f"{part}.{path}.{name}", part, path, block_of(part, path), parameter, name == "lora_B")
             for (part, path), module in self._modules.items()
@@ -80,7 +80,7 @@ class Adapter:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """The adapted layers with rank and alpha."""
+        """The adapted layers with rank and scale."""
         return tuple(module.target for module in self._modules.values())
 
     def modules(self) -> Iterator[tuple[Part, str, BaseTunerLayer]]:
@@ -128,11 +128,13 @@ class Adapter:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The bare base model inside the `with` block, for base predictions."""
-        self._enable(False)
+        for module in self._modules.values():
+            module.layer.enable_adapters(False)
         try:
             yield
         finally:
-            self._enable(True)
+            for module in self._modules.values():
+                module.layer.enable_adapters(True)
 
     def set_scale(self, scale: float) -> None:
         """Multiply the whole update by `scale` from now on (1 is as trained); files always hold scale 1."""
@@ -151,7 +153,20 @@ class Adapter:
 
     def module_weights(self) -> dict[tuple[Part, str], ModuleWeights]:
         """The update of every layer in factored form, sharing memory with the trained values."""
-        return {place: _factored(module, self.algorithm) for place, module in self._modules.items()}
+        factored: dict[tuple[Part, str], ModuleWeights] = {}
+        for place, module in self._modules.items():
+            values = {name: parameter.detach() for name, parameter in module.weights.items()}
+            scale, alpha = module.target.scale, module.target.scale * module.target.rank
+            magnitude = values.pop("magnitude", None)
+            if magnitude is not None:  # PEFT keeps it flat, files as [out,1] or [out,1,1,1]
+                magnitude = magnitude.reshape(-1, *[1] * (values["lora_B"].ndim - 1))
+            if self.algorithm == "lora":
+                values = {"lora_down": values["lora_A"], "lora_up": values["lora_B"]}
+            weights = ModuleWeights(self.algorithm, values, alpha, magnitude)
+            if weights.is_full_lokr:  # PEFT scales these too; every file format takes their scale as 1
+                weights = ModuleWeights("lokr", {**values, "lokr_w1": values["lokr_w1"] * scale}, None)
+            factored[place] = weights
+        return factored
 
     def dead_modules(self) -> list[str]:
         """Layers whose every weight has no gradient or a zero one; ask between backward and zero_grad."""
@@ -164,10 +179,6 @@ class Adapter:
     def has_nonfinite(self) -> bool:
         """Whether any trained value is NaN or infinite."""
         return not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters)
-
-    def _enable(self, enabled: bool) -> None:
-        for module in self._modules.values():
-            module.layer.enable_adapters(enabled)
 
 
 def attach(bundle: Bundle, config: AdapterConfig, *, seed: int = 0) -> Adapter:
@@ -202,25 +213,3 @@ def adapted_models(bundle: Bundle) -> dict[Part, nn.Module]:
     """The parts of a base model that can hold adapter layers, by name."""
     encoders: list[nn.Module] = list(bundle.text_encoders)
     return dict(zip(PARTS, [bundle.unet, *encoders], strict=False))
-
-
-def _module(parts: Mapping[Part, nn.Module], target: Target, config: AdapterConfig) -> _Module:
-    layer = parts[target.part].get_submodule(target.path)
-    assert isinstance(layer, BaseTunerLayer)
-    scale = target.alpha / (sqrt(target.rank) if config.rslora else target.rank)
-    return _Module(target, layer, scale, trained_weights(layer, config))
-
-
-def _factored(module: _Module, algorithm: Algorithm) -> ModuleWeights:
-    values = {name: parameter.detach() for name, parameter in module.weights.items()}
-    if algorithm == "lora":
-        magnitude = values.get("magnitude")
-        if magnitude is not None:
-            magnitude = magnitude.reshape(-1, *[1] * (values["lora_B"].ndim - 1))
-        factors = {kohya: values[name] for name, kohya in _KOHYA_FACTORS.items()}
-        return ModuleWeights("lora", factors, module.scale * module.target.rank, magnitude)
-    weights = ModuleWeights(algorithm, values, module.scale * module.target.rank)
-    if weights.is_full_lokr:
-        # PEFT scales these too; every file format takes their scale as 1.
-        return ModuleWeights(algorithm, {**values, "lokr_w1": values["lokr_w1"] * module.scale}, None)
-    return weights

@@ -31,6 +31,7 @@ def inject(model: nn.Module, targets: Sequence[Target], config: AdapterConfig) -
         if config.dora:
             _reset_magnitude(layer)
         for parameter in trained_weights(layer, config).values():
+            # bf16 has 8 bits: a step of a thousandth of a weight would be rounded away, again and again.
             parameter.data = parameter.data.float()
 
 
@@ -89,29 +90,24 @@ def _stand_in(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 def _peft_config(targets: Sequence[Target], config: AdapterConfig) -> LoraConfig | LoHaConfig | LoKrConfig:
+    # PEFT takes one rank and alpha for all, and patterns for the layers that differ. It tries every pattern on every
+    # module, so a pattern a module would be slow: here it is one for all that share a value.
     rank = Counter(target.rank for target in targets).most_common(1)[0][0]
-    alpha = Counter(target.alpha for target in targets).most_common(1)[0][0]
+    alpha = Counter(_alpha(target) for target in targets).most_common(1)[0][0]
     ranks: dict[int, list[str]] = defaultdict(list)
     alphas: dict[float, list[str]] = defaultdict(list)
     for target in targets:
         if target.rank != rank:
-            ranks[target.rank].append(target.path)
-        if target.alpha != alpha:
-            alphas[target.alpha].append(target.path)
+            ranks[target.rank].append(re.escape(target.path))
+        if _alpha(target) != alpha:
+            alphas[_alpha(target)].append(re.escape(target.path))
     layout = {
         "target_modules": [target.path for target in targets],
-        "rank_pattern": {_alternatives(paths): value for value, paths in ranks.items()},
-        "alpha_pattern": {_alternatives(paths): value for value, paths in alphas.items()},
+        "rank_pattern": {f"^(?:{'|'.join(paths)})": value for value, paths in ranks.items()},
+        "alpha_pattern": {f"^(?:{'|'.join(paths)})": value for value, paths in alphas.items()},
     }
     if config.algorithm == "lora":
-        return LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            use_rslora=config.rslora,
-            use_dora=config.dora,
-            lora_dropout=config.dropout,
-            **layout,
-        )
+        return LoraConfig(r=rank, lora_alpha=alpha, use_dora=config.dora, lora_dropout=config.dropout, **layout)
     if config.algorithm == "loha":
         return LoHaConfig(r=rank, alpha=alpha, rank_dropout=config.dropout, **layout)
     return LoKrConfig(
@@ -124,9 +120,9 @@ def _peft_config(targets: Sequence[Target], config: AdapterConfig) -> LoraConfig
     )
 
 
-def _alternatives(paths: Sequence[str]) -> str:
-    """One pattern for many modules: PEFT tries every pattern on every module, so a pattern a module would be slow."""
-    return "^(?:" + "|".join(re.escape(path) for path in paths) + ")"
+def _alpha(target: Target) -> float:
+    """What PEFT divides by the rank again: rsLoRA's scale needs no switch of PEFT's."""
+    return target.scale * target.rank
 
 
 class _PreciseDoraConv2d(DoraConv2dLayer):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -18,13 +17,14 @@ from sdlora.errors import ConfigError
 
 @dataclass(frozen=True)
 class Target:
-    """One layer that gets an adapter. The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."""
+    """One layer that gets an adapter."""
 
     part: Part
     path: str
     """Dotted module path inside the part, as the model itself has it."""
     rank: int
-    alpha: float
+    scale: float
+    """What the product of the factors is multiplied by; from here on nobody needs alpha any more."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,53 @@ class Selection:
 
 
 def choose(models: Mapping[Part, nn.Module], config: AdapterConfig) -> Selection:
-    """The layers that `config` asks for, with rank and alpha each, in the models' own order.
+    """The layers that `config` asks for, with rank and scale each, in the models' own order.
 
     models: the UNet, and the text encoders if there are any; these are left out unless config.text_encoder.
     Raises ConfigError when a pattern matches nothing or no layer is left.
     """
-    chosen = [(part, path) for part in models for path in _chosen_paths(part, models[part], config)]
-    problems = _unmatched_patterns(config.block_ranks, chosen)
-    if not any(part == "unet" for part, _ in chosen) and not problems:
+    targets: list[Target] = []
+    too_large: list[tuple[Target, int]] = []
+    unmatched, blocks = dict.fromkeys(config.block_ranks), dict[str, None]()
+    for part, model in models.items():
+        for path, layer in model.named_modules():
+            if not _is_chosen(part, path, config):
+                continue
+            blocks[block_of(part, path)] = None
+            inputs, outputs, kernel = layer_shape(layer)
+            rank = config.conv_rank if config.conv_rank is not None and kernel > 1 else config.rank
+            for pattern, block_rank in config.block_ranks.items():
+                if matches_block(pattern, part, path):  # the last one that matches wins
+                    rank = block_rank
+                    unmatched.pop(pattern, None)
+            if rank > 0:
+                targets.append(Target(part, path, rank, config.scale(rank, is_conv=kernel > 1)))
+                if rank > min(inputs * kernel, outputs):
+                    too_large.append((targets[-1], min(inputs * kernel, outputs)))
+    problems = [
+        f"block_ranks: '{pattern}' matches no chosen layer; blocks with chosen layers: {', '.join(blocks) or 'none'}"
+        for pattern in unmatched
+    ]
+    if all(block.startswith("text_encoder") for block in blocks) and not problems:
+        paths = (path for path, _ in models["unet"].named_modules() if addressable("unet", path))
         problems.append(
             f"layers: '{config.layers}' matches no layer of the UNet that other tools can address "
-            f"(transformer blocks, resnets, samplers); for example {_example(models)}"
+            f"(transformer blocks, resnets, samplers); for example {next(paths, '(this UNet has none)')}"
         )
+    if not targets and not problems:
+        problems.append("block_ranks: every layer is left out (rank 0), nothing remains to train")
     if problems:
         raise ConfigError("adapter", problems)
-    targets = [_sized(part, path, models[part].get_submodule(path), config) for part, path in chosen]
-    kept = tuple(target for target in targets if target is not None)
-    if not kept:
-        raise ConfigError("adapter", ["block_ranks: every layer is left out (rank 0), nothing remains to train"])
-    return Selection(kept, _rank_notes(kept, models))
+    notes: list[str] = []
+    if too_large:
+        first, limit = too_large[0]
+        notes.append(
+            f"{len(too_large)} of {len(targets)} layers are smaller than their rank (first: {first.path}, rank "
+            f"{first.rank}, full rank {limit}): the surplus costs memory and adds nothing"
+        )
+    if any(target.rank == 1 for target in targets):
+        notes.append("rank 1 is scaled wrongly by stable-diffusion.cpp; use rank 2 or more for files that travel")
+    return Selection(tuple(targets), tuple(notes))
 
 
 def matches_block(pattern: str, part: Part, path: str) -> bool:
@@ -83,58 +111,12 @@ def layer_shape(layer: nn.Module) -> tuple[int, int, int]:
     return int(layer.in_channels), int(layer.out_channels), int(height) * int(width)  # type: ignore[arg-type]
 
 
-def _chosen_paths(part: Part, model: nn.Module, config: AdapterConfig) -> list[str]:
-    paths = [path for path, _ in model.named_modules() if addressable(part, path)]
+def _is_chosen(part: Part, path: str, config: AdapterConfig) -> bool:
+    if not addressable(part, path):
+        return False
     if part != "unet":
-        if not config.text_encoder:
-            return []
-        pattern = TEXT_SETS[config.text_encoder_layers]
-        return [path for path in paths if pattern.fullmatch(path.removeprefix(TEXT_MODEL))]
+        wanted = TEXT_SETS[config.text_encoder_layers]
+        return config.text_encoder and wanted.fullmatch(path.removeprefix(TEXT_MODEL)) is not None
     if config.layers.startswith(REGEX_PREFIX):
-        regex = re.compile(config.layers.removeprefix(REGEX_PREFIX))
-        return [path for path in paths if regex.search(path)]
-    return [path for path in paths if UNET_SETS[config.layers].fullmatch(path)]
-
-
-def _sized(part: Part, path: str, layer: nn.Module, config: AdapterConfig) -> Target | None:
-    """The target with its rank and alpha; None when a block pattern leaves it out. The last matching pattern wins."""
-    is_conv = layer_shape(layer)[2] > 1
-    rank = config.resolved_conv_rank if is_conv else config.rank
-    alpha = config.resolved_conv_alpha if is_conv else config.resolved_alpha
-    ratio = alpha / rank
-    for pattern, block_rank in config.block_ranks.items():
-        if matches_block(pattern, part, path):
-            rank, alpha = block_rank, ratio * block_rank
-    return Target(part, path, rank, alpha) if rank > 0 else None
-
-
-def _unmatched_patterns(patterns: Iterable[str], chosen: Sequence[tuple[Part, str]]) -> list[str]:
-    blocks = list(Counter(block_of(part, path) for part, path in chosen))
-    return [
-        f"block_ranks: '{pattern}' matches no chosen layer; blocks with chosen layers: {', '.join(blocks) or 'none'}"
-        for pattern in patterns
-        if not any(matches_block(pattern, part, path) for part, path in chosen)
-    ]
-
-
-def _rank_notes(targets: Sequence[Target], models: Mapping[Part, nn.Module]) -> tuple[str, ...]:
-    notes: list[str] = []
-    too_large = []
-    for target in targets:
-        inputs, outputs, kernel = layer_shape(models[target.part].get_submodule(target.path))
-        if target.rank > min(inputs * kernel, outputs):
-            too_large.append((target, min(inputs * kernel, outputs)))
-    if too_large:
-        first, limit = too_large[0]
-        notes.append(
-            f"{len(too_large)} of {len(targets)} layers are smaller than their rank (first: {first.path}, rank "
-            f"{first.rank}, full rank {limit}): the surplus costs memory and adds nothing"
-        )
-    if any(target.rank == 1 for target in targets):
-        notes.append("rank 1 is scaled wrongly by stable-diffusion.cpp; use rank 2 or more for files that travel")
-    return tuple(notes)
-
-
-def _example(models: Mapping[Part, nn.Module]) -> str:
-    paths = (path for path, _ in models["unet"].named_modules() if addressable("unet", path))
-    return next(paths, "(this UNet has none)")
+        return re.search(config.layers.removeprefix(REGEX_PREFIX), path) is not None
+    return UNET_SETS[config.layers].fullmatch(path) is not None

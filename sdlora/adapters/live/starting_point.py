@@ -50,9 +50,7 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
         notes.append(f"{file.path.name}: {len(file.unused)} tensors are not understood, first: {file.unused[0]}")
     if config.rslora:
         notes.append("rslora has no effect with start_from: every layer keeps the scale of the file")
-    targets = tuple(
-        Target(part, path, weights.rank, weights.scale * weights.rank) for (part, path), weights in modules.items()
-    )
+    targets = tuple(Target(part, path, weights.rank, weights.scale) for (part, path), weights in modules.items())
     return StartingPoint(
         config.model_copy(update={"algorithm": file.algorithms[0], "dora": dora, "rslora": False}),
         Selection(targets, tuple(notes)),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sdlora.data.caption_files import repeats_folder
 from sdlora.data.sets.folders import clean_part
+from sdlora.words import size_in_words
 
 _CHUNK_BYTES = 1 << 20
 
@@ -82,7 +83,9 @@ def _refuse_too_much(entries: list[zipfile.ZipInfo], target: Path, limits: Limit
         raise RefusedArchiveError(f"it holds {len(entries)} files, more than {limits.files}: split it")
     told_bytes = sum(entry.file_size for entry in entries)
     if told_bytes > limits.all_bytes:
-        raise RefusedArchiveError(f"it unpacks to {_gib(told_bytes)}, more than {_gib(limits.all_bytes)}: split it")
+        raise RefusedArchiveError(
+            f"it unpacks to {size_in_words(told_bytes)}, more than {size_in_words(limits.all_bytes)}: split it"
+        )
     for entry in entries:
         if entry.file_size > _CHUNK_BYTES and entry.file_size > limits.ratio * max(entry.compress_size, 1):
             raise RefusedArchiveError(
@@ -92,7 +95,7 @@ def _refuse_too_much(entries: list[zipfile.ZipInfo], target: Path, limits: Limit
     free_bytes = shutil.disk_usage(existing).free - limits.spare_bytes
     if told_bytes > free_bytes:
         raise RefusedArchiveError(
-            f"it unpacks to {_gib(told_bytes)}, but the disk has only {_gib(free_bytes)} to spare"
+            f"it unpacks to {size_in_words(told_bytes)}, but the disk has only {size_in_words(free_bytes)} to spare"
         )
 
 
@@ -136,7 +139,3 @@ def _reason(error: Exception) -> str:
         if isinstance(error, OSError) and error.strerror:
             return f"it can't be unpacked ({error.strerror})"
     return f"it is no intact zip file ({error})"
-
-
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.1f} GiB"

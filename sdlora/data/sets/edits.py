@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ OPERATIONS = {
     "dedupe": "Remove repeated tags",
 }
 Rewrite = Callable[[str], str]
+_WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,16 @@ class Rewritten:
     name: str
     before: str
     after: str
+
+    def pieces(self) -> list[tuple[str, str]]:
+        """The caption in pieces, each `same`, `gone` or `come`."""
+        old, new = _WORDS.findall(self.before), _WORDS.findall(self.after)
+        parts: list[tuple[str, str]] = []
+        matcher = difflib.SequenceMatcher(a=old, b=new, autojunk=False)
+        for kind, old_from, old_to, new_from, new_to in matcher.get_opcodes():
+            gone, come = "".join(old[old_from:old_to]), "".join(new[new_from:new_to])
+            parts += [("same", gone)] if kind == "equal" else [("gone", gone), ("come", come)]
+        return [(kind, words) for kind, words in parts if words]
 
 
 def plan_edit(items: Sequence[Item], edit: Edit) -> list[Rewritten]:

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+from sdlora import atomic
 from sdlora.config.shipped import BUILTIN_PREFIX, sample_images_folder
 from sdlora.data.decoding import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from sdlora.data.images import MASK_ENDING, list_folder
@@ -52,16 +53,13 @@ def rename(datasets: Path, old: str, new: str) -> Path:
     if new.strip() == old:
         return folder
     target = datasets / _checked(datasets, new)
-    folder.rename(target)
+    atomic.move(folder, target)
     return target
 
 
 def add_sample(datasets: Path, sample: str = "mascot") -> Path:
     """A copy of a shipped sample set to play with; a name that is taken gets a number."""
-    number, name = 1, f"sample-{sample}"
-    while (datasets / name).exists():
-        number += 1
-        name = f"sample-{sample}-{number}"
+    name = next(name for name in atomic.numbered(f"sample-{sample}") if not (datasets / name).exists())
     shutil.copytree(sample_images_folder() / sample, datasets / name)
     return datasets / name
 

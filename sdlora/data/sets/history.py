@@ -1,4 +1,4 @@
-"""What Undo would take back in a dataset."""
+"""The changes of a dataset that can be taken back: what the newest one was, and taking it back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdlora.data.fix.changes import LOG, Change, apply, batch_folders
+from sdlora.data.fix.changes import LOG, Change, apply, batch_folders, undo
 from sdlora.data.sets.listing import Item
 
 _WORDS = {"edit": "edit", "upload": "upload of captions", "delete": "deletion", "caption": "captioning"}
@@ -35,6 +35,11 @@ def last_change(folder: Path) -> LastChange | None:
             what = _WORDS.get(next(iter(rules)), "fix") if len(rules) == 1 else "fix"
             return LastChange(what, len({entry["path"] for entry in entries}))
     return None
+
+
+def undo_last(folder: Path) -> int:
+    """Take the newest change back; returns the number of files. Raises DataError as `sdlora dataset undo` does."""
+    return len(undo(folder).files)
 
 
 def delete_image(folder: Path, item: Item) -> None:

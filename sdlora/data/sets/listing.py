@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
+from sdlora import atomic
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.images import CaptionsConfig
 from sdlora.data.caption_files import CaptionFolders
@@ -148,9 +148,7 @@ def write_caption(image: Path, text: str) -> None:
     path = image.with_suffix(".txt")
     if not text and not path.exists():
         return
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    atomic.write_text(path, text)
 
 
 @cache

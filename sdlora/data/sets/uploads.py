@@ -16,6 +16,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
+from sdlora import atomic
 from sdlora.config.images import ImagesConfig
 from sdlora.data.decoding import IMAGE_SUFFIXES, UNREAD_SUFFIXES, UnreadableImageError, open_image
 from sdlora.data.fix.changes import Change, apply, hash_of
@@ -126,7 +127,7 @@ def _why_not(path: Path) -> str | None:
 def _place_metadata(path: Path, target: Path, report: Received) -> None:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
+        atomic.move(path, target)
         report.captions += 1
     elif hash_of(path) == hash_of(target):
         report.same += 1
@@ -161,7 +162,7 @@ def _place_image(folder: Path, stem: str, image: Path, report: Received) -> str:
         return same.stem
     if free != stem:
         report.renamed[image.name] = f"{free}{image.suffix}"
-    image.replace(folder / f"{free}{image.suffix}")
+    atomic.move(image, folder / f"{free}{image.suffix}")
     report.images += 1
     return free
 
@@ -177,7 +178,7 @@ def _spelled(suffixes: Sequence[str]) -> list[str]:
 
 def _place_mask(mask: Path, target: Path, report: Received) -> None:
     if not target.exists():
-        shutil.copy2(mask, target)
+        atomic.copy_file(mask, target)
         report.masks += 1
     elif hash_of(mask) == hash_of(target):
         report.same += 1
@@ -187,7 +188,7 @@ def _place_mask(mask: Path, target: Path, report: Received) -> None:
 
 def _place_text(content: bytes, target: Path, report: Received, replacing: list[Change]) -> None:
     if not target.exists():
-        target.write_bytes(content)
+        atomic.write_bytes(target, content)
         report.captions += 1
         if not _images_named(target.parent, target.stem):
             report.unclaimed.append(target.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sdlora.config import files
@@ -13,7 +13,8 @@ from sdlora.errors import ConfigError
 from sdlora.generation.grid.values import CHOICE, FILE, SETTING, Axis, AxisValue, expand_numbers, split_values
 from sdlora.library.names import find_adapter
 from sdlora.library.prompt_tags import take_tags
-from sdlora.runs.adapter_files import RunAdapters
+from sdlora.runs.folder import open_run
+from sdlora.runs.results import adapter_files
 
 
 def adapter_axis(spec: str, name: str, match: re.Match[str], raw: str, config: GenerateConfig) -> Axis:
@@ -89,25 +90,27 @@ def _adapter_file(value: str, number: int | None, config: GenerateConfig) -> Axi
     return AxisValue(value, _file_change(find_adapter(value, config.adapter_folders), number))
 
 
-def checkpoint_axis(spec: str, raw: str, run: RunAdapters | None) -> Axis:
-    """`checkpoint=100,200,final`: the files of a run in the adapter's place."""
-    if run is None:
+def checkpoint_files(run: Path) -> dict[str, Path]:
+    """The adapter files of a run by what an axis calls them: their step, or `final`. Raises ConfigError for no run."""
+    folder, config = open_run(run)
+    found = {str(file.step): file.path for file in adapter_files(folder) if file.step is not None}
+    final = folder.adapter(config.name)
+    return {**found, "final": final} if final.is_file() else found
+
+
+def checkpoint_axis(spec: str, raw: str, files_by_step: Mapping[str, Path] | None) -> Axis:
+    """`checkpoint=100,200,final`: the files of a run, as `checkpoint_files` gives them, in the adapter's place."""
+    if files_by_step is None:
         raise ValueError("say whose checkpoints: --run runs/NAME")
     values = expand_numbers(split_values(raw))
     if values == ["all"]:
-        values = [str(step) for step in run.by_step] + (["final"] if run.final else [])
-    found: list[AxisValue] = []
-    missing: list[str] = []
-    for value in values:
-        path = run.final if value == "final" else run.by_step.get(int(value)) if value.isdecimal() else None
-        if path is None:
-            missing.append(value)
-        else:
-            found.append(AxisValue(value, _file_change(path, None)))
-    if missing or not found:
-        there = ", ".join([*(str(step) for step in run.by_step), *(["final"] if run.final else [])]) or "none"
-        raise ValueError(f"{run.folder} has no checkpoint {', '.join(missing)}; there is: {there}")
-    return Axis(spec, "training step", FILE, tuple(found))
+        values = list(files_by_step)
+    missing = [value for value in values if value not in files_by_step]
+    if missing or not values:
+        there = ", ".join(files_by_step) or "none"
+        raise ValueError(f"the run has no checkpoint {', '.join(missing)}; there is: {there}")
+    found = tuple(AxisValue(value, _file_change(files_by_step[value], None)) for value in values)
+    return Axis(spec, "training step", FILE, found)
 
 
 def compare_axis(spec: str, config: GenerateConfig) -> Axis:

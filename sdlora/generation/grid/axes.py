@@ -15,15 +15,14 @@ from __future__ import annotations
 import difflib
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sdlora.config import files, schema
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
-from sdlora.generation.grid.adapters import adapter_axis, checkpoint_axis, compare_axis
+from sdlora.generation.grid.adapters import adapter_axis, checkpoint_axis, checkpoint_files, compare_axis
 from sdlora.generation.grid.values import SETTING, TEXT, Axis, AxisValue, expand_numbers, split_values
-from sdlora.runs.adapter_files import RunAdapters, read_run
 
 COMPARE = "compare"
 _SHORT_NAMES = {
@@ -45,16 +44,16 @@ def parse_axes(specs: Sequence[str], config: GenerateConfig, run: Path | None = 
     config: the request they vary. run: the folder of the run for `checkpoint`. Raises ConfigError with every problem.
     """
     problems: list[str] = []
-    adapters = None
+    checkpoints = None
     if run is not None:
         try:
-            adapters = read_run(run)
+            checkpoints = checkpoint_files(run)
         except ConfigError as error:
             problems += [f"--run {run}: {problem}" for problem in error.problems]
     placed: dict[str, Axis] = {}
     for spec, place in _placed(specs, problems):
         try:
-            placed[place] = parse_axis(spec, config, adapters)
+            placed[place] = parse_axis(spec, config, checkpoints)
         except (ConfigError, ValueError) as error:
             several = error.problems if isinstance(error, ConfigError) else [str(error)]
             problems += [f"{spec}: {problem}" for problem in several]
@@ -75,8 +74,8 @@ def _placed(specs: Sequence[str], problems: list[str]) -> list[tuple[str, str]]:
     return [(spec, place) for place, spec in named.items()] + list(zip(unnamed, free, strict=False))
 
 
-def parse_axis(spec: str, config: GenerateConfig, run: RunAdapters | None = None) -> Axis:
-    """One axis from its text. Raises ConfigError or ValueError with what is wrong."""
+def parse_axis(spec: str, config: GenerateConfig, checkpoints: Mapping[str, Path] | None = None) -> Axis:
+    """One axis from its text. checkpoints: as `checkpoint_files` gives them. Raises ConfigError or ValueError."""
     written, _, raw = spec.partition("=")
     name = _SHORT_NAMES.get(written.strip(), written.strip())
     if name == COMPARE:
@@ -84,7 +83,7 @@ def parse_axis(spec: str, config: GenerateConfig, run: RunAdapters | None = None
     if not raw.strip():
         raise ValueError("write it as setting=values, for example adapter.weight=0:1.2:0.2")
     if name == "checkpoint":
-        return checkpoint_axis(spec, raw, run)
+        return checkpoint_axis(spec, raw, checkpoints)
     if name == "replace":
         return _replacements(spec, raw)
     if name == "size":

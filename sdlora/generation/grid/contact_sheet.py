@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
+
+from sdlora.data.sheet_cells import paste_into, text_width, wrap_text
 
 GridPosition = tuple[int, int, int]
 """Column, row and block of an image."""
 
 _MARGIN_PX = 8
 _NARROWEST_COLUMN_PX = 96
-_MOST_LINES = 5
 _LARGEST_SHEET_PX = 64e6
 _INK, _TITLE_INK, _MISSING = "#111111", "#5a5a5a", "#e4e4e4"
 
@@ -71,8 +72,9 @@ class _Layout:
         font_px = min(32, max(12, column // 18))
         font = ImageFont.load_default(font_px)
         left_limit = max(160, min(column, 30 * font_px))
-        left = max([_width(font, line) for label in (y.title, *y.labels) for line in _wrap(font, label, left_limit)])
-        lines = max(len(_wrap(font, label, column)) for label in x.labels)
+        labels = [line for label in (y.title, *y.labels) for line in wrap_text(font, label, left_limit)]
+        left = max(text_width(font, line) for line in labels)
+        lines = max(len(wrap_text(font, label, column)) for label in x.labels)
         head = (bool(x.title or y.title) + lines * any(x.labels)) * _line_px(font_px) + _MARGIN_PX
         return cls(
             cell_width_px=column,
@@ -99,86 +101,34 @@ def _draw_block(
     line_px = _line_px(layout.font_px)
     top = block * layout.block_px + _MARGIN_PX
     if layout.heading_px:
-        heading = _wrap(font, f"{z.title}: {z.labels[block]}", layout.width_px - 2 * _MARGIN_PX)[0]
+        heading = wrap_text(font, f"{z.title}: {z.labels[block]}", layout.width_px - 2 * _MARGIN_PX)[0]
         draw.text((_MARGIN_PX, top + line_px // 2), heading, _INK, font=font)
         top += layout.heading_px
     if x.title or y.title:
-        draw.text((layout.left_px, top), _wrap(font, x.title, layout.width_px)[0], _TITLE_INK, font=font)
-        draw.text((_MARGIN_PX, top), _wrap(font, y.title, layout.left_px)[0], _TITLE_INK, font=font)
+        draw.text((layout.left_px, top), wrap_text(font, x.title, layout.width_px)[0], _TITLE_INK, font=font)
+        draw.text((_MARGIN_PX, top), wrap_text(font, y.title, layout.left_px)[0], _TITLE_INK, font=font)
     title_px = line_px * bool(x.title or y.title)
     for column, label in enumerate(x.labels):
         left = layout.left_px + column * (layout.cell_width_px + _MARGIN_PX)
-        for number, line in enumerate(_wrap(font, label, layout.cell_width_px)):
-            indent = (layout.cell_width_px - _width(font, line)) // 2
+        for number, line in enumerate(wrap_text(font, label, layout.cell_width_px)):
+            indent = (layout.cell_width_px - text_width(font, line)) // 2
             draw.text((left + indent, top + title_px + number * line_px), line, _INK, font=font)
     top += layout.head_px
     for row, label in enumerate(y.labels):
         upper = top + row * (layout.cell_height_px + _MARGIN_PX)
-        lines = _wrap(font, label, layout.left_px - 2 * _MARGIN_PX) if label else []
+        lines = wrap_text(font, label, layout.left_px - 2 * _MARGIN_PX) if label else []
         start = upper + max(0, (layout.cell_height_px - len(lines) * line_px) // 2)
         for number, line in enumerate(lines):
             draw.text((_MARGIN_PX, start + number * line_px), line, _INK, font=font)
         for column in range(layout.columns):
             left = layout.left_px + column * (layout.cell_width_px + _MARGIN_PX)
-            _draw_cell(sheet, draw, (left, upper), layout, images.get((column, row, block)))
-
-
-def _draw_cell(
-    sheet: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    layout: _Layout,
-    image: Image.Image | None,
-) -> None:
-    left, upper = corner
-    if image is None:
-        right, lower = left + layout.cell_width_px - 1, upper + layout.cell_height_px - 1
-        draw.rectangle((left, upper, right, lower), fill=_MISSING)
-        return
-    scale = min(1.0, layout.cell_width_px / image.width, layout.cell_height_px / image.height)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    shown = image if size == image.size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
-    offset_x = (layout.cell_width_px - shown.width) // 2
-    offset_y = (layout.cell_height_px - shown.height) // 2
-    sheet.paste(shown, (left + offset_x, upper + offset_y))
+            cell = (left, upper, left + layout.cell_width_px, upper + layout.cell_height_px)
+            image = images.get((column, row, block))
+            if image is None:
+                sheet.paste(_MISSING, cell)
+            else:
+                paste_into(sheet, cell, image)
 
 
 def _line_px(font_px: int) -> int:
     return round(font_px * 1.3)
-
-
-def _width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
-    return int(font.getlength(text) + 0.999)
-
-
-def _wrap(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str, width_px: int) -> list[str]:
-    """The text in lines of at most that width, broken at blanks where there are any; cut after five lines."""
-    lines = [""]
-    for word in _pieces(font, " ".join(text.split()), width_px):
-        joined = f"{lines[-1]} {word}".strip()
-        if _width(font, joined) <= width_px:
-            lines[-1] = joined
-        else:
-            lines.append(word)
-    if len(lines) > _MOST_LINES:
-        last = lines[_MOST_LINES - 1]
-        while last and _width(font, f"{last}...") > width_px:
-            last = last[:-1]
-        lines = [*lines[: _MOST_LINES - 1], f"{last}..."]
-    return lines
-
-
-def _pieces(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str, width_px: int) -> Sequence[str]:
-    """The words; those wider than a line in several parts."""
-    pieces: list[str] = []
-    for word in text.split(" "):
-        while len(word) > 1 and _width(font, word) > width_px:
-            end = len(word) - 1
-            while end > 1 and _width(font, word[:end]) > width_px:
-                end -= 1
-            pieces.append(word[:end])
-            word = word[end:]
-        pieces.append(word)
-        if len(pieces) > 20 * _MOST_LINES:
-            break
-    return pieces

@@ -22,6 +22,7 @@ from PIL import Image
 
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import ConfigError
+from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.contact_sheet import GridPosition, SheetAxis, draw_contact_sheet
 from sdlora.generation.grid.values import FILE, TEXT, Axis, AxisValue
 from sdlora.generation.restore.image_files import SUFFIX_OF, save_image, save_sheet
@@ -176,6 +177,15 @@ class Grid:
             "labels": [[value.label for value in axis.values] for axis in self.axes],
             "request": self.config.model_dump(mode="json", include={"prompt", "negative", "seed", "steps", "sampler"}),
         }
+
+
+def plan_grid(config: GenerateConfig, specs: Sequence[str], run: Path | None = None) -> Grid:
+    """The grid of a request over axes such as `adapter.weight=0:1.2:0.2`, its prompt's adapters among the others.
+
+    run: the run that the axis `checkpoint` means. Raises ConfigError with every problem.
+    """
+    config = take_tags(config)
+    return Grid(config, parse_axes(specs, config, run))
 
 
 def save_grid(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from sdlora import atomic
+
 _PAINTED_ALPHA = 8
 """Least opacity of a stroke that counts, of 255: brushes have soft edges."""
 
@@ -37,11 +39,9 @@ def _flat(picture: Image.Image) -> Image.Image:
 
 
 def _keep(picture: Image.Image, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()[:24]
     target = folder / f"{name}.png"
     if not target.is_file():
-        beside = target.with_name(f".{target.name}.part")
-        picture.save(beside, "PNG")
-        beside.replace(target)
+        with atomic.writing(target, parents=True) as file:
+            picture.save(file, "PNG")
     return target

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sdlora import atomic
 from sdlora.errors import DataError
 from sdlora.file_memory import FileMemory
 from sdlora.generation.restore.image_files import SUFFIXES, read_image_settings
@@ -36,7 +37,7 @@ class History:
     def __init__(self, folder: Path, memory: Path) -> None:
         """memory: JSON file that keeps what was read."""
         self.folder = folder
-        self._memory = FileMemory(memory, _FORMAT)
+        self._memory = FileMemory(memory, version=_FORMAT)
         self._lock = threading.Lock()
 
     def images(self, text: str = "") -> list[HistoryImage]:
@@ -46,35 +47,30 @@ class History:
 
     def _scan(self) -> list[HistoryImage]:
         with self._lock:
-            known: dict[Path, dict[str, Any]] = {}
+            found: list[HistoryImage] = []
             for place, inner, names in os.walk(self.folder):
                 inner[:] = [name for name in inner if not name.startswith(".")]
                 for name in names:
                     path = Path(place, name)
                     if path.suffix.lower() in SUFFIXES and not name.startswith("."):
                         with suppress(FileNotFoundError):  # deleted just now
-                            status = path.stat()
-                            stamp = [status.st_size, status.st_mtime]
-                            known[path] = self._memory.recall(path, stamp, partial(_told_by, path))
-            self._memory.keep(known)
-        found = [HistoryImage(path, told["stamp"][1], told["prompt"], told["words"]) for path, told in known.items()]
+                            told = self._memory.get(path, partial(_told_by, path))
+                            found.append(HistoryImage(path, path.stat().st_mtime, told["prompt"], told["words"]))
+            self._memory.save()
         return sorted(found, key=lambda image: (image.changed, image.path.name), reverse=True)
 
 
 def write_zip(images: Sequence[Path], target: Path) -> Path:
     """All images in one zip file, not compressed again; equal names get a number. Missing ones are left out."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+    writing = atomic.writing(target, parents=True, durable=False)
+    with writing as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for image in images:
-            if not image.is_file():
-                continue
-            number, name = 1, image.name
-            while name in taken:
-                number += 1
-                name = f"{image.stem}-{number}{image.suffix}"
-            taken.add(name)
-            archive.write(image, name)
+            if image.is_file():
+                names = (f"{stem}{image.suffix}" for stem in atomic.numbered(image.stem))
+                name = next(name for name in names if name not in taken)
+                taken.add(name)
+                archive.write(image, name)
     return target
 
 

@@ -56,7 +56,6 @@ class TextConditions:
     """The text states of a batch, encoded before its first step. All rows have the same number of prompts."""
 
     def __init__(self, texts: Texts, rows: Sequence[RowTexts], sets: Sequence[AdapterSet]) -> None:
-        self._texts = texts
         self._rows = rows
         self.is_guided = any(row.is_guided for row in rows)
         self._states: dict[tuple[int, str, bool], TextStates] = {}
@@ -66,6 +65,8 @@ class TextConditions:
                 (self._states[index, text, False],) = texts.conditional([text], [own])
             for text in _texts_in(row.negatives) if self.is_guided else ():
                 (self._states[index, text, True],) = texts.unconditional([text], [own])
+        # Everything is encoded before the first step: encoding takes the adapters off, which then would be missing.
+        self._empty = texts.empty()
         self._longest = max(states.states_BTD.shape[1] for states in self._states.values())
 
     @property
@@ -100,7 +101,8 @@ class TextConditions:
         return at
 
     def _joined(self, texts: Sequence[str], *, negative: bool) -> TextStates:
-        return self._texts.joined([self._states[row, text, negative] for row, text in enumerate(texts)], self._longest)
+        states = [self._states[row, text, negative] for row, text in enumerate(texts)]
+        return Texts.joined(states, self._longest, self._empty)
 
 
 def _texts_in(prompts: PromptSchedule) -> list[str]:

@@ -47,9 +47,13 @@ class Texts:
             return states
         return [one if caption.strip() else _zeros(one) for caption, one in zip(captions, states, strict=True)]
 
-    def joined(self, states: Sequence[TextStates], longest: int) -> TextStates:
+    def empty(self) -> TextStates:
+        """Text states of the empty caption, without adapters."""
+        return self._encoded("", ())
+
+    @staticmethod
+    def joined(states: Sequence[TextStates], longest: int, empty: TextStates) -> TextStates:
         """One batch, each filled up to `longest` positions with chunks of the empty caption."""
-        empty = self._encoded("", ())
         filler = TextStates(empty.states_BTD.repeat(1, longest // empty.states_BTD.shape[1], 1), empty.pooled_BD)
         joined = join_text_states([*states, filler], empty)
         pooled = None if joined.pooled_BD is None else joined.pooled_BD[:-1]

@@ -36,7 +36,7 @@ from sdlora.models.loading import load
 from sdlora.runs import checkpoints
 from sdlora.runs import folder as run_folder
 from sdlora.runs.checkpoints import Checkpoint
-from sdlora.runs.folder import REQUESTS, Request, RunFolder
+from sdlora.runs.folder import REQUESTS, Request, RunFolder, step_name
 from sdlora.runs.lock import locked
 from sdlora.sinks.jsonl import JsonlSink
 from sdlora.sinks.tensorboard import TensorBoardSink
@@ -46,7 +46,7 @@ from sdlora.training.loop.interrupts import Interrupts
 from sdlora.training.loop.prepare import Prepared, prepare
 from sdlora.training.loop.trainer import Outcome, Trainer
 from sdlora.training.loop.workers import Workers, is_main_process
-from sdlora.training.outputs import previews
+from sdlora.training.outputs import checkpoint_state, previews
 from sdlora.training.outputs.facts import training_facts
 from sdlora.training.preflight.checks import check
 
@@ -98,7 +98,7 @@ def resume(path: Path, sinks: Sequence[EventSink] = ()) -> RunResult:
     Raises RunError when the run is complete or another process trains it.
     """
     folder, config = run_folder.open_run(path)
-    checkpoint = checkpoints.newest(folder.checkpoints)
+    checkpoint = checkpoints.newest(folder)
     if checkpoint is not None and folder.adapter(config.name).is_file():
         total_steps = check(config).total_steps(config)
         if checkpoint.step >= total_steps:
@@ -121,7 +121,7 @@ def _run(
         prepared = prepare(config, images, events, workers)
         run = _Run(config, folder, images, prepared, events, workers, interrupts, started)
         if checkpoint is not None:
-            run.trainer.load_state(checkpoint.load())
+            run.trainer.load_state(checkpoint_state.load(checkpoint))
         return run.go()
 
 
@@ -266,8 +266,8 @@ class _Run:
     def _tidy_checkpoints(self, improved: bool) -> None:
         if improved:
             progress = self.trainer.progress
-            checkpoints.name_best(self.folder.checkpoints, progress.step, progress.best_relative_loss)
-        checkpoints.prune(self.folder.checkpoints, self.config.outputs.keep_checkpoints)
+            checkpoints.name_best(self.folder, progress.step, progress.best_relative_loss)
+        checkpoints.prune(self.folder, self.config.outputs.keep_checkpoints)
 
     def _validate(self) -> bool:
         """Measure the held-out images; returns whether the adapter predicts them better than ever before."""
@@ -311,16 +311,14 @@ class _Run:
     def _save(self) -> Path:
         """Write a checkpoint; returns the adapter file in it."""
         step = self.trainer.progress.step
-        name = f"{self.config.name}-step_{step:06d}.safetensors"
+        name = f"{self.config.name}-{step_name(step)}.safetensors"
         if self.workers.is_main:
             state = self.trainer.state()
             with self.trainer.evaluating():
-                saved = checkpoints.save(
-                    self.folder.checkpoints, step, state, lambda folder: self._export(folder / name)
-                )
+                saved = checkpoint_state.save(self.folder, step, state, lambda folder: self._export(folder / name))
             self.events.emit(CheckpointSaved(step=step, path=str(saved.path)))
         self.workers.wait()
-        return self.folder.checkpoints / f"step_{step:06d}" / name
+        return self.folder.checkpoint(step) / name
 
     def _finish(self) -> Path:
         """Write the finished adapter with its side-cars and prove that it holds what was trained."""
@@ -351,7 +349,7 @@ class _Run:
         return load(base, device=self.workers.device)
 
     def _name_best(self) -> None:
-        best = checkpoints.best_step(self.folder.checkpoints)
+        best = checkpoints.best_step(self.folder)
         if best is None:
             return
         relative = self.trainer.progress.best_relative_loss

@@ -22,7 +22,7 @@ from sdlora.version import __version__
 
 Verdict = Literal["ok", "note", "problem"]
 _OPTIONAL = {
-    "gradio": ("webui", "the page (python -m webui)"),
+    "gradio": ("webui", "the page (sdlora webui)"),
     "bitsandbytes": ("8bit", "8-bit optimizers and quantised bases"),
     "prodigyopt": ("prodigy", "the optimizer prodigy"),
     "schedulefree": ("schedule-free", "the optimizer schedule_free_adamw"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from sdlora.config.base_model import Precision
@@ -171,40 +172,16 @@ def _per_level(value: int | tuple[int, ...] | list[int], levels: int) -> tuple[i
     return (value,) * levels if isinstance(value, int) else tuple(value)
 
 
-if sys.platform == "win32":
+def _process_peak_bytes() -> int:
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
 
-    def _process_peak_bytes() -> int:
-        import ctypes
-        from ctypes import wintypes
-
-        class Counters(ctypes.Structure):
-            """PROCESS_MEMORY_COUNTERS of psapi.h."""
-
-            _fields_ = (
-                ("size", wintypes.DWORD),
-                ("page_faults", wintypes.DWORD),
-                ("peak_working_set", ctypes.c_size_t),
-                ("others", ctypes.c_size_t * 7),
-            )
-
-        counters = Counters(size=ctypes.sizeof(Counters))
-        kernel = ctypes.WinDLL("kernel32")
-        kernel.GetCurrentProcess.restype = wintypes.HANDLE
-        query = kernel.K32GetProcessMemoryInfo
-        query.argtypes = (wintypes.HANDLE, ctypes.POINTER(Counters), wintypes.DWORD)
-        done = query(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.size)
-        return int(counters.peak_working_set) if done else 0
-
-else:
-
-    def _process_peak_bytes() -> int:
-        import resource
-
-        status = Path("/proc/self/status")
-        if status.exists():
-            # Linux's getrusage also counts what the parent process held when it started this one.
-            for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return int(peak if sys.platform == "darwin" else peak * 1024)
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux's getrusage also counts what the parent process held when it started this one.
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

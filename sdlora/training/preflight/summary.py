@@ -95,8 +95,9 @@ class Summary:
         optimization, adapter = self.config.optimization, self.config.adapter
         steps = f"{self.total_steps} optimizer steps of {optimization.accumulation} batches"
         yield "steps", f"{steps}, {self.epochs:.1f} epochs"
-        scale = adapter.resolved_alpha / adapter.rank
-        product = f"{optimization.learning_rate:g} x alpha/rank {scale:g} = {optimization.learning_rate * scale:g}"
+        scale = adapter.scale(adapter.rank)
+        quotient = "alpha/sqrt(rank)" if adapter.rslora else "alpha/rank"
+        product = f"{optimization.learning_rate:g} x {quotient} {scale:g} = {optimization.learning_rate * scale:g}"
         yield "strength", f"learning rate {product}"
         count = f"{'at most ' if adapter.algorithm == 'lokr' else ''}{self.trainable_parameters:,}"
         where = "the UNet, and the text encoder's" if adapter.text_encoder else "the UNet"

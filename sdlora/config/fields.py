@@ -1,6 +1,6 @@
 """Settings as form fields: which input each one wants, and its value as the input shows it and back.
 
-Knows no Gradio. A shown value is what an input holds: a number, a flag, or text. What can't be read as the setting's
+A shown value is what an input holds: a number, a flag, or text. What can't be read as the setting's
 kind is handed on as it stands, so that the configuration's own check names the setting and says what it must be.
 """
 

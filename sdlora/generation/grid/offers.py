@@ -1,4 +1,4 @@
-"""What a grid can vary, as the page offers it, and the texts that `sdlora.generation.grid.axes` reads."""
+"""What a grid can vary, offered to choose from, and the choice as the texts that `axes.parse_axes` reads."""
 
 from __future__ import annotations
 
