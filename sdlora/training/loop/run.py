@@ -17,6 +17,7 @@ from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.writing import Export, write_adapter, write_side_car
 from sdlora.adapters.live.self_test import self_test
 from sdlora.config.files import with_files_read
+from sdlora.config.interval import is_due
 from sdlora.config.train import TrainConfig
 from sdlora.errors import AdapterError, RunError, SdloraError
 from sdlora.events import (
@@ -49,6 +50,8 @@ from sdlora.training.loop.workers import Workers, is_main_process
 from sdlora.training.outputs import checkpoint_state, previews
 from sdlora.training.outputs.facts import training_facts
 from sdlora.training.preflight.checks import check
+
+_SHORTEST_UNSAVED_SECONDS, _LONGEST_UNSAVED_SECONDS = 60.0, 600.0
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,7 @@ class _Run:
         self.interrupts = interrupts
         self.started = started
         self.relative_loss: float | None = None
+        self._saved_at = time.monotonic()
         self.trainer = Trainer(
             config,
             images.total_steps(config),
@@ -281,7 +285,7 @@ class _Run:
         if self._is_asked_to_stop(requests):
             return "stop"
         improved = (is_last or self._is_due(self.config.validation.every)) and self._validate()
-        if improved or is_last or "save" in requests or self._is_due(self.config.outputs.checkpoint_every):
+        if improved or is_last or "save" in requests or self._is_checkpoint_due():
             self._save()
             if self.workers.is_main:
                 self._tidy_checkpoints(improved)
@@ -298,8 +302,19 @@ class _Run:
         if step == 0 or (self._is_due(self.config.previews.every) and not self.folder.previews(step).exists()):
             self._preview()
 
-    def _is_due(self, every: int | None) -> bool:
-        return every is not None and every > 0 and self.trainer.progress.step % every == 0
+    def _is_checkpoint_due(self) -> bool:
+        every = self.config.outputs.checkpoint_every
+        if every != "auto":
+            return self._is_due(every)
+        # A run over night loses ten minutes at most, and a short one is not slowed down by saving.
+        waited = time.monotonic() - self._saved_at
+        is_tenth = is_due("1 epoch", self.trainer.progress.step, self.trainer.total_steps / 10)
+        return self.workers.any(
+            waited >= _LONGEST_UNSAVED_SECONDS or (is_tenth and waited >= _SHORTEST_UNSAVED_SECONDS)
+        )
+
+    def _is_due(self, every: int | str) -> bool:
+        return is_due(every, self.trainer.progress.step, self.images.steps_per_epoch(self.config, self.workers.count))
 
     def _requests(self, wanted: Sequence[Request] = REQUESTS) -> set[Request]:
         return self.workers.share(self.folder.take_requests(wanted) if self.workers.is_main else set())
@@ -314,7 +329,11 @@ class _Run:
         if improved:
             progress = self.trainer.progress
             checkpoints.name_best(self.folder, progress.step, progress.best_relative_loss)
-        checkpoints.prune(self.folder, self.config.outputs.keep_checkpoints)
+        outputs = self.config.outputs
+        per_epoch = self.images.steps_per_epoch(self.config, self.workers.count)
+        checkpoints.prune(
+            self.folder, outputs.keep_checkpoints, lambda step: is_due(outputs.keep_every, step, per_epoch)
+        )
 
     def _validate(self) -> bool:
         """Measure the held-out images; returns whether the adapter predicts them better than ever before."""
@@ -358,12 +377,16 @@ class _Run:
     def _save(self) -> Path:
         """Write a checkpoint; returns the adapter file in it."""
         step = self.trainer.progress.step
-        name = f"{self.config.name}-{step_name(step)}.safetensors"
+        ending = step_name(step)
+        if self.config.outputs.checkpoint_names == "epoch":
+            ending = f"{round(step / self.images.steps_per_epoch(self.config, self.workers.count)):06d}"
+        name = f"{self.config.name}-{ending}.safetensors"
         if self.workers.is_main:
             state = self.trainer.state()
             with self.trainer.evaluating():
                 saved = checkpoint_state.save(self.folder, step, state, lambda folder: self._export(folder / name))
             self.events.emit(CheckpointSaved(step=step, path=str(saved.path)))
+        self._saved_at = time.monotonic()
         self.workers.wait()
         return self.folder.checkpoint(step) / name
 
