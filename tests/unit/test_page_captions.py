@@ -18,8 +18,9 @@ from sdlora.data.thumbnails import large_picture, thumbnail
 from sdlora.errors import ConfigError
 from sdlora.launch.dataset_jobs import caption_options, check_options
 from tests.support.dataset_pictures import fingerprint, picture, save_captioned
-from webui.datasets import view as view
+from webui.datasets import view
 from webui.datasets.view import label, received, summary, tokens
+from webui.paging import page_of
 
 
 @pytest.fixture
@@ -67,10 +68,10 @@ def test_tags_are_counted_once_a_caption_whatever_their_case(data_set: Path) -> 
 
 def test_pages_have_ends_and_neighbours(data_set: Path) -> None:
     items = listing.read(data_set)
-    assert [item.name for item in listing.page(items, 9, size=3).items] == ["3.png"]
-    assert listing.page(items, -4, size=3).number == 1
-    assert listing.page([], 1).num_pages == 1
-    assert listing.page_of(items, "3.png", size=3) == 2
+    assert [item.name for item in page_of(items, 9, 3).items] == ["3.png"]
+    assert page_of(items, -4, 3).number == 1
+    assert page_of([], 1, 3).num_pages == 1
+    assert page_of(items, None, 3, listing.position(items, "3.png")).number == 2
     assert [listing.neighbour(items, "1.png", step) for step in (-1, 1)] == [0, 2]
     assert [listing.neighbour(items, name, step) for name, step in (("0.png", -1), ("3.png", 1))] == [0, 3]
     without = [items[0], items[2], items[3]]  # 1.png has left the list
@@ -234,12 +235,12 @@ def test_the_report_has_a_button_for_each_fix_and_shows_names_below_the_folder(t
 
 def test_captioning_options_give_the_settings_back() -> None:
     config = CaptioningConfig(
-        model="-odd", existing="append", exclude=("a", "b c"), threshold=0.5, escape_brackets=False
+        model="-odd", existing="append", exclude=("a", "b c"), threshold=0.5, escape_brackets=True
     )
     options = caption_options(config)
     assert options == [
         "--model=-odd", "--existing=append", "--exclude", "a", "--exclude", "b c",
-        "--threshold=0.5", "--plain-brackets",
+        "--threshold=0.5", "--escape-brackets",
     ]  # fmt: skip
     assert caption_options(CaptioningConfig()) == []
 
