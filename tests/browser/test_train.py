@@ -16,6 +16,7 @@ import pytest
 from browsing import enter, open_tab
 
 from sdlora.launch.runs import list_runs
+from tests.support.documents import PROJECT, blocks
 
 SMALL = """
 name: small
@@ -181,6 +182,14 @@ def test_a_program_trains_and_stops(server: Any, no_trainer_left: None) -> None:
     assert Path(stopped["adapter"]).is_file()
     with pytest.raises(Exception, match="not a run folder"):
         client.predict("nobody", api_name="/stop")
+
+
+def test_the_program_in_the_guide_trains(
+    server: Any, no_trainer_left: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (program,) = blocks(PROJECT / "docs" / "guides" / "page.md", "python")
+    exec(compile(program.replace("http://127.0.0.1:7860", server.url), "page.md", "exec"), {})
+    assert "'run': 'asked'" in capsys.readouterr().out
 
 
 def queued_over_the_api(server: Any, page: Any) -> None:
