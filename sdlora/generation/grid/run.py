@@ -5,7 +5,7 @@
         ...
     sheet = grid.sheet({generated.cell.place: generated.image.image for generated in ...})
 
-Planning a grid loads no torch; drawing does.
+Planning a grid loads no torch; generating it does.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Grid:
         on_step: Callable[[StepPreview], None] | None = None,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[GeneratedCell]:
-        """Draw every cell; cells come as they are ready, in the order of `batches`.
+        """Generate every cell; cells come as they are ready, in the order of `batches`.
 
         generator: one that is loaded already; others are loaded as needed, one at a time. When cancelled, the
         cells that are ready have been given. Raises ConfigError with the problems of all cells (a base model or an
@@ -197,7 +197,7 @@ def save_grid(
     on_step: Callable[[StepPreview], None] | None = None,
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Path | None:
-    """Draw a grid into a new folder `<folder>/grid-0001`: sheet.png and a file for each cell; returns the sheet's path.
+    """Generate a grid into a new folder `<folder>/grid-0001`: sheet.png and a file a cell; returns the sheet's path.
 
     Cells are called after their place, x02-y01.png. When cancelled or interrupted, the sheet shows what is ready; with
     nothing ready there is none.

@@ -1,4 +1,4 @@
-"""Drawn images as files that carry their settings, and the settings of such files. Needs no torch.
+"""Generated images as files that carry their settings, and the settings of such files. Needs no torch.
 
 PNG has the text `parameters` that other tools read, and `sdlora`, the whole request as JSON. JPEG and WebP have the
 text in EXIF's UserComment (UNICODE, UTF-16, as AUTOMATIC1111's web UI writes it) and the request in MakerNote.

@@ -30,7 +30,7 @@ _TILED_FROM_PX = 1.5e6
 
 @dataclass(frozen=True)
 class Pass:
-    """A scheduler, and the number of its timestep that drawing begins at."""
+    """A scheduler, and the number of its timestep that generation begins at."""
 
     scheduler: Any
     first: int = 0
