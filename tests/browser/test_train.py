@@ -191,7 +191,7 @@ def test_the_program_in_the_guide_trains(
 ) -> None:
     (program,) = blocks(PROJECT / "docs" / "guides" / "page.md", "python")
     exec(compile(program.replace("http://127.0.0.1:7860", server.url), "page.md", "exec"), {})
-    assert "'run': 'asked'" in capsys.readouterr().out
+    assert "'run': 'my-fox'" in capsys.readouterr().out
 
 
 def zoomed_and_back(page: Any) -> None:
