@@ -202,7 +202,7 @@ def _kind(setting: Setting) -> Kind:
         return "choice"
     if setting.kinds in ((int,), (float,)):
         return "number"
-    if setting.kinds in ((str,), (Path,)):
+    if setting.kinds in ((str,), (Path,), (int, str)):
         return "text"
     if setting.entry in (str, Path):
         return "lines"

@@ -35,6 +35,16 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def history(self) -> Path:
+        """Former configurations, one a change of settings (see `runs.changes`)."""
+        return self.path / "config.history"
+
+    @property
+    def images(self) -> Path:
+        """What images and captions were when the run began."""
+        return self.path / "images.json"
+
+    @property
     def environment(self) -> Path:
         """Versions and machine."""
         return self.path / "environment.json"
@@ -128,7 +138,7 @@ def create(config: TrainConfig) -> RunFolder:
         inner.mkdir()
     atomic.write_json(folder.environment, _environment(), indent=2)
     # Last: whoever lists runs takes a folder with a configuration for one.
-    atomic.write_text(folder.config, files.dump(_with_absolute_paths(config)))
+    atomic.write_text(folder.config, files.dump(with_absolute_paths(config)))
     return folder
 
 
@@ -146,7 +156,7 @@ def open_run(path: Path) -> tuple[RunFolder, TrainConfig]:
     return folder, files.load(folder.config)
 
 
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The same configuration, independent of the folder it was started from."""
     images, adapter, validation, outputs = config.images, config.adapter, config.validation, config.outputs
     base = config.base_model

@@ -44,7 +44,7 @@ def test_the_page_shows_what_was_entered_in_0_1(page: Any, server: Any) -> None:
     assert page.input_value("#generate-prompt textarea") == "a red fox, kept prompt"
     assert page.input_value("#generate-seed input") == "7"
     page.click("#generate-history-tab-button")
-    page.wait_for_selector("#generate-history-found:has-text('2 images')")
+    page.wait_for_selector("#generate-history-found:has-text('3 images')")
 
     open_tab(page, "settings")
     assert page.input_value("#settings-adapter-folders textarea") == str(server.root / "more adapters")

@@ -16,6 +16,7 @@ import pytest
 from browsing import enter, open_tab, wait_until
 
 from sdlora.launch.runs import list_runs
+from tests.support.documents import PROJECT, blocks
 
 SMALL = """
 name: small
@@ -203,6 +204,14 @@ def zoomed_and_back(page: Any) -> None:
     chart.dblclick()
     wait_until(page, lambda: chart.get_attribute("data-steps") == all_steps)
     assert [page.input_value(f"#runs-{end} input") for end in ("first", "last")] == ["0", ""]
+
+
+def test_the_program_in_the_guide_trains(
+    server: Any, no_trainer_left: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (program,) = blocks(PROJECT / "docs" / "guides" / "page.md", "python")
+    exec(compile(program.replace("http://127.0.0.1:7860", server.url), "page.md", "exec"), {})
+    assert "'run': 'asked'" in capsys.readouterr().out
 
 
 def queued_over_the_api(server: Any, page: Any) -> None:

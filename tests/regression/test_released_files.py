@@ -102,14 +102,14 @@ def test_its_mix_file_makes_an_adapter(released: Released, command_line: Any, tm
 
 
 def test_its_images_are_generated_again(released: Released, command_line: Any, tmp_path: Path) -> None:
-    (before,) = released.root.glob("outputs/*/00000-7.png")
+    (before,) = released.root.glob("outputs/fp32/*.png")
     folders = ["--adapter-folder", released.root / "adapters", "--adapter-folder", released.runs / "ink"]
     result = command_line("generate", "--from", before, "--out", tmp_path / "out", *folders)
     assert result.code == 0, result.errors
     (after,) = (tmp_path / "out").rglob("*.png")
     with Image.open(before) as old, Image.open(after) as new:
         difference = numpy.abs(numpy.asarray(old.convert("RGB"), int) - numpy.asarray(new.convert("RGB"), int))
-    assert difference.mean() < 1
+    assert difference.mean() < 0.1
 
 
 def test_the_checkpoints_of_a_finished_run_are_swept(released: Released, command_line: Any, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def enter_what_a_person_would(window: Any) -> None:
     for field, value in (("steps", "2"), ("seed", "7"), ("num_images", "2")):
         enter(f"#generate-{field} input", value)
     window.click("#generate-go")
-    while len(list(ROOT.glob("outputs/*/*.png"))) < 2:
+    while len(list(ROOT.glob("outputs/*/*.png"))) < 3:
         window.wait_for_timeout(500)
     window.reload()
     window.wait_for_selector("body[data-ready]")
@@ -212,6 +212,9 @@ def main(target: Path) -> None:
     (ROOT / "adapters").mkdir()
     (ROOT / "more adapters").mkdir()
     command("mix", f"{finished / 'ink.safetensors'}:0.7", "--out", str(ROOT / "adapters" / "wash.safetensors"))
+    picture = ["generate", "--prompt", "a red fox, in fp32", "--seed", "11", "--steps", "3"]
+    used = ["--adapter", f"{finished / 'ink.safetensors'}:4", "--adapter", "adapters/wash.safetensors:unet=-0.6,te=0.3"]
+    command(*picture, *used, "--set", "compute.precision=fp32", "--set", "compute.device=cpu", "--out", "outputs/fp32")
     with page() as window:
         enter_what_a_person_would(window)
     keep(target)

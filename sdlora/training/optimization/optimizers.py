@@ -69,6 +69,8 @@ _KINDS = {
     "soap": _Kind("pytorch_optimizer.SOAP", "optimizers"),
     "stable_adamw": _Kind("pytorch_optimizer.StableAdamW", "optimizers"),
 }
+_CHOSEN = ("betas", "eps", "momentum", "nesterov", "amsgrad", "d_coef")
+"""Options that are settings wherever they occur, given or not."""
 _PACKAGES = {
     "lion_pytorch": "lion-pytorch",
     "pytorch_optimizer": "pytorch-optimizer",
@@ -136,16 +138,28 @@ def notes(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
     return remarks
 
 
-def set_learning_rates(optimizer: Optimizer, groups: Sequence[ParameterGroup], factor: float) -> dict[str, float]:
+def set_learning_rates(
+    optimizer: Optimizer,
+    groups: Sequence[ParameterGroup],
+    factor: float,
+    part_factors: Mapping[str, float] | None = None,
+) -> dict[str, float]:
     """Set every group's rate for the next step to its base rate times `factor`; returns the rates by group name.
 
-    For Prodigy the returned rate includes its own estimate, as that is what moves the weights.
+    part_factors: further factors by model part, such as 0 for a text encoder that is trained no more. For Prodigy the
+    returned rate includes its own estimate, as that is what moves the weights.
     """
     rates = {}
     for torch_group, group in zip(optimizer.param_groups, groups, strict=True):
-        torch_group["lr"] = group.learning_rate * factor
+        torch_group["lr"] = group.learning_rate * factor * (part_factors or {}).get(group.part, 1.0)
         rates[group.name] = torch_group["lr"] * torch_group.get("d", 1.0)
     return rates
+
+
+def chosen_settings(optimizer: Optimizer, config: OptimizationConfig) -> list[dict[str, Any]]:
+    """Of each of a fresh optimizer's groups the settings that a person chooses, apart from what it keeps as state."""
+    names = {"weight_decay", *_CHOSEN, *config.optimizer_options}
+    return [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from sdlora.adapters.files.kohya import Part
 from sdlora.adapters.live.attach import Weight
 from sdlora.adapters.live.layers import matches_block
 from sdlora.config.optimization import OptimizationConfig
@@ -25,6 +26,8 @@ class ParameterGroup:
     learning_rate: float
     """Before the schedule's factor."""
     weight_decay: float
+    part: Part = "unet"
+    """The model part it belongs to; none has weights of two."""
 
 
 def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> list[ParameterGroup]:
@@ -44,7 +47,7 @@ def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> l
         name, rate = _name_and_rate(weight, config)
         decay = 0.0 if weight.name.endswith(_MAGNITUDE) else config.weight_decay
         if rate > 0:
-            group = groups.setdefault(name, ParameterGroup(name, [], rate, decay))
+            group = groups.setdefault(name, ParameterGroup(name, [], rate, decay, weight.part))
             group.parameters.append(weight.parameter)
     if not groups:
         raise ConfigError("optimization", ["every learning rate is 0, nothing remains to train"])

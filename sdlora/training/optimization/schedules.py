@@ -28,6 +28,16 @@ def factor(step: int, total_steps: int, config: OptimizationConfig) -> float:
     return config.schedule_floor + (1.0 - config.schedule_floor) * _decay(progress, config)
 
 
+def part_factor(part: str, step: int, total_steps: int, config: OptimizationConfig) -> float:
+    """1 while a part (unet, text_encoder, text_encoder_2) is trained, 0 from its `..._until` on."""
+    until = None if part == "unet" else config.text_encoder_until
+    if part == "text_encoder_2" and config.text_encoder_2_until is not None:
+        until = config.text_encoder_2_until
+    if until is None:
+        return 1.0
+    return 1.0 if step < (until * total_steps if until < 1 else until) else 0.0
+
+
 def _piece(step: int, total_steps: int, config: OptimizationConfig) -> float:
     """The factor of the last point that is passed; a start below 1 is a share of all steps."""
     passed = [
