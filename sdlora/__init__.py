@@ -9,38 +9,91 @@ The public API, loaded on first use so that `import sdlora` stays light:
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from sdlora.version import __version__
+
+if TYPE_CHECKING:  # for type checkers and editors; what runs is `_PUBLIC`, and a test holds the two together
+    from sdlora.adapters.algebra.convert import convert as convert_adapter
+    from sdlora.adapters.algebra.making import extract_adapter, merge_adapters, mix_adapters, resize_adapter
+    from sdlora.adapters.files.reading import read as read_adapter
+    from sdlora.adapters.files.weights import AdapterFile
+    from sdlora.adapters.hub.inspection import inspect as inspect_adapter
+    from sdlora.config.files import load as load_config
+    from sdlora.config.generate import GenerateConfig
+    from sdlora.config.mix import MixConfig
+    from sdlora.config.train import TrainConfig
+    from sdlora.data.lint.check import check as check_dataset
+    from sdlora.errors import SdloraError
+    from sdlora.events import Event, EventSink
+    from sdlora.generation.generate import Generator, generate
+    from sdlora.generation.generated import GeneratedImage
+    from sdlora.models.loading import load as load_model
+    from sdlora.training.loop.run import RunResult, resume, train
+    from sdlora.training.preflight.summary import summarise
+
+__all__ = [
+    "AdapterFile",
+    "Event",
+    "EventSink",
+    "GenerateConfig",
+    "GeneratedImage",
+    "Generator",
+    "MixConfig",
+    "RunResult",
+    "SdloraError",
+    "TrainConfig",
+    "__version__",
+    "check_dataset",
+    "convert_adapter",
+    "extract_adapter",
+    "generate",
+    "inspect_adapter",
+    "load_config",
+    "load_model",
+    "merge_adapters",
+    "mix_adapters",
+    "read_adapter",
+    "resize_adapter",
+    "resume",
+    "summarise",
+    "train",
+]
 
 _PUBLIC = {
-    "MixConfig": ("sdlora.config.mix", "MixConfig"),
+    "AdapterFile": ("sdlora.adapters.files.weights", "AdapterFile"),
+    "Event": ("sdlora.events", "Event"),
+    "EventSink": ("sdlora.events", "EventSink"),
     "GenerateConfig": ("sdlora.config.generate", "GenerateConfig"),
+    "GeneratedImage": ("sdlora.generation.generated", "GeneratedImage"),
     "Generator": ("sdlora.generation.generate", "Generator"),
+    "MixConfig": ("sdlora.config.mix", "MixConfig"),
+    "RunResult": ("sdlora.training.loop.run", "RunResult"),
     "SdloraError": ("sdlora.errors", "SdloraError"),
     "TrainConfig": ("sdlora.config.train", "TrainConfig"),
+    "check_dataset": ("sdlora.data.lint.check", "check"),
     "convert_adapter": ("sdlora.adapters.algebra.convert", "convert"),
     "extract_adapter": ("sdlora.adapters.algebra.making", "extract_adapter"),
     "generate": ("sdlora.generation.generate", "generate"),
+    "inspect_adapter": ("sdlora.adapters.hub.inspection", "inspect"),
     "load_config": ("sdlora.config.files", "load"),
     "load_model": ("sdlora.models.loading", "load"),
     "merge_adapters": ("sdlora.adapters.algebra.making", "merge_adapters"),
     "mix_adapters": ("sdlora.adapters.algebra.making", "mix_adapters"),
-    "read_adapter": ("sdlora.adapters.files", "read"),
+    "read_adapter": ("sdlora.adapters.files.reading", "read"),
     "resize_adapter": ("sdlora.adapters.algebra.making", "resize_adapter"),
     "resume": ("sdlora.training.loop.run", "resume"),
     "summarise": ("sdlora.training.preflight.summary", "summarise"),
     "train": ("sdlora.training.loop.run", "train"),
 }
 
-__all__ = ["__version__", *_PUBLIC]
+if not TYPE_CHECKING:  # or every name, misspelt ones too, would be an Any to type checkers
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'sdlora' has no attribute '{name}'")
-    module, attribute = _PUBLIC[name]
-    return getattr(import_module(module), attribute)
+    def __getattr__(name: str) -> Any:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'sdlora' has no attribute '{name}'")
+        module, attribute = _PUBLIC[name]
+        return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

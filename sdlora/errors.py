@@ -13,6 +13,13 @@ SdloraError
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+
+def how_to_install(extra: str) -> str:
+    """The command that adds an extra to this installation, be it a clone or the package from an index."""
+    is_clone = (Path(__file__).parents[1] / "pyproject.toml").is_file()
+    return f"pip install -e '.[{extra}]'" if is_clone else f"pip install 'sdlora[{extra}]'"
 
 
 class SdloraError(Exception):
@@ -53,7 +60,7 @@ class MissingPackageError(SdloraError):
     def __init__(self, feature: str, package: str, extra: str) -> None:
         super().__init__(
             f"{feature} needs the package '{package}', which is not installed. "
-            f"Run: pip install 'sdlora[{extra}]'  (or: pip install {package})"
+            f"Run: {how_to_install(extra)}  (or: pip install {package})"
         )
 
 

@@ -43,6 +43,8 @@ class StepFinished(_Event):
     loss: float
     learning_rates: dict[str, float]
     gradient_norm: float
+    weight_norm: float | None = None
+    """Largest norm of a layer's update before optimization.max_weight_norm cut it; None where that is off."""
     seconds: float
     """Time of this step."""
     memory_gib: float

@@ -6,13 +6,42 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdlora import atomic
 
+Answer = TypeVar("Answer")
+
 _SETTLED_SECONDS = 2.0
 """A file changed more recently than this is not remembered: file systems round times, so it may change unseen."""
+
+
+def stamp_of(path: Path) -> tuple[int, int] | None:
+    """Modification time in nanoseconds and size in bytes, None for a file that isn't there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def while_unchanged(most: int) -> Callable[[Callable[[Path], Answer]], Callable[[Path], Answer]]:
+    """Decorator for a function of a file: its answers are kept (the newest `most`) while the file stays as it is."""
+
+    def decorate(function: Callable[[Path], Answer]) -> Callable[[Path], Answer]:
+        @lru_cache(maxsize=most)
+        def ask(path: Path, _stamp: tuple[int, int] | None) -> Answer:
+            return function(path)
+
+        @wraps(function)
+        def kept(path: Path) -> Answer:
+            return ask(path, stamp_of(path))
+
+        return kept
+
+    return decorate
 
 
 class FileMemory:
@@ -44,12 +73,14 @@ class FileMemory:
         return facts
 
     def save(self, *, keep_others: bool = False) -> None:
-        """Write what was asked for since the memory was opened, and with keep_others all else too.
+        """Write what was asked for since the last time, and with keep_others all else too; the rest is forgotten.
 
         A folder that can't be written is no error: all is only found out again.
         """
         entries = {**self._known, **self._asked} if keep_others else self._asked
-        if self._store is None or entries == self._known:
+        unchanged = entries == self._known
+        self._known, self._asked = entries, {}
+        if self._store is None or unchanged:
             return
         with suppress(OSError):
             atomic.write_json(self._store, {"version": self._version, "files": entries}, parents=True)

@@ -1,14 +1,24 @@
-"""Deleting that can be taken back: what is deleted moves into a trash folder."""
+"""Deleting that can be taken back: what is deleted moves into a trash folder until that is emptied."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdlora.atomic import numbered
+from sdlora import atomic
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much lies in a folder."""
+
+    files: int
+    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,29 @@ def put_back(deleted: Sequence[Deleted]) -> list[Path]:
     return restored
 
 
+def size_of(folder: Path) -> Size:
+    """Number and size of all files below a folder; links are not followed."""
+    files = size_bytes = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # deleted just now
+                size_bytes += os.lstat(os.path.join(place, name)).st_size  # noqa: PTH118
+                files += 1
+    return Size(files, size_bytes)
+
+
+def empty_folder(folder: Path) -> Size:
+    """Delete everything in a folder for good; returns what it was. Raises OSError for what can't be deleted."""
+    before = size_of(folder)
+    for path in list(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return before
+
+
 def _free(path: Path) -> Path:
-    names = (path.with_name(f"{name}{path.suffix}") for name in numbered(path.stem))
-    return next(free for free in names if not free.exists())
+    """The path itself, or one with a number where something is there already."""
+    candidates = (path.with_name(f"{stem}{path.suffix}") for stem in atomic.numbered(path.stem))
+    return next(candidate for candidate in candidates if not candidate.exists())

@@ -1,14 +1,27 @@
-"""Keeps every test away from the user's own cache, and shares the processor between the workers of `pytest -n`."""
+"""What all tests share: the tiers, a cache of their own, models built once a session, the command line.
+
+`python -m pytest -m fast` is the tier to run all the time: everything in unit/, parity/ and regression/ that starts no
+process and isn't marked slow. The rest trains, generates, starts processes or opens a browser.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 
-BROWSER = Path(__file__).parent / "browser"
+TESTS = Path(__file__).parent
+FAST_FOLDERS = ("unit", "parity", "regression")
+SLOWEST_FIRST = "browser"
+"""Its files are given to the workers first, the fast tier's last, so that no worker ends with a long one alone."""
+STARTS_A_PROCESS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "os.exec"}
+
+_running: list[pytest.Item] = []
 
 
 def pytest_configure() -> None:
@@ -16,18 +29,43 @@ def pytest_configure() -> None:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))
     if workers:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    sys.addaudithook(_refuse_processes)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share its models, so one worker runs them; one worker runs all tests with a browser."""
+    """Mark the fast tier, and put the longest files first."""
     for item in items:
-        name = "browser" if BROWSER in item.path.parents else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(name))
+        if _folder(item) in FAST_FOLDERS and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.fast)
+    items.sort(key=lambda item: (item.get_closest_marker("fast") is not None, _folder(item) != SLOWEST_FIRST))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Remember which test runs."""
+    _running[:] = [item]
+    try:
+        return (yield)
+    finally:
+        _running.clear()
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).parts[0]
+
+
+def _refuse_processes(event: str, arguments: tuple[object, ...]) -> None:
+    """Fail a fast test that starts a process: it belongs to the slow ones. Python's own `platform` asks `uname`."""
+    if event not in STARTS_A_PROCESS or "uname" in arguments[:1]:
+        return
+    if _running and _running[0].get_closest_marker("fast") is not None:
+        raise AssertionError(f"{_running[0].nodeid} starts a process {arguments[:1]}: mark it slow")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--width", choices=("tiny", "true"), default="tiny", help="width of random base models")
+    parser.addoption("--write-golden", action="store_true", help="write golden values instead of comparing with them")
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +117,27 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image.save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text(f"shape {index}, white, on blue, (bright:1.2)", encoding="utf-8")
     return folder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and what it printed."""
+
+    code: int
+    output: str
+    errors: str
+
+
+@pytest.fixture
+def command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Runs `sdlora ARGUMENTS` in this process, through the same door as the shell."""
+    from sdlora.__main__ import main
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["sdlora", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        printed = capsys.readouterr()
+        return Outcome(int(exit_info.value.code or 0), printed.out, printed.err)
+
+    return run

@@ -1,4 +1,4 @@
-"""`python -m webui`: check the arguments, print the address, serve the page."""
+"""`sdlora webui` or `python -m webui`: check the arguments, print the address, serve the page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import ipaddress
 import os
 import socket
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+from sdlora.errors import MissingPackageError
 
 DEFAULT_PORT = 7860
 AUTH_VARIABLE = "SDLORA_WEBUI_AUTH"
@@ -15,7 +18,7 @@ AUTH_VARIABLE = "SDLORA_WEBUI_AUTH"
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's values. Exits with code 2 where they don't make sense together."""
-    parser = argparse.ArgumentParser(prog="python -m webui", description="sdlora in the browser.")
+    parser = argparse.ArgumentParser(prog="sdlora webui", description="sdlora in the browser.")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind; others than this machine need --auth")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     parser.add_argument(
@@ -23,6 +26,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="USER:PASSWORD",
         default=os.environ.get(AUTH_VARIABLE),
         help=f"ask for this name and password; ${AUTH_VARIABLE} keeps it out of the list of processes",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name the page may be called by, such as that of a proxy; may be repeated",
     )
     parser.add_argument(
         "--root", type=Path, default=Path(), help="folder with datasets, runs, adapters and outputs (default: here)"
@@ -70,6 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     if problem := why_not(options.host, options.port):
         print(f"sdlora: {problem}", file=sys.stderr)  # noqa: T201
         return 2
+    if find_spec("gradio") is None:
+        print(f"sdlora: {MissingPackageError('the page', 'gradio', 'webui')}", file=sys.stderr)  # noqa: T201
+        return 2
     print(f"sdlora: {address(options.host, options.port)} (starting)", flush=True)  # noqa: T201
     from webui.app import serve
     from webui.workspace import Workspace
@@ -80,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         port=options.port,
         auth=options.auth,
         open_browser=not options.no_browser,
+        allowed_hosts=options.allow_host,
     )
 
 

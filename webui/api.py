@@ -9,17 +9,15 @@ from typing import Any
 
 import gradio as gr
 
-from sdlora.config import files
-from sdlora.config.generate import GenerateConfig
-from sdlora.config.mix import MixedAdapter, parse_adapter
+from sdlora import GenerateConfig
+from sdlora.config import fields, files
 from sdlora.errors import ConfigError, RunError
-from sdlora.launch import queue, runs
+from sdlora.launch import exports, queue, runs
 from sdlora.launch.runs import RunHandle
-from webui import fields
+from sdlora.library import mixes
+from sdlora.library.rows import check_family, from_used
 from webui.context import Context, handler
-from webui.drawing.studio import FIELDS, Studio
-from webui.mixing import mixes
-from webui.mixing.active_adapters import check_family, from_used
+from webui.generate.request import FIELDS, read_request
 
 _LOOK_SECONDS = 0.2
 
@@ -61,7 +59,7 @@ def add_run_endpoints(context: Context) -> None:
 
 def add_image_endpoints(context: Context) -> None:
     """Offer mix and generate. Call it inside the page's Blocks."""
-    studio = Studio.of(context)
+    services = context.services
 
     def mix(
         adapters: list[str], name: str, method: str = "concat", rank: int = 0, energy: float = 0.0
@@ -72,58 +70,43 @@ def add_image_endpoints(context: Context) -> None:
         name: of the new file. method: concat, svd, linear, ties, dare or dare-ties; all but concat and linear need a
         rank or a share of energy (0 is "not given").
         """
-        rows = from_used(_found(studio, adapters))
+        rows = from_used(mixes.find_operands(adapters, services.scan()))
         target = mixes.new_file(name, context.workspace.adapters, ".safetensors")
-        family = check_family(rows, studio.adapters)
+        family = check_family(rows, services.adapters)
         settings = {"method": method, "rank": rank or None, "energy": energy or None, "family": family}
-        job = mixes.start_mix(mixes.mix_config(rows, settings), target, context.workspace.jobs)
+        job = exports.start_mix(mixes.mix_config(rows, settings), target, context.workspace.jobs)
         while (state := job.state()).is_active:
             time.sleep(_LOOK_SECONDS)
         if state.status != "finished":
             raise RunError(f"{target.name} was not written: {state.error or state.status}")
-        studio.scan()
+        services.scan()
         # a key called "path" would make clients fetch the file
-        return {"adapter": str(target), "output": mixes.outcome(job)}
+        return {"adapter": str(target), "output": exports.outcome(job)}
 
     def generate(prompt: str, adapters: list[str], settings: dict[str, Any]) -> dict[str, Any]:
-        """Draw images and wait for them; returns their paths, seeds and warnings.
+        """Generate images and wait for them; returns their paths, seeds and warnings.
 
         adapters: as for mix, with an empty list none; those in use on the page don't count. settings: any of a
         request by dotted name, such as {"steps": 20, "seed": 1, "num_images": 2, "base_model.model": "builtin:emoji"}.
         """
-        config = studio.request(
+        config = read_request(
+            services,
             {**fields.show_all(GenerateConfig(), FIELDS), **settings, "prompt": prompt},
-            rows=from_used(_found(studio, adapters)),
+            rows=from_used(mixes.find_operands(adapters, services.scan())),
         )
-        number = studio.drawings.submit(config)
-        while not (drawing := studio.drawings.get(number)).is_over:
+        number = services.images.submit(config)
+        while not (request := services.images.get(number)).is_over:
             time.sleep(_LOOK_SECONDS)
-        if drawing.status != "finished":
-            raise RunError(drawing.error or f"the request was {drawing.status}")
+        if request.status != "finished":
+            raise RunError(request.error or f"the request was {request.status}")
         return {
-            "images": [str(path) for path in drawing.images],
-            "seeds": list(drawing.progress.seeds),
-            "warnings": list(drawing.progress.warnings),
+            "images": [str(path) for path in request.images],
+            "seeds": list(request.seeds),
+            "warnings": list(request.warnings),
         }
 
     for function in (mix, generate):
         _offer(function)
-
-
-def _found(studio: Studio, adapters: list[str]) -> list[MixedAdapter]:
-    """Adapters by library name or path. Raises ConfigError that names all that aren't there."""
-    library, found, problems = studio.scan(), [], []
-    for text in adapters:
-        adapter = parse_adapter(text)
-        entry = library.by_tag(adapter.file)
-        if entry is not None:
-            adapter = adapter.model_copy(update={"file": str(entry.path)})
-        elif not adapter.file.startswith("hf://") and not Path(adapter.file).is_file():
-            problems.append(f"{adapter.file}: no adapter of that name is in the library, and no file is there")
-        found.append(adapter)
-    if problems:
-        raise ConfigError("the adapters", problems)
-    return found
 
 
 def _offer(function: Callable[..., Any]) -> None:

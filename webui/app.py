@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import threading
+import time
+import webbrowser
+from collections.abc import Sequence
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it would look up its own servers
-
 import gradio as gr
+import uvicorn
+from fastapi import FastAPI
 
 from webui import api, theme
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUICK, Context, handler
+from webui.datasets import tab as datasets
+from webui.generate import tab as generate
+from webui.gradio_quirks import empty_numbers, spare_progress
+from webui.layout import live_html
+from webui.mix import tab as mix
+from webui.runs import tab as runs
+from webui.runs.view import StatusLine
+from webui.scripts import READY
+from webui.security import Guard, Login, known_hosts
+from webui.services import Services
+from webui.settings import tab as settings
 from webui.state import PageState
-from webui.status import StatusLine
-from webui.tabs import dataset, generate, mix, runs, settings, train
+from webui.train import tab as train
 from webui.workspace import Workspace
 
 TABS = (
-    ("dataset", "Dataset", dataset.build),
+    ("dataset", "Dataset", datasets.build),
     ("train", "Train", train.build),
     ("runs", "Runs", runs.build),
     ("mix", "Mix", mix.build),
@@ -29,29 +41,21 @@ TABS = (
 )
 POLL_SECONDS = 1.0
 _NEVER_SET = object()
-_READY = """() => {
-  const page = document.body.dataset;
-  page.loading = (page.loading ?? %d) - 1;
-  if (page.loading === '0') page.ready = 'yes';
-  return [];
-}"""
-"""Says on the page that the remembered fields, the tab and what each tab begins with are in place."""
-_ANNOUNCE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
 
 
 def build(workspace: Workspace) -> gr.Blocks:
     """The whole page for one workspace, not yet served."""
     workspace.prepare()
     gr.set_static_paths([workspace.thumbnails, workspace.outputs])
-    state = PageState(workspace.state)
+    services = Services(workspace, PageState(workspace.state))
     with gr.Blocks(title="sdlora", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         with gr.Row(elem_id="header"):
             gr.HTML("<h1>sd<span>lora</span></h1>", elem_id="title")
-            status = gr.HTML("", elem_id="status", js_on_load=_ANNOUNCE)
+            status = live_html("status")
             gr.HTML('<button id="show-keys" type="button" aria-label="Keyboard shortcuts">?</button>')
         timer = gr.Timer(POLL_SECONDS)
         with gr.Tabs(elem_id="tabs") as tabs:
-            context = Context(workspace, state, tabs, timer)
+            context = Context(services, page, tabs, timer)
             context.share("page.status", status)
             for name, label, _ in TABS:
                 context.share(f"tab.{name}", gr.Tab(label, id=name, elem_id=f"tab-{name}"))
@@ -64,18 +68,22 @@ def build(workspace: Workspace) -> gr.Blocks:
         api.add_image_endpoints(context)
         _wire_status(context, status)
         _wire_memory(page, context)
-        _spare_progress(page)
+        spare_progress(page)
     return page
 
 
-def serve(workspace: Workspace, *, host: str, port: int, auth: str | None, open_browser: bool) -> int:
-    """Serve the page until interrupted; detached runs and jobs go on. Returns the exit code."""
+def served(
+    workspace: Workspace, *, host: str, allowed_hosts: Sequence[str] = (), login: Login | None = None
+) -> tuple[gr.Blocks, Guard]:
+    """The page and the whole web application around it, ready for a server."""
     page = build(workspace)
     page.queue(default_concurrency_limit=1, max_size=64)
-    page.launch(
+    around = FastAPI(openapi_url=None)
+    gr.mount_gradio_app(
+        around,
+        page,
+        path="/",
         server_name=host,
-        server_port=port,
-        auth=tuple(auth.split(":", 1)) if auth else None,
         theme=theme.theme(),
         css_paths=list(theme.STYLES),
         js=theme.SCRIPT.read_text(encoding="utf-8"),
@@ -87,15 +95,37 @@ def serve(workspace: Workspace, *, host: str, port: int, auth: str | None, open_
         enable_monitoring=False,
         show_error=False,
         footer_links=["api"],
-        share=False,
         ssr_mode=False,
-        inbrowser=open_browser,
-        quiet=True,
-        prevent_thread_lock=True,
-        _frontend=False,  # else gradio asks its own address first and gives up behind a proxy or on a busy machine
     )
+    return page, Guard(around, known_hosts(host, allowed_hosts), login)
+
+
+def serve(
+    workspace: Workspace,
+    *,
+    host: str,
+    port: int,
+    auth: str | None,
+    open_browser: bool,
+    allowed_hosts: Sequence[str] = (),
+) -> int:
+    """Serve the page until interrupted; detached runs and jobs go on. Returns the exit code."""
+    user, _, password = (auth or "").partition(":")
+    login = Login(user, password) if auth else None
+    page, application = served(workspace, host=host, allowed_hosts=allowed_hosts, login=login)
+    server = uvicorn.Server(uvicorn.Config(application, host=host, port=port, log_level="warning", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    if not server.started:
+        return 2
+    if open_browser:
+        webbrowser.open(f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}")
     print("sdlora: ready; Ctrl-C ends the page, runs go on", flush=True)  # noqa: T201
     _wait_for_the_end()
+    server.force_exit = server.should_exit = True
+    thread.join(timeout=5)
     page.close(verbose=False)
     gc.freeze()  # Python's last collection would walk through all of Gradio: most of a second for nothing
     return 0
@@ -115,24 +145,13 @@ def _wait_for_the_end() -> None:
         pass
 
 
-def _spare_progress(page: gr.Blocks) -> None:
-    """Take components whose handlers show no progress out of the news about it.
-
-    Gradio writes the progress of each event to the outputs of all events so far, and each of those components then
-    generates itself anew: with some hundred fields the polls alone keep a browser busy.
-    """
-    for function in page.fns.values():
-        if function.show_progress == "hidden" and function.show_progress_on is None:
-            function.show_progress_on = []
-
-
 def _wire_status(context: Context, status: gr.HTML) -> None:
     """Show what runs in the header, changed only when the words change."""
-    line = StatusLine(context.workspace.runs)
+    line, watch = StatusLine(), context.services.watch
     shown = gr.State(None)
 
     def show(before: str | None) -> tuple[Any, Any]:
-        now = line.text()
+        now = line.text(watch.snapshot())
         return (gr.skip(), gr.skip()) if now == before else (now, now)
 
     outputs = [status, shown]
@@ -142,8 +161,11 @@ def _wire_status(context: Context, status: gr.HTML) -> None:
 def _wire_memory(page: gr.Blocks, context: Context) -> None:
     """Write remembered fields when a person changes them (not when a handler does); fill them when a page opens."""
 
+    numbers = empty_numbers(page)
+
     def restore() -> dict[Any, Any]:
-        updates: dict[Any, Any] = {context.tabs: gr.Tabs(selected=context.state.get("page.tab", TABS[0][0]))}
+        opened = gr.Tabs(selected=context.state.get("page.tab", TABS[0][0]))
+        updates: dict[Any, Any] = {context.tabs: opened, **numbers}
         for name, component in context.remembered.items():
             value = context.state.get(name, _NEVER_SET)
             if value is not _NEVER_SET:
@@ -151,8 +173,9 @@ def _wire_memory(page: gr.Blocks, context: Context) -> None:
                 updates[component] = show(value) if show else value
         return updates
 
-    filled = page.load(handler(restore), None, [context.tabs, *context.remembered.values()], **QUICK)
-    ready = _READY % (len(context.on_load) + 1)
+    shown = dict.fromkeys([context.tabs, *numbers, *context.remembered.values()])
+    filled = page.load(handler(restore), None, list(shown), **QUICK)
+    ready = READY % (len(context.on_load) + 1)
     filled.then(None, None, None, js=ready, api_visibility="private")
     for function, inputs, outputs in context.on_load:
         loaded = filled.then(handler(function), inputs, outputs, **QUICK)

@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 
 from sdlora.errors import SdloraError
+from webui.services import Services
 from webui.state import PageState
 from webui.workspace import Workspace
 
@@ -27,7 +28,7 @@ QUEUED: dict[str, Any] = {**PRIVATE, "concurrency_limit": None}
 QUICK: dict[str, Any] = {**PRIVATE, "queue": False}
 """Answered at once. A second press while the first is under way is dropped: right for buttons only."""
 LAST_COUNTS: dict[str, Any] = {**QUICK, "trigger_mode": "always_last"}
-"""For typing and choosing: what came meanwhile is sent once the first is through. Event data would be lost."""
+"""For typing and choosing: of what came meanwhile the last is sent once the first is through."""
 EACH_COUNTS: dict[str, Any] = {**QUICK, "trigger_mode": "multiple"}
 """For presses that say by event data what was pressed."""
 
@@ -36,13 +37,13 @@ EACH_COUNTS: dict[str, Any] = {**QUICK, "trigger_mode": "multiple"}
 class Context:
     """Built once by app.py; tabs register here what the page wires after all of them stand."""
 
-    workspace: Workspace
-    state: PageState
+    services: Services
+    page: gr.Blocks
     tabs: gr.Tabs
     timer: gr.Timer
     """Ticks every second while a page is open; handlers return `gr.skip()` when nothing changed."""
     shared: dict[str, Any] = field(default_factory=dict)
-    """Components that other tabs address, by dotted name: `train.dataset`, `generate.start.image`."""
+    """Components that other tabs address, by dotted name: `train.dataset`, `mix.prompt`."""
     remembered: dict[str, gr.components.Component] = field(default_factory=dict)
     shown_as: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
     """For remembered fields, what a kept value becomes when a page opens."""
@@ -50,6 +51,16 @@ class Context:
     """Handlers with inputs and outputs that run when a page opens, after the remembered fields are filled in."""
     when_built: list[Callable[[], None]] = field(default_factory=list)
     """Run once when all tabs stand: the place to wire what reaches into a tab that is built later."""
+
+    @property
+    def workspace(self) -> Workspace:
+        """The page's folders."""
+        return self.services.workspace
+
+    @property
+    def state(self) -> PageState:
+        """What the page remembers."""
+        return self.services.state
 
     def remember(self, name: str, component: Any, show: Callable[[Any], Any] | None = None) -> Any:
         """Keep a field's value across reloads and restarts under a dotted name; returns the component.

@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from sdlora import atomic
+
 
 class PageState:
     """Values by dotted name (`train.preset`), written to one JSON file at every change. Safe from several threads."""
@@ -38,10 +40,7 @@ class PageState:
         if values == self._values:
             return
         content = json.dumps(values, ensure_ascii=False, indent=1)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_name(self._path.name + ".part")
-        beside.write_text(content, encoding="utf-8")
-        beside.replace(self._path)
+        atomic.write_text(self._path, content, parents=True, durable=False)  # at every key that is pressed
         self._values = values
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import gradio as gr
 
-_HERE = Path(__file__).parent
-STYLES = (_HERE / "page.css", *sorted(path for path in _HERE.glob("*.css") if path.name != "page.css"))
-"""The page's own first, then those of single tabs."""
-SCRIPT = _HERE / "page.js"
-"""Keyboard map and choice of light or dark."""
+_ASSETS = Path(__file__).parent / "assets"
+STYLES = tuple(_ASSETS / name for name in ("page.css", "runs.css", "images.css"))
+"""The whole page's first, then those of single tabs."""
+SCRIPT = _ASSETS / "page.js"
+"""Gradio's quirks, choice of light or dark, keyboard map."""
 
 
 def theme() -> gr.themes.Default:

@@ -38,6 +38,11 @@ class Workspace:
         return self.root / "mixes"
 
     @property
+    def presets(self) -> Path:
+        """A person's own presets; not `presets`, which in a checkout of the project holds the shipped ones."""
+        return self.root / "my_presets"
+
+    @property
     def outputs(self) -> Path:
         """Generated images."""
         return self.root / "outputs"
@@ -56,6 +61,11 @@ class Workspace:
     def thumbnails(self) -> Path:
         """Small pictures of datasets and images, made once."""
         return self.internal / "thumbnails"
+
+    @property
+    def start_images(self) -> Path:
+        """Start images and masks of requests, by their content."""
+        return self.internal / "start_images"
 
     @property
     def exports(self) -> Path:

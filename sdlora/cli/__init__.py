@@ -1,6 +1,6 @@
 """The command line: parse, call the API, show the result. Heavy imports live in the commands' bodies."""
 
-from sdlora.cli import adapters, captioning, class_images, dataset, generate, runs, train
+from sdlora.cli import adapters, captioning, class_images, dataset, doctor, generate, runs, train, webui
 from sdlora.cli.app import app
 
-__all__ = ["adapters", "app", "captioning", "class_images", "dataset", "generate", "runs", "train"]
+__all__ = ["adapters", "app", "captioning", "class_images", "dataset", "doctor", "generate", "runs", "train", "webui"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 from rich.console import Console
+
+from sdlora.version import __version__
 
 app = typer.Typer(
     name="sdlora",
@@ -17,3 +21,18 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"sdlora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options without a command."""

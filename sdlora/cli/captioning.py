@@ -29,6 +29,10 @@ def _option(name: str, *spellings: str, metavar: str | None = None) -> Any:
 def caption_command(
     folder: FolderArgument,
     model: Annotated[str | None, _option("model", "--model", "-m")] = None,
+    endpoint: Annotated[str | None, _option("endpoint", metavar="URL")] = None,
+    prompt: Annotated[str | None, _option("prompt")] = None,
+    key_variable: Annotated[str | None, _option("key_variable", metavar="NAME")] = None,
+    timeout_seconds: Annotated[float | None, _option("timeout_seconds")] = None,
     existing: Annotated[Existing | None, _option("existing")] = None,
     trigger: Annotated[str | None, _option("trigger")] = None,
     prefix: Annotated[str | None, _option("prefix")] = None,
@@ -36,6 +40,7 @@ def caption_command(
     exclude: Annotated[list[str] | None, _option("exclude", metavar="TAG[,TAG...]")] = None,
     threshold: Annotated[float | None, _option("threshold")] = None,
     character_threshold: Annotated[float | None, _option("character_threshold")] = None,
+    rating_threshold: Annotated[float | None, _option("rating_threshold")] = None,
     escape_brackets: Annotated[bool | None, _option("escape_brackets", "--escape-brackets/--plain-brackets")] = None,
     max_tokens: Annotated[int | None, _option("max_tokens")] = None,
     beams: Annotated[int | None, _option("beams")] = None,
@@ -47,6 +52,10 @@ def caption_command(
     excluded = [tag.strip() for text in exclude or () for tag in text.split(",") if tag.strip()]
     given = {
         "model": model,
+        "endpoint": endpoint,
+        "prompt": prompt,
+        "key_variable": key_variable,
+        "timeout_seconds": timeout_seconds,
         "existing": existing,
         "trigger": trigger,
         "prefix": prefix,
@@ -54,6 +63,7 @@ def caption_command(
         "exclude": excluded or None,
         "threshold": threshold,
         "character_threshold": character_threshold,
+        "rating_threshold": rating_threshold,
         "escape_brackets": escape_brackets,
         "max_tokens": max_tokens,
         "beams": beams,

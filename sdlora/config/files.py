@@ -15,6 +15,7 @@ from sdlora.config import schema
 from sdlora.config.shipped import presets_folder
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
+from sdlora.text_files import UnreadableTextError, read_text
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -76,7 +77,18 @@ def load(preset: str | Path | None = None, overrides: Sequence[str] = ()) -> Tra
         source = str(preset)
         values = read_yaml(path)
     override(values, overrides, source)
-    return validate(values, source)
+    return with_files_read(validate(values, source))
+
+
+def with_files_read(config: TrainConfig) -> TrainConfig:
+    """The configuration with what its settings name as files inside it, so that a run keeps what it began with.
+
+    Raises ConfigError for a file that can't be read or understood.
+    """
+    try:
+        return config.model_copy(update={"previews": config.previews.with_file_read()})
+    except ValueError as error:
+        raise ConfigError("previews.file", [str(error)]) from None
 
 
 def override(
@@ -121,11 +133,11 @@ def dump(config: TrainConfig, *, only_changes: bool = False) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The plain values of a YAML file. Raises ConfigError when it can't be read or holds no settings."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise ConfigError(str(path), [f"can't be read: {error.strerror or error}"]) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+    except UnreadableTextError as error:
+        raise ConfigError(str(path), [str(error)]) from None
     return parse_yaml(text, str(path))
 
 
@@ -134,7 +146,10 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         values = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(source, [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+        hint = ""
+        if "escape" in str(error):
+            hint = "; a backslash in double quotes is an escape: write Windows paths with / or in 'single quotes'"
+        raise ConfigError(source, [f"not valid YAML: {' '.join(str(error).split())}{hint}"]) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -176,7 +191,7 @@ def _locate(location: str, message: str) -> str:
     """Put the section in front: `rank: too low` of adapter becomes `adapter.rank: too low`."""
     if not location:
         return message
-    return f"{location}.{message}" if re.match(r"\w+[:/]", message) else f"{location}: {message}"
+    return f"{location}.{message}" if re.match(r"[\w.]+[:/]", message) else f"{location}: {message}"
 
 
 def _is_union_branch(part: Any) -> bool:

@@ -112,10 +112,17 @@ class GenerateConfig(Section):
     """Folders, searched with what lies below them, for the names in `<lora:name:weight>`."""
 
     prompt: str = ""
-    """What to generate. Takes (weights:1.2), [less], BREAK and <lora:name:weight>."""
+    """What to generate. Takes (weights:1.2), [less], BREAK, <lora:name:weight>, [from:to:0.5] and [one|other] by step,
+    `a AND b :0.8`, and {red|green} or __file__ settled by the seed."""
 
     negative: str = ""
     """What not to generate."""
+
+    choices: bool = True
+    """Settle {red|green} and __file__ in prompts by each image's seed; off leaves them as text."""
+
+    wildcard_folders: tuple[Path, ...] = ()
+    """Folders with the text files behind __file__, one choice a line."""
 
     sampler: Sampler = "DPM++ 2M Karras"
     """Sampler, by the names that other tools use."""
@@ -130,7 +137,7 @@ class GenerateConfig(Section):
     """Share of CFG rescaling (Lin et al. 2024); auto is 0.7 for models with zero terminal SNR, else 0."""
 
     seed: int = Field(default=-1, ge=-1, lt=2**32)
-    """Seed of the first image, the others count up; -1 generates one."""
+    """Seed of the first image, the others count up; -1 picks one."""
 
     width_px: int | None = Field(default=None, ge=64, le=8192, multiple_of=LATENT_FACTOR)
     """Width; by default the model's own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -45,11 +46,111 @@ class CaptionsConfig(Section):
     wildcards: bool = False
     """Pick one of several caption lines, and one of {red|green} alternatives, each time."""
 
-    weights: bool = True
-    """Honour (word:1.2) and [word] weights in captions; off reads brackets as text."""
+    weights: bool = False
+    """Honour (word:1.2) and [word] weights in captions; off reads brackets as text, as in the tag `saber (fate)`."""
+
+    keep_separator: str | None = None
+    """Text that parts a caption's fixed tags from the rest, such as `|||`: what stands before it (and after a second
+    one) is never shuffled or dropped. The separator itself is not trained; captions without it follow keep_tags."""
+
+    group_separator: str | None = None
+    """Text that ties tags together, such as `;;;`: shuffle and dropout treat a group as one tag, then the text becomes
+    the separator."""
+
+    protected_tags: tuple[str, ...] | Path = ()
+    """Tags that tag_dropout never leaves out: a list, or a text file with one a line."""
+
+    extension: str = Field(default=".txt", pattern=r"^\.[\w.-]+$")
+    """Ending of the caption files beside the images."""
+
+    alternatives: dict[str, float] = Field(default_factory=dict)
+    """Further caption files beside the images, by ending, each with its chance to be used instead of the main one:
+    {.short.txt: 0.3} trains `cat.short.txt` three times in ten. Images that lack one use the main caption."""
 
     max_tokens: Literal[75, 150, 225] = 75
     """Longest caption in tokens; beyond 75 it is encoded in chunks of 75."""
+
+    @model_validator(mode="after")
+    def _check(self) -> CaptionsConfig:
+        problems = []
+        for ending, chance in self.alternatives.items():
+            if not re.fullmatch(r"\.[\w.-]+", ending) or ending == self.extension:
+                problems.append(f"alternatives: '{ending}' is no ending of further caption files, such as .short.txt")
+            if not 0 < chance <= 1:
+                problems.append(f"alternatives.{ending}: the chance must lie between 0 and 1; got {chance:g}")
+        if sum(self.alternatives.values()) > 1:
+            problems.append(f"alternatives: the chances add up to {sum(self.alternatives.values()):g}, more than 1")
+        for name, text in (("keep_separator", self.keep_separator), ("group_separator", self.group_separator)):
+            if text is not None and (not text.strip() or text.strip() == self.separator.strip()):
+                problems.append(f"{name}: must be text other than the separator '{self.separator}'; got '{text}'")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class ImageFolder(Section):
+    """One folder with settings of its own; what is left out is taken from `images` and `captions`."""
+
+    folder: Path
+    """The folder; subfolders are read."""
+
+    repeats: int | None = Field(default=None, ge=1)
+    """How often each image is seen in an epoch; without it the folder's name (`10_name`) or images.repeats says."""
+
+    is_class: bool = False
+    """Class images for prior preservation: trained without trigger, prefix and suffix."""
+
+    loss_weight: float = Field(default=1.0, gt=0.0, le=100.0)
+    """Factor on the loss of these images."""
+
+    resolution: int | tuple[int, ...] | None = None
+    """As images.resolution."""
+
+    horizontal_flip: bool | None = None
+    """As images.horizontal_flip."""
+
+    mask: MaskSource | None = None
+    """As images.mask."""
+
+    trigger: str | None = None
+    """As captions.trigger; empty for none."""
+
+    prefix: str | None = None
+    """As captions.prefix."""
+
+    suffix: str | None = None
+    """As captions.suffix."""
+
+    default: str | None = None
+    """As captions.default."""
+
+    shuffle_tags: bool | None = None
+    """As captions.shuffle_tags."""
+
+    keep_tags: int | None = Field(default=None, ge=0)
+    """As captions.keep_tags."""
+
+    tag_dropout: float | None = Field(default=None, ge=0.0, le=1.0)
+    """As captions.tag_dropout."""
+
+    dropout: float | None = Field(default=None, ge=0.0, le=1.0)
+    """As captions.dropout."""
+
+    def captions(self, shared: CaptionsConfig) -> CaptionsConfig:
+        """The caption settings that hold in this folder."""
+        own = {name: value for name in _OWN_CAPTIONS if (value := getattr(self, name)) is not None}
+        if self.is_class:
+            own |= {"trigger": None, "prefix": "", "suffix": ""}
+        return shared.model_copy(update=own)
+
+    def images(self, shared: ImagesConfig) -> ImagesConfig:
+        """The image settings that hold in this folder."""
+        own = {name: value for name in _OWN_IMAGES if (value := getattr(self, name)) is not None}
+        return shared.model_copy(update=own)
+
+
+_OWN_CAPTIONS = ("trigger", "prefix", "suffix", "default", "shuffle_tags", "keep_tags", "tag_dropout", "dropout")
+_OWN_IMAGES = ("resolution", "horizontal_flip", "mask")
 
 
 class ImagesConfig(Section):
@@ -57,9 +158,13 @@ class ImagesConfig(Section):
     """Folder (or list of folders) with training images; subfolders are read, `10_name` means 10 repeats.
     `builtin:blueprint` and `builtin:mascot` are sample sets that come with the package."""
 
+    folders: tuple[ImageFolder, ...] = ()
+    """Instead of `folder`: a list of folders with settings of their own, such as
+    [{folder: cats, repeats: 3, trigger: ohwx cat}, {folder: scenes, loss_weight: 0.5}]."""
+
     class_folder: Path | None = None
-    """Folder with class images for prior preservation; `sdlora dataset class-images` generates them. Their
-    captions stay without trigger, prefix and suffix."""
+    """Folder with class images for prior preservation; `sdlora dataset class-images` generates them. Their captions
+    stay without trigger, prefix and suffix."""
 
     repeats: int = Field(default=1, ge=1)
     """How often each image is seen in an epoch; a `10_name` folder overrules it."""
@@ -110,12 +215,16 @@ class ImagesConfig(Section):
     """Where they are kept; by default the user's cache folder (or $SDLORA_CACHE)."""
 
     @property
-    def folders(self) -> tuple[Path, ...]:
-        """The image folders as a tuple, empty when none is set; `builtin:NAME` is a shipped sample set."""
-        if self.folder is None:
-            return ()
-        folders = self.folder if isinstance(self.folder, tuple) else (self.folder,)
-        return tuple(resolve_folder(folder) for folder in folders)
+    def sources(self) -> tuple[ImageFolder, ...]:
+        """`folder` and `folders` in one form, empty when neither is set; `builtin:NAME` is a shipped sample set."""
+        plain = self.folder if isinstance(self.folder, tuple) else () if self.folder is None else (self.folder,)
+        sources = (*(ImageFolder(folder=folder) for folder in plain), *self.folders)
+        return tuple(source.model_copy(update={"folder": resolve_folder(source.folder)}) for source in sources)
+
+    @property
+    def all_folders(self) -> tuple[Path, ...]:
+        """The paths of all image folders."""
+        return tuple(source.folder for source in self.sources)
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -124,19 +233,30 @@ class ImagesConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ImagesConfig:
-        if not self.resolutions or any(edge < 64 or edge % LATENT_FACTOR for edge in self.resolutions):
-            raise ValueError(f"resolution: every value must be a multiple of 8, at least 64; got {self.resolution}")
-        if self.buckets:
-            self._check_buckets()
+        if self.folder is not None and self.folders:
+            raise ValueError(
+                "folders: images.folder is set too; put all into images.folders, or set images.folder=null"
+            )
+        _check_resolutions(self)
+        for source in self.folders:
+            try:
+                _check_resolutions(source.images(self))
+            except ValueError as error:
+                raise ValueError(f"folders: {source.folder}: {error}") from None
         return self
 
-    def _check_buckets(self) -> None:
-        smallest, largest = min(self.resolutions), max(self.resolutions)
-        if self.bucket_min and self.bucket_max and self.bucket_min > self.bucket_max:
-            raise ValueError(f"bucket_min ({self.bucket_min}) is larger than bucket_max ({self.bucket_max})")
-        if self.bucket_min and self.bucket_min > smallest:
-            raise ValueError(f"bucket_min ({self.bucket_min}) is larger than the resolution ({smallest})")
-        if self.bucket_max and self.bucket_max < largest:
-            raise ValueError(f"bucket_max ({self.bucket_max}) is smaller than the resolution ({largest})")
-        if self.bucket_step > smallest:
-            raise ValueError(f"bucket_step ({self.bucket_step}) is larger than the resolution ({smallest})")
+
+def _check_resolutions(images: ImagesConfig) -> None:
+    if not images.resolutions or any(edge < 64 or edge % LATENT_FACTOR for edge in images.resolutions):
+        raise ValueError(f"resolution: every value must be a multiple of 8, at least 64; got {images.resolution}")
+    if not images.buckets:
+        return
+    smallest, largest = min(images.resolutions), max(images.resolutions)
+    if images.bucket_min and images.bucket_max and images.bucket_min > images.bucket_max:
+        raise ValueError(f"bucket_min ({images.bucket_min}) is larger than bucket_max ({images.bucket_max})")
+    if images.bucket_min and images.bucket_min > smallest:
+        raise ValueError(f"bucket_min ({images.bucket_min}) is larger than the resolution ({smallest})")
+    if images.bucket_max and images.bucket_max < largest:
+        raise ValueError(f"bucket_max ({images.bucket_max}) is smaller than the resolution ({largest})")
+    if images.bucket_step > smallest:
+        raise ValueError(f"bucket_step ({images.bucket_step}) is larger than the resolution ({smallest})")

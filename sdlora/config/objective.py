@@ -10,23 +10,31 @@ from sdlora.config.section import Section
 
 
 class ObjectiveConfig(Section):
-    loss: Literal["mse", "l1", "huber"] = "mse"
-    """Distance between prediction and target."""
+    loss: Literal["mse", "l1", "huber", "smooth_l1"] = "mse"
+    """Distance between prediction and target; smooth_l1 is huber divided by its turning point."""
 
     huber_delta: float = Field(default=0.1, gt=0)
-    """Where Huber loss turns from square to straight."""
+    """Where huber and smooth_l1 turn from square to straight."""
 
     huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
     """How Huber's turning point falls with noise, from 1 to huber_delta; constant keeps it (Khrapov et al. 2024)."""
 
-    weighting: Literal["none", "min_snr", "debiased"] = "none"
-    """Loss weight by timestep: min_snr (Hang et al. 2023) or debiased (Yu et al. 2024)."""
+    weighting: Literal["none", "min_snr", "soft_min_snr", "debiased"] = "none"
+    """Loss weight by timestep: min_snr (Hang et al. 2023), the same with a smooth cap (Crowson et al. 2024) or debiased
+    (Yu et al. 2024)."""
 
     min_snr_gamma: float = Field(default=5.0, gt=0)
-    """Cap of the min_snr weight; 5 is usual, anime SDXL sets often take 8."""
+    """Cap of the min_snr and soft_min_snr weights; 5 is usual, anime SDXL sets often take 8."""
+
+    v_loss_like_epsilon: bool = False
+    """With v-prediction weigh timesteps as an epsilon loss does, by snr / (snr + 1) (sd-scripts'
+    scale_v_pred_loss_like_noise_pred)."""
 
     noise_offset: float = Field(default=0.0, ge=0, le=1)
     """Add a constant per channel to the noise, for very dark and bright images (Guttenberg 2023); 0.05 is usual."""
+
+    noise_offset_random: bool = False
+    """Draw each image's noise offset between 0 and noise_offset."""
 
     multires_noise_iterations: int = Field(default=0, ge=0, le=10)
     """Levels of multi-resolution noise (Whitaker 2023); 0 is off, 6 is usual."""
@@ -37,6 +45,9 @@ class ObjectiveConfig(Section):
     input_perturbation: float = Field(default=0.0, ge=0, le=1)
     """Extra noise on the UNet's input only (Ning et al. 2023); 0.1 is usual."""
 
+    input_perturbation_random: bool = False
+    """Draw each image's perturbation between 0 and input_perturbation."""
+
     min_timestep: int = Field(default=0, ge=0, le=999)
     """Lowest timestep trained."""
 
@@ -44,7 +55,7 @@ class ObjectiveConfig(Section):
     """Highest timestep trained."""
 
     timestep_distribution: Literal["uniform", "logit_normal", "cubic"] = "uniform"
-    """How timesteps are generated: evenly, mostly middle ones, or mostly noisy ones."""
+    """How timesteps are drawn: evenly, mostly middle ones, or mostly noisy ones."""
 
     prior_preservation: Literal["none", "class_images", "base_prediction"] = "none"
     """Keep what the base knows: class images (DreamBooth), or match the frozen base's own predictions."""
@@ -53,10 +64,16 @@ class ObjectiveConfig(Section):
     """Weight of the prior term."""
 
     prior_prompt: str = ""
-    """Caption for base_prediction; empty takes the image's own caption without the trigger."""
+    """Caption for base_prediction; empty takes each image's own caption with the trigger taken out."""
 
     @model_validator(mode="after")
     def _check(self) -> ObjectiveConfig:
+        problems = []
         if self.min_timestep > self.max_timestep:
-            raise ValueError(f"min_timestep ({self.min_timestep}) is above max_timestep ({self.max_timestep})")
+            problems.append(f"min_timestep ({self.min_timestep}) is above max_timestep ({self.max_timestep})")
+        for name in ("noise_offset", "input_perturbation"):
+            if getattr(self, f"{name}_random") and not getattr(self, name):
+                problems.append(f"{name}_random has no effect without {name}")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self

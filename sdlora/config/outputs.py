@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sdlora.config.base_model import Precision
+from sdlora.config.generate import Sampler
+from sdlora.config.interval import Interval, IntervalOrAuto
+from sdlora.config.preview_prompts import PreviewPrompt, parse_preview, read_preview_file
 from sdlora.config.section import Section
 from sdlora.constants import LATENT_FACTOR
 
@@ -19,8 +22,8 @@ class ValidationConfig(Section):
     fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training images held out, at least one when above 0."""
 
-    every: int = Field(default=100, ge=1)
-    """Steps between validations; step 0 and the last are always measured."""
+    every: Interval = 100
+    """Steps between validations, or epochs as in `1 epoch`; step 0 and the last are always measured."""
 
     timesteps: tuple[int, ...] = (100, 300, 500, 700, 900)
     """Fixed timesteps at which the loss is measured, each with fixed noise."""
@@ -28,13 +31,18 @@ class ValidationConfig(Section):
 
 class PreviewsConfig(Section):
     prompts: tuple[str, ...] = ()
-    """Prompts generated with fixed seeds before training and every so often."""
+    """Prompts generated with fixed seeds before training and every so often. A prompt may end with options of its own,
+    as sd-scripts writes them: --n negative, --w and --h size, --d seed, --l guidance, --s steps, --ss sampler, --am
+    weight of the adapter."""
+
+    file: Path | None = None
+    """Instead: a file of such lines (.txt), or sd-scripts' .toml or .json prompt file."""
 
     negative: str = ""
     """Negative prompt."""
 
-    every: int = Field(default=0, ge=0)
-    """Steps between previews; 0 generates before the first and after the last step only."""
+    every: Interval = 0
+    """Steps between previews, or epochs as in `1 epoch`; 0 generates before the first and after the last step only."""
 
     steps: int = Field(default=25, ge=1, le=200)
     """Sampling steps."""
@@ -48,8 +56,40 @@ class PreviewsConfig(Section):
     height_px: int | None = Field(default=None, ge=64, multiple_of=LATENT_FACTOR)
     """Height; by default the first training resolution."""
 
+    sampler: Sampler = "DPM++ 2M"
+    """Sampler, by the names that other tools use."""
+
     seed: int = Field(default=0, ge=0)
     """Seed of the first prompt; the others count up."""
+
+    @property
+    def parsed(self) -> tuple[PreviewPrompt, ...]:
+        """The prompts with their options."""
+        return tuple(parse_preview(line) for line in self.prompts)
+
+    @model_validator(mode="after")
+    def _check(self) -> PreviewsConfig:
+        problems = ["file: previews.prompts is set too; use one of them"] if self.file and self.prompts else []
+        for number, line in enumerate(self.prompts):
+            try:
+                parse_preview(line)
+            except ValueError as error:
+                problems.append(f"prompts.{number}: {error}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def with_file_read(self) -> PreviewsConfig:
+        """The same settings with the file's lines among the prompts. Raises ValueError that names what is wrong."""
+        if self.file is None:
+            return self
+        lines = read_preview_file(self.file)
+        for line in lines:
+            try:
+                parse_preview(line)
+            except ValueError as error:
+                raise ValueError(f"{self.file}: '{line}': {error}") from None
+        return self.model_copy(update={"prompts": tuple(lines), "file": None})
 
 
 class OutputsConfig(Section):
@@ -62,8 +102,16 @@ class OutputsConfig(Section):
     precision: Precision = "fp16"
     """Number type of the adapter file."""
 
-    checkpoint_every: int = Field(default=0, ge=0)
-    """Steps between checkpoints; 0 keeps one at the end only."""
+    checkpoint_every: IntervalOrAuto = "auto"
+    """Steps between checkpoints, or epochs as in `1 epoch`; auto saves at every tenth of the run and every ten minutes
+    at the latest, 0 at the end only."""
+
+    checkpoint_names: Literal["step", "epoch"] = "step"
+    """How the adapter files of checkpoints are called: name-step_000500, or with the epoch as sd-scripts has it,
+    name-000005."""
+
+    keep_every: Interval = 0
+    """Keep the checkpoint at each multiple of this for good, beside the newest ones; 0 keeps no others."""
 
     keep_checkpoints: int = Field(default=3, ge=1)
     """Newest checkpoints kept; the best by validation is kept besides."""

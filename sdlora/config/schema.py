@@ -16,6 +16,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+ABSENT = object()
+"""Stands for a setting that one of several configurations doesn't have."""
 _WORDS: Mapping[Any, str] = {str: "text", bool: "true | false", int: "integer", float: "number", Path: "path"}
 _BOUNDS = ("ge", "gt", "le", "lt", "multiple_of")
 
@@ -111,6 +113,21 @@ def put(values: dict[str, Any], name: str, value: Any, model: type[BaseModel] | 
         if not isinstance(inner, dict):
             raise ValueError(f"'{section}' is a value, not a section")
     inner[last] = value
+
+
+def dotted_names(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted name of every value in nested ones."""
+    found = []
+    for name, value in values.items():
+        found += dotted_names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [prefix + name]
+    return found
+
+
+def differing(several: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Each setting that isn't the same in all of several values by dotted name, with its value (or ABSENT) in each."""
+    all_names = dict.fromkeys(name for values in several for name in values)
+    rows = [(name, [values.get(name, ABSENT) for values in several]) for name in all_names]
+    return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
 
 
 def joined(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

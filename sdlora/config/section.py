@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 class Section(BaseModel):
@@ -16,3 +19,33 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_broken_paths(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse two things that look like paths and would silently be others.
+
+        In YAML's double quotes a backslash begins an escape, so `"C:\\new"` holds a line break; and an empty path is
+        the folder that the command happens to run in.
+        """
+        field = cls.model_fields[str(info.field_name)]
+        if not isinstance(value, str) or not (holds_path(field.annotation) or info.field_name in _NAMES):
+            return value
+        if not value.strip() and holds_path(field.annotation):
+            raise ValueError("is empty, which would be the current folder; give a path ('.' for that folder) or null")
+        if any(ord(character) < 32 for character in value):
+            shown = repr(value)[1:-1]
+            raise ValueError(
+                f"'{shown}' holds a control character: a backslash in YAML's double quotes begins one. "
+                "Write the path with / or in 'single quotes'"
+            )
+        return value
+
+
+_NAMES = ("model", "vae", "start_from", "file", "name")
+"""Settings that are text and may name a file."""
+
+
+def holds_path(annotation: Any) -> bool:
+    """Whether a setting takes a path, alone or among other kinds."""
+    return annotation is Path or any(holds_path(part) for part in get_args(annotation))

@@ -11,13 +11,13 @@ from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.images import CaptionsConfig, ImagesConfig
 from sdlora.config.objective import ObjectiveConfig
-from sdlora.config.optimization import OPTIMIZERS, OptimizationConfig
+from sdlora.config.optimization import OPTIMIZERS, OWN_RATE, OptimizationConfig
 from sdlora.config.outputs import OutputsConfig, PreviewsConfig, ValidationConfig
 from sdlora.config.section import Section
 
 CONFIG_VERSION: Literal[1] = 1
 DEFAULT_EPOCHS = 10
-ADAPTIVE_OPTIMIZERS = tuple(name for name in OPTIMIZERS if name != "prodigy")
+_GIVEN_RATE = tuple(name for name in OPTIMIZERS if name not in OWN_RATE)
 
 
 class TrainConfig(Section):
@@ -60,10 +60,14 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         problems: list[str] = []
-        if self.objective.prior_preservation == "class_images" and self.images.class_folder is None:
-            problems.append("objective.prior_preservation=class_images needs images.class_folder")
-        if self.images.class_folder is not None and self.objective.prior_preservation != "class_images":
-            problems.append("images.class_folder has no effect without objective.prior_preservation=class_images")
+        has_class_images = self.images.class_folder is not None or any(each.is_class for each in self.images.folders)
+        if self.objective.prior_preservation == "class_images" and not has_class_images:
+            problems.append(
+                "objective.prior_preservation=class_images needs images.class_folder, or an entry of images.folders "
+                "with is_class: true"
+            )
+        if has_class_images and self.objective.prior_preservation != "class_images":
+            problems.append("class images have no effect without objective.prior_preservation=class_images")
         optimization = self.optimization
         if optimization.precision == "fp32" and self.base_model.precision in ("bf16", "fp16"):
             problems.append(
@@ -72,12 +76,19 @@ class TrainConfig(Section):
             )
         if not self.adapter.text_encoder and optimization.text_encoder_learning_rate:
             problems.append("optimization.text_encoder_learning_rate has no effect without adapter.text_encoder=true")
-        if optimization.optimizer == "prodigy" and optimization.learning_rate < 0.1:
+        for name in ("text_encoder_until", "text_encoder_2_until"):
+            if not self.adapter.text_encoder and getattr(optimization, name):
+                problems.append(f"optimization.{name} has no effect without adapter.text_encoder=true")
+        if optimization.max_weight_norm and self.adapter.algorithm != "lora":
             problems.append(
-                f"optimization.learning_rate={optimization.learning_rate} is too low for prodigy, "
+                f"optimization.max_weight_norm goes with adapter.algorithm=lora only, not {self.adapter.algorithm}"
+            )
+        if optimization.optimizer in OWN_RATE and optimization.learning_rate < 0.1:
+            problems.append(
+                f"optimization.learning_rate={optimization.learning_rate} is too low for {optimization.optimizer}, "
                 "which finds its own: use 1.0"
             )
-        if optimization.optimizer in ADAPTIVE_OPTIMIZERS and optimization.learning_rate > 0.1:
+        if optimization.optimizer in _GIVEN_RATE and optimization.learning_rate > 0.1:
             problems.append(
                 f"optimization.learning_rate={optimization.learning_rate} is too high for "
                 f"{optimization.optimizer}: 1e-4 is usual"

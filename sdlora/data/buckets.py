@@ -56,11 +56,12 @@ class BucketedImage:
 
 def assign(records: Sequence[ImageRecord], images: ImagesConfig) -> list[BucketedImage]:
     """Every record at every target resolution, in that order, each in the bucket that crops it least."""
-    sizes = {resolution: bucket_sizes(resolution, images) for resolution in images.resolutions}
+    wanted = {resolution for record in records for resolution in record.resolutions or images.resolutions}
+    sizes = {resolution: bucket_sizes(resolution, images) for resolution in wanted}
     return [
         BucketedImage(record, resolution, place(record.width_px, record.height_px, sizes[resolution], images))
         for record in records
-        for resolution in images.resolutions
+        for resolution in record.resolutions or images.resolutions
     ]
 
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CACHE_VARIABLE = "SDLORA_CACHE"
-_FORMAT = 1
+_FORMAT = 2
 """Part of every key: a change of how entries are made starts afresh."""
+_CHECKSUM = "checksum"
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _USE_NOTED_SECONDS = 600.0
 _ABANDONED_SECONDS = 3600.0
@@ -50,12 +51,15 @@ class Cache:
     """Named tensors by key, one safetensors file each, in `<folder>/<first two digits>/<key>.safetensors`.
 
     A file is written beside its place and moved there in one go, so readers see all of it or nothing, and two
-    processes that encode the same key do the work twice but harm nothing. A damaged file counts as absent. The
-    file's modification time says when it was last used.
+    processes that encode the same key do the work twice but harm nothing. Every file holds a checksum of its key and
+    tensors; a damaged one counts as absent, and `on_damage` is told. The file's modification time says when it was last
+    used.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_damage: Callable[[str], None] = lambda message: None) -> None:
+        """on_damage: called with a sentence for each entry that was there and can't be used."""
         self.folder = folder
+        self._on_damage = on_damage
 
     def key(self, parts: Mapping[str, str | int | float]) -> str:
         """The name of what `parts` determine: 64 hex digits, the same in any order, on any machine."""
@@ -69,8 +73,18 @@ class Cache:
 
         path = self._path(key)
         try:
-            tensors: dict[str, Tensor] = load(path.read_bytes())
-        except (OSError, SafetensorError, ValueError, KeyError):
+            content = path.read_bytes()
+        except OSError:
+            return None
+        try:
+            tensors: dict[str, Tensor] = load(content)
+            # A header can be longer than 4 GiB only in a file that is no entry of ours.
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            kept = header["__metadata__"][_CHECKSUM]
+        except (SafetensorError, ValueError, KeyError, TypeError):
+            kept, tensors = "", {}
+        if kept != _checksum(key, tensors):
+            self._on_damage(f"the cache entry {path} is damaged, so it is made anew")
             return None
         with suppress(OSError):  # a read-only cache still serves
             if time.time() - path.stat().st_mtime > _USE_NOTED_SECONDS:
@@ -98,7 +112,8 @@ class Cache:
         path = self._path(key)
         try:
             # A file that a power cut left too short is damaged, so absent: not worth 6 ms of waiting for each image.
-            atomic.write_bytes(path, save(plain), parents=True, durable=False)
+            content = save(plain, {_CHECKSUM: _checksum(key, plain)})
+            atomic.write_bytes(path, content, parents=True, durable=False)
         except OSError as error:
             if isinstance(error, PermissionError) and path.exists():
                 return plain  # Windows, while another process reads the same entry, which has the same content
@@ -165,3 +180,14 @@ def default_cache_folder() -> Path:
         return Path.home() / "Library" / "Caches" / "sdlora"
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "sdlora"
+
+
+def _checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
+    """BLAKE2 over an entry's key and its tensors' names, types, shapes and bytes."""
+    import torch
+
+    digest = hashlib.blake2b(key.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}/".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

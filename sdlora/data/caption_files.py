@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
-import codecs
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from sdlora.data.metadata_files import METADATA_FILES, read_metadata
+from sdlora.config.images import CaptionsConfig
+from sdlora.data.metadata_files import METADATA_FILES, ImageText, ImageTexts, read_metadata
 from sdlora.errors import MissingPackageError
+from sdlora.text_files import UnreadableTextError, decode_text
 
 _REPEATS_FOLDER = re.compile(r"(\d{1,3})_(.+)")
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_LONG_NUMBER = re.compile(r"(\d{4,9})_.+")
 
 
 class CaptionFolders:
     """Caption sources of one image folder and its subfolders; reads each metadata file once.
 
-    `problems` gathers a sentence for each caption file that can't be read.
+    `problems` gathers a sentence for each caption file that can't be read; those that are no text in UTF-8 or UTF-16
+    are in `wrongly_encoded` too.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, config: CaptionsConfig | None = None) -> None:
+        """config: tells the endings of caption files, by default .txt alone."""
+        config = config or CaptionsConfig()
         self.root = root
         self.problems: list[str] = []
-        self._metadata: dict[Path, dict[str, str]] = {}
+        self.wrongly_encoded: dict[Path, str] = {}
+        self._extension = config.extension
+        self._alternatives = config.alternatives
+        self._metadata: dict[Path, ImageTexts] = {}
 
     def caption(self, image: Path) -> str | None:
-        """The image's own caption, or None. The nearest source wins: .txt, metadata file, folder name.
+        """The image's own caption, or None. The nearest source wins: caption file, metadata file, folder name.
 
-        An empty source counts as none. A .txt that can't be read gives "", and a sentence in `problems`.
+        An empty source counts as none. A caption file that can't be read gives "", and a sentence in `problems`.
         """
         sources = (self._beside, self._from_metadata, self._from_folder_name)
         return next((text for source in sources if (text := source(image)) is not None), None)
+
+    def alternatives(self, image: Path) -> tuple[tuple[str, float], ...]:
+        """The image's other captions, from files with further endings, each with its chance."""
+        texts = ((self._beside(image, ending), chance) for ending, chance in self._alternatives.items())
+        return tuple((text, chance) for text, chance in texts if text)
+
+    def loss_weight(self, image: Path) -> float:
+        """The factor on the image's loss that a metadata file gives; 1 without one."""
+        return next((row.loss_weight for row in self._rows(image) if row.loss_weight is not None), 1.0)
 
     def own_caption(self, image: Path) -> str | None:
         """The caption that was written for this image, so not its folder's name; "" for a .txt that can't be read."""
         text = self._beside(image)
         return self._from_metadata(image) if text is None else text
 
-    def _beside(self, image: Path) -> str | None:
-        path = image.with_suffix(".txt")
+    def _beside(self, image: Path, ending: str | None = None) -> str | None:
+        path = image.with_suffix(ending or self._extension)
         try:
             content = path.read_bytes()
         except FileNotFoundError:
@@ -50,30 +67,32 @@ class CaptionFolders:
         return "" if text is None else text.strip() or None
 
     def _from_metadata(self, image: Path) -> str | None:
+        return next((text for row in self._rows(image) if (text := (row.caption or "").strip())), None)
+
+    def _rows(self, image: Path) -> Iterator[ImageText]:
+        """What metadata files say about an image, the nearest first."""
         for folder in (image.parent, *image.parent.parents):
-            text = self._metadata_of(folder).get(image.relative_to(folder).as_posix(), "").strip()
-            if text:
-                return text
+            if row := self._metadata_of(folder).get(image.relative_to(folder).as_posix()):
+                yield row
             if folder == self.root:
                 break
-        return None
 
     def _from_folder_name(self, image: Path) -> str | None:
         repeated = repeats_folder(image.parent, self.root)
         return repeated[1] if repeated else None
 
-    def _metadata_of(self, folder: Path) -> dict[str, str]:
+    def _metadata_of(self, folder: Path) -> ImageTexts:
         if folder not in self._metadata:
             paths = [folder / name for name in METADATA_FILES]
             path = next((path for path in paths if path.is_file()), None)
             self._metadata[folder] = self._read_metadata(path) if path else {}
         return self._metadata[folder]
 
-    def _read_metadata(self, path: Path) -> dict[str, str]:
+    def _read_metadata(self, path: Path) -> ImageTexts:
         try:
-            captions, problems = read_metadata(path, decode_text)
-        except UnicodeDecodeError as error:
-            self.problems.append(self._undecodable(path, error))
+            captions, problems = read_metadata(path)
+        except UnreadableTextError as error:
+            self.problems.append(f"{self._name(path)} {error}")
             return {}
         except (OSError, MissingPackageError) as error:
             self.problems.append(f"{self._name(path)} can't be read: {getattr(error, 'strerror', None) or error}")
@@ -84,21 +103,19 @@ class CaptionFolders:
     def _decode(self, path: Path, content: bytes) -> str | None:
         try:
             return decode_text(content)
-        except UnicodeDecodeError as error:
-            self.problems.append(self._undecodable(path, error))
+        except UnreadableTextError as error:
+            self.wrongly_encoded[path] = sentence = f"{self._name(path)} {error}"
+            self.problems.append(sentence)
             return None
-
-    def _undecodable(self, path: Path, error: UnicodeDecodeError) -> str:
-        found = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
-        return f"{self._name(path)} is not UTF-8 text ({found}): save it as UTF-8"
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
 
-def decode_text(content: bytes) -> str:
-    """The text of a caption file: UTF-8 with or without mark, or UTF-16 with its mark. Raises UnicodeDecodeError."""
-    return content.decode("utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig")
+def long_number(folder: Path, root: Path) -> int | None:
+    """The number of a folder called `1000_name`, which `repeats_folder` takes for a part of the name."""
+    match = _LONG_NUMBER.fullmatch(folder.name)
+    return int(match[1]) if match and folder.is_relative_to(root) else None
 
 
 def repeats_folder(folder: Path, root: Path) -> tuple[int, str] | None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 from sdlora.config.images import CaptionsConfig
+from sdlora.text_files import read_text
 
 _ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 _OPENING, _CLOSING = "([", ")]"
+_DANGLING = re.compile(r"(?:^|\s+)(?:(?:of|by|with|from|in|on|as|and|the|an?|called|named)\s*)+$", re.IGNORECASE)
+"""Words that lead to a trigger and mean nothing at the end of a tag."""
 
 
 def render(caption: str, config: CaptionsConfig, generator: random.Random) -> str:
@@ -16,9 +22,10 @@ def render(caption: str, config: CaptionsConfig, generator: random.Random) -> st
 
     In this order: caption dropout gives ""; one line and one of each {red|green} is picked (without `wildcards`,
     lines are joined by the separator and braces stay text); the trigger is put in front unless the caption has it
-    as a whole word; tags after the first `keep_tags` are dropped and shuffled; prefix and suffix go around, never
-    dropped. A configured trigger is shuffled when keep_tags is 0, but never dropped by tag_dropout.
-    Generates from `generator` only for what is switched on; with `is_random(config)` false the result is fixed.
+    as a whole word; tags are dropped and shuffled, except the first `keep_tags`, or, where the caption has a
+    `keep_separator`, those before the first and behind the second one; group separators become separators; prefix and
+    suffix go around, never dropped. A configured trigger is shuffled when no tag is kept, but never dropped.
+    Draws from `generator` only for what is switched on; with `is_random(config)` false the result is fixed.
     """
     if config.dropout and generator.random() < config.dropout:
         return ""
@@ -29,14 +36,14 @@ def render(caption: str, config: CaptionsConfig, generator: random.Random) -> st
     return _surround(_reorder(_with_trigger(text, config), config, generator), config)
 
 
-def of_class_images(config: CaptionsConfig) -> CaptionsConfig:
-    """How the captions of class images are trained: without trigger, prefix and suffix, which are the subject's."""
-    return config.model_copy(update={"trigger": None, "prefix": "", "suffix": ""})
+def without_chance(config: CaptionsConfig) -> CaptionsConfig:
+    """The same settings with nothing dropped or shuffled: what a caption is on the whole."""
+    return config.model_copy(update={"shuffle_tags": False, "tag_dropout": 0.0, "dropout": 0.0})
 
 
 def is_random(config: CaptionsConfig) -> bool:
     """Whether the same caption may come out differently from one time to the next."""
-    return bool(config.shuffle_tags or config.tag_dropout or config.dropout or config.wildcards)
+    return bool(config.shuffle_tags or config.tag_dropout or config.dropout or config.wildcards or config.alternatives)
 
 
 def variants(caption: str, config: CaptionsConfig, limit: int = 64) -> list[str] | None:
@@ -52,15 +59,22 @@ def variants(caption: str, config: CaptionsConfig, limit: int = 64) -> list[str]
         if sum(_count_alternatives(line) for line in lines) > limit:
             return None
         texts = [text for line in lines for text in _all_alternatives(line)]
-    rendered = [_surround(_with_trigger(text, config), config) for text in texts]
+    rendered = [_surround(_joined(_parts(_with_trigger(text, config), config), config), config) for text in texts]
     return list(dict.fromkeys([*rendered, ""] if config.dropout else rendered))
 
 
 def split_tags(text: str, config: CaptionsConfig) -> list[str]:
-    """The caption's tags, stripped, empty ones left out.
+    """The caption's tags, stripped, empty ones left out; keep and group separators part tags as well.
 
     With `config.weights`, separators inside (round) or [square] brackets don't split: "(red, blue:1.2)" is one tag.
     """
+    for other in (config.keep_separator, config.group_separator):
+        if other:
+            text = text.replace(other, joint(config))
+    return _split(text, config)
+
+
+def _split(text: str, config: CaptionsConfig) -> list[str]:
     separator = config.separator.strip() or config.separator
     if not separator:
         parts = [text]
@@ -74,6 +88,18 @@ def split_tags(text: str, config: CaptionsConfig) -> list[str]:
 def has_trigger(text: str, trigger: str) -> bool:
     """Whether the text has the trigger as a whole word or tag; case doesn't matter, as CLIP ignores it."""
     return re.search(rf"(?<![\w-]){re.escape(trigger.strip())}(?![\w-])", text, re.IGNORECASE) is not None
+
+
+def without_trigger(text: str, config: CaptionsConfig) -> str:
+    """The text with every trigger taken out, and what that leaves dangling: "a photo of ohwx" becomes "a photo"."""
+    trigger = (config.trigger or "").strip()
+    if not trigger or not has_trigger(text, trigger):
+        return text
+    cut = re.sub(rf"(?<![\w-]){re.escape(trigger)}(?![\w-])", " ", text, flags=re.IGNORECASE)
+    separator = config.separator.strip()
+    parts = cut.split(separator) if separator else [cut]
+    tags = (_DANGLING.sub("", " ".join(part.split())) for part in parts)
+    return joint(config).join(tag for tag in tags if tag)
 
 
 def _lines(caption: str) -> list[str]:
@@ -102,18 +128,57 @@ def _surround(text: str, config: CaptionsConfig) -> str:
 
 
 def _reorder(text: str, config: CaptionsConfig, generator: random.Random) -> str:
+    first, *others = _parts(text, config)
     if not (config.shuffle_tags or config.tag_dropout):
-        return text
-    tags = split_tags(text, config)
-    kept, loose = tags[: config.keep_tags], tags[config.keep_tags :]
+        return _joined([first, *others], config)
+    if others:
+        kept, loose, last = [first], _split(others[0], config), others[1:]
+    else:
+        tags = _split(first, config)
+        kept, loose, last = tags[: config.keep_tags], tags[config.keep_tags :], []
     if config.tag_dropout:
-        trigger = (config.trigger or "").strip()
-        loose = [
-            tag for tag in loose if generator.random() >= config.tag_dropout or (trigger and has_trigger(tag, trigger))
-        ]
+        stays = _never_dropped(config)
+        loose = [tag for tag in loose if generator.random() >= config.tag_dropout or stays(tag)]
     if config.shuffle_tags:
         generator.shuffle(loose)
-    return joint(config).join([*kept, *loose])
+    return _joined([*kept, *loose, *last], config)
+
+
+def _parts(text: str, config: CaptionsConfig) -> list[str]:
+    """The fixed beginning, the loose middle and the fixed end of a caption with keep separators; else the caption."""
+    if not config.keep_separator or config.keep_separator not in text:
+        return [text]
+    separator = config.separator.strip() or config.separator
+    parts = text.split(config.keep_separator, 2)
+    # A writer's separator beside the keep separator ("a, ||| b") would stand twice once that is gone.
+    return [part.strip().removeprefix(separator).removesuffix(separator).strip() for part in parts]
+
+
+def _joined(parts: Sequence[str], config: CaptionsConfig) -> str:
+    text = joint(config).join(part for part in parts if part)
+    if config.group_separator:
+        pieces = [piece.strip() for piece in text.split(config.group_separator)]
+        text = joint(config).join(piece for piece in pieces if piece)
+    return text
+
+
+def _never_dropped(config: CaptionsConfig) -> Callable[[str], bool]:
+    trigger = (config.trigger or "").strip()
+    protected = protected_tags(config)
+    return lambda tag: bool(trigger and has_trigger(tag, trigger)) or tag.casefold() in protected
+
+
+def protected_tags(config: CaptionsConfig) -> frozenset[str]:
+    """The tags that dropout leaves alone, case folded. Raises OSError and UnreadableTextError for a list in a file."""
+    if isinstance(config.protected_tags, Path):
+        return _tags_in_file(config.protected_tags)
+    return frozenset(tag.strip().casefold() for tag in config.protected_tags)
+
+
+@lru_cache(maxsize=8)
+def _tags_in_file(path: Path) -> frozenset[str]:
+    lines = read_text(path.expanduser()).splitlines()
+    return frozenset(line.strip().casefold() for line in lines if line.strip())
 
 
 def _pick_alternatives(text: str, generator: random.Random) -> str:

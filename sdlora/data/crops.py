@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy
 from PIL import Image
 
-from sdlora.config.images import MaskSource
 from sdlora.constants import LATENT_FACTOR
 from sdlora.data.buckets import Placement
 from sdlora.data.decoding import UnreadableImageError, load_rgb
@@ -50,12 +49,10 @@ def crop_image(
     return _cut(image, placement, flip, crop_xy)
 
 
-def crop_mask(
-    record: ImageRecord, placement: Placement, *, source: MaskSource, flip: bool, crop_xy: tuple[int, int] | None
-) -> Image.Image:
+def crop_mask(record: ImageRecord, placement: Placement, *, flip: bool, crop_xy: tuple[int, int] | None) -> Image.Image:
     """The image's mask in its bucket, in mode L, white where it is trained. Raises DataError like `prepare_pixels`."""
     with _named(record):
-        mask = load_mask(record, source, (record.width_px, record.height_px))
+        mask = load_mask(record, (record.width_px, record.height_px))
     return _cut(mask, placement, flip, crop_xy)
 
 
@@ -83,7 +80,6 @@ def prepare_mask(
     record: ImageRecord,
     placement: Placement,
     *,
-    source: MaskSource,
     flip: bool,
     crop_xy: tuple[int, int] | None,
     unmasked_weight: float = 0.0,
@@ -94,7 +90,7 @@ def prepare_mask(
     """
     import torch
 
-    mask = crop_mask(record, placement, source=source, flip=flip, crop_xy=crop_xy)
+    mask = crop_mask(record, placement, flip=flip, crop_xy=crop_xy)
     values_HW = numpy.asarray(mask, dtype=numpy.float32) / 255
     pixels_HW = torch.from_numpy(unmasked_weight + (1 - unmasked_weight) * values_HW)
     latents_HW = torch.nn.functional.avg_pool2d(pixels_HW[None], LATENT_FACTOR)[0]

@@ -6,18 +6,35 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif")
-UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".psd", ".svg", ".tif", ".tiff")
+_PLUGINS = {
+    ".heic": ("pillow_heif", "pillow-heif"),
+    ".heif": ("pillow_heif", "pillow-heif"),
+    ".jxl": ("pillow_jxl", "pillow-jxl-plugin"),
+}
+"""Kinds that Pillow reads with a plugin: module and package."""
+_READY = tuple(suffix for suffix, (module, _) in _PLUGINS.items() if find_spec(module))
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", *_READY)
+UNREAD_SUFFIXES = (*(suffix for suffix in _PLUGINS if suffix not in _READY), ".psd", ".svg", ".tif", ".tiff")
 _SUFFIX_OF = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif"}
-_FORMATS = tuple(_SUFFIX_OF)
+_FORMATS = (*_SUFFIX_OF, *{"JXL" if suffix == ".jxl" else "HEIF" for suffix in _READY})
 
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 _size_limit = threading.Lock()
+
+
+def why_unread(suffix: str) -> str:
+    """Why files with one of UNREAD_SUFFIXES are not read, and what to do."""
+    if suffix in _PLUGINS:
+        return f"{suffix} files need the package {_PLUGINS[suffix][1]} (pip install it), or save it as PNG or JPEG"
+    return f"{suffix} files are not read: save it as PNG or JPEG"
 
 
 class UnreadableImageError(Exception):
@@ -86,12 +103,22 @@ def load_grey(path: Path) -> Image.Image:
 
 
 def _open_without_size_limit(path: Path) -> Image.Image:
+    _load_plugin(path.suffix.lower())
     with _size_limit:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(path, formats=_FORMATS)
         finally:
             Image.MAX_IMAGE_PIXELS = before
+
+
+@lru_cache
+def _load_plugin(suffix: str) -> None:
+    if suffix not in _READY:
+        return
+    module = import_module(_PLUGINS[suffix][0])
+    if suffix != ".jxl":  # that one registers itself
+        module.register_heif_opener()
 
 
 def _reason(path: Path, error: Exception) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,9 +12,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdlora.config.images import CaptionsConfig, ImagesConfig, MaskSource
+from sdlora.config.images import CaptionsConfig, ImageFolder, ImagesConfig, MaskSource
 from sdlora.data.cache import default_cache_folder
-from sdlora.data.caption_files import CaptionFolders, repeats_folder
+from sdlora.data.caption_files import CaptionFolders, long_number, repeats_folder
+from sdlora.data.captions import render, variants, without_chance, without_trigger
 from sdlora.data.decoding import (
     IMAGE_SUFFIXES,
     UNREAD_SUFFIXES,
@@ -21,8 +24,10 @@ from sdlora.data.decoding import (
     load_grey,
     open_image,
     oriented_size,
+    why_unread,
 )
-from sdlora.data.inspection import ImageFacts, open_memory, recall
+from sdlora.data.inspection import ImageFacts, hash_file, open_memory, recall
+from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.scan_problems import (
     refuse_absent_masks,
     refuse_caption_problems,
@@ -33,6 +38,17 @@ from sdlora.data.scan_problems import (
 )
 
 MASK_ENDING = "-masklabel"
+_COMPANIONS = (".npz", ".safetensors")
+"""Other trainers' caches, which may lie beside the images."""
+_SYSTEM_NAMES = {
+    "__MACOSX": "macOS's notes about files",
+    "@eaDir": "a Synology NAS's thumbnails",
+    "#recycle": "a NAS's recycle bin",
+    "$RECYCLE.BIN": "Windows' recycle bin",
+    "System Volume Information": "a system folder",
+    "Thumbs.db": "Windows' thumbnails",
+    "desktop.ini": "Windows' folder settings",
+}
 THREADS = min(8, os.cpu_count() or 1)
 """Threads that decode images; Pillow lets go of the interpreter while it does."""
 
@@ -54,10 +70,53 @@ class ImageRecord:
     is_class: bool = False
     """A class image for prior preservation."""
     has_alpha: bool = False
+    mask_hash: str = ""
+    """SHA-256 of the mask file's bytes, or empty."""
+    alternatives: tuple[tuple[str, float], ...] = ()
+    """Other captions of the image, each with its chance to be trained instead."""
+    captions: CaptionsConfig = field(default=CaptionsConfig(), hash=False)
+    """How its captions are trained: the run's settings with its folder's own."""
+    resolutions: tuple[int, ...] = ()
+    """Its folder's own target resolutions; empty for the run's."""
+    horizontal_flip: bool = False
+    mask: MaskSource = "none"
+    loss_weight: float = 1.0
+    """Factor on the image's loss: its folder's times its own."""
 
-    def has_mask(self, source: MaskSource) -> bool:
+    @property
+    def has_mask(self) -> bool:
         """Whether `load_mask` finds more than an empty sheet."""
-        return {"none": False, "alpha": self.has_alpha, "file": self.mask_path is not None}[source]
+        return {"none": False, "alpha": self.has_alpha, "file": self.mask_path is not None}[self.mask]
+
+    def trained_caption(self, generator: random.Random) -> str:
+        """The caption as trained this time; what is drawn by chance comes from `generator`."""
+        text = self.caption or ""
+        if self.alternatives:
+            chance = generator.random()
+            for other, share in self.alternatives:
+                if chance < share:
+                    text = other
+                    break
+                chance -= share
+        return render(text, self.captions, generator)
+
+    def plain_caption(self) -> str:
+        """The caption on the whole: with trigger, prefix and suffix, nothing dropped, shuffled or picked by chance."""
+        return render(self.caption or "", without_chance(self.captions), random.Random(0))
+
+    def prior_caption(self) -> str:
+        """The caption of the whole class: as `plain_caption`, but without the trigger."""
+        bare = self.captions.model_copy(update={"trigger": None})
+        return without_trigger(render(self.caption or "", without_chance(bare), random.Random(0)), self.captions)
+
+    def trained_captions(self) -> list[str] | None:
+        """Every text the image can be trained with, without repetition; None when there may be too many."""
+        forms = [
+            variants(text, self.captions) for text in (self.caption or "", *(text for text, _ in self.alternatives))
+        ]
+        if any(each is None for each in forms):
+            return None
+        return list(dict.fromkeys(text for each in forms for text in each or ()))
 
 
 @dataclass(frozen=True)
@@ -76,6 +135,48 @@ class ScanResult:
     skipped: list[Skipped] = field(default_factory=list)
     files_seen: int = 0
     """Image files met, used or skipped; masks, captions and hidden files don't count."""
+    left_out: list[Skipped] = field(default_factory=list)
+    """Everything else in the folders that is not read: hidden and system files, broken links, unknown kinds."""
+    notes: list[str] = field(default_factory=list)
+    """What was read otherwise than a person may think."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image folder and the settings that hold in it."""
+
+    folder: Path
+    images: ImagesConfig
+    captions: CaptionsConfig
+    repeats: int | None = None
+    resolutions: tuple[int, ...] = ()
+    """Its own target resolutions; empty for the run's."""
+    is_class: bool = False
+    loss_weight: float = 1.0
+
+
+def sources_of(
+    images: ImagesConfig, captions: CaptionsConfig, folders: Sequence[Path] | None = None, *, is_class: bool = False
+) -> list[Source]:
+    """The configured folders with their settings, or plain `folders` in their place (is_class: as class images)."""
+    configured = {source.folder.expanduser().absolute(): source for source in images.sources}
+    if folders is None:
+        chosen = list(configured.values())
+    else:  # a folder that the configuration names keeps its settings
+        paths = [folder.expanduser().absolute() for folder in folders]
+        chosen = [configured.get(path) or ImageFolder(folder=path, is_class=is_class) for path in paths]
+    return [
+        Source(
+            folder=source.folder.expanduser().absolute(),
+            images=source.images(images),
+            captions=source.captions(captions),
+            repeats=source.repeats,
+            resolutions=() if source.resolution is None else source.images(images).resolutions,
+            is_class=source.is_class,
+            loss_weight=source.loss_weight,
+        )
+        for source in chosen
+    ]
 
 
 def scan(
@@ -87,23 +188,29 @@ def scan(
 ) -> ScanResult:
     """All usable images of the folders and their subfolders, in the order of their names.
 
-    folders: by default `images.folders`. is_class marks the records as class images.
+    folders: by default the configured ones. is_class marks their records as class images.
     Raises DataError for a missing or empty folder, for more unreadable files than `images.max_unreadable` allows, for
     images without a caption and for masks that can't be found; each message names all files concerned.
     """
-    roots = [root.expanduser().absolute() for root in (images.folders if folders is None else folders)]
+    sources = sources_of(images, captions, folders, is_class=is_class)
+    roots = [source.folder for source in sources]
     refuse_missing_folders(roots)
     found = _Finds()
-    for root in roots:
-        _scan_folder(root, images, captions, is_class, found)
+    for source in sources:
+        _scan_folder(source, found)
     files_seen = len(found.records) + len(found.skipped)
     reasons = {_name(item.path, roots): item.reason for item in found.skipped}
     refuse_unreadable(reasons, files_seen, images.max_unreadable)
     uncaptioned = {_name(path, roots): path for path in found.uncaptioned}
     refuse_caption_problems(uncaptioned, found.caption_problems, len(found.records), captions)
-    if images.mask != "none" and not is_class and not any(record.has_mask(images.mask) for record in found.records):
-        refuse_absent_masks(len(found.records), images.mask)
-    return ScanResult(found.records, found.skipped, files_seen)
+    masked: dict[MaskSource, list[ImageRecord]] = defaultdict(list)
+    for record in found.records:
+        if record.mask != "none" and not record.is_class:
+            masked[record.mask].append(record)
+    for kind, records in masked.items():
+        if not any(record.has_mask for record in records):
+            refuse_absent_masks(len(records), kind)
+    return ScanResult(found.records, found.skipped, files_seen, found.left_out, found.notes)
 
 
 @dataclass(frozen=True)
@@ -115,6 +222,8 @@ class Listing:
     """Files that should be images by their ending, masks left out."""
     masks: dict[Path, Path]
     """Mask files by their path without ending."""
+    left_out: dict[Path, str]
+    """Files and folders that are not read at all, and why."""
 
     def mask_of(self, picture: Path) -> Path | None:
         """The `name-masklabel` file beside a picture."""
@@ -123,24 +232,25 @@ class Listing:
 
 def list_folder(root: Path) -> Listing:
     """The pictures and masks below a folder, unopened. Raises DataError when there is no picture."""
-    files = list(_files_below(root, set()))
+    left_out: dict[Path, str] = {}
+    files = list(_files_below(root, set(), left_out))
     candidates = [path for path in files if path.suffix.lower() in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)]
     masks = {path.with_suffix(""): path for path in candidates if path.stem.endswith(MASK_ENDING)}
     pictures = [path for path in candidates if path.with_suffix("") not in masks]
     if not pictures:
         refuse_empty_folder(root, files)
-    return Listing(files, pictures, masks)
+    return Listing(files, pictures, masks, left_out)
 
 
-def load_mask(record: ImageRecord, source: MaskSource, size: tuple[int, int]) -> Image.Image:
+def load_mask(record: ImageRecord, size: tuple[int, int]) -> Image.Image:
     """The loss mask in mode L (white is trained), upright, at `size` (width, height); white when there is none.
 
     Raises decoding.UnreadableImageError.
     """
     mask = None
-    if source == "alpha" and record.has_alpha:
+    if record.mask == "alpha" and record.has_alpha:
         mask = load_alpha(record.path)
-    elif source == "file" and record.mask_path is not None:
+    elif record.mask == "file" and record.mask_path is not None:
         mask = load_grey(record.mask_path)
     if mask is None:
         return Image.new("L", size, 255)
@@ -153,42 +263,95 @@ class _Finds:
     skipped: list[Skipped] = field(default_factory=list)
     uncaptioned: list[Path] = field(default_factory=list)
     caption_problems: list[str] = field(default_factory=list)
+    left_out: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     real_paths: set[Path] = field(default_factory=set)
     """Files met so far with links resolved: overlapping folders give each image once."""
 
 
-def _scan_folder(root: Path, images: ImagesConfig, captions: CaptionsConfig, is_class: bool, found: _Finds) -> None:
+def _scan_folder(source: Source, found: _Finds) -> None:
+    root, images = source.folder, source.images
     listing = list_folder(root)
     pictures = [path for path in listing.pictures if path.resolve() not in found.real_paths]
     found.real_paths.update(path.resolve() for path in pictures)
+    found.left_out += [Skipped(path, reason) for path, reason in _unused(listing, source.captions).items()]
+    found.notes += _notes(listing, source)
 
-    sources = CaptionFolders(root)
+    files = CaptionFolders(root, source.captions)
     for path, facts in inspect_all(pictures, root, images):
         mask_path = listing.mask_of(path) if images.mask == "file" else None
         reason = facts if isinstance(facts, str) else mask_problem(mask_path, images.max_megapixels)
         if isinstance(facts, str) or reason:
             found.skipped.append(Skipped(path, str(reason)))
             continue
-        caption = sources.caption(path)
-        if caption is None and captions.default is None:
+        record = make_record(path, facts, source, files, mask_path)
+        if record.caption is None:
             found.uncaptioned.append(path)
-        repeats, _ = repeats_folder(path.parent, root) or (images.repeats, "")
-        if repeats == 0:
+        if record.repeats == 0:
             refuse_zero_repeats(path.parent)
-        found.records.append(
-            ImageRecord(
-                path=path,
-                width_px=facts.width_px,
-                height_px=facts.height_px,
-                caption=captions.default if caption is None else caption,
-                content_hash=facts.content_hash,
-                repeats=repeats,
-                mask_path=mask_path,
-                is_class=is_class,
-                has_alpha=facts.has_alpha,
+        found.records.append(record)
+    found.caption_problems += files.problems
+
+
+def make_record(
+    path: Path, facts: ImageFacts, source: Source, files: CaptionFolders, mask_path: Path | None
+) -> ImageRecord:
+    """One readable image with all that its folder says about it; caption None where there is none."""
+    caption = files.caption(path)
+    in_name, _ = repeats_folder(path.parent, source.folder) or (source.images.repeats, "")
+    return ImageRecord(
+        path=path,
+        width_px=facts.width_px,
+        height_px=facts.height_px,
+        caption=source.captions.default if caption is None else caption,
+        content_hash=facts.content_hash,
+        repeats=in_name if source.repeats is None else source.repeats,
+        mask_path=mask_path,
+        is_class=source.is_class,
+        has_alpha=facts.has_alpha,
+        mask_hash=hash_file(mask_path) if mask_path else "",
+        alternatives=files.alternatives(path),
+        captions=source.captions,
+        resolutions=source.resolutions,
+        horizontal_flip=source.images.horizontal_flip,
+        mask=source.images.mask,
+        loss_weight=source.loss_weight * files.loss_weight(path),
+    )
+
+
+def _unused(listing: Listing, captions: CaptionsConfig) -> dict[Path, str]:
+    """What lies in a folder and is not trained, with the reason; companions of images are not among it."""
+    unused = dict(listing.left_out)
+    stems = {path.with_suffix("") for path in listing.pictures}
+    read = {*listing.pictures, *listing.masks.values()}
+    endings = sorted((captions.extension, *captions.alternatives), key=len, reverse=True)
+    for path in listing.files:
+        if path in read or path.name in METADATA_FILES or path.suffix.lower() in _COMPANIONS:
+            continue
+        ending = next((each for each in endings if path.name.endswith(each)), None)
+        if ending is None:
+            unused[path] = "not an image"
+        elif path.with_name(path.name.removesuffix(ending)) not in stems:
+            unused[path] = "a caption without an image of its name"
+    return unused
+
+
+def _notes(listing: Listing, source: Source) -> Iterator[str]:
+    by_stem: dict[Path, list[str]] = defaultdict(list)
+    for path in listing.pictures:
+        by_stem[path.with_suffix("")].append(path.name)
+    for stem, names in by_stem.items():
+        if len(names) > 1:
+            yield f"{' and '.join(names)} share one caption, {stem.name}{source.captions.extension}"
+    for folder in dict.fromkeys(path.parent for path in listing.pictures):
+        in_name = repeats_folder(folder, source.folder)
+        if source.repeats is not None and in_name and in_name[0] != source.repeats:
+            yield f"{folder.name}: repeats={source.repeats} of images.folders overrules the {in_name[0]} in its name"
+        if source.repeats is None and in_name is None and (number := long_number(folder, source.folder)):
+            yield (
+                f"{folder.name}: {number} is read as part of the name, as repeats have up to three digits; its images "
+                f"count {source.images.repeats} times. To repeat them give images.folders with repeats: {number}"
             )
-        )
-    found.caption_problems += sources.problems
 
 
 def _name(path: Path, roots: Sequence[Path]) -> str:
@@ -197,19 +360,38 @@ def _name(path: Path, roots: Sequence[Path]) -> str:
     return path.relative_to(root if len(roots) == 1 else root.parent).as_posix()
 
 
-def _files_below(folder: Path, visited: set[Path]) -> Iterator[Path]:
-    """Files in a folder and its subfolders, by name; hidden ones are left out, links are followed once."""
+def _files_below(folder: Path, visited: set[Path], left_out: dict[Path, str]) -> Iterator[Path]:
+    """Files in a folder and its subfolders, by name; links are followed once. What is passed over goes to left_out."""
     real = folder.resolve()
     if real in visited:
+        left_out[folder] = "a link to a folder that is read already"
         return
     visited.add(real)
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name.startswith(".") or path.name == "__MACOSX":
-            continue
-        if path.is_dir():
-            yield from _files_below(path, visited)
-        elif path.is_file():
+        reason = _why_left_out(path)
+        if reason is not None:
+            if reason:
+                left_out[path] = reason
+        elif path.is_dir():
+            yield from _files_below(path, visited, left_out)
+        else:
             yield path
+
+
+def _why_left_out(path: Path) -> str | None:
+    """Why a file or folder is not looked at; None when it is, "" for sdlora's own files, which nobody need hear of."""
+    name = path.name
+    if name.startswith(".sdlora"):
+        return ""
+    if name in _SYSTEM_NAMES:
+        return _SYSTEM_NAMES[name]
+    if name.startswith("._"):
+        return "macOS's notes about a file"
+    if name.startswith("."):
+        return "hidden"
+    if path.is_symlink() and not path.exists():
+        return "a link to a file that doesn't exist"
+    return None if path.is_dir() or path.is_file() else "neither a file nor a folder"
 
 
 def inspect_all(
@@ -222,7 +404,7 @@ def inspect_all(
     def inspect_one(path: Path) -> ImageFacts | str:
         suffix = path.suffix.lower()
         if suffix in UNREAD_SUFFIXES:
-            return f"{suffix} files are not read: save it as PNG or JPEG"
+            return why_unread(suffix)
         try:
             return recall(memory, path, images.max_megapixels)
         except UnreadableImageError as error:

@@ -1,6 +1,8 @@
-"""Captions from the metadata files of Hugging Face image folders: metadata.jsonl, metadata.csv and metadata.parquet.
+"""Captions from the metadata files of Hugging Face image folders: metadata.jsonl, .csv, .parquet and .json.
 
-Each has one row an image, with its path in `file_name` and its caption in one of the columns of `CAPTION_COLUMNS`.
+Each has one row an image, with its path in `file_name`, its caption in one of the columns of `CAPTION_COLUMNS` and, if
+wanted, a factor on its loss in `loss_weight`. A metadata.json holds a list of such rows, or (sd-scripts) an object of
+`{path: {caption, tags}}`.
 """
 
 from __future__ import annotations
@@ -9,14 +11,16 @@ import csv
 import io
 import json
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdlora.constants import MIB
 from sdlora.errors import MissingPackageError
+from sdlora.text_files import read_text
 
-METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
 CAPTION_COLUMNS = ("text", "caption", "prompt")
 """Where captions are looked for, the first one winning."""
 
@@ -26,19 +30,32 @@ Row = tuple[str, Any]
 """Where the row stands, in words, and its values by column; anything but a mapping was not understood."""
 
 
-def read_metadata(path: Path, decode: Callable[[bytes], str]) -> tuple[dict[str, str], list[str]]:
-    """The captions of a metadata file by image (a path below the file's folder), and a sentence for each wrong row.
+@dataclass(frozen=True)
+class ImageText:
+    """What a row says about its image."""
 
-    decode: bytes to text, may raise UnicodeDecodeError. Raises that, OSError, and MissingPackageError for a parquet
-    file without pyarrow.
+    caption: str | None
+    loss_weight: float | None = None
+
+
+ImageTexts = dict[str, ImageText]
+"""By the image's path below the metadata file's folder."""
+
+
+def read_metadata(path: Path) -> tuple[ImageTexts, list[str]]:
+    """What a metadata file says of each image, and a sentence for each wrong row.
+
+    Raises UnreadableTextError, OSError, and MissingPackageError for a parquet file without pyarrow.
     """
     if path.suffix == ".parquet":
         rows = _parquet_rows(path)
     elif path.suffix == ".csv":
-        rows = _csv_rows(decode(path.read_bytes()))
+        rows = _csv_rows(read_text(path))
+    elif path.suffix == ".json":
+        rows = _json_array_rows(read_text(path))
     else:
-        rows = _json_rows(decode(path.read_bytes()))
-    return _captions(rows)
+        rows = _json_rows(read_text(path))
+    return _texts(rows)
 
 
 def caption_of(values: Mapping[str, Any]) -> str | None:
@@ -51,14 +68,20 @@ def caption_of(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _captions(rows: Iterable[Row]) -> tuple[dict[str, str], list[str]]:
-    captions: dict[str, str] = {}
+def _texts(rows: Iterable[Row]) -> tuple[ImageTexts, list[str]]:
+    texts: ImageTexts = {}
     problems: list[str] = []
     for where, values in rows:
         file_name = values.get("file_name") if isinstance(values, dict) else None
         caption = caption_of(values) if isinstance(values, dict) else None
-        if isinstance(file_name, str) and caption is not None:
-            captions[posixpath.normpath(file_name.replace("\\", "/"))] = caption
+        weight = values.get("loss_weight") if isinstance(values, dict) else None
+        if weight in (None, ""):
+            weight = None
+        elif (weight := _positive(weight)) is None:
+            problems.append(f"{where}: loss_weight must be a number above 0, up to 100; got {values['loss_weight']!r}")
+            continue
+        if isinstance(file_name, str) and (caption is not None or weight is not None):
+            texts[posixpath.normpath(file_name.replace("\\", "/"))] = ImageText(caption, weight)
         else:
             shown = values if isinstance(values, str) else json.dumps(values, default=str, ensure_ascii=False)
             problems.append(
@@ -66,7 +89,39 @@ def _captions(rows: Iterable[Row]) -> tuple[dict[str, str], list[str]]:
             )
     if len(problems) > _PROBLEMS_TOLD:
         problems[_PROBLEMS_TOLD:] = [f"and {len(problems) - _PROBLEMS_TOLD} more rows like these"]
-    return captions, problems
+    return texts, problems
+
+
+def _positive(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 < number <= 100 else None
+
+
+def _json_array_rows(text: str) -> Iterator[Row]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        yield "the file", f"no JSON ({error})"
+        return
+    if isinstance(content, dict):
+        for name, entry in content.items():
+            if isinstance(entry, dict):
+                parts = [str(entry[key]) for key in ("caption", "tags") if entry.get(key)]
+                yield f"'{name}'", {"file_name": name, "text": ", ".join(parts), **_weight_of(entry)}
+            else:
+                yield f"'{name}'", entry
+    elif isinstance(content, list):
+        for number, values in enumerate(content, start=1):
+            yield f"entry {number}", values
+    else:
+        yield "the file", f"a list of rows, not {type(content).__name__}"
+
+
+def _weight_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"loss_weight": entry["loss_weight"]} if "loss_weight" in entry else {}
 
 
 def _json_rows(text: str) -> Iterator[Row]:
@@ -86,7 +141,7 @@ def _csv_rows(text: str) -> Iterator[Row]:
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     parquet = open_parquet(path)
-    columns = [name for name in ("file_name", *CAPTION_COLUMNS) if name in parquet.schema_arrow.names]
+    columns = [name for name in ("file_name", *CAPTION_COLUMNS, "loss_weight") if name in parquet.schema_arrow.names]
     number = 0
     for batch in parquet.iter_batches(columns=columns):
         for values in batch.to_pylist():

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdlora.config.images import CaptionsConfig, ImagesConfig
 from sdlora.data.batches import plan_epoch
 from sdlora.data.buckets import Bucket, BucketedImage
-from sdlora.data.captions import split_tags
+from sdlora.data.captions import render, split_tags, without_chance
 from sdlora.data.images import ImageRecord, ScanResult, Skipped
 
 
@@ -43,7 +43,7 @@ class DataPlan:
     """Mean of |image aspect - bucket aspect| (width over height), over samples."""
 
 
-def plan(scan: ScanResult, placed: Sequence[BucketedImage], images: ImagesConfig, batch_size: int) -> DataPlan:
+def plan(scan: ScanResult, placed: Sequence[BucketedImage], batch_size: int) -> DataPlan:
     """The numbers of one epoch, taken from the batches that training would generate."""
     batches = plan_epoch(placed, batch_size, seed=0, epoch=0)
     trained = Counter(placed[index].record.path for batch in batches for index in batch)
@@ -64,12 +64,16 @@ def plan(scan: ScanResult, placed: Sequence[BucketedImage], images: ImagesConfig
     )
 
 
-def tag_counts(records: Sequence[ImageRecord], config: CaptionsConfig) -> dict[str, dict[str, int]]:
-    """How many captions of each folder (by its name) have each tag, most frequent first."""
+def tag_counts(records: Sequence[ImageRecord]) -> dict[str, dict[str, int]]:
+    """How many captions of each folder (by its name) are trained with each tag, most frequent first.
+
+    Trigger, prefix and suffix count, as other tools offer these tags as words to prompt with.
+    """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
-        lines = (record.caption or "").splitlines()
-        counts[record.path.parent.name].update({tag for line in lines for tag in split_tags(line, config)})
+        texts = (record.caption or "").splitlines() if record.captions.wildcards else [record.caption or ""]
+        trained = [render(text, without_chance(record.captions), random.Random(0)) for text in texts]
+        counts[record.path.parent.name].update({tag for text in trained for tag in split_tags(text, record.captions)})
     return {folder: dict(sorted(tags.items(), key=lambda each: (-each[1], each[0]))) for folder, tags in counts.items()}
 
 

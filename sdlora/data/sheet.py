@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,18 +9,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sdlora.config.train import TrainConfig
 from sdlora.data.buckets import BucketedImage, assign
-from sdlora.data.captions import render
 from sdlora.data.crops import crop_image, crop_mask
 from sdlora.data.images import scan
 from sdlora.data.sheet_cells import paste_into, wrap_text
+from sdlora.data.thumbnails import tint_left_out
 
 _MARGIN_PX = 12
 _FONT_PX = 12
 _CAPTION_LINES = 4
 _LINE_PX = 15
-_TINT = (220, 40, 40)
-"""Colour over what the mask leaves out."""
-_TINT_OPACITY = 0.6
 
 
 def draw_sheet(
@@ -58,8 +54,7 @@ def _draw_cell(
     bucket = item.placement.bucket
     enlarged = f", enlarged {item.placement.scale:.2g} times" if item.placement.upscaled else ""
     repeats = f" x{item.record.repeats}" if item.record.repeats > 1 else ""
-    plain = {"dropout": 0.0, "tag_dropout": 0.0, "shuffle_tags": False}
-    caption = render(item.record.caption or "", config.captions.model_copy(update=plain), random.Random(0))
+    caption = item.record.plain_caption()
     font = ImageFont.load_default(_FONT_PX)
     lines = [
         wrap_text(font, f"{item.record.path.name}{repeats}", cell_px, most_lines=1)[0],
@@ -74,10 +69,7 @@ def _draw_cell(
 def trained_picture(item: BucketedImage, config: TrainConfig) -> Image.Image:
     """The image as cut for training, in mode RGB at its bucket's size; what a mask leaves out is tinted red."""
     picture = crop_image(item.record, item.placement, flip=False, crop_xy=None, background=config.images.background)
-    source = config.images.mask
-    if not item.record.has_mask(source):
+    if not item.record.has_mask:
         return picture
-    mask = crop_mask(item.record, item.placement, source=source, flip=False, crop_xy=None)
-    opacity = mask.point([round((255 - value) * _TINT_OPACITY) for value in range(256)])
-    picture.paste(_TINT, mask=opacity)
-    return picture
+    mask = crop_mask(item.record, item.placement, flip=False, crop_xy=None)
+    return tint_left_out(picture, mask)

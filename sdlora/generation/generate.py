@@ -24,6 +24,7 @@ from sdlora.data.cache import default_cache_folder
 from sdlora.errors import ConfigError
 from sdlora.generation.generated import GeneratedImage, GenerationFacts, StepPreview
 from sdlora.generation.request.compute import choose_device, choose_dtype
+from sdlora.generation.request.prompt_warnings import prompt_warnings
 from sdlora.generation.request.requests import check_rows, resolve, same_base, single_images
 from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
 from sdlora.generation.sampling.batch_generator import BatchGenerator, OnStep
@@ -135,7 +136,7 @@ class Generator:
         Prompts, seeds, guidance, adapters and start images may differ; sizes, sampler and steps must not. `batch_size`
         of the first counts. Raises as `generate`.
         """
-        resolved = [self._resolved(row).model_copy(update={"num_images": 1}) for row in rows]
+        resolved = [single_images(self._resolved(row).model_copy(update={"num_images": 1}))[0] for row in rows]
         if resolved:
             check_rows(resolved)
         return self._generate(resolved, on_step, is_cancelled)
@@ -157,9 +158,9 @@ class Generator:
         start = 0
         while start < len(rows) and not is_cancelled():
             # texts of other lengths would be filled up to the longest, and the picture depend on its neighbours
-            chunks = self._batch_generator.num_chunks(rows[start])
+            shape = self._batch_generator.shape_of_texts(rows[start])
             limit = rows[start : start + rows[0].batch_size]
-            batch = list(takewhile(lambda row: self._batch_generator.num_chunks(row) == chunks, limit))  # noqa: B023
+            batch = list(takewhile(lambda row: self._batch_generator.shape_of_texts(row) == shape, limit))  # noqa: B023
             preview = None if on_step is None else self._previewing(on_step, start, len(rows))
             try:
                 yield from self._generated(batch, preview, is_cancelled)
@@ -187,7 +188,7 @@ class Generator:
         for row, own, picture in zip(rows, sets, pictures, strict=True):
             compute = row.compute.model_copy(update={"merge_adapters": merge})
             said = [text for adapter in own for text in adapter.loaded.warnings]
-            said += [*notes, *([picture.warning] if picture.warning else [])]
+            said += [*prompt_warnings(row), *notes, *([picture.warning] if picture.warning else [])]
             yield GeneratedImage(
                 picture.image,
                 row.model_copy(update={"compute": compute}),

@@ -20,6 +20,7 @@ from sdlora.imports.kohya import from_dataset_config, from_gui, from_metadata
 from sdlora.imports.onetrainer import from_concepts
 from sdlora.imports.onetrainer_config import from_config
 from sdlora.imports.translation import Translation, reconcile
+from sdlora.text_files import read_text
 
 _REPEATS_FOLDER = re.compile(r"\d{1,3}_.+")
 
@@ -68,9 +69,9 @@ def _translate(path: Path) -> tuple[str, Translation]:
     if ending == ".toml":
         return "sd-scripts dataset config", from_dataset_config(_read_toml(path))
     if ending in (".yaml", ".yml"):
-        return "ai-toolkit", from_job(_mapping(yaml.safe_load(path.read_text(encoding="utf-8-sig"))))
+        return "ai-toolkit", from_job(_mapping(yaml.safe_load(read_text(path))))
     if ending == ".json":
-        return _json(json.loads(path.read_text(encoding="utf-8-sig")), path)
+        return _json(json.loads(read_text(path)), path)
     raise ValueError(f"{ending or 'a file without ending'} is not read; .json, .toml, .yaml and folders are")
 
 
@@ -102,7 +103,7 @@ def _onetrainer(settings: Mapping[str, Any], path: Path) -> Translation:
     for name, pointer in (("concepts", "concept_file_name"), ("samples", "sample_definition_file_name")):
         own, file = settings.get(name), settings.get(pointer)
         found = _beside(path, str(file)) if own is None and file else None
-        lists[name] = json.loads(found.read_text(encoding="utf-8-sig")) if found else own or []
+        lists[name] = json.loads(read_text(found)) if found else own or []
         if own is None and file and not found:
             missing.append((pointer, file))
     translation = from_config(settings, lists["concepts"], lists["samples"])
@@ -157,4 +158,22 @@ def _read_toml(path: Path) -> Mapping[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
-    return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    return tomllib.loads(read_text(path))
+
+
+def settings_as_yaml(path: Path) -> str:
+    """The YAML text of a settings file, ours or another trainer's (with what was not taken over as comments).
+
+    Raises ConfigError when it is neither.
+    """
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return import_settings(path).as_yaml()
+    try:
+        files.load(path)
+        return read_text(path)
+    except ConfigError as error:
+        ours = error
+    try:
+        return import_settings(path).as_yaml()
+    except ConfigError:
+        raise ours from None

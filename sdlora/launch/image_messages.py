@@ -17,15 +17,15 @@ class _Message(BaseModel):
 
 
 class Generate(_Message):
-    """Draw images and save them in config.files.folder."""
+    """Generate images and save them in config.files.folder."""
 
-    kind: Literal["draw"] = "draw"
+    kind: Literal["generate"] = "generate"
     id: str
     config: GenerateConfig
     preview_path: str
     """Where a small JPEG of the unfinished images goes every few steps."""
     axes: list[str] = []
-    """What a grid varies, as `grid_axes.parse_axes` reads it; without any it is no grid."""
+    """What a grid varies, as `grid.axes.parse_axes` reads it; without any it is no grid."""
     run: str | None = None
     """A grid's run, for the axis `checkpoint`."""
     most_cells: int = 0
@@ -33,7 +33,7 @@ class Generate(_Message):
 
 
 class Cancel(_Message):
-    """Stop drawing after the current step; finished images stay."""
+    """Stop generating after the current step; finished images stay."""
 
     kind: Literal["cancel"] = "cancel"
     id: str

@@ -1,6 +1,6 @@
 """The process that generates: reads requests as lines, answers as lines (see image_messages), keeps its model loaded.
 
-python -m sdlora.launch.image_worker; started by `images.ImageWorker`. It ends when its standard input does, that is
+python -m sdlora.launch.image_worker; started by `images.ImageQueue`. It ends when its standard input does, that is
 with the process that started it, however that ends.
 """
 
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from sdlora import atomic
 from sdlora.config.generate import GenerateConfig
+from sdlora.constants import GIB
 from sdlora.errors import SdloraError
 from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.run import Grid, save_grid
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 _PREVIEW_SECONDS = 0.5
 """Shortest time between two previews, which cost a little each."""
 _PREVIEW_QUALITY = 80
-_GIB = 2**30
 
 
 class ImageServer:
@@ -52,7 +52,7 @@ class ImageServer:
         self._find = find
         self._generator: Generator | None = None
         self._cancelled: set[str] = set()
-        self._draws: queue.SimpleQueue[Generate | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Generate | None] = queue.SimpleQueue()
 
     def receive(self, lines: Iterable[bytes]) -> None:
         """Take requests until the lines end; for a thread of its own."""
@@ -65,12 +65,12 @@ class ImageServer:
             if isinstance(request, Cancel):
                 self._cancelled.add(request.id)
             else:
-                self._draws.put(request)
-        self._draws.put(None)
+                self._queue.put(request)
+        self._queue.put(None)
 
     def serve(self) -> None:
         """Answer requests until no more will come."""
-        while (request := self._draws.get()) is not None:
+        while (request := self._queue.get()) is not None:
             self._answer(self._try(request).model_copy(update={"accelerator_gib": _accelerator_gib()}))
 
     def _try(self, request: Generate) -> Ended:
@@ -86,7 +86,7 @@ class ImageServer:
         return Ended(id=request.id, outcome=outcome, sheet=None if sheet is None else str(sheet))
 
     def _generate(self, request: Generate) -> Path | None:
-        """Draw and save what is asked for; returns a grid's contact sheet."""
+        """Generate and save what is asked for; returns a grid's contact sheet."""
         self._answer(Loading(id=request.id))
         generator = self._generator_for(request.config)
         on_step = self._teller_of_steps(request)
@@ -176,7 +176,7 @@ def _accelerator_gib() -> float | None:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return None
-    return float(torch.cuda.memory_reserved()) / _GIB
+    return float(torch.cuda.memory_reserved()) / GIB
 
 
 def find_model(config: GenerateConfig) -> Loader:

@@ -1,48 +1,47 @@
-"""Drawing images in a resident worker process, which keeps the base model loaded between requests."""
+"""Requests for images, generated in their order by a resident process that keeps the base model loaded between them."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
-import uuid
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
-import psutil
-from pydantic import ValidationError
-
 from sdlora.config.generate import GenerateConfig
+from sdlora.constants import GIB
 from sdlora.errors import RunError
-from sdlora.generation.grid.axes import parse_axes
-from sdlora.generation.grid.run import MOST_CELLS, Grid
-from sdlora.launch.detached import CREATION_FLAGS, OWN_SESSION
-from sdlora.launch.image_messages import Answer, Cancel, Ended, Generate, Loading, Request, Saved, Stepped, parse_answer
-from sdlora.runs.event_log import last_words, text_tail
+from sdlora.generation.grid.run import Grid
+from sdlora.launch.image_messages import Answer, Cancel, Ended, Generate, Loading, Saved, Stepped
+from sdlora.launch.image_process import WORKER, WorkerProcess
+from sdlora.runs.event_log import text_tail
 
-ImageStatus = Literal["queued", "loading", "drawing", "finished", "cancelled", "failed"]
+ImageStatus = Literal["waiting", "queued", "loading", "generating", "finished", "cancelled", "failed"]
+"""waiting: for a training to end. queued: for the requests before it."""
 
-WORKER = (sys.executable, "-m", "sdlora.launch.image_worker")
 IDLE_SECONDS = 600.0
 """Time without a request after which the worker ends, so that its memory is free."""
-END_SECONDS = 5.0
-"""Time that the worker is given to end before it is killed."""
+TRAINING_SECONDS = 2.0
+"""How often requests that wait for a training look whether it has ended."""
 _REMEMBERED = 200
 """Requests of which the progress is kept."""
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
-class ImageProgress:
-    """How far a request has come."""
+class ImageRequest:
+    """One request, and how far it has come."""
 
+    id: int
+    title: str
     status: ImageStatus
     num_images: int
     """Images asked for."""
+    is_grid: bool = False
+    batch_size: int = 1
+    """Images that are generated together."""
     step: int = 0
     total_steps: int = 0
     images: tuple[Path, ...] = ()
@@ -60,13 +59,32 @@ class ImageProgress:
     warnings: tuple[str, ...] = ()
     error: str | None = None
     """failed: what went wrong."""
-    waits_for: int = 0
-    """queued: requests that come before this one."""
+    started_at: float = 0.0
+    """Seconds since the epoch when the worker took it up."""
+    ended_at: float = 0.0
 
     @property
     def is_over(self) -> bool:
         """Whether nothing more will come."""
         return self.status in ("finished", "cancelled", "failed")
+
+    @property
+    def seconds(self) -> float:
+        """Time that it took, or has taken so far."""
+        return (self.ended_at or time.time()) - self.started_at if self.started_at else 0.0
+
+    @property
+    def images_at_work(self) -> int:
+        """How many images the current steps are for."""
+        return min(self.batch_size, self.num_images - len(self.images))
+
+    @property
+    def share_done(self) -> float:
+        """From 0 to 1, by steps of all images; images of a batch advance together."""
+        if self.is_over:
+            return 1.0
+        step = self.step / self.total_steps if self.total_steps else 0.0
+        return min(1.0, (len(self.images) + step * self.images_at_work) / (self.num_images or 1))
 
 
 @dataclass(frozen=True)
@@ -78,208 +96,228 @@ class WorkerMemory:
     """On the accelerator as of the newest request; None without one."""
 
 
-class ImageWorker:
-    """One worker process, started with the first request and again when it is needed. Safe to use from many threads.
+class ImageQueue:
+    """The requests, and one worker process: started with the first of them and again when it is needed.
 
-    Requests are answered one after the other. The worker ends with the process that made this object, and after
-    `idle_seconds` without a request. If it dies, the request it was at fails with the reason and the next one starts
-    a new worker.
+    Requests are answered one after the other; every method returns at once, from any thread. The worker ends with the
+    process that made this object, and after `idle_seconds` without a request. If it dies, the request it was at fails
+    with the reason and the next one starts a new worker.
     """
 
-    def __init__(self, folder: Path, *, idle_seconds: float = IDLE_SECONDS, command: Sequence[str] = WORKER) -> None:
-        """`folder` takes the log and the previews; it is made when needed."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        training: Callable[[], str | None] = lambda: None,
+        idle_seconds: float = IDLE_SECONDS,
+        command: Sequence[str] = WORKER,
+    ) -> None:
+        """folder: takes the log and the previews. training: the name of a training that runs on this machine now."""
         self._folder = folder
+        self._training = training
         self._idle_seconds = idle_seconds
-        self._command = list(command)
+        self._command = command
         self._lock = threading.RLock()
-        self._progress: dict[str, ImageProgress] = {}
-        self._requests: dict[str, Generate] = {}
-        self._waiting: deque[str] = deque()
-        self._current: str | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = count(1)
+        self._requests: dict[int, ImageRequest] = {}
+        self._asked: dict[int, Generate] = {}
+        self._queued: deque[int] = deque()
+        self._current: int | None = None
+        self._worker: WorkerProcess | None = None
         self._idle: threading.Timer | None = None
+        self._watcher: threading.Timer | None = None
         self._accelerator_gib: float | None = None
         self._is_closed = False
 
-    def submit(self, config: GenerateConfig) -> str:
-        """Ask for images; returns the request's id at once."""
-        request_id = uuid.uuid4().hex[:12]
-        self._add(Generate(id=request_id, config=config, preview_path=self._preview(request_id)), config.num_images)
-        return request_id
+    # ---- asking
 
-    def submit_grid(
-        self, config: GenerateConfig, axes: Sequence[str], *, run: Path | None = None, most_cells: int = MOST_CELLS
-    ) -> str:
-        """Ask for a grid (see `grid_axes.parse_axes`; `compare` is none, each and all of the adapters).
+    def submit(self, config: GenerateConfig, *, wait: bool = False) -> int:
+        """Ask for images; returns the request's id. wait: only when no training runs."""
+        title = config.prompt.strip() or "no prompt"
+        request = ImageRequest(next(self._numbers), title, "queued", config.num_images, batch_size=config.batch_size)
+        return self._add(request, self._message(request, config), wait)
 
-        It goes into a new folder in config.files.folder. Raises ConfigError when the axes don't fit the request.
-        """
-        grid = Grid(config, parse_axes(axes, config, run), most_cells=most_cells)
-        request_id = uuid.uuid4().hex[:12]
-        generate = Generate(
-            id=request_id,
-            config=grid.config,
-            preview_path=self._preview(request_id),
-            axes=list(axes),
-            run=None if run is None else str(run),
-            most_cells=most_cells,
+    def submit_grid(self, grid: Grid, *, run: Path | None = None, wait: bool = False) -> int:
+        """Ask for all cells of a grid and its sheet, in a new folder in config.files.folder; run: for `checkpoint`."""
+        title = "Grid: " + " x ".join(axis.title for axis in grid.axes)
+        request = ImageRequest(
+            next(self._numbers), title, "queued", len(grid.cells()), is_grid=True, batch_size=grid.config.batch_size
         )
-        self._add(generate, len(grid.cells()))
-        return request_id
+        message = self._message(request, grid.config).model_copy(
+            update={
+                "axes": [axis.spec for axis in grid.axes],
+                "run": None if run is None else str(run),
+                "most_cells": len(grid.cells()),
+            }
+        )
+        return self._add(request, message, wait)
 
-    def poll(self, request_id: str) -> ImageProgress:
-        """How far a request has come. Raises RunError for an id that is unknown, or was forgotten long ago."""
-        with self._lock:
-            if request_id not in self._progress:
-                raise RunError(f"there is no request '{request_id}': it was made before the page's server started.")
-            progress = self._progress[request_id]
-            if progress.status == "queued":
-                ahead = list(self._waiting).index(request_id) + (self._current is not None)
-                return replace(progress, waits_for=ahead)
-            return progress
-
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, number: int) -> None:
         """Take a request back; what it has finished stays. Does nothing to one that is over."""
         with self._lock:
-            if request_id in self._waiting:
-                self._waiting.remove(request_id)
-                self._change(request_id, status="cancelled")
-            elif request_id == self._current:
-                self._send(Cancel(id=request_id))
+            request = self._requests.get(number)
+            if request is None or request.is_over:
+                return
+            if number == self._current:
+                assert self._worker is not None
+                self._worker.send(Cancel(id=str(number)))
+                return
+            if number in self._queued:
+                self._queued.remove(number)
+            self._change(number, status="cancelled")
 
-    def memory(self) -> WorkerMemory | None:
-        """What the worker holds, None when there is none."""
+    # ---- following
+
+    def requests(self) -> list[ImageRequest]:
+        """The requests, oldest first."""
         with self._lock:
-            if self._process is None:
-                return None
-            try:
-                held = psutil.Process(self._process.pid).memory_info().rss
-            except psutil.Error:
-                return None
-            return WorkerMemory(held / _GIB, self._accelerator_gib)
+            return list(self._requests.values())
 
-    def release(self, *, cancel: bool = False) -> bool:
-        """End the worker, so that its memory is free for a training; returns whether it is gone.
-
-        While it generates or requests wait nothing happens, unless `cancel` takes them all back.
-        """
+    def get(self, number: int) -> ImageRequest:
+        """One request. Raises RunError for an id that is unknown, or was forgotten long ago."""
         with self._lock:
-            if (self._current or self._waiting) and not cancel:
-                return False
-            while self._waiting:
-                self._change(self._waiting.popleft(), status="cancelled")
-            if self._current is not None:
-                self._change(self._current, status="cancelled")
-                self._current = None
-            self._end_process()
-            return True
+            if number not in self._requests:
+                raise RunError(f"there is no request {number}: it was over long ago, or made before the server started")
+            return self._requests[number]
 
-    def close(self) -> None:
-        """End the worker for good; requests that are not over are cancelled."""
-        with self._lock:
-            self._is_closed = True
-            self.release(cancel=True)
+    def current(self) -> ImageRequest | None:
+        """The first that is not over, else the newest, None before the first."""
+        requests = self.requests()
+        return next((one for one in requests if not one.is_over), requests[-1] if requests else None)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any request is not over."""
+        return any(not request.is_over for request in self.requests())
 
     def log_tail(self, lines: int = 200) -> str:
         """The last lines of what the worker and its libraries wrote."""
         return text_tail(self._log, lines)
 
+    # ---- memory
+
+    def memory(self) -> WorkerMemory | None:
+        """What the worker holds, None when there is none."""
+        with self._lock:
+            held = None if self._worker is None else self._worker.memory_bytes()
+            return None if held is None else WorkerMemory(held / GIB, self._accelerator_gib)
+
+    def release(self, *, cancel: bool = False) -> bool:
+        """End the worker, so that its memory is free; returns whether it is gone.
+
+        While it generates or requests are queued nothing happens, unless `cancel` takes all requests back.
+        """
+        with self._lock:
+            if (self._current is not None or self._queued) and not cancel:
+                return False
+            if cancel:
+                self._queued.clear()
+                self._current = None
+                for number, request in self._requests.items():
+                    if not request.is_over:
+                        self._change(number, status="cancelled")
+            self._end_worker()
+            return True
+
+    def yield_to_training(self) -> bool:
+        """Give the worker's memory back when a training has begun and nothing is under way; True when it was done."""
+        with self._lock:
+            return self._worker is not None and self._training() is not None and self.release()
+
+    def close(self) -> None:
+        """End the worker for good; requests that are not over are cancelled."""
+        with self._lock:
+            self._is_closed = True
+            if self._watcher is not None:
+                self._watcher.cancel()
+            self.release(cancel=True)
+
+    # ---- at work
+
     @property
     def _log(self) -> Path:
         return self._folder / "log.txt"
 
-    def _preview(self, request_id: str) -> str:
-        return str(self._folder / f"preview-{request_id}.jpg")
+    def _message(self, request: ImageRequest, config: GenerateConfig) -> Generate:
+        preview = self._folder / f"preview-{request.id}.jpg"
+        return Generate(id=str(request.id), config=config, preview_path=str(preview))
 
-    def _add(self, request: Generate, num_images: int) -> None:
+    def _add(self, request: ImageRequest, message: Generate, wait: bool) -> int:
+        waits = wait and self._training() is not None
         with self._lock:
             if self._is_closed:
                 raise RunError("the image worker is closed: no more images are generated.")
-            self._requests[request.id] = request
-            self._progress[request.id] = ImageProgress("queued", num_images)
-            self._waiting.append(request.id)
+            self._asked[request.id] = message
+            self._requests[request.id] = replace(request, status="waiting") if waits else request
+            if waits:
+                self._watch_training()
+            else:
+                self._queued.append(request.id)
             self._forget_old()
+            self._send_next()
+        return request.id
+
+    def _watch_training(self) -> None:
+        """Look again in a moment whether what trains has ended."""
+        if self._watcher is None:
+            self._watcher = threading.Timer(TRAINING_SECONDS, self._let_in)
+            self._watcher.daemon = True
+            self._watcher.start()
+
+    def _let_in(self) -> None:
+        """Queue the requests that waited for a training, if none runs any more."""
+        is_training = self._training() is not None
+        with self._lock:
+            self._watcher = None
+            waiting = [number for number, request in self._requests.items() if request.status == "waiting"]
+            if waiting and is_training:
+                self._watch_training()
+                return
+            for number in waiting:
+                self._change(number, status="queued")
+            self._queued.extend(waiting)
             self._send_next()
 
     def _send_next(self) -> None:
         """Hand the worker its next request, if it is free and there is one."""
-        if self._current is not None or not self._waiting:
+        if self._current is not None or not self._queued:
             return
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
-        if self._process is None:
-            self._process = self._start()
-        self._current = self._waiting.popleft()
-        self._change(self._current, status="loading")
-        self._send(self._requests[self._current])
+        self._stop_idling()
+        if self._worker is None:
+            self._worker = WorkerProcess(self._command, self._log, self._hear, self._lose)
+        self._current = self._queued.popleft()
+        self._change(self._current, status="loading", started_at=time.time())
+        self._worker.send(self._asked[self._current])
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with self._log.open("wb") as log:
-            process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
-                start_new_session=OWN_SESSION,
-                creationflags=CREATION_FLAGS,
-            )
-        threading.Thread(target=self._listen, args=(process,), name="image worker's answers", daemon=True).start()
-        return process
-
-    def _send(self, request: Request) -> None:
-        process = self._process
-        if process is None or process.stdin is None:
-            return
-        try:
-            process.stdin.write(request.model_dump_json().encode() + b"\n")
-            process.stdin.flush()
-        except OSError:  # it is gone: the thread that listens to it finds out too, and tells
-            return
-
-    def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        """Take the answers of one worker process until it ends."""
-        assert process.stdout is not None
-        with process.stdout as answers:
-            for line in answers:
-                try:
-                    answer = parse_answer(line)
-                except ValidationError:  # cut off when the worker was killed
-                    continue
-                with self._lock:
-                    if answer.id == self._current:
-                        self._take(answer)
-        code = process.wait()
+    def _hear(self, answer: Answer) -> None:
+        """Take an answer of the worker; one to a request that is over by now says nothing new."""
         with self._lock:
-            if self._process is process:
-                self._lose(code)
+            if self._current is not None and answer.id == str(self._current):
+                self._take(self._current, answer)
 
-    def _take(self, answer: Answer) -> None:
-        progress = self._progress[answer.id]
+    def _take(self, number: int, answer: Answer) -> None:
+        request = self._requests[number]
         match answer:
             case Loading():
-                self._change(answer.id, status="loading")
+                self._change(number, status="loading")
             case Stepped():
-                made = progress.previews_made + answer.has_preview
-                preview = Path(self._requests[answer.id].preview_path) if made else None
+                made = request.previews_made + answer.has_preview
                 self._change(
-                    answer.id,
-                    status="drawing",
+                    number,
+                    status="generating",
                     step=answer.step,
                     total_steps=answer.total_steps,
-                    preview=preview,
+                    preview=Path(self._asked[number].preview_path) if made else None,
                     previews_made=made,
                 )
             case Saved():
                 self._change(
-                    answer.id,
-                    status="drawing",
-                    images=(*progress.images, Path(answer.path)),
-                    seeds=(*progress.seeds, answer.seed),
-                    labels=(*progress.labels, tuple(answer.labels)),
-                    warnings=tuple(dict.fromkeys((*progress.warnings, *answer.warnings))),
+                    number,
+                    status="generating",
+                    images=(*request.images, Path(answer.path)),
+                    seeds=(*request.seeds, answer.seed),
+                    labels=(*request.labels, tuple(answer.labels)),
+                    warnings=tuple(dict.fromkeys((*request.warnings, *answer.warnings))),
                 )
             case Ended():
                 self._accelerator_gib = answer.accelerator_gib
@@ -290,52 +328,44 @@ class ImageWorker:
         assert self._current is not None
         self._change(self._current, status=outcome, error=error, sheet=sheet)
         self._current = None
-        if not self._waiting:
+        if not self._queued:
             self._idle = threading.Timer(self._idle_seconds, self.release)
             self._idle.daemon = True
             self._idle.start()
         self._send_next()
 
-    def _lose(self, code: int) -> None:
-        """The worker died by itself."""
-        self._forget_process()
-        if self._current is not None:
-            words = last_words(self._log) or text_tail(self._log, 1)
-            self._finish("failed", f"the process that generates died ({_exit_in_words(code)}). {words}".rstrip())
+    def _lose(self, worker: WorkerProcess, words: str) -> None:
+        """The worker has ended; unless it was told to, the request that it was at has failed."""
+        with self._lock:
+            if self._worker is not worker:
+                return
+            self._forget_worker()
+            if self._current is not None:
+                self._finish("failed", words)
 
-    def _end_process(self) -> None:
-        process = self._process
-        if process is None:
-            return
-        self._forget_process()
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    def _end_worker(self) -> None:
+        worker = self._worker
+        self._forget_worker()
+        if worker is not None:
+            worker.end()
 
-    def _forget_process(self) -> None:
-        self._process, self._accelerator_gib = None, None
+    def _forget_worker(self) -> None:
+        self._worker, self._accelerator_gib = None, None
+        self._stop_idling()
+
+    def _stop_idling(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
 
-    def _change(self, request_id: str, **values: object) -> None:
-        progress = replace(self._progress[request_id], **values)  # type: ignore[arg-type]
-        if progress.is_over:
-            progress = replace(progress, preview=None)
-            Path(self._requests[request_id].preview_path).unlink(missing_ok=True)
-        self._progress[request_id] = progress
+    def _change(self, number: int, **values: object) -> None:
+        request = replace(self._requests[number], **values)  # type: ignore[arg-type]
+        if request.is_over:
+            request = replace(request, preview=None, ended_at=time.time())
+            Path(self._asked[number].preview_path).unlink(missing_ok=True)
+        self._requests[number] = request
 
     def _forget_old(self) -> None:
-        over = [request_id for request_id, progress in self._progress.items() if progress.is_over]
-        for request_id in over[: max(0, len(self._progress) - _REMEMBERED)]:
-            del self._progress[request_id], self._requests[request_id]
-
-
-def _exit_in_words(code: int) -> str:
-    if code == -9:
-        return "killed, often because the system ran out of memory"
-    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        over = [number for number, request in self._requests.items() if request.is_over]
+        for number in over[: max(0, len(self._requests) - _REMEMBERED)]:
+            del self._requests[number], self._asked[number]

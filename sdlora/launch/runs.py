@@ -13,6 +13,7 @@ from sdlora.config import files
 from sdlora.config.train import TrainConfig
 from sdlora.errors import RunError
 from sdlora.events import Event
+from sdlora.file_memory import stamp_of
 from sdlora.launch import queue_file
 from sdlora.launch.detached import SDLORA, end, spawn
 from sdlora.processes import ProcessRecord
@@ -69,6 +70,10 @@ class RunHandle:
     def events(self, offset: int = 0) -> tuple[list[Event], int]:
         """Events from a byte offset on (0 is the beginning), and the offset for the next call."""
         return read_events(self.files.events, offset)
+
+    def log_stamp(self) -> tuple[int, int] | None:
+        """Changes when log.txt does."""
+        return stamp_of(self.files.log)
 
     def log_tail(self, lines: int = 200) -> str:
         """The last lines of log.txt as a terminal would show them."""

@@ -1,1 +1,1 @@
-"""Folders of adapter files and the one rule that resolves a name."""
+"""Folders of adapter files: what lies in them, the one rule that resolves a name, and the adapters in use."""

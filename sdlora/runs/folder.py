@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from sdlora import atomic
 from sdlora.config import files
+from sdlora.config.shipped import resolve_folder
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 
@@ -32,6 +33,16 @@ class RunFolder:
     def config(self) -> Path:
         """The complete configuration: `sdlora train --preset` with it trains the same."""
         return self.path / "config.yaml"
+
+    @property
+    def history(self) -> Path:
+        """Former configurations, one a change of settings (see `runs.changes`)."""
+        return self.path / "config.history"
+
+    @property
+    def images(self) -> Path:
+        """What images and captions were when the run began."""
+        return self.path / "images.json"
 
     @property
     def environment(self) -> Path:
@@ -127,7 +138,7 @@ def create(config: TrainConfig) -> RunFolder:
         inner.mkdir()
     atomic.write_json(folder.environment, _environment(), indent=2)
     # Last: whoever lists runs takes a folder with a configuration for one.
-    atomic.write_text(folder.config, files.dump(_with_absolute_paths(config)))
+    atomic.write_text(folder.config, files.dump(with_absolute_paths(config)))
     return folder
 
 
@@ -145,15 +156,20 @@ def open_run(path: Path) -> tuple[RunFolder, TrainConfig]:
     return folder, files.load(folder.config)
 
 
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The same configuration, independent of the folder it was started from."""
     images, adapter, validation, outputs = config.images, config.adapter, config.validation, config.outputs
     base = config.base_model
+    plain = () if images.folders else images.all_folders
     return config.model_copy(
         update={
             "images": images.model_copy(
                 update={
-                    "folder": tuple(folder.resolve() for folder in images.folders) or None,
+                    "folder": tuple(folder.resolve() for folder in plain) or None,
+                    "folders": tuple(
+                        source.model_copy(update={"folder": resolve_folder(source.folder).resolve()})
+                        for source in images.folders
+                    ),
                     "class_folder": images.class_folder and images.class_folder.resolve(),
                     "cache_folder": images.cache_folder and images.cache_folder.resolve(),
                 }

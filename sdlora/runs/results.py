@@ -32,12 +32,15 @@ class PreviewImage:
 
 
 def adapter_files(folder: RunFolder) -> list[RunAdapterFile]:
-    """Those of complete checkpoints, oldest first, then the finished one if there is one."""
+    """Those of the checkpoints, oldest first, then the finished one if there is one.
+
+    A checkpoint whose state was deleted, to save space, can't be gone on from, but its adapter is as good as before.
+    """
     best = checkpoints.best_step(folder)
     found = [
-        RunAdapterFile(path, checkpoint.step, checkpoint.step == best)
-        for checkpoint in checkpoints.find(folder)
-        for path in sorted(checkpoint.path.glob("*.safetensors"))
+        RunAdapterFile(path, step, step == best)
+        for step, inside in by_step(folder.checkpoints).items()
+        for path in sorted(inside.glob("*.safetensors"))
     ]
     finished = [path for path in sorted(folder.path.glob("*.safetensors")) if path.is_file()]
     return found + [RunAdapterFile(path, None, False) for path in finished]

@@ -74,6 +74,19 @@ class RunState:
         return not self.is_active and self.status != "finished"
 
     @property
+    def actions(self) -> frozenset[str]:
+        """What can be done with the run: some of stop, kill, resume, save, preview and delete."""
+        possible = {
+            "stop": self.status in ("running", "starting"),
+            "kill": self.status == "stopping",
+            "resume": self.can_start,
+            "save": self.status == "running",
+            "preview": self.status == "running",
+            "delete": not self.is_active,
+        }
+        return frozenset(name for name, can in possible.items() if can)
+
+    @property
     def silent_seconds(self) -> float | None:
         """Time since the newest event, for "no news for 5 minutes"."""
         return None if self.updated_at is None else max(0.0, time.time() - self.updated_at)

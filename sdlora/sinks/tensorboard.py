@@ -23,6 +23,8 @@ class TensorBoardSink:
         if isinstance(event, StepFinished):
             self._writer.add_scalar("train/loss", event.loss, event.step)
             self._writer.add_scalar("train/gradient_norm", event.gradient_norm, event.step)
+            if event.weight_norm is not None:
+                self._writer.add_scalar("train/weight_norm", event.weight_norm, event.step)
             for group, rate in event.learning_rates.items():
                 self._writer.add_scalar(f"learning_rate/{group}", rate, event.step)
         elif isinstance(event, Validated):

@@ -7,6 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sdlora import events
 from sdlora.events import Event
+from sdlora.words import duration_in_words, speed_in_words
 
 _SMOOTHING = 0.95
 _PLAIN_LINES_PER_STAGE = 10
@@ -107,20 +108,6 @@ class TerminalSink:
 
 def _smooth(old: float | None, new: float) -> float:
     return new if old is None else _SMOOTHING * old + (1 - _SMOOTHING) * new
-
-
-def speed_in_words(seconds_per_step: float) -> str:
-    """Steps a second, or seconds a step when they are slow."""
-    if seconds_per_step >= 1:
-        return f"{seconds_per_step:.1f} s/step"
-    return f"{1 / max(seconds_per_step, 1e-9):.1f} steps/s"
-
-
-def duration_in_words(seconds: float) -> str:
-    """A duration as 1 h 5 min 10 s, from its largest unit on."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (f"{hours} h " if hours else "") + (f"{minutes} min " if minutes or hours else "") + f"{rest} s"
 
 
 def _plain(text: str) -> str:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -110,6 +111,8 @@ class Server:
         try:
             with urllib.request.urlopen(f"{self.url}/", timeout=5) as answer:
                 return bool(answer.status == 200)
+        except urllib.error.HTTPError as error:
+            return error.code == 401  # it asks for a login
         except OSError:
             return False
 
@@ -132,7 +135,14 @@ def browser() -> Iterator[Any]:
     with sync_playwright() as playwright:
         try:
             chromium = playwright.chromium.launch(
-                executable_path=executable, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+                executable_path=executable,
+                # names under .example lead here, as a name server of somebody else's might have it
+                args=[
+                    "--no-sandbox",
+                    "--disable-dev-shm-usage",
+                    "--disable-gpu",
+                    "--host-resolver-rules=MAP *.example 127.0.0.1",
+                ],
             )
         except Error as error:
             return _without_browser(f"Chromium can't be started: {error}")

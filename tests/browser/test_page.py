@@ -112,7 +112,7 @@ def test_every_tab_is_accessible_in_light_and_dark_and_fits_a_phone(server: Any,
 
 
 @pytest.mark.timeout(900)
-def test_a_data_set_from_upload_to_undo_survives_reload_and_restart(server: Any, page: Any, tmp_path: Path) -> None:
+def test_a_dataset_from_upload_to_undo_survives_reload_and_restart(server: Any, page: Any, tmp_path: Path) -> None:
     folder = server.root / "datasets" / "shapes"
     open_tab(page, "dataset")
     page.click("#dataset-new")
@@ -246,7 +246,7 @@ def caption_with_a_model(page: Any, folder: Path, tagger: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_data_set_is_checked_mended_captioned_and_deleted_only_when_confirmed(
+def test_a_dataset_is_checked_fixed_captioned_and_deleted_only_when_confirmed(
     server: Any, page: Any, tmp_path: Path
 ) -> None:
     folder = server.root / "datasets" / "twice"
@@ -255,6 +255,7 @@ def test_a_data_set_is_checked_mended_captioned_and_deleted_only_when_confirmed(
         Image.effect_noise((320, 320), 80 + number).convert("RGB").save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text("a, b, a", encoding="utf-8")
     page.reload()
+    page.wait_for_selector("body[data-ready]")  # sooner, what the page begins with would close the list again
     open_tab(page, "dataset")
     page.get_by_label("Dataset").first.click()
     page.get_by_role("option", name="twice").click()

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import enter, open_tab
+from browsing import enter, open_tab, wait_until
 
 from sdlora.launch.runs import list_runs
+from tests.support.documents import PROJECT, blocks
 
 SMALL = """
 name: small
@@ -130,6 +131,8 @@ def test_a_run_is_watched_stopped_resumed_and_survives_the_server(
     other.click("#runs-stop")
     wait_for_status(page, "stopped")  # also in the first window
     stopped_at = step(page)
+    page.click("#runs-view-loss-button")
+    zoomed_and_back(page)
     page.click("#runs-view-files-button")
     with page.expect_download() as download:
         page.locator("#runs-files a").first.click()
@@ -155,7 +158,7 @@ def test_a_run_is_watched_stopped_resumed_and_survives_the_server(
     page.get_by_text("Move the run small").wait_for()
     page.click("#runs-yes")
     page.get_by_text("No runs yet").wait_for()
-    assert [path for path in (server.root / "trash").iterdir() if path.name.startswith("small-")]
+    assert [path for path in (server.root / "trash").iterdir() if path.name.endswith("-small")]
     assert not page.complaints
     assert not page.elsewhere
 
@@ -181,6 +184,34 @@ def test_a_program_trains_and_stops(server: Any, no_trainer_left: None) -> None:
     assert Path(stopped["adapter"]).is_file()
     with pytest.raises(Exception, match="not a run folder"):
         client.predict("nobody", api_name="/stop")
+
+
+def test_the_program_in_the_guide_trains(
+    server: Any, no_trainer_left: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (program,) = blocks(PROJECT / "docs" / "guides" / "page.md", "python")
+    exec(compile(program.replace("http://127.0.0.1:7860", server.url), "page.md", "exec"), {})
+    assert "'run': 'my-fox'" in capsys.readouterr().out
+
+
+def zoomed_and_back(page: Any) -> None:
+    """Dragging over the chart shows that stretch of steps, a double press all of them again."""
+    chart = page.locator("#runs-chart svg[data-steps]")
+    all_steps = chart.get_attribute("data-steps")
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.4 * box["width"], middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], middle, steps=5)
+    page.mouse.up()
+    wait_until(page, lambda: page.input_value("#runs-first input") != "0")
+    stretch = " ".join(page.input_value(f"#runs-{end} input") for end in ("first", "last"))
+    wait_until(page, lambda: chart.get_attribute("data-steps") == stretch)
+    assert stretch != all_steps
+    chart.dblclick()
+    wait_until(page, lambda: chart.get_attribute("data-steps") == all_steps)
+    assert [page.input_value(f"#runs-{end} input") for end in ("first", "last")] == ["0", ""]
 
 
 def queued_over_the_api(server: Any, page: Any) -> None:

@@ -63,6 +63,16 @@ def test_help_and_import_load_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_webui_starts_the_page_with_its_own_options() -> None:
+    command = [sys.executable, "-m", "sdlora", "webui", "--help"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "usage: sdlora webui" in answer
+    assert "--no-browser" in answer
+    command = [sys.executable, "-m", "sdlora", "webui", "--port", "70000"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (refused.returncode, "from 1 to 65535" in refused.stderr) == (2, True)
+
+
 def test_presets_are_listed_with_their_purpose(run) -> None:
     result = run("presets")
     assert result.code == 0
@@ -170,7 +180,7 @@ def test_a_missing_package_is_named_with_the_pip_command(
     overrides = [override, "optimization.learning_rate=1.0"] if package == "prodigyopt" else [override]
     result = run(*train_on(tiny_sd1, one_image, *overrides))
     assert result.code == 2
-    assert f"needs the package '{package}', which is not installed. Run: pip install 'sdlora[{extra}]'" in result.errors
+    assert f"needs the package '{package}', which is not installed. Run: pip install -e '.[{extra}]'" in result.errors
 
 
 def test_a_file_of_an_unknown_family_says_what_was_looked_for(run, one_image: Path, tmp_path: Path) -> None:

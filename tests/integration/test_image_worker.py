@@ -12,14 +12,16 @@ import pytest
 
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import GenerateConfig, ImageFilesConfig
+from sdlora.generation.grid.axes import parse_axes
+from sdlora.generation.grid.run import Grid
 from sdlora.generation.restore.image_files import read_image_settings
-from sdlora.launch.images import ImageProgress, ImageWorker
+from sdlora.launch.images import ImageQueue, ImageRequest
 from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageWorker]:
-    worker = ImageWorker(tmp_path_factory.mktemp("worker"))
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageQueue]:
+    worker = ImageQueue(tmp_path_factory.mktemp("worker"))
     yield worker
     worker.close()
 
@@ -38,12 +40,12 @@ def request_for_two(tmp_path: Path) -> GenerateConfig:
     )
 
 
-def over(worker: ImageWorker, request: str) -> ImageProgress:
-    wait_for(lambda: worker.poll(request).is_over, "the images")
-    return worker.poll(request)
+def over(worker: ImageQueue, request: int) -> ImageRequest:
+    wait_for(lambda: worker.get(request).is_over, "the images")
+    return worker.get(request)
 
 
-def test_a_resident_process_draws_with_a_real_model(worker: ImageWorker, request_for_two: GenerateConfig) -> None:
+def test_a_resident_process_draws_with_a_real_model(worker: ImageQueue, request_for_two: GenerateConfig) -> None:
     done = over(worker, worker.submit(request_for_two))
     assert (done.status, done.error, done.seeds) == ("finished", None, (7, 8))
     assert (done.step, done.total_steps) == (3, 3)
@@ -51,16 +53,16 @@ def test_a_resident_process_draws_with_a_real_model(worker: ImageWorker, request
     assert (second.values["prompt"], second.values["seed"], second.by_sdlora) == ("a red circle", 8, True)
 
 
-def test_a_grid_becomes_one_sheet(worker: ImageWorker, request_for_two: GenerateConfig) -> None:
+def test_a_grid_becomes_one_sheet(worker: ImageQueue, request_for_two: GenerateConfig) -> None:
     config = request_for_two.model_copy(update={"num_images": 1})
-    done = over(worker, worker.submit_grid(config, ["seed=1,2", "guidance=1,5"]))
+    done = over(worker, worker.submit_grid(Grid(config, parse_axes(["seed=1,2", "guidance=1,5"], config))))
     assert (done.status, done.error, len(done.images)) == ("finished", None, 4)
     assert set(done.labels) == {("1", "1"), ("2", "1"), ("1", "5"), ("2", "5")}
     assert done.sheet is not None
     assert done.sheet.is_file()
 
 
-def test_a_wrong_request_is_told_without_a_model(worker: ImageWorker, request_for_two: GenerateConfig) -> None:
+def test_a_wrong_request_is_told_without_a_model(worker: ImageQueue, request_for_two: GenerateConfig) -> None:
     base = BaseModelConfig(model="nowhere.safetensors")
     done = over(worker, worker.submit(request_for_two.model_copy(update={"base_model": base})))
     assert done.status == "failed"
@@ -68,12 +70,12 @@ def test_a_wrong_request_is_told_without_a_model(worker: ImageWorker, request_fo
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_a_killed_process_keeps_what_it_finished(worker: ImageWorker, request_for_two: GenerateConfig) -> None:
+def test_a_killed_process_keeps_what_it_finished(worker: ImageQueue, request_for_two: GenerateConfig) -> None:
     request = worker.submit(request_for_two.model_copy(update={"num_images": 1000}))
-    wait_for(lambda: worker.poll(request).images, "the first image")
-    process = worker._process
+    wait_for(lambda: worker.get(request).images, "the first image")
+    process = worker._worker
     assert process is not None
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(process.process_id, signal.SIGKILL)
     done = over(worker, request)
     assert done.status == "failed"
     assert "killed, often because the system ran out of memory" in str(done.error)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-import sdlora
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.live.attach import Adapter
 from sdlora.config import files
@@ -259,6 +258,19 @@ def test_previews_are_drawn_before_the_first_step_and_on_request(configure) -> N
     assert [event.step for event in collector.of(PreviewReady)] == [0, 1, 3]
 
 
+def test_every_preview_has_its_own_size_seed_and_adapter_weight(configure) -> None:
+    lines = "[a cat --w 64 --h 72 --d 3, a cat --d 3 --am 0, a cat --d 3, 'a cat --d 3 --l 1 --ss ddim']"
+    result, _ = run(configure(f"previews.prompts={lines}", "previews.steps=2", "optimization.learning_rate=0.05"))
+    before, after = (
+        [Image.open(path) for path in sorted((result.folder / "previews" / step).glob("*.png"))]
+        for step in ("step_000000", "step_000003")
+    )
+    assert [image.size for image in after] == [(64, 72), (64, 64), (64, 64), (64, 64)]
+    assert after[1].tobytes() == before[1].tobytes() == before[2].tobytes(), "weight 0 is the base model"
+    assert after[2].tobytes() != before[2].tobytes()
+    assert before[3].tobytes() != before[2].tobytes()
+
+
 def test_a_stop_request_saves_and_ends_the_run(configure) -> None:
     config = configure("name=stopped", "optimization.steps=50")
     folder = RunFolder(config.outputs.folder / "stopped")
@@ -323,8 +335,33 @@ def test_a_file_that_fails_its_self_test_is_renamed_and_the_run_fails(
     assert last.step == 1
 
 
-def test_public_names_can_be_imported() -> None:
-    for name in sdlora.__all__:
-        assert getattr(sdlora, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        sdlora.nothing  # noqa: B018
+def test_checkpoints_previews_and_validation_follow_epochs_and_are_called_as_sd_scripts_does(configure) -> None:
+    config = configure(
+        "name=cat", "optimization.steps=10", "optimization.batch_size=3", "validation.fraction=0.1",
+        "validation.every=1 epoch", "previews.prompts=[a cat]", "previews.steps=1", "previews.every=2 epochs",
+        "outputs.checkpoint_every=1 epoch", "outputs.checkpoint_names=epoch", "outputs.keep_checkpoints=1",
+        "outputs.keep_every=2 epochs",
+    )  # fmt: skip
+    result, collector = run(config)
+    folder = RunFolder(result.folder)
+    epochs = [event.epoch for event in collector.of(StepFinished)]
+    ends = [step for step in range(1, 10) if epochs[step] != epochs[step - 1]]  # 9 images in 3 buckets of batches
+    assert [event.step for event in collector.of(Validated)] == [0, *ends, 10]
+    assert [event.step for event in collector.of(PreviewReady)] == [0, ends[1], 10]
+    names = [path.name for found in checkpoints.find(folder) for path in found.path.glob("*.safetensors")]
+    assert names[0] == "cat-000002.safetensors"
+    assert len(names) in (2, 3), "every second epoch, the newest and perhaps the best"
+
+
+def test_a_run_saves_by_itself_at_tenths_and_when_it_has_waited_long(
+    configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdlora.training.loop import run as running
+
+    clock = iter(range(0, 10_000_000, 31))  # seconds between two looks at the clock
+    monkeypatch.setattr(running.time, "monotonic", lambda: next(clock))
+    result, _ = run(configure("optimization.steps=20", "outputs.keep_checkpoints=50"))
+    saved = [checkpoint.step for checkpoint in checkpoints.find(RunFolder(result.folder))]
+    assert 20 in saved
+    assert len(saved) > 3
+    assert all(step % 2 == 0 for step in saved), "only at tenths, as ten minutes never pass"

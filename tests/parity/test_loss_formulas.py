@@ -131,3 +131,44 @@ def test_everything_is_finite_at_zero_terminal_snr(prediction, weighting, loss):
     losses.sum().backward()
     assert torch.isfinite(losses).all()
     assert torch.isfinite(predicted.grad).all()
+
+
+def test_smooth_l1_is_huber_over_its_turning_point(pair):
+    settings = {"huber_delta": 0.2, "huber_schedule": "constant"}
+    expected = plain_loss(pair, loss="huber", **settings) / 0.2
+    torch.testing.assert_close(plain_loss(pair, loss="smooth_l1", **settings), expected)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_soft_min_snr_is_the_smooth_cap_of_crowson_et_al(prediction):
+    objective = ObjectiveConfig(weighting="soft_min_snr", min_snr_gamma=4.0)
+    got = timestep_weights(TIMESTEPS, objective, ALPHAS, prediction).double()
+    alphas = ALPHAS.double()[TIMESTEPS]
+    ratio = alphas / (1 - alphas)
+    on_x0 = 1 / (1 / ratio + 1 / 4.0)  # their weight on a loss in x0
+    in_terms_of = {"epsilon": ratio, "v_prediction": ratio + 1}[prediction]
+    torch.testing.assert_close(got, on_x0 / in_terms_of, rtol=1e-5, atol=0)
+    hard = timestep_weights(TIMESTEPS, ObjectiveConfig(weighting="min_snr", min_snr_gamma=4.0), ALPHAS, prediction)
+    assert (got <= hard.double() + 1e-9).all()
+
+
+def test_a_v_loss_like_epsilon_weighs_the_same_error_as_epsilon_does(pair):
+    """The same wrong x0, told in v and in epsilon, costs the same at every timestep."""
+    clean, wrong = pair
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(5))
+    noisy = add_noise(clean, noise, TIMESTEPS, ALPHAS)
+    signal, spread = (rate[:, None, None, None] for rate in signal_and_noise_rates(ALPHAS, TIMESTEPS))
+    epsilon = (noisy - signal * wrong) / spread
+    v = signal * epsilon - spread * wrong
+    as_epsilon = loss_per_image(
+        epsilon, noise, TIMESTEPS, ObjectiveConfig(), alphas_cumprod_T=ALPHAS, prediction="epsilon"
+    )
+    as_v = loss_per_image(
+        v,
+        target(clean, noise, TIMESTEPS, ALPHAS, "v_prediction"),
+        TIMESTEPS,
+        ObjectiveConfig(v_loss_like_epsilon=True),
+        alphas_cumprod_T=ALPHAS,
+        prediction="v_prediction",
+    )
+    torch.testing.assert_close(as_v, as_epsilon, rtol=1e-3, atol=1e-5)

@@ -79,3 +79,60 @@ def test_restarts_begin_each_cycle_at_the_full_rate():
     config = OptimizationConfig(schedule="cosine_with_restarts", schedule_cycles=3)
     assert [factor(step, 30, config) for step in (0, 10, 20)] == [1.0, 1.0, 1.0]
     assert math.isclose(factor(5, 30, config), 0.5)
+
+
+def test_rex_is_the_formula_of_its_paper():
+    config = OptimizationConfig(schedule="rex")
+    for step in range(STEPS):
+        z = step / STEPS
+        assert factor(step, STEPS, config) == pytest.approx((1 - z) / (0.5 + 0.5 * (1 - z)), rel=1e-12)
+
+
+def test_wsd_is_stable_and_then_falls_as_one_minus_a_root():
+    config = OptimizationConfig(schedule="wsd", warmup=10, schedule_decay=0.25, schedule_floor=0.1)
+    rates = [factor(step, 110, config) for step in range(111)]
+    assert rates[10:86] == pytest.approx([1.0] * 76)
+    for done in range(26):
+        assert rates[85 + done] == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(done / 25)))
+
+
+@pytest.mark.parametrize(("warmup", "timescale"), [(16, None), (0, 50), (16, 50)])
+def test_inverse_sqrt_equals_that_of_transformers(warmup, timescale):
+    from transformers.optimization import get_inverse_sqrt_schedule
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_inverse_sqrt_schedule(optimizer, num_warmup_steps=warmup, timescale=timescale)
+    config = OptimizationConfig(schedule="inverse_sqrt", warmup=warmup, schedule_timescale=timescale)
+    for step in range(STEPS):
+        if step >= warmup:
+            assert factor(step, STEPS, config) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_piecewise_equals_that_of_diffusers():
+    from diffusers.optimization import get_piecewise_constant_schedule
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_piecewise_constant_schedule(optimizer, "1:10,0.5:30,0.1")
+    config = OptimizationConfig(schedule="piecewise", schedule_points=((10, 0.5), (30, 0.1)))
+    for step in range(STEPS):
+        assert factor(step, STEPS, config) == scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+    shares = OptimizationConfig(schedule="piecewise", schedule_points=((0.25, 0.5), (0.75, 0.1)))
+    assert [factor(step, 40, shares) for step in (9, 10, 29, 30)] == [1.0, 0.5, 0.5, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"schedule": "piecewise"}, "needs schedule_points"),
+        ({"schedule_points": ((0.5, 0.1),)}, "have no effect with schedule=constant"),
+        ({"schedule": "piecewise", "schedule_points": ((0.5, 0.1), (0.2, 1))}, "steps must rise; got 0.5, 0.2"),
+        ({"schedule": "piecewise", "schedule_points": ((0.5, -1),)}, "can't be below 0"),
+    ],
+)
+def test_points_that_mean_nothing_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        OptimizationConfig(**settings)

@@ -15,9 +15,19 @@ _PARTS = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 
 
 def random_adapter(
-    path: Path, seed: int = 0, *, rank: int = 2, strength: float = 0.3, trigger: str = "", text_encoder: bool = True
+    path: Path,
+    seed: int = 0,
+    *,
+    rank: int = 2,
+    strength: float = 0.3,
+    trigger: str = "",
+    text_encoder: bool = True,
+    **more: str,
 ) -> Path:
-    """A kohya file over the attention of the UNet and, if wanted, the text encoder, with trigger words if given."""
+    """A kohya file over the attention of the UNet and, if wanted, the text encoder, with trigger words if given.
+
+    more: metadata that is added, or takes the place of its own.
+    """
     generator = numpy.random.default_rng(seed)
     tensors: dict[str, numpy.ndarray] = {}
     for part, prefix in _PARTS.items():
@@ -38,7 +48,7 @@ def random_adapter(
             "ss_tag_frequency": json.dumps({"images": {trigger: 4, "flat": 2}}),
         }
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata)
+    save_file(tensors, path, {**metadata, **more})
     return path
 
 

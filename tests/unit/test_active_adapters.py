@@ -10,27 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from sdlora.adapters.algebra.blocks import read_blocks, spell_blocks
 from sdlora.config.generate import UsedAdapter
 from sdlora.config.mix import MixedAdapter, parse_adapter, spell_adapter
 from sdlora.errors import AdapterError, ConfigError
-from tests.support.emoji_adapters import random_adapter
-from webui.mixing import mixes
-from webui.mixing.active_adapters import (
-    ActiveAdapters,
+from sdlora.library import mixes
+from sdlora.library.rows import (
     Row,
     add,
     apply_tags,
     check_family,
     from_used,
     move,
-    read_blocks,
     remove,
-    spell_blocks,
     to_tags,
     update,
     used,
 )
-from webui.mixing.adapter_library import Library, Scan
+from sdlora.library.scan import Library, Scan
+from tests.support.emoji_adapters import random_adapter
+from webui.active_adapters import ActiveAdapters
 from webui.state import PageState
 
 
@@ -49,17 +48,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Scan:
 def rows_of(library: Scan, *names: str) -> tuple[Row, ...]:
     rows: tuple[Row, ...] = ()
     for name in names:
-        entry = library.by_tag(name)
-        assert entry is not None
-        rows = add(rows, entry)
+        rows = add(rows, library.find(name))
     return rows
 
 
 def test_a_row_begins_at_the_preferred_weight_and_no_adapter_comes_twice(library: Scan) -> None:
     rows = rows_of(library, "ink", "wash")
     assert [(row.id, row.name, row.weight) for row in rows] == [(1, "ink", 1.0), (2, "wash", 0.7)]
-    entry = library.by_tag("ink")
-    assert entry is not None
+    entry = library.find("ink")
     with pytest.raises(AdapterError, match="ink is in the list already; change its weight there"):
         add(rows, entry)
 
@@ -71,7 +67,7 @@ def test_rows_move_change_and_go(library: Scan) -> None:
     assert move(rows, 9, 1) == rows
     assert [row.name for row in remove(rows, 2)] == ["ink", "chalk"]
     assert update(rows, 2, weight=-1.5)[1].weight == -1.5
-    assert add(remove(rows, 2), library.by_tag("wash"))[-1].id == 4  # type: ignore[arg-type]
+    assert add(remove(rows, 2), library.find("wash"))[-1].id == 4
 
 
 def test_enabled_rows_become_settings_and_back(library: Scan) -> None:
@@ -141,6 +137,7 @@ def test_editing_the_text_changes_adds_and_switches_off(library: Scan) -> None:
         ("wash", False, 0.7, None),
         ("chalk", True, 0.4, None),
     ]
+    assert apply_tags(rows, "<lora:ink:1:lbw=OUTD> <lora:wash:1>", library)[0].blocks == "OUTD"
     assert apply_tags(after, "<lora:wash:0.5>", library)[1] == Row(2, rows[1].file, weight=0.5)
 
 
@@ -150,7 +147,7 @@ def test_a_text_that_makes_no_sense_changes_nothing_and_names_everything(library
     assert caught.value.problems == [
         "'a fox' is no <lora:name:weight>",
         "<lora:ink:2>: ink has a tag already",
-        "<lora:nobody:1>: no adapter of that name is in the library",
+        "<lora:nobody:1>: no adapter of that name is in the library; there is: chalk, ink, wash, xl",
     ]
     with pytest.raises(ConfigError, match="'much' is not a number"):
         apply_tags((), "<lora:ink:much>", library)
@@ -217,10 +214,9 @@ def test_a_mix_finds_files_that_moved_and_names_those_that_are_gone(library: Sca
     rows = (Row(1, "/elsewhere/ink.safetensors"), Row(2, "/elsewhere/lost.safetensors"))
     mixes.save_mix(rows, "old", tmp_path)
     loaded, notes = mixes.load_mix("old", tmp_path, library)
-    entry = library.by_tag("ink")
-    assert entry is not None
-    assert [row.file for row in loaded] == [str(entry.path)]
-    assert notes == ["/elsewhere/lost.safetensors is gone, and no adapter of that name is in the library"]
+    assert [row.file for row in loaded] == [str(library.find("ink").path)]
+    (note,) = notes
+    assert note.startswith("/elsewhere/lost.safetensors is gone, and no adapter of that name is in the library")
 
 
 def test_what_a_file_cannot_hold_is_refused(library: Scan) -> None:

@@ -58,6 +58,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_rest(tmp_path: Path, er
     assert _names(tmp_path) == {"a.txt"}
 
 
+@pytest.mark.slow
 def test_a_killed_write_leaves_the_old_file_and_a_rest_that_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")

@@ -64,8 +64,8 @@ def test_a_tagger_writes_its_tags_and_undo_gives_every_byte_back(colours: Path, 
     assert captions(colours) == {
         "sky": "blue sky",
         "rose": "red rose",
-        "hill": r"green hill \(place\)",
-        "night": r"hero \(game\)",
+        "hill": "green hill (place)",
+        "night": "hero (game)",
         "snow": "cold",
     }
     assert (result.written, result.skipped, result.silent, result.unreadable) == (4, 1, [], {})
@@ -78,11 +78,13 @@ def test_a_tagger_writes_its_tags_and_undo_gives_every_byte_back(colours: Path, 
 def test_thresholds_exclusions_and_brackets_decide_which_tags_are_written(colours: Path, tagger: Path) -> None:
     config = CaptioningConfig(model=str(tagger), threshold=1.0, character_threshold=1.0)
     assert load_captioner(config)([Image.new("RGB", (8, 8), "blue")]) == [""]
-    plain = CaptioningConfig(model=str(tagger), escape_brackets=False)
-    assert load_captioner(plain)([Image.new("RGB", (8, 8), "black"), Image.new("RGB", (8, 8), "white")]) == [
-        "hero (game)",
-        "blue sky, green hill (place), red rose, ^_^",
+    escaped = CaptioningConfig(model=str(tagger), escape_brackets=True)
+    assert load_captioner(escaped)([Image.new("RGB", (8, 8), "black"), Image.new("RGB", (8, 8), "white")]) == [
+        r"hero \(game\)",
+        r"blue sky, green hill \(place\), red rose, ^_^",
     ]
+    rated = CaptioningConfig(model=str(tagger), rating_threshold=0.5)
+    assert load_captioner(rated)([Image.new("RGB", (8, 8), "black")]) == ["hero (game), general, explicit"]
     excluding = CaptioningConfig(model=str(tagger), exclude=("Blue_Sky", "hero (game)"))
     result = caption_folder(colours, excluding)
     assert {path.name for path in result.silent} == {"sky.png", "night.png"}
@@ -128,7 +130,7 @@ def test_files_that_are_no_tagger_are_refused(tmp_path: Path, tagger: Path) -> N
 
 def test_a_tagger_without_onnxruntime_says_what_to_install(tagger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingPackageError, match=r"needs the package 'onnxruntime'.*sdlora\[caption\]"):
+    with pytest.raises(MissingPackageError, match=r"needs the package 'onnxruntime'.*\[caption\]"):
         load_captioner(CaptioningConfig(model=str(tagger)))
 
 
@@ -231,6 +233,7 @@ def test_nothing_to_do_loads_no_model_and_leaves_no_trace(colours: Path) -> None
     assert caption_folder(colours, CaptioningConfig(model="nowhere")).skipped == 5
 
 
+@pytest.mark.slow
 def test_a_second_captioning_of_the_same_folder_is_refused(colours: Path) -> None:
     journal = Journal.open(colours, CaptioningConfig())
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
@@ -256,7 +259,7 @@ def test_the_command_says_what_it_did(
     assert "2 captions written, 1 images left alone, captioned already, 2 of which the model said nothing" in output
     assert "no caption: rose.png" in output
     assert "dataset undo" in output
-    assert captions(colours)["hill"] == r"zeta, green hill \(place\)"
+    assert captions(colours)["hill"] == "zeta, green hill (place)"
 
 
 def test_wrong_settings_are_told_before_anything_is_read(
@@ -273,6 +276,7 @@ def test_wrong_settings_are_told_before_anything_is_read(
     assert "batch_size: must be greater than or equal to 1; got 0" in errors
 
 
+@pytest.mark.slow
 def test_describing_a_captioning_loads_no_torch() -> None:
     code = (
         "import sys\n"

@@ -24,6 +24,8 @@ from sdlora.data.fix.edit import plan_edit
 from tests.support.dataset_pictures import fingerprint, save_captioned
 from tests.support.tiny_captioners import COLOURS, build_tagger, captions, numbered
 
+pytestmark = pytest.mark.slow  # starts processes
+
 DEADLINE_SECONDS = 60
 
 

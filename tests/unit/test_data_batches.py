@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdlora.config.images import CaptionsConfig, ImagesConfig
+from sdlora.config.images import ImagesConfig
 from sdlora.data.batches import derive_seed, plan_epoch, sample_generator, sample_random
 from sdlora.data.buckets import Bucket, BucketedImage, Placement, assign
 from sdlora.data.images import ImageRecord, ScanResult, Skipped
@@ -56,6 +56,7 @@ def test_seeds_are_fixed_for_ever() -> None:
     assert derive_seed(1, 23) != derive_seed(12, 3)
 
 
+@pytest.mark.slow
 def test_the_same_counters_draw_the_same_in_another_process() -> None:
     code = (
         "from sdlora.data.batches import sample_random; print([sample_random(7, 'crop', i).random() for i in range(5)])"
@@ -66,8 +67,8 @@ def test_the_same_counters_draw_the_same_in_another_process() -> None:
 
 def test_different_purposes_and_counters_draw_differently() -> None:
     keys = [(purpose, step, sample) for purpose in ("noise", "time") for step in range(20) for sample in range(5)]
-    generates = {tuple(torch.randn(4, generator=sample_generator(3, *key)).tolist()) for key in keys}
-    assert len(generates) == len(keys)
+    draws = {tuple(torch.randn(4, generator=sample_generator(3, *key)).tolist()) for key in keys}
+    assert len(draws) == len(keys)
     pooled = torch.cat([torch.randn(64, generator=sample_generator(3, *key)) for key in keys])
     assert pooled.mean().item() == pytest.approx(0, abs=0.05)
     assert pooled.std().item() == pytest.approx(1, abs=0.05)
@@ -75,13 +76,13 @@ def test_different_purposes_and_counters_draw_differently() -> None:
 
 def test_the_summary_counts_what_training_will_draw(tmp_path: Path) -> None:
     records = [
-        ImageRecord(tmp_path / "a.png", 512, 512, "red, hat", "", 3, has_alpha=True),
-        ImageRecord(tmp_path / "b.png", 1024, 256, "red", "", 1),
-        ImageRecord(tmp_path / "c.png", 100, 100, "blue\nred", "", 1),
+        ImageRecord(tmp_path / "a.png", 512, 512, "red, hat", "", 3, has_alpha=True, mask="alpha"),
+        ImageRecord(tmp_path / "b.png", 1024, 256, "red", "", 1, mask="alpha"),
+        ImageRecord(tmp_path / "c.png", 100, 100, "blue\nred", "", 1, mask="alpha"),
     ]
     images = ImagesConfig(resolution=(256, 512), mask="alpha")
     scanned = ScanResult(records, [Skipped(tmp_path / "d.png", "damaged")], 4)
-    numbers = plan(scanned, assign(records, images), images, batch_size=3)
+    numbers = plan(scanned, assign(records, images), batch_size=3)
     assert (numbers.images, numbers.files_seen, len(numbers.skipped), numbers.samples) == (3, 4, 1, 10)
     assert numbers.buckets == [
         BucketCount(Bucket(256, 256), 4),
@@ -93,11 +94,11 @@ def test_the_summary_counts_what_training_will_draw(tmp_path: Path) -> None:
     assert numbers.upscaled == 1
     assert numbers.never_trained == []
     assert numbers.mean_aspect_error == 0
-    assert tag_counts(records, CaptionsConfig()) == {tmp_path.name: {"red": 3, "blue": 1, "hat": 1}}
+    assert tag_counts(records) == {tmp_path.name: {"red": 3, "blue": 1, "hat": 1}}
 
 
 def test_the_summary_of_a_cropped_image_says_how_far_its_shape_is_off() -> None:
     records = [ImageRecord(Path("a.png"), 200, 100, "", "", 2)]
     images = ImagesConfig(resolution=64, buckets=False)
-    numbers = plan(ScanResult(records, [], 1), assign(records, images), images, batch_size=1)
+    numbers = plan(ScanResult(records, [], 1), assign(records, images), batch_size=1)
     assert numbers.mean_aspect_error == pytest.approx(1.0)

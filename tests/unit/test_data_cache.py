@@ -75,6 +75,7 @@ def test_a_damaged_entry_is_encoded_again(tmp_path: Path, damage: str) -> None:
     assert same(cache.get_or_encode(key, refuse), entry(2))
 
 
+@pytest.mark.slow
 def test_two_processes_that_write_the_same_keys_harm_nothing(tmp_path: Path) -> None:
     """Each process checks every entry it reads; the sizes make half-written files likely if writes weren't atomic."""
     code = """
@@ -195,3 +196,48 @@ def test_the_default_folder_is_the_users_on_every_platform(
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setattr(sys, "platform", platform)
     assert default_cache_folder() == Path(expected.format(home=tmp_path))
+
+
+def _flip(content: bytearray) -> None:
+    content[-3] ^= 1
+
+
+def _zero(content: bytearray) -> None:
+    content[-12:] = bytes(12)
+
+
+def _nan(content: bytearray) -> None:
+    content[-4:] = b"\x00\x00\xc0\x7f"
+
+
+def _cut(content: bytearray) -> None:
+    del content[-5:]
+
+
+def _header(content: bytearray) -> None:
+    at = content.index(b'"shape":[4]')
+    content[at : at + 11] = b'"shape":[2]'
+
+
+@pytest.mark.parametrize("damage", [_flip, _zero, _nan, _cut, _header])
+def test_a_damaged_entry_is_made_anew_with_a_notice(tmp_path: Path, damage) -> None:
+    said: list[str] = []
+    cache = Cache(tmp_path, said.append)
+    key = cache.key({"image": "abc"})
+    cache.put(key, entry(1.5))
+    path = cache.folder / key[:2] / f"{key}.safetensors"
+    content = bytearray(path.read_bytes())
+    damage(content)
+    path.write_bytes(content)
+    assert same(cache.get_or_encode(key, lambda: entry(2.5)), entry(2.5))
+    assert len(said) == 1
+    assert key in said[0]
+    assert "is damaged, so it is made anew" in said[0]
+    assert same(cache.get_or_encode(key, refuse), entry(2.5))
+
+
+def test_an_entry_under_anothers_name_is_not_taken_for_it(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.put("ab" * 32, entry(1.0))
+    (tmp_path / "ab" / f"{'ab' * 32}.safetensors").rename(tmp_path / "ab" / f"{'ab' * 31}ac.safetensors")
+    assert cache.get("ab" * 31 + "ac") is None

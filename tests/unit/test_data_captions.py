@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdlora.config.images import CaptionsConfig
-from sdlora.data.captions import has_trigger, is_random, render, split_tags, variants
+from sdlora.data.captions import has_trigger, is_random, render, split_tags, variants, without_trigger
 
 
 def once(caption: str, seed: int = 0, **settings: object) -> str:
@@ -113,10 +113,11 @@ def test_caption_dropout_empties_the_whole_caption() -> None:
 
 def test_weighted_groups_stay_together_when_weights_are_on() -> None:
     text = r"(red, blue:1.2), a \(b, c, [d, e]"
-    assert split_tags(text, CaptionsConfig()) == ["(red, blue:1.2)", r"a \(b", "c", "[d, e]"]
+    weighted = CaptionsConfig(weights=True)
+    assert split_tags(text, weighted) == ["(red, blue:1.2)", r"a \(b", "c", "[d, e]"]
     assert split_tags("(a, b)", CaptionsConfig(weights=False)) == ["(a", "b)"]
-    assert split_tags("smile :(, hat, b)", CaptionsConfig()) == ["smile :(, hat, b)"]
-    assert split_tags("frown :(, hat", CaptionsConfig()) == ["frown :(", "hat"], "an emoticon opens no group"
+    assert split_tags("smile :(, hat, b)", weighted) == ["smile :(, hat, b)"]
+    assert split_tags("frown :(, hat", weighted) == ["frown :(", "hat"], "an emoticon opens no group"
 
 
 @pytest.mark.parametrize(
@@ -158,3 +159,59 @@ def test_endless_variants_are_not_listed() -> None:
     assert variants("a, b", CaptionsConfig(shuffle_tags=True)) is None
     assert variants("a, b", CaptionsConfig(tag_dropout=0.1)) is None
     assert variants("{a|b}" * 30, CaptionsConfig(wildcards=True)) is None
+
+
+def test_brackets_are_text_unless_weights_are_asked_for() -> None:
+    assert CaptionsConfig().weights is False
+    caption = "saber (fate), hatsune miku (vocaloid), :(, hat"
+    assert render(caption, CaptionsConfig(), random.Random(0)) == caption
+    assert split_tags(caption, CaptionsConfig()) == ["saber (fate)", "hatsune miku (vocaloid)", ":(", "hat"]
+
+
+def test_tags_before_the_keep_separator_and_behind_the_second_stay_in_their_place() -> None:
+    config = CaptionsConfig(keep_separator="|||", shuffle_tags=True)
+    texts = {
+        render("1girl, saber ||| red, hat, tree ||| best, detailed", config, random.Random(seed)) for seed in range(60)
+    }
+    assert all(text.startswith("1girl, saber, ") and text.endswith(", best, detailed") for text in texts)
+    assert len(texts) == 6
+    assert all("|||" not in text for text in texts)
+
+
+def test_the_keep_separator_is_never_trained_even_when_nothing_is_shuffled() -> None:
+    config = CaptionsConfig(keep_separator="|||")
+    assert render("1girl, ||| red, hat", config, random.Random(0)) == "1girl, red, hat"
+    assert variants("1girl ||| red", config) == ["1girl, red"]
+
+
+def test_captions_without_the_keep_separator_follow_keep_tags() -> None:
+    config = CaptionsConfig(keep_separator="|||", keep_tags=1, shuffle_tags=True)
+    assert all(render("one, two, three", config, random.Random(seed)).startswith("one, ") for seed in range(20))
+
+
+def test_a_group_is_shuffled_and_dropped_as_one_tag() -> None:
+    config = CaptionsConfig(group_separator=";;;", shuffle_tags=True, tag_dropout=0.5)
+    texts = [render("red;;;hat, tree, sky", config, random.Random(seed)) for seed in range(100)]
+    assert all(("red, hat" in text) or ("red" not in text and "hat" not in text) for text in texts)
+
+
+def test_protected_tags_are_never_dropped(tmp_path) -> None:
+    (tmp_path / "kept.txt").write_text("Saber (Fate)\n\nsword\n")
+    for protected in (("saber (fate)", "SWORD"), tmp_path / "kept.txt"):
+        config = CaptionsConfig(protected_tags=protected, tag_dropout=1.0)
+        assert render("saber (fate), hat, sword", config, random.Random(0)) == "saber (fate), sword"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a photo of ohwx person", "a photo of person"),
+        ("a photo of ohwx", "a photo"),
+        ("ohwx, sitting, Ohwx in the rain", "sitting, in the rain"),
+        ("ohwx", ""),
+        ("ohwxy, ohwx-like", "ohwxy, ohwx-like"),
+        ("a drawing by the ohwx, red", "a drawing, red"),
+    ],
+)
+def test_a_trigger_is_taken_out_with_what_it_leaves_dangling(text: str, expected: str) -> None:
+    assert without_trigger(text, CaptionsConfig(trigger="ohwx")) == expected

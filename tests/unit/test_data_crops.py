@@ -99,7 +99,7 @@ def test_the_mask_follows_the_pixels_and_is_averaged_for_the_latents(tmp_path: P
     mask.save(tmp_path / "a-masklabel.png")
     record = scan(ImagesConfig(folder=tmp_path, cache=False, mask="file"), CaptionsConfig(default="")).records[0]
     for flip in (False, True):
-        got = prepare_mask(record, UNSCALED, source="file", flip=flip, crop_xy=(60, 0))
+        got = prepare_mask(record, UNSCALED, flip=flip, crop_xy=(60, 0))
         pixels = as_bytes(prepare_pixels(record, UNSCALED, flip=flip, crop_xy=(60, 0), background=WHITE))
         assert numpy.array_equal(got.pixels_HW.numpy(), (pixels[:, :, 0] < 100).astype(numpy.float32))
         assert got.latents_HW.shape == (8, 8)
@@ -110,12 +110,12 @@ def test_outside_the_mask_the_given_weight_counts(tmp_path: Path) -> None:
     ramp(tmp_path)
     Image.new("L", (200, 100), 0).save(tmp_path / "a-masklabel.png")
     record = scan(ImagesConfig(folder=tmp_path, cache=False, mask="file"), CaptionsConfig(default="")).records[0]
-    mask = prepare_mask(record, UNSCALED, source="file", flip=False, crop_xy=None, unmasked_weight=0.1)
+    mask = prepare_mask(record, UNSCALED, flip=False, crop_xy=None, unmasked_weight=0.1)
     assert torch.allclose(mask.latents_HW, torch.full((8, 8), 0.1))
 
 
 def test_an_image_without_a_mask_counts_everywhere(tmp_path: Path) -> None:
-    mask = prepare_mask(ramp(tmp_path), UNSCALED, source="file", flip=True, crop_xy=None)
+    mask = prepare_mask(ramp(tmp_path), UNSCALED, flip=True, crop_xy=None)
     assert torch.equal(mask.latents_HW, torch.ones(8, 8))
 
 

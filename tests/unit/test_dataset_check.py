@@ -68,7 +68,7 @@ def test_pictures_that_cannot_be_read_are_errors_with_their_reason(clean: Path) 
     assert found.of_rule("unread-format")[0].fix is None
     messages = " ".join(finding.message for finding in found.of("error"))
     assert "the file is empty" in messages
-    assert ".heic files are not read: save it as PNG or JPEG" in messages
+    assert ".heic files need the package pillow-heif (pip install it), or save it as PNG or JPEG" in messages
 
 
 def test_sizes_that_spoil_training_are_found_with_their_figures(clean: Path) -> None:

@@ -46,6 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
+@pytest.mark.slow
 def test_help_and_check_load_no_torch(folder: Path) -> None:
     code = (
         "import sys\n"

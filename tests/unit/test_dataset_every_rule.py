@@ -35,6 +35,9 @@ DEFECTS: dict[str, set[str]] = {
     "near-duplicate": {"good1.png", "the-near-copy.png"},
     "validation-leak": {"held-out.png", "good2.png"},
     "caption-too-long": {"caption-too-long.png"},
+    "caption-brackets": {"caption-escapes.png"},
+    "caption-escapes": {"caption-escapes.png"},
+    "keep-separator": {"keep-separator.png"},
     "duplicate-tags": {"duplicate-tags.png"},
     "trigger-inconsistent": {"trigger-missing.png"},
     "near-miss-spelling": {"near-miss-spelling.png"},
@@ -82,6 +85,8 @@ def faulty(tmp_path: Path) -> Path:
     save(picture(0), "the-exact-copy.png")
     save(picture(1).resize((280, 280)), "the-near-copy.png")
     save(picture(48), "caption-too-long.png", " ".join(["tall", "grass", "wind"] * 40))
+    save(picture(58), "caption-escapes.png", r"a jar, saber \(fate\), glass [x]")
+    save(picture(59), "keep-separator.png", "a fork ||| spoon")
     save(picture(49), "duplicate-tags.png", "a lamp, red, Red")
     save(picture(50), "near-miss-spelling.png", "a hat, wooden tabel")
     frames = [picture(51), picture(52)]
@@ -112,13 +117,15 @@ def test_each_defect_is_found_and_named_and_what_can_be_mended_is_undone(faulty:
     before = fingerprint(faulty)
     plain, with_trigger = configured(faulty), configured(faulty, TRIGGER)
     found = named(check(plain, [folder]))
-    found |= {rule: names for rule, names in named(check(with_trigger, [folder])).items() if rule not in found}
+    with_weights = configured(faulty, "captions.weights=true")
+    for other in (with_trigger, with_weights):
+        found |= {rule: names for rule, names in named(check(other, [folder])).items() if rule not in found}
     assert found == DEFECTS
     assert set(DEFECTS) == set(RULES)
 
     apply(folder, plan_fixes(folder, FIXABLE, with_trigger))
     left = named(check(with_trigger, [folder]))
-    assert set(left) == set(RULES) - set(FIXABLE) - {"trigger-inconsistent"}
+    assert set(left) == set(RULES) - set(FIXABLE) - {"trigger-inconsistent", "caption-brackets"}
     assert {rule: left[rule] for rule in left} == {rule: DEFECTS[rule] for rule in left}
     undo(folder)
     assert fingerprint(faulty) == before

@@ -98,7 +98,7 @@ def test_an_axis_that_cannot_be_read_says_why(spec: str, reason: str) -> None:
     assert caught.value.problems == [f"{spec}: {reason}"]
 
 
-def test_all_problems_of_all_axes_are_listed_before_anything_is_drawn(tmp_path: Path) -> None:
+def test_all_problems_of_all_axes_are_listed_before_anything_is_generated(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         grid("x=wrong=1", "y=checkpoint=5", "z=guidance=1:2", run=tmp_path / "no-run")
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
@@ -200,7 +200,7 @@ def test_adapters_of_the_prompt_count(tmp_path: Path) -> None:
     assert [Path(cell.config.adapters[0].file).stem for cell in made.cells()] == ["fog", "dew"]
     made = grid("compare", prompt="a cat <lora:fog:1> <lora:dew:1>", adapter_folders=(tmp_path,))
     assert labels(made) == [("none",), ("fog",), ("dew",), ("together",)]
-    with pytest.raises(ConfigError, match="nothing of that name") as caught:
+    with pytest.raises(ConfigError, match="no adapter of that name is in") as caught:
         grid("replace=fog,fig", "steps=1:50:1", prompt="<lora:fog:1>", adapter_folders=(tmp_path,))
     assert len(caught.value.problems) == 1
 
@@ -276,12 +276,13 @@ def test_cells_with_the_same_adapters_come_one_after_the_other() -> None:
     assert [{cell.config.adapters[0].weight for cell in batch} for batch in made.batches()] == [{0}, {0.5}, {1}]
 
 
+@pytest.mark.slow
 def test_planning_a_grid_loads_no_torch() -> None:
     code = (
         "import sys\n"
         "from sdlora.config.generate import GenerateConfig\n"
         "from sdlora.generation.grid import axes, run\n"
-        "from sdlora.generation.request import prompt_adapters\n"
+        "from sdlora.library import prompt_tags\n"
         "from sdlora.generation.restore import image_files, infotext, repeat\n"
         "config = GenerateConfig()\n"
         "assert len(run.Grid(config, axes.parse_axes(['seed=1,2'], config)).batches()) == 1\n"

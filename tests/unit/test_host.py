@@ -26,6 +26,7 @@ print(faults() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
 def test_large_blocks_are_kept_and_not_faulted_in_again():
     faults = {

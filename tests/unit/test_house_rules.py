@@ -41,7 +41,7 @@ def test_other_replacing_is_not_taken_for_a_move(line: str) -> None:
 def test_only_atomic_puts_files_in_place() -> None:
     found = [
         f"{path.relative_to(_ROOT)}:{line}"
-        for path in _sources("sdlora")
+        for path in _sources("sdlora", "webui")
         if path != _ROOT / "sdlora/atomic.py"
         for line in _moves_by_hand(path.read_text("utf-8"))
     ]
@@ -92,7 +92,7 @@ def test_a_circle_is_found_and_a_diamond_is_none() -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     names = {
         ".".join(path.relative_to(_ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in _sources("sdlora")
+        for path in _sources("sdlora", "webui")
     }
     # The package itself hands out the public names by a lazy look-up, so everything may ask it for its version.
     imports = {name: _imports(path, names.keys()) - {"sdlora", name} for name, path in names.items()}

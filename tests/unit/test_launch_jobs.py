@@ -19,6 +19,8 @@ from sdlora.sinks.jsonl import JsonlSink
 from sdlora.training.preflight.dry_run import DryRun
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow  # starts processes
+
 SLEEPER = (sys.executable, "-c", "import time; print('half', flush=True); time.sleep(600)")
 
 

@@ -21,6 +21,8 @@ from sdlora.processes import ProcessRecord, start_mark
 from sdlora.sinks.jsonl import JsonlSink
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow  # starts processes
+
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(600)")
 
 

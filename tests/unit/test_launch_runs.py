@@ -34,6 +34,8 @@ from sdlora.runs.event_log import last_words, text_tail
 from sdlora.sinks.jsonl import JsonlSink
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.slow  # starts processes
+
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(600)")
 
 

@@ -110,6 +110,7 @@ def test_estimate_knows_no_other_optimizer_but_still_counts_one():
     assert estimate(plan(optimizer="some.Optimizer")).optimizer_bytes == 8 * 1_600_000
 
 
+@pytest.mark.slow
 def test_peak_of_the_process_counts_memory_that_was_given_back():
     script = (
         "import torch; from sdlora.training.preflight.memory import peak_gib\n"

@@ -132,3 +132,19 @@ def test_timesteps_follow_their_distribution(distribution, quantile):
 
 def inverse_erf(value: float) -> float:
     return torch.erfinv(torch.tensor(value, dtype=torch.float64)).item()
+
+
+def test_random_strengths_are_drawn_evenly_for_each_image():
+    def generators(count=4000):
+        return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+    shape = (1, 8, 8)
+    full = make_noise(shape, generators(), noise_offset=0.5).mean(dim=(1, 2, 3)).std()
+    drawn = make_noise(shape, generators(), noise_offset=0.5, random_offset=True).mean(dim=(1, 2, 3)).std()
+    plain = make_noise(shape, generators()).mean(dim=(1, 2, 3)).std()
+    # The spread of u x n with even u is that of n over sqrt(3).
+    assert (drawn**2 - plain**2).sqrt() / (full**2 - plain**2).sqrt() == pytest.approx(3**-0.5, rel=0.1)
+
+    noise = torch.zeros((4000, 1, 8, 8))
+    spread = perturb(noise, generators(), 0.3, random_strength=True).std()
+    assert spread / 0.3 == pytest.approx(3**-0.5, rel=0.05)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
-from sdlora.config.optimization import OPTIMIZERS, OptimizationConfig
+from sdlora.config.optimization import OPTIMIZERS, OWN_RATE, OptimizationConfig
 from sdlora.errors import ConfigError, MissingPackageError
 from sdlora.training.optimization.optimizers import (
     build,
@@ -29,7 +29,14 @@ CPU = torch.device("cpu")
 STEPS = 40
 NAMES = (*OPTIMIZERS, "torch.optim.SGD")
 PRODIGY_START = {"d0": 1e-3}  # the usual 1e-6 takes longer to grow than these tests last
-RATES = {"prodigy": 1.0, "adafactor": 0.03, "torch.optim.SGD": 1.0}
+RATES = {
+    **dict.fromkeys(OWN_RATE, 1.0),
+    "dadapt_adam": 0.3,
+    "adafactor": 0.03,
+    "torch.optim.SGD": 1.0,
+    "muon": 0.05,
+    "soap": 0.03,
+}
 
 
 def state_bytes(optimizer: Optimizer) -> int:
@@ -45,7 +52,7 @@ def state_bytes(optimizer: Optimizer) -> int:
 
 def settings(name: str, **changes) -> OptimizationConfig:
     values = {"optimizer": name, "learning_rate": RATES.get(name, 0.01), "steps": STEPS, "warmup": 3}
-    if name == "prodigy":
+    if name in OWN_RATE:
         values["optimizer_options"] = PRODIGY_START
     return OptimizationConfig(**{**values, **changes})
 
@@ -60,7 +67,7 @@ class Run:
         self.b = nn.Parameter(torch.zeros(64, 16))
         self.wanted = torch.randn((64, 4), generator=generator) @ torch.randn((4, 64), generator=generator) / 8
         rate = config.learning_rate
-        ratio = 1.0 if config.optimizer == "prodigy" else 0.5
+        ratio = 1.0 if config.optimizer in OWN_RATE else 0.5
         self.groups = [ParameterGroup("a", [self.a], rate, 0.01), ParameterGroup("b", [self.b], rate * ratio, 0.01)]
         self.optimizer = build(self.groups, config, CPU)
         self.step_number = 0
@@ -271,7 +278,7 @@ def test_missing_package_is_named_with_the_command_that_installs_it(monkeypatch,
     monkeypatch.setattr("sdlora.training.optimization.optimizers.importlib.import_module", refuse())
     with pytest.raises(MissingPackageError, match=rf"optimizer={name} needs the package '{package}'") as caught:
         check(settings(name))
-    assert f"pip install 'sdlora[{extra}]'  (or: pip install {package})" in str(caught.value)
+    assert f"pip install -e '.[{extra}]'  (or: pip install {package})" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -302,3 +309,20 @@ def test_prodigy_gives_text_encoders_the_same_rate_by_default():
 def test_what_schedule_free_does_itself_is_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
         settings("schedule_free_adamw", **changes)
+
+
+def test_a_misspelt_option_is_refused_although_the_package_takes_any() -> None:
+    config = OptimizationConfig(optimizer="came", optimizer_options={"clip_treshold": 1.0})
+    with pytest.raises(ConfigError, match="clip_treshold: unknown option of CAME, did you mean 'clip_threshold'"):
+        check(config)
+
+
+def test_muon_leaves_magnitudes_to_adamw() -> None:
+    matrix, magnitude = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))
+    groups = [ParameterGroup("unet", [matrix], 0.02, 0.0), ParameterGroup("unet magnitude", [magnitude], 0.02, 0.0)]
+    optimizer = build(groups, OptimizationConfig(optimizer="muon", learning_rate=0.02), CPU)
+    assert [group["use_muon"] for group in optimizer.param_groups] == [True, False]
+    (matrix.square().sum() + magnitude.square().sum()).backward()
+    optimizer.step()
+    assert not torch.equal(matrix.data, torch.ones(4, 4))
+    assert not torch.equal(magnitude.data, torch.ones(4))

@@ -60,6 +60,15 @@ def test_a_port_that_is_taken_ends_with_code_2_and_names_the_option(capsys: pyte
     assert address("::1", 80) == "http://[::1]:80"
 
 
+def test_a_missing_gradio_is_told_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("webui.__main__.find_spec", lambda name: None)
+    monkeypatch.setattr("webui.__main__.why_not", lambda host, port: None)
+    assert main(["--no-browser"]) == 2
+    assert "the page needs the package 'gradio', which is not installed. Run:" in capsys.readouterr().err
+
+
 def test_fields_are_remembered_and_forgotten_across_restarts(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "state.json"
     state = PageState(path)
@@ -115,6 +124,7 @@ def test_handlers_tell_our_errors_in_full_and_others_by_kind(caplog: pytest.LogC
     assert '"Delete {#count}?"' in confirm("Delete {#count}?")
 
 
+@pytest.mark.slow
 def test_the_whole_page_is_built_without_torch(tmp_path: Path) -> None:
     pytest.importorskip("gradio")
     question = f"""
@@ -134,21 +144,13 @@ assert not heavy, heavy
     assert answer.returncode == 0, answer.stderr
 
 
-def test_the_status_line_says_what_runs_and_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_status_line_says_what_runs_and_how_it_ended(tmp_path: Path) -> None:
+    from sdlora.launch.runs import RunHandle
+    from sdlora.launch.watch import Snapshot, WatchedRun
     from sdlora.runs.state import RunState
-    from webui import status
+    from webui.runs.view import StatusLine
 
-    class Handle:
-        name = "cat & dog"
-
-        def __init__(self, state: RunState) -> None:
-            self._state = state
-
-        def state(self) -> RunState:
-            return self._state
-
-    line = status.StatusLine(tmp_path)
-    monkeypatch.setattr(status, "_LOOK_SECONDS", 0.0)
+    line = StatusLine()
     told = []
     for state in (
         RunState("running", step=57, total_steps=100),
@@ -156,31 +158,32 @@ def test_the_status_line_says_what_runs_and_how_it_ended(tmp_path: Path, monkeyp
         RunState("crashed"),
         RunState("crashed"),
     ):
-        monkeypatch.setattr(status, "list_runs", lambda _, state=state: [Handle(state)])
-        told.append(line.text())
+        told.append(line.text(Snapshot((WatchedRun(RunHandle(tmp_path / "cat & dog"), state),))))
     assert told[0] == "<p>cat &amp; dog: 50 % of 100 steps</p>"
     assert told[1] == "<p>cat &amp; dog: caching images</p>"
     assert told[2] == told[3] == "<p>cat &amp; dog has crashed: see the Runs tab</p>"
+    assert StatusLine().text(Snapshot()) == ""
 
 
+@pytest.mark.slow
 def test_machine_facts_are_told_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from webui import system
+    from sdlora.launch import machine
 
-    assert dict(system.versions())["pillow"] != "not installed"
-    assert any("free of" in value for _, value in system.memory())
+    assert dict(machine.versions())["pillow"] != "not installed"
+    assert any("free of" in value for _, value in machine.memory())
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 'NVIDIA X, 512, 24576, 7'\necho nonsense\n", encoding="utf-8")
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     if os.name == "posix":
-        assert system.cards() == [("NVIDIA X", "512 of 24576 MiB used, 7 % busy")]
+        assert machine.cards() == [("NVIDIA X", "512 of 24576 MiB used, 7 % busy")]
 
 
 def test_the_trash_is_counted_and_emptied(tmp_path: Path) -> None:
-    from webui import system
+    from sdlora.trash import Size, empty_folder, size_of
 
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.png").write_bytes(b"12345")
-    assert system.size_of(tmp_path) == system.Size(1, 5)
-    assert system.empty(tmp_path) == system.Size(1, 5)
+    assert size_of(tmp_path) == Size(1, 5)
+    assert empty_folder(tmp_path) == Size(1, 5)
     assert list(tmp_path.iterdir()) == []

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
-from sdlora.generation.request.prompt_adapters import find_adapter, split_prompt, take_tags, write_tag, write_tags
-from sdlora.library.names import find_adapter_by_hash
+from sdlora.library.names import find_adapter, find_adapter_by_hash
+from sdlora.library.prompt_tags import split_prompt, take_tags, write_tag, write_tags
 
 
 def write_adapter(path: Path, content: bytes = b"12345678", **metadata: str) -> Path:
@@ -56,7 +56,11 @@ def test_a_prompt_without_tags_stays_as_it_is() -> None:
         ("<lora:ink:strong>", "'strong' is not a number"),
         ("<lora:ink:te=x>", "'x' is not a number"),
         ("<lora:ink:nan>", "'nan' is not a number"),
-        ("<lora:ink:dyn=4>", "'dyn=' is not known here; write te= and unet="),
+        (
+            "<lora:ink:dyn=4>",
+            "'dyn=' is not known here; write te=, unet= and lbw= "
+            "(for a part of the steps give the adapter's start and end as settings)",
+        ),
         ("<lora::1>", "it has no name; write <lora:name:0.8>"),
         ("<lora:ink:1:1:4>", "it has too many parts; write <lora:name:te:unet>"),
         ("<hypernet:old:1>", "hypernetworks can't be used; take it out of the prompt"),
@@ -105,7 +109,7 @@ def test_an_adapter_is_found_by_file_name_subfolder_alias_and_any_case(tmp_path:
 
 def test_a_missing_adapter_names_its_neighbours_and_where_was_searched(tmp_path: Path) -> None:
     write_adapter(tmp_path / "watercolour.safetensors")
-    with pytest.raises(ConfigError, match=f"nothing of that name in {tmp_path}; near it: watercolour"):
+    with pytest.raises(ConfigError, match=f"no adapter of that name is in {tmp_path}; near it: watercolour"):
         find_adapter("watercolor", [tmp_path])
     with pytest.raises(ConfigError, match="there is: watercolour"):
         find_adapter("zzz", [tmp_path])
@@ -114,19 +118,18 @@ def test_a_missing_adapter_names_its_neighbours_and_where_was_searched(tmp_path:
     with pytest.raises(ConfigError, match="nowhere: no such folder"):
         find_adapter("ink", [tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="which hold no .safetensors file"):
+    with pytest.raises(ConfigError, match="which holds no .safetensors file"):
         find_adapter("ink", [tmp_path / "empty"])
 
 
 def test_an_ambiguous_name_lists_the_places(tmp_path: Path) -> None:
     one = write_adapter(tmp_path / "a" / "ink.safetensors")
     two = write_adapter(tmp_path / "b" / "ink.safetensors")
-    with pytest.raises(ConfigError, match="2 files are called so") as caught:
+    with pytest.raises(ConfigError) as caught:
         find_adapter("ink", [tmp_path])
-    assert str(one) in str(caught.value)
-    assert str(two) in str(caught.value)
-    assert "name the folder too, such as a/ink" in str(caught.value)
+    assert caught.value.problems == [f"2 files may be meant: a/ink ({one}), b/ink ({two}); write one of these names"]
     assert find_adapter("b/ink", [tmp_path]) == two
+    assert find_adapter(str(two), [tmp_path]) == two
 
 
 def test_every_missing_name_of_a_prompt_is_listed_at_once(tmp_path: Path) -> None:

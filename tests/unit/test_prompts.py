@@ -108,6 +108,7 @@ def test_without_weights_brackets_are_text(clip: Tokenizer) -> None:
     assert parse_weights("plain") == [Span("plain")]
 
 
+@pytest.mark.slow
 def test_counting_tokens_and_detecting_load_no_torch() -> None:
     code = (
         "import sys\n"

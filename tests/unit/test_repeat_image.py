@@ -45,7 +45,7 @@ def test_a_picture_of_another_tool_needs_its_base_model_named(tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"it was generated with 'v1-5' \(hash 45dee52b1c\); say which file that is"):
         repeat_image(path)
     repeated = repeat_image(path, base_is_given=True)
-    assert repeated.notes == ("not taken over, for want of a counterpart: VAE",)
+    assert repeated.notes == ("not taken over, for want of a counterpart: VAE x",)
     assert "base_model" not in repeated.values
     builtin = repeat_image(picture(tmp_path / "b.png", model="builtin:emoji"))
     assert builtin.values["base_model"] == {"model": "builtin:emoji"}
@@ -70,7 +70,7 @@ def test_everything_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         repeat_image(path, [tmp_path / "loras"])
     assert len(caught.value.problems) == 3
-    assert caught.value.problems[1].startswith("<lora:fog:1>: nothing of that name in")
+    assert caught.value.problems[1].startswith("<lora:fog:1>: no adapter of that name is in")
     with pytest.raises(ConfigError, match="hypernetworks can't be used"):
         repeat_image(picture(tmp_path / "b.png", prompt="<hypernet:a:1>"), base_is_given=True)
 

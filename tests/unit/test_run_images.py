@@ -9,6 +9,7 @@ import pytest
 from sdlora.config import files
 from sdlora.errors import DataError
 from sdlora.training.inputs.images import find_images
+from tests.support.dataset_pictures import picture, save_captioned
 
 
 def test_images_that_are_all_held_out_are_refused(tiny_images: Path) -> None:
@@ -25,3 +26,24 @@ def test_missing_class_images_come_with_the_command_that_draws_them(tiny_images:
     config = files.load(None, [*settings, f"images.class_folder={tmp_path}"])
     with pytest.raises(DataError, match="is empty. Generate its images"):
         find_images(config)
+
+
+def test_prior_captions_lack_the_trigger_wherever_it_came_from(tmp_path: Path) -> None:
+    save_captioned(picture(1), tmp_path / "a.png", "a photo of ohwx cat, sitting")
+    save_captioned(picture(2), tmp_path / "b.png", "sleeping")
+    config = files.load(
+        None,
+        [f"images.folder={tmp_path}", "captions.trigger=ohwx", "captions.prefix=ohwx art,", "images.cache=false",
+         "objective.prior_preservation=base_prediction", "images.resolution=64"],
+    )  # fmt: skip
+    records = find_images(config).trained
+    assert [record.prior_caption() for record in records] == ["art, a photo of cat, sitting", "art, sleeping"]
+    assert all("ohwx" in record.plain_caption() for record in records)
+
+
+@pytest.mark.parametrize("setting", ["captions.trigger=null", "objective.prior_prompt='a cat'"])
+def test_a_prior_that_is_the_trained_caption_is_refused(tmp_path: Path, setting: str) -> None:
+    save_captioned(picture(1), tmp_path / "a.png", "a cat")
+    settings = [f"images.folder={tmp_path}", "images.cache=false", "objective.prior_preservation=base_prediction"]
+    with pytest.raises(DataError, match=r"would undo the training of 1 of 1 images \(a\.png\).*'a cat'"):
+        find_images(files.load(None, [*settings, setting]))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.generation.restore.image_files import save_image
-from sdlora.launch.images import ImageProgress
+from sdlora.launch.images import ImageRequest
 from tests.support.emoji_adapters import random_adapter
 
 gr = pytest.importorskip("gradio", reason="the page needs gradio")
@@ -22,18 +22,20 @@ gr = pytest.importorskip("gradio", reason="the page needs gradio")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Both tabs, laid out in a page that nobody serves."""
     from webui.context import Context
+    from webui.generate import tab as generate
+    from webui.mix import tab as mix
+    from webui.services import Services
     from webui.state import PageState
-    from webui.tabs import generate, mix
     from webui.workspace import Workspace
 
     workspace = Workspace(tmp_path_factory.mktemp("page") / "root")
     workspace.prepare()
     random_adapter(workspace.adapters / "ink.safetensors", 1, trigger="ink style")
     random_adapter(workspace.adapters / "wash.safetensors", 2)
-    with gr.Blocks():
+    with gr.Blocks() as page:
         timer = gr.Timer(1)
         with gr.Tabs() as tabs:
-            context = Context(workspace, PageState(workspace.state), tabs, timer)
+            context = Context(Services(workspace, PageState(workspace.state)), page, tabs, timer)
             for name in ("mix", "generate"):
                 context.share(f"tab.{name}", gr.Tab(name, id=name))
             for name, module in (("mix", mix), ("generate", generate)):
@@ -44,7 +46,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def tab(context: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The generate tab with a worker that only notes what it is asked for."""
+    """The generate tab with a queue that only notes what it is asked for."""
     tab = context.shared["generate.tab"]
     tab.asked = []
 
@@ -52,82 +54,93 @@ def tab(context: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         tab.asked.append((config, wait))
         return len(tab.asked)
 
-    drawings = SimpleNamespace(
+    images = SimpleNamespace(
         submit=submit, submit_grid=lambda grid, run=None, wait=False: submit(grid, wait=wait), is_busy=False
     )
-    monkeypatch.setitem(tab.studio.__dict__, "drawings", drawings)
-    tab.studio.active.change(lambda _: ())
+    monkeypatch.setitem(context.services.__dict__, "images", images)
+    context.services.active.change(lambda _: ())
     return tab
+
+
+@pytest.fixture
+def generating(tab: Any) -> Any:
+    """What generates."""
+    return tab.generating
 
 
 def values_of(tab: Any, **shown: Any) -> dict[Any, Any]:
     """What a handler that generates is given."""
     everything = {**tab.form.show(GenerateConfig()), **shown}
     values = {component: everything[name] for name, component in tab.form.components.items()}
-    return {**values, tab.start.is_on: False, tab.start.editor: None, tab.context.shared["mix.prompt"]: ""}
+    return {
+        **values,
+        tab.generating.start.is_on: False,
+        tab.generating.start.editor: None,
+        tab.context.shared["mix.prompt"]: "",
+    }
 
 
 def panel_of(context: Any) -> Any:
     """The library's panel, found by what its Add button calls."""
-    from webui.tabs.mix_library import LibraryPanel
+    from webui.mix.library import LibraryPanel
 
     with gr.Blocks():
-        return LibraryPanel(context, context.shared["studio"])
+        return LibraryPanel(context)
 
 
-def test_a_request_is_handed_on_or_its_problems_shown(tab: Any) -> None:
-    assert tab._draw(values_of(tab, prompt="a fox", steps=4))[0] == ""
+def test_a_request_is_handed_on_or_its_problems_shown(tab: Any, generating: Any) -> None:
+    assert generating.begin(values_of(tab, prompt="a fox", steps=4))[0] == ""
     assert [(config.prompt, config.steps, wait) for config, wait in tab.asked] == [("a fox", 4, False)]
-    shown = tab._draw(values_of(tab, steps=0, seed=-7))[0]
+    shown = generating.begin(values_of(tab, steps=0, seed=-7))[0]
     assert "2 problems to fix first" in shown
     assert 'data-field="generate-steps"' in shown
     assert len(tab.asked) == 1
 
 
-def test_a_start_image_that_is_missing_is_a_problem(tab: Any) -> None:
-    values = {**values_of(tab), tab.start.is_on: True}
-    assert "there is no picture; add one" in tab._draw(values)[0]
+def test_a_start_image_that_is_missing_is_a_problem(tab: Any, generating: Any) -> None:
+    values = {**values_of(tab), generating.start.is_on: True}
+    assert "there is no picture; add one" in generating.begin(values)[0]
     picture = {"background": Image.new("RGB", (32, 32)), "layers": []}
-    tab._draw({**values, tab.start.editor: picture})
+    generating.begin({**values, generating.start.editor: picture})
     assert tab.asked[0][0].start.image.is_file()
     assert tab.asked[0][0].start.mask is None
-    tab._draw(values)  # the editor of a page that was just loaded is empty; the picture is the same
+    generating.begin(values)  # the editor of a page that was just loaded is empty; the picture is the same
     assert tab.asked[1][0].start.image == tab.asked[0][0].start.image
-    assert tab.start._kept_once(False) == (True, tab.start._kept())
-    assert tab.start._kept_once(True) == (True, gr.skip())  # something may have been painted meanwhile
-    tab.start._forget()
-    assert "there is no picture; add one" in tab._draw(values)[0]
-    tab.start._take(picture)
-    tab._draw(values)
+    generating.start._forget()
+    assert "there is no picture; add one" in generating.begin(values)[0]
+    generating.start._take(picture)
+    generating.begin(values)
     assert tab.asked[2][0].start.image == tab.asked[0][0].start.image
-    tab.start._forget()
-    assert "there is no picture; add one" in tab._draw(values)[0]
+    generating.start._forget()
+    assert "there is no picture; add one" in generating.begin(values)[0]
 
 
-def test_beside_a_training_the_person_is_asked_first(tab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tab.studio, "active_training", lambda: "portrait")
-    _, choice, words, pending = tab._draw(values_of(tab))
+def test_beside_a_training_the_person_is_asked_first(
+    tab: Any, generating: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tab.services.watch, "training", lambda: "portrait")
+    _, choice, words, pending = generating.begin(values_of(tab))
     assert choice.visible
     assert "**portrait** is training" in words
     assert tab.asked == []
-    tab._decided(True)(pending)
+    generating.decide(True)(pending)
     assert tab.asked[0][1] is True
-    tab._decided(False)(pending)
+    generating.decide(False)(pending)
     assert tab.asked[1][1] is False
 
 
-def test_comparison_and_grid_draw_with_the_rows_in_use(tab: Any, context: Any) -> None:
-    from webui.mixing.active_adapters import add
+def test_comparison_and_grid_generate_with_the_rows_in_use(tab: Any, generating: Any, context: Any) -> None:
+    from sdlora.library.rows import add
 
     prompt = context.shared["mix.prompt"]
     assert "there is no adapter to compare" in tab._compare(values_of(tab))[0]
-    for entry in tab.studio.adapters.entries:
-        tab.studio.active.change(lambda rows, entry=entry: add(rows, entry))
+    for entry in tab.services.adapters.entries:
+        tab.services.active.change(lambda rows, entry=entry: add(rows, entry))
     tab._compare({**values_of(tab, prompt="of the form"), prompt: "of the mix"})
     grid = tab.asked[0][0]
     assert len(grid.cells()) == 4
     assert grid.config.prompt == "of the mix"
-    assert tab.draw_grid(values_of(tab), ["steps=nonsense"])[-1] is None
+    assert generating.begin_grid(values_of(tab), ["steps=nonsense"])[-1] is None
     assert len(tab.asked) == 1
 
 
@@ -137,11 +150,11 @@ def test_size_and_seed_buttons_fill_in_and_are_remembered(tab: Any, context: Any
     assert context.state.get("generate.width_px") == 768
     assert tab._set_size("Model's own") == (None, None)
     assert tab._random() == -1
-    tab.studio.drawings.current = lambda: None
+    tab.services.images.current = lambda: None
     with pytest.raises(gr.Error, match="Nothing was generated yet"):
         tab._reuse()
-    done = SimpleNamespace(progress=ImageProgress("finished", 1, seeds=(77, 78)))
-    tab.studio.drawings.current = lambda: done
+    done = ImageRequest(1, "a fox", "finished", 1, seeds=(77, 78))
+    tab.services.images.current = lambda: done
     assert tab._reuse() == 77
 
 
@@ -155,11 +168,11 @@ def test_settings_of_a_picture_fill_form_rows_and_text(tab: Any, context: Any, t
     form = tab.form.components
     assert (updates[form["prompt"]], updates[form["steps"]], updates[form["seed"]]) == ("a fox", 9, 5)
     assert updates[context.shared["mix.tags"]] == "<lora:ink:0.3>"
-    assert updates[tab.changes] == 4
+    assert updates[tab.generating.changes] == 4
     assert "Everything was taken over." in updates[tab.results.notes]
     assert form["num_images"] not in updates
     assert context.state.get("generate.steps") == 9
-    tab.studio.state.set("generate.seed", 1)
+    context.state.set("generate.seed", 1)
     assert form["seed"] not in tab.results._restore(tmp_path / "a.png", 3, with_seed=False)
 
 

@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sdlora.cli import app
-from sdlora.config import files, schema
+from sdlora.config import fields, files, presets, schema
+from sdlora.config.fields import Field
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
-from webui import fields
-from webui.fields import Field
-from webui.run_setup import draft, presets, view
+from sdlora.imports.read import settings_as_yaml
+from webui.services import Services
+from webui.state import PageState
+from webui.train import view
+from webui.train.report import Draft, Reporter, from_yaml, to_yaml, with_preset
+from webui.workspace import Workspace
 
 TRAIN = fields.fields(TrainConfig)
 BY_NAME = {field.name: field for field in TRAIN}
@@ -32,7 +36,7 @@ def test_a_preset_survives_the_form_and_its_yaml(preset: str) -> None:
     back, problems = fields.check(TrainConfig, TRAIN, fields.show_all(config, TRAIN))
     assert not problems
     assert back == config
-    assert draft.from_yaml(draft.to_yaml(back)) == config
+    assert from_yaml(to_yaml(back)) == config
 
 
 def test_the_request_for_images_goes_through_a_form_too() -> None:
@@ -109,8 +113,11 @@ def test_a_section_s_own_check_names_the_field_inside_it() -> None:
     assert fields.setting_of("the disk is full", TRAIN) is None
 
 
-def read(shown: dict[str, Any], tmp_path: Path) -> draft.Draft:
-    return draft.read(shown, [field for field in TRAIN if field.name != "outputs.folder"], tmp_path / "runs")
+def read(shown: dict[str, Any], tmp_path: Path) -> Draft:
+    workspace = Workspace(tmp_path)
+    services = Services(workspace, PageState(workspace.state))
+    among = [field for field in TRAIN if field.name != "outputs.folder"]
+    return Reporter(services, workspace.runs, among, lambda name: (name, "section")).draft(shown)
 
 
 def shown_of(preset: str, **changes: Any) -> dict[str, Any]:
@@ -128,15 +135,14 @@ def test_missing_folders_and_files_are_problems_before_anything_starts(tmp_path:
     assert "no image" in read(shown_of("demo.yaml", images__folder=str(empty)), tmp_path).problems[0]
     found = read(shown_of("demo.yaml", base_model__model="gone.safetensors"), tmp_path)
     assert found.problems == ("base_model.model: there is no gone.safetensors",)
-    assert not found.can_start
-    assert read(shown_of("demo.yaml"), tmp_path).can_start
+    assert read(shown_of("demo.yaml"), tmp_path).problems == ()
 
 
 def test_runs_of_the_page_lie_in_its_workspace(tmp_path: Path) -> None:
     config = read(shown_of("demo.yaml"), tmp_path).config
     assert config is not None
     assert config.outputs.folder == tmp_path / "runs"
-    assert "outputs" not in draft.to_yaml(config)
+    assert "outputs" not in to_yaml(config)
 
 
 @pytest.mark.parametrize("preset", ["demo.yaml", "sdxl_style.yaml", presets.PLAIN])
@@ -154,7 +160,7 @@ def test_the_command_trains_what_the_form_shows(preset: str, tmp_path: Path, mon
     }
     config = read(shown_of(preset) | changes, tmp_path).config
     assert config is not None
-    program, subcommand, *arguments = shlex.split(draft.command(config, preset))
+    program, subcommand, *arguments = shlex.split(presets.command_line(config, preset))
     assert (program, subcommand) == ("sdlora", "train")
     trained: list[TrainConfig] = []
     load = files.load
@@ -171,10 +177,10 @@ def test_the_command_trains_what_the_form_shows(preset: str, tmp_path: Path, mon
 def test_another_preset_keeps_what_a_person_chose() -> None:
     before, after = shown_of("demo.yaml"), shown_of("sd15_person.yaml")
     mine = before | {"images.folder": "/data/cats", "captions.trigger": "ohwx cat", "optimization.steps": 5}
-    shown = draft.load_preset(after, before, mine)
+    shown = with_preset(after, before, mine)
     assert (shown["images.folder"], shown["captions.trigger"]) == ("/data/cats", "ohwx cat")
     assert shown["optimization.steps"] == 2000
-    assert draft.load_preset(after, before, before) == after
+    assert with_preset(after, before, before) == after
 
 
 def test_differences_from_the_preset_can_be_reset_one_by_one() -> None:
@@ -185,10 +191,10 @@ def test_differences_from_the_preset_can_be_reset_one_by_one() -> None:
         ("captions.trigger", "blueprint style", "<b>"),
         ("adapter.rank", 16, 4),
     ]
-    listed = view.differences_list(changed)
+    listed = view.differences(changed)
     assert 'data-reset="adapter.rank"' in listed
     assert "&lt;b&gt;" in listed
-    assert "Nothing" in view.differences_list([])
+    assert "Nothing" in view.differences([])
 
 
 def test_settings_are_found_by_what_they_do() -> None:
@@ -215,14 +221,14 @@ def test_a_preset_of_one_s_own_is_kept_and_never_overwritten(tmp_path: Path) -> 
         presets.save(config, "cats small", tmp_path)
     with pytest.raises(ConfigError, match="use letters, digits"):
         presets.save(config, "../away", tmp_path)
-    assert "0.9 GiB measured" in presets.about("demo.yaml")
+    assert "0.9 GiB measured" in view.about_preset("demo.yaml")
 
 
 def test_yaml_with_mistakes_lists_them() -> None:
     with pytest.raises(ConfigError, match=r"2 problems:\n  adapter.rnak: unknown setting; did you mean 'rank'"):
-        draft.from_yaml("adapter: {rnak: 4}\noptimization: {steps: 0}")
+        from_yaml("adapter: {rnak: 4}\noptimization: {steps: 0}")
     with pytest.raises(ConfigError, match="not valid YAML"):
-        draft.from_yaml("a: [")
+        from_yaml("a: [")
 
 
 def test_settings_of_other_trainers_are_imported(tmp_path: Path) -> None:
@@ -230,10 +236,10 @@ def test_settings_of_other_trainers_are_imported(tmp_path: Path) -> None:
     ours.write_text("adapter: {rank: 3}", encoding="utf-8")
     kohya.write_text('{"LoRA_type": "Standard", "network_dim": 12, "train_data_dir": "x"}', encoding="utf-8")
     neither.write_text("adapter: {rnak: 3}", encoding="utf-8")
-    assert draft.from_yaml(draft.import_file(ours)).adapter.rank == 3
-    assert draft.from_yaml(draft.import_file(kohya)).adapter.rank == 12
+    assert from_yaml(settings_as_yaml(ours)).adapter.rank == 3
+    assert from_yaml(settings_as_yaml(kohya)).adapter.rank == 12
     with pytest.raises(ConfigError, match="did you mean 'rank'"):
-        draft.import_file(neither)
+        settings_as_yaml(neither)
 
 
 def test_a_field_knows_its_choices() -> None:

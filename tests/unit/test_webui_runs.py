@@ -15,25 +15,30 @@ import pytest
 from PIL import Image
 
 from sdlora import events
+from sdlora.config import fields
 from sdlora.config import files as config_files
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, RunError
 from sdlora.launch import queue
+from sdlora.launch.dry_runs import DryRuns, Finding
+from sdlora.launch.forecast import Forecast
+from sdlora.launch.pace import Pace, Paces
 from sdlora.launch.runs import RunHandle, prepare
+from sdlora.launch.starting import Starter
+from sdlora.launch.support import support_zip
+from sdlora.launch.watch import RunWatch, Snapshot, WatchedRun, settings_that_differ
+from sdlora.runs.curves import MAX_POINTS, Curves, smoothed, thin_out
 from sdlora.runs.state import RunState
 from sdlora.training.preflight.dry_run import DryRun, Problem
-from webui import api, fields
-from webui.run_setup import view
-from webui.run_setup.dry_runs import DryRuns, Finding
-from webui.run_setup.pace import Pace, Paces
-from webui.run_setup.report import Reporter, Services
-from webui.run_setup.starting import Starter
-from webui.run_setup.step_maths import count_steps
-from webui.run_view import chart, comparison, files, previews, status
-from webui.run_view.chart import ChartOptions, Curve
-from webui.run_view.curves import Curves
-from webui.run_view.page import Choice, RunPage
-from webui.run_view.watch import Look, RunWatch, SeenRun
+from sdlora.training.preflight.step_count import count_steps
+from webui import api
+from webui.runs import chart, previews, view
+from webui.runs.chart import ChartOptions, Curve
+from webui.runs.parts import Choice, RunParts
+from webui.services import Services
+from webui.state import PageState
+from webui.train import view as train_view
+from webui.train.report import Reporter
 from webui.workspace import Workspace
 
 DEMO = config_files.load("demo.yaml")
@@ -79,33 +84,43 @@ def test_a_resumed_run_replaces_the_steps_it_does_again() -> None:
     assert rows[-1]["loss"] == "0.05"
 
 
-def test_a_long_curve_is_drawn_with_few_points_and_keeps_its_extremes() -> None:
+def test_a_long_curve_is_shown_with_few_points_and_keeps_its_extremes() -> None:
     losses = [0.1 + 0.001 * (n % 7) for n in range(20_000)]
     losses[12_345] = 0.9
-    points = chart.thin_out(range(1, 20_001), losses)
-    assert len(points) <= chart.MAX_POINTS
+    points = thin_out(range(1, 20_001), losses)
+    assert len(points) <= MAX_POINTS
     assert (12_346.0, 0.9) in points
-    assert len(chart.smoothed(range(1, 20_001), losses, 0.3)) <= chart.MAX_POINTS
+    assert len(smoothed(range(1, 20_001), losses, 0.3)) <= MAX_POINTS
 
 
 def test_smoothing_has_no_delay_and_keeps_a_constant() -> None:
     steps = range(1, 102)
-    peak = chart.smoothed(steps, [1.0 if n == 51 else 0.0 for n in steps], 0.5)
+    peak = smoothed(steps, [1.0 if n == 51 else 0.0 for n in steps], 0.5)
     assert max(peak, key=lambda point: point[1])[0] == 51
-    assert [value for _, value in chart.smoothed(steps, [0.25] * 101, 1.0)] == pytest.approx([0.25] * 101)
-    assert chart.smoothed([1, 2], [0.1, 0.2], 0.0) == [(1.0, 0.1), (2.0, 0.2)]
+    assert [value for _, value in smoothed(steps, [0.25] * 101, 1.0)] == pytest.approx([0.25] * 101)
+    assert smoothed([1, 2], [0.1, 0.2], 0.0) == [(1.0, 0.1), (2.0, 0.2)]
 
 
 def test_the_chart_says_its_last_values_in_words() -> None:
     curve = Curve("cats", range(1, 4), [0.3, 0.2, 0.1], [(3.0, 0.15)], [(1.0, 1e-4), (3.0, 5e-5)])
-    drawn = chart.draw([curve], ChartOptions(smoothing=0.0))
+    drawn = chart.chart([curve], ChartOptions(smoothing=0.0))
     label = re.search('aria-label="([^"]+)"', drawn)
     assert label is not None
     assert label[1] == "Loss of cats: 0.1000 at step 3, smoothed 0.1000, validation 0.1500 at step 3."
     assert "learning rate" in drawn
-    assert "learning rate" not in chart.draw([curve], ChartOptions(with_rate=False))
-    assert "<script" not in chart.draw([Curve("<script>", [1], [0.1])], ChartOptions(log_scale=True))
-    assert "No loss yet" in chart.draw([Curve("cats", [], [])], ChartOptions())
+    assert "learning rate" not in chart.chart([curve], ChartOptions(with_rate=False))
+    assert "<script" not in chart.chart([Curve("<script>", [1], [0.1])], ChartOptions(log_scale=True))
+    assert "No loss yet" in chart.chart([Curve("cats", [], [])], ChartOptions())
+
+
+def test_a_stretch_of_steps_is_shown_with_all_its_points() -> None:
+    curve = Curve("cats", range(1, 20_001), [0.1 + 0.001 * (n % 7) for n in range(20_000)], [(5.0, 0.2), (150.0, 0.15)])
+    part = curve.between(100, 200)
+    assert (list(part.steps), len(part.losses), part.validations) == (list(range(100, 201)), 101, [(150.0, 0.15)])
+    shown = chart.chart([curve], ChartOptions(first_step=100, last_step=200))
+    assert 'data-steps="100 200"' in shown
+    assert "at step 200" in shown
+    assert "No step between 30000 and 40000" in chart.chart([curve], ChartOptions(first_step=30_000, last_step=40_000))
 
 
 def test_ticks_are_round_numbers() -> None:
@@ -127,37 +142,36 @@ def test_ticks_are_round_numbers() -> None:
     ],
 )
 def test_each_state_has_its_words_and_its_buttons(state: RunState, words: str, on: set[str], tmp_path: Path) -> None:
-    run = SeenRun(RunHandle(tmp_path / "cats"), state)
-    assert words in status.headline(run)
-    pressable = status.buttons(state)
-    assert {name for name in ("stop", "kill", "resume", "save", "preview", "delete") if getattr(pressable, name)} == on
+    run = WatchedRun(RunHandle(tmp_path / "cats"), state)
+    assert words in view.headline(run)
+    assert state.actions == on
 
 
 def test_speed_and_remaining_time_wait_for_thirty_steps() -> None:
-    assert "known after 30 steps" in status.figures(RunState("running", 12, 100))
-    shown = status.figures(RunState("running", 50, 100, steps_per_second=2.0, eta_seconds=25.0))
+    assert "known after 30 steps" in view.figures(RunState("running", 12, 100))
+    shown = view.figures(RunState("running", 50, 100, steps_per_second=2.0, eta_seconds=25.0))
     assert "2.0 steps/s" in shown
     assert "about 25 s" in shown
     assert 'aria-valuenow="50"' in shown
     silent = RunState("running", 50, 100, updated_at=time.time() - 600)
-    assert "No news for 10 min" in status.figures(silent)
+    assert "No news for 10 min" in view.figures(silent)
 
 
 def test_killing_is_offered_again_when_stopping_takes_long() -> None:
     state = RunState("stopping", 1, 10)
-    assert status.kill_hint(state, time.time()) == ""
-    assert "Kill ends it at once" in status.kill_hint(state, time.time() - 21)
-    assert status.kill_hint(RunState("running"), time.time() - 99) == ""
+    assert view.kill_hint(state, time.time()) == ""
+    assert "Kill ends it at once" in view.kill_hint(state, time.time() - 21)
+    assert view.kill_hint(RunState("running"), time.time() - 99) == ""
 
 
 def test_the_queue_lists_who_waits_and_what_can_be_done(tmp_path: Path) -> None:
-    shown = status.queue_list(Look(waiting=("one", "t<w>o")))
+    shown = view.queue(Snapshot(waiting=("one", "t<w>o")))
     assert shown.count("<li>") == 2
     assert 'aria-label="Move up one" title="Move up" disabled' in shown
     assert "t&lt;w&gt;o" in shown
-    assert "Held: nothing is started" in status.queue_list(Look(waiting=("one",), is_held=True))
-    assert status.queue_list(Look()) == ""
-    assert "No runs yet" in status.run_list(Look(), None)
+    assert "Held: nothing is started" in view.queue(Snapshot(waiting=("one",), is_held=True))
+    assert view.queue(Snapshot()) == ""
+    assert "No runs yet" in view.run_list(Snapshot(), None)
 
 
 def test_a_press_makes_one_run_however_often_it_comes(tmp_path: Path, monkeypatch: Any) -> None:
@@ -179,15 +193,15 @@ def test_nothing_is_started_beside_a_waiting_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cats waits in the queue: add this run to the queue instead"):
         Starter(tmp_path).start(DEMO)
     assert Starter(tmp_path).enqueue(DEMO).state().status == "queued"
-    assert RunWatch(tmp_path).look().waiting == ("cats", "blueprint-demo")
+    assert RunWatch(tmp_path).snapshot().waiting == ("cats", "blueprint-demo")
 
 
-def test_a_look_at_the_runs_sees_what_is_new(tmp_path: Path) -> None:
+def test_a_snapshot_of_the_runs_sees_what_is_new(tmp_path: Path) -> None:
     watch = RunWatch(tmp_path)
-    assert watch.look().runs == ()
+    assert watch.snapshot().runs == ()
     handle = made(tmp_path)
     told(handle, started(), step(1), events.RunFailed(step=1, message="the card is full"))
-    run = watch.look(now=True).find("cats")
+    run = watch.snapshot(now=True).find("cats")
     assert run is not None
     assert (run.state.status, run.state.last_error) == ("failed", "the card is full")
     told(handle, started(first=1), step(2))
@@ -196,7 +210,7 @@ def test_a_look_at_the_runs_sees_what_is_new(tmp_path: Path) -> None:
     assert watch.curves(handle).steps == [1, 2, 3]
 
 
-def drawn(handle: RunHandle, *steps: int) -> None:
+def previewed(handle: RunHandle, *steps: int) -> None:
     """Preview pictures of the run's prompts at these steps."""
     for number in steps:
         folder = handle.files.previews(number)
@@ -208,7 +222,7 @@ def drawn(handle: RunHandle, *steps: int) -> None:
 def test_previews_are_shown_by_step_and_prompt_and_compared_with_step_0(tmp_path: Path) -> None:
     handle = made(tmp_path / "runs")
     assert "No previews yet" in previews.grid([], tmp_path)
-    drawn(handle, 0, 100)
+    previewed(handle, 0, 100)
     images = handle.previews()
     table = previews.grid(images, tmp_path / "thumbnails")
     assert table.count("<img") == 6
@@ -223,12 +237,13 @@ def test_previews_are_shown_by_step_and_prompt_and_compared_with_step_0(tmp_path
 
 def test_runs_are_compared_by_settings_and_pictures(tmp_path: Path) -> None:
     one, other = made(tmp_path / "runs", "one"), made(tmp_path / "runs", "other", seed=7)
-    drawn(one, 0)
-    drawn(other, 0, 50)
-    runs = [SeenRun(handle, handle.state()) for handle in (one, other)]
-    assert comparison.settings_that_differ(runs) == [("name", ["one", "other"]), ("seed", [0, 7])]
-    assert "<td>7</td>" in comparison.differences_table(runs)
-    assert "are the same" in comparison.differences_table(runs[:1] * 2)
+    previewed(one, 0)
+    previewed(other, 0, 50)
+    runs = [WatchedRun(handle, handle.state()) for handle in (one, other)]
+    assert settings_that_differ(runs) == [("name", ["one", "other"]), ("seed", [0, 7])]
+    assert "<td>7</td>" in view.compared(runs, "<svg></svg>", "")
+    assert "<svg></svg>" in view.compared(runs[:1] * 2, "<svg></svg>", "")
+    assert "are the same" in view.compared(runs[:1] * 2, "", "")
     side = previews.side_by_side([(run.name, run.handle.previews()) for run in runs], tmp_path / "thumbnails")
     assert side.count("<img") == 6
     assert "step 50" in side
@@ -237,10 +252,10 @@ def test_runs_are_compared_by_settings_and_pictures(tmp_path: Path) -> None:
 def test_only_what_has_changed_is_made_anew(tmp_path: Path) -> None:
     handle = made(tmp_path / "runs")
     told(handle, started(), *(step(n) for n in range(1, 4)))
-    page = RunPage(RunWatch(tmp_path / "runs"), tmp_path / "thumbnails")
+    page = RunParts(RunWatch(tmp_path / "runs"), tmp_path / "thumbnails")
 
     def keys() -> dict[str, Any]:
-        page.watch.look(now=True)
+        page.watch.snapshot(now=True)
         return {name: part.key for name, part in page.parts(Choice()).items()}
 
     before = keys()
@@ -254,21 +269,21 @@ def test_only_what_has_changed_is_made_anew(tmp_path: Path) -> None:
 
 def test_adapter_files_can_be_fetched(tmp_path: Path) -> None:
     handle = made(tmp_path / "my runs")
-    assert "No adapter file yet" in files.adapter_list([])
+    assert "No adapter file yet" in view.adapter_files([])
     handle.files.adapter("cats").write_bytes(b"0" * 2**20)
-    listed = files.adapter_list(handle.adapter_files())
+    listed = view.adapter_files(handle.adapter_files())
     assert "1.0 MiB" in listed
     assert f'href="gradio_api/file={tmp_path}/my%20runs/cats/cats.safetensors" download="cats.safetensors"' in listed
 
 
 def test_a_support_zip_holds_no_images_and_prompts_only_when_asked(tmp_path: Path) -> None:
     handle = made(tmp_path / "runs")
-    drawn(handle, 0)
+    previewed(handle, 0)
     told(handle, started(), events.PreviewReady(step=0, paths=["x.png"], prompts=["a secret ] cat"]))
     handle.files.log.write_text("error: no memory\n", encoding="utf-8")
 
     def content(with_prompts: bool) -> dict[str, str]:
-        with zipfile.ZipFile(files.support_zip(handle, tmp_path / "out", with_prompts=with_prompts)) as archive:
+        with zipfile.ZipFile(support_zip(handle, tmp_path / "out", with_prompts=with_prompts)) as archive:
             return {name: archive.read(name).decode() for name in archive.namelist()}
 
     plain = content(False)
@@ -285,9 +300,9 @@ def test_steps_are_counted_from_file_names(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     config = config_files.validate({"images": {"folder": str(tmp_path)}, "optimization": {"batch_size": 2}}, "test")
-    maths = count_steps(config)
-    assert maths is not None
-    assert maths.as_text() == "3 images x repeats = 7 samples / batch 2 = 3.5 steps an epoch; 40 steps = 10 epochs"
+    counted = count_steps(config)
+    assert counted is not None
+    assert counted.in_words() == "3 images x repeats = 7 samples / batch 2 = 3.5 steps an epoch; 40 steps = 10 epochs"
     assert count_steps(TrainConfig()) is None
 
 
@@ -300,10 +315,10 @@ def test_the_time_is_told_from_runs_of_the_same_size_only(tmp_path: Path) -> Non
     assert paces.find(DEMO, [handle]) == Pace(0.5, "cats")
     larger = DEMO.model_copy(update={"optimization": DEMO.optimization.model_copy(update={"batch_size": 16})})
     assert paces.find(larger, [handle]) is None
-    shown = view.summary(DEMO, count_steps(DEMO), Pace(0.5, "cats"), Finding("idle"))
+    shown = train_view.summary(Forecast(steps=count_steps(DEMO), pace=Pace(0.5, "cats")))
     assert "about 2 min 30 s" in shown
     assert "0.5 s a step in cats" in shown
-    assert "known after 30 steps" in view.summary(DEMO, count_steps(DEMO), None, Finding("running"))
+    assert "known after 30 steps" in train_view.summary(Forecast(steps=count_steps(DEMO), dry_run=Finding("running")))
 
 
 @dataclass
@@ -339,7 +354,7 @@ def dry_jobs(monkeypatch: pytest.MonkeyPatch) -> list[FinishedJob]:
         jobs.append(FinishedJob(DryRun(problems=[Problem(setting=None, message=f"{config.seed} is unlucky")])))
         return jobs[-1]
 
-    monkeypatch.setattr("webui.run_setup.dry_runs.start_dry_run", begin)
+    monkeypatch.setattr("sdlora.launch.dry_runs.start_dry_run", begin)
     return jobs
 
 
@@ -348,27 +363,29 @@ def test_a_draft_is_looked_into_once_it_is_left_alone(
 ) -> None:
     dry_runs, other = DryRuns(tmp_path), DEMO.model_copy(update={"seed": 13})
     dry_runs.ask(DEMO)
-    assert (dry_runs.look(DEMO).stage, dry_jobs) == ("waiting", [])
-    monkeypatch.setattr("webui.run_setup.dry_runs.QUIET_SECONDS", 0.0)
-    assert dry_runs.look(DEMO).stage == "running"
+    assert (dry_runs.find(DEMO).stage, dry_jobs) == ("waiting", [])
+    monkeypatch.setattr("sdlora.launch.dry_runs.QUIET_SECONDS", 0.0)
+    assert dry_runs.find(DEMO).stage == "running"
     dry_runs.ask(other)
-    assert dry_runs.look(other).stage == "running"
+    assert dry_runs.find(other).stage == "running"
     assert len(dry_jobs) == 2
     dry_jobs[1].is_active = False
-    found = dry_runs.look(other.model_copy(update={"name": "renamed"}))
+    found = dry_runs.find(other.model_copy(update={"name": "renamed"}))
     assert found.found is not None
     assert found.found.problems[0].message == "13 is unlucky"
-    assert dry_runs.look(None).stage == "idle"
+    assert dry_runs.find(None).stage == "idle"
 
 
 def test_what_the_dry_run_finds_wrong_keeps_start_closed(
     tmp_path: Path, dry_jobs: list[FinishedJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webui.run_setup.dry_runs.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("sdlora.launch.dry_runs.QUIET_SECONDS", 0.0)
     workspace = Workspace(tmp_path)
     workspace.prepare()
     among = fields.fields(TrainConfig, ["outputs.folder"])
-    reporter = Reporter(Services.of(workspace), workspace.runs, among, lambda name: (name, "section"))
+    reporter = Reporter(
+        Services(workspace, PageState(workspace.state)), workspace.runs, among, lambda name: (name, "section")
+    )
     shown = fields.show_all(DEMO, among)
     before = reporter.report(shown, "demo.yaml")
     assert before.can_start

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from sdlora.adapters.files.kohya import to_ldm
 from sdlora.config.base_model import FamilyName
+from sdlora.config.mix import parse_adapter
 from sdlora.errors import ConfigError
 
 BASE = "BASE"
@@ -99,3 +100,25 @@ def block_weights(
     if len(given) in (12, 17):
         names = tuple(name for name in names if name not in _WITHOUT_ATTENTION[is_sdxl])
     return {name: float(weight) for name, weight in zip(names, given, strict=True)}
+
+
+def read_blocks(text: str, source: str, family: FamilyName | None = None) -> str | list[float] | dict[str, float]:
+    """Block weights as a person types them: a name, numbers between commas, or names with weights.
+
+    Raises ConfigError naming `source`; with a family, number and names of the blocks are checked too.
+    """
+    spelled = text.strip() or "ALL"
+    listed = f"[{spelled}]" if "," in spelled and "=" not in spelled else spelled
+    blocks = parse_adapter(f"x:{listed}" if "=" in spelled else f"x:blocks={listed}").blocks
+    if family is not None or isinstance(blocks, str):
+        block_weights(blocks, family, source)
+    return blocks
+
+
+def spell_blocks(blocks: str | Sequence[float] | dict[str, float]) -> str:
+    """The inverse of `read_blocks`."""
+    if isinstance(blocks, str):
+        return blocks
+    if isinstance(blocks, dict):
+        return ",".join(f"{name}={weight:g}" for name, weight in blocks.items()) or "ALL"
+    return ",".join(f"{weight:g}" for weight in blocks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class Description:
     trains_text_encoder: bool
     title: str
     """The name its maker gave it, empty if none."""
+    own_names: tuple[str, ...]
+    """All names that stand in its metadata."""
     trigger: str
     """Words that belong into the prompt, as its card or its metadata tell them."""
     tags: tuple[str, ...]
@@ -92,6 +95,7 @@ def describe(path: Path, card: Path | None = None) -> Description | None:
         num_layers=len(keys.layers),
         trains_text_encoder=any(name.startswith("lora_te") for name in keys.layers),
         title=spec.get("title", "") or _text(metadata.get("ss_output_name")),
+        own_names=own_names(metadata),
         trigger=_text(told.get("activation text")) or spec.get("trigger_phrase", ""),
         tags=_tags(metadata.get("ss_tag_frequency")),
         preferred_weight=_weight(told.get("preferred weight")),
@@ -99,6 +103,12 @@ def describe(path: Path, card: Path | None = None) -> Description | None:
         notes=_text(told.get("notes")) or _text(told.get("description")) or spec.get("description", ""),
         base_model=_text(metadata.get("ss_sd_model_name")),
     )
+
+
+def own_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The names that stand in a file's metadata: its trainer's, by which AUTOMATIC1111 takes it too, and its title."""
+    names = (_text(metadata.get(key)) for key in ("ss_output_name", "modelspec.title"))
+    return tuple(name for name in names if name and name.lower() != "none")
 
 
 def require_adapter(path: Path) -> Description:

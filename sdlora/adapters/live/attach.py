@@ -168,6 +168,23 @@ class Adapter:
             factored[place] = weights
         return factored
 
+    @torch.no_grad()
+    def limit_norms(self, limit: float) -> float:
+        """Scale every layer's update down to a Frobenius norm of `limit`, both factors alike; returns the largest norm.
+
+        LoRA only. |B A|^2 = sum (B'B * A A'), from the factors' Gram matrices, without making B A itself.
+        """
+        largest = 0.0
+        for module in self._modules.values():
+            down, up = (module.weights[name].flatten(1) for name in ("lora_A", "lora_B"))
+            squared = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0.0)
+            norm = module.target.scale * float(squared) ** 0.5
+            if norm > limit:
+                for name in ("lora_A", "lora_B"):
+                    module.weights[name].mul_((limit / norm) ** 0.5)
+            largest = max(largest, norm)
+        return largest
+
     def dead_modules(self) -> list[str]:
         """Layers whose every weight has no gradient or a zero one; ask between backward and zero_grad."""
         return [

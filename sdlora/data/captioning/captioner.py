@@ -35,6 +35,10 @@ def load_captioner(config: CaptioningConfig) -> Captioner:
     Raises ModelError when there is none, or none of a kind that captions here, MissingPackageError for a tagger without
     onnxruntime.
     """
+    if config.endpoint is not None:
+        from sdlora.data.captioning.endpoint import EndpointCaptioner
+
+        return EndpointCaptioner(config)
     plugins = metadata.entry_points(group=ENTRY_POINTS)
     if config.model in plugins.names:
         return plugins[config.model].load()(config)

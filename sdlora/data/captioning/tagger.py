@@ -21,7 +21,7 @@ from PIL import Image
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.errors import MissingPackageError, ModelError
 
-_GENERAL, _CHARACTER = 0, 4
+_GENERAL, _CHARACTER, _RATING = 0, 4, 9
 _KAOMOJI = frozenset({
     "0_0", "(o)_(o)", "+_+", "+_-", "._.", "<o>_<o>", "<|>_<|>", "=_=", ">_<", "3_3", "6_9", ">_o", "@_@", "^_^", "o_o",
     "u_u", "x_x", "|_|", "||_||",
@@ -31,14 +31,14 @@ _KAOMOJI = frozenset({
 
 @dataclass(frozen=True)
 class Tag:
-    """One output of the model. category: 0 general, 4 character; others (9 is the rating) are left out."""
+    """One output of the model. category: 0 general, 4 character, 9 rating; others are left out."""
 
     name: str
     category: int
 
 
 class Tagger:
-    """Captions of tags: characters first, then general tags, the likeliest first."""
+    """Captions of tags: characters first, then general tags, then ratings if asked for, the likeliest first."""
 
     def __init__(self, model_file: Path, tags_file: Path, config: CaptioningConfig) -> None:
         """Load both files. Raises MissingPackageError without onnxruntime, ModelError for files of another layout."""
@@ -71,7 +71,14 @@ class Tagger:
     def _chosen(self, probabilities_T: numpy.ndarray) -> list[str]:
         config = self.config
         chosen = []
-        for category, threshold in ((_CHARACTER, config.character_threshold), (_GENERAL, config.threshold)):
+        thresholds = (
+            (_CHARACTER, config.character_threshold),
+            (_GENERAL, config.threshold),
+            (_RATING, config.rating_threshold),
+        )
+        for category, threshold in thresholds:
+            if threshold is None:
+                continue
             likely = [
                 (float(probability), tag.name)
                 for tag, probability in zip(self.tags, probabilities_T, strict=True)

@@ -6,10 +6,11 @@ import re
 from functools import partial
 from pathlib import Path
 
-from sdlora.data.caption_files import CaptionFolders, decode_text
+from sdlora.data.caption_files import CaptionFolders
 from sdlora.data.fix.changes import Change
 from sdlora.data.images import list_folder
 from sdlora.errors import ConfigError
+from sdlora.text_files import read_text
 
 
 def plan_edit(folder: Path, pattern: str, replacement: str, *, ignore_case: bool = False) -> list[Change]:
@@ -38,4 +39,4 @@ def plan_edit(folder: Path, pattern: str, replacement: str, *, ignore_case: bool
 def _own_text(image: Path, sources: CaptionFolders) -> str:
     caption = sources.caption(image)
     beside = image.with_suffix(".txt")
-    return decode_text(beside.read_bytes()) if caption and beside.is_file() else caption or ""
+    return read_text(beside) if caption and beside.is_file() else caption or ""

@@ -13,18 +13,17 @@ from PIL import Image, ImageOps
 
 from sdlora.config.images import CaptionsConfig
 from sdlora.config.train import TrainConfig
-from sdlora.data.caption_files import decode_text
 from sdlora.data.captions import has_trigger, joint
 from sdlora.data.decoding import UNREAD_SUFFIXES, open_image
 from sdlora.data.fix.changes import Change
 from sdlora.data.images import ImageRecord
-from sdlora.data.lint.caption_rules import wrongly_encoded
 from sdlora.data.lint.check import exact_duplicates
 from sdlora.data.lint.findings import FIXABLE
 from sdlora.data.lint.measures import is_animated, is_exif_rotated
 from sdlora.data.lint.samples import Dataset, gather
 from sdlora.data.lint.tags import near_miss_spellings, rewrite_tags
 from sdlora.errors import ConfigError
+from sdlora.text_files import UnreadableTextError, decode_text
 
 _JPEG_QUALITY = 95
 
@@ -50,7 +49,7 @@ def plan_fixes(folder: Path, rules: Sequence[str], config: TrainConfig, *, encod
     """
     _refuse_bad_requests(rules, config, encoding)
     folder = folder.expanduser().resolve()
-    data = gather([folder], config.images, figures=False)
+    data = gather([folder], config.images, config.captions, figures=False)
     changes: list[Change] = []
     removed: set[Path] = set()
     if "unreadable" in rules:
@@ -143,7 +142,7 @@ def _caption_changes(
             draft.text = _read_text(source, None) or ""
             if not draft.text and "caption-encoding" in rules:
                 draft.change("caption-encoding", _read_text(source, encoding) or "")
-        elif "caption-encoding" in rules and wrongly_encoded(path):
+        elif "caption-encoding" in rules and source in data.wrongly_encoded:
             draft.change("caption-encoding", _read_text(source, encoding) or "")
         elif source.is_file() and draft.text:
             draft.text = _read_text(source, None) or draft.text
@@ -158,8 +157,8 @@ def _read_text(path: Path, encoding: str | None) -> str | None:
     content = path.read_bytes()
     try:
         return decode_text(content)
-    except UnicodeDecodeError:
-        return content.decode(encoding, errors="replace") if encoding else None
+    except UnreadableTextError:
+        return content.decode(encoding, errors="replace").replace("\0", "") if encoding else None
 
 
 def _change_texts(drafts: Sequence[_Draft], rules: Sequence[str], config: CaptionsConfig) -> None:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 
 from sdlora.config.images import CaptionsConfig
 from sdlora.config.train import TrainConfig
-from sdlora.data.caption_files import decode_text
-from sdlora.data.captions import has_trigger, render
+from sdlora.data.captions import has_trigger
 from sdlora.data.images import ImageRecord
 from sdlora.data.lint.findings import Finding
 from sdlora.data.lint.samples import Dataset
 from sdlora.data.lint.tags import near_miss_spellings, repeated_tags, tags_of
-from sdlora.models.prompts import MAX_TOKENS, count_tokens
+from sdlora.models.prompts import MAX_TOKENS, count_tokens, parse_weights
 from sdlora.models.tokenizer import light_tokenizer
 
 _NEARLY_ALL = 0.8
+_KOHYA_SEPARATOR = "|||"
+"""The usual keep_tokens_separator of sd-scripts."""
 _FEWEST_CAPTIONS = 5
 """Below this number a tag in all captions says nothing."""
 
@@ -29,27 +29,17 @@ def caption_findings(data: Dataset, config: TrainConfig) -> Iterator[Finding]:
     captioned = [record for record in data.records if record.caption]
     yield from _files(data, config.captions)
     yield from _lengths(captioned, config)
+    yield from _brackets(captioned, config.captions)
+    yield from _separators(captioned, config.captions)
     yield from _tags(captioned, config.captions)
     yield from _trigger(captioned, config.captions)
-
-
-def wrongly_encoded(image: Path) -> Path | None:
-    """The image's .txt file if it is neither UTF-8 nor UTF-16."""
-    path = image.with_suffix(".txt")
-    try:
-        decode_text(path.read_bytes())
-    except UnicodeDecodeError:
-        return path
-    except OSError:
-        return None
-    return None
 
 
 def _files(data: Dataset, config: CaptionsConfig) -> Iterator[Finding]:
     for problem in data.caption_problems:
         yield Finding("caption-unreadable", problem)
     records = [record for record in data.records if not record.caption]
-    encodings = [path for record in records if (path := wrongly_encoded(record.path))]
+    encodings = data.wrongly_encoded
     if encodings:
         yield Finding("caption-encoding", "not UTF-8 text: the run would be refused", tuple(encodings))
     uncaptioned = {record.path for record in records}
@@ -70,10 +60,10 @@ def _files(data: Dataset, config: CaptionsConfig) -> Iterator[Finding]:
 def _lengths(records: Sequence[ImageRecord], config: TrainConfig) -> Iterator[Finding]:
     tokenizer = light_tokenizer(config.base_model)
     limit = config.captions.max_tokens
-    whole = config.captions.model_copy(update={"dropout": 0.0, "tag_dropout": 0.0})
     counts = {
-        record.path: count_tokens(
-            tokenizer, render(record.caption or "", whole, random.Random(0)), weights=config.captions.weights
+        record.path: max(
+            count_tokens(tokenizer, text, weights=record.captions.weights)
+            for text in record.trained_captions() or [record.plain_caption()]
         )
         for record in records
     }
@@ -89,6 +79,47 @@ def _lengths(records: Sequence[ImageRecord], config: TrainConfig) -> Iterator[Fi
         tuple(longer),
         {"most_tokens": most, "limit": limit},
     )
+
+
+def _brackets(records: Sequence[ImageRecord], config: CaptionsConfig) -> Iterator[Finding]:
+    """Brackets that are read otherwise than most data sets mean them, with what would be trained."""
+    kind = re.compile(r"(?<!\\)[()\[\]]") if config.weights else re.compile(r"\\[()\[\]]")
+    with_brackets = [record for record in records if kind.search(record.caption or "")]
+    if not with_brackets:
+        return
+    caption = next(iter((with_brackets[0].caption or "").splitlines()), "")
+    tag = next((tag for tag in caption.split(config.separator or ",") if kind.search(tag)), caption).strip()
+    if config.weights:
+        spans = " + ".join(f"'{(span.text or 'BREAK').strip()}' x{span.weight:.3g}" for span in parse_weights(tag))
+        yield Finding(
+            "caption-brackets",
+            f"captions.weights is on, so brackets are weights: '{tag}' is trained as {spans}. If they belong to the "
+            "tags, set captions.weights=false",
+            tuple(record.path for record in with_brackets),
+        )
+    else:
+        yield Finding(
+            "caption-escapes",
+            f"captions.weights is off, so backslashes are trained as text: '{tag}'. Write the bracket without one: "
+            r"sdlora dataset edit FOLDER '\\\\([()\[\]])' '\\1'",
+            tuple(record.path for record in with_brackets),
+        )
+
+
+def _separators(records: Sequence[ImageRecord], config: CaptionsConfig) -> Iterator[Finding]:
+    if config.keep_separator is None:
+        bars = [record.path for record in records if _KOHYA_SEPARATOR in (record.caption or "")]
+        if bars:
+            yield Finding(
+                "keep-separator",
+                f"'{_KOHYA_SEPARATOR}' is trained as text: set captions.keep_separator='{_KOHYA_SEPARATOR}' to keep "
+                "the tags before it in their place",
+                tuple(bars),
+            )
+    elif records and not any(config.keep_separator in (record.caption or "") for record in records):
+        yield Finding(
+            "keep-separator", f"no caption has captions.keep_separator='{config.keep_separator}': it has no effect"
+        )
 
 
 def _tags(records: Sequence[ImageRecord], config: CaptionsConfig) -> Iterator[Finding]:

@@ -26,17 +26,17 @@ def check(
     on_progress: called with how much of the folders is read and how much there is.
     Raises DataError for a folder that doesn't exist or has no images.
     """
-    roots = tuple(folder.expanduser().absolute() for folder in (folders or config.images.folders))
+    roots = tuple(folder.expanduser().absolute() for folder in (folders or config.images.all_folders))
     refuse_missing_folders(roots)
     held_out = config.validation.folder
     if held_out is not None:
         held_out = held_out.expanduser().absolute()
         refuse_missing_folders([held_out])
-    data = gather(roots, config.images, on_progress=on_progress)
+    data = gather(roots, config.images, config.captions, on_progress=on_progress)
     findings = [*image_findings(data, config.images), *caption_findings(data, config), *_buckets(data, config)]
     findings += _duplicates(data.samples, config)
     if held_out is not None:
-        findings += _leaks(data, gather([held_out], config.images))
+        findings += _leaks(data, gather([held_out], config.images, config.captions))
     return Report(roots, len(data.samples) + len(data.broken), worst_first(findings))
 
 

@@ -28,6 +28,9 @@ RULES: dict[str, Severity] = {
     "near-duplicate": "warning",
     "validation-leak": "warning",
     "caption-too-long": "warning",
+    "caption-brackets": "warning",
+    "caption-escapes": "warning",
+    "keep-separator": "warning",
     "duplicate-tags": "warning",
     "trigger-inconsistent": "warning",
     "near-miss-spelling": "warning",
@@ -53,7 +56,7 @@ FIXABLE = (
     "near-miss-spelling",
     "trigger-missing",
 )
-"""The rules that `repair.fixes` can put right, in the order in which it does."""
+"""The rules that `fix.fixes` can put right, in the order in which it does."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sdlora.config.images import ImagesConfig
-from sdlora.data.caption_files import CaptionFolders, repeats_folder
+from sdlora.config.images import CaptionsConfig, ImagesConfig
+from sdlora.data.caption_files import CaptionFolders
 from sdlora.data.decoding import UnreadableImageError
-from sdlora.data.images import THREADS, ImageRecord, Listing, inspect_all, list_folder, mask_problem
+from sdlora.data.images import (
+    THREADS,
+    ImageRecord,
+    Listing,
+    Source,
+    inspect_all,
+    list_folder,
+    make_record,
+    mask_problem,
+    sources_of,
+)
 from sdlora.data.lint.measures import Measures, measure
 from sdlora.data.scan_problems import OTHER_CAPTION_SUFFIXES
 
@@ -36,6 +46,8 @@ class Dataset:
     """Pictures that can't be used, with the reason."""
     caption_problems: list[str] = field(default_factory=list)
     """A sentence for each caption file that can't be read, apart from wrong encodings."""
+    wrongly_encoded: list[Path] = field(default_factory=list)
+    """Caption files that are no text in UTF-8 or UTF-16."""
     unread_captions: dict[Path, Path] = field(default_factory=dict)
     """Caption files with an ending that is not read, by picture."""
     zero_repeats: list[Path] = field(default_factory=list)
@@ -45,6 +57,7 @@ class Dataset:
 def gather(
     folders: Sequence[Path],
     images: ImagesConfig,
+    captions: CaptionsConfig,
     *,
     figures: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
@@ -56,7 +69,10 @@ def gather(
     found = Dataset(tuple(folders))
     seen: set[Path] = set()
     pictures: dict[Path, tuple[Listing, list[Path]]] = {}
-    for root in folders:
+    # A missing caption is a finding of its own here, whatever captions.default would put in its place.
+    shared = captions.model_copy(update={"default": None})
+    sources = {source.folder: source for source in sources_of(images, shared, folders)}
+    for root in sources:
         listing = list_folder(root)
         pictures[root] = listing, [path for path in listing.pictures if path.resolve() not in seen]
         seen.update(path.resolve() for path in listing.pictures)
@@ -69,7 +85,7 @@ def gather(
             on_progress(done, total)
 
     for root, (listing, paths) in pictures.items():
-        _gather_folder(root, listing, paths, images, found, advance)
+        _gather_folder(sources[root], listing, paths, found, advance)
     if figures:
         for record, measures in _measure_all(found.records, max(images.resolutions)):
             advance()
@@ -81,7 +97,7 @@ def gather(
     return found
 
 
-def unread_captions(listing: Listing) -> dict[Path, Path]:
+def unread_captions(listing: Listing, extension: str = ".txt") -> dict[Path, Path]:
     """Pictures with no a.txt but a file that looks like it and is not read, such as a.caption or a.TXT."""
     texts: dict[Path, list[Path]] = {}
     for path in listing.files:
@@ -89,42 +105,36 @@ def unread_captions(listing: Listing) -> dict[Path, Path]:
             texts.setdefault(path.with_suffix(""), []).append(path)
     beside = {picture: texts.get(picture.with_suffix(""), []) for picture in listing.pictures}
     return {
-        picture: paths[0] for picture, paths in beside.items() if paths and all(path.suffix != ".txt" for path in paths)
+        picture: paths[0]
+        for picture, paths in beside.items()
+        if paths and all(path.suffix != extension for path in paths)
     }
 
 
 def _gather_folder(
-    root: Path,
+    source: Source,
     listing: Listing,
     pictures: Sequence[Path],
-    images: ImagesConfig,
     found: Dataset,
     on_each: Callable[[], None],
 ) -> None:
-    sources = CaptionFolders(root)
-    found.unread_captions |= unread_captions(listing)
-    for path, facts in inspect_all(pictures, root, images, on_each):
+    images, captions = source.images, source.captions
+    files = CaptionFolders(source.folder, captions)
+    found.unread_captions |= unread_captions(listing, captions.extension)
+    for path, facts in inspect_all(pictures, source.folder, images, on_each):
         mask_path = listing.mask_of(path) if images.mask == "file" else None
         reason = facts if isinstance(facts, str) else mask_problem(mask_path, images.max_megapixels)
         if isinstance(facts, str) or reason:
             found.broken[path] = str(reason)
             continue
-        repeats, _ = repeats_folder(path.parent, root) or (images.repeats, "")
-        if repeats == 0:
+        record = make_record(path, facts, source, files, mask_path)
+        if record.repeats == 0:
             found.zero_repeats.append(path)
-        found.records.append(
-            ImageRecord(
-                path=path,
-                width_px=facts.width_px,
-                height_px=facts.height_px,
-                caption=sources.caption(path),
-                content_hash=facts.content_hash,
-                repeats=max(repeats, 1),
-                mask_path=mask_path,
-                has_alpha=facts.has_alpha,
-            )
-        )
-    found.caption_problems += [problem for problem in sources.problems if ".txt is not UTF-8 text" not in problem]
+            record = replace(record, repeats=1)
+        found.records.append(record)
+    encodings = files.wrongly_encoded.values()
+    found.wrongly_encoded += files.wrongly_encoded
+    found.caption_problems += [problem for problem in files.problems if problem not in encodings]
 
 
 def _measure_all(records: Sequence[ImageRecord], edge_px: int) -> Iterator[tuple[ImageRecord, Measures | str]]:

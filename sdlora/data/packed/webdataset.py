@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from sdlora.constants import MIB
-from sdlora.data.caption_files import decode_text
 from sdlora.data.decoding import IMAGE_SUFFIXES
 from sdlora.data.metadata_files import caption_of
 from sdlora.data.packed.samples import LARGEST_BYTES, PackedSample, Unusable
+from sdlora.text_files import UnreadableTextError, decode_text
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _TEXT_SUFFIXES = (".txt", ".caption")
@@ -65,8 +65,8 @@ def _sample(key: str, parts: dict[str, bytes]) -> Iterator[PackedSample | Unusab
         return
     try:
         yield PackedSample(key, image, _caption(parts))
-    except UnicodeDecodeError:
-        yield Unusable(key, "its caption is not UTF-8 text")
+    except UnreadableTextError as error:
+        yield Unusable(key, f"its caption {error}")
 
 
 def _caption(parts: dict[str, bytes]) -> str | None:

@@ -11,7 +11,8 @@ from sdlora.config import files
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
 from sdlora.generation.grid.values import CHOICE, FILE, SETTING, Axis, AxisValue, expand_numbers, split_values
-from sdlora.generation.request.prompt_adapters import find_adapter, take_tags
+from sdlora.library.names import find_adapter
+from sdlora.library.prompt_tags import take_tags
 from sdlora.runs.folder import open_run
 from sdlora.runs.results import adapter_files
 

@@ -5,7 +5,7 @@
         ...
     sheet = grid.sheet({generated.cell.place: generated.image.image for generated in ...})
 
-Planning a grid loads no torch; drawing does.
+Planning a grid loads no torch; generating it does.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from PIL import Image
 
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import ConfigError
+from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.contact_sheet import GridPosition, SheetAxis, draw_contact_sheet
 from sdlora.generation.grid.values import FILE, TEXT, Axis, AxisValue
-from sdlora.generation.request.prompt_adapters import find_adapter, take_tags
 from sdlora.generation.restore.image_files import SUFFIX_OF, save_image, save_sheet
+from sdlora.library.names import find_adapter
+from sdlora.library.prompt_tags import take_tags
 
 if TYPE_CHECKING:
     from sdlora.generation.generate import Generator
@@ -177,6 +179,15 @@ class Grid:
         }
 
 
+def plan_grid(config: GenerateConfig, specs: Sequence[str], run: Path | None = None) -> Grid:
+    """The grid of a request over axes such as `adapter.weight=0:1.2:0.2`, its prompt's adapters among the others.
+
+    run: the run that the axis `checkpoint` means. Raises ConfigError with every problem.
+    """
+    config = take_tags(config)
+    return Grid(config, parse_axes(specs, config, run))
+
+
 def save_grid(
     grid: Grid,
     folder: Path,
@@ -186,7 +197,7 @@ def save_grid(
     on_step: Callable[[StepPreview], None] | None = None,
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Path | None:
-    """Generate a grid into a new folder `<folder>/grid-0001`, a file for each cell and sheet.png; returns the sheet.
+    """Generate a grid into a new folder `<folder>/grid-0001`: sheet.png and a file a cell; returns the sheet's path.
 
     Cells are called after their place, x02-y01.png. When cancelled or interrupted, the sheet shows what is ready; with
     nothing ready there is none.

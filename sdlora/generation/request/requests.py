@@ -15,8 +15,9 @@ from sdlora.constants import LATENT_FACTOR
 from sdlora.data.decoding import UnreadableImageError
 from sdlora.errors import ConfigError, SdloraError
 from sdlora.generation.request.compute import choose_device
-from sdlora.generation.request.prompt_adapters import take_tags
+from sdlora.generation.request.prompt_choices import choose
 from sdlora.generation.request.start_images import fitting_size, start_problems
+from sdlora.library.prompt_tags import take_tags
 from sdlora.models.detection import Detection, detect
 
 Answer = TypeVar("Answer")
@@ -39,6 +40,7 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
     if detection is None:
         detection = _try(problems, "base_model", lambda: detect(config.base_model))
     config = _try(problems, "prompt", lambda: take_tags(config)) or config
+    _try(problems, "prompt", lambda: _chosen(config, 0))
     files_at_fault = start_problems(config.start)
     problems += files_at_fault
     if detection is not None:
@@ -60,11 +62,18 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
 
 
 def single_images(config: GenerateConfig) -> list[GenerateConfig]:
-    """A resolved request as one request for each of its images, with the seeds counting up."""
-    return [
-        config.model_copy(update={"seed": (config.seed + index) % _SEEDS, "num_images": 1})
-        for index in range(config.num_images)
-    ]
+    """A resolved request as one request for each of its images: seeds count up, and settle the prompts' choices."""
+    seeds = [(config.seed + index) % _SEEDS for index in range(config.num_images)]
+    return [config.model_copy(update={"seed": seed, "num_images": 1, **_chosen(config, seed)}) for seed in seeds]
+
+
+def _chosen(config: GenerateConfig, seed: int) -> dict[str, object]:
+    if not config.choices:
+        return {}
+    texts = {"prompt": config.prompt, "negative": config.negative}
+    chosen = {name: choose(text, seed, config.wildcard_folders) for name, text in texts.items()}
+    # What is left of braces is text now: the image's own request must not choose again.
+    return {**chosen, "choices": False} if chosen != texts else {}
 
 
 def check_rows(rows: Sequence[GenerateConfig]) -> None:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from sdlora import __version__
 from sdlora.config import files, schema
 from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
 from sdlora.errors import ConfigError
 from sdlora.generation.generated import GenerationFacts
-from sdlora.generation.request.prompt_adapters import plain_number, write_tags
 from sdlora.generation.restore.infotext_grammar import parse_infotext, write_infotext
+from sdlora.library.prompt_tags import plain_number, write_tags
+from sdlora.version import __version__
 
 _KARRAS = " Karras"
 _AUTOMATICALLY_KARRAS = ("DPM++ 2M", "DPM++ SDE")

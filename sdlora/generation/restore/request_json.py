@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sdlora import __version__
 from sdlora.generation.generated import GeneratedImage
 from sdlora.generation.restore.infotext import Infotext
 from sdlora.generation.restore.infotext_grammar import LONGEST_TEXT
+from sdlora.version import __version__
 
 _PATHS = {"base_model": ("model", "vae"), "start": ("image", "mask")}
 

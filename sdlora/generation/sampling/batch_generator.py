@@ -19,10 +19,11 @@ from sdlora.data.decoding import UnreadableImageError
 from sdlora.errors import DataError
 from sdlora.generation.request.start_images import StartImage, load_start
 from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
-from sdlora.generation.sampling.denoising import Conditions
-from sdlora.generation.sampling.passes import Passes, Watch, rescale_of
+from sdlora.generation.sampling.passes import Passes, Watch
+from sdlora.generation.sampling.samplers import rescale_of
+from sdlora.generation.sampling.text_conditions import ConditionsAt, RowTexts, TextConditions
 from sdlora.generation.sampling.texts import Texts
-from sdlora.models.bundle import Bundle, TextStates
+from sdlora.models.bundle import Bundle
 
 OnStep = Callable[[int, int, Callable[[], Tensor]], None]
 """Called with (step, total steps, clean latents_BCHW)."""
@@ -50,9 +51,13 @@ class BatchGenerator:
         self._adapted = adapted
         self._texts = Texts(bundle, adapted)
 
-    def num_chunks(self, row: GenerateConfig) -> int:
-        """Chunks of 75 tokens that a request's longer prompt takes; what is generated together must have the same."""
-        return self._texts.num_chunks(row.prompt, row.negative)
+    def shape_of_texts(self, row: GenerateConfig) -> tuple[int, int]:
+        """Chunks of 75 tokens that a request's longest prompt takes, and how many prompts AND joins.
+
+        What is generated together must have the same.
+        """
+        texts = _texts_of(row, self._bundle)
+        return self._texts.num_chunks(*texts.texts), texts.num_prompts
 
     def merges(self, config: GenerateConfig, sets: Sequence[AdapterSet]) -> bool:
         """Whether a batch's adapters are merged into the weights: told by its settings alone, never by its size."""
@@ -106,17 +111,15 @@ class BatchGenerator:
         on_step: OnStep | None,
         is_cancelled: Callable[[], bool],
     ) -> list[SampledImage]:
-        conditional, unconditional = self._encoded(rows, sets)
-        guidance_B = torch.tensor([row.guidance for row in rows], device=self._bundle.device)
-        rescale_B = torch.tensor([rescale_of(row, self._bundle) for row in rows], device=self._bundle.device)
+        texts = [_texts_of(row, self._bundle) for row in rows]
+        encoded = TextConditions(self._texts, texts, sets)
+        one_by_one = self._one_by_one(sets, encoded.is_guided)
 
-        def conditions(width_px: int, height_px: int) -> Conditions:
+        def conditions(width_px: int, height_px: int) -> ConditionsAt:
             size = self._bundle.family.full_size_conditions(width_px, height_px)
-            return Conditions(
-                conditional, unconditional, guidance_B, rescale_B, size, self._one_by_one(sets, unconditional)
-            )
+            return encoded.at_size(size, self._bundle.device, one_by_one=one_by_one)
 
-        put_on = self._putting_on(sets, merge, 1 if unconditional is None else 2)
+        put_on = self._putting_on(sets, merge, encoded.copies)
         passes = Passes(self._bundle, rows, starts, Watch(on_step, is_cancelled, put_on))
         latents_BCHW = passes.latents(conditions)
         return [
@@ -124,27 +127,15 @@ class BatchGenerator:
             for index in range(len(rows))
         ]
 
-    def _one_by_one(self, sets: Sequence[AdapterSet], unconditional: TextStates | None) -> bool:
+    def _one_by_one(self, sets: Sequence[AdapterSet], is_guided: bool) -> bool:
         """Whether images pass the UNet one by one, so that none's last bits depend on how many are generated together.
 
         A processor's fp32 kernels sum in another order for other batch sizes, its bf16 kernels only for a single row.
         Rows with adapters of their own stay together all the same.
         """
         is_mixed = len({_signature(own) for own in sets}) > 1
-        depends = self._bundle.dtype == torch.float32 or unconditional is None
+        depends = self._bundle.dtype == torch.float32 or not is_guided
         return self._bundle.device.type == "cpu" and depends and not is_mixed
-
-    def _encoded(
-        self, rows: Sequence[GenerateConfig], sets: Sequence[AdapterSet]
-    ) -> tuple[TextStates, TextStates | None]:
-        """Conditional and unconditional texts of one length; no unconditional ones where guidance is 1 throughout."""
-        conditional = self._texts.conditional([row.prompt for row in rows], sets)
-        unconditional = []
-        if any(row.guidance != 1 for row in rows):
-            unconditional = self._texts.unconditional([row.negative for row in rows], sets)
-        longest = max(states.states_BTD.shape[1] for states in (*conditional, *unconditional))
-        joined = self._texts.joined(conditional, longest)
-        return joined, self._texts.joined(unconditional, longest) if unconditional else None
 
     def _putting_on(self, sets: Sequence[AdapterSet], merge: bool, copies: int) -> Callable[[float], None]:
         """Called before each step with the share that is done: changes the adapters where one sets in or ends."""
@@ -180,6 +171,10 @@ class BatchGenerator:
             for module in modules:
                 nn.Module.to(module, dtype)
             bundle.dtype = dtype
+
+
+def _texts_of(row: GenerateConfig, bundle: Bundle) -> RowTexts:
+    return RowTexts.of(row.prompt, row.negative, row.steps, row.guidance, rescale_of(row.guidance_rescale, bundle))
 
 
 def _signature(adapters: AdapterSet) -> tuple[object, ...]:

@@ -19,10 +19,17 @@ from sdlora.models.size_conditions import SizeConditions
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a batch starts from. Without `unconditional` guidance has no effect and the UNet runs once an image."""
+    """What a batch is generated from at one step. Without `unconditional` guidance has no effect.
 
-    conditional: TextStates
+    `conditional` has one entry for each of the prompts joined by AND. With prompts c_k of weights w_k, the guided
+    prediction is u + guidance * sum_k w_k (c_k - u) (Liu et al. 2022, Composable Diffusion, eq. 11).
+    """
+
+    conditional: tuple[TextStates, ...]
+    weights_KB: Tensor
+    """Weight of each of the K prompts of each image."""
     unconditional: TextStates | None
+    """Only a single prompt of weight 1 can do without."""
     guidance_B: Tensor
     rescale_B: Tensor
     """Share of CFG rescaling (Lin et al. 2024, section 3.4)."""
@@ -38,7 +45,7 @@ class Conditions:
 
     def _predict(self, bundle: Bundle, inputs_BCHW: Tensor, timestep: Tensor, rows: slice) -> Tensor:
         """The same for some images: one UNet call with each image's conditional and unconditional rows side by side."""
-        texts = [states for states in (self.conditional, self.unconditional) if states is not None]
+        texts = [*self.conditional, *([] if self.unconditional is None else [self.unconditional])]
         pooled = [states.pooled_BD[rows] for states in texts if states.pooled_BD is not None]
         joined = TextStates(
             _interleaved([states.states_BTD[rows] for states in texts]), _interleaved(pooled) if pooled else None
@@ -49,7 +56,9 @@ class Conditions:
         predicted_BCHW = bundle.family.predict(bundle, noisy_BCHW, timesteps_B, joined, sizes).float()
         if self.unconditional is None:
             return predicted_BCHW
-        return guided(predicted_BCHW[::2], predicted_BCHW[1::2], self.guidance_B[rows], self.rescale_B[rows])
+        *conditional, unconditional_BCHW = (predicted_BCHW[index :: len(texts)] for index in range(len(texts)))
+        combined_BCHW = combine(conditional, unconditional_BCHW, self.weights_KB[:, rows])
+        return guided(combined_BCHW, unconditional_BCHW, self.guidance_B[rows], self.rescale_B[rows])
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Hooks:
 
 
 class CancelledError(Exception):
-    """BatchGenerator was cancelled between two steps."""
+    """Generation was cancelled between two steps."""
 
 
 @torch.no_grad()
@@ -82,7 +91,7 @@ def denoise(
     bundle: Bundle,
     scheduler: Any,
     latents_BCHW: Tensor,
-    conditions: Conditions,
+    conditions: Callable[[int, int], Conditions],
     generators: Sequence[torch.Generator],
     *,
     first: int = 0,
@@ -90,7 +99,8 @@ def denoise(
 ) -> Tensor:
     """Clean latents, float32. latents_BCHW: noisy as the scheduler wants them at its timestep number `first`.
 
-    generators: one for each image, on the CPU, for samplers that add noise. Raises CancelledError.
+    conditions: what holds at a step (from 0) of how many. generators: one for each image, on the CPU, for samplers that
+    add noise. Raises CancelledError.
     """
     hooks = hooks or Hooks()
     timesteps = scheduler.timesteps[first:]
@@ -104,7 +114,7 @@ def denoise(
         if hooks.before_step is not None:
             hooks.before_step(index / len(timesteps))
         inputs_BCHW = scheduler.scale_model_input(latents_BCHW, timestep)
-        predicted_BCHW = conditions.predict(bundle, inputs_BCHW, timestep)
+        predicted_BCHW = conditions(index, len(timesteps)).predict(bundle, inputs_BCHW, timestep)
         latents_BCHW = scheduler.step(predicted_BCHW, timestep, latents_BCHW, **noise).prev_sample
         if hooks.keep is not None:
             latents_BCHW = hooks.keep(latents_BCHW, first + index)
@@ -113,6 +123,16 @@ def denoise(
                 Step(index + 1, len(timesteps), _clean(bundle, inputs_BCHW, predicted_BCHW, float(timestep)))
             )
     return latents_BCHW
+
+
+def combine(conditional: Sequence[Tensor], unconditional_BCHW: Tensor, weights_KB: Tensor) -> Tensor:
+    """The prediction that several prompts stand for together: u + sum_k w_k (c_k - u)."""
+    if len(conditional) == 1 and bool((weights_KB == 1).all()):
+        return conditional[0]  # not the same in floating point, and by far the usual case
+    combined_BCHW = unconditional_BCHW
+    for one_BCHW, weights_B in zip(conditional, weights_KB, strict=True):
+        combined_BCHW = combined_BCHW + weights_B.view(-1, 1, 1, 1) * (one_BCHW - unconditional_BCHW)
+    return combined_BCHW
 
 
 def guided(conditional_BCHW: Tensor, unconditional_BCHW: Tensor, guidance_B: Tensor, rescale_B: Tensor) -> Tensor:

@@ -18,20 +18,19 @@ from sdlora.config.generate import GenerateConfig, Sampler
 from sdlora.constants import LATENT_FACTOR
 from sdlora.generation.request.requests import second_size
 from sdlora.generation.request.start_images import StartImage
-from sdlora.generation.sampling.denoising import Conditions, Hooks, Step, denoise
+from sdlora.generation.sampling.denoising import Hooks, Step, denoise
 from sdlora.generation.sampling.sample import seeded, to_images, unit_noise
 from sdlora.generation.sampling.samplers import make_scheduler
+from sdlora.generation.sampling.text_conditions import ConditionsAt
 from sdlora.models.bundle import Bundle
 from sdlora.models.vae import decode_latents, encode_images
 
 _TILED_FROM_PX = 1.5e6
-_ZERO_SNR_RESCALE = 0.7
-"""Share of CFG rescaling that Lin et al. 2024 recommend."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """A scheduler, and the number of its timestep that sampling begins at."""
+    """A scheduler, and the number of its timestep that generation begins at."""
 
     scheduler: Any
     first: int = 0
@@ -104,7 +103,7 @@ class Passes:
         self._done = 0
         _set_tiling(bundle, config, *(second_size(config) if second.scale > 1 else self._size))
 
-    def latents(self, conditions: Callable[[int, int], Conditions]) -> Tensor:
+    def latents(self, conditions: Callable[[int, int], ConditionsAt]) -> Tensor:
         """The generated images' latents. conditions: for an image size in pixels. Raises CancelledError."""
         first = self._passes[0]
         masks = [start.latent_mask() for start in self._starts if start is not None]
@@ -134,7 +133,7 @@ class Passes:
         start = self._starts[index]
         return generated if start is None else start.outside_kept(generated)
 
-    def _run(self, one: Pass, latents_BCHW: Tensor, conditions: Conditions, keep: Any) -> Tensor:
+    def _run(self, one: Pass, latents_BCHW: Tensor, conditions: ConditionsAt, keep: Any) -> Tensor:
         total, before = sum(each.num_steps for each in self._passes), self._done
 
         def after_step(step: Step) -> None:
@@ -166,13 +165,6 @@ class Passes:
             larger = StartImage(generated.resize((width_px, height_px), Image.Resampling.LANCZOS), None, None)
             enlarged.append(encode_images(self._bundle, larger.pixels(), generator))
         return torch.cat(enlarged).to(self._bundle.device)
-
-
-def rescale_of(row: GenerateConfig, bundle: Bundle) -> float:
-    """The share of CFG rescaling that a request means for this model."""
-    if row.guidance_rescale != "auto":
-        return row.guidance_rescale
-    return _ZERO_SNR_RESCALE if bundle.schedule.zero_terminal_snr else 0.0
 
 
 def _keeper(one: Pass, start_BCHW: Tensor, noise_BCHW: Tensor, mask_B1HW: Tensor) -> Callable[[Tensor, int], Tensor]:

@@ -12,10 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sdlora.config.generate import Sampler
 from sdlora.constants import LATENT_FACTOR
-from sdlora.generation.sampling.denoising import Conditions, Hooks, denoise
-from sdlora.generation.sampling.samplers import make_scheduler
-from sdlora.models.bundle import Bundle, TextStates
+from sdlora.generation.request.prompt_schedule import schedule
+from sdlora.generation.sampling.denoising import Hooks, denoise
+from sdlora.generation.sampling.samplers import make_scheduler, rescale_of
+from sdlora.generation.sampling.text_conditions import RowTexts, TextConditions
+from sdlora.generation.sampling.texts import Texts
+from sdlora.models.bundle import Bundle
 from sdlora.models.vae import decode_latents
 
 
@@ -30,6 +34,13 @@ class SampleRequest:
     negative: str = ""
     steps: int = 25
     guidance: float = 7.0
+    sampler: Sampler = "DPM++ 2M"
+
+    @property
+    def shares(self) -> tuple[object, ...]:
+        """What requests of one batch have in common."""
+        prompts = len(schedule(self.prompt, 1).prompts[0])
+        return self.width_px, self.height_px, self.steps, self.sampler, prompts
 
 
 @torch.no_grad()
@@ -39,28 +50,20 @@ def sample(
     *,
     on_step: Callable[[int], None] | None = None,
 ) -> list[Image.Image]:
-    """Generate the images of requests that share size and steps as one batch, with DPM++ 2M; each has its own seed.
+    """Generate requests that share size, steps and sampler as one batch; each has its own seed.
 
     Modules must be on their devices; wrap the call in autocast where the weights are in half precision.
     """
     first = requests[0]
-    if any(
-        (request.width_px, request.height_px, request.steps) != (first.width_px, first.height_px, first.steps)
-        for request in requests
-    ):
-        raise ValueError("requests of one batch must share width, height and steps")
-    captions = [request.prompt for request in requests] + [request.negative for request in requests]
-    both = bundle.family.encode_text(bundle, captions)
-    guidance_B = torch.tensor([request.guidance for request in requests], device=bundle.device)
-    conditions = Conditions(
-        _part(both, slice(0, len(requests))),
-        _part(both, slice(len(requests), None)),
-        guidance_B,
-        torch.zeros_like(guidance_B),
-        bundle.family.full_size_conditions(first.width_px, first.height_px),
-    )
-    # A deterministic sampler: previews of one prompt differ by the adapter alone.
-    scheduler = make_scheduler("DPM++ 2M", bundle.schedule, first.steps)
+    if any(request.shares != first.shares for request in requests):
+        raise ValueError("requests of one batch must share width, height, steps and sampler")
+    rescale = rescale_of("auto", bundle)
+    rows = [
+        RowTexts.of(request.prompt, request.negative, request.steps, request.guidance, rescale) for request in requests
+    ]
+    texts = TextConditions(Texts(bundle, None), rows, [()] * len(rows))
+    conditions = texts.at_size(bundle.family.full_size_conditions(first.width_px, first.height_px), bundle.device)
+    scheduler = make_scheduler(first.sampler, bundle.schedule, first.steps, bundle.device)
     generators = [seeded(request.seed) for request in requests]
     noise_BCHW = unit_noise(generators, first.width_px, first.height_px).to(bundle.device)
     hooks = Hooks(after_step=None if on_step is None else lambda step: on_step(step.number))
@@ -85,7 +88,3 @@ def to_images(pixels_BCHW: Tensor) -> list[Image.Image]:
     """RGB images from pixels in [-1, 1]."""
     bytes_BHWC = ((pixels_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(array) for array in bytes_BHWC]
-
-
-def _part(states: TextStates, rows: slice) -> TextStates:
-    return TextStates(states.states_BTD[rows], None if states.pooled_BD is None else states.pooled_BD[rows])

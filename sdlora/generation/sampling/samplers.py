@@ -8,7 +8,7 @@ timesteps, DDIM and LCM leave the last ones out. With zero terminal SNR every sa
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import (
@@ -24,7 +24,11 @@ from diffusers import (
 from torch import Tensor
 
 from sdlora.config.generate import Sampler
+from sdlora.models.bundle import Bundle
 from sdlora.models.schedule import NoiseSchedule
+
+_ZERO_SNR_RESCALE = 0.7
+"""Share of CFG rescaling that Lin et al. 2024 recommend."""
 
 _SMALLEST_ALPHA_BAR = 2.0**-24  # zero terminal SNR would make the first sigma infinite
 
@@ -66,6 +70,13 @@ def make_scheduler(sampler: Sampler, schedule: NoiseSchedule, steps: int, device
     scheduler = kind(**{name: value for name, value in options.items() if name in known})
     scheduler.set_timesteps(steps, device=device)
     return scheduler
+
+
+def rescale_of(setting: float | Literal["auto"], bundle: Bundle) -> float:
+    """The share of CFG rescaling that a setting means for this model."""
+    if setting != "auto":
+        return setting
+    return _ZERO_SNR_RESCALE if bundle.schedule.zero_terminal_snr else 0.0
 
 
 def takes_noise(scheduler: Any) -> bool:

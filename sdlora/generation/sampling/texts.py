@@ -24,9 +24,9 @@ _ZEROS_WHEN_EMPTY: tuple[FamilyName, ...] = ("sdxl",)
 
 
 class Texts:
-    """Encoded captions; the latest are remembered."""
+    """Encoded captions; the latest are remembered. adapted: None takes the text encoders as they are."""
 
-    def __init__(self, bundle: Bundle, adapted: AdaptedBase) -> None:
+    def __init__(self, bundle: Bundle, adapted: AdaptedBase | None) -> None:
         self._bundle = bundle
         self._adapted = adapted
         self._known: OrderedDict[tuple[object, ...], TextStates] = OrderedDict()
@@ -47,9 +47,13 @@ class Texts:
             return states
         return [one if caption.strip() else _zeros(one) for caption, one in zip(captions, states, strict=True)]
 
-    def joined(self, states: Sequence[TextStates], longest: int) -> TextStates:
+    def empty(self) -> TextStates:
+        """Text states of the empty caption, without adapters."""
+        return self._encoded("", ())
+
+    @staticmethod
+    def joined(states: Sequence[TextStates], longest: int, empty: TextStates) -> TextStates:
         """One batch, each filled up to `longest` positions with chunks of the empty caption."""
-        empty = self._encoded("", ())
         filler = TextStates(empty.states_BTD.repeat(1, longest // empty.states_BTD.shape[1], 1), empty.pooled_BD)
         joined = join_text_states([*states, filler], empty)
         pooled = None if joined.pooled_BD is None else joined.pooled_BD[:-1]
@@ -63,7 +67,8 @@ class Texts:
         )
         key = (caption, bundle.clip_skip, bundle.dtype, *(adapter.signature for adapter in relevant))
         if key not in self._known:
-            self._adapted.use_for_text(relevant)
+            if self._adapted is not None:
+                self._adapted.use_for_text(relevant)
             self._known[key] = bundle.family.encode_text(bundle, [caption], _MOST_TOKENS)
             forget_mapped(weight for encoder in bundle.text_encoders for weight in encoder.parameters())
         self._known.move_to_end(key)

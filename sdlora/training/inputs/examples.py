@@ -13,12 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from sdlora.config.images import CaptionsConfig
-from sdlora.data import captions as caption_text
 from sdlora.data.batches import plan_epoch, sample_generator, sample_random
 from sdlora.data.buckets import BucketedImage
 from sdlora.models.size_conditions import SizeConditions
-from sdlora.training.inputs.latents import LatentSource
+from sdlora.training.inputs.latents import Latents, LatentSource
 
 
 @dataclass(frozen=True)
@@ -27,10 +25,12 @@ class Batch:
 
     latents_BCHW: Tensor
     captions: list[str]
-    raw_captions: list[str]
-    """The captions as on disk, without trigger and dropout: what the base model is asked for prior preservation."""
+    prior_captions: list[str]
+    """The captions without the trigger: what the base model is asked for prior preservation."""
     size_conditions: list[SizeConditions]
     mask_B1HW: Tensor | None
+    loss_weights_B: Tensor
+    """Factor on each image's loss, fp32."""
     is_class_B: Tensor
     names: list[str]
     """The image files, for messages."""
@@ -45,14 +45,12 @@ class BatchSource:
         self,
         placed: Sequence[BucketedImage],
         latents: LatentSource,
-        captions: CaptionsConfig,
         *,
         batch_size: int,
         seed: int,
     ) -> None:
         self._placed = placed
         self._latents = latents
-        self._captions = {False: captions, True: caption_text.of_class_images(captions)}
         self._batch_size = batch_size
         self._seed = seed
         self._plan: tuple[int, list[list[int]]] = (0, plan_epoch(placed, batch_size, seed, 0))
@@ -76,21 +74,23 @@ class BatchSource:
         # Each row has its own generator, so that an image's noise doesn't depend on its neighbours or on the batch
         # size.
         generators = [sample_generator(self._seed, "noise", position, row) for row in range(len(rows))]
-        masks = [crop.mask_HW for crop in crops if crop.mask_HW is not None]
+        masks = [_mask_of(crop) for crop in crops] if any(crop.mask_HW is not None for crop in crops) else []
         return Batch(
             latents_BCHW=torch.stack([crop.sample(each) for crop, each in zip(crops, generators, strict=True)]),
             captions=[
-                caption_text.render(
-                    item.record.caption or "",
-                    self._captions[item.record.is_class],
-                    sample_random(self._seed, "caption", position, row),
-                )
+                item.record.trained_caption(sample_random(self._seed, "caption", position, row))
                 for row, item in enumerate(rows)
             ],
-            raw_captions=[item.record.caption or "" for item in rows],
+            prior_captions=[item.record.prior_caption() for item in rows],
             size_conditions=[crop.size_conditions for crop in crops],
             mask_B1HW=torch.stack(masks)[:, None] if masks else None,
+            loss_weights_B=torch.tensor([item.record.loss_weight for item in rows], dtype=torch.float32),
             is_class_B=torch.tensor([item.record.is_class for item in rows]),
             names=[item.record.path.name for item in rows],
             generators=generators,
         )
+
+
+def _mask_of(crop: Latents) -> Tensor:
+    """The crop's mask; ones for an image of a folder without masks in a batch with masks."""
+    return crop.mask_HW if crop.mask_HW is not None else torch.ones(crop.mean_CHW.shape[1:])

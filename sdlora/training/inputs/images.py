@@ -34,11 +34,15 @@ class RunImages:
         epochs = optimization.epochs or DEFAULT_EPOCHS
         return max(1, -(-self.plan.batches * epochs // optimization.accumulation))
 
+    def steps_per_epoch(self, config: TrainConfig, workers: int = 1) -> float:
+        """Optimizer updates in which `workers` processes see every image once; seldom a whole number."""
+        return self.plan.batches / (config.optimization.accumulation * workers)
+
 
 def find_images(config: TrainConfig) -> RunImages:
     """Scan and place the run's images. Raises ConfigError without a folder, DataError for unusable images."""
     images = config.images
-    if not images.folders:
+    if not images.sources:
         raise ConfigError("images.folder", ["no image folder is set: use --set images.folder=FOLDER"])
     found = scan(images, config.captions)
     trained, held_out = _hold_out(found.records, config)
@@ -55,7 +59,11 @@ def find_images(config: TrainConfig) -> RunImages:
             found.records + class_images.records,
             found.skipped + class_images.skipped,
             found.files_seen + class_images.files_seen,
+            found.left_out + class_images.left_out,
+            found.notes + class_images.notes,
         )
+    if config.objective.prior_preservation == "base_prediction":
+        _refuse_priors_that_are_trained(trained, config.objective.prior_prompt)
     placed = assign(trained, images)
     kept = ScanResult(trained, found.skipped, found.files_seen)
     return RunImages(
@@ -64,7 +72,22 @@ def find_images(config: TrainConfig) -> RunImages:
         held_out=held_out,
         placed=placed,
         bucketed_held_out=assign(held_out, images),
-        plan=plan(kept, placed, images, config.optimization.batch_size),
+        plan=plan(kept, placed, config.optimization.batch_size),
+    )
+
+
+def _refuse_priors_that_are_trained(records: list[ImageRecord], prompt: str) -> None:
+    """Raise DataError where the prior term would hold the model to the base on the very captions that are trained."""
+    own = [record for record in records if not record.is_class]
+    same = [record for record in own if (prompt or record.prior_caption()) == record.plain_caption()]
+    if not same:
+        return
+    names = ", ".join(record.path.name for record in same[:5]) + (", ..." if len(same) > 5 else "")
+    why = "it is objective.prior_prompt" if prompt else "captions.trigger is not set or leaves nothing to take out"
+    raise DataError(
+        f"objective.prior_preservation=base_prediction would undo the training of {len(same)} of {len(own)} images "
+        f"({names}): their prior caption is their training caption '{same[0].plain_caption()}', as {why}. Set "
+        "captions.trigger to the word for your subject, or objective.prior_prompt to the words for its class."
     )
 
 

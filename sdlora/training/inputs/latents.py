@@ -16,6 +16,7 @@ from sdlora.config.images import ImagesConfig
 from sdlora.data.buckets import BucketedImage
 from sdlora.data.cache import Cache
 from sdlora.data.crops import prepare_mask, prepare_pixels, sample_crop, size_conditions
+from sdlora.errors import DataError
 from sdlora.events import EventStream
 from sdlora.models.bundle import Bundle
 from sdlora.models.size_conditions import SizeConditions
@@ -56,8 +57,11 @@ class LatentSource:
         """Encode every image (and with `flips` its mirror image, if asked for) that is not in the cache."""
         if self.is_live:
             return
-        orientations = (False, True) if flips and self._config.horizontal_flip else (False,)
-        todo = [(item, flip) for item in placed for flip in orientations]
+        todo = [
+            (item, flip)
+            for item in placed
+            for flip in ((False, True) if flips and item.record.horizontal_flip else (False,))
+        ]
         for index, (item, flip) in enumerate(todo):
             self.fixed(item, flip=flip)
             events.progress("encoding images", index + 1, len(todo))
@@ -70,7 +74,7 @@ class LatentSource:
 
     def sampled(self, placed: BucketedImage, generator: random.Random) -> Latents:
         """Latents of one image as seen this time: mirrored or not, cut where the generator says."""
-        flip = self._config.horizontal_flip and generator.random() < 0.5
+        flip = placed.record.horizontal_flip and generator.random() < 0.5
         if self.is_live:
             return self._latents(placed, flip, sample_crop(placed.placement, generator))
         return self.fixed(placed, flip=flip)
@@ -81,10 +85,8 @@ class LatentSource:
         else:
             moments = self._cache.get_or_encode(self._key(placed, flip), lambda: self._moments(placed, flip, None))
         mask_HW = None
-        if self._config.mask != "none":
-            mask_HW = prepare_mask(
-                placed.record, placed.placement, source=self._config.mask, flip=flip, crop_xy=crop_xy
-            ).latents_HW
+        if placed.record.mask != "none":
+            mask_HW = prepare_mask(placed.record, placed.placement, flip=flip, crop_xy=crop_xy).latents_HW
         conditions = size_conditions(placed.record, placed.placement, flip=flip, crop_xy=crop_xy)
         return Latents(moments["mean"], moments["std"], mask_HW, conditions)
 
@@ -93,6 +95,13 @@ class LatentSource:
             placed.record, placed.placement, flip=flip, crop_xy=crop_xy, background=self._config.background
         )
         mean_BCHW, std_BCHW = encode_moments(self._bundle, pixels_CHW[None])
+        if not (torch.isfinite(mean_BCHW).all() and torch.isfinite(std_BCHW).all()):
+            precision = str(self._bundle.vae.dtype).removeprefix("torch.")
+            raise DataError(
+                f"the VAE gives numbers that are not finite for {placed.record.path} in {precision}: set "
+                "base_model.precision=fp32, or base_model.vae to one made for half precision (for SDXL "
+                "madebyollin/sdxl-vae-fp16-fix)"
+            )
         return {"mean": mean_BCHW[0].float().cpu(), "std": std_BCHW[0].float().cpu()}
 
     def _key(self, placed: BucketedImage, flip: bool) -> str:

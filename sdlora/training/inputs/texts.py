@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from sdlora.config.images import CaptionsConfig
-from sdlora.data import captions as caption_text
 from sdlora.data.cache import Cache
 from sdlora.events import EventStream
 from sdlora.models.bundle import Bundle, TextStates, join_text_states
@@ -31,13 +30,12 @@ class TextSource:
         self._cache = cache
         self._memory: dict[str, TextStates] = {}
 
-    def prepare(self, captions: Sequence[str], as_is: Sequence[str], events: EventStream) -> None:
-        """Encode all forms of these captions, and `as_is` unchanged, so that the text encoders can leave the card."""
+    def prepare(self, texts: Sequence[str], events: EventStream) -> None:
+        """Encode these texts, so that the text encoders can leave the card."""
         if self.live:
             return
-        forms = [form for caption in captions for form in caption_text.variants(caption, self._config) or ()]
         # The empty caption always: shorter captions of a batch are filled up with it.
-        todo = list(dict.fromkeys(["", *forms, *as_is]))
+        todo = list(dict.fromkeys(["", *texts]))
         for start in range(0, len(todo), _ENCODE_AT_ONCE):
             self.states(todo[start : start + _ENCODE_AT_ONCE])
             events.progress("encoding captions", min(start + _ENCODE_AT_ONCE, len(todo)), len(todo))

@@ -9,7 +9,6 @@ import torch
 from sdlora.adapters.live.attach import Adapter, attach
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import Cache, default_cache_folder
-from sdlora.data.captions import is_random, of_class_images, variants
 from sdlora.events import EventStream
 from sdlora.models.bundle import Bundle
 from sdlora.models.host import tune_malloc
@@ -44,7 +43,9 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
     tune_malloc()
     for note in bundle.notes:
         events.notice(note)
-    cache = Cache(config.images.cache_folder or default_cache_folder()) if config.images.cache else None
+    cache = None
+    if config.images.cache:
+        cache = Cache(config.images.cache_folder or default_cache_folder(), on_damage=events.warn)
     # Before the adapter is attached: what is cached must be the bare model's, as other runs use it too.
     latents = LatentSource(bundle, config.images, cache)
     latents.prepare(images.placed, events)
@@ -58,9 +59,7 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
         _checkpoint_activations(bundle, adapter)
     if not config.previews.prompts:
         _leave_device(bundle, vae=not latents.is_live, text_encoders=not texts.live)
-    batches = BatchSource(
-        images.placed, latents, config.captions, batch_size=config.optimization.batch_size, seed=config.seed
-    )
+    batches = BatchSource(images.placed, latents, batch_size=config.optimization.batch_size, seed=config.seed)
     validation = None
     if images.bucketed_held_out:
         precision = PrecisionContext(config.optimization.precision, workers.device)
@@ -73,20 +72,15 @@ def _texts(
 ) -> TextSource:
     """Text states from the cache where each caption has few forms and no text encoder is trained, else live."""
     records = images.trained + images.held_out
-    captions = [record.caption or "" for record in records if not record.is_class]
-    forms_of_class_images = [
-        variants(record.caption or "", of_class_images(config.captions)) for record in records if record.is_class
-    ]
-    forms = [variants(caption, config.captions) for caption in captions] + forms_of_class_images
-    # Captions that are shuffled or dropped by chance have few forms too, as long as they are short: then all are
-    # encoded.
-    has_few_forms = all(each is not None for each in forms)
-    live = config.adapter.text_encoder or (is_random(config.captions) and not has_few_forms)
+    forms = [record.trained_captions() for record in records]
+    live = config.adapter.text_encoder or any(each is None for each in forms)
     texts = TextSource(bundle, config.captions, cache, live=live)
-    as_is = [form for each in forms_of_class_images for form in each or ()]
+    known = [form for each in forms for form in each or ()] + [record.plain_caption() for record in images.held_out]
     if config.objective.prior_preservation == "base_prediction":
-        as_is += [config.objective.prior_prompt or caption for caption in captions]
-    texts.prepare(captions, as_is, events)
+        known += [
+            config.objective.prior_prompt or record.prior_caption() for record in images.trained if not record.is_class
+        ]
+    texts.prepare(known, events)
     return texts
 
 

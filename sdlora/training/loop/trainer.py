@@ -80,6 +80,7 @@ class Trainer:
         self.optimizer = optimizers.build(self.groups, optimization, workers.device)
         self.precision = PrecisionContext(optimization.precision, workers.device)
         self.average = MovingAverage(adapter.parameters, optimization.ema) if optimization.ema else None
+        self._weight_norm: float | None = None
         self._last_good = self._changing_state()
         for note in optimizers.notes(self.groups, optimization, workers.device):
             events.notice(note)
@@ -115,7 +116,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state."""
+        """Go on from a checkpoint's state; one without the optimizer's leaves it fresh."""
         self._take_over(state)
         self.precision.load_state_dict(state["precision"])
         self.progress = TrainerProgress(**state["progress"])
@@ -142,6 +143,7 @@ class Trainer:
                 loss=loss,
                 learning_rates=self._learning_rates,
                 gradient_norm=norm,
+                weight_norm=self._weight_norm,
                 seconds=time.perf_counter() - started,
                 memory_gib=memory.peak_gib(self.workers.device),
             )
@@ -180,7 +182,15 @@ class Trainer:
                 shown = ", ".join(dead[:_NAMES_SHOWN]) + (", ..." if len(dead) > _NAMES_SHOWN else "")
                 self.events.warn(f"{len(dead)} adapter modules get no gradient and will not learn: {shown}")
         factor = schedules.factor(self.progress.step, self.total_steps, self.config)
-        self._learning_rates = optimizers.set_learning_rates(self.optimizer, self.groups, factor)
+        parts = {group.part for group in self.groups}
+        step, total = self.progress.step, self.total_steps
+        factors: dict[str, float] = {part: schedules.part_factor(part, step, total, self.config) for part in parts}
+        self._learning_rates = optimizers.set_learning_rates(self.optimizer, self.groups, factor, factors)
+        # Adam moves weights by its momentum even at a rate of 0 where the decay isn't; without gradients nothing moves.
+        for group in self.groups:
+            if factors[group.part] == 0:
+                for parameter in group.parameters:
+                    parameter.grad = None
         finding_scale = self.precision.scale > 1  # fp16 begins with too high a scale, on purpose
         if not self.precision.step(self.optimizer):
             self.optimizer.zero_grad(set_to_none=True)
@@ -188,6 +198,8 @@ class Trainer:
                 self._handle_bad(f"the gradient's norm is {norm}", None)
             return None
         self.optimizer.zero_grad(set_to_none=True)
+        if self.config.max_weight_norm:
+            self._weight_norm = self.adapter.limit_norms(self.config.max_weight_norm)
         if self.average is not None:
             self.average.update()
         return norm
@@ -219,8 +231,15 @@ class Trainer:
 
     def _take_over(self, state: dict[str, Any]) -> None:
         self.adapter.load_state(state["adapter"])
-        # load_state_dict keeps the tensors it is given where their type fits, and would train on in the snapshot
-        # itself.
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        if "optimizer" in state:
+            chosen = optimizers.chosen_settings(self.optimizer, self.config)
+            # A copy: load_state_dict keeps the tensors it is given where their type fits, and would train on in the
+            # snapshot itself.
+            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+            # The state holds the settings it was saved with; those of the configuration may have changed since.
+            for group, settings in zip(self.optimizer.param_groups, chosen, strict=True):
+                group.update(settings)
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
+        elif self.average is not None:
+            self.average.restart()

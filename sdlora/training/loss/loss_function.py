@@ -37,26 +37,32 @@ class LossFunction:
             shape_CHW,  # type: ignore[arg-type]
             batch.generators,
             noise_offset=objective.noise_offset,
+            random_offset=objective.noise_offset_random,
             multires_iterations=objective.multires_noise_iterations,
             multires_discount=objective.multires_noise_discount,
         ).to(device)
         timesteps_B = sample_timesteps(batch.generators, objective).to(device)
         latents_BCHW = batch.latents_BCHW.to(device)
-        input_noise_BCHW = perturb(noise_BCHW, batch.generators, objective.input_perturbation)
+        input_noise_BCHW = perturb(
+            noise_BCHW,
+            batch.generators,
+            objective.input_perturbation,
+            random_strength=objective.input_perturbation_random,
+        )
         # Perturbed noise goes in, plain noise is the target: the UNet learns to correct its own errors.
         noisy_BCHW = add_noise(latents_BCHW, input_noise_BCHW, timesteps_B, self._alphas_cumprod_T)
         prediction = self._bundle.schedule.prediction
         target_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, self._alphas_cumprod_T, prediction)
         predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(batch.captions))
         loss_B = self._distance(predicted_BCHW, target_BCHW, timesteps_B, batch)
-        loss_B = loss_B * image_weights(batch.is_class_B.to(device), objective)
+        loss_B = loss_B * image_weights(batch.is_class_B.to(device), objective) * batch.loss_weights_B.to(device)
         if objective.prior_preservation == "base_prediction":
             loss_B = loss_B + objective.prior_weight * self._prior_loss(batch, noisy_BCHW, timesteps_B)
         return loss_B.mean()
 
     def _prior_loss(self, batch: Batch, noisy_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """How far the adapter moves predictions for captions without the trigger (loss_B)."""
-        captions = [self._objective.prior_prompt or text for text in batch.raw_captions]
+        captions = [self._objective.prior_prompt or text for text in batch.prior_captions]
         with torch.no_grad(), self._adapter.disabled():
             # The base's answer is taken from the same weights with the adapter switched off: no second UNet in memory.
             base_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions))

@@ -25,12 +25,14 @@ def make_noise(
     generators: Sequence[Generator],
     *,
     noise_offset: float = 0.0,
+    random_offset: bool = False,
     multires_iterations: int = 0,
     multires_discount: float = 0.3,
 ) -> Tensor:
     """Noise of unit variance for a batch, one image from each generator; returns noise_BCHW.
 
     noise_offset: spread of a constant added to each channel (Guttenberg 2023, "Diffusion with offset noise").
+    random_offset: an image's spread is drawn evenly between 0 and noise_offset.
     multires_iterations: coarser levels added (Whitaker 2023, "Multi-resolution noise"), 0 for none;
     multires_discount: strength of each level relative to the one before.
     """
@@ -40,21 +42,28 @@ def make_noise(
         if multires_iterations:
             noise_CHW = _add_coarse_levels(noise_CHW, generator, multires_iterations, multires_discount)
         if noise_offset:
-            noise_CHW = noise_CHW + noise_offset * torch.randn((shape_CHW[0], 1, 1), generator=generator)
+            offset = noise_offset * (torch.rand((), generator=generator) if random_offset else 1.0)
+            noise_CHW = noise_CHW + offset * torch.randn((shape_CHW[0], 1, 1), generator=generator)
         noise.append(noise_CHW)
     return torch.stack(noise)
 
 
-def perturb(noise_BCHW: Tensor, generators: Sequence[Generator], strength: float) -> Tensor:
+def perturb(
+    noise_BCHW: Tensor, generators: Sequence[Generator], strength: float, *, random_strength: bool = False
+) -> Tensor:
     """Noise for the UNet's input only, which the target does not know of (Ning et al. 2023).
 
-    Returns noise_BCHW itself when strength is 0.
+    random_strength: an image's strength is drawn evenly between 0 and `strength`. Returns noise_BCHW itself when
+    strength is 0.
     """
     if strength == 0.0:
         return noise_BCHW
     shape_CHW = noise_BCHW.shape[1:]
-    extra = torch.stack([torch.randn(shape_CHW, generator=generator) for generator in generators])
-    return noise_BCHW + strength * extra.to(noise_BCHW.device)
+    extra = []
+    for generator in generators:
+        own = strength * (torch.rand((), generator=generator) if random_strength else 1.0)
+        extra.append(own * torch.randn(shape_CHW, generator=generator))
+    return noise_BCHW + torch.stack(extra).to(noise_BCHW.device)
 
 
 def sample_timesteps(generators: Sequence[Generator], objective: ObjectiveConfig) -> Tensor:

@@ -39,9 +39,12 @@ def loss_per_image(
     mask_B1HW: 1 where it matters, 0 where unmasked_weight holds, at latent size. Returns loss_B.
     """
     residual_BCHW = predicted_BCHW.float() - target_BCHW.float()
-    if objective.loss == "huber":
+    if objective.loss in ("huber", "smooth_l1"):
         delta_B = huber_delta(timesteps_B, alphas_cumprod_T, objective.huber_delta, objective.huber_schedule)
-        distance_BCHW = pseudo_huber(residual_BCHW, delta_B[:, None, None, None])
+        delta_B111 = delta_B[:, None, None, None]
+        distance_BCHW = pseudo_huber(residual_BCHW, delta_B111)
+        if objective.loss == "smooth_l1":
+            distance_BCHW = distance_BCHW / delta_B111
     elif objective.loss == "l1":
         distance_BCHW = residual_BCHW.abs()
     else:
@@ -62,10 +65,17 @@ def timestep_weights(
     """Factor on each image's loss by objective.weighting, fp32 and finite at every timestep (weights_B)."""
     snr_B = snr(timesteps_B, alphas_cumprod_T)
     if objective.weighting == "min_snr":
-        return min_snr_weights(snr_B, objective.min_snr_gamma, prediction)
-    if objective.weighting == "debiased":
-        return debiased_weights(snr_B, prediction)
-    return torch.ones_like(snr_B)
+        weights_B = min_snr_weights(snr_B, objective.min_snr_gamma, prediction)
+    elif objective.weighting == "soft_min_snr":
+        weights_B = soft_min_snr_weights(snr_B, objective.min_snr_gamma, prediction)
+    elif objective.weighting == "debiased":
+        weights_B = debiased_weights(snr_B, prediction)
+    else:
+        weights_B = torch.ones_like(snr_B)
+    if objective.v_loss_like_epsilon and prediction == "v_prediction":
+        # An error in v is sqrt((snr + 1) / snr) times that in epsilon, so this makes it an epsilon loss.
+        weights_B = weights_B * snr_B / (snr_B + 1.0)
+    return weights_B
 
 
 def min_snr_weights(snr_B: Tensor, gamma: float, prediction: Prediction) -> Tensor:
@@ -78,6 +88,16 @@ def min_snr_weights(snr_B: Tensor, gamma: float, prediction: Prediction) -> Tens
     if prediction == "epsilon":
         return (gamma / snr_B).clamp(max=1.0)
     return snr_B.clamp(max=gamma) / (snr_B + 1.0)
+
+
+def soft_min_snr_weights(snr_B: Tensor, gamma: float, prediction: Prediction) -> Tensor:
+    """min_snr_weights with a cap that sets in smoothly: snr gamma / (snr + gamma) in place of min(snr, gamma).
+
+    Crowson et al. 2024 (Hourglass Diffusion Transformers, section 3.4), for a loss on epsilon or v. Returns weights_B.
+    """
+    if prediction == "epsilon":
+        return gamma / (snr_B + gamma)
+    return snr_B * gamma / ((snr_B + gamma) * (snr_B + 1.0))
 
 
 def debiased_weights(snr_B: Tensor, prediction: Prediction) -> Tensor:

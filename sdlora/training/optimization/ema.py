@@ -43,6 +43,12 @@ class MovingAverage:
         finally:
             _copy(originals, self.parameters)
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew from the weights as they are."""
+        self.averages = [parameter.detach().float().clone() for parameter in self.parameters]
+        self.updates = 0
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs; the tensors are the live ones, not copies."""
         return {"updates": self.updates, "averages": self.averages}

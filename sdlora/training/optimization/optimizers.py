@@ -59,8 +59,23 @@ _KINDS = {
         {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
     ),
     "schedule_free_adamw": _Kind("schedulefree.AdamWScheduleFree", "schedule-free"),
+    "prodigy_schedule_free": _Kind("prodigyplus.ProdigyPlusScheduleFree", "optimizers", {"use_speed": False}),
+    "adan": _Kind("pytorch_optimizer.Adan", "optimizers", {"weight_decouple": True}),
+    "ademamix": _Kind("pytorch_optimizer.AdEMAMix", "optimizers", {"weight_decouple": True}),
+    "adopt": _Kind("pytorch_optimizer.ADOPT", "optimizers", {"weight_decouple": True}),
+    "came": _Kind("pytorch_optimizer.CAME", "optimizers"),
+    "dadapt_adam": _Kind("pytorch_optimizer.DAdaptAdam", "optimizers", {"weight_decouple": True}),
+    "muon": _Kind("pytorch_optimizer.Muon", "optimizers"),
+    "soap": _Kind("pytorch_optimizer.SOAP", "optimizers"),
+    "stable_adamw": _Kind("pytorch_optimizer.StableAdamW", "optimizers"),
 }
-_PACKAGES = {"lion_pytorch": "lion-pytorch"}
+_CHOSEN = ("betas", "eps", "momentum", "nesterov", "amsgrad", "d_coef")
+"""Options that are settings wherever they occur, given or not."""
+_PACKAGES = {
+    "lion_pytorch": "lion-pytorch",
+    "pytorch_optimizer": "pytorch-optimizer",
+    "prodigyplus": "prodigy-plus-schedule-free",
+}
 
 
 def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: torch.device) -> Optimizer:
@@ -79,10 +94,15 @@ def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
     problems = _option_problems(optimizer_class, options)
     if problems:
         raise ConfigError("optimization.optimizer_options", problems)
-    torch_groups = [
+    torch_groups: list[dict[str, Any]] = [
         {"params": group.parameters, "lr": group.learning_rate, "weight_decay": group.weight_decay, "name": group.name}
         for group in groups
     ]
+    if config.optimizer == "muon":
+        # It makes updates orthogonal, which only a matrix can be; DoRA's magnitudes, which have a group of their own,
+        # get AdamW. A convolution's B is [out, rank, 1, 1], a matrix all the same.
+        for group in torch_groups:
+            group["use_muon"] = all(parameter.ndim >= 2 for parameter in group["params"])
     if config.optimizer == "paged_adamw8bit" and device.type == "cpu":
         # `notes` says it once, in our words.
         warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
@@ -123,16 +143,28 @@ def notes(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
     return remarks
 
 
-def set_learning_rates(optimizer: Optimizer, groups: Sequence[ParameterGroup], factor: float) -> dict[str, float]:
+def set_learning_rates(
+    optimizer: Optimizer,
+    groups: Sequence[ParameterGroup],
+    factor: float,
+    part_factors: Mapping[str, float] | None = None,
+) -> dict[str, float]:
     """Set every group's rate for the next step to its base rate times `factor`; returns the rates by group name.
 
-    For Prodigy the returned rate includes its own estimate, as that is what moves the weights.
+    part_factors: further factors by model part, such as 0 for a text encoder that is trained no more. For Prodigy the
+    returned rate includes its own estimate, as that is what moves the weights.
     """
     learning_rates = {}
     for torch_group, group in zip(optimizer.param_groups, groups, strict=True):
-        torch_group["lr"] = group.learning_rate * factor
+        torch_group["lr"] = group.learning_rate * factor * (part_factors or {}).get(group.part, 1.0)
         learning_rates[group.name] = torch_group["lr"] * torch_group.get("d", 1.0)
     return learning_rates
+
+
+def chosen_settings(optimizer: Optimizer, config: OptimizationConfig) -> list[dict[str, Any]]:
+    """Of each of a fresh optimizer's groups the settings that a person chooses, apart from what it keeps as state."""
+    names = {"weight_decay", *_CHOSEN, *config.optimizer_options}
+    return [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
 
 
 @contextmanager
@@ -183,7 +215,9 @@ def _import_class(name: str, kind: _Kind) -> type[Any]:
 def _option_problems(optimizer_class: type[Any], options: Mapping[str, Any]) -> list[str]:
     accepted = inspect.signature(optimizer_class).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
-    names = [name for name in accepted if name not in _SETTINGS]
+    # This package's classes take any keyword and pass over what they don't know: a misspelt one would be lost.
+    takes_any = takes_any and not optimizer_class.__module__.startswith("pytorch_optimizer.")
+    names = [name for name in accepted if name not in (*_SETTINGS, "kwargs")]
     problems = []
     for name in options:
         if name in _SETTINGS:

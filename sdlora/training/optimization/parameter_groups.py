@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from sdlora.adapters.files.kohya import Part
 from sdlora.adapters.live.attach import Weight
 from sdlora.adapters.live.layers import matches_block
 from sdlora.config.optimization import OptimizationConfig
@@ -25,6 +26,8 @@ class ParameterGroup:
     learning_rate: float
     """Before the schedule's factor."""
     weight_decay: float
+    part: Part = "unet"
+    """The model part it belongs to; none has weights of two."""
 
 
 def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> list[ParameterGroup]:
@@ -61,7 +64,7 @@ def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> l
             name.append("magnitude")
             weight_decay = 0.0  # it would pull the norms of the base's own weights towards 0
         if learning_rate > 0:
-            group = ParameterGroup(" ".join(name), [], learning_rate, weight_decay)
+            group = ParameterGroup(" ".join(name), [], learning_rate, weight_decay, weight.part)
             groups.setdefault(group.name, group).parameters.append(weight.parameter)
     if not groups:
         raise ConfigError("optimization", ["every learning rate is 0, nothing remains to train"])

@@ -6,6 +6,9 @@ import math
 
 from sdlora.config.optimization import OptimizationConfig
 
+_TIMESCALE = 10_000
+"""Of inverse_sqrt without warm-up, as in transformers."""
+
 
 def factor(step: int, total_steps: int, config: OptimizationConfig) -> float:
     """What to multiply every base learning rate by, from 0 to 1, for the optimizer update after `step` others.
@@ -16,8 +19,31 @@ def factor(step: int, total_steps: int, config: OptimizationConfig) -> float:
     warmup = warmup_steps(total_steps, config)
     if step < warmup:
         return (step + 1) / (warmup + 1)
+    if config.schedule == "inverse_sqrt":
+        timescale = config.schedule_timescale or warmup or _TIMESCALE
+        return math.sqrt(timescale / (timescale + step - warmup))
+    if config.schedule == "piecewise":
+        return _piece(step, total_steps, config)
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     return config.schedule_floor + (1.0 - config.schedule_floor) * _decay(progress, config)
+
+
+def part_factor(part: str, step: int, total_steps: int, config: OptimizationConfig) -> float:
+    """1 while a part (unet, text_encoder, text_encoder_2) is trained, 0 from its `..._until` on."""
+    until = None if part == "unet" else config.text_encoder_until
+    if part == "text_encoder_2" and config.text_encoder_2_until is not None:
+        until = config.text_encoder_2_until
+    if until is None:
+        return 1.0
+    return 1.0 if step < (until * total_steps if until < 1 else until) else 0.0
+
+
+def _piece(step: int, total_steps: int, config: OptimizationConfig) -> float:
+    """The factor of the last point that is passed; a start below 1 is a share of all steps."""
+    passed = [
+        factor for start, factor in config.schedule_points if step >= (start * total_steps if start < 1 else start)
+    ]
+    return passed[-1] if passed else 1.0
 
 
 def warmup_steps(total_steps: int, config: OptimizationConfig) -> int:
@@ -32,6 +58,13 @@ def _decay(progress: float, config: OptimizationConfig) -> float:
         return 1.0 - progress
     if config.schedule == "polynomial":
         return (1.0 - progress) ** config.schedule_power
+    if config.schedule == "rex":
+        # Chen et al. 2021, "REX: Revisiting Budgeted Training with an Improved Schedule", section 4.
+        return (1.0 - progress) / (1.0 - progress / 2)
+    if config.schedule == "wsd":
+        # Hagele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations": 1 - sqrt.
+        into_decay = (progress - (1.0 - config.schedule_decay)) / config.schedule_decay
+        return 1.0 - math.sqrt(max(0.0, into_decay))
     if config.schedule == "cosine":
         return _half_cosine(progress)
     if config.schedule == "cosine_with_restarts":

@@ -17,7 +17,7 @@ from sdlora.models.identity import file_hash
 from sdlora.models.source import locate
 from sdlora.training.optimization.schedules import warmup_steps
 
-_KOHYA_LOSS = {"mse": "l2", "l1": "l1", "huber": "huber"}
+_KOHYA_LOSS = {"mse": "l2", "l1": "l1", "huber": "huber", "smooth_l1": "smooth_l1"}
 _KOHYA_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -89,8 +89,8 @@ def training_facts(
         min_snr_gamma=objective.min_snr_gamma if objective.weighting == "min_snr" else None,
         debiased=objective.weighting == "debiased",
         loss=_KOHYA_LOSS[objective.loss],
-        huber_schedule=objective.huber_schedule if objective.loss == "huber" else None,
-        huber_delta=objective.huber_delta if objective.loss == "huber" else None,
+        huber_schedule=objective.huber_schedule if objective.loss in ("huber", "smooth_l1") else None,
+        huber_delta=objective.huber_delta if objective.loss in ("huber", "smooth_l1") else None,
         prior_weight=objective.prior_weight if objective.prior_preservation != "none" else None,
         min_timestep=objective.min_timestep,
         max_timestep=objective.max_timestep,
@@ -105,7 +105,7 @@ def training_facts(
         folders=tuple(
             DatasetFolder(name, repeats, count, is_class) for (name, repeats, is_class), count in counted.items()
         ),
-        tag_frequency=tag_counts(records, captions),
+        tag_frequency=tag_counts(records),
         caption_dropout=captions.dropout,
         tag_dropout=captions.tag_dropout,
         shuffle_tags=captions.shuffle_tags,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from PIL import Image
 
 from sdlora import atomic
+from sdlora.adapters.live.attach import Adapter
+from sdlora.config.preview_prompts import PreviewPrompt
 from sdlora.config.train import TrainConfig
 from sdlora.events import EventStream, PreviewReady
 from sdlora.generation.sampling.sample import SampleRequest, sample
@@ -15,47 +21,77 @@ from sdlora.runs.folder import RunFolder
 
 _AT_ONCE = 4
 
+Value = TypeVar("Value")
 
-def requests(config: TrainConfig) -> list[SampleRequest]:
-    """What to generate for each configured prompt."""
+
+@dataclass(frozen=True)
+class Preview:
+    """One preview: what to generate, and the adapter's weight for it."""
+
+    request: SampleRequest
+    adapter_weight: float = 1.0
+
+
+def planned(config: TrainConfig) -> list[Preview]:
+    """What to generate for each configured prompt: its own options, else the settings' of all previews."""
     edge = config.images.resolutions[0]
     previews = config.previews
-    return [
-        SampleRequest(
-            prompt=prompt,
-            negative=previews.negative,
-            width_px=previews.width_px or edge,
-            height_px=previews.height_px or edge,
-            seed=previews.seed + index,
-            steps=previews.steps,
-            guidance=previews.guidance,
+
+    def of(index: int, own: PreviewPrompt) -> Preview:
+        def either(value: Value | None, shared: Value) -> Value:
+            return shared if value is None else value
+
+        request = SampleRequest(
+            prompt=own.prompt,
+            negative=either(own.negative, previews.negative),
+            width_px=either(own.width_px, previews.width_px or edge),
+            height_px=either(own.height_px, previews.height_px or edge),
+            seed=either(own.seed, previews.seed + index),
+            steps=either(own.steps, previews.steps),
+            guidance=either(own.guidance, previews.guidance),
+            sampler=either(own.sampler, previews.sampler),
         )
-        for index, prompt in enumerate(previews.prompts)
-    ]
+        return Preview(request, either(own.adapter_weight, 1.0))
+
+    return [of(index, own) for index, own in enumerate(previews.parsed)]
 
 
 def generate(
     config: TrainConfig,
     bundle: Bundle,
+    adapter: Adapter,
     folder: RunFolder,
     step: int,
     events: EventStream,
     autocast: AbstractContextManager[Any],
 ) -> list[Path]:
-    """Generate all preview prompts with the model as it is now and save them as PNG files."""
-    wanted = requests(config)
+    """Generate all previews with the model as it is now and save them as PNG files, in the order of the prompts."""
+    wanted = planned(config)
     if not wanted:
         return []
-    images = []
+    images: dict[int, Image.Image] = {}
     with autocast:
-        for start in range(0, len(wanted), _AT_ONCE):
-            images += sample(bundle, wanted[start : start + _AT_ONCE])
+        for batch in _batches(wanted):
+            adapter.set_scale(wanted[batch[0]].adapter_weight)
+            try:
+                images |= zip(batch, sample(bundle, [wanted[index].request for index in batch]), strict=True)
+            finally:
+                adapter.set_scale(1.0)
             events.progress("generating previews", len(images), len(wanted))
     target = folder.previews(step)
     target.mkdir(parents=True, exist_ok=True)
-    paths = [target / f"{index:02d}.png" for index in range(len(images))]
-    for path, image in zip(paths, images, strict=True):
+    paths = [target / f"{index:02d}.png" for index in range(len(wanted))]
+    for index, path in enumerate(paths):
         with atomic.writing(path) as file:
-            image.save(file, "PNG")
-    events.emit(PreviewReady(step=step, paths=[str(path) for path in paths], prompts=[item.prompt for item in wanted]))
+            images[index].save(file, "PNG")
+    prompts = [preview.request.prompt for preview in wanted]
+    events.emit(PreviewReady(step=step, paths=[str(path) for path in paths], prompts=prompts))
     return paths
+
+
+def _batches(previews: Sequence[Preview]) -> list[list[int]]:
+    """Places of the previews that are generated together: same sizes, steps, sampler and adapter weight."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for index, preview in enumerate(previews):
+        alike.setdefault((*preview.request.shares, preview.adapter_weight), []).append(index)
+    return [group[start : start + _AT_ONCE] for group in alike.values() for start in range(0, len(group), _AT_ONCE)]

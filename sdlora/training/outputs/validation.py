@@ -6,7 +6,6 @@ Shapes: B batch, C latent channels, H and W latent height and width.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,6 @@ import torch
 
 from sdlora.adapters.live.attach import Adapter
 from sdlora.config.train import TrainConfig
-from sdlora.data import captions as caption_text
 from sdlora.data.batches import derive_seed, sample_generator
 from sdlora.data.buckets import BucketedImage
 from sdlora.models.bundle import Bundle
@@ -38,8 +36,7 @@ class Validation:
 
     def caption(self, placed: BucketedImage) -> str:
         """The caption of a held-out image: with trigger, nothing dropped, shuffled or picked by chance."""
-        fixed = self.config.captions.model_copy(update={"shuffle_tags": False, "tag_dropout": 0.0, "dropout": 0.0})
-        return caption_text.render(placed.record.caption or "", fixed, random.Random(0))
+        return placed.record.plain_caption()
 
     def base_loss(self) -> float:
         """The mean loss of the base model without the adapter."""

@@ -7,8 +7,10 @@ from importlib.util import find_spec
 
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.config.train import TrainConfig
+from sdlora.data.captions import protected_tags
 from sdlora.errors import ConfigError, MissingPackageError, SdloraError
 from sdlora.models.detection import detect
+from sdlora.text_files import UnreadableTextError
 from sdlora.training.inputs.images import RunImages, find_images
 from sdlora.training.optimization import optimizers
 
@@ -24,6 +26,7 @@ def check(config: TrainConfig) -> RunImages:
         lambda: optimizers.check(config.optimization),
         lambda: _check_packages(config),
         lambda: _check_start(config),
+        lambda: _check_tags(config),
         lambda: detect(config.resolved_base_model),
         lambda: found.append(find_images(config)),
     )
@@ -46,6 +49,15 @@ def _check_packages(config: TrainConfig) -> None:
         raise MissingPackageError(f"base_model.quantization={config.base_model.quantization}", "bitsandbytes", "8bit")
     if config.outputs.tensorboard and find_spec("tensorboard") is None:
         raise MissingPackageError("outputs.tensorboard", "tensorboard", "tensorboard")
+
+
+def _check_tags(config: TrainConfig) -> None:
+    try:
+        protected_tags(config.captions)
+    except OSError as error:
+        raise ConfigError("captions.protected_tags", [f"{error.filename} can't be read: {error.strerror}"]) from None
+    except UnreadableTextError as error:
+        raise ConfigError("captions.protected_tags", [f"{config.captions.protected_tags} {error}"]) from None
 
 
 def _check_start(config: TrainConfig) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from diffusers import UNet2DConditionModel
 
 from sdlora.adapters.live.layers import choose, layer_shape
+from sdlora.config.images import ImageFolder
 from sdlora.config.train import TrainConfig
 from sdlora.constants import LATENT_FACTOR, MIB
-from sdlora.data.batches import sample_random
-from sdlora.data.captions import render
+from sdlora.data.images import ImageRecord, Skipped
 from sdlora.errors import SdloraError
 from sdlora.models.detection import Detection, detect
 from sdlora.models.dtypes import DTYPES
@@ -112,10 +113,21 @@ class Summary:
         yield "images", f"{plan.images} of {plan.files_seen} files, {len(self.images.held_out)} held out"
         for item in plan.skipped:
             yield "skipped", f"{item.path.name}: {item.reason}"
+        for reason, names in _by_reason(self.images.scan.left_out).items():
+            yield "left out", f"{_some(names)}: {reason}"
+        for note in self.images.scan.notes:
+            yield "note", note
+        if self.config.images.folders:
+            for source in self.config.images.sources:
+                yield "folder", _folder_line(source, self.images.trained)
         yield "samples", f"{plan.samples} an epoch (repeats and resolutions counted), {plan.upscaled} images enlarged"
         for count in plan.buckets:
             yield "bucket", f"{count.bucket.width_px}x{count.bucket.height_px}: {count.samples}"
         short = f", {plan.short_batches} of them short" if plan.short_batches else ""
+        if self.config.objective.prior_preservation == "base_prediction":
+            own = [record for record in self.images.trained if not record.is_class]
+            priors = dict.fromkeys(self.config.objective.prior_prompt or record.prior_caption() for record in own)
+            yield "prior captions", _some([f"'{text}'" for text in priors])
         yield "batches", f"{plan.batches} an epoch of up to {self.config.optimization.batch_size} images{short}"
         yield "never trained", f"{len(plan.never_trained)} images"
 
@@ -184,14 +196,37 @@ def _memory_plan(config: TrainConfig, images: RunImages, unet: UNet2DConditionMo
 
 def _long_captions(config: TrainConfig, images: RunImages) -> dict[str, int]:
     tokenizer = light_tokenizer(config.base_model)
-    whole = config.captions.model_copy(update={"dropout": 0.0, "tag_dropout": 0.0})
     counts = {
-        record.path.name: count_tokens(
-            tokenizer, render(record.caption or "", whole, sample_random(config.seed)), weights=config.captions.weights
+        record.path.name: max(
+            count_tokens(tokenizer, text, weights=record.captions.weights)
+            for text in record.trained_captions() or [record.plain_caption()]
         )
         for record in images.trained
     }
     return {name: count for name, count in counts.items() if count > config.captions.max_tokens}
+
+
+def _by_reason(left_out: Sequence[Skipped]) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for item in left_out:
+        reasons[item.reason].append(item.path.name)
+    return reasons
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
+
+
+def _folder_line(source: ImageFolder, records: Sequence[ImageRecord]) -> str:
+    """A folder of images.folders with all that holds in it differently, and how often its images are seen."""
+    root = source.folder.expanduser().absolute()
+    own = [record for record in records if record.path.is_relative_to(root)]
+    set_here = source.model_dump(mode="json", exclude={"folder"}, exclude_defaults=True)
+    words = ", ".join(f"{name}={value}" for name, value in set_here.items()) or "no settings of its own"
+    samples = sum(record.repeats for record in own)
+    example = f"; first caption: '{own[0].plain_caption()}'" if own else ""
+    return f"{root.name}: {len(own)} images, {samples} an epoch; {words}{example}"
 
 
 def _shown(counts: dict[str, int]) -> str:

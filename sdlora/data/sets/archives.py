@@ -1,0 +1,141 @@
+"""Zip files unpacked with care: nothing lands outside the folder, and no bomb goes off."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdlora.data.caption_files import repeats_folder
+from sdlora.data.sets.folders import clean_part
+from sdlora.words import size_in_words
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one zip file may hold."""
+
+    files: int = 20_000
+    file_bytes: int = 512 * 2**20
+    all_bytes: int = 16 * 2**30
+    ratio: int = 200
+    """Unpacked over packed size, for files beyond a megabyte: pictures hardly shrink, bombs do."""
+    spare_bytes: int = 512 * 2**20
+    """Left free on the disk."""
+
+
+class RefusedArchiveError(Exception):
+    """A zip file that is not unpacked at all; the message is the reason, without the file's name."""
+
+
+def unpack(archive: Path, target: Path, limits: Limits | None = None) -> tuple[list[Path], dict[str, str]]:
+    """Unpack a zip file below `target`; returns the files, and by name why others were left out.
+
+    A single folder around everything is taken away, unless its name means repeats (`10_name`). Raises
+    RefusedArchiveError for what is no zip file, has a password, or goes beyond the limits; what it unpacked is gone.
+    """
+    limits = limits or Limits()
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            entries = [entry for entry in opened.infolist() if not entry.is_dir()]
+            _refuse_too_much(entries, target, limits)
+            refused: dict[str, str] = {}
+            wanted = list(_wanted(entries, refused))
+            top = _common_top([parts for _, parts in wanted])
+            files, left = [], limits.all_bytes
+            for entry, parts in wanted:
+                path = target.joinpath(*parts[1:] if top else parts)
+                if path.exists():
+                    refused[entry.filename] = "its name is twice in the zip file"
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                left -= _write(opened, entry, path, min(limits.file_bytes, left))
+                files.append(path)
+            return files, refused
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:  # all that zipfile is known to raise
+        shutil.rmtree(target, ignore_errors=True)
+        raise RefusedArchiveError(_reason(error)) from error
+    except RefusedArchiveError:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+
+
+def safe_parts(name: str) -> tuple[str, ...] | None:
+    """A name in an archive as clean folder and file names; None when it leads elsewhere, empty for what is hidden."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    if name.startswith(("/", "\\")) or ".." in parts or (parts and len(parts[0]) == 2 and parts[0][1] == ":"):
+        return None
+    if not parts or any(part.startswith(".") or part == "__MACOSX" for part in parts):
+        return ()
+    cleaned = tuple(clean_part(part) for part in parts)
+    return cleaned if all(cleaned) else None
+
+
+def _refuse_too_much(entries: list[zipfile.ZipInfo], target: Path, limits: Limits) -> None:
+    """Raise RefusedArchiveError by what the zip file says of itself; what it really holds is counted in `_write`."""
+    if len(entries) > limits.files:
+        raise RefusedArchiveError(f"it holds {len(entries)} files, more than {limits.files}: split it")
+    told_bytes = sum(entry.file_size for entry in entries)
+    if told_bytes > limits.all_bytes:
+        raise RefusedArchiveError(
+            f"it unpacks to {size_in_words(told_bytes)}, more than {size_in_words(limits.all_bytes)}: split it"
+        )
+    for entry in entries:
+        if entry.file_size > _CHUNK_BYTES and entry.file_size > limits.ratio * max(entry.compress_size, 1):
+            raise RefusedArchiveError(
+                f"'{entry.filename}' swells to {entry.file_size // 2**20} MiB: a decompression bomb?"
+            )
+    existing = next(folder for folder in (target, *target.parents) if folder.exists())
+    free_bytes = shutil.disk_usage(existing).free - limits.spare_bytes
+    if told_bytes > free_bytes:
+        raise RefusedArchiveError(
+            f"it unpacks to {size_in_words(told_bytes)}, but the disk has only {size_in_words(free_bytes)} to spare"
+        )
+
+
+def _wanted(
+    entries: list[zipfile.ZipInfo], refused: dict[str, str]
+) -> Iterator[tuple[zipfile.ZipInfo, tuple[str, ...]]]:
+    for entry in entries:
+        parts = safe_parts(entry.filename)
+        if parts is None:
+            refused[entry.filename] = "its name leads out of the folder"
+        elif stat.S_ISLNK(entry.external_attr >> 16):
+            refused[entry.filename] = "it is a link"
+        elif parts:
+            yield entry, parts
+
+
+def _common_top(names: list[tuple[str, ...]]) -> str | None:
+    tops = {parts[0] for parts in names}
+    if len(tops) != 1 or any(len(parts) == 1 for parts in names):
+        return None
+    top = tops.pop()
+    return None if repeats_folder(Path(top), Path(top)) else top
+
+
+def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, limit_bytes: int) -> int:
+    """Unpack one file and return its size, counted as it comes: the size that is told may be a lie."""
+    written = 0
+    with archive.open(entry) as source, path.open("xb") as target:
+        while chunk := source.read(_CHUNK_BYTES):
+            written += len(chunk)
+            if written > limit_bytes:
+                raise RefusedArchiveError(f"'{entry.filename}' is larger than {limit_bytes // 2**20} MiB")
+            target.write(chunk)
+    return written
+
+
+def _reason(error: Exception) -> str:
+    if type(error) is RuntimeError:  # an unknown compression is a subclass of it
+        return "it has a password: unpack it first"
+    with suppress(AttributeError):
+        if isinstance(error, OSError) and error.strerror:
+            return f"it can't be unpacked ({error.strerror})"
+    return f"it is no intact zip file ({error})"

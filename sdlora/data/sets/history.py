@@ -1,0 +1,48 @@
+"""The changes of a dataset that can be taken back: what the newest one was, and taking it back."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdlora.data.fix.changes import LOG, Change, apply, batch_folders, undo
+from sdlora.data.sets.listing import Item
+
+_WORDS = {"edit": "edit", "upload": "upload of captions", "delete": "deletion", "caption": "captioning"}
+
+
+@dataclass(frozen=True)
+class LastChange:
+    """The newest change that is kept for undo."""
+
+    what: str
+    files: int
+
+    @property
+    def words(self) -> str:
+        """`Undo the edit of 12 files`."""
+        return f"Undo the {self.what} of {self.files} file{'' if self.files == 1 else 's'}"
+
+
+def last_change(folder: Path) -> LastChange | None:
+    """The newest change of a dataset, None when there is nothing to undo."""
+    for batch in reversed(batch_folders(folder.resolve())):
+        with suppress(OSError, ValueError, KeyError, IndexError):
+            entries = [json.loads(line) for line in (batch / LOG).read_text(encoding="utf-8").splitlines()]
+            rules = {rule for entry in entries for rule in entry["rules"]}
+            what = _WORDS.get(next(iter(rules)), "fix") if len(rules) == 1 else "fix"
+            return LastChange(what, len({entry["path"] for entry in entries}))
+    return None
+
+
+def undo_last(folder: Path) -> int:
+    """Take the newest change back; returns the number of files. Raises DataError as `sdlora dataset undo` does."""
+    return len(undo(folder).files)
+
+
+def delete_image(folder: Path, item: Item) -> None:
+    """Take an image out with its caption and mask, kept for Undo."""
+    files = [item.path, item.path.with_suffix(".txt"), *([item.mask] if item.mask else [])]
+    apply(folder, [Change(("delete",), path, None, "deleted") for path in files if path.is_file()])

@@ -1,0 +1,140 @@
+"""The images of a dataset with their captions: listed, searched, counted by tag."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Literal, get_args
+
+from sdlora import atomic
+from sdlora.config.base_model import BaseModelConfig
+from sdlora.config.images import CaptionsConfig
+from sdlora.data.caption_files import CaptionFolders
+from sdlora.data.captions import render
+from sdlora.data.images import list_folder
+from sdlora.data.lint.tags import tags_of
+from sdlora.errors import DataError
+from sdlora.models.prompts import CHUNK_TOKENS, count_tokens
+from sdlora.models.tokenizer import light_tokenizer
+
+TOKEN_LIMIT = CHUNK_TOKENS
+CAPTIONS = CaptionsConfig()
+Kind = Literal["all", "no caption", "too long", "with mask"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image file of a dataset, unopened."""
+
+    path: Path
+    name: str
+    """Path below the dataset, with slashes."""
+    caption: str
+    """As training reads it; empty when there is none."""
+    mask: Path | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the caption takes up in the model."""
+        return count(self.caption)
+
+    @property
+    def tags(self) -> list[str]:
+        """What stands between the caption's commas."""
+        return tags_of(self.caption, CAPTIONS)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which images are wanted; all conditions must hold."""
+
+    text: str = ""
+    """Words that the caption or the file's name has."""
+    kind: Kind = "all"
+    tags: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every image passes."""
+        return not self.text.strip() and self.kind == "all" and not self.tags
+
+    def passes(self, item: Item) -> bool:
+        """Whether an image is wanted."""
+        words = f"{item.caption} {item.name}".casefold()
+        if not all(word in words for word in self.text.casefold().split()):
+            return False
+        if self.kind != "all" and not _is(item, self.kind):
+            return False
+        return not self.tags or {tag.casefold() for tag in self.tags} <= {tag.casefold() for tag in item.tags}
+
+
+def read(folder: Path) -> list[Item]:
+    """All images of a dataset in the order of their names, none for an empty one."""
+    try:
+        listing = list_folder(folder)
+    except DataError:
+        return []
+    sources = CaptionFolders(folder)
+    return [
+        Item(path, path.relative_to(folder).as_posix(), sources.caption(path) or "", listing.mask_of(path))
+        for path in listing.pictures
+    ]
+
+
+def position(items: Sequence[Item], name: str | None) -> int | None:
+    """Where an image is in the list."""
+    return next((index for index, item in enumerate(items) if item.name == name), None)
+
+
+def neighbour(items: Sequence[Item], name: str, step: int) -> int:
+    """Where the image before (-1) or after (1) another one is, at the ends that itself.
+
+    For one that has left the list (a filter no longer lets it pass) its place by name counts.
+    """
+    at = position(items, name)
+    if at is None:
+        at = sum(item.name < name for item in items) - (step > 0)
+    return min(max(0, at + step), len(items) - 1)
+
+
+def tag_counts(items: Sequence[Item]) -> list[tuple[str, int]]:
+    """Every tag and the number of captions that have it, most frequent first; case is that of the first one met."""
+    spelled: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for item in items:
+        for tag in item.tags:
+            spelled.setdefault(tag.casefold(), tag)
+        counts.update({tag.casefold() for tag in item.tags})
+    return [(spelled[tag], number) for tag, number in sorted(counts.items(), key=lambda each: (-each[1], each[0]))]
+
+
+@lru_cache(maxsize=50_000)
+def count(caption: str) -> int:
+    """CLIP tokens of a caption as it is trained; all Stable Diffusion families share the vocabulary."""
+    return count_tokens(_tokenizer(), render(caption, CAPTIONS, random.Random(0))) if caption else 0
+
+
+def write_caption(image: Path, text: str) -> None:
+    """Write an image's caption beside it in one go. No file is made for a caption that was never there."""
+    path = image.with_suffix(".txt")
+    if not text and not path.exists():
+        return
+    atomic.write_text(path, text)
+
+
+@cache
+def _tokenizer() -> object:
+    return light_tokenizer(BaseModelConfig(model="builtin:emoji"))
+
+
+def _is(item: Item, kind: Kind) -> bool:
+    if kind == "no caption":
+        return not item.caption
+    if kind == "too long":
+        return item.tokens > TOKEN_LIMIT
+    return item.mask is not None

@@ -1,0 +1,43 @@
+"""What a prompt holds that other tools give a meaning and that is only words here, so that nobody has to find out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from sdlora.config.generate import GenerateConfig
+
+_ADAPTER_TAG = re.compile(r"<(?:lora|lyco):[^>]*>?", re.IGNORECASE)
+_OTHER_TAG = re.compile(r"<(?!(?:lora|lyco|hypernet):)[a-z_]+:[^<>]*>", re.IGNORECASE)
+_EMBEDDING = re.compile(r"\bembedding:[\w./\\-]+", re.IGNORECASE)
+_BRACES = re.compile(r"\{[^{}|$]*\}")
+_INVOKE_WEIGHT = re.compile(r"(?:\)|\w)(?:\+{1,4}|-{2,4})(?=[\s,)]|$)")
+_INVOKE_CALL = re.compile(r"\)\.(?:and|blend|swap)\(")
+_AND = re.compile(r"\bAND\b")
+
+Rule = tuple[re.Pattern[str], Callable[[str], str]]
+
+_IN_BOTH: tuple[Rule, ...] = (
+    (_OTHER_TAG, lambda found: f"{found} has no meaning here and is taken as words"),
+    (
+        _BRACES,
+        lambda found: f"{found}: braces without | are words here; for NovelAI's emphasis write ({found[1:-1]}:1.05)",
+    ),
+    (_INVOKE_WEIGHT, lambda found: f"'{found}': InvokeAI's + and - are words here; write (word:1.1) or (word:0.9)"),
+    (_INVOKE_CALL, lambda found: f"'{found[2:-1]}': InvokeAI's functions are words here; write a AND b, or [a:b:0.5]"),
+    (_EMBEDDING, lambda found: f"{found}: embeddings are not loaded, so it is taken as words"),
+)
+_IN_NEGATIVE: tuple[Rule, ...] = (
+    (_ADAPTER_TAG, lambda found: f"{found} counts in the prompt only; in the negative prompt it is taken as words"),
+    (_AND, lambda _: "AND joins prompts in the prompt only; in the negative prompt it is a word"),
+)
+
+
+def prompt_warnings(config: GenerateConfig) -> list[str]:
+    """A sentence for each such thing in the prompt and the negative prompt."""
+    found = [f"prompt: {sentence}" for sentence in _sentences(config.prompt, _IN_BOTH)]
+    return found + [f"negative prompt: {text}" for text in _sentences(config.negative, (*_IN_BOTH, *_IN_NEGATIVE))]
+
+
+def _sentences(text: str, rules: tuple[Rule, ...]) -> list[str]:
+    return list(dict.fromkeys(say(match[0]) for pattern, say in rules for match in pattern.finditer(text)))

@@ -1,0 +1,126 @@
+"""Background work on datasets: captioning, checking, fixing. Found again after a restart by what it works on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sdlora.config.captioning import CaptioningConfig
+from sdlora.errors import ConfigError
+from sdlora.launch.jobs import JobHandle, JobState, list_jobs, start_job
+from sdlora.launch.runs import RunHandle, list_runs
+
+Kind = Literal["caption", "check", "fix"]
+WORDS: dict[Kind, str] = {"caption": "Captioning", "check": "Checking", "fix": "Fixing"}
+_SWITCHES = {"escape_brackets": ("--escape-brackets", "--plain-brackets")}
+
+
+class DatasetJobs:
+    """The newest job of each kind for each dataset. Safe from several threads."""
+
+    def __init__(self, jobs: Path) -> None:
+        self._jobs = jobs
+        self._lock = threading.Lock()
+        self._newest: dict[tuple[str, str], JobHandle] | None = None
+
+    def newest(self, kind: Kind, folder: Path) -> JobHandle | None:
+        """The dataset's newest job of this kind, if its folder is still there."""
+        with self._lock:
+            handle = self._known().get((kind, str(folder)))
+        return handle if handle is not None and handle.folder.is_dir() else None
+
+    def active(self, folder: Path) -> dict[Kind, JobState]:
+        """The jobs that work on a dataset now."""
+        states = {kind: handle.state() for kind in WORDS if (handle := self.newest(kind, folder)) is not None}
+        return {kind: state for kind, state in states.items() if state.is_active}
+
+    def start(self, kind: Kind, folder: Path, options: Sequence[str] = ()) -> JobHandle:
+        """Begin a job. Raises ConfigError while another one works on the dataset."""
+        if busy := self.active(folder):
+            words = " and ".join(WORDS[kind] for kind in busy)
+            raise ConfigError(folder.name, [f"{words} is still at work: wait for it, or cancel it"])
+        handle = start_job(["dataset", kind, str(folder), *options], self._jobs)
+        with self._lock:
+            self._known()[kind, str(folder)] = handle
+        return handle
+
+    def _known(self) -> dict[tuple[str, str], JobHandle]:
+        if self._newest is None:
+            self._newest = {}
+            for handle in reversed(list_jobs(self._jobs)):
+                arguments = handle.arguments
+                if len(arguments) >= 3 and arguments[0] == "dataset":
+                    self._newest[arguments[1], arguments[2]] = handle
+        return self._newest
+
+
+def caption_options(config: CaptioningConfig) -> list[str]:
+    """The options of `sdlora dataset caption` that give these settings."""
+    options: list[str] = []
+    for name, value in config:
+        if value == CaptioningConfig.model_fields[name].default:
+            continue
+        spelling = f"--{name.replace('_', '-')}"
+        if name in _SWITCHES:
+            options.append(_SWITCHES[name][0 if value else 1])
+        elif isinstance(value, tuple):
+            options += [part for each in value for part in (spelling, str(each))]
+        else:
+            options.append(f"{spelling}={value}")
+    return options
+
+
+def check_options(resolution: int, trigger: str) -> list[str]:
+    """The options that make `check` and `fix` see a dataset as training at this resolution does."""
+    options = ["--set", f"images.resolution={resolution}"]
+    return [*options, "--set", f"captions.trigger={_quoted(trigger)}"] if trigger.strip() else options
+
+
+def _quoted(text: str) -> str:
+    """A text as YAML reads it back, whatever is in it."""
+    return "'" + text.strip().replace("'", "''") + "'"
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """How far a job is, for a progress bar."""
+
+    words: str
+    is_active: bool
+    percent: int | None = None
+    """None when it is over, or nobody knows."""
+
+
+def progress(kind: Kind, state: JobState) -> JobProgress:
+    """A job's state in words: `Captioning: 3 of 10, about 20 s left`."""
+    words = WORDS[kind]
+    if state.is_active:
+        count = f" {state.done} of {state.total}" if state.total else " ..."
+        remaining = f", about {_duration(state.eta_seconds)} left" if state.eta_seconds is not None else ""
+        percent = round(100 * state.done / state.total) if state.total else None
+        return JobProgress(f"{words}:{count}{remaining}", True, percent)
+    endings = {
+        "finished": "done",
+        "cancelled": "cancelled; what was written stays",
+        "failed": "failed",
+        "crashed": "crashed",
+    }
+    error = f": {state.error}" if state.error else ""
+    return JobProgress(f"{words} {endings[state.status]}{error}", False)
+
+
+def _duration(seconds: float) -> str:
+    return f"{round(seconds)} s" if seconds < 90 else f"{round(seconds / 60)} min"
+
+
+def runs_on(folder: Path, runs: Path) -> list[str]:
+    """Names of the runs that train on a dataset now."""
+    active = [handle for handle in list_runs(runs) if handle.state().is_active]
+    return [handle.name for handle in active if folder.resolve() in _trained(handle)]
+
+
+def _trained(handle: RunHandle) -> list[Path]:
+    return [path.expanduser().resolve() for path in handle.config().images.all_folders]

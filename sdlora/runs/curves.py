@@ -1,0 +1,131 @@
+"""What a run's events say over time: losses, validations, learning rates, checkpoints, previews, warnings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdlora import events
+from sdlora.events import Event
+from sdlora.runs.event_log import read_events
+
+MAX_POINTS = 500
+"""A curve of so many points looks like one of all steps."""
+
+Points = list[tuple[float, float]]
+"""Steps with values."""
+
+
+@dataclass
+class Curves:
+    """Grows with a run's event log. Steps that a resumed run does again replace those it had done before."""
+
+    offset: int = 0
+    """How far the log has been read, in bytes."""
+    steps: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    rates: list[dict[str, float]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    validations: list[events.Validated] = field(default_factory=list)
+    previews: list[events.PreviewReady] = field(default_factory=list)
+    checkpoints: list[events.CheckpointSaved] = field(default_factory=list)
+    messages: list[tuple[str, str]] = field(default_factory=list)
+    """Warnings and remarks: kind and text, oldest first."""
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Changes whenever something that can be shown was added."""
+        return (len(self.steps), self.steps[-1] if self.steps else 0, len(self.validations), len(self.previews))
+
+    def read(self, log: Path) -> None:
+        """Take in what a run's event log has got since the last call."""
+        while True:
+            new, offset = read_events(log, self.offset)
+            for event in new:
+                self.take(event)
+            if offset == self.offset:
+                return
+            self.offset = offset
+
+    def take(self, event: Event) -> None:
+        """Take in one event."""
+        match event:
+            case events.RunStarted():
+                self._go_back_to(event.first_step)
+            case events.StepFinished():
+                self.steps.append(event.step)
+                self.losses.append(event.loss)
+                self.rates.append(event.learning_rates)
+                self.seconds.append(event.seconds)
+            case events.Validated():
+                self.validations.append(event)
+            case events.PreviewReady():
+                self.previews = [*(known for known in self.previews if known.step != event.step), event]
+            case events.CheckpointSaved():
+                self.checkpoints.append(event)
+            case events.WarningRaised():
+                self.messages.append(("warning", event.message))
+            case events.Notice():
+                self.messages.append(("notice", event.message))
+
+    def as_csv(self) -> str:
+        """One row a step: loss, validation loss, learning rates, seconds."""
+        parts = list(dict.fromkeys(name for rates in self.rates for name in rates))
+        measured = {event.step: event for event in self.validations}
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["step", "loss", "validation_loss", *(f"learning_rate_{part}" for part in parts), "seconds"])
+        rows = {step: index for index, step in enumerate(self.steps)}
+        for step in sorted({*rows, *measured}):
+            index = rows.get(step)
+            validation = measured[step].loss if step in measured else ""
+            if index is None:
+                writer.writerow([step, "", validation, *("" for _ in parts), ""])
+                continue
+            rates = [self.rates[index].get(part, "") for part in parts]
+            writer.writerow([step, self.losses[index], validation, *rates, self.seconds[index]])
+        return text.getvalue()
+
+    def _go_back_to(self, step: int) -> None:
+        keep = sum(known <= step for known in self.steps)
+        for values in (self.steps, self.losses, self.rates, self.seconds):
+            del values[keep:]  # type: ignore[attr-defined]
+        self.validations = [event for event in self.validations if event.step <= step]
+
+
+def thin_out(steps: Sequence[int], values: Sequence[float], limit: int = MAX_POINTS) -> Points:
+    """At most `limit` points that keep each bin's lowest and highest value."""
+    if len(steps) <= limit:
+        return [(float(step), value) for step, value in zip(steps, values, strict=True)]
+    points: Points = []
+    for places, inside in _bins(steps, values, limit // 2):
+        kept = sorted({int(inside.argmin()), int(inside.argmax())})
+        points += [(float(places[index]), float(inside[index])) for index in kept]
+    return points
+
+
+def smoothed(steps: Sequence[int], values: Sequence[float], amount: float, limit: int = MAX_POINTS) -> Points:
+    """Means of at most `limit` bins, averaged with their neighbours on both sides alike (no delay)."""
+    bins = _bins(steps, values, min(limit, len(steps)))
+    positions = np.array([places.mean() for places, _ in bins])
+    means = np.array([inside.mean() for _, inside in bins])
+    width = amount * len(bins) / 8
+    if width >= 0.5:
+        reach = np.arange(-math.ceil(3 * width), math.ceil(3 * width) + 1)
+        kernel = np.exp(-0.5 * (reach / width) ** 2)
+        weight = np.convolve(np.ones(len(means)), kernel)
+        cut = slice(len(reach) // 2, len(reach) // 2 + len(means))
+        means = np.convolve(means, kernel)[cut] / weight[cut]
+    return [(float(step), float(mean)) for step, mean in zip(positions, means, strict=True)]
+
+
+def _bins(steps: Sequence[int], values: Sequence[float], count: int) -> list[tuple[Any, Any]]:
+    """Steps and values in so many parts, one after another."""
+    return list(zip(np.array_split(np.asarray(steps), count), np.array_split(np.asarray(values), count), strict=True))

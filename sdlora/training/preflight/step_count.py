@@ -1,0 +1,82 @@
+"""How many steps a run comes to, counted from file names alone: at once, and exact but for buckets' last batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdlora.config.train import DEFAULT_EPOCHS, TrainConfig
+from sdlora.data.caption_files import repeats_folder
+from sdlora.data.images import list_folder
+from sdlora.errors import DataError
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """Images, samples and steps of a configuration."""
+
+    images: int
+    held_out: int
+    samples: int
+    """Images in an epoch, repeats and resolutions counted."""
+    resolutions: int
+    batch_size: int
+    accumulation: int
+    steps: int
+    epochs: float
+
+    def in_words(self) -> str:
+        """The sum in one line: `8 images, 16 samples an epoch / batch 4 = 4 steps an epoch; 12 epochs = 48 steps`."""
+        held_out = f" ({self.held_out} held out)" if self.held_out else ""
+        sizes = f" x {self.resolutions} resolutions" if self.resolutions > 1 else ""
+        images = f"{_count(self.images, 'image')}{held_out}{sizes}"
+        with_repeats = self.samples != (self.images - self.held_out) * self.resolutions
+        samples = f"{images} x repeats = {self.samples} samples" if with_repeats else images
+        batch = f"batch {self.batch_size}" + (f" x {self.accumulation}" if self.accumulation > 1 else "")
+        per_epoch = self.samples / (self.batch_size * self.accumulation)
+        return (
+            f"{samples} / {batch} = {per_epoch:.4g} steps an epoch; "
+            f"{_count(self.steps, 'step')} = {self.epochs:.3g} epochs"
+        )
+
+
+def count_steps(config: TrainConfig) -> StepCount | None:
+    """The numbers of a configuration whose image folders can be listed, else None."""
+    images = samples = 0
+    for folder in config.images.all_folders:
+        root = folder.expanduser().absolute()
+        try:
+            pictures = list_folder(root).pictures
+        except (DataError, OSError):
+            return None
+        images += len(pictures)
+        for picture in pictures:
+            repeats = repeats_folder(picture.parent, root)
+            samples += config.images.repeats if repeats is None else repeats[0]
+    if not samples:
+        return None
+    fraction = config.validation.fraction if config.validation.folder is None else 0.0
+    held_out = max(1, round(fraction * images)) if fraction else 0
+    resolutions = len(config.images.resolutions)
+    samples = max(1, round(samples * (images - held_out) / images)) * resolutions
+    return _sum(config, images, held_out, samples, resolutions)
+
+
+def _sum(config: TrainConfig, images: int, held_out: int, samples: int, resolutions: int) -> StepCount:
+    optimization = config.optimization
+    batches = -(-samples // optimization.batch_size)
+    epochs = optimization.epochs or DEFAULT_EPOCHS
+    steps = optimization.steps or max(1, -(-batches * epochs // optimization.accumulation))
+    return StepCount(
+        images=images,
+        held_out=held_out,
+        samples=samples,
+        resolutions=resolutions,
+        batch_size=optimization.batch_size,
+        accumulation=optimization.accumulation,
+        steps=steps,
+        epochs=steps * optimization.accumulation / batches,
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,29 @@
+"""Figures as people write them: durations, speeds, sizes, counts."""
+
+from __future__ import annotations
+
+from sdlora.constants import GIB, MIB
+
+
+def count(number: int, what: str) -> str:
+    """`1 image`, `12 images`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def size_in_words(size_bytes: float) -> str:
+    """`1.5 GiB`, `20 MiB`."""
+    return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.0f} MiB"
+
+
+def speed_in_words(seconds_per_step: float) -> str:
+    """Steps a second, or seconds a step when they are slow."""
+    if seconds_per_step >= 1:
+        return f"{seconds_per_step:.1f} s/step"
+    return f"{1 / max(seconds_per_step, 1e-9):.1f} steps/s"
+
+
+def duration_in_words(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours} h " if hours else "") + (f"{minutes} min " if minutes or hours else "") + f"{rest} s"

@@ -1,0 +1,33 @@
+"""The adapters in use, one list for Mix and Generate, kept in the page's state: reloads and restarts see the same."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+
+from sdlora.library.rows import Rows, rows_from_plain
+from webui.state import PageState
+
+STATE = "mix.rows"
+
+
+class ActiveAdapters:
+    """The rows and their keeping. `change` is the only way to alter them; safe from several threads."""
+
+    def __init__(self, state: PageState) -> None:
+        self._state = state
+        self._lock = threading.RLock()
+        self._rows = rows_from_plain(state.get(STATE))
+
+    @property
+    def rows(self) -> Rows:
+        """The rows as they are now."""
+        return self._rows
+
+    def change(self, operation: Callable[[Rows], Rows]) -> Rows:
+        """Apply an operation on the rows and remember the outcome."""
+        with self._lock:
+            self._rows = operation(self._rows)
+            self._state.set(STATE, [asdict(row) for row in self._rows])
+            return self._rows

@@ -1,0 +1,141 @@
+() => {
+  // ---- Gradio's quirks: what gradio_quirks.py can't mend from the server. tests/browser/test_gradio_quirks.py shows
+  // each of them on a bare page and fails once a newer Gradio behaves; then the piece below can go.
+
+  // Quirk 1. Gradio 6.31 shows the errors of queued handlers only; of one with queue=False nothing is seen at all.
+  // So each answer that says 500 is read here as well, and its message shown as Gradio would.
+  const problems = document.createElement("div");
+  problems.id = "toasts";
+  problems.setAttribute("role", "alert");
+  document.body.append(problems);
+  const asText = (markup) => new DOMParser().parseFromString(markup.replace(/<br>/g, "\n"), "text/html").body.textContent;
+  const showProblem = (markup) => {
+    const words = asText(markup || "That did not work. Details are in the server's log.");
+    [...problems.children].find((shown) => shown.dataset.words === words)?.remove();
+    const toast = document.createElement("div");
+    toast.className = "toast-body";
+    toast.dataset.words = words;
+    toast.innerHTML = '<p></p><button type="button" aria-label="Close">×</button>';
+    toast.firstChild.textContent = words;
+    toast.lastChild.addEventListener("click", () => toast.remove());
+    problems.append(toast);
+    setTimeout(() => toast.remove(), 12000);
+  };
+  const fetchPlainly = window.fetch;
+  window.fetch = async (...request) => {
+    const answer = await fetchPlainly(...request);
+    if (answer.status === 500 && answer.url.includes("/gradio_api/run/"))
+      answer.clone().json().then((content) => showProblem(content.error), () => showProblem());
+    return answer;
+  };
+
+  // Quirk 2. Gradio 6.31 sends a Textbox's `input` event at key presses alone: what is deleted, pasted, dropped,
+  // dictated or typed on a phone would not be saved. So those changes are announced as the key press it waits for.
+  const isText = (event) => event.target.matches?.('[data-testid="textbox"]');
+  let pressed = false;
+  document.addEventListener("keydown", () => { pressed = false; }, true);
+  document.addEventListener("keypress", (event) => { if (isText(event)) pressed = event.isTrusted; }, true);
+  document.addEventListener("input", (event) => {
+    if (!isText(event)) return;
+    if (!pressed) event.target.dispatchEvent(new KeyboardEvent("keypress", { key: "Unidentified", bubbles: true }));
+    pressed = false;
+  });
+
+  // Quirk 3. Gradio 6.31 labels an empty Gallery with aria-label on a plain <div>, which may not carry one: screen
+  // readers skip it and axe complains. So such boxes get a role that may, whenever they appear.
+  const nameEmpty = () => document.querySelectorAll("div.empty[aria-label]:not([role])").forEach((box) => box.setAttribute("role", "img"));
+  let planned = false;
+  new MutationObserver(() => {
+    if (planned) return;
+    planned = true;
+    requestAnimationFrame(() => { planned = false; nameEmpty(); });
+  }).observe(document.body, { childList: true, subtree: true });
+
+  // ---- End of Gradio's quirks
+
+  const KEYS = [
+    ["Ctrl + Enter", "press the main button of the open tab"],
+    ["Alt + → or ↓", "next image of the dataset"],
+    ["Alt + ← or ↑", "previous image of the dataset"],
+    ["Ctrl + S", "save the caption at once (it is saved as you type)"],
+    ["← →", "on the tabs: the tab beside; in a gallery: the image beside"],
+    ["Esc", "leave a field, close what is open"],
+    ["?", "this list"],
+  ];
+
+  // Light or dark: kept in this browser, unless the address says otherwise (?__theme=dark).
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const forced = new URLSearchParams(location.search).has("__theme");
+  const showTheme = () => {
+    const choice = localStorage.getItem("sdlora.theme") || "system";
+    if (!forced) document.body.classList.toggle("dark", choice === "dark" || (choice === "system" && dark.matches));
+  };
+  window.sdloraTheme = (choice) => { localStorage.setItem("sdlora.theme", choice); showTheme(); };
+  dark.addEventListener("change", () => setTimeout(showTheme));
+  showTheme();
+
+  // Files dropped anywhere on the Dataset tab go where its drop zone is.
+  const dropField = () => [...document.querySelectorAll("#dataset-upload input[type=file]")].find((field) => field.parentElement.getClientRects().length);
+  const carriesFiles = (event) => event.dataTransfer?.types.includes("Files") && !event.target.closest?.(".upload-container, .image-container");
+  document.addEventListener("dragover", (event) => { if (carriesFiles(event)) event.preventDefault(); });
+  document.addEventListener("drop", (event) => {
+    if (!carriesFiles(event)) return;
+    event.preventDefault(); // or the browser would leave the page and show the file
+    const field = dropField();
+    if (!field) return;
+    field.files = event.dataTransfer.files;
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+
+  const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
+  const dialog = document.createElement("dialog");
+  dialog.id = "keys";
+  dialog.setAttribute("aria-labelledby", "keys-title");
+  dialog.innerHTML = '<h2 id="keys-title">Keyboard</h2><dl>'
+    + KEYS.map(([keys, what]) => `<dt><kbd>${isMac ? keys.replace("Ctrl", "⌘").replace("Alt", "⌥") : keys}</kbd></dt><dd>${what}</dd>`).join("")
+    + '</dl><form method="dialog"><button autofocus>Close</button></form>';
+  document.body.append(dialog);
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  document.addEventListener("click", (event) => { if (event.target.closest("#show-keys")) dialog.showModal(); });
+
+  const isShown = (element) => element.getClientRects().length > 0;
+  const openPanel = () => [...document.querySelectorAll('#tabs > [role="tabpanel"]')].find(isShown);
+  const press = (button) => {
+    if (!button || button.disabled || !isShown(button)) return false;
+    button.click();
+    return true;
+  };
+  const mainButton = () => [...(openPanel()?.querySelectorAll("button.primary") ?? [])]
+    .find((button) => isShown(button) && !button.disabled);
+  const isTyping = (element) => element.isContentEditable || element.tagName === "TEXTAREA" || element.tagName === "SELECT"
+    || (element.tagName === "INPUT" && !["checkbox", "radio", "button", "submit", "file"].includes(element.type));
+
+  const IMAGE_KEYS = { ArrowRight: "next", ArrowDown: "next", ArrowLeft: "previous", ArrowUp: "previous" };
+  const besideTab = (event) => {
+    const tab = event.target.closest?.('[role="tab"]');
+    const tabs = tab && [...tab.parentElement.querySelectorAll('[role="tab"]')];
+    const at = tabs && { ArrowRight: tabs.indexOf(tab) + 1, ArrowLeft: tabs.indexOf(tab) - 1, Home: 0, End: tabs.length - 1 }[event.key];
+    if (at === undefined || at === null) return false;
+    const next = tabs[(at + tabs.length) % tabs.length];
+    next.focus();
+    next.click();
+    return true;
+  };
+
+  document.addEventListener("keydown", (event) => {
+    const command = event.ctrlKey || event.metaKey;
+    let done = false;
+    if (dialog.open || event.isComposing) return;
+    if (command && event.key === "Enter") done = press(mainButton());
+    else if (command && event.key.toLowerCase() === "s") {
+      press(document.querySelector("#dataset-save"));
+      done = true; // never the browser's "save page"
+    } else if (event.altKey && !command && event.key in IMAGE_KEYS) {
+      done = press(document.querySelector(`#dataset-${IMAGE_KEYS[event.key]}`));
+    } else if (event.altKey || command) return;
+    else if (event.key === "Escape" && isTyping(event.target)) event.target.blur();
+    else if (event.key === "?" && !isTyping(event.target)) { dialog.showModal(); done = true; }
+    else done = besideTab(event);
+    if (done) { event.preventDefault(); event.stopPropagation(); }
+  }, true);
+}

@@ -1,1 +1,0 @@
-"""Datasets as the page shows them: folders, uploads, captions, edits, crops. Knows no Gradio and no torch."""

@@ -1,0 +1,295 @@
+"""The images of the chosen dataset: filter, pages of thumbnails, and the way from image to image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdlora.data.sets import folders, history, listing
+from sdlora.data.sets.listing import Filter, Item
+from sdlora.data.thumbnails import make_thumbnails
+from sdlora.errors import DataError
+from sdlora.words import count
+from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
+from webui.datasets import view
+from webui.datasets.editor import Editor
+from webui.layout import small_button
+from webui.paging import page_of
+from webui.scripts import PRESSES
+
+TAGS_SHOWN = 60
+IMAGES_A_PAGE = 72
+
+
+class Browser:
+    """Made inside the tab's layout. `views` are what `opened`, `refreshed` and `shown_image` return updates for."""
+
+    def __init__(self, context: Context, chosen: gr.Dropdown) -> None:
+        self.context = context
+        self.chosen = chosen
+        self.shown = gr.State([])  # names of the images on the page
+        self.number = gr.State(1)
+        self._lay_out()
+        self._wire()
+
+    def _lay_out(self) -> None:
+        with gr.Column(visible=False, elem_id="dataset-browser") as self.column:
+            with gr.Row(elem_classes="bar"):
+                self.summary = gr.HTML("", elem_id="dataset-summary")
+                self.undo = small_button("Undo", "dataset-undo", 150, interactive=False)
+            with gr.Row(elem_classes="page-columns"):
+                with gr.Column(scale=3, min_width=320):
+                    self._lay_out_filter()
+                    self._lay_out_pages()
+                with gr.Column(scale=2, min_width=320, elem_id="dataset-editor"):
+                    self.editor = Editor(self.context, self.chosen)
+
+    def _lay_out_filter(self) -> None:
+        with gr.Row():
+            self.text = gr.Textbox(
+                label="Find",
+                info="Words of the caption or file name.",
+                elem_id="dataset-find",
+                max_lines=1,
+                min_width=160,
+            )
+            self.kind = gr.Dropdown(
+                list(listing.KINDS),
+                value="all",
+                label="Show",
+                info="Which images.",
+                elem_id="dataset-kind",
+                filterable=False,
+                min_width=140,
+            )
+        with gr.Accordion("Tags", open=False, elem_id="dataset-tags-box") as self.tags_box:
+            self.tags = gr.CheckboxGroup(
+                [],
+                label="With all of these tags",
+                info="The most frequent ones, with their counts.",
+                elem_id="dataset-tags",
+            )
+
+    def _lay_out_pages(self) -> None:
+        self.gallery = gr.Gallery(
+            label="Images",
+            elem_id="dataset-gallery",
+            columns=6,
+            height="auto",
+            object_fit="cover",
+            allow_preview=False,
+            buttons=[],
+            show_label=False,
+            interactive=False,
+        )
+        self.nothing = gr.HTML("", js_on_load=PRESSES, visible=False, elem_id="dataset-nothing")
+        with gr.Row(elem_classes="bar pager"):
+            self.page_back = small_button("Previous page", "dataset-page-back", 110)
+            self.pager = gr.HTML("", elem_id="dataset-pager")
+            self.page_on = small_button("Next page", "dataset-page-on", 110)
+
+    @property
+    def views(self) -> list[Any]:
+        """Everything that changes with the dataset."""
+        facts = [self.column, self.summary, self.undo, self.text, self.kind, self.tags, self.tags_box]
+        return [*facts, *self._list, *self.editor.views]
+
+    @property
+    def _list(self) -> list[Any]:
+        return [self.gallery, self.nothing, self.pager, self.page_back, self.page_on, self.shown, self.number]
+
+    @property
+    def filter(self) -> list[Any]:
+        """The inputs that `as_filter` reads."""
+        return [self.text, self.kind, self.tags]
+
+    @property
+    def around(self) -> list[Any]:
+        """The inputs of `refreshed`, without the folder: filter, page and image."""
+        return [*self.filter, self.number, self.editor.editing]
+
+    def _wire(self) -> None:
+        editor, looked_at = self.editor, [*self._list, *self.editor.views]
+        wanted = [self.chosen, *self.filter]
+        for trigger in (self.text.input, self.kind.input, self.tags.input):
+            trigger(handler(self._filtered), wanted, looked_at, **LAST_COUNTS)
+        self.nothing.select(handler(self._unfiltered), self.chosen, self.views, **QUICK)
+        self.gallery.select(
+            handler(self._select), [*editor.written, *self.filter, self.shown], editor.views, **EACH_COUNTS
+        )
+        for step, turn, move in ((-1, self.page_back, editor.previous), (1, self.page_on, editor.next)):
+            turn.click(handler(self._turn(step)), [*wanted, self.number], self._list, **QUICK)
+            move.click(handler(self._step(step)), [*editor.written, *self.filter, self.number], looked_at, **QUICK)
+        self.undo.click(handler(self._undo), [self.chosen, *self.around], self.views, **PRIVATE)
+        question = confirm("Delete {#dataset-image}? Undo brings it back.")
+        editor.delete.click(handler(self._delete), [self.chosen, *self.around], self.views, js=question, **QUICK)
+
+    # What the tab and its panels ask for
+
+    def opened(self, folder: Path | None) -> dict[Any, Any]:
+        """A dataset from its first page and image on, without a filter."""
+        items = listing.read(folder) if folder else []
+        return self._from_the_start(folder, items, 0)
+
+    def shown_image(self, folder: Path, name: str) -> dict[Any, Any]:
+        """One image in the editor and the page it is on, without a filter. Raises DataError when it is gone."""
+        items = listing.read(folder)
+        at = listing.position(items, name)
+        if at is None:
+            raise DataError(f"{name} is not in the dataset any more.")
+        return self._from_the_start(folder, items, at)
+
+    def refreshed(
+        self, folder: Path, text: str, kind: str, tags: list[str], number: int, editing: str
+    ) -> dict[Any, Any]:
+        """The same page and image after the files have changed."""
+        found = self._passing(listing.read(folder), text, kind, tags)
+        updates = self.relabelled(folder, text, kind, tags, number, editing)
+        return updates | self.editor.edit(found, listing.position(found, editing) or 0)
+
+    def relabelled(
+        self, folder: Path, text: str, kind: str, tags: list[str], number: int, editing: str
+    ) -> dict[Any, Any]:
+        """The same page after captions have changed, the editor left alone."""
+        items = listing.read(folder)
+        return self._facts(folder, items, tags) | self._page(self._passing(items, text, kind, tags), number, editing)
+
+    # Handlers
+
+    def _folder(self, name: str | None) -> Path:
+        return folders.folder_of(self.context.workspace.datasets, name)
+
+    def _unfiltered(self, name: str) -> dict[Any, Any]:
+        return self.opened(self._folder(name))
+
+    def _filtered(self, name: str, text: str, kind: str, tags: list[str]) -> dict[Any, Any]:
+        found = self._found(name, text, kind, tags)
+        return self._page(found, 1, found[0].name if found else None) | self.editor.edit(found, 0)
+
+    def _turn(self, step: int) -> Callable[..., dict[Any, Any]]:
+        def turn(name: str, text: str, kind: str, tags: list[str], number: int) -> dict[Any, Any]:
+            return self._page(self._found(name, text, kind, tags), number + step, None)
+
+        return turn
+
+    def _select(
+        self,
+        name: str,
+        editing: str,
+        caption: str,
+        loaded: tuple[str, str],
+        text: str,
+        kind: str,
+        tags: list[str],
+        shown: list[str],
+        event: gr.SelectData,
+    ) -> dict[Any, Any]:
+        self.editor.keep(name, editing, caption, loaded)
+        if event.index >= len(shown):
+            return {self.editor.place: gr.skip()}
+        wanted = shown[event.index]
+        found = self._found(name, text, kind, tags)
+        at = listing.position(found, wanted)
+        if at is None:  # its caption was changed so that the filter no longer lets it pass
+            found = listing.read(self._folder(name))
+            at = listing.position(found, wanted)
+        return self.editor.edit(found, at or 0)
+
+    def _step(self, step: int) -> Callable[..., dict[Any, Any]]:
+        def move(
+            name: str,
+            editing: str,
+            caption: str,
+            loaded: tuple[str, str],
+            text: str,
+            kind: str,
+            tags: list[str],
+            number: int,
+        ) -> dict[Any, Any]:
+            self.editor.keep(name, editing, caption, loaded)
+            found = self._found(name, text, kind, tags)
+            if not found:
+                return self._page(found, 1, None) | self.editor.edit(found, 0)
+            at = listing.neighbour(found, editing, step)
+            page = page_of(found, None, IMAGES_A_PAGE, at).number
+            if page == number:
+                moved: dict[Any, Any] = {self.gallery: gr.Gallery(selected_index=at % IMAGES_A_PAGE)}
+            else:
+                moved = self._page(found, page, found[at].name)
+            return moved | self.editor.edit(found, at)
+
+        return move
+
+    def _undo(self, name: str, *around: Any) -> dict[Any, Any]:
+        folder = self._folder(name)
+        gr.Info(f"Taken back: {count(history.undo_last(folder), 'file')}.")
+        return self.refreshed(folder, *around)
+
+    def _delete(self, name: str, text: str, kind: str, tags: list[str], number: int, editing: str) -> dict[Any, Any]:
+        folder = self._folder(name)
+        before = self._found(name, text, kind, tags)
+        at = listing.position(before, editing)
+        if at is None:
+            raise DataError("No image is chosen.")
+        following = before[at + 1 : at + 2] or before[at - 1 : at]
+        history.delete_image(folder, before[at])
+        return self.refreshed(folder, text, kind, tags, number, following[0].name if following else "")
+
+    # Pieces of updates
+
+    def _found(self, name: str | None, text: str, kind: str, tags: Sequence[str]) -> list[Item]:
+        return self._passing(listing.read(self._folder(name)), text, kind, tags)
+
+    def _passing(self, items: Sequence[Item], text: str, kind: str, tags: Sequence[str]) -> list[Item]:
+        wanted = as_filter(text, kind, tags)
+        return [item for item in items if wanted.passes(item)]
+
+    def _from_the_start(self, folder: Path | None, items: Sequence[Item], at: int) -> dict[Any, Any]:
+        name = items[at].name if items else ""
+        listed = self._page(items, page_of(items, None, IMAGES_A_PAGE, at).number, name)
+        return {
+            self.text: "",
+            self.kind: "all",
+            **self._facts(folder, items, ()),
+            **listed,
+            **self.editor.edit(items, at),
+        }
+
+    def _facts(self, folder: Path | None, items: Sequence[Item], chosen_tags: Sequence[str]) -> dict[Any, Any]:
+        counts = listing.tag_counts(items)
+        choices = [(f"{tag} ({number})", tag) for tag, number in counts[:TAGS_SHOWN]]
+        offered = {tag for _, tag in choices}
+        change = history.last_change(folder) if folder else None
+        return {
+            self.column: gr.Column(visible=bool(items)),
+            self.summary: view.summary(items, len(counts)),
+            self.undo: gr.Button(change.words if change else "Nothing to undo", interactive=change is not None),
+            self.tags: gr.CheckboxGroup(choices=choices, value=[tag for tag in chosen_tags if tag in offered]),
+            self.tags_box: gr.Accordion(f"Tags ({len(counts)})"),
+        }
+
+    def _page(self, items: Sequence[Item], number: int, selected: str | None) -> dict[Any, Any]:
+        page = page_of(items, number, IMAGES_A_PAGE)
+        names = [item.name for item in page.items]
+        kept = self.context.workspace.thumbnails
+        pictures = make_thumbnails([item.path for item in page.items], kept)
+        tiles = [(str(picture), view.label(item)) for picture, item in zip(pictures, page.items, strict=True)]
+        at = names.index(selected) if selected in names else None
+        return {
+            self.gallery: gr.Gallery(value=tiles, selected_index=at, visible=bool(tiles)),
+            self.nothing: gr.HTML(view.nothing_found(), visible=not tiles),
+            self.pager: view.pager(page.number, page.num_pages, count(page.num_items, "image")),
+            self.page_back: gr.Button(interactive=page.number > 1),
+            self.page_on: gr.Button(interactive=page.number < page.num_pages),
+            self.shown: names,
+            self.number: page.number,
+        }
+
+
+def as_filter(text: str | None, kind: str | None, tags: Sequence[str] | None) -> Filter:
+    """The filter that the inputs stand for."""
+    known: listing.Kind = next((each for each in listing.KINDS if each == kind), "all")
+    return Filter(text or "", known, tuple(tags or ()))

@@ -1,0 +1,155 @@
+"""One edit to many captions: preview, apply, and Undo beside the dataset's summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdlora.data.sets import folders, listing
+from sdlora.data.sets.edits import OPERATIONS, Edit, Rewritten, make_edit, plan_edit
+from sdlora.words import count
+from webui.context import LAST_COUNTS, QUICK, Context, handler
+from webui.datasets import view
+from webui.datasets.browser import Browser, as_filter
+from webui.gradio_quirks import update_in_browser
+from webui.layout import small_button
+
+SCOPES = ("all images", "images that pass the filter")
+_OUTDATED = f'() => [{update_in_browser(value="Apply", interactive=False)}, ""]'
+"""In the page itself: an answer of the server could come after the next preview and take it away."""
+
+
+class BulkPanel:
+    """Made inside the tab's layout. Apply makes exactly what the preview showed, or refuses."""
+
+    def __init__(self, context: Context, chosen: gr.Dropdown, browser: Browser) -> None:
+        self.context = context
+        self.chosen = chosen
+        self.browser = browser
+        self.planned = gr.State([])
+        with gr.Accordion("Edit many captions", open=False, elem_id="dataset-bulk-box"):
+            self._lay_out()
+        self._wire()
+
+    def _lay_out(self) -> None:
+        with gr.Row():
+            self.operation = gr.Dropdown(
+                [(words, name) for name, words in OPERATIONS.items()],
+                value="front",
+                label="What to do",
+                info="One step at a time; each can be undone.",
+                elem_id="dataset-bulk-operation",
+                filterable=False,
+                min_width=220,
+            )
+            self.text = gr.Textbox(
+                label="Text",
+                info="A trigger word, or tags with commas between.",
+                elem_id="dataset-bulk-text",
+                max_lines=1,
+                min_width=200,
+            )
+            self.replacement = gr.Textbox(
+                label="Replace by",
+                info="Empty removes it.",
+                elem_id="dataset-bulk-replacement",
+                max_lines=1,
+                min_width=200,
+                visible=False,
+            )
+        with gr.Row():
+            self.scope = gr.Radio(
+                SCOPES,
+                value=SCOPES[0],
+                label="Which captions",
+                info="The filter is above the images.",
+                elem_id="dataset-bulk-scope",
+            )
+            self.is_regex = gr.Checkbox(
+                label="Regular expression",
+                info="Python's syntax; \\1 is the first group.",
+                elem_id="dataset-bulk-regex",
+                visible=False,
+            )
+            self.match_case = gr.Checkbox(
+                label="Match case", info="Off: capitals don't matter.", elem_id="dataset-bulk-case", visible=False
+            )
+        with gr.Row(elem_classes="bar"):
+            self.preview = small_button("Preview", "dataset-bulk-preview", 100)
+            self.apply = small_button("Apply", "dataset-bulk-apply", 100, interactive=False)
+        self.result = gr.HTML("", elem_id="dataset-bulk-result")
+
+    @property
+    def _fields(self) -> list[Any]:
+        return [self.operation, self.text, self.replacement, self.is_regex, self.match_case, self.scope]
+
+    @property
+    def views(self) -> list[Any]:
+        """What changes with the dataset."""
+        return [self.planned, self.apply, self.result]
+
+    def _wire(self) -> None:
+        self.operation.input(
+            handler(self._shape),
+            self.operation,
+            [self.text, self.replacement, self.is_regex, self.match_case],
+            **LAST_COUNTS,
+        )
+        for field in (*self._fields, *self.browser.filter):
+            field.input(None, None, [self.apply, self.result], js=_OUTDATED, api_visibility="private")
+        wanted = [self.chosen, *self._fields, *self.browser.filter]
+        self.preview.click(handler(self._preview), wanted, self.views, **QUICK)
+        self.text.submit(handler(self._preview), wanted, self.views, **QUICK)
+        self.apply.click(
+            handler(self._apply),
+            [self.chosen, self.planned, *self.browser.around],
+            [*self.views, *self.browser.views],
+            **QUICK,
+        )
+
+    def opened(self, folder: Path | None) -> dict[Any, Any]:
+        """Another dataset: what was planned is of no use."""
+        return self._outdated()
+
+    def _outdated(self) -> dict[Any, Any]:
+        return {self.planned: [], self.apply: gr.Button("Apply", interactive=False), self.result: ""}
+
+    def _shape(self, operation: str) -> dict[Any, Any]:
+        """Only the fields that this operation reads."""
+        replaces = operation == "replace"
+        return {
+            self.text: gr.Textbox(visible=operation != "dedupe"),
+            self.replacement: gr.Textbox(visible=replaces),
+            self.is_regex: gr.Checkbox(visible=replaces),
+            self.match_case: gr.Checkbox(visible=replaces),
+        }
+
+    def _preview(
+        self,
+        name: str,
+        operation: str,
+        text: str,
+        replacement: str,
+        is_regex: bool,
+        match_case: bool,
+        scope: str,
+        *wanted: Any,
+    ) -> dict[Any, Any]:
+        items = listing.read(folders.folder_of(self.context.workspace.datasets, name))
+        if scope == SCOPES[1]:
+            passes = as_filter(*wanted).passes
+            items = [item for item in items if passes(item)]
+        planned = plan_edit(items, Edit(operation, text or "", replacement or "", is_regex, match_case))
+        words = f"Apply to {count(len(planned), 'caption')}"
+        return {
+            self.planned: planned,
+            self.apply: gr.Button(words if planned else "Apply", interactive=bool(planned)),
+            self.result: view.edit_preview(planned, len(items)),
+        }
+
+    def _apply(self, name: str, planned: list[Rewritten], *around: Any) -> dict[Any, Any]:
+        folder = folders.folder_of(self.context.workspace.datasets, name)
+        made = count(make_edit(folder, planned), "caption")
+        return {**self._outdated(), self.result: view.edited(made), **self.browser.refreshed(folder, *around)}

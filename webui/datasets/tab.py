@@ -1,0 +1,215 @@
+"""The dataset tab: choose or make a dataset, upload, look through its images, write captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdlora.data.sets import folders, uploads
+from sdlora.data.sets.folders import list_sources
+from sdlora.errors import DataError
+from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, runs_on
+from sdlora.trash import move_to_trash
+from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
+from webui.datasets import view
+from webui.datasets.browser import Browser
+from webui.datasets.bulk import BulkPanel
+from webui.datasets.work import WorkPanels
+from webui.layout import live_html, small_button
+from webui.scripts import PRESSES, focus
+
+FIRST_NAME = "my images"
+
+
+def build(context: Context) -> None:
+    """Lay out the tab."""
+    DatasetTab(context)
+
+
+class DatasetTab:
+    """Datasets by name; the parts that work on the chosen one get it as their first input."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.datasets = context.workspace.datasets
+        self.jobs = DatasetJobs(context.workspace.jobs)
+        self._lay_out()
+        self._wire()
+        context.share("dataset.chosen", self.chosen)
+        context.when_built.append(self._wire_train)
+
+    def _lay_out(self) -> None:
+        known = folders.names(self.datasets)
+        with gr.Row(elem_classes="page-columns"):
+            with gr.Column(scale=3, min_width=320):
+                self.chosen = gr.Dropdown(
+                    known, value=known[0] if known else None, label="Dataset", elem_id="dataset-chosen",
+                    info="A folder of images and captions.", interactive=True,
+                )  # fmt: skip
+                self._lay_out_buttons()
+            with gr.Column(scale=2, min_width=320):
+                self.upload = gr.File(
+                    label="Drop images, captions (.txt) or zip files here",
+                    file_count="multiple",
+                    file_types=list(uploads.ACCEPTED),
+                    elem_id="dataset-upload",
+                    height=146,
+                )
+        self.received = live_html("dataset-received")
+        self.empty = gr.HTML("", elem_id="dataset-empty", js_on_load=PRESSES, visible=False)
+        self.browser = Browser(self.context, self.chosen)
+        with gr.Column(visible=False) as self.below:
+            self.bulk = BulkPanel(self.context, self.chosen, self.browser)
+            self.work = WorkPanels(self.context, self.chosen, self.browser, self.jobs)
+
+    def _lay_out_buttons(self) -> None:
+        with gr.Row(elem_classes="bar"):
+            self.new = small_button("New", "dataset-new", 60)
+            self.rename = small_button("Rename", "dataset-rename", 80)
+            self.delete = small_button("Delete", "dataset-delete", 70)
+            self.train = small_button("Train with this dataset", "dataset-train", 190, variant="primary", scale=1)
+        with gr.Row(visible=False, elem_classes="bar") as self.naming:
+            self.name = gr.Textbox(
+                label="Name", info="Becomes the folder's name.", elem_id="dataset-name", max_lines=1, scale=3,
+                min_width=200,
+            )  # fmt: skip
+            self.create = small_button("Create", "dataset-create", 90)
+            self.give_name = small_button("Give it this name", "dataset-give-name", 130)
+            self.cancel_naming = small_button("Cancel", "dataset-cancel-naming", 80)
+
+    @property
+    def _views(self) -> list[Any]:
+        """What changes with the chosen dataset."""
+        return [
+            self.chosen,
+            self.delete,
+            self.rename,
+            self.train,
+            self.empty,
+            self.below,
+            *self.browser.views,
+            *self.bulk.views,
+            *self.work.views,
+        ]
+
+    def _wire(self) -> None:
+        named = [self.naming, self.name, self.create, self.give_name]
+        self.chosen.input(handler(self._choose), self.chosen, self._views, **LAST_COUNTS)
+        self.new.click(handler(self._ask_new), None, named, **QUICK).then(None, None, None, js=focus("dataset-name"))
+        self.rename.click(handler(self._ask_rename), self.chosen, named, **QUICK).then(
+            None, None, None, js=focus("dataset-name")
+        )
+        self.cancel_naming.click(lambda: gr.Row(visible=False), None, self.naming, **QUICK)
+        self.create.click(handler(self._create), self.name, [self.naming, *self._views], **QUICK)
+        self.give_name.click(handler(self._rename), [self.chosen, self.name], [self.naming, *self._views], **QUICK)
+        self.delete.click(
+            handler(self._delete),
+            self.chosen,
+            self._views,
+            js=confirm("Move '{#dataset-chosen input}' ({#dataset-count}) to the trash?"),
+            **PRIVATE,
+        )
+        self.upload.upload(
+            handler(self._receive),
+            [self.chosen, self.upload],
+            [self.upload, self.received, *self._views],
+            api_visibility="private",
+            show_progress_on=[self.received],
+        )
+        self.empty.select(handler(self._act), self.chosen, self._views, **QUICK)
+        self.context.shared["tab.dataset"].select(handler(self._offer), None, self.chosen, **QUICK)
+        self.context.remember("dataset.chosen", self.chosen, show=self._kept)
+        self.context.on_load.append((self._choose, [self.chosen], self._views))
+
+    def _wire_train(self) -> None:
+        """Send the dataset to the Train tab, which is built later."""
+        target = self.context.shared["train.dataset"]
+        self.train.click(handler(self._send_to_train), self.chosen, [target, self.context.tabs], **QUICK)
+
+    def _kept(self, name: str) -> Any:
+        """The remembered choice, if that dataset is still there."""
+        known = folders.names(self.datasets)
+        return gr.Dropdown(choices=known, value=name if name in known else next(iter(known), None))
+
+    def _offer(self) -> Any:
+        """The datasets as they are now, without changing what is chosen."""
+        return gr.Dropdown(choices=folders.names(self.datasets))
+
+    def _choose(self, name: str | None) -> dict[Any, Any]:
+        """Show a dataset from its first image on; another one when it is gone meanwhile."""
+        known = folders.names(self.datasets)
+        name = name if name in known else next(iter(known), None)
+        self.context.state.set("dataset.chosen", name)
+        folder = self.datasets / name if name else None
+        num_images = folders.count_images(folder) if folder else 0
+        updates: dict[Any, Any] = {
+            self.chosen: gr.Dropdown(choices=known, value=name),
+            self.empty: gr.HTML(view.nothing(name), visible=num_images == 0),
+            self.below: gr.Column(visible=num_images > 0),
+        }
+        updates |= {button: gr.Button(interactive=name is not None) for button in (self.delete, self.rename)}
+        updates[self.train] = gr.Button(interactive=num_images > 0)
+        return updates | self.browser.opened(folder) | self.bulk.opened(folder) | self.work.opened(folder)
+
+    def _ask_new(self) -> dict[Any, Any]:
+        return {
+            self.naming: gr.Row(visible=True),
+            self.name: gr.Textbox(value="", label="Name of the new dataset"),
+            self.create: gr.Button(visible=True),
+            self.give_name: gr.Button(visible=False),
+        }
+
+    def _ask_rename(self, name: str) -> dict[Any, Any]:
+        folders.folder_of(self.datasets, name)
+        return {
+            self.naming: gr.Row(visible=True),
+            self.name: gr.Textbox(value=name, label=f"New name of '{name}'"),
+            self.create: gr.Button(visible=False),
+            self.give_name: gr.Button(visible=True),
+        }
+
+    def _create(self, name: str) -> dict[Any, Any]:
+        folder = folders.create(self.datasets, name)
+        return {self.naming: gr.Row(visible=False), **self._choose(folder.name)}
+
+    def _rename(self, old: str, new: str) -> dict[Any, Any]:
+        self._refuse_while_used(folders.folder_of(self.datasets, old))
+        folder = folders.rename(self.datasets, old, new)
+        return {self.naming: gr.Row(visible=False), **self._choose(folder.name)}
+
+    def _delete(self, name: str) -> dict[Any, Any]:
+        folder = folders.folder_of(self.datasets, name)
+        self._refuse_while_used(folder)
+        move_to_trash([folder], self.context.workspace.trash)
+        gr.Info(f"{name} is in the trash folder now.")
+        return self._choose(None)
+
+    def _receive(self, name: str | None, files: list[str] | None) -> dict[Any, Any]:
+        known = folders.names(self.datasets)
+        if name not in known:
+            name = next(iter(known), None) or folders.create(self.datasets, FIRST_NAME).name
+        report = uploads.receive(self.datasets / name, [Path(file) for file in files or []])
+        return {self.upload: None, self.received: view.received(report), **self._choose(name)}
+
+    def _act(self, name: str | None, event: gr.EventData) -> dict[Any, Any]:
+        """A button of the empty state."""
+        if event.act == "sample":
+            return self._choose(folders.add_sample(self.datasets).name)
+        if event.act == "create":
+            return self._choose(folders.create(self.datasets, FIRST_NAME).name)
+        return self._choose(name)
+
+    def _refuse_while_used(self, folder: Path) -> None:
+        """Raise DataError while a job or a run reads the folder."""
+        users = [WORDS[kind].lower() for kind in self.jobs.active(folder)]
+        users += runs_on(folder, self.context.workspace.runs)
+        if users:
+            raise DataError(f"{folder.name} is in use by {', '.join(users)}: stop that first.")
+
+    def _send_to_train(self, name: str) -> tuple[Any, Any]:
+        folder = folders.folder_of(self.datasets, name)
+        if not folders.count_images(folder):
+            raise DataError(f"{name} has no images yet: upload some first.")
+        return gr.Dropdown(choices=list_sources(self.datasets), value=str(folder)), self.context.go_to("train")

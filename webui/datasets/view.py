@@ -1,0 +1,184 @@
+"""What the Dataset tab shows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdlora.data.sets import shapes
+from sdlora.data.sets.edits import Rewritten
+from sdlora.data.sets.listing import TOKEN_LIMIT, Item
+from sdlora.data.sets.uploads import Received
+from sdlora.launch.dataset_jobs import JobProgress
+from sdlora.words import count
+from webui.templating import macros
+
+_HTML = macros("datasets.html")
+_LISTED = 8
+_EDITS_SHOWN = 20
+_FILES_SHOWN = 6
+_MESSAGES_SHOWN = 3
+_FIX_WORDS = {
+    "unreadable": "Move them to the trash",
+    "exact-duplicate": "Keep one of each",
+    "animated": "Keep the first frame",
+    "exif-rotated": "Turn the pixels",
+    "caption-extension": "Rename to .txt",
+    "caption-encoding": "Write as UTF-8",
+    "duplicate-tags": "Keep one of each tag",
+    "near-miss-spelling": "Use the frequent spelling",
+    "trigger-missing": "Put the trigger in front",
+}
+
+nothing = _HTML.nothing
+"""The empty state of a dataset, or of none (name None), with the next step as a button."""
+nothing_found = _HTML.nothing_found
+"""The empty state of a filter."""
+pager = _HTML.pager
+"""Which page of the images it is."""
+edited = _HTML.edited
+"""What stands in place of the preview once the edit is made."""
+
+
+# ---- images and captions
+
+
+def summary(items: Sequence[Item], num_tags: int) -> str:
+    """What is in the dataset, in one line."""
+    uncaptioned = sum(not item.caption for item in items)
+    longer = sum(item.tokens > TOKEN_LIMIT for item in items)
+    masks = sum(item.mask is not None for item in items)
+    wrong = [f"{uncaptioned} without caption"] if uncaptioned else []
+    wrong += [f"{longer} over {TOKEN_LIMIT} tokens"] if longer else []
+    held = f"{count(len(items), 'image')} and {count(len(items) - uncaptioned, 'caption')}"
+    return str(_HTML.summary(held, wrong, [*([count(masks, "mask")] if masks else []), count(num_tags, "tag")]))
+
+
+def label(item: Item) -> str:
+    """What stands below a picture: its name, and what is wrong."""
+    stem = item.name.rpartition(".")[0] or item.name
+    if not item.caption:
+        return f"no caption: {stem}"
+    return f"{item.tokens} tokens: {stem}" if item.tokens > TOKEN_LIMIT else stem
+
+
+def place(item: Item, index: int, num_items: int) -> str:
+    """The image in the editor, and where it is in the list."""
+    return str(_HTML.place(item.name, index + 1, num_items))
+
+
+def tokens(number: int, saved: bool) -> str:
+    """The caption's length, and whether it is on the disk."""
+    return str(_HTML.tokens(number, TOKEN_LIMIT, saved))
+
+
+def crop(item: Item, picture: Path, resolution: int) -> str:
+    """An image with the part that training cuts off darkened, and the same in words.
+
+    picture: a file that the page may load, with the whole image on it.
+    """
+    size = shapes.size_of(item.path)
+    if size is None:
+        return str(_HTML.unreadable(item.name))
+    placed = shapes.placement(size, resolution)
+    alternative = f"{item.name}: {item.caption or 'no caption'}"
+    return str(_HTML.crop(picture, alternative, shapes.crop_in_words(placed, size), size, shapes.window_of(placed)))
+
+
+def buckets(counts: shapes.BucketCounts) -> str:
+    """How many images share a bucket: bars, which a screen reader reads as a sentence, and a table."""
+    ordered = sorted(counts.items(), key=lambda each: each[0].width_px / each[0].height_px)
+    most = max(counts.values(), default=0)
+    label = f"{sum(counts.values())} images an epoch in {count(len(counts), 'bucket')}, {most} in the largest"
+    return str(_HTML.buckets(label, ordered, most))
+
+
+# ---- uploads and edits
+
+
+def received(report: Received) -> str:
+    """What became of an upload."""
+    came = ((report.images, "image"), (report.captions, "caption"), (report.masks, "mask"))
+    added = ", ".join(count(number, what) for number, what in came if number)
+    reasons = [f"{name}: {reason}" for name, reason in report.refused.items()]
+    return str(_HTML.received(added, list(_remarks(report)), reasons[:_LISTED], max(0, len(reasons) - _LISTED)))
+
+
+def _remarks(report: Received) -> Iterator[str]:
+    if report.same:
+        yield f"{count(report.same, 'file')} passed over: there already, byte for byte."
+    if report.renamed:
+        pairs = [f"{old} is {new}" for old, new in report.renamed.items()]
+        yield f"The name was taken by another picture: {_listed(pairs)}."
+    if report.replaced:
+        yield f"{count(len(report.replaced), 'caption')} replaced; Undo brings the old ones back."
+    if report.unclaimed:
+        yield f"Captions without an image of that name, kept: {_listed(report.unclaimed)}."
+
+
+def edit_preview(rewritten: Sequence[Rewritten], num_images: int) -> str:
+    """How many captions an edit changes, and the first of them with what goes and what comes."""
+    rows = [(each.name, each.pieces()) for each in rewritten[:_EDITS_SHOWN]]
+    return str(_HTML.edit_preview(rows, len(rewritten), num_images, max(0, len(rewritten) - _EDITS_SHOWN)))
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + rest
+
+
+# ---- jobs
+
+
+def job(progress: JobProgress | None) -> str:
+    """A job's progress bar, or how it ended; empty without a job."""
+    return "" if progress is None else str(_HTML.job(progress.words, progress.is_active, progress.percent))
+
+
+@dataclass(frozen=True)
+class _Rule:
+    severity: str
+    title: str
+    messages: Sequence[str]
+    more_messages: int
+    files: Sequence[str]
+    more_files: Sequence[str]
+    fix: str | None
+    fix_words: str
+
+
+def report(found: Mapping[str, Any] | None, folder: Path, checked_at: str = "") -> str:
+    """What `sdlora dataset check --json` found, one block a rule; found None: it was not checked yet.
+
+    Buttons carry a fix's name in data-fix, a file's in data-image.
+    """
+    if found is None:
+        return str(_HTML.unchecked())
+    rules: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for finding in found["findings"]:
+        rules[finding["rule"]].append(finding)
+    counts = ", ".join(count(number, severity) for severity, number in found["counts"].items() if number)
+    shown = [_rule(name, findings, folder) for name, findings in rules.items()]
+    return str(_HTML.report(checked_at, found["images"], counts or "nothing to fix", shown))
+
+
+def _rule(name: str, findings: Sequence[Mapping[str, Any]], folder: Path) -> _Rule:
+    severity, fix = str(findings[0]["severity"]), findings[0]["fix"]
+    files = list(dict.fromkeys(_below(Path(file), folder) for finding in findings for file in finding["files"]))
+    return _Rule(
+        severity=severity,
+        title=f"{severity.capitalize()}: {name.replace('-', ' ')}",
+        messages=[finding["message"] for finding in findings[:_MESSAGES_SHOWN]],
+        more_messages=max(0, len(findings) - _MESSAGES_SHOWN),
+        files=files[:_FILES_SHOWN],
+        more_files=files[_FILES_SHOWN:],
+        fix=fix,
+        fix_words=_FIX_WORDS.get(fix, "Fix"),
+    )
+
+
+def _below(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)

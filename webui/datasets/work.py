@@ -1,0 +1,273 @@
+"""Work on a dataset that goes on in the background: captions by a model, the check and its fixes; and the buckets."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdlora.config.captioning import CaptioningConfig
+from sdlora.data.sets import folders, listing, shapes
+from sdlora.errors import ConfigError
+from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, Kind, caption_options, check_options, progress
+from sdlora.launch.jobs import JobHandle
+from webui.context import PRIVATE, QUICK, Context, handler
+from webui.datasets import view
+from webui.datasets.browser import Browser
+from webui.form import Form
+from webui.layout import live_html, problems_html, small_button
+from webui.problems import panel
+from webui.scripts import PRESSES
+
+CAPTIONERS = (
+    "Salesforce/blip-image-captioning-base",
+    "Salesforce/blip-image-captioning-large",
+    "microsoft/git-base-coco",
+    "Salesforce/blip2-opt-2.7b",
+    "SmilingWolf/wd-vit-tagger-v3",
+    "SmilingWolf/wd-eva02-large-tagger-v3",
+)
+_IN_VIEW = ("model", "existing", "trigger")
+_FOLLOW_SECONDS = 3.0
+"""While a model writes captions, the images and the editor follow this often."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a job was when a page was told."""
+
+    name: str
+    is_active: bool
+    stage: str | None
+    done: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a page shows of the jobs, so that only news is sent to it."""
+
+    jobs: dict[Kind, Standing] = field(default_factory=dict)
+    followed_at: float = 0.0
+    """When the captions on it were read last, in seconds since the epoch."""
+
+
+class WorkPanels:
+    """Made inside the tab's layout; everything it shows is found out from the jobs on disk."""
+
+    def __init__(self, context: Context, chosen: gr.Dropdown, browser: Browser, jobs: DatasetJobs) -> None:
+        self.context = context
+        self.chosen = chosen
+        self.browser = browser
+        self.jobs = jobs
+        self.seen = gr.State(Seen())
+        with gr.Accordion("Caption with a model", open=False, elem_id="dataset-caption-box"):
+            self._lay_out_captioning()
+        with gr.Accordion("Health check", open=False, elem_id="dataset-check-box"):
+            self._lay_out_check()
+        with gr.Accordion("Shapes: buckets", open=False, elem_id="dataset-buckets-box") as self.buckets_box:
+            gr.Markdown(
+                "How many images share each size at the resolution chosen beside the caption.", elem_classes="quiet"
+            )
+            self.buckets = gr.HTML("", elem_id="dataset-buckets")
+        self._wire()
+
+    def _lay_out_captioning(self) -> None:
+        self.form = Form(CaptioningConfig, "dataset-caption", suggestions={"model": CAPTIONERS})
+        with gr.Row():
+            for name in _IN_VIEW:
+                self.form.place(name)
+        self.form.accordions({"": "More"})
+        self.problems = problems_html("dataset-caption-problems")
+        with gr.Row(elem_classes="bar"):
+            self.start = small_button("Start captioning", "dataset-caption-start", 140)
+            self.stop = small_button("Cancel", "dataset-caption-cancel", 90, interactive=False)
+        self.caption_progress = live_html("dataset-caption-progress")
+        for name, component in self.form.components.items():
+            self.context.remember(f"dataset.caption.{name}", component)
+
+    def _lay_out_check(self) -> None:
+        with gr.Row(elem_classes="bar"):
+            self.trigger = gr.Textbox(
+                label="Trigger word", info="Optional: checks that captions have it.", max_lines=1, min_width=200,
+                elem_id="dataset-check-trigger", scale=2,
+            )  # fmt: skip
+            self.check = small_button("Check now", "dataset-check", 110)
+            self.cancel_check = small_button("Cancel", "dataset-check-cancel", 90, interactive=False)
+        self.check_progress = live_html("dataset-check-progress")
+        self.report = gr.HTML("", elem_id="dataset-report", js_on_load=PRESSES)
+        self.context.remember("dataset.trigger", self.trigger)
+
+    @property
+    def views(self) -> list[Any]:
+        """What changes with the dataset."""
+        return [*self._job_views, self.buckets]
+
+    @property
+    def _job_views(self) -> list[Any]:
+        return [
+            self.seen,
+            self.problems,
+            self.start,
+            self.stop,
+            self.caption_progress,
+            self.check,
+            self.cancel_check,
+            self.check_progress,
+            self.report,
+        ]
+
+    def _wire(self) -> None:
+        editor = self.browser.editor
+        looked_at = [*self._job_views, *self.browser.views]
+        as_trained = [self.chosen, editor.resolution, self.trigger]
+        self.start.click(handler(self._start_captioning), {self.chosen, *self.form.inputs}, self._job_views, **QUICK)
+        self.stop.click(handler(self._cancel("caption")), self.chosen, self._job_views, **PRIVATE)
+        self.check.click(handler(self._start_check), as_trained, self._job_views, **QUICK)
+        self.cancel_check.click(handler(self._cancel("check", "fix")), self.chosen, self._job_views, **PRIVATE)
+        self.report.select(handler(self._act), as_trained, looked_at, **QUICK)
+        self.context.timer.tick(
+            handler(self._poll),
+            [*as_trained, self.seen, editor.caption, editor.loaded, *self.browser.around],
+            looked_at,
+            concurrency_limit=None,
+            **QUICK,
+        )
+        for trigger in (self.buckets_box.expand, editor.resolution.input):
+            trigger(handler(self._buckets), [self.chosen, editor.resolution], self.buckets, **QUICK)
+
+    def opened(self, folder: Path | None) -> dict[Any, Any]:
+        """The jobs of a dataset as they stand, and its buckets."""
+        if folder is None:
+            return {self.buckets: ""}
+        return {self.buckets: self._chart(folder, self.browser.editor.kept_resolution), **self._shown(folder)}
+
+    # Handlers
+
+    def _folder(self, name: str | None) -> Path:
+        return folders.folder_of(self.context.workspace.datasets, name)
+
+    def _start_captioning(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        folder = self._folder(values[self.chosen])
+        config, problems = self.form.check(self.form.shown(values))
+        if problems:
+            return {self.problems: panel(problems, self._place_of)}
+        self.jobs.start("caption", folder, caption_options(config))
+        return {**self._shown(folder), self.problems: ""}
+
+    def _place_of(self, problem: str) -> tuple[str, str] | None:
+        """Element ids of the field that a problem is about, and of its section."""
+        name = problem.partition(":")[0]
+        return self.form.place_of(name) if name in self.form.by_name else None
+
+    def _start_check(self, name: str, resolution: int, trigger: str) -> dict[Any, Any]:
+        folder = self._folder(name)
+        self._begin_check(folder, resolution, trigger)
+        return self._shown(folder)
+
+    def _begin_check(self, folder: Path, resolution: int, trigger: str) -> None:
+        self.jobs.start("check", folder, ["--json", *check_options(int(resolution), trigger or "")])
+
+    def _cancel(self, *kinds: Kind) -> Any:
+        def cancel(name: str) -> dict[Any, Any]:
+            folder = self._folder(name)
+            for kind in kinds:
+                handle = self.jobs.newest(kind, folder)
+                if handle is not None and handle.state().is_active:
+                    handle.cancel()
+            return self._shown(folder)
+
+        return cancel
+
+    def _act(self, name: str, resolution: int, trigger: str, event: gr.EventData) -> dict[Any, Any]:
+        """A button of the report: fix a rule, or show an image."""
+        folder, data = self._folder(name), event.pressed
+        if "image" in data:
+            return self.browser.shown_image(folder, data["image"])
+        options = ["--rules", data["fix"], "--apply", *check_options(int(resolution), trigger or "")]
+        self.jobs.start("fix", folder, options)
+        return self._shown(folder)
+
+    def _poll(
+        self,
+        name: str | None,
+        resolution: int,
+        trigger: str,
+        seen: Seen,
+        caption: str,
+        loaded: tuple[str, str],
+        *around: Any,
+    ) -> Any:
+        """Follow the jobs; says only what is new, and shows the captions that have come meanwhile."""
+        if not name or not (folder := self.context.workspace.datasets / name).is_dir():
+            return gr.skip()
+        now = self._standing(folder)
+        if now == seen.jobs:
+            return gr.skip()
+        ended = {kind for kind, job in seen.jobs.items() if job.is_active and not now[kind].is_active}
+        if "fix" in ended:
+            self._check_again(folder, resolution, trigger)
+        writes = ended & {"caption", "fix"} or ("caption" in now and now["caption"].is_active)
+        updates = self._shown(folder)
+        if not writes or not (ended or time.time() - seen.followed_at > _FOLLOW_SECONDS):
+            return updates | {self.seen: Seen(now, seen.followed_at)}
+        is_typing = (around[-1], caption) != tuple(loaded)  # then the box is left alone
+        follow = self.browser.relabelled if is_typing else self.browser.refreshed
+        return {**updates, **follow(folder, *around), self.seen: Seen(now, time.time())}
+
+    def _check_again(self, folder: Path, resolution: int, trigger: str) -> None:
+        """Once a fix is done the report is out of date. Whichever page sees it first begins a new one."""
+        with suppress(ConfigError):  # another page was first
+            self._begin_check(folder, resolution, trigger)
+
+    def _buckets(self, name: str, resolution: int) -> str:
+        return self._chart(self._folder(name), resolution)
+
+    # Pieces of updates
+
+    def _chart(self, folder: Path, resolution: int) -> str:
+        return view.buckets(shapes.count_buckets(listing.read(folder), folder, int(resolution)))
+
+    def _standing(self, folder: Path) -> dict[Kind, Standing]:
+        """The newest job of each kind."""
+        standing: dict[Kind, Standing] = {}
+        for kind in WORDS:
+            handle = self.jobs.newest(kind, folder)
+            if handle is not None:
+                state = handle.state()
+                standing[kind] = Standing(handle.name, state.is_active, state.stage, state.done)
+        return standing
+
+    def _shown(self, folder: Path) -> dict[Any, Any]:
+        caption, check, fix = (self.jobs.newest(kind, folder) for kind in ("caption", "check", "fix"))
+        fixing = fix if fix is not None and fix.state().is_active else None
+        busy = bool(self.jobs.active(folder))
+        checking = fixing is not None or (check is not None and check.state().is_active)
+        return {
+            self.seen: Seen(self._standing(folder)),
+            self.start: gr.Button(interactive=not busy),
+            self.stop: gr.Button(interactive=caption is not None and caption.state().is_active),
+            self.caption_progress: _progress("caption", caption),
+            self.check: gr.Button(interactive=not busy),
+            self.cancel_check: gr.Button(interactive=checking),
+            self.check_progress: _progress("fix", fixing) if fixing else _progress("check", check),
+            self.report: _report(check, folder),
+        }
+
+
+def _progress(kind: Kind, handle: JobHandle | None) -> str:
+    return view.job(progress(kind, handle.state()) if handle is not None else None)
+
+
+def _report(handle: JobHandle | None, folder: Path) -> str:
+    """The newest check's findings; while a check runs, those are not there yet."""
+    if handle is None:
+        return view.report(None, folder)
+    state = handle.state()
+    if state.status != "finished":
+        return ""
+    checked = time.strftime("%H:%M", time.localtime(state.ended_at or handle.created_at))
+    return view.report(handle.result(), folder, checked)

@@ -1,0 +1,155 @@
+"""What generates: the form, the start image, and the question of what to do while a training runs.
+
+Made once by the Generate tab; its panels and the Mix tab's buttons generate through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from sdlora import GenerateConfig
+from sdlora.config.fields import setting_of
+from sdlora.errors import ConfigError
+from sdlora.generation.grid.run import plan_grid
+from sdlora.library.rows import Rows, to_tags
+from webui.context import QUICK, Context, handler
+from webui.form import Form
+from webui.generate.request import FIELDS, LEFT_OUT, read_request
+from webui.generate.start import StartPanel
+from webui.layout import problems_html
+from webui.mix.rows import shape
+from webui.problems import panel
+
+PREFIX = "generate"
+Submit = Callable[[bool], int]
+"""Hands a request to the queue; told whether it is to wait for a training."""
+
+
+class Generating:
+    """Components that every handler of a Generate button needs. Lay them out with `lay_out_*`, then `wire`."""
+
+    start: StartPanel
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.services = context.services
+        self.changes = shape(context)
+        self.pending = gr.State(None)
+        self.form = Form(
+            GenerateConfig, PREFIX, leave_out=LEFT_OUT, suggestions={"base_model.model": self.services.models()}
+        )
+
+    # ---- layout
+
+    def lay_out_actions(self) -> None:
+        """Generate, Cancel, and the question beside a training."""
+        self.go = gr.Button("Generate", variant="primary", size="lg", elem_id="generate-go")
+        self.cancel = gr.Button("Cancel", variant="stop", elem_id="generate-cancel", interactive=False)
+        with gr.Column(visible=False, elem_id="generate-training") as self.training:
+            self.training_words = gr.Markdown()
+            self.now = gr.Button("Generate now", size="sm", elem_id="generate-now")
+            self.later = gr.Button("Wait for it to end", size="sm", elem_id="generate-wait")
+        self.problems = problems_html("generate-problems")
+
+    def lay_out_start(self) -> None:
+        """The start image's panel, with its fields of the form."""
+        self.start = StartPanel(self.context, self.form)
+
+    # ---- wiring
+
+    @property
+    def inputs(self) -> set[Any]:
+        """What a handler that generates takes, as a dict."""
+        return {*self.form.inputs, self.start.is_on, self.start.editor, self.context.shared["mix.prompt"]}
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `begin` and `begin_grid` return values for; the first is the panel of problems."""
+        return [self.problems, self.training, self.training_words, self.pending]
+
+    def wire(self) -> None:
+        """Connect the buttons."""
+        self.go.click(handler(self.begin), self.inputs, self.outputs, **QUICK)
+        for button, wait in ((self.now, False), (self.later, True)):
+            button.click(handler(self.decide(wait)), [self.pending], self.outputs, **QUICK)
+        self.cancel.click(handler(self._cancel), None, None, **QUICK)
+
+    # ---- handlers
+
+    def begin(self, values: dict[Any, Any]) -> tuple[Any, ...]:
+        """Generate what the form shows, or show what is wrong with it."""
+        try:
+            config = read_request(self.services, self.form.shown(values), start=self.start.read(values))
+        except ConfigError as error:
+            return self.shown(error.problems)
+        return self._submit(lambda wait: self.services.images.submit(config, wait=wait))
+
+    def begin_grid(
+        self, values: dict[Any, Any], axes: list[str], *, run: str | None = None, prompt: str = ""
+    ) -> tuple[Any, ...]:
+        """Generate a grid of what the form shows; prompt: in place of the form's."""
+        shown = self.form.shown(values)
+        try:
+            config = read_request(
+                self.services,
+                {**shown, "prompt": prompt or shown["prompt"]},
+                start=self.start.read(values),
+                one_image=True,
+            )
+            grid = plan_grid(config, axes, self.services.run_folder(run))
+        except ConfigError as error:
+            return self.shown(error.problems)
+        gr.Info(f"{len(grid.cells())} images asked for.", duration=4)
+        folder = self.services.run_folder(run)
+        return self._submit(lambda wait: self.services.images.submit_grid(grid, run=folder, wait=wait))
+
+    def decide(self, wait: bool) -> Callable[[Submit | None], tuple[Any, ...]]:
+        """The handler of an answer to the question."""
+
+        def decide(submit: Submit | None) -> tuple[Any, ...]:
+            if submit is not None:
+                submit(wait)
+            return self._asked_for
+
+        return decide
+
+    def shown(self, problems: list[str]) -> tuple[Any, ...]:
+        """The outputs that show problems."""
+        return panel(problems, self._place_of), gr.Column(visible=False), "", None
+
+    def show(self, shown: dict[str, Any]) -> dict[Any, Any]:
+        """Fill inputs by dotted name, and remember them."""
+        self.services.state.update({f"generate.{name}": value for name, value in shown.items()})
+        return self.form.updates(shown)
+
+    def use_rows(self, rows: Rows) -> str:
+        """Replace the adapters in use; returns their text."""
+        return to_tags(self.services.active.change(lambda _: rows), self.services.adapters)
+
+    @property
+    def _asked_for(self) -> tuple[Any, ...]:
+        return "", gr.Column(visible=False), "", None
+
+    def _submit(self, submit: Submit) -> tuple[Any, ...]:
+        """Ask for it at once; where a training is active, ask the person first."""
+        training = self.services.watch.training()
+        if training is not None and not self.services.images.is_busy:
+            words = f"**{training}** is training on this machine: generating now slows it and shares its memory."
+            return "", gr.Column(visible=True), words, submit
+        submit(False)
+        return self._asked_for
+
+    def _cancel(self) -> None:
+        request = self.services.images.current()
+        if request is not None:
+            self.services.images.cancel(request.id)
+
+    def _place_of(self, problem: str) -> tuple[str, str] | None:
+        field = setting_of(problem, FIELDS)
+        if field is None or field.name not in self.form.components:
+            return None
+        section = "start" if field.section == "start" else f"section-{field.section or 'general'}"
+        return self.form.element_id(field.name), self.form.element_id(section)

@@ -1,0 +1,78 @@
+"""The X/Y/Z grid's inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from sdlora.errors import ConfigError
+from sdlora.generation.grid import offers
+from webui.context import LAST_COUNTS, QUICK, handler
+from webui.generate.generating import Generating
+from webui.layout import problems_html
+from webui.problems import panel
+
+_TITLES = {"x": "X, from left to right", "y": "Y, downwards", "z": "Z, one sheet below the other"}
+
+
+class GridPanel:
+    """Three axes with their values; generated as single files and a labelled sheet."""
+
+    def __init__(self, generating: Generating) -> None:
+        self.generating = generating
+        self.context, self.services = generating.context, generating.services
+        self.axes: dict[str, gr.Dropdown] = {}
+        self.values: dict[str, gr.Textbox] = {}
+        with gr.Accordion("X/Y/Z grid", open=False, elem_id="generate-grid", elem_classes="settings"):
+            for name, title in _TITLES.items():
+                with gr.Row():
+                    self.axes[name] = gr.Dropdown(
+                        offers.choices(self.services.active.rows), value="", label=title, info="What changes.",
+                        min_width=150, elem_id=f"generate-grid-{name}", interactive=True, scale=2,
+                    )  # fmt: skip
+                    self.values[name] = gr.Textbox(
+                        label=f"Values of {name.upper()}", info="Between commas, or start:end:step.", min_width=150,
+                        elem_id=f"generate-grid-{name}-values", max_lines=1, scale=3,
+                    )  # fmt: skip
+            self.run = gr.Dropdown(
+                [], label="Run", info="Whose checkpoints a training-step axis takes.", visible=False,
+                elem_id="generate-grid-run", interactive=True,
+            )  # fmt: skip
+            self.go = gr.Button("Generate grid", elem_id="generate-grid-go")
+            self.problems = problems_html("generate-grid-problems")
+        for name, component in self.values.items():
+            self.context.remember(f"generate.grid.{name}.values", component)
+
+    def wire(self) -> None:
+        """Connect the inputs."""
+        axis_inputs = list(self.axes.values())
+        self.context.shared["tab.generate"].select(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
+        self.generating.changes.change(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
+        for name, component in self.axes.items():
+            component.input(
+                handler(self._hint), [component, *axis_inputs], [self.values[name], self.run], **LAST_COUNTS
+            )  # fmt: skip
+        inputs = {*self.generating.inputs, *axis_inputs, *self.values.values(), self.run}
+        self.go.click(handler(self._generate), inputs, [self.problems, *self.generating.outputs[1:]], **QUICK)
+
+    def _generate(self, values: dict[Any, Any]) -> tuple[Any, ...]:
+        try:
+            chosen = offers.spell([(values[self.axes[name]], values[self.values[name]]) for name in _TITLES])
+        except ConfigError as error:
+            return panel(error.problems), gr.skip(), gr.skip(), None
+        run = values[self.run] if any(f"={offers.CHECKPOINT}=" in text for text in chosen) else None
+        return self.generating.begin_grid(values, chosen, run=run)
+
+    def _offer(self, *chosen: str | None) -> list[Any]:
+        offered = offers.choices(self.services.active.rows)
+        known = {value for _, value in offered}
+        return [gr.Dropdown(choices=offered, value=axis if axis in known else "") for axis in chosen]
+
+    def _hint(self, axis: str | None, *chosen: str | None) -> tuple[Any, Any]:
+        needs_run = offers.CHECKPOINT in chosen
+        runs = [run.name for run in self.services.watch.snapshot().runs] if needs_run else []
+        return (
+            gr.Textbox(placeholder=offers.hint(axis), interactive=axis != offers.COMPARE),
+            gr.Dropdown(choices=runs, value=runs[0] if runs else None, visible=needs_run),
+        )

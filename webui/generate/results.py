@@ -1,0 +1,259 @@
+"""What is generated and was generated: the newest request, the history on disk, and settings out of pictures."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdlora.data.thumbnails import thumbnail
+from sdlora.errors import DataError
+from sdlora.generation.restore.history import HistoryImage, write_zip
+from sdlora.generation.restore.image_files import read_image_text
+from sdlora.generation.restore.repeat import restore_image
+from sdlora.launch.images import ImageRequest
+from sdlora.library.rows import from_used
+from sdlora.trash import Deleted, move_to_trash, put_back
+from sdlora.words import count
+from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, handler
+from webui.downloads import download_button
+from webui.generate import view
+from webui.generate.generating import Generating
+from webui.paging import Page, page_of
+from webui.pieces import empty, found, notes, picture
+
+PAGE_IMAGES = 48
+_CAPTION = 60
+_DELETE = """(path, ...rest) => {
+  const name = (path || "").split(/[\\\\/]/).pop();
+  if (!path || !confirm(`Move ${name} to the trash?`)) throw new Error("cancelled");
+  return [path, ...rest];
+}"""
+_DROPS = [".png", ".jpg", ".jpeg", ".webp"]
+
+
+class ResultsPanel:
+    """The right-hand side of the tab."""
+
+    def __init__(self, generating: Generating) -> None:
+        self.generating = generating
+        self.context, self.services = generating.context, generating.services
+        self._deleted: list[Deleted] = []
+        with gr.Tabs(elem_id="generate-views"):
+            with gr.Tab("Result", id="result", elem_id="generate-result"):
+                self.progress = gr.HTML(view.progress(None), elem_id="generate-progress")
+                self.queue = gr.HTML(elem_id="generate-queue")
+                self.gallery = gr.Gallery(
+                    label="Result", show_label=False, columns=2, height=460, object_fit="contain", visible=False,
+                    elem_id="generate-gallery", interactive=False, buttons=["download", "fullscreen"],
+                )  # fmt: skip
+            with gr.Tab("History", id="history", elem_id="generate-history-tab") as self.history_tab:
+                self._lay_out_history()
+            with gr.Tab("From a picture", id="picture", elem_id="generate-picture-tab"):
+                self.drop = gr.File(
+                    label="PNG, JPEG or WebP with settings in it",
+                    file_types=_DROPS,
+                    elem_id="generate-drop",
+                    height=150,
+                )
+                gr.Markdown("Pictures of sdlora, AUTOMATIC1111's web UI, Forge and their relatives.")
+        self._lay_out_selected()
+
+    # ---- layout
+
+    def _lay_out_history(self) -> None:
+        with gr.Row(elem_classes="row-end"):
+            self.search = gr.Textbox(
+                label="Search", info="Words of the prompt, adapter, sampler, seed.", max_lines=1, scale=4,
+                elem_id="generate-search", min_width=170,
+            )  # fmt: skip
+            self.page = gr.Slider(
+                1, 2, 1, step=1, label="Page", info=f"{PAGE_IMAGES} images a page.", elem_id="generate-page", scale=3,
+                min_width=150, interactive=True, buttons=[],
+            )  # fmt: skip
+        self.found = gr.HTML(elem_id="generate-history-found")
+        self.history = gr.Gallery(
+            label="History", show_label=False, columns=5, allow_preview=False, object_fit="cover",
+            elem_id="generate-history", elem_classes="tiles", interactive=False, buttons=[],
+        )  # fmt: skip
+        with gr.Row():
+            download_button("Download all found as zip", self._zip, [self.search], "generate-zip")
+            self.undo = gr.Button("Undo delete", size="sm", visible=False, elem_id="generate-undo")
+
+    def _lay_out_selected(self) -> None:
+        self.selected = gr.State(None)
+        with gr.Column(visible=False, elem_id="generate-selected") as self.selected_panel:
+            self.picture = gr.HTML(elem_id="generate-picture")
+            self.text = gr.Textbox(
+                label="Its settings", info="As other tools read them.", lines=4, max_lines=12, interactive=False,
+                buttons=["copy"], elem_id="generate-text",
+            )  # fmt: skip
+            with gr.Row(elem_classes="acts"):
+                self.use_all = gr.Button("Use all", size="sm", elem_id="generate-restore-all", min_width=80)
+                self.use_others = gr.Button(
+                    "Use all but the seed", size="sm", elem_id="generate-restore-remix", min_width=140
+                )
+                self.send = gr.Button("Start image to image", size="sm", elem_id="generate-send", min_width=140)
+                self.delete = gr.Button("Delete", size="sm", elem_id="generate-delete", min_width=80)
+        self.notes = gr.HTML(elem_id="generate-notes")
+
+    # ---- wiring
+
+    def wire(self) -> None:
+        """Connect everything."""
+        self._wire_poll()
+        generating, start = self.generating, self.generating.start
+        listed = [self.history, self.found, self.page]
+        asked = [self.search, self.page]
+        for event in (self.search.input, self.page.input):
+            event(handler(self._show_history), asked, listed, **LAST_COUNTS)
+        self.history_tab.select(handler(self._show_history), asked, listed, **QUICK)
+        chosen = [self.selected, self.selected_panel, self.picture, self.text]
+        self.gallery.select(handler(self._select_result), None, chosen, **EACH_COUNTS)
+        self.history.select(handler(self._select_history), asked, chosen, **EACH_COUNTS)
+        self.drop.upload(handler(self._select_dropped), [self.drop], chosen, **QUICK)
+        tags = self.context.shared["mix.tags"]
+        filled = [*generating.form.outputs, tags, generating.changes, start.editor, start.is_on, self.notes]
+        for button, with_seed in ((self.use_all, True), (self.use_others, False)):
+            button.click(handler(self._restorer(with_seed)), [self.selected, generating.changes], filled, **QUEUED)
+        self.send.click(handler(self._send), [self.selected], [start.editor, start.is_on, start.panel], **QUEUED)
+        self.delete.click(
+            handler(self._delete), [self.selected, *asked], [*chosen, self.undo, *listed], js=_DELETE, **QUEUED
+        )
+        self.undo.click(handler(self._undo), asked, [self.undo, *listed], **QUICK)
+
+    def _wire_poll(self) -> None:
+        """What is being generated, each second and when a page opens; kept in the server, so that a reload finds it."""
+        seen, shared = gr.State(""), self.context.shared
+        outputs = [
+            seen, self.progress, self.queue, self.gallery, self.generating.cancel, shared["mix.progress"],
+            shared["mix.sheet"],
+        ]  # fmt: skip
+        self.context.timer.tick(handler(self._poll), [seen], outputs, concurrency_limit=None, **QUICK)
+
+    def _poll(self, seen: str) -> Any:
+        images = self.services.images
+        images.yield_to_training()
+        request = images.current()
+        if request is None:
+            return gr.skip()
+        requests = images.requests()
+        now = _stamp(request, len(requests))
+        if now == seen:
+            return gr.skip()
+        progress = view.progress(request, sum(not other.is_over for other in requests if other.id != request.id))
+        pictures: Any = gr.skip()
+        sheet: Any = gr.skip()
+        if _pictures_part(now) != _pictures_part(seen):
+            pictures = gr.Gallery(value=view.tiles(request), visible=bool(request.images), selected_index=None)
+            sheet = picture(request.sheet, f"Sheet of {request.title}")
+        return [
+            now,
+            progress,
+            view.requests(requests),
+            pictures,
+            gr.Button(interactive=not request.is_over),
+            progress if request.is_grid else "",
+            sheet,
+        ]
+
+    # ---- handlers
+
+    def _history_page(self, text: str, number: float) -> Page[HistoryImage]:
+        return page_of(self.services.history.images(text or ""), number, PAGE_IMAGES)
+
+    def _show_history(self, text: str, number: float) -> tuple[Any, ...]:
+        page = self._history_page(text, number)
+        thumbnails = self.context.workspace.thumbnails
+        tiles = [(str(thumbnail(image.path, thumbnails)), image.prompt[:_CAPTION]) for image in page.items]
+        nothing = "Nothing fits. Search for less." if text else "No images yet. Press Generate."
+        words = found(count(page.num_items, "image")) if page.num_items else empty(nothing)
+        pages = gr.Slider(maximum=max(2, page.num_pages), value=page.number, visible=page.num_pages > 1)
+        return gr.Gallery(value=tiles, selected_index=None), words, pages
+
+    def _select_result(self, event: gr.SelectData) -> tuple[Any, ...]:
+        request = self.services.images.current()
+        pictures = view.pictures(request) if request is not None else []
+        if event.index >= len(pictures):
+            return None, gr.skip(), gr.skip(), gr.skip()
+        return self._selected(pictures[event.index], is_shown=False)
+
+    def _select_history(self, text: str, number: float, event: gr.SelectData) -> tuple[Any, ...]:
+        images = self._history_page(text, number).items
+        if event.index >= len(images):
+            return None, gr.skip(), gr.skip(), gr.skip()
+        return self._selected(images[event.index].path, is_shown=True)
+
+    def _select_dropped(self, path: str | None) -> tuple[Any, ...]:
+        return self._selected(Path(path), is_shown=True) if path else (None, gr.skip(), gr.skip(), gr.skip())
+
+    def _selected(self, path: Path, *, is_shown: bool) -> tuple[Any, ...]:
+        """The picture's settings as text; the picture itself where its gallery shows only a thumbnail."""
+        try:
+            text = read_image_text(path)
+        except DataError as error:
+            text = str(error)
+        shown = picture(path, "The chosen picture") if is_shown else ""
+        return str(path), gr.Column(visible=True), shown, text or "This picture carries no settings."
+
+    def _restorer(self, with_seed: bool) -> Any:
+        def use(path: str | None, count: int) -> dict[Any, Any]:
+            if not path:
+                raise gr.Error("Choose a picture first.", print_exception=False)
+            return self._restore(Path(path), count, with_seed=with_seed)
+
+        return use
+
+    def _restore(self, path: Path, count: int, *, with_seed: bool) -> dict[Any, Any]:
+        """Fill the form, the rows and the start image from a picture; list what could not be taken over."""
+        generating, services = self.generating, self.services
+        services.scan()  # for the rows' text, which follows
+        told = restore_image(path, services.adapter_folders, services.models(), with_seed=with_seed)
+        everything = generating.form.show(told.config)
+        updates = generating.show({name: everything[name] for name in told.names if name in everything})
+        updates[self.context.shared["mix.tags"]] = generating.use_rows(from_used(told.adapters))
+        updates[generating.changes] = count + 1
+        updates[self.notes] = notes(told.notes, "Not taken over from the picture") or notes(
+            ["Everything was taken over."], path.name
+        )
+        return updates | generating.start.use(told.start_image)
+
+    def _send(self, path: str | None) -> dict[Any, Any]:
+        if not path:
+            raise gr.Error("Choose a picture first.", print_exception=False)
+        gr.Info("It is the start image now. Paint over it to generate only a part anew.", duration=5)
+        start = self.generating.start
+        return {**start.use(Path(path)), start.panel: gr.Accordion(open=True)}
+
+    def _delete(self, path: str | None, text: str, number: float) -> tuple[Any, ...]:
+        chosen = Path(path) if path else None
+        if chosen is None or self.context.workspace.outputs not in chosen.parents:
+            raise gr.Error("Only images of this workspace's outputs can be deleted.", print_exception=False)
+        self._deleted = move_to_trash([chosen], self.context.workspace.trash)
+        gr.Info(f"{chosen.name} is in the trash.", duration=4)
+        hidden = (None, gr.Column(visible=False), "", "")
+        return (*hidden, gr.Button(visible=bool(self._deleted)), *self._show_history(text, number))
+
+    def _undo(self, text: str, number: float) -> tuple[Any, ...]:
+        put_back(self._deleted)
+        self._deleted = []
+        return gr.Button(visible=False), *self._show_history(text, number)
+
+    def _zip(self, text: str) -> Path:
+        images = [image.path for image in self.services.history.images(text or "")]
+        if not images:
+            raise gr.Error("There are no images to put into a zip.", print_exception=False)
+        name = f"sdlora-{time.strftime('%Y%m%d-%H%M%S')}.zip"
+        return write_zip(images, self.context.workspace.exports / name)
+
+
+def _stamp(request: ImageRequest, num_requests: int) -> str:
+    """Changes when something on the page would."""
+    pictures = f"{request.id}/{len(request.images)}/{request.sheet}"
+    return f"{pictures}|{request.status}/{request.step}/{request.previews_made}/{num_requests}"
+
+
+def _pictures_part(stamp: str) -> str:
+    return stamp.partition("|")[0]

@@ -1,0 +1,181 @@
+"""The Generate tab: prompts and settings on the left, what is generated and was generated on the right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from sdlora.library.prompt_tags import count_prompt_tokens
+from webui.context import LAST_COUNTS, QUICK, Context, handler
+from webui.generate import view
+from webui.generate.generating import PREFIX, Generating
+from webui.generate.grid import GridPanel
+from webui.generate.results import ResultsPanel
+from webui.mix.rows import build_rows
+
+SIZES = ["512 x 512", "512 x 768", "768 x 512", "768 x 768", "1024 x 1024", "832 x 1216", "1216 x 832", "896 x 1152",
+         "1152 x 896"]  # fmt: skip
+OWN_SIZE = "Model's own"
+SECTIONS = {
+    "": "More",
+    "base_model": "Base model: clip skip, VAE, prediction",
+    "start": "Start image",
+    "second_pass": "Second pass at a higher resolution",
+    "compute": "Compute: device, precision, speed",
+    "files": "Files: format, metadata",
+}
+
+
+def build(context: Context) -> None:
+    """Lay out the tab."""
+    context.share("generate.tab", GenerateTab(context))
+
+
+class GenerateTab:
+    """The tab's layout and its small handlers; what generates is `generating`."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.services = context, context.services
+        self.generating = Generating(context)
+        self.form = self.generating.form
+        gr.Markdown("## Generate")
+        with gr.Row(elem_classes="generate-head"):
+            with gr.Column(scale=8, min_width=320):
+                self._lay_out_prompts()
+            with gr.Column(scale=3, min_width=220, elem_classes="generate-actions"):
+                self.generating.lay_out_actions()
+        with gr.Row(elem_classes="generate-body"):
+            with gr.Column(scale=6, min_width=320, elem_classes="generate-settings"):
+                self._lay_out_settings()
+            with gr.Column(scale=7, min_width=320, elem_classes="generate-results"):
+                self.results = ResultsPanel(self.generating)
+        for name, component in self.form.components.items():
+            context.remember(f"{PREFIX}.{name}", component)
+        self._wire()
+        self._wire_mix()
+
+    # ---- layout
+
+    def _lay_out_prompts(self) -> None:
+        place = self.form.place
+        place("base_model.model", label="Base model", info="Built-in, from the models folder, a path or a hub name.")
+        prompt = place(
+            "prompt", info="What to generate. Takes (weights:1.2), [less] and BREAK.", lines=3, max_lines=10,
+            placeholder="a red fox, flat icon",
+        )  # fmt: skip
+        self.prompt_tokens = gr.HTML(elem_id="generate-prompt-tokens", elem_classes="tokens")
+        place("negative", label="Negative prompt", lines=1, max_lines=6)
+        self.negative_tokens = gr.HTML(elem_id="generate-negative-tokens", elem_classes="tokens")
+        self.context.share("generate.prompt", prompt)
+
+    def _lay_out_settings(self) -> None:
+        place = self.form.place
+        with gr.Accordion("Adapters in use", open=True, elem_id="generate-adapters", elem_classes="generate-adapters"):
+            build_rows(self.context, "generate", full=False)
+            self.to_mix = gr.Button("Choose adapters in Mix", size="sm", elem_id="generate-to-mix")
+        with gr.Row():
+            place("sampler", info="By its usual name.", min_width=190, scale=2)
+            place("steps", label="Steps", info="Sampling steps.", min_width=90, scale=1)
+            place("guidance", label="CFG", info="Guidance scale.", min_width=90, scale=1)
+        with gr.Row(elem_classes="row-end"):
+            self.size = gr.Dropdown(
+                [OWN_SIZE, *SIZES], value=OWN_SIZE, label="Size", info="Fills in both.", min_width=150, scale=2,
+                elem_id="generate-size", interactive=True,
+            )  # fmt: skip
+            place("width_px", info="Empty: its own.", placeholder="auto", min_width=110)
+            place("height_px", info="Empty: its own.", placeholder="auto", min_width=110)
+            self.swap = gr.Button("Swap", elem_id="generate-swap", min_width=70, scale=0)
+        with gr.Row(elem_classes="row-end"):
+            place("seed", info="-1 generates one.", min_width=130)
+            self.random = gr.Button("Random", elem_id="generate-random", min_width=90, scale=0)
+            self.reuse = gr.Button("Reuse", elem_id="generate-reuse", min_width=80, scale=0)
+            place("num_images", label="Images", info="How many.", min_width=90)
+            place("batch_size", label="At once", info="In a batch.", min_width=90)
+        self.generating.lay_out_start()
+        self.grid = GridPanel(self.generating)
+        self.form.accordions(SECTIONS, columns=2)
+
+    # ---- wiring
+
+    def _wire(self) -> None:
+        components = self.form.components
+        self.generating.wire()
+        self.grid.wire()
+        self.results.wire()
+        self.to_mix.click(lambda: gr.Tabs(selected="mix"), None, [self.context.tabs], **QUICK)
+        sides = [components["width_px"], components["height_px"]]
+        self.size.input(handler(self._set_size), [self.size], sides, **LAST_COUNTS)
+        self.swap.click(handler(self._swap), sides, sides, **QUICK)
+        self.random.click(handler(self._random), None, [components["seed"]], **QUICK)
+        self.reuse.click(handler(self._reuse), None, [components["seed"]], **QUICK)
+        model = components["base_model.model"]
+        for name, counter in (("prompt", self.prompt_tokens), ("negative", self.negative_tokens)):
+            changed = [components[name].change, model.change]
+            gr.on(changed, handler(_count), [components[name], model], [counter], **LAST_COUNTS)
+        self.context.shared["tab.generate"].select(handler(self._models), [model], [model], **QUICK)
+
+    def _wire_mix(self) -> None:
+        """Comparison and sweep, whose buttons stand in the Mix tab."""
+        shared = self.context.shared
+        shared["generate.wire_sweep"] = self._wire_sweep
+        shared["mix.compare"].click(
+            handler(self._compare), self.generating.inputs, self._mix_outputs, **QUICK
+        )  # fmt: skip
+
+    @property
+    def _mix_outputs(self) -> list[Any]:
+        return [self.context.shared["mix.problems"], *self.generating.outputs[1:], self.context.tabs]
+
+    def _for_mix(self, answer: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The same for the Mix tab: where a training is active, Generate asks what to do."""
+        return (*answer, gr.skip() if answer[-1] is None else gr.Tabs(selected="generate"))
+
+    def _wire_sweep(self, button: gr.Button, span: gr.Textbox, row_id: int) -> None:
+        prompt = self.context.shared["mix.prompt"]
+
+        def sweep(values: dict[Any, Any]) -> tuple[Any, ...]:
+            rows = [row for row in self.services.active.rows if row.enabled]
+            index = next((index for index, row in enumerate(rows, 1) if row.id == row_id), None)
+            if index is None:
+                problems = ["this adapter is switched off; switch it on to sweep its weight"]
+                return self._for_mix(self.generating.shown(problems))
+            axes = [f"adapter{index}.weight={values[span]}"]
+            return self._for_mix(self.generating.begin_grid(values, axes, prompt=values[prompt]))
+
+        button.click(handler(sweep), {*self.generating.inputs, span}, self._mix_outputs, **QUICK)
+
+    def _compare(self, values: dict[Any, Any]) -> tuple[Any, ...]:
+        prompt = values[self.context.shared["mix.prompt"]]
+        return self._for_mix(self.generating.begin_grid(values, ["compare"], prompt=prompt))
+
+    # ---- small handlers
+
+    def _set_size(self, size: str) -> tuple[Any, Any]:
+        sides = (None, None) if size == OWN_SIZE else tuple(int(side) for side in size.split(" x "))
+        return self._keep_sides(*sides)
+
+    def _swap(self, width: float | None, height: float | None) -> tuple[Any, Any]:
+        return self._keep_sides(height, width)
+
+    def _keep_sides(self, width: Any, height: Any) -> tuple[Any, Any]:
+        self.context.state.update({"generate.width_px": width, "generate.height_px": height})
+        return width, height
+
+    def _random(self) -> int:
+        self.context.state.set("generate.seed", -1)
+        return -1
+
+    def _reuse(self) -> Any:
+        request = self.services.images.current()
+        if request is None or not request.seeds:
+            raise gr.Error("Nothing was generated yet, so there is no seed to reuse.", print_exception=False)
+        self.context.state.set("generate.seed", request.seeds[0])
+        return request.seeds[0]
+
+    def _models(self, chosen: str) -> Any:
+        return gr.Dropdown(choices=self.services.models(), value=chosen)
+
+
+def _count(prompt: str | None, model: str | None) -> str:
+    return str(view.tokens(*count_prompt_tokens(prompt or "", model or "")))

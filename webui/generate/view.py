@@ -1,0 +1,89 @@
+"""What the Generate tab shows of requests: how far they are, and their results."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdlora.launch.images import ImageRequest
+from sdlora.words import count
+from webui.pieces import empty
+from webui.templating import macros
+
+_HTML = macros("generate.html")
+_SHOWN_TITLE = 70
+_STATUS_WORDS = {
+    "waiting": "waits for the training",
+    "queued": "waits for its turn",
+    "loading": "loading the model",
+    "generating": "generating",
+    "finished": "finished",
+    "cancelled": "cancelled",
+    "failed": "failed",
+}
+
+tokens = _HTML.tokens
+"""Tokens of a prompt, and the room for them."""
+
+
+def progress(request: ImageRequest | None, waiting: int = 0) -> str:
+    """How far a request is: a sentence for screen readers too, a bar, the unfinished picture."""
+    if request is None:
+        return str(empty("Nothing generated yet. Write a prompt and press Generate."))
+    return str(_HTML.progress(request, _sentence(request, waiting), _preview(request.preview)))
+
+
+def requests(all_of_them: Sequence[ImageRequest]) -> str:
+    """The requests that are not over, in their order; nothing for fewer than two."""
+    rows = [
+        (_short(one.title), f"{_STATUS_WORDS[one.status]}, {len(one.images)} of {one.num_images}")
+        for one in all_of_them
+        if not one.is_over
+    ]
+    return str(_HTML.requests(rows))
+
+
+def _sentence(request: ImageRequest, waiting: int) -> str:
+    done, total = len(request.images), request.num_images
+    if request.status == "generating" and request.images_at_work > 1:
+        words = f"Generating images {done + 1} to {done + request.images_at_work} of {total}"
+    elif request.status == "generating":
+        words = f"Generating image {done + 1} of {total}" if done < total else "Finishing"
+    elif request.is_over and done:
+        words = f"{count(done, 'image')} in {request.seconds:.1f} s"
+        if request.status != "finished":
+            words += f", then {_STATUS_WORDS[request.status]} ({total} were asked for)"
+    else:
+        words = _STATUS_WORDS[request.status].capitalize()
+    return words + (f"; {count(waiting, 'more request')} after it" if waiting else "")
+
+
+def _preview(path: Path | None) -> str:
+    """The unfinished picture for the page itself: it changes every second and is worth no request of its own."""
+    try:
+        return "" if path is None else base64.b64encode(path.read_bytes()).decode()
+    except OSError:  # it was finished a moment ago
+        return ""
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_TITLE else f"{line[: _SHOWN_TITLE - 3]}..."
+
+
+# ---- results
+
+
+def pictures(request: ImageRequest) -> list[Path]:
+    """The files of a request in the order of `tiles`."""
+    return [*([request.sheet] if request.sheet else []), *request.images]
+
+
+def tiles(request: ImageRequest) -> list[tuple[str, str]]:
+    """The files of a request with what stands below each, a grid's sheet first."""
+    labels = (
+        [", ".join(each) for each in request.labels] if request.is_grid else [f"seed {each}" for each in request.seeds]
+    )
+    images = [(str(path), label) for path, label in zip(request.images, labels, strict=False)]
+    return [*([(str(request.sheet), "the whole grid")] if request.sheet else []), *images]

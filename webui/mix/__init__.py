@@ -1,0 +1,1 @@
+"""The Mix tab, and the rows of adapters in use."""

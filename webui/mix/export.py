@@ -1,0 +1,192 @@
+"""Export of the mix as one file or into a model, as background jobs; mixes saved as small files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdlora import MixConfig
+from sdlora.config.fields import fields
+from sdlora.errors import ConfigError
+from sdlora.launch import exports
+from sdlora.launch.jobs import JobHandle
+from sdlora.library import mixes
+from sdlora.library.rows import check_family, to_tags
+from sdlora.models.found import family_of
+from sdlora.trash import move_to_trash
+from webui.context import LAST_COUNTS, QUEUED, QUICK, Context, handler
+from webui.layout import problems_html
+from webui.mix import view
+from webui.mix.library import LibraryPanel
+from webui.pieces import notes
+from webui.problems import shown_problems
+from webui.services import Services
+
+_FIELDS = {field.name: field for field in fields(MixConfig, ("adapters",))}
+_SUFFIX = ".safetensors"
+_DELETE = """(name) => {
+  if (!name || !confirm(`Move the saved mix "${name}" to the trash?`)) throw new Error("cancelled");
+  return [name];
+}"""
+
+
+def build_export(context: Context, library: LibraryPanel) -> None:
+    """The panel with both kinds of export and the newest one's progress."""
+    with gr.Accordion("Export", open=False, elem_id="mix-export-panel"):
+        name = gr.Textbox(
+            label="Name", info="Of the new file; nothing is ever overwritten.", max_lines=1, elem_id="mix-export-name"
+        )
+        with gr.Row():
+            method = gr.Dropdown(
+                list(_FIELDS["method"].choices), value="concat", label="Method", elem_id="mix-export-method",
+                info=_FIELDS["method"].info, min_width=280, interactive=True,
+            )  # fmt: skip
+            rank = gr.Number(
+                None, label="Rank", precision=0, elem_id="mix-export-rank", min_width=150, visible=False,
+                info="Of every layer; or give the share of energy instead.",
+            )  # fmt: skip
+            energy = gr.Number(
+                None, label="Share of energy", step=0.01, elem_id="mix-export-energy", min_width=150, visible=False,
+                info=_FIELDS["energy"].info,
+            )  # fmt: skip
+            density = gr.Number(
+                0.5, label="Density", step=0.05, elem_id="mix-export-density", min_width=150, visible=False,
+                info=_FIELDS["density"].info,
+            )  # fmt: skip
+            precision = gr.Dropdown(
+                list(_FIELDS["precision"].choices), value="fp16", label="Precision", min_width=150, interactive=True,
+                info=_FIELDS["precision"].info, elem_id="mix-export-precision",
+            )  # fmt: skip
+        export = gr.Button("Export as one adapter", elem_id="mix-export")
+        with gr.Row(elem_classes="row-end"):
+            base = gr.Dropdown(
+                context.services.models(), value="builtin:emoji", label="Base model", allow_custom_value=True, scale=4,
+                info="A copy of it gets the adapters baked in.", elem_id="mix-merge-base", interactive=True,
+            )  # fmt: skip
+            merge = gr.Button("Merge into the model", elem_id="mix-merge", scale=2, min_width=170)
+        problems = problems_html("mix-export-problems")
+        status = gr.HTML(elem_id="mix-export-status")
+        cancel = gr.Button("Cancel the export", size="sm", visible=False, elem_id="mix-export-cancel")
+    running = _Exports(context.services, library)
+    method.input(handler(_needed), [method], [rank, energy, density], **LAST_COUNTS)
+    outputs = [status, cancel, problems]
+    inputs = [name, method, rank, energy, density, precision]
+    export.click(shown_problems(running.begin_mix, 3), inputs, outputs, **QUICK)
+    merge.click(shown_problems(running.begin_merge, 3), [name, base], outputs, **QUICK)
+    cancel.click(handler(running.cancel), None, [status, cancel], api_visibility="private", show_progress="hidden")
+    seen = gr.State("")
+    context.timer.tick(
+        handler(running.poll), [seen, library.search, library.family, library.page],
+        [seen, status, cancel, *library.shown], concurrency_limit=None, **QUICK,
+    )  # fmt: skip
+
+
+def _needed(method: str) -> tuple[Any, Any, Any]:
+    """Which inputs a method has use for."""
+    truncates = method not in ("concat", "linear")
+    return gr.Number(visible=truncates), gr.Number(visible=truncates), gr.Number(visible=truncates and method != "svd")
+
+
+class _Exports:
+    """The newest export of this server, and what starts one."""
+
+    def __init__(self, services: Services, library: LibraryPanel) -> None:
+        self.services, self.panel = services, library
+        self.job: JobHandle | None = exports.newest_export(services.workspace.jobs)
+        if self.job is not None and not self.job.state().is_active:
+            self.job = None
+
+    def begin_mix(
+        self, name: str, method: str, rank: float | None, energy: float | None, density: float, precision: str
+    ) -> tuple[Any, ...]:
+        """Begin to write one adapter file."""
+        rows, folder = self.services.active.rows, self.services.workspace.adapters
+        target = mixes.new_file(name or "", folder, _SUFFIX)
+        family = check_family(rows, self.services.adapters)
+        values = {"method": method, "rank": None if rank is None else int(rank), "energy": energy}
+        thins = method not in ("concat", "linear", "svd")
+        settings = {**values, "density": density if thins else None, "precision": precision, "family": family}
+        self._begin(lambda: exports.start_mix(mixes.mix_config(rows, settings), target, self.services.workspace.jobs))
+        return self._shown(), gr.Button(visible=True), ""
+
+    def begin_merge(self, name: str, base: str) -> tuple[Any, ...]:
+        """Begin to bake the adapters into a copy of a model."""
+        rows, family = self.services.active.rows, family_of(base)
+        is_file = Path(base).is_file()
+        target = mixes.new_file(name or "", self.services.workspace.models, _SUFFIX if is_file else "")
+        check_family(rows, self.services.adapters, None if family is None else (base, family))
+        adapters = mixes.mixed(rows)
+        self._begin(lambda: exports.start_merge(adapters, base, target, self.services.workspace.jobs))
+        return self._shown(), gr.Button(visible=True), ""
+
+    def cancel(self) -> tuple[Any, ...]:
+        """End the running one."""
+        if self.job is not None:
+            self.job.cancel()
+        return self._shown(), gr.Button(visible=False)
+
+    def poll(self, seen: str, text: str, family: str, page: int) -> Any:
+        """What this page doesn't show yet; once an export is over the library shows it."""
+        if self.job is None:
+            return gr.skip()
+        state = self.job.state()
+        now = f"{self.job.name} {state.status} {state.done}"
+        if now == seen:
+            return gr.skip()
+        library = [gr.skip()] * len(self.panel.shown)
+        if not state.is_active:
+            library = list(self.panel.look_again(text, family, page))
+        return [now, self._shown(), gr.Button(visible=state.is_active), *library]
+
+    def _begin(self, start: Any) -> None:
+        if self.job is not None and self.job.state().is_active:
+            raise ConfigError("the export", ["another export is running; wait for it or cancel it"])
+        self.job = start()
+
+    def _shown(self) -> str:
+        if self.job is None:
+            return ""
+        arguments = self.job.arguments
+        target = Path(arguments[arguments.index("--out") + 1]).name
+        return view.export(self.job.state(), exports.outcome(self.job), target)
+
+
+def build_saved(context: Context, changes: gr.State) -> None:
+    """Save the rows under a name, load them again."""
+    services, folder = context.services, context.workspace.mixes
+    with gr.Accordion("Saved mixes", open=False, elem_id="mix-saved-panel"):
+        with gr.Row(elem_classes="row-end"):
+            name = gr.Textbox(
+                label="Save as", info="A small file that `sdlora mix --config` reads too.", max_lines=1, scale=4,
+                elem_id="mix-save-name",
+            )  # fmt: skip
+            save = gr.Button("Save", elem_id="mix-save", scale=1, min_width=90)
+        with gr.Row(elem_classes="row-end"):
+            saved = gr.Dropdown(
+                mixes.list_mixes(folder), label="Saved", info="Loading replaces the rows.", elem_id="mix-saved",
+                scale=4, interactive=True, value=None,
+            )  # fmt: skip
+            load = gr.Button("Load", elem_id="mix-load", scale=1, min_width=90)
+            delete = gr.Button("Delete", elem_id="mix-saved-delete", scale=1, min_width=90)
+        problems = problems_html("mix-saved-problems")
+
+    def keep(chosen: str) -> tuple[Any, str]:
+        path = mixes.save_mix(services.active.rows, chosen or "", folder)
+        return gr.Dropdown(choices=mixes.list_mixes(folder), value=path.stem), ""
+
+    def take(chosen: str | None, count: int) -> tuple[Any, Any, str]:
+        if not chosen:
+            raise ConfigError("saved mixes", ["choose a saved mix first"])
+        rows, missing = mixes.load_mix(chosen, folder, services.scan())
+        after = services.active.change(lambda _: rows)
+        return count + 1, to_tags(after, services.adapters), notes(missing, "Not everything could be loaded")
+
+    def drop(chosen: str | None) -> Any:
+        move_to_trash([folder / f"{chosen}.yaml"] if chosen else [], services.workspace.trash)
+        return gr.Dropdown(choices=mixes.list_mixes(folder), value=None)
+
+    save.click(shown_problems(keep, 2), [name], [saved, problems], **QUICK)
+    load.click(shown_problems(take, 3), [saved, changes], [changes, context.shared["mix.tags"], problems], **QUEUED)
+    delete.click(handler(drop), [saved], [saved], js=_DELETE, **QUICK)

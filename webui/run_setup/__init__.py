@@ -1,1 +1,0 @@
-"""From a preset and a person's changes to a run: everything behind the Train tab that needs no Gradio."""

@@ -1,1 +1,0 @@
-"""What runs look like: lists, figures, curves, pictures and files, as HTML and SVG; no Gradio here."""

@@ -1,0 +1,261 @@
+"""Loss curves as inline SVG: a few hundred points whatever the run's length, readable in light, dark and greyscale.
+
+Plotly was tried in its place: Gradio makes its plot anew at each update, so zoom and hover are lost every second while
+a run trains; it brings 4.6 MB of script, has no words for screen readers and stays white on a dark page.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sdlora.runs.curves import MAX_POINTS, Curves, Points, smoothed, thin_out
+from webui.templating import macros
+
+_HTML = macros("chart.html")
+_READOUT_POINTS = 120
+_CLIPPED_SHARE = 0.995
+"""Losses above this share of all are left out of the scale: one spike must not flatten the curve."""
+_SMALLEST = 1e-8
+_RATE_HEIGHT = 0.94
+"""Of the height of the chart, for the highest learning rate."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """The SVG's size and the part of it that has curves in it, in its own units."""
+
+    width: int = 860
+    height: int = 340
+    left: int = 58
+    right: int = 802
+    top: int = 14
+    bottom: int = 292
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's curve."""
+
+    label: str
+    steps: Sequence[int]
+    losses: Sequence[float]
+    validations: Points = field(default_factory=list)
+    rates: Points = field(default_factory=list)
+    """Learning rate by step, of the UNet's adapter."""
+
+    @classmethod
+    def of(cls, label: str, curves: Curves) -> Curve:
+        """The curve of what a run has told so far."""
+        count = len(curves.seconds)
+        rates = [
+            (float(step), next(iter(rate.values()), 0.0))
+            for step, rate in zip(curves.steps[:count], curves.rates[:count], strict=True)
+        ]
+        validations = [(float(event.step), event.loss) for event in curves.validations]
+        return cls(label, curves.steps[:count], curves.losses[:count], validations, rates)
+
+    def between(self, first: float, last: float) -> Curve:
+        """The part of it from one step to another."""
+        kept = slice(bisect_left(self.steps, first), bisect_right(self.steps, last))
+
+        def cut(points: Points) -> Points:
+            return [point for point in points if first <= point[0] <= last]
+
+        return Curve(self.label, self.steps[kept], self.losses[kept], cut(self.validations), cut(self.rates))
+
+
+@dataclass(frozen=True)
+class ChartOptions:
+    """What a person chose to see."""
+
+    smoothing: float = 0.3
+    """0 shows the losses as they are, 1 their mean over half the run."""
+    log_scale: bool = False
+    with_rate: bool = True
+    first_step: int = 0
+    last_step: int | None = None
+    """The stretch that is looked at, None: up to the newest step."""
+
+
+@dataclass(frozen=True)
+class _Chart:
+    """Everything that the template needs, in the SVG's units."""
+
+    box: Box
+    words: str
+    legend: list[tuple[str, str]]
+    first_step: int
+    last_step: int
+    rows: list[tuple[float, str]]
+    columns: list[tuple[float, str]]
+    curves: list[tuple[str, Points]]
+    diamonds: list[tuple[str, float, float, str]]
+    rate_ticks: list[tuple[float, str]]
+    readout: str
+
+
+def chart(curves: Sequence[Curve], options: ChartOptions) -> str:
+    """The chart of one run, or of several laid over each other; says so when there is nothing to show."""
+    curves = [curve for curve in curves if len(curve.steps)]
+    if not curves:
+        return str(_HTML.nothing("No loss yet. The curve begins with the first training step."))
+    newest = max(curve.steps[-1] for curve in curves)
+    last_step = newest if options.last_step is None else options.last_step
+    shown = [curve.between(options.first_step, last_step) for curve in curves]
+    shown = [curve for curve in shown if len(curve.steps)]
+    if not shown:
+        return str(_HTML.nothing(f"No step between {options.first_step} and {last_step}."))
+    raw = [thin_out(curve.steps, curve.losses) for curve in shown]
+    smooth = [smoothed(curve.steps, curve.losses, options.smoothing) for curve in shown]
+    scale = _Scale.around(raw, [*smooth, *(curve.validations for curve in shown)], options, last_step)
+    lines, rate_ticks = _lines(shown, raw, smooth, scale, options)
+    return str(
+        _HTML.chart(
+            _Chart(
+                box=scale.box,
+                words=describe(shown, smooth),
+                legend=_legend(shown, options),
+                first_step=options.first_step,
+                last_step=last_step,
+                rows=scale.row_ticks(),
+                columns=scale.column_ticks(),
+                curves=lines,
+                diamonds=_diamonds(shown, scale),
+                rate_ticks=rate_ticks,
+                readout=json.dumps(_readout(shown, smooth, scale)),
+            )
+        )
+    )
+
+
+def describe(curves: Sequence[Curve], smooth: Sequence[Points]) -> str:
+    """What the chart shows, in words, for those who don't see it."""
+    sentences = []
+    for curve, points in zip(curves, smooth, strict=True):
+        text = f"Loss of {curve.label}: {curve.losses[-1]:.4f} at step {curve.steps[-1]}, smoothed {points[-1][1]:.4f}"
+        if curve.validations:
+            step, loss = curve.validations[-1]
+            text += f", validation {loss:.4f} at step {step:.0f}"
+        sentences.append(text)
+    return ". ".join(sentences) + "."
+
+
+@dataclass(frozen=True)
+class _Scale:
+    first_step: float
+    last_step: float
+    low: float
+    high: float
+    is_log: bool
+    box: Box = Box()
+
+    @classmethod
+    def around(cls, raw: Sequence[Points], others: Sequence[Points], options: ChartOptions, last_step: float) -> _Scale:
+        losses = sorted(value for points in raw for _, value in points)
+        shown = [*losses[: max(1, math.ceil(_CLIPPED_SHARE * len(losses)))]]
+        shown += [value for points in others for _, value in points]
+        low = max(_SMALLEST, min(shown)) if options.log_scale else min(shown)
+        high, last = max(_SMALLEST, *shown), max(options.first_step + 1.0, float(last_step))
+        if options.log_scale:
+            return cls(options.first_step, last, low * 0.9, high * 1.1, True)
+        margin = 0.06 * (high - low or high or 1.0)
+        return cls(options.first_step, last, max(0.0, low - margin), high + margin, False)
+
+    def x(self, step: float) -> float:
+        share = (step - self.first_step) / (self.last_step - self.first_step)
+        return round(self.box.left + (self.box.right - self.box.left) * share, 1)
+
+    def y(self, value: float) -> float:
+        low, high = self.low, self.high
+        if self.is_log:
+            value, low, high = (math.log10(max(_SMALLEST, number)) for number in (value, low, high))
+        share = (value - low) / (high - low)
+        return round(self.box.top + (self.box.bottom - self.box.top) * (1 - min(1.0, max(0.0, share))), 1)
+
+    def points(self, points: Points) -> Points:
+        return [(self.x(step), self.y(value)) for step, value in points]
+
+    def row_ticks(self) -> list[tuple[float, str]]:
+        rows = log_ticks(self.low, self.high) if self.is_log else ticks(self.low, self.high)
+        return [(self.y(value), f"{value:.4g}") for value in rows]
+
+    def column_ticks(self) -> list[tuple[float, str]]:
+        columns = [value for value in ticks(self.first_step, self.last_step, 8) if value == int(value)]
+        return [(self.x(value), f"{value:g}") for value in columns]
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers between two values: 1, 2 or 5 times a power of ten apart."""
+    rough = (high - low) / count or 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first = math.ceil(low / step - 1e-9)
+    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between two values."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [factor * 10.0**power for power in powers for factor in (1, 2, 5) if low <= factor * 10.0**power <= high]
+
+
+def _lines(
+    curves: Sequence[Curve], raw: Sequence[Points], smooth: Sequence[Points], scale: _Scale, options: ChartOptions
+) -> tuple[list[tuple[str, Points]], list[tuple[float, str]]]:
+    """All lines with their classes, and the two ends of the learning rate's own axis."""
+    is_alone = len(curves) == 1
+    lines = []
+    for index, curve in enumerate(curves):
+        if is_alone:
+            lines.append((f"curve-{index} curve-raw", scale.points(raw[index])))
+        lines.append((f"curve-{index} curve-smooth dash-{index}", scale.points(smooth[index])))
+        if len(curve.validations) > 1:
+            lines.append((f"curve-{1 if is_alone else index} curve-validation", scale.points(curve.validations)))
+    if not (is_alone and options.with_rate and curves[0].rates):
+        return lines, []
+    rates, box = curves[0].rates, scale.box
+    highest, height = max(rate for _, rate in rates) or 1.0, _RATE_HEIGHT * (box.bottom - box.top)
+    kept = thin_out([int(step) for step, _ in rates], [rate for _, rate in rates], MAX_POINTS // 2)
+    lines.append(
+        ("curve-rate", [(scale.x(step), round(box.bottom - height * rate / highest, 1)) for step, rate in kept])
+    )
+    return lines, [(round(box.bottom - height, 1), f"{highest:.2g}"), (box.bottom, "0")]
+
+
+def _diamonds(curves: Sequence[Curve], scale: _Scale) -> list[tuple[str, float, float, str]]:
+    """Validations as diamonds: told apart from the curve without its colour."""
+    return [
+        (
+            f"curve-{1 if len(curves) == 1 else index}",
+            *scale.points([(step, value)])[0],
+            f"{curve.label}: validation loss {value:.4f} at step {step:.0f}",
+        )
+        for index, curve in enumerate(curves)
+        for step, value in curve.validations
+    ]
+
+
+def _legend(curves: Sequence[Curve], options: ChartOptions) -> list[tuple[str, str]]:
+    if len(curves) > 1:
+        return [(f"curve-{index} curve-smooth dash-{index}", curve.label) for index, curve in enumerate(curves)]
+    entries = [("curve-0 curve-raw", "loss of each step"), ("curve-0 curve-smooth", "loss, smoothed")]
+    if curves[0].validations:
+        entries.append(("curve-1 curve-validation", "validation loss"))
+    if options.with_rate and curves[0].rates:
+        entries.append(("curve-rate", "learning rate (right)"))
+    return entries
+
+
+def _readout(curves: Sequence[Curve], smooth: Sequence[Points], scale: _Scale) -> list[list[float | str]]:
+    """What the page's script shows beside the pointer: horizontal place and text of some points."""
+    longest = max(range(len(curves)), key=lambda index: len(smooth[index]))
+    points = smooth[longest]
+    every = max(1, len(points) // _READOUT_POINTS)
+    return [
+        [scale.x(step), f"{curves[longest].label}, step {step:.0f}: smoothed loss {value:.4f}"]
+        for step, value in points[::every]
+    ]

@@ -1,0 +1,121 @@
+"""What the Runs tab shows of the chosen run, made part by part and only where something has changed; no Gradio."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sdlora.errors import ConfigError
+from sdlora.launch.watch import RunWatch, Snapshot, WatchedRun
+from sdlora.runs.results import PreviewImage
+from webui.runs import chart, previews, view
+from webui.runs.chart import ChartOptions, Curve
+
+LOG_LINES = 400
+NO_LOG = "No log yet."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a person chose to see of the runs."""
+
+    run: str | None = None
+    """None: whatever trains now, else the newest run."""
+    preview: tuple[int, int | None] = (0, None)
+    """Number of the prompt, and step; no step is the newest one."""
+    chart: ChartOptions = field(default_factory=ChartOptions)
+    compared: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of the tab: `key` says whether it has changed, `make` makes it."""
+
+    key: Hashable
+    make: Callable[[], object]
+
+
+@dataclass
+class RunParts:
+    """Makes the parts; remembers since when runs have been asked to stop. One each a server."""
+
+    watch: RunWatch
+    thumbnails: Path
+    _asked: dict[str, float] = field(default_factory=dict)
+
+    def chosen(self, seen: Snapshot, name: str | None) -> WatchedRun | None:
+        """The run that is looked at: the named one, else one that trains, else the newest."""
+        return seen.find(name) or next(iter(seen.active or seen.runs), None)
+
+    def parts(self, choice: Choice) -> dict[str, Part]:
+        """All parts by name, for the runs as they are now."""
+        seen = self.watch.snapshot()
+        run = self.chosen(seen, choice.run)
+        listed, queued = view.run_list(seen, run.name if run else None), view.queue(seen)
+        compared = [found for each in choice.compared if (found := seen.find(each)) is not None]
+        return {
+            "list": Part(listed, lambda: listed),
+            "queue": Part(queued, lambda: queued),
+            **self._of_run(run, choice),
+            **self._compared(compared, choice),
+        }
+
+    def previews(self, run: WatchedRun) -> Sequence[PreviewImage]:
+        """The pictures that a run has generated; none if its configuration is damaged."""
+        try:
+            return run.handle.previews()
+        except ConfigError:
+            return ()
+
+    def _of_run(self, run: WatchedRun | None, choice: Choice) -> dict[str, Part]:
+        if run is None:
+            nothing = Part(None, lambda: "")
+            names = ("headline", "figures", "hint", "messages", "chart", "grid", "pair", "log", "files")
+            return {**dict.fromkeys(names, nothing), "buttons": Part(None, frozenset)}
+        curves, state, name = self.watch.curves(run.handle), run.state, run.name
+        headline, figures = view.headline(run), view.figures(state)
+        hint = view.kill_hint(state, self._asked_to_stop(run))
+        generated = (name, curves.version, state.status)
+        return {
+            "headline": Part(headline, lambda: headline),
+            "figures": Part(figures, lambda: figures),
+            "hint": Part(hint, lambda: hint),
+            "buttons": Part(state.actions, lambda: state.actions),
+            "messages": Part((name, len(curves.messages)), lambda: view.messages(curves.messages)),
+            "chart": Part((*generated, choice.chart), lambda: chart.chart([Curve.of(name, curves)], choice.chart)),
+            "grid": Part(generated, lambda: previews.grid(self.previews(run), self.thumbnails)),
+            "pair": Part((name, len(curves.previews), choice.preview), lambda: self._pair(run, choice)),
+            "log": Part((name, run.handle.log_stamp()), lambda: run.handle.log_tail(LOG_LINES) or NO_LOG),
+            "files": Part(
+                (name, len(curves.checkpoints), state.status), lambda: view.adapter_files(run.handle.adapter_files())
+            ),
+        }
+
+    def _pair(self, run: WatchedRun, choice: Choice) -> str:
+        images = self.previews(run)
+        prompt, step = choice.preview
+        if step is None and images:
+            step = previews.steps_of(images)[-1]
+        return previews.before_after(images, prompt, step or 0)
+
+    def _compared(self, runs: Sequence[WatchedRun], choice: Choice) -> dict[str, Part]:
+        if len(runs) < 2:
+            return {"compared": Part(None, view.compare_more)}
+        curves = {run.name: self.watch.curves(run.handle) for run in runs}
+        options = replace(choice.chart, with_rate=False, first_step=0, last_step=None)
+
+        def make() -> str:
+            drawn = chart.chart([Curve.of(name, each) for name, each in curves.items()], options)
+            pictures = previews.side_by_side([(run.name, self.previews(run)) for run in runs], self.thumbnails)
+            return view.compared(runs, drawn, pictures)
+
+        key = (tuple((name, each.version) for name, each in curves.items()), options)
+        return {"compared": Part(key, make)}
+
+    def _asked_to_stop(self, run: WatchedRun) -> float | None:
+        if run.state.status != "stopping":
+            self._asked.pop(run.name, None)
+            return None
+        return self._asked.setdefault(run.name, time.time())

@@ -1,0 +1,349 @@
+"""The runs tab: what trains, what waits, what came of it; stop, resume, compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdlora.errors import RunError
+from sdlora.launch.runs import RunHandle, clone
+from sdlora.launch.support import copy_log, support_zip, write_csv
+from webui.context import EACH_COUNTS, PRIVATE, QUICK, Context, handler
+from webui.downloads import download_button
+from webui.layout import html
+from webui.runs import view
+from webui.runs.chart import ChartOptions
+from webui.runs.parts import Choice, RunParts
+from webui.scripts import BEFORE_AFTER, CHART, LIVE, PRESSES, TO_THE_END
+
+
+def build(context: Context) -> None:
+    """Lay out the tab."""
+    RunsTab(context)
+
+
+class RunsTab:
+    """The tab's components and handlers. Every handler ends by showing whatever is new since the page's last one."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.watch = context.services.watch
+        self.made = RunParts(self.watch, context.workspace.thumbnails)
+        self.selected = context.shared["runs.selected"]
+        with gr.Column(elem_classes="off-page"):
+            self.sent = gr.Textbox("{}", label="What this page shows", elem_id="runs-sent")
+        self.preview = gr.State((0, None))
+        self.pending = gr.State(None)
+        with gr.Row(elem_classes="page-columns runs-columns"):
+            with gr.Column(scale=2, min_width=280, elem_classes="side"):
+                self.queue = html("runs-queue", js_on_load=PRESSES)
+                self.list = html("runs-list", js_on_load=PRESSES)
+            with gr.Column(scale=5, min_width=320, visible=False) as self.details:
+                self._lay_out_run()
+        self._wire()
+
+    # Layout
+
+    def _lay_out_run(self) -> None:
+        self.headline = html("runs-status", js_on_load=LIVE)
+        self.figures = html("runs-figures")
+        self.hint = html("runs-hint", js_on_load=LIVE)
+        with gr.Row(elem_id="runs-actions", elem_classes="run-actions"):
+            self.buttons = {
+                name: gr.Button(label, elem_id=f"runs-{name}", interactive=False, min_width=90, size="sm", **options)
+                for name, label, options in (
+                    ("stop", "Stop", {"variant": "stop"}),
+                    ("kill", "Kill", {"variant": "stop", "visible": False}),
+                    ("resume", "Resume", {"variant": "primary"}),
+                    ("save", "Save now", {}),
+                    ("preview", "Preview now", {}),
+                    ("delete", "Delete", {}),
+                )
+            }
+            self.clone = gr.Button("Copy to Train", elem_id="runs-clone", min_width=90, size="sm")
+        with gr.Row(visible=False, elem_id="runs-confirm", elem_classes="confirm") as self.confirm:
+            self.question = html("runs-question", js_on_load=LIVE)
+            self.yes = gr.Button("Yes", variant="stop", elem_id="runs-yes", min_width=80)
+            self.no = gr.Button("No", elem_id="runs-no", min_width=80)
+        with gr.Tabs(elem_id="runs-views"):
+            with gr.Tab("Loss", id="loss", elem_id="runs-view-loss"):
+                self._lay_out_chart()
+            with gr.Tab("Previews", id="previews", elem_id="runs-view-previews"):
+                self.pair = html("runs-pair", js_on_load=BEFORE_AFTER)
+                self.grid = html("runs-grid", js_on_load=PRESSES)
+            with gr.Tab("Log", id="log", elem_id="runs-view-log") as self.log_tab:
+                self._lay_out_log()
+            with gr.Tab("Files", id="files", elem_id="runs-view-files"):
+                self.files = html("runs-files")
+            with gr.Tab("Compare", id="compare", elem_id="runs-view-compare") as self.compare_tab:
+                self.compare = gr.Dropdown(
+                    [],
+                    multiselect=True,
+                    label="Runs to compare",
+                    info="Their curves are laid over each other, with the settings in which they differ.",
+                    elem_id="runs-compare",
+                    interactive=True,
+                )
+                self.compared = html("runs-compared", js_on_load=CHART)
+
+    def _lay_out_chart(self) -> None:
+        remember = self.context.remember
+        self.chart = html("runs-chart", js_on_load=CHART)
+        with gr.Row():
+            self.smoothing = remember("runs.smoothing", gr.Slider(
+                0, 1, 0.3, step=0.05, label="Smoothing", info="0 shows each step's loss as it is.", buttons=[],
+                elem_id="runs-smoothing", min_width=220,
+            ))  # fmt: skip
+            self.log_scale = remember("runs.log_scale", gr.Checkbox(
+                False, label="Logarithmic scale", info="Tells small losses apart.", elem_id="runs-log-scale",
+                min_width=200,
+            ))  # fmt: skip
+            self.with_rate = remember("runs.with_rate", gr.Checkbox(
+                True, label="Learning rate", info="On the axis at the right.", elem_id="runs-with-rate", min_width=200
+            ))  # fmt: skip
+        with gr.Row():
+            self.first = gr.Number(
+                0, label="From step", info="Or drag over the chart.", precision=0, elem_id="runs-first", min_width=130
+            )
+            self.last = gr.Number(
+                None, label="To step", info="Empty: the newest.", precision=0, elem_id="runs-last", min_width=130
+            )
+            download_button("Download as CSV", self._csv, self.selected, "runs-csv", scale=0, min_width=160)
+        self.messages = html("runs-messages")
+
+    def _lay_out_log(self) -> None:
+        self.log = gr.Textbox(
+            label="Log",
+            info="The end of log.txt; it follows the newest line while you are at the bottom.",
+            lines=16,
+            max_lines=16,
+            interactive=False,
+            buttons=["copy"],
+            elem_id="runs-log",
+            elem_classes="code",
+        )
+        with gr.Row():
+            download_button("Download the log", self._log_file, self.selected, "runs-log-download")
+            self.with_prompts = gr.Checkbox(
+                False,
+                label="Prompts too",
+                info="The support zip has configuration, versions and logs; never images.",
+                elem_id="runs-support-prompts",
+            )
+            download_button("Support zip", self._support, [self.selected, self.with_prompts], "runs-support")
+
+    # Events
+
+    def _wire(self) -> None:
+        inputs = [self.selected, self.sent, self.preview, *self._chart_inputs, self.compare]
+        shown = [*self._parts.values(), *self.buttons.values(), self.details, self.sent, self.selected]
+
+        def on(trigger: Any, act: Callable[..., Any], **options: Any) -> None:
+            trigger(handler(act), inputs, shown, **{**QUICK, **options})
+
+        on(self.context.timer.tick, self._show, concurrency_limit=None)
+        for changed in (*self._chart_inputs, self.compare):
+            on(changed.input, self._show, trigger_mode="always_last")
+        for name, act in (
+            ("stop", RunHandle.stop),
+            ("save", RunHandle.save_now),
+            ("preview", RunHandle.preview_now),
+            ("resume", self._resume_run),
+        ):
+            on(self.buttons[name].click, self._acting(act), queue=True)  # or its message would not be shown
+        asking = [self.confirm, self.question, self.pending]
+        for name in ("kill", "delete"):
+            self.buttons[name].click(handler(self._asking(name)), self.selected, asking, **QUICK)
+        self.no.click(handler(lambda: (gr.update(visible=False), "", None)), None, asking, **QUICK)
+        self.yes.click(handler(self._confirmed), [self.pending, *inputs], [*asking, *shown], **QUICK)
+        self._wire_choices(inputs, shown)
+        train = self.context.shared["train.tab"]
+        self.clone.click(handler(self._clone), self.selected, [*train.outputs, self.context.tabs], **QUICK)
+
+    def _wire_choices(self, inputs: list[Any], shown: list[Any]) -> None:
+        """Presses inside lists and pictures, and what a page begins with."""
+        self.list.select(handler(self._select), inputs, [*shown, self.preview], **EACH_COUNTS)
+        self.queue.select(handler(self._alter_queue), inputs, shown, **EACH_COUNTS)
+        self.grid.select(handler(self._compare_previews), inputs, [*shown, self.preview], **EACH_COUNTS)
+        for chart in (self.chart, self.compared):
+            chart.select(handler(self._zoom), inputs, [*shown, self.first, self.last], **EACH_COUNTS)
+        self.log_tab.select(None, None, None, js=TO_THE_END, **PRIVATE)
+        self.compare_tab.select(handler(self._offer_runs), None, self.compare, **QUICK)
+        self.context.on_load.append((self._restore, [], [self.selected]))
+
+    @property
+    def _chart_inputs(self) -> list[Any]:
+        return [self.smoothing, self.log_scale, self.with_rate, self.first, self.last]
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "list": self.list,
+            "queue": self.queue,
+            "headline": self.headline,
+            "figures": self.figures,
+            "hint": self.hint,
+            "messages": self.messages,
+            "chart": self.chart,
+            "grid": self.grid,
+            "pair": self.pair,
+            "log": self.log,
+            "files": self.files,
+            "compared": self.compared,
+        }
+
+    def _show(self, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
+        """Whatever this page doesn't show yet; nothing at all when nothing is new.
+
+        The page itself says what it shows, as `sent`: an answer that came late or got lost is made good by the next.
+        """
+        *shown, compared = chosen
+        parts = self.made.parts(Choice(selected, tuple(preview), _chart_options(*shown), tuple(compared or ())))
+        before: dict[str, int] = json.loads(sent or "{}")
+        now = {name: hash(part.key) for name, part in parts.items()}
+        new = {name: part for name, part in parts.items() if before.get(name) != now[name]}
+        if not new:
+            return gr.skip()
+        updates: dict[Any, Any] = {}
+        for name, part in new.items():
+            if name == "buttons":
+                updates |= self._press_states(part.make())
+            else:
+                updates[self._parts[name]] = part.make()
+        updates[self.sent] = json.dumps(now)
+        run = self.made.chosen(self.watch.snapshot(), selected)
+        updates[self.details] = gr.update(visible=run is not None)
+        if run is not None and run.name != selected:
+            updates[self.selected] = run.name
+        return updates
+
+    def _press_states(self, actions: Any) -> dict[Any, Any]:
+        updates = {button: gr.update(interactive=name in actions) for name, button in self.buttons.items()}
+        for name in ("kill", "resume"):
+            updates[self.buttons[name]] = gr.update(interactive=name in actions, visible=name in actions)
+        return updates
+
+    def _acting(self, act: Callable[[RunHandle], Any]) -> Callable[..., Any]:
+        """A handler that does something with the chosen run, then shows what came of it."""
+
+        def acted(selected: str | None, *inputs: Any) -> Any:
+            act(self._handle(selected))
+            self.watch.snapshot(now=True)
+            return self._show(selected, *inputs)
+
+        return acted
+
+    def _asking(self, action: str) -> Callable[..., Any]:
+        """A handler that asks first."""
+
+        def ask(selected: str | None) -> Any:
+            name = self._handle(selected).name
+            questions = {
+                "kill": f"Kill {name}? It ends at once; steps since its last checkpoint are lost.",
+                "delete": f"Move the run {name} with its adapter files and previews to the trash?",
+            }
+            return gr.update(visible=True), view.question(questions[action]), (action, name)
+
+        return ask
+
+    def _confirmed(self, pending: tuple[str, str] | None, selected: str | None, *inputs: Any) -> Any:
+        closed = {self.confirm: gr.update(visible=False), self.question: "", self.pending: None}
+        if pending is None:
+            return closed
+        action, name = pending
+        handle = self._handle(name)
+        if action == "kill":
+            handle.kill()
+        else:
+            handle.delete(self.context.workspace.trash)
+            selected = None
+        self.watch.snapshot(now=True)
+        shown = self._show(selected, *inputs)
+        return {**closed, **(shown if self.sent in shown else {})}
+
+    def _resume_run(self, handle: RunHandle) -> None:
+        """Go on with it now, or when what trains on the same accelerator is done."""
+        if (busy := self.watch.resume(handle)) is not None:
+            gr.Info(f"{busy} is training: {handle.name} goes on after it.")
+
+    def _select(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
+        """Look at another run."""
+        name = str(event.pressed["run"])
+        self.context.state.set("runs.selected", name)
+        shown = self._show(name, sent, (0, None), *chosen)
+        return {**(shown if self.sent in shown else {}), self.selected: name, self.preview: (0, None)}
+
+    def _compare_previews(
+        self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any
+    ) -> Any:
+        """Put the pressed picture under the slider."""
+        data = event.pressed
+        wanted = (int(data["prompt"]), int(data["step"]))
+        shown = self._show(selected, sent, wanted, *chosen)
+        return {**(shown if self.sent in shown else {}), self.preview: wanted}
+
+    def _zoom(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
+        """Look at the stretch of steps that was dragged over, or at all of them."""
+        stretch = event.pressed
+        *others, _, _, compared = chosen
+        shown = self._show(selected, sent, preview, *others, stretch["first"], stretch["last"], compared)
+        ends = {self.first: stretch["first"], self.last: stretch["last"]}
+        return {**(shown if self.sent in shown else {}), **ends}
+
+    def _alter_queue(self, event: gr.EventData, selected: str | None, *inputs: Any) -> Any:
+        """Move a waiting run, take it out, hold the queue or let it go on."""
+        data = event.pressed
+        act, run = data["queue"], data.get("run", "")
+        if act in ("hold", "release"):
+            self.watch.hold(act == "hold")
+        elif act == "remove":
+            self.watch.take_out(run)
+        else:
+            self.watch.move(run, -1 if act == "up" else 1)
+        self.watch.snapshot(now=True)
+        return self._show(selected, *inputs)
+
+    def _clone(self, selected: str | None) -> Any:
+        config = clone(self._handle(selected))
+        preset = self.context.state.get("train.preset", "demo.yaml")
+        train = self.context.shared["train.tab"]
+        return {**train.fill(config, preset), self.context.tabs: self.context.go_to("train")}
+
+    def _offer_runs(self) -> Any:
+        return gr.update(choices=[run.name for run in self.watch.snapshot().runs])
+
+    def _restore(self) -> Any:
+        return self.context.state.get("runs.selected")
+
+    # Files
+
+    def _csv(self, selected: str | None) -> Path:
+        handle = self._handle(selected)
+        return write_csv(self.watch.curves(handle), handle.name, self.context.workspace.exports)
+
+    def _log_file(self, selected: str | None) -> Path:
+        handle = self._handle(selected)
+        return copy_log(handle, self.context.workspace.exports)
+
+    def _support(self, selected: str | None, with_prompts: bool) -> Path:
+        return support_zip(self._handle(selected), self.context.workspace.exports, with_prompts=bool(with_prompts))
+
+    def _handle(self, selected: str | None) -> RunHandle:
+        run = self.made.chosen(self.watch.snapshot(), selected)
+        if run is None:
+            raise RunError("There is no run yet: start one on the Train tab.")
+        return run.handle
+
+
+def _chart_options(
+    smoothing: float | None, log_scale: bool, with_rate: bool, first: float | None, last: float | None
+) -> ChartOptions:
+    """What the inputs below the chart stand for; a stretch that makes no sense is all of the run."""
+    first_step, last_step = int(first or 0), None if last is None else int(last)
+    if last_step is not None and last_step <= first_step:
+        first_step, last_step = 0, None
+    return ChartOptions(smoothing or 0.0, bool(log_scale), bool(with_rate), max(0, first_step), last_step)

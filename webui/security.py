@@ -1,0 +1,316 @@
+"""Who may talk to the page: an ASGI layer around everything the server answers.
+
+Without it any web page that a person visits could drive sdlora on their machine: a browser sends requests to localhost
+for whoever asks, and a host name that is first theirs and then resolves to this machine ("DNS rebinding") makes such a
+page same-origin. So every request must name a host this server knows, and what a browser says about its origin must be
+this page. Programs that are no browsers (curl, gradio_client) say nothing about an origin and pass.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import http.cookies
+import ipaddress
+import json
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from webui.templating import macros
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+COOKIE = "sdlora-session"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_SESSION_SECONDS = 30 * 86400
+_FREE_TRIES, _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 5, 60.0, 3600.0
+_MOST_ADDRESSES = 10_000
+_LARGEST_LOGIN_BYTES = 4096
+_PAGE_PATHS = ("/", "/login")
+_RUNS_SCRIPTS = (b"text/html", b"image/svg+xml", b"application/xhtml+xml", b"text/xml", b"application/xml")
+_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        # Gradio's page is made of inline scripts and styles, and its components are built with Function().
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "media-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "worker-src 'self' blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'self'",
+    )
+)
+
+
+_PROTECTIVE = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"referrer-policy", b"same-origin"),
+    (b"content-security-policy", _POLICY.encode()),
+)
+
+
+def known_hosts(bound: str, allowed: Iterable[str] = ()) -> Callable[[str], bool]:
+    """Whether a Host header's name (without port) is one of this server's.
+
+    On a loopback address these are the loopback names; on others the address itself, this machine's name and any plain
+    IP address, which no name server can redirect. `allowed` adds names, for a proxy or a name of one's own.
+    """
+    names = {name.lower() for name in (*_LOOPBACK, bound, *allowed)}
+    if bound in _LOOPBACK:
+        return lambda host: host in names
+    names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+
+    def knows(host: str) -> bool:
+        if host in names:
+            return True
+        try:
+            return ipaddress.ip_address(host).version == 4 or "." not in host
+        except ValueError:
+            return False
+
+    return knows
+
+
+@dataclass
+class Login:
+    """One name and password, the sessions that gave them, and how often each address failed to."""
+
+    user: str
+    password: str
+    clock: Callable[[], float] = time.monotonic
+    _sessions: dict[str, float] = field(default_factory=dict)
+    """Token to the time it ends."""
+    _failures: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Address to the number of failures and the time from which it may try again."""
+
+    def accepts(self, user: str, password: str) -> bool:
+        """Whether both are right, in a time that tells nothing about how nearly."""
+        right = [hmac.compare_digest(a.encode(), b.encode()) for a, b in ((user, self.user), (password, self.password))]
+        return all(right)
+
+    def wait_seconds(self, address: str) -> float:
+        """How long an address must wait before its next try: nothing for five failures, then doubling from a minute."""
+        _, until = self._failures.get(address, (0, 0.0))
+        return max(0.0, until - self.clock())
+
+    def failed(self, address: str) -> None:
+        """Count a failure of an address."""
+        count = self._failures.get(address, (0, 0.0))[0] + 1
+        rounds = count // _FREE_TRIES
+        wait = 0.0 if count % _FREE_TRIES else min(_FIRST_WAIT_SECONDS * 2 ** (rounds - 1), _LONGEST_WAIT_SECONDS)
+        self._failures.pop(address, None)
+        self._failures[address] = (count, self.clock() + wait)
+        while len(self._failures) > _MOST_ADDRESSES:
+            self._failures.pop(next(iter(self._failures)))
+
+    def begin(self, address: str) -> str:
+        """A new session's token."""
+        self._failures.pop(address, None)
+        now = self.clock()
+        self._sessions = {token: end for token, end in self._sessions.items() if end > now}
+        token = secrets.token_urlsafe(32)
+        self._sessions[token] = now + _SESSION_SECONDS
+        return token
+
+    def knows(self, token: str) -> bool:
+        """Whether a session of this token is under way."""
+        return self._sessions.get(token, 0.0) > self.clock()
+
+    def end(self, token: str) -> None:
+        """Forget a session."""
+        self._sessions.pop(token, None)
+
+
+class Guard:
+    """Passes on what comes from this page or from no page at all; with a login, from those who are logged in."""
+
+    def __init__(self, app: App, knows_host: Callable[[str], bool], login: Login | None = None) -> None:
+        self._app = app
+        self._knows_host = knows_host
+        self._login = login
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or pass on one request."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # nothing here speaks anything else; a closed connection is the answer
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if problem := self._foreign(scope, headers):
+            await _answer(send, 403, {"error": problem})
+        elif self._login is None or not await self._checked(self._login, scope, headers, receive, send):
+            await self._app(scope, receive, _with_headers(send, scope["path"]))
+
+    def _foreign(self, scope: Scope, headers: dict[bytes, str]) -> str | None:
+        """Why a request is refused, if so."""
+        host = headers.get(b"host", "")
+        name = _host_name(host)
+        if name is None or not self._knows_host(name):
+            return f"this server has no name '{host}'; if it should, start it with --allow-host {name or 'NAME'}"
+        site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
+        if origin is not None and not _is_same(origin, host):
+            return f"requests from {origin} are refused; only this page may use the server"
+        if site in (None, "same-origin", "none"):
+            return None
+        is_visit = headers.get(b"sec-fetch-mode") == "navigate" and headers.get(b"sec-fetch-dest") == "document"
+        if scope["method"] == "GET" and is_visit and scope["path"] in _PAGE_PATHS:
+            return None  # somebody followed a link to the page
+        return "requests from other sites are refused; only this page may use the server"
+
+    async def _checked(
+        self, login: Login, scope: Scope, headers: dict[bytes, str], receive: Receive, send: Send
+    ) -> bool:
+        """Answer what has to do with logging in; False when the request goes on."""
+        token = _cookie(headers.get(b"cookie", ""))
+        address = (scope.get("client") or ("?", 0))[0]
+        path, method = scope["path"], scope["method"]
+        if path == "/login" and method == "POST":
+            await self._log_in(login, scope, headers, address, receive, send)
+            return True
+        if path in ("/logout", "/gradio_api/logout"):
+            login.end(token)
+            await _answer(send, 303, {}, [(b"location", b"/"), (b"set-cookie", _set_cookie("", scope, headers))])
+            return True
+        if login.knows(token) or self._basic(login, address, headers):
+            return False
+        if method == "GET" and "text/html" in headers.get(b"accept", ""):
+            await _answer_html(send, 401, macros("login.html").page(message=""))
+        else:
+            await _answer(send, 401, {"error": "log in first", "detail": "Not authenticated"})
+        return True
+
+    async def _log_in(
+        self, login: Login, scope: Scope, headers: dict[bytes, str], address: str, receive: Receive, send: Send
+    ) -> None:
+        wants_page = "text/html" in headers.get(b"accept", "")
+        if (wait := login.wait_seconds(address)) > 0:
+            message = f"too many tries; wait {round(wait)} seconds"
+            extra = [(b"retry-after", str(round(wait)).encode())]
+            if wants_page:
+                await _answer_html(send, 429, macros("login.html").page(message=message), extra)
+            else:
+                await _answer(send, 429, {"error": message}, extra)
+            return
+        values = parse_qs((await _body(receive)).decode("utf-8", "replace"), keep_blank_values=True)
+        user, password = (values.get(name, [""])[0] for name in ("username", "password"))
+        if not login.accepts(user, password):
+            login.failed(address)
+            message = "name or password is wrong"
+            if wants_page:
+                await _answer_html(send, 401, macros("login.html").page(message=message))
+            else:
+                await _answer(send, 401, {"error": message})
+            return
+        cookie = (b"set-cookie", _set_cookie(login.begin(address), scope, headers))
+        if wants_page:
+            await _answer(send, 303, {}, [(b"location", b"/"), cookie])
+        else:
+            await _answer(send, 200, {"success": True}, [cookie])
+
+    def _basic(self, login: Login, address: str, headers: dict[bytes, str]) -> bool:
+        """Whether the request carries name and password itself (curl --user)."""
+        kind, _, value = headers.get(b"authorization", "").partition(" ")
+        if kind.lower() != "basic" or login.wait_seconds(address) > 0:
+            return False
+        try:
+            user, _, password = base64.b64decode(value, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return False
+        if login.accepts(user, password):
+            return True
+        login.failed(address)
+        return False
+
+
+def _host_name(host: str) -> str | None:
+    """The name in a Host header, in lower case, without port and brackets; None where it is none."""
+    try:
+        parts = urlsplit(f"//{host}")
+        _ = parts.port  # raises for what is no number
+    except ValueError:
+        return None
+    if not parts.hostname or parts.username is not None or parts.path or parts.query or parts.fragment:
+        return None
+    return parts.hostname
+
+
+def _is_same(origin: str, host: str) -> bool:
+    """Whether an Origin header is the page's own; its scheme may be a proxy's https."""
+    parts = urlsplit(origin)
+    return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
+
+
+def _cookie(header: str) -> str:
+    try:
+        found = http.cookies.SimpleCookie(header).get(COOKIE)
+    except http.cookies.CookieError:
+        return ""
+    return found.value if found else ""
+
+
+def _set_cookie(token: str, scope: Scope, headers: dict[bytes, str]) -> bytes:
+    is_secure = scope.get("scheme") == "https" or headers.get(b"x-forwarded-proto") == "https"
+    seconds = _SESSION_SECONDS if token else 0
+    text = f"{COOKIE}={token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax" + ("; Secure" if is_secure else "")
+    return text.encode()
+
+
+def _with_headers(send: Send, path: str) -> Send:
+    """Answers go out with what keeps browsers from reading or running them elsewhere."""
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            kept = [
+                (name, value)
+                for name, value in message.get("headers", [])
+                if not name.lower().startswith(b"access-control-") and name.lower() != b"content-security-policy"
+            ]
+            kind = next((value for name, value in kept if name.lower() == b"content-type"), b"")
+            if "/file=" in path and kind.partition(b";")[0].strip().lower() in _RUNS_SCRIPTS:
+                # Shown as a page of this origin, a picture or report somebody gave would run its scripts here.
+                kept = [(name, value) for name, value in kept if name.lower() != b"content-disposition"]
+                kept.append((b"content-disposition", b"attachment"))
+            message = {**message, "headers": [*kept, *_PROTECTIVE]}
+        await send(message)
+
+    return sending
+
+
+async def _body(receive: Receive) -> bytes:
+    content = b""
+    while len(content) <= _LARGEST_LOGIN_BYTES:
+        message = await receive()
+        content += message.get("body", b"")
+        if not message.get("more_body"):
+            return content
+    return b""
+
+
+async def _answer(send: Send, status: int, content: object, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    await _send(send, status, b"application/json", json.dumps(content).encode(), extra)
+
+
+async def _answer_html(send: Send, status: int, text: str, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    await _send(send, status, b"text/html; charset=utf-8", text.encode(), extra)
+
+
+async def _send(send: Send, status: int, kind: bytes, body: bytes, extra: Iterable[tuple[bytes, bytes]]) -> None:
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *extra, *_PROTECTIVE]})
+    await send({"type": "http.response.body", "body": body})

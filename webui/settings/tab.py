@@ -1,0 +1,169 @@
+"""The settings tab: light or dark, what is where, memory and versions, cache and trash."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import gradio as gr
+
+from sdlora.data.cache import Cache, default_cache_folder
+from sdlora.launch import machine
+from sdlora.trash import empty_folder, size_of
+from sdlora.words import size_in_words
+from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
+from webui.layout import live_html, small_button
+from webui.pieces import table
+from webui.services import FOLDERS_STATE, named_folders
+from webui.settings import view
+
+THEMES = ["system", "light", "dark"]
+_KEPT_THEME = "() => localStorage.getItem('sdlora.theme') || 'system'"
+
+
+def build(context: Context) -> None:
+    """Lay out the tab."""
+    SettingsTab(context)
+
+
+class SettingsTab:
+    """Facts are read when the tab is opened, and by Refresh."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._lay_out()
+        self._wire()
+
+    def _lay_out(self) -> None:
+        with gr.Row(elem_classes="page-columns"):
+            with gr.Column(min_width=320):
+                self.theme = gr.Radio(
+                    THEMES, value="system", label="Colours", info="Kept in this browser.", elem_id="settings-theme"
+                )
+                gr.Markdown("## Folders")
+                self.folders = gr.HTML("", elem_id="settings-folders")
+                self.adapter_folders = gr.Textbox(
+                    label="Further adapter folders",
+                    info="One a line. Mix and Generate list what lies in them and below.",
+                    lines=2,
+                    max_lines=6,
+                    elem_id="settings-adapter-folders",
+                )
+                self.missing = live_html("settings-missing")
+                self._lay_out_cache()
+                self._lay_out_trash()
+            with gr.Column(min_width=320):
+                gr.Markdown("## This machine")
+                self.machine = gr.HTML("", elem_id="settings-machine")
+                self.torch = gr.HTML("", elem_id="settings-torch")
+                with gr.Row(elem_classes="bar"):
+                    self.refresh = small_button("Refresh", "settings-refresh", 90)
+                    self.ask_torch = small_button("Ask PyTorch for its devices", "settings-ask-torch", 210)
+                gr.Markdown("## Versions")
+                self.versions = gr.HTML("", elem_id="settings-versions")
+
+    def _lay_out_cache(self) -> None:
+        gr.Markdown("## Cache")
+        self.cache = live_html("settings-cache")
+        with gr.Row():
+            self.keep_gib = gr.Number(
+                20,
+                label="Keep at most (GiB)",
+                info="What was used least recently goes first.",
+                minimum=0,
+                elem_id="settings-keep-gib",
+                min_width=150,
+            )
+            self.keep_days = gr.Number(
+                90,
+                label="Keep for (days)",
+                info="Counted from the last use.",
+                minimum=0,
+                precision=0,
+                elem_id="settings-keep-days",
+                min_width=150,
+            )
+        self.prune = gr.Button("Prune the cache", elem_id="settings-prune", size="sm")
+        self.context.remember("settings.keep_gib", self.keep_gib)
+        self.context.remember("settings.keep_days", self.keep_days)
+
+    def _lay_out_trash(self) -> None:
+        gr.Markdown("## Trash")
+        self.trash = live_html("settings-trash")
+        self.empty = gr.Button("Empty the trash", variant="stop", elem_id="settings-empty-trash", size="sm")
+
+    def _wire(self) -> None:
+        self.theme.input(None, self.theme, None, js="(choice) => { window.sdloraTheme(choice); return []; }", **PRIVATE)
+        self.context.remember(FOLDERS_STATE, self.adapter_folders)
+        self.adapter_folders.change(
+            handler(lambda lines: view.missing(named_folders(lines))), self.adapter_folders, self.missing, **LAST_COUNTS
+        )
+        facts = [self.folders, self.machine, self.versions, self.cache, self.trash, self.empty]
+        tab = self.context.shared["tab.settings"]
+        tab.select(handler(self._look), None, facts, **QUICK)
+        tab.select(None, None, self.theme, js=_KEPT_THEME, **PRIVATE)
+        self.context.on_load.append((self._look_if_open, [], facts))
+        self.refresh.click(handler(self._look), None, facts, **QUICK)
+        self.ask_torch.click(
+            handler(lambda: table(machine.ask_torch())),
+            None,
+            self.torch,
+            api_visibility="private",
+            show_progress="full",
+        )
+        self.prune.click(handler(self._prune), [self.keep_gib, self.keep_days], self.cache, **PRIVATE)
+        self.empty.click(
+            handler(self._empty),
+            None,
+            [self.trash, self.empty, self.folders],
+            js=confirm("Delete {#trash-count} for good? There is no way back."),
+            **PRIVATE,
+        )
+
+    def _look_if_open(self) -> dict[Any, Any]:
+        """Facts when the page opens on this tab; else they would be asked for in vain."""
+        return self._look() if self.context.state.get("page.tab") == "settings" else {self.folders: gr.skip()}
+
+    def _look(self) -> dict[Any, Any]:
+        return {
+            self.folders: self._folders(),
+            self.machine: table([*machine.memory(), *machine.cards()]),
+            self.versions: table(machine.versions()),
+            self.cache: self._cache_words(),
+            **self._trash_facts(),
+        }
+
+    def _folders(self) -> str:
+        workspace = self.context.workspace
+        known = (
+            ("Datasets", workspace.datasets),
+            ("Runs", workspace.runs),
+            ("Adapters", workspace.adapters),
+            ("Base models", workspace.models),
+            ("Mixes", workspace.mixes),
+            ("Images", workspace.outputs),
+            ("Trash", workspace.trash),
+        )
+        rows = [(what, folder, machine.count_entries(folder)) for what, folder in known]
+        return str(view.folders(workspace.root, machine.disk_words(workspace.root), rows))
+
+    def _cache_words(self, before: str = "") -> str:
+        summary = Cache(default_cache_folder()).summary()
+        words = f"{before}{summary.entries} encoded images and captions, {size_in_words(summary.size_bytes)}, in"
+        return str(view.cache(words, summary.folder))
+
+    def _prune(self, keep_gib: float | None, keep_days: float | None) -> str:
+        removed = Cache(default_cache_folder()).prune(
+            max_bytes=None if keep_gib is None else int(keep_gib * 2**30),
+            older_than=None if keep_days is None else timedelta(days=keep_days),
+        )
+        return self._cache_words(f"Removed {removed.entries} ({size_in_words(removed.size_bytes)}). ")
+
+    def _trash_facts(self, before: str = "") -> dict[Any, Any]:
+        trash = self.context.workspace.trash
+        things = len(list(trash.iterdir()))
+        return {self.trash: view.trash(before, things, size_of(trash)), self.empty: gr.Button(interactive=things > 0)}
+
+    def _empty(self) -> dict[Any, Any]:
+        gone = empty_folder(self.context.workspace.trash)
+        return {**self._trash_facts(f"Deleted {gone.files} files. "), self.folders: self._folders()}
