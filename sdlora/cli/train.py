@@ -44,7 +44,7 @@ def train(
         bool, typer.Option("--json", help="With --dry-run: print JSON. Exit code 1 on problems.")
     ] = False,
 ) -> None:
-    """Train an adapter."""
+    """Train an adapter, from a preset or a YAML file and single settings."""
     if as_json:
         _print_dry_run(preset, overrides or (), dry_run)
         return

@@ -24,7 +24,7 @@ class BucketCount:
 
 @dataclass(frozen=True)
 class DataPlan:
-    """What one epoch trains."""
+    """What one epoch trains, counted: images, samples, batches and buckets."""
 
     images: int
     """Different images (files); each counts once, whatever its repeats and resolutions."""
@@ -37,8 +37,6 @@ class DataPlan:
     short_batches: int
     upscaled: int
     """Images that are enlarged for at least one resolution."""
-    without_mask: int
-    """Images without a mask of their own, trained everywhere; 0 when masks are off."""
     never_trained: list[Path]
     """Images in no batch of an epoch: always empty, and counted from the real batches to prove it."""
     mean_aspect_error: float

@@ -27,6 +27,8 @@ from sdlora.imports.translation import (
     file_name,
     number,
     one_of,
+    opposite,
+    percent,
     same,
     some,
     switch,
@@ -87,7 +89,7 @@ _SUBSET: dict[str, tuple[str, Convert]] = {
     "caption_extension": ("captions.extension", caption_ending),
     "flip_aug": ("images.horizontal_flip", switch),
     "random_crop": ("images.random_crop", switch),
-    "enable_bucket": ("images.buckets", _off),
+    "enable_bucket": ("images.buckets", switched_off),
     "min_bucket_reso": ("images.bucket_min", count),
     "max_bucket_reso": ("images.bucket_max", count),
     "bucket_no_upscale": ("images.upscale", _not),
@@ -499,7 +501,12 @@ def from_dataset_config(settings: Mapping[str, Any]) -> Translation:
     )
     folders = [str(subset["image_dir"]) for subset in trained if subset.get("image_dir")]
     result.put("images.folder", folders[0] if len(folders) == 1 else folders or None)
-    _class_folder(subsets, result)
+    class_folders = [
+        str(subset["image_dir"]) for subset in subsets if switch(subset.get("is_reg")) and "image_dir" in subset
+    ]
+    result.put("images.class_folder", class_folders[0] if class_folders else None)
+    for folder in class_folders[1:]:
+        result.lose("image_dir", folder, "there is one folder of class images")
     known |= {"image_dir", "is_reg"}
     result.lose_rest(first, known)
     for subset in trained[1:]:
@@ -514,13 +521,6 @@ def _difference(name: str, subset: Mapping[str, Any]) -> str:
         folder = Path(str(subset.get("image_dir", ""))).name
         return f"folders share the settings of the first; rename this one to {subset[name]}_{folder}"
     return "folders share the settings of the first"
-
-
-def _class_folder(subsets: list[dict[str, Any]], result: Translation) -> None:
-    folders = [str(subset["image_dir"]) for subset in subsets if switch(subset.get("is_reg")) and "image_dir" in subset]
-    result.put("images.class_folder", folders[0] if folders else None)
-    for folder in folders[1:]:
-        result.lose("image_dir", folder, "there is one folder of class images")
 
 
 def from_metadata(entries: Mapping[str, Any]) -> Translation:

@@ -57,7 +57,7 @@ def import_settings(path: Path) -> Imported:
     path = path.expanduser()
     try:
         tool, translation = _translate(path)
-        settle(translation)
+        reconcile(translation)
     except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(str(path), [f"can't be imported: {' '.join(str(error).split())}"]) from error
     config = files.validate(schema.nest(translation.values), f"{path}, as imported,")

@@ -90,6 +90,29 @@ def switch(value: Any) -> bool | None:
     return True if value in (True, "true", "True", 1) else None
 
 
+def switched_off(value: Any) -> bool | None:
+    """False for a switch that is off; ours are on by default."""
+    return None if switch(value) else False
+
+
+def opposite(value: Any) -> bool | None:
+    """False for a switch that is on, where theirs says "not"."""
+    return False if switch(value) else None
+
+
+def percent(value: Any) -> float | None:
+    """A share from a percentage above 0."""
+    share = some(value)
+    return share / 100 if share else None
+
+
+def edges(value: Any) -> int | list[int]:
+    """One edge in pixels, or several, from a number, a list or a text with commas."""
+    parts = value if isinstance(value, list) else str(value).split(",")
+    found = [int(part) for part in parts if str(part).strip()]
+    return found[0] if len(found) == 1 else found
+
+
 def one_of(**choices: str) -> Convert:
     """A conversion by table, from words in lower case to ours; other words have no counterpart."""
 
@@ -159,7 +182,7 @@ def file_name(value: Any) -> str | None:
     return re.sub(r"[^\w.+() -]+", "-", str(value)).strip(" .-") or None
 
 
-def settle(translation: Translation) -> None:
+def reconcile(translation: Translation) -> None:
     """Fix what each side allows and the other doesn't; what has to go is noted."""
     values = translation.values
     if values.get("optimization.optimizer") in OWN_RATE:

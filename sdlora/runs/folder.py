@@ -31,7 +31,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The complete configuration, reloadable."""
+        """The complete configuration: `sdlora train --preset` with it trains the same."""
         return self.path / "config.yaml"
 
     @property
@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def environment(self) -> Path:
-        """Versions and machine."""
+        """Versions of the packages and the machine, for whoever repeats the run."""
         return self.path / "environment.json"
 
     @property
@@ -56,7 +56,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What the terminal showed."""
+        """What the terminal showed, without progress bars."""
         return self.path / "log.txt"
 
     @property
@@ -88,7 +88,7 @@ class RunFolder:
         return self.path / "previews" / step_name(step)
 
     def adapter(self, name: str) -> Path:
-        """The finished adapter file."""
+        """Where the finished adapter file is written."""
         return self.path / f"{name}.safetensors"
 
     def ask(self, request: Request) -> None:

@@ -11,7 +11,7 @@ from sdlora.runs.folder import RunFolder, by_step
 
 
 @dataclass(frozen=True)
-class AdapterFile:
+class RunAdapterFile:
     """An adapter file of a run, ready to be used."""
 
     path: Path
@@ -43,7 +43,7 @@ def adapter_files(folder: RunFolder) -> list[AdapterFile]:
         for path in sorted(inside.glob("*.safetensors"))
     ]
     finished = [path for path in sorted(folder.path.glob("*.safetensors")) if path.is_file()]
-    return found + [AdapterFile(path, None, False) for path in finished]
+    return found + [RunAdapterFile(path, None, False) for path in finished]
 
 
 def preview_images(folder: RunFolder, prompts: Sequence[str] = ()) -> list[PreviewImage]:

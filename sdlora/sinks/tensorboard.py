@@ -31,17 +31,14 @@ class TensorBoardSink:
             self._writer.add_scalar("validation/loss", event.loss, event.step)
             self._writer.add_scalar("validation/relative_loss", event.relative_loss, event.step)
         elif isinstance(event, PreviewReady):
-            self._add_images(event)
+            import numpy as np
+            from PIL import Image
 
-    def _add_images(self, event: PreviewReady) -> None:
-        import numpy as np
-        from PIL import Image
-
-        for index, path in enumerate(event.paths):
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-            self._writer.add_image(f"preview/{index}", pixels, event.step, dataformats="HWC")
+            for index, path in enumerate(event.paths):
+                with Image.open(path) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+                self._writer.add_image(f"preview/{index}", pixels, event.step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush and close."""
+        """Write out what TensorBoard's writer still holds."""
         self._writer.close()

@@ -396,7 +396,7 @@ def test_everything_wrong_is_told_at_once_before_a_model_is_loaded(
     with pytest.raises(ConfigError, match=r"start.image: .*broken.png: not a JPEG, PNG"):
         generate(request_of(start={"image": tmp_path / "broken.png"}))
     fitting = str(random_adapter(MODEL, tmp_path / "a.safetensors", layers=FEW))
-    with pytest.raises(ConfigError, match="no preset is called 'MIDDLE'"):
+    with pytest.raises(ConfigError, match="no weights are called 'MIDDLE'"):
         generate(request_of(adapters=(UsedAdapter(file=fitting, blocks="MIDDLE"),)))
     with pytest.raises(ConfigError, match="'moon' is no device; use cpu, cuda, mps or auto"):
         generate(request_of(compute={"device": "moon"}))

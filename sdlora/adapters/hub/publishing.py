@@ -75,11 +75,12 @@ def model_card(
     assert file.family is not None
     facts = inspect(file)
     pictures = [name for name in names if name.startswith("images/")]
+    family_tag = "stable-diffusion-xl" if file.family == "sdxl" else "stable-diffusion"
     header: dict[str, object] = {
         **({"base_model": base_model, "base_model_relation": "adapter"} if _HUB_NAME.fullmatch(base_model) else {}),
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
-        "tags": ["text-to-image", "lora", "diffusers", "sdlora", _hub_tag(file.family)],
+        "tags": ["text-to-image", "lora", "diffusers", "sdlora", family_tag],
     }
     if license_name:
         header["license"] = license_name
@@ -137,10 +138,6 @@ def _usage(file: AdapterFile, repository: str, base_model: str, trigger: str) ->
         "",
         f"Or put `{file.path.name}` into the LoRA folder of AUTOMATIC1111, Forge, ComfyUI or InvokeAI.",
     ]
-
-
-def _hub_tag(family: FamilyName) -> str:
-    return "stable-diffusion-xl" if family == "sdxl" else "stable-diffusion"
 
 
 def _base_of(file: AdapterFile, family: FamilyName) -> str:

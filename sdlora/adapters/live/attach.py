@@ -75,7 +75,7 @@ class Adapter:
 
     @property
     def algorithm(self) -> Algorithm:
-        """lora, loha or lokr."""
+        """The form of the updates, the same in all layers."""
         return self.config.algorithm
 
     @property
@@ -99,7 +99,7 @@ class Adapter:
 
     @property
     def trainable_parameters(self) -> int:
-        """Number of trained values."""
+        """Number of trained values, for the summary and the events."""
         return sum(parameter.numel() for parameter in self.parameters)
 
     @property
@@ -213,7 +213,9 @@ def attach(bundle: Bundle, config: AdapterConfig, *, seed: int = 0) -> Adapter:
     config = start.config if start else config
     selection = choose(models, config) if start is None else start.selection
     for model in models.values():
+        # Everything first; PEFT then makes its own new layers trainable.
         model.requires_grad_(False)
+    # PEFT draws A from torch's global generator: seeded for this block alone, the run's own draws stay as they are.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for part, model in models.items():

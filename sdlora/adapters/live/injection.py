@@ -49,6 +49,7 @@ def take_over(layer: BaseTunerLayer, factors: Mapping[str, Tensor], config: Adap
     for name in LOHA_FACTORS if config.algorithm == "loha" else LOKR_FACTORS:
         own: nn.ParameterDict = getattr(layer, name)
         if name in factors:
+            # A new parameter, since the file's factors may be cut otherwise and so have other shapes.
             own[ADAPTER_NAME] = nn.Parameter(factors[name].float().to(device))
         elif ADAPTER_NAME in own:
             del own[ADAPTER_NAME]
@@ -77,7 +78,13 @@ def _plain_convolutions(model: nn.Module, targets: Sequence[Target]) -> Iterator
         layer = model.get_submodule(target.path)
         if isinstance(layer, nn.Conv2d) and type(layer) is not nn.Conv2d:
             kept[target.path] = layer
-            model.set_submodule(target.path, _stand_in(layer))
+            form = ("kernel_size", "stride", "padding", "groups")
+            geometry: dict[str, Any] = {name: getattr(layer, name) for name in form}
+            with torch.device("meta"):
+                plain = nn.Conv2d(layer.in_channels, layer.out_channels, bias=False, **geometry)
+            zero = torch.zeros(1, dtype=layer.weight.dtype, device=layer.weight.device)
+            plain.weight = nn.Parameter(zero.expand(plain.weight.shape), requires_grad=False)
+            model.set_submodule(target.path, plain)
     yield
     for path, layer in kept.items():
         model.get_submodule(path).base_layer = layer

@@ -86,6 +86,8 @@ class BatchGenerator:
                 images[index] = SampledImage(picture.image, True, f"the picture came out {fault}")
                 continue
             precision = str(self._bundle.dtype).removeprefix("torch.")
+            # bf16 and fp16 overflow in a few models' UNets; the same weights in fp32 don't, and only this image pays
+            # for it.
             with self._in_fp32():
                 again = self._generated(
                     rows[index : index + 1],
@@ -121,7 +123,7 @@ class BatchGenerator:
         batch = Batch(self._bundle, rows, starts, Watch(on_step, is_cancelled, put_on))
         latents_BCHW = batch.latents(conditions)
         return [
-            SampledImage(batch.picture(latents_BCHW, index), bool(torch.isfinite(latents_BCHW[index]).all()))
+            SampledImage(passes.picture(latents_BCHW, index), bool(torch.isfinite(latents_BCHW[index]).all()))
             for index in range(len(rows))
         ]
 

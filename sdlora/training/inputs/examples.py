@@ -63,6 +63,7 @@ class BatchSource:
     def batch(self, position: int) -> Batch:
         """The batch at a position; the same whenever it is asked for."""
         epoch, index = divmod(position, self.batches_per_epoch)
+        # One epoch's plan at a time: positions come in order, and after a resume the first call makes the right one.
         if self._plan[0] != epoch:
             self._plan = (epoch, plan_epoch(self._placed, self._batch_size, self._seed, epoch))
         rows = [self._placed[item] for item in self._plan[1][index]]
@@ -70,6 +71,8 @@ class BatchSource:
             self._latents.sampled(item, sample_random(self._seed, "crop", position, row))
             for row, item in enumerate(rows)
         ]
+        # Each row has its own generator, so that an image's noise doesn't depend on its neighbours or on the batch
+        # size.
         generators = [sample_generator(self._seed, "noise", position, row) for row in range(len(rows))]
         masks = [_mask_of(crop) for crop in crops] if any(crop.mask_HW is not None for crop in crops) else []
         return Batch(

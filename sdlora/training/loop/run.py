@@ -56,7 +56,7 @@ _SHORTEST_UNSAVED_SECONDS, _LONGEST_UNSAVED_SECONDS = 60.0, 600.0
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended."""
+    """How a run ended, and where its adapter lies."""
 
     folder: Path
     outcome: Outcome
@@ -81,7 +81,7 @@ class _LastStep:
             self.step = event.step
 
     def close(self) -> None:
-        """Nothing to close."""
+        """There is nothing to close."""
 
 
 def train(config: TrainConfig, sinks: Sequence[EventSink] = ()) -> RunResult:
@@ -129,6 +129,7 @@ def resume(
                 f"sdlora resume {path} --set optimization.steps={2 * total_steps}"
             )
     with _recorded(config, folder, sinks) as events:
+        # Inside, so that a run that can't go on says so in its own log and events, where the page looks.
         images = check(config)
         for one in changed:
             events.notice(f"changed {one.sentence}")
@@ -258,7 +259,13 @@ class _Run:
         )
         outcome: Outcome = "stopped"
         if not self._is_asked_to_stop(self._requests(("stop",))):
-            self._catch_up()
+            # Before the first step: evaluate the base model, or do what the stop that this run goes on from left undone
+            step = self.trainer.progress.step
+            is_missing = self.trainer.progress.validated_step < step and self._is_due(self.config.validation.every)
+            if (step == 0 or is_missing) and self._validate() and self.workers.is_main:
+                self._tidy_checkpoints(improved=True)
+            if step == 0 or (self._is_due(self.config.previews.every) and not self.folder.previews(step).exists()):
+                self._preview()
             outcome = trainer.run(self._after_step)
         adapter = self._finish() if outcome == "completed" else self._save()
         self.events.emit(
@@ -281,6 +288,7 @@ class _Run:
     def _after_step(self) -> Literal["go on", "stop"]:
         step = self.trainer.progress.step
         is_last = step == self.trainer.total_steps
+        # Asked for before anything long is done: who wants the run to stop should not wait for previews.
         requests = self._requests()
         if self._is_asked_to_stop(requests):
             return "stop"
@@ -398,21 +406,19 @@ class _Run:
                 exported = self._export(path)
                 for warning in exported.warnings:
                     self.events.warn(warning)
-                write_side_car(path, self._facts(), self._newest_preview())
+                generated = sorted(self.folder.previews(self.trainer.progress.step).glob("*.png"))
+                write_side_car(path, self._facts(), generated[0] if generated else None)
                 if self.config.outputs.self_test:
-                    self._self_test(path)
+                    # A file that doesn't hold what was trained must not lie about as if it did: it gets another name
+                    try:
+                        report = self_test(self.prepared.adapter, path, self._load_fresh_base)
+                    except AdapterError:
+                        atomic.move(path, path.with_suffix(".failed-self-test"))
+                        raise
+                    self.events.notice(f"self-test passed: {report.summary()}")
             self._name_best()
         self.workers.wait()
         return path
-
-    def _self_test(self, path: Path) -> None:
-        """A file that doesn't hold what was trained must not lie about as if it did: it gets another name."""
-        try:
-            report = self_test(self.prepared.adapter, path, self._load_fresh_base)
-        except AdapterError:
-            atomic.move(path, path.with_suffix(".failed-self-test"))
-            raise
-        self.events.notice(f"self-test passed: {report.summary()}")
 
     def _load_fresh_base(self) -> Bundle:
         base = self.config.base_model.model_copy(update={"quantization": "none", "precision": "fp32"})
@@ -426,10 +432,6 @@ class _Run:
         which = "the last step" if best == self.trainer.progress.step else f"step {best}"
         advice = "" if relative < 1 else "; no checkpoint predicts the held-out images better than the base model does"
         self.events.notice(f"best by validation: {which}, {100 * (relative - 1):+.1f}% against the base model{advice}")
-
-    def _newest_preview(self) -> Path | None:
-        generated = sorted(self.folder.previews(self.trainer.progress.step).glob("*.png"))
-        return generated[0] if generated else None
 
     def _export(self, path: Path) -> Export:
         outputs = self.config.outputs

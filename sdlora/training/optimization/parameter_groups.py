@@ -39,7 +39,12 @@ def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> l
     Raises ConfigError for a block pattern that matches nothing, and when nothing is left to train.
     """
     weights = list(weights)
-    problems = _unmatched_patterns(weights, config)
+    blocks = ", ".join(dict.fromkeys(weight.block for weight in weights))
+    problems = [
+        f"block_learning_rates: '{pattern}' matches no trained layer, trained blocks are: {blocks}"
+        for pattern in config.block_learning_rates
+        if not any(matches_block(pattern, weight.part, weight.path) for weight in weights)
+    ]
     if problems:
         raise ConfigError("optimization", problems)
     groups: dict[str, ParameterGroup] = {}
@@ -57,27 +62,3 @@ def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> l
 def trained_parameters(groups: Iterable[ParameterGroup]) -> list[nn.Parameter]:
     """All weights of all groups, in one list."""
     return [parameter for group in groups for parameter in group.parameters]
-
-
-def _name_and_rate(weight: Weight, config: OptimizationConfig) -> tuple[str, float]:
-    words: list[str] = [weight.part]
-    rate = config.learning_rates[weight.part]
-    matching = [p for p in config.block_learning_rates if matches_block(p, weight.part, weight.path)]
-    if matching and config.block_learning_rates[matching[-1]] != 1.0:
-        words.append(matching[-1].removeprefix(f"{weight.part}."))
-        rate *= config.block_learning_rates[matching[-1]]
-    if weight.is_B and config.lora_plus_ratio != 1.0:
-        words.append("B")
-        rate *= config.lora_plus_ratio
-    if weight.name.endswith(_MAGNITUDE):
-        words.append("magnitude")
-    return " ".join(words), rate
-
-
-def _unmatched_patterns(weights: list[Weight], config: OptimizationConfig) -> list[str]:
-    blocks = ", ".join(dict.fromkeys(weight.block for weight in weights))
-    return [
-        f"block_learning_rates: '{pattern}' matches no trained layer, trained blocks are: {blocks}"
-        for pattern in config.block_learning_rates
-        if not any(matches_block(pattern, weight.part, weight.path) for weight in weights)
-    ]
