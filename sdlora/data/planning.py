@@ -59,7 +59,6 @@ def plan(scan: ScanResult, placed: Sequence[BucketedImage], batch_size: int) -> 
         batches=len(batches),
         short_batches=sum(len(batch) < batch_size for batch in batches),
         upscaled=len({item.record.path for item in placed if item.placement.upscaled}),
-        without_mask=sum(record.mask != "none" and not record.has_mask for record in scan.records),
         never_trained=[record.path for record in scan.records if not trained[record.path]],
         mean_aspect_error=errors / samples if samples else 0.0,
     )

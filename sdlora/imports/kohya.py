@@ -28,10 +28,10 @@ from sdlora.imports.translation import (
     number,
     one_of,
     opposite,
-    percent,
     same,
     some,
     switch,
+    switched_off,
 )
 
 
@@ -41,15 +41,6 @@ def _resolution(value: Any) -> int | None:
         return None
     edges = [int(edge) for edge in (value if isinstance(value, list) else str(value).split(","))]
     return round(math.sqrt(edges[0] * edges[-1]) / LATENT_FACTOR) * LATENT_FACTOR
-
-
-def _not(value: Any) -> bool | None:
-    return False if switch(value) else None
-
-
-def _off(value: Any) -> bool | None:
-    """False for a switch that is off; ours are on by default."""
-    return None if switch(value) else False
 
 
 def _token_length(value: Any) -> int | None:
@@ -92,7 +83,7 @@ _SUBSET: dict[str, tuple[str, Convert]] = {
     "enable_bucket": ("images.buckets", switched_off),
     "min_bucket_reso": ("images.bucket_min", count),
     "max_bucket_reso": ("images.bucket_max", count),
-    "bucket_no_upscale": ("images.upscale", _not),
+    "bucket_no_upscale": ("images.upscale", opposite),
     "alpha_mask": ("images.mask", lambda value: "alpha" if switch(value) else None),
 }
 

@@ -19,7 +19,7 @@ from sdlora.imports.ai_toolkit import from_job
 from sdlora.imports.kohya import from_dataset_config, from_gui, from_metadata
 from sdlora.imports.onetrainer import from_concepts
 from sdlora.imports.onetrainer_config import from_config
-from sdlora.imports.translation import Translation, settle
+from sdlora.imports.translation import Translation, reconcile
 from sdlora.text_files import read_text
 
 _REPEATS_FOLDER = re.compile(r"\d{1,3}_.+")

@@ -100,12 +100,6 @@ def opposite(value: Any) -> bool | None:
     return False if switch(value) else None
 
 
-def percent(value: Any) -> float | None:
-    """A share from a percentage above 0."""
-    share = some(value)
-    return share / 100 if share else None
-
-
 def edges(value: Any) -> int | list[int]:
     """One edge in pixels, or several, from a number, a list or a text with commas."""
     parts = value if isinstance(value, list) else str(value).split(",")

@@ -31,14 +31,14 @@ class PreviewImage:
     prompt: str
 
 
-def adapter_files(folder: RunFolder) -> list[AdapterFile]:
+def adapter_files(folder: RunFolder) -> list[RunAdapterFile]:
     """Those of the checkpoints, oldest first, then the finished one if there is one.
 
     A checkpoint whose state was deleted, to save space, can't be gone on from, but its adapter is as good as before.
     """
     best = checkpoints.best_step(folder)
     found = [
-        AdapterFile(path, step, step == best)
+        RunAdapterFile(path, step, step == best)
         for step, inside in by_step(folder.checkpoints).items()
         for path in sorted(inside.glob("*.safetensors"))
     ]

@@ -102,16 +102,6 @@ def block_weights(
     return {name: float(weight) for name, weight in zip(names, given, strict=True)}
 
 
-def _preset(given: str, family: FamilyName | None, source: str) -> dict[str, float]:
-    preset = given.upper()
-    if preset not in PRESETS:
-        raise ConfigError(source, [f"blocks: no preset is called '{given}'; presets: {', '.join(PRESETS)}"])
-    if preset == "ALL":
-        return {}
-    chosen = _PRESETS[family == "sdxl"].get(preset, ())
-    return {name: float(name in chosen or (name == BASE and preset != "NONE")) for name in block_names(family)}
-
-
 def read_blocks(text: str, source: str, family: FamilyName | None = None) -> str | list[float] | dict[str, float]:
     """Block weights as a person types them: a preset, numbers between commas, or names with weights.
 

@@ -38,4 +38,4 @@ def choose_dtype(base_model: BaseModelConfig, compute: ComputeConfig, device: to
 def processor_has_bf16() -> bool:
     """Whether bf16 is arithmetic of the processor's own: emulated it would be slower than fp32."""
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return torch.bfloat16 if any(check is not None and check() for check in checks) else torch.float32
+    return any(check is not None and check() for check in checks)

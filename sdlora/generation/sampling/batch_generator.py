@@ -19,7 +19,7 @@ from sdlora.data.decoding import UnreadableImageError
 from sdlora.errors import DataError
 from sdlora.generation.request.start_images import StartImage, load_start
 from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
-from sdlora.generation.sampling.passes import Batch, Watch
+from sdlora.generation.sampling.passes import Passes, Watch
 from sdlora.generation.sampling.samplers import rescale_of
 from sdlora.generation.sampling.text_conditions import ConditionsAt, RowTexts, TextConditions
 from sdlora.generation.sampling.texts import Texts
@@ -120,8 +120,8 @@ class BatchGenerator:
             return encoded.at_size(size, self._bundle.device, one_by_one=one_by_one)
 
         put_on = self._putting_on(sets, merge, encoded.copies)
-        batch = Batch(self._bundle, rows, starts, Watch(on_step, is_cancelled, put_on))
-        latents_BCHW = batch.latents(conditions)
+        passes = Passes(self._bundle, rows, starts, Watch(on_step, is_cancelled, put_on))
+        latents_BCHW = passes.latents(conditions)
         return [
             SampledImage(passes.picture(latents_BCHW, index), bool(torch.isfinite(latents_BCHW[index]).all()))
             for index in range(len(rows))

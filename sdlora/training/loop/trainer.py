@@ -185,7 +185,7 @@ class Trainer:
         parts = {group.part for group in self.groups}
         step, total = self.progress.step, self.total_steps
         factors: dict[str, float] = {part: schedules.part_factor(part, step, total, self.config) for part in parts}
-        self._rates = optimizers.set_learning_rates(self.optimizer, self.groups, factor, factors)
+        self._learning_rates = optimizers.set_learning_rates(self.optimizer, self.groups, factor, factors)
         # Adam moves weights by its momentum even at a rate of 0 where the decay isn't; without gradients nothing moves.
         for group in self.groups:
             if factors[group.part] == 0:

@@ -157,8 +157,8 @@ def set_learning_rates(
     learning_rates = {}
     for torch_group, group in zip(optimizer.param_groups, groups, strict=True):
         torch_group["lr"] = group.learning_rate * factor * (part_factors or {}).get(group.part, 1.0)
-        rates[group.name] = torch_group["lr"] * torch_group.get("d", 1.0)
-    return rates
+        learning_rates[group.name] = torch_group["lr"] * torch_group.get("d", 1.0)
+    return learning_rates
 
 
 def chosen_settings(optimizer: Optimizer, config: OptimizationConfig) -> list[dict[str, Any]]:

@@ -49,11 +49,23 @@ def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> l
         raise ConfigError("optimization", problems)
     groups: dict[str, ParameterGroup] = {}
     for weight in weights:
-        name, rate = _name_and_rate(weight, config)
-        decay = 0.0 if weight.name.endswith(_MAGNITUDE) else config.weight_decay
-        if rate > 0:
-            group = groups.setdefault(name, ParameterGroup(name, [], rate, decay, weight.part))
-            group.parameters.append(weight.parameter)
+        name: list[str] = [weight.part]
+        learning_rate = config.learning_rates[weight.part]
+        matching = [p for p in config.block_learning_rates if matches_block(p, weight.part, weight.path)]
+        factor = config.block_learning_rates[matching[-1]] if matching else 1.0
+        if factor != 1.0:
+            name.append(matching[-1].removeprefix(f"{weight.part}."))
+            learning_rate *= factor
+        if weight.is_B and config.lora_plus_ratio != 1.0:
+            name.append("B")
+            learning_rate *= config.lora_plus_ratio
+        weight_decay = config.weight_decay
+        if weight.name.endswith(_MAGNITUDE):
+            name.append("magnitude")
+            weight_decay = 0.0  # it would pull the norms of the base's own weights towards 0
+        if learning_rate > 0:
+            group = ParameterGroup(" ".join(name), [], learning_rate, weight_decay, weight.part)
+            groups.setdefault(group.name, group).parameters.append(weight.parameter)
     if not groups:
         raise ConfigError("optimization", ["every learning rate is 0, nothing remains to train"])
     return list(groups.values())

@@ -102,7 +102,9 @@ def training_facts(
             BucketFacts(item.bucket.width_px, item.bucket.height_px, item.samples) for item in plan.buckets
         ),
         mean_aspect_error=plan.mean_aspect_error,
-        folders=_folders(records),
+        folders=tuple(
+            DatasetFolder(name, repeats, count, is_class) for (name, repeats, is_class), count in counted.items()
+        ),
         tag_frequency=tag_counts(records),
         caption_dropout=captions.dropout,
         tag_dropout=captions.tag_dropout,
