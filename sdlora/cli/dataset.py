@@ -162,6 +162,8 @@ def import_command(
         if out.exists() and not force:
             raise ConfigError(str(out), ["it is there already; --force replaces it"])
         atomic.write_text(out, imported.as_yaml())
+        for sentence in imported.changed:
+            console.print(f"changed: {sentence}", markup=False)
         for sentence in imported.lost:
             console.print(f"not taken over: {sentence}", markup=False)
         console.print(f"wrote {out}, read as {imported.tool}", markup=False)

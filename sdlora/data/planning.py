@@ -74,7 +74,11 @@ def tag_counts(records: Sequence[ImageRecord]) -> dict[str, dict[str, int]]:
         texts = (record.caption or "").splitlines() if record.captions.wildcards else [record.caption or ""]
         trained = [render(text, without_chance(record.captions), random.Random(0)) for text in texts]
         counts[record.path.parent.name].update({tag for text in trained for tag in split_tags(text, record.captions)})
-    return {folder: dict(sorted(tags.items(), key=lambda each: (-each[1], each[0]))) for folder, tags in counts.items()}
+    return {folder: dict(sorted(tags.items(), key=_frequent_first)) for folder, tags in counts.items()}
+
+
+def _frequent_first(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]
 
 
 def _aspect_error(item: BucketedImage) -> float:

@@ -11,6 +11,7 @@ from sdlora.imports.translation import (
     SCHEDULE,
     Convert,
     Translation,
+    caption_ending,
     count,
     edges,
     file_name,
@@ -19,7 +20,6 @@ from sdlora.imports.translation import (
     same,
     some,
     switch,
-    text_file_ending,
 )
 
 _FAMILIES = {"sd1": "sd1", "sd15": "sd1", "sd2": "sd2", "sdxl": "sdxl"}
@@ -83,7 +83,7 @@ _DATASET: dict[str, tuple[str, Convert]] = {
     "flip_x": ("images.horizontal_flip", switch),
     "random_crop": ("images.random_crop", switch),
     "buckets": ("images.buckets", lambda value: None if value else False),
-    "caption_ext": ("", text_file_ending),
+    "caption_ext": ("captions.extension", caption_ending),
     "caption_dropout_rate": ("captions.dropout", some),
     "shuffle_tokens": ("captions.shuffle_tags", switch),
     "keep_tokens": ("captions.keep_tags", count),

@@ -34,12 +34,16 @@ class Imported:
     config: TrainConfig
     lost: tuple[str, ...]
     """A sentence for each setting that has no counterpart."""
+    changed: tuple[str, ...]
+    """A sentence for each that was taken over with another value, and why."""
     captions: Mapping[str, str]
     """Captions of a metadata file, by image; empty for other files."""
 
     def as_yaml(self) -> str:
         """The configuration as a file of ours: what differs from the defaults, below what was not taken over."""
         lines = [f"# Imported from {self.tool}"]
+        if self.changed:
+            lines += ["# Taken over with changes:", *(f"#   {' '.join(one.split())}" for one in self.changed)]
         if self.lost:
             lines += ["# Not taken over:", *(f"#   {' '.join(sentence.split())}" for sentence in self.lost)]
         return "\n".join([*lines, files.dump(self.config, only_changes=True)])
@@ -57,7 +61,7 @@ def import_settings(path: Path) -> Imported:
     except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(str(path), [f"can't be imported: {' '.join(str(error).split())}"]) from error
     config = files.validate(schema.nest(translation.values), f"{path}, as imported,")
-    return Imported(tool, config, tuple(translation.lost), translation.captions)
+    return Imported(tool, config, tuple(translation.lost), tuple(translation.changed), translation.captions)
 
 
 def _translate(path: Path) -> tuple[str, Translation]:

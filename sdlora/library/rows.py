@@ -18,7 +18,7 @@ from sdlora.errors import AdapterError, ConfigError
 from sdlora.library.prompt_tags import split_prompt, write_tag
 from sdlora.library.scan import LibraryEntry, Scan
 
-BLOCK_NAMES = NAMED_WEIGHTS
+BLOCK_PRESETS = NAMED_WEIGHTS
 """Names that block weights may be given by."""
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from sdlora.config import files
 from sdlora.errors import ConfigError
+from sdlora.imports import kohya
 from sdlora.imports.read import Imported, import_settings
 from tests.support.foreign_settings import AI_TOOLKIT, CONCEPTS, DATASET, KOHYA, ONETRAINER, SAMPLES
 
@@ -56,15 +57,46 @@ def test_kohya_settings_are_taken_over(tmp_path: Path) -> None:
     assert (optimization.schedule, optimization.warmup, optimization.precision) == ("cosine", 0.1, "bf16")
     assert (config.objective.weighting, config.objective.min_snr_gamma) == ("min_snr", 5)
     assert (config.objective.max_timestep, config.objective.noise_offset) == (999, 0.05)
-    assert config.previews.prompts == ("a cat", "a dog")
+    assert config.previews.prompts == ("a cat --n bad --w 512", "a dog")
+    assert (str(config.outputs.checkpoint_every), optimization.max_weight_norm) == ("1 epoch", 1)
     read_back(result, tmp_path)
 
 
 def test_kohya_settings_without_counterpart_are_listed_and_others_are_not(tmp_path: Path) -> None:
     result = imported(tmp_path, "kohya.json", KOHYA)
-    assert lost_names(result) == {"color_aug", "save_every_n_epochs", "scale_weight_norms", "sample_prompts"}
-    assert "color_aug=True: no counterpart" in result.lost
-    assert "#   scale_weight_norms=1: no counterpart" in result.as_yaml()
+    assert result.lost == ("color_aug=True: no counterpart",)
+    assert "#   color_aug=True: no counterpart" in result.as_yaml()
+
+
+def test_every_kohya_setting_is_of_one_class_only() -> None:
+    """Taken over, without effect on the adapter or listed: no name is left to chance."""
+    taken = {*kohya._GUI, *kohya._SUBSET}
+    assert not taken & kohya.WITHOUT_EFFECT
+    assert not taken & kohya.NO_COUNTERPART
+    assert not kohya.WITHOUT_EFFECT & kohya.NO_COUNTERPART
+
+
+@pytest.mark.parametrize("name", sorted(kohya.NO_COUNTERPART - {"additional_parameters"}))
+def test_a_kohya_setting_without_counterpart_is_listed(tmp_path: Path, name: str) -> None:
+    assert name in lost_names(imported(tmp_path, "kohya.json", {**KOHYA, name: 3}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_train_steps": "1600"}, "epochs win over steps"),
+        ({"bucket_reso_steps": 50}, "bucket_reso_steps=50"),
+        ({"max_resolution": "512,768"}, "max_resolution=512,768"),
+        ({"network_alpha": 0}, "means the rank there"),
+        ({"LoRA_type": "LyCORIS/LoKr", "network_dim": 100000}, "adapter.lokr_full"),
+        ({"LoRA_type": "LyCORIS/BOFT"}, "a plain LoRA is trained"),
+        ({"full_bf16": True}, "trained in fp32"),
+    ],
+)
+def test_what_is_taken_over_with_another_value_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    result = imported(tmp_path, "kohya.json", {**KOHYA, **changes})
+    assert said in "\n".join(result.changed)
+    assert said in result.as_yaml()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +107,7 @@ def test_kohya_settings_without_counterpart_are_listed_and_others_are_not(tmp_pa
         ({"LoRA_type": "LyCORIS/LoCon", "conv_dim": 0}, "adapter.layers", "all"),
         ({"text_encoder_lr": 0}, "adapter.text_encoder", False),
         ({"text_encoder_lr": ""}, "optimization.text_encoder_learning_rate", 1e-4),
-        ({"max_train_steps": "1600"}, "optimization.steps", 1600),
+        ({"max_train_steps": "1600", "epoch": ""}, "optimization.steps", 1600),
         ({"max_train_epochs": "3"}, "optimization.epochs", 3),
         ({"max_resolution": "512,768"}, "images.resolution", 624),
         ({"enable_bucket": False}, "images.buckets", False),
@@ -85,11 +117,11 @@ def test_kohya_settings_without_counterpart_are_listed_and_others_are_not(tmp_pa
         ({"reg_data_dir": "people"}, "objective.prior_preservation", "class_images"),
         ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 0.5}, "optimization.optimizer", "prodigy"),
         ({"optimizer": "AdamWScheduleFree"}, "optimization.schedule", "constant"),
-        ({"optimizer": "DAdaptAdam"}, "optimization.optimizer", "adamw"),
+        ({"optimizer": "DAdaptAdam"}, "optimization.optimizer", "dadapt_adam"),
         ({"lr_warmup_steps": 50}, "optimization.warmup", 50),
         ({"debiased_estimation_loss": True}, "objective.weighting", "debiased"),
-        ({"loss_type": "smooth_l1"}, "objective.loss", "mse"),
-        ({"caption_extension": ".caption"}, "captions.separator", ","),
+        ({"loss_type": "smooth_l1"}, "objective.loss", "smooth_l1"),
+        ({"caption_extension": ".caption"}, "captions.extension", ".caption"),
         ({"max_token_length": "100"}, "captions.max_tokens", 75),
         ({"optimizer_args": "use=sin("}, "optimization.optimizer_options", {}),
         ({"LoRA_type": "LyCORIS/BOFT"}, "adapter.algorithm", "lora"),
@@ -106,14 +138,10 @@ def test_variants_of_kohya_settings(tmp_path: Path, changes: dict[str, Any], set
 
 def test_values_without_counterpart_say_why(tmp_path: Path) -> None:
     changes = {
-        "optimizer": "DAdaptAdam",
-        "caption_extension": ".caption",
         "max_token_length": "100",
         "max_bucket_reso": 512,
     }
     text = "\n".join(imported(tmp_path, "kohya.json", {**KOHYA, **changes}).lost)
-    assert "optimizer=DAdaptAdam: no counterpart" in text
-    assert "caption_extension=.caption: only .txt is read: `sdlora dataset fix --rules caption-extension`" in text
     assert "max_token_length=100: 75, 150 or 225 is possible" in text
     assert "images.bucket_max=512: has no effect at resolution 768" in text
 
@@ -325,6 +353,7 @@ def test_a_folder_of_repeat_folders_is_taken_as_it_is(tmp_path: Path) -> None:
         ("a.yaml", {"job": "extension"}, "it has no config.process"),
         ("a.yaml", "- [", "can't be imported"),
         ("a.yaml", "- 1", "it holds a list, not settings"),
+        ("a.json", {**KOHYA, "LoRA_type": "Flux1"}, "only Stable Diffusion 1.x, 2.x and XL"),
         ("a.ini", "", r"\.ini is not read; \.json, \.toml, \.yaml and folders are"),
         ("a.json", {**KOHYA, "noise_offset": 3}, "objective.noise_offset: must be less than or equal to 1; got 3"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from sdlora.library import rows as rows_of
-from sdlora.library.rows import BLOCK_NAMES, Row, to_tags
+from sdlora.library.rows import BLOCK_PRESETS, Row, to_tags
 from webui.context import LAST_COUNTS, QUEUED, Context, handler
 from webui.mix import view
 from webui.pieces import empty
@@ -105,8 +105,8 @@ class _RowInputs:
             slider, number = self._weight("Text encoder weight", text_encoder, "te")
         with gr.Row():
             blocks = gr.Dropdown(
-                list(BLOCK_NAMES), value=row.blocks, allow_custom_value=True, label="Block weights", interactive=True,
-                info="A name, numbers between commas in lbw order, or MID=0.5,OUT03=0.",
+                list(BLOCK_PRESETS), value=row.blocks, allow_custom_value=True, label="Block weights", interactive=True,
+                info="A preset, numbers between commas in lbw order, or MID=0.5,OUT03=0.",
                 elem_id=f"{self.prefix}-blocks", min_width=220,
             )  # fmt: skip
             start = gr.Slider(

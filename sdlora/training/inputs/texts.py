@@ -34,7 +34,6 @@ class TextSource:
         """Encode these texts, so that the text encoders can leave the card."""
         if self.live:
             return
-        # The empty caption always: shorter captions of a batch are filled up with it.
         todo = list(dict.fromkeys(["", *texts]))
         for start in range(0, len(todo), _ENCODE_AT_ONCE):
             self.states(todo[start : start + _ENCODE_AT_ONCE])

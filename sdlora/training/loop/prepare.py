@@ -46,7 +46,6 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
     cache = None
     if config.images.cache:
         cache = Cache(config.images.cache_folder or default_cache_folder(), on_damage=events.warn)
-    # Before the adapter is attached: what is cached must be the bare model's, as other runs use it too.
     latents = LatentSource(bundle, config.images, cache)
     latents.prepare(images.placed, events)
     # Held-out images are never mirrored, so that losses stay comparable.

@@ -49,7 +49,6 @@ class LossFunction:
             objective.input_perturbation,
             random_strength=objective.input_perturbation_random,
         )
-        # Perturbed noise goes in, plain noise is the target: the UNet learns to correct its own errors.
         noisy_BCHW = add_noise(latents_BCHW, input_noise_BCHW, timesteps_B, self._alphas_cumprod_T)
         prediction = self._bundle.schedule.prediction
         target_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, self._alphas_cumprod_T, prediction)
