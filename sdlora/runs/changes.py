@@ -15,7 +15,6 @@ from typing import Any
 
 from sdlora import atomic
 from sdlora.config import files, schema
-from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.runs import checkpoints
 from sdlora.runs.folder import RunFolder, open_run, with_absolute_paths
@@ -90,7 +89,12 @@ def change(path: Path, overrides: Sequence[str]) -> list[Change]:
                 values[section].pop(last, None)
     files.override(values, overrides, "the command line")
     after = with_absolute_paths(files.with_files_read(files.validate(values, "the changed settings")))
-    changes = _changes(before, after)
+    old, new = (schema.flatten(config) for config in (before, after))
+    changes = [
+        Change(name, _plain(old[name]), _plain(new[name]), _NOTES.get(name, ""))
+        for name in new
+        if old.get(name) != new[name]
+    ]
     problems = [
         f"{one.name}: {reason}; for another one begin a new run, if you like with adapter.start_from={folder.path.name}"
         for one in changes
@@ -124,15 +128,6 @@ def history(folder: RunFolder) -> list[Version]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return versions
-
-
-def _changes(before: TrainConfig, after: TrainConfig) -> list[Change]:
-    old, new = (schema.flatten(config) for config in (before, after))
-    return [
-        Change(name, _plain(old[name]), _plain(new[name]), _NOTES.get(name, ""))
-        for name in new
-        if old.get(name) != new[name]
-    ]
 
 
 def _plain(value: Any) -> Any:

@@ -103,7 +103,7 @@ def block_weights(
 
 
 def read_blocks(text: str, source: str, family: FamilyName | None = None) -> str | list[float] | dict[str, float]:
-    """Block weights as a person types them: a preset, numbers between commas, or names with weights.
+    """Block weights as a person types them: a name, numbers between commas, or names with weights.
 
     Raises ConfigError naming `source`; with a family, number and names of the blocks are checked too.
     """

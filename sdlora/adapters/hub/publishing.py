@@ -58,7 +58,11 @@ def prepare(
     side_car = path.with_suffix(".json")
     if side_car.is_file():
         files[side_car.name] = side_car
-    pictures = _pictures(path)
+    # The newest previews of the adapter's run, else the picture beside the file.
+    previews = preview_images(RunFolder(path.parent))
+    newest = [preview.path for preview in previews if preview.step == previews[-1].step][:_PICTURES]
+    beside = path.with_suffix(".png")
+    pictures = newest or ([beside] if beside.is_file() else [])
     files |= {f"images/{picture.name}": picture for picture in pictures}
     base = base_model or _base_of(file, file.family)
     chosen = license_name or file.metadata.get("modelspec.license") or None
@@ -155,11 +159,3 @@ def _adapter_in(source: Path) -> Path:
     if len(found) != 1:
         raise AdapterError(f"{source} holds {len(found)} adapter files, not one; name the file itself")
     return found[0]
-
-
-def _pictures(adapter: Path) -> list[Path]:
-    """The newest previews of the adapter's run folder, or the picture beside the file."""
-    previews = preview_images(RunFolder(adapter.parent))
-    newest = [preview.path for preview in previews if preview.step == previews[-1].step][:_PICTURES]
-    beside = adapter.with_suffix(".png")
-    return newest or ([beside] if beside.is_file() else [])

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from sdlora.data.batches import plan_epoch, sample_generator, sample_random
 from sdlora.data.buckets import BucketedImage
 from sdlora.models.size_conditions import SizeConditions
-from sdlora.training.inputs.latents import Latents, LatentSource
+from sdlora.training.inputs.latents import LatentSource
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,12 @@ class BatchSource:
         # Each row has its own generator, so that an image's noise doesn't depend on its neighbours or on the batch
         # size.
         generators = [sample_generator(self._seed, "noise", position, row) for row in range(len(rows))]
-        masks = [_mask_of(crop) for crop in crops] if any(crop.mask_HW is not None for crop in crops) else []
+        # An image of a folder without masks has one of ones, in a batch with masks.
+        masks = (
+            [crop.mask_HW if crop.mask_HW is not None else torch.ones(crop.mean_CHW.shape[1:]) for crop in crops]
+            if any(crop.mask_HW is not None for crop in crops)
+            else []
+        )
         return Batch(
             latents_BCHW=torch.stack([crop.sample(each) for crop, each in zip(crops, generators, strict=True)]),
             captions=[
@@ -89,8 +94,3 @@ class BatchSource:
             names=[item.record.path.name for item in rows],
             generators=generators,
         )
-
-
-def _mask_of(crop: Latents) -> Tensor:
-    """The crop's mask; ones for an image of a folder without masks in a batch with masks."""
-    return crop.mask_HW if crop.mask_HW is not None else torch.ones(crop.mean_CHW.shape[1:])

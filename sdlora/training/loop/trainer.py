@@ -233,6 +233,8 @@ class Trainer:
         self.adapter.load_state(state["adapter"])
         if "optimizer" in state:
             chosen = optimizers.chosen_settings(self.optimizer, self.config)
+            # A copy: load_state_dict keeps the tensors it is given where their type fits, and would train on in the
+            # snapshot itself.
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
             # The state holds the settings it was saved with; those of the configuration may have changed since.
             for group, settings in zip(self.optimizer.param_groups, chosen, strict=True):
