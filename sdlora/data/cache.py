@@ -191,9 +191,3 @@ def _checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}/".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _note_use(path: Path) -> None:
-    with suppress(OSError):  # a read-only cache still serves
-        if time.time() - path.stat().st_mtime > _USE_NOTED_SECONDS:
-            os.utime(path)
