@@ -131,8 +131,8 @@ def import_command(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="Settings, metadata or folder of another trainer; or .tar and .parquet files of a dataset: one, a "
-            "folder of them, or a pattern such as set-{000..012}.tar.",
+            help="Settings, metadata or folder of another trainer, or a LoRA file that tells its own; or .tar and "
+            ".parquet files of a dataset: one, a folder of them, or a pattern such as set-{000..012}.tar.",
         ),
     ],
     out: Annotated[
@@ -148,7 +148,7 @@ def import_command(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the YAML that is there already.")] = False,
 ) -> None:
-    """Take over settings of kohya_ss, sd-scripts, OneTrainer or ai-toolkit; unpack webdataset and parquet files."""
+    """Take over settings of kohya_ss, sd-scripts, OneTrainer and others; unpack webdataset and parquet files."""
     from sdlora.data.packed.unpack import packed_files
     from sdlora.imports.read import import_settings, is_settings_folder
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -14,13 +13,15 @@ import yaml
 
 from sdlora.config import files, schema
 from sdlora.config.train import TrainConfig
-from sdlora.errors import ConfigError
+from sdlora.errors import AdapterError, ConfigError
 from sdlora.imports.ai_toolkit import from_job
 from sdlora.imports.kohya import from_dataset_config, from_gui, from_metadata
 from sdlora.imports.onetrainer import from_concepts
 from sdlora.imports.onetrainer_config import from_config
+from sdlora.imports.sd_scripts import from_file_metadata, from_training_config, is_training_config
 from sdlora.imports.translation import Translation, reconcile
-from sdlora.text_files import read_text
+from sdlora.models.headers import read_header
+from sdlora.text_files import parse_toml, read_text
 
 _REPEATS_FOLDER = re.compile(r"\d{1,3}_.+")
 
@@ -71,12 +72,19 @@ def _translate(path: Path) -> tuple[str, Translation]:
         raise ConfigError(str(path), ["no such file or folder"])
     ending = path.suffix.lower()
     if ending == ".toml":
-        return "sd-scripts dataset config", from_dataset_config(_read_toml(path))
+        settings = parse_toml(read_text(path))
+        if is_training_config(settings):
+            return "sd-scripts training config", from_training_config(settings, lambda name: _text_beside(path, name))
+        return "sd-scripts dataset config", from_dataset_config(settings)
+    if ending == ".safetensors":
+        return "the metadata of a LoRA file", from_file_metadata(read_header(path, error=AdapterError).metadata)
     if ending in (".yaml", ".yml"):
         return "ai-toolkit", from_job(_mapping(yaml.safe_load(read_text(path))))
     if ending == ".json":
         return _json(json.loads(read_text(path)), path)
-    raise ValueError(f"{ending or 'a file without ending'} is not read; .json, .toml, .yaml and folders are")
+    raise ValueError(
+        f"{ending or 'a file without ending'} is not read; .json, .toml, .yaml, .safetensors and folders are"
+    )
 
 
 def _json(content: Any, path: Path) -> tuple[str, Translation]:
@@ -124,6 +132,11 @@ def _beside(path: Path, name: str) -> Path | None:
     return next((candidate for candidate in tried if candidate.is_file()), None)
 
 
+def _text_beside(path: Path, name: str) -> str | None:
+    found = _beside(path, name)
+    return read_text(found) if found else None
+
+
 def is_settings_folder(path: Path) -> bool:
     """Whether a folder says by its subfolders' names or its metadata how its images are trained."""
     path = path.expanduser()
@@ -155,14 +168,6 @@ def _mapping(content: Any) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not settings")
     return content
-
-
-def _read_toml(path: Path) -> Mapping[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(read_text(path))
 
 
 def settings_as_yaml(path: Path) -> str:

@@ -105,6 +105,28 @@ def test_dry_run_prints_settings_and_summary_and_leaves_nothing_behind(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "note"),
+    [
+        ("optimization.warmup=500", "optimization.warmup=500: the run has 100 steps"),
+        ("previews.every=200", "previews.every=200: the run has 100 steps"),
+        ("outputs.checkpoint_every=20 epochs", "outputs.checkpoint_every=20 epochs: the run has 100 steps"),
+        ("optimization.batch_size=64", "optimization.batch_size=64: no bucket holds more than"),
+    ],
+)
+def test_the_dry_run_notes_what_cannot_be_followed_as_written(
+    run, tiny_sd1: Path, tiny_images: Path, override: str, note: str
+) -> None:
+    steps = ("optimization.steps=100", "optimization.epochs=null")
+    assert note in run(*train_on(tiny_sd1, tiny_images, *steps, override), "--dry-run").output
+    assert "note:" not in run(*train_on(tiny_sd1, tiny_images, *steps), "--dry-run").output
+
+
+def test_epochs_that_accumulation_rounds_up_are_noted(run, tiny_sd1: Path, tiny_images: Path) -> None:
+    told = run(*train_on(tiny_sd1, tiny_images, "optimization.epochs=1", "optimization.accumulation=3"), "--dry-run")
+    assert "don't divide by optimization.accumulation=3; the last of 4 steps begins another epoch" in told.output
+
+
 def test_cache_can_be_shown_and_pruned(run, tmp_path: Path) -> None:
     assert "0 entries" in run("cache", "show", "--folder", str(tmp_path)).output
     assert "removed 0 entries" in run("cache", "prune", "--folder", str(tmp_path)).output

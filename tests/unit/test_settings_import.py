@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from sdlora.config import files
 from sdlora.errors import ConfigError
@@ -354,7 +356,7 @@ def test_a_folder_of_repeat_folders_is_taken_as_it_is(tmp_path: Path) -> None:
         ("a.yaml", "- [", "can't be imported"),
         ("a.yaml", "- 1", "it holds a list, not settings"),
         ("a.json", {**KOHYA, "LoRA_type": "Flux1"}, "only Stable Diffusion 1.x, 2.x and XL"),
-        ("a.ini", "", r"\.ini is not read; \.json, \.toml, \.yaml and folders are"),
+        ("a.ini", "", r"\.ini is not read; \.json, \.toml, \.yaml, \.safetensors and folders are"),
         ("a.json", {**KOHYA, "noise_offset": 3}, "objective.noise_offset: must be less than or equal to 1; got 3"),
     ],
 )
@@ -368,3 +370,137 @@ def test_a_missing_file_and_a_plain_folder_say_so(tmp_path: Path) -> None:
         import_settings(tmp_path / "nothing.json")
     with pytest.raises(ConfigError, match="plain image folders need no import"):
         import_settings(tmp_path)
+
+
+SD_SCRIPTS = """
+[model]
+pretrained_model_name_or_path = "models/sd15.safetensors"
+output_name = "mine"
+[network]
+network_module = "lycoris.kohya"
+network_dim = 8
+network_alpha = 4
+network_args = ["algo=lokr", "conv_dim=4", "conv_alpha=2", "factor=6"]
+[training]
+resolution = "512,512"
+enable_bucket = true
+train_data_dir = "pictures"
+optimizer_type = "AdamW8bit"
+optimizer_args = ["weight_decay=0.1", "betas=0.9,0.99"]
+learning_rate = 1e-4
+text_encoder_lr = 5e-5
+max_train_epochs = 4
+lr_scheduler = "cosine"
+caption_extension = ".caption"
+sample_prompts = "prompts.txt"
+xformers = true
+"""
+
+
+def test_a_training_config_of_sd_scripts_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("# two\na cat --w 640\na dog\n", encoding="utf-8")
+    result = imported(tmp_path, "train.toml", SD_SCRIPTS)
+    config = result.config
+    assert (result.tool, config.name, config.images.folder) == ("sd-scripts training config", "mine", Path("pictures"))
+    adapter, optimization = config.adapter, config.optimization
+    assert (adapter.algorithm, adapter.rank, adapter.alpha, adapter.lokr_factor) == ("lokr", 8, 4, 6)
+    assert (adapter.conv_rank, adapter.conv_alpha) == (4, 2)
+    assert (optimization.optimizer, optimization.weight_decay) == ("adamw8bit", 0.1)
+    assert (optimization.epochs, optimization.steps, optimization.text_encoder_learning_rate) == (4, None, 5e-5)
+    assert config.captions.extension == ".caption"
+    assert config.previews.prompts == ("a cat --w 640", "a dog")
+    assert result.lost == ()
+    read_back(result, tmp_path)
+
+
+def test_what_a_training_config_leaves_out_has_the_defaults_there(tmp_path: Path) -> None:
+    result = imported(tmp_path, "train.toml", 'network_module = "networks.lora"\ntrain_data_dir = "pictures"\n')
+    config = result.config
+    assert (config.adapter.rank, config.adapter.alpha, config.adapter.layers) == (4, 1, "all")
+    assert (config.optimization.steps, config.optimization.learning_rate, config.images.buckets) == (1600, 2e-6, False)
+
+
+def test_the_data_set_that_a_training_config_names_is_read(tmp_path: Path) -> None:
+    (tmp_path / "data.toml").write_text(DATASET, encoding="utf-8")
+    text = 'network_dim = 8\ndataset_config = "data.toml"\n'
+    config = imported(tmp_path, "train.toml", text).config
+    assert config.images.folder == (Path("pictures/hero"), Path("pictures/friend"))
+    lost = imported(tmp_path, "train.toml", text.replace("data.toml", "gone.toml")).lost
+    assert "dataset_config=gone.toml: no such file beside this one; set images.folder" in lost
+
+
+def test_sections_of_lora_easy_are_only_for_the_reader(tmp_path: Path) -> None:
+    text = """
+[[subsets]]
+image_dir = "pictures"
+num_repeats = 3
+[general_args.args]
+pretrained_model_name_or_path = "model.safetensors"
+max_train_epochs = 5
+[general_args.dataset_args]
+resolution = 768
+[network_args.args]
+network_dim = 16
+network_alpha = 8
+[network_args.args.network_args]
+conv_dim = 4
+[optimizer_args.args]
+optimizer_type = "Prodigy"
+learning_rate = 1.0
+[optimizer_args.args.optimizer_args]
+weight_decay = 0.05
+"""
+    config = imported(tmp_path, "easy.toml", text).config
+    assert (config.adapter.rank, config.adapter.layers, config.adapter.conv_rank) == (16, "all+conv", 4)
+    assert (config.optimization.optimizer, config.optimization.weight_decay) == ("prodigy", 0.05)
+    assert (config.images.folder, config.images.repeats, config.images.resolution) == (Path("pictures"), 3, 768)
+
+
+def test_a_lora_file_tells_how_it_was_trained(tmp_path: Path) -> None:
+    metadata = {
+        "ss_output_name": "ink",
+        "ss_sd_model_name": "model.safetensors",
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "32",
+        "ss_network_alpha": "16.0",
+        "ss_network_args": '{"conv_dim": "8", "conv_alpha": "4"}',
+        "ss_learning_rate": "0.0001",
+        "ss_unet_lr": "0.0002",
+        "ss_text_encoder_lr": "None",
+        "ss_optimizer": "bitsandbytes.optim.adamw.AdamW8bit(weight_decay=0.1,betas=(0.9, 0.99))",
+        "ss_lr_scheduler": "cosine",
+        "ss_max_train_steps": "900",
+        "ss_resolution": "(1024, 1024)",
+        "ss_enable_bucket": "True",
+        "ss_shuffle_caption": "False",
+        "ss_min_snr_gamma": "5.0",
+        "ss_seed": "7",
+        "ss_dataset_dirs": '{"10_ink": {"n_repeats": 10, "img_count": 20}}',
+        "ss_tag_frequency": "{}",
+    }
+    path = tmp_path / "ink.safetensors"
+    save_file({"lora_unet_x.lora_down.weight": np.zeros((1, 1), np.float32)}, path, metadata=metadata)
+    result = import_settings(path)
+    config = result.config
+    assert (config.base_model.family, config.adapter.rank, config.adapter.conv_rank) == ("sdxl", 32, 8)
+    assert (config.optimization.optimizer, config.optimization.weight_decay) == ("adamw8bit", 0.1)
+    assert config.optimization.optimizer_options == {"betas": [0.9, 0.99]}
+    assert (config.optimization.steps, config.optimization.learning_rate, config.seed) == (900, 2e-4, 7)
+    assert (config.images.resolution, config.objective.weighting) == (1024, "min_snr")
+    assert result.lost == ("dataset_dirs=10_ink (10 repeats): its path isn't told; set images.folder",)
+    read_back(result, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"ss_output_name": "mixed"}, "doesn't tell how it was trained"),
+        ({"ss_network_dim": "4", "ss_learning_rate": "1", "ss_base_model_version": "flux1"}, "trained on flux1; only"),
+    ],
+)
+def test_a_lora_file_that_tells_nothing_usable_says_so(tmp_path: Path, metadata: dict[str, str], said: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"x": np.zeros((1, 1), np.float32)}, path, metadata=metadata)
+    with pytest.raises(ConfigError, match=said):
+        import_settings(path)

@@ -76,6 +76,7 @@ class TrainingFacts:
     accumulation: int = 1
     gradient_checkpointing: bool = False
     max_gradient_norm: float | None = None
+    max_weight_norm: float | None = None
     mixed_precision: str = "no"
     """no, bf16 or fp16."""
     dropout: float | None = None
@@ -251,7 +252,7 @@ def _about_objective(facts: TrainingFacts) -> dict[str, Any]:
         "ss_huber_schedule": facts.huber_schedule,
         "ss_huber_c": facts.huber_delta,
         "ss_prior_loss_weight": facts.prior_weight,
-        "ss_scale_weight_norms": None,
+        "ss_scale_weight_norms": facts.max_weight_norm,
     }
 
 

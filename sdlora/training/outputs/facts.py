@@ -75,6 +75,7 @@ def training_facts(
         accumulation=optimization.accumulation,
         gradient_checkpointing=optimization.gradient_checkpointing,
         max_gradient_norm=optimization.max_gradient_norm,
+        max_weight_norm=optimization.max_weight_norm or None,
         mixed_precision=_KOHYA_PRECISION[optimization.precision],
         dropout=config.adapter.dropout or None,
         ema=optimization.ema or None,

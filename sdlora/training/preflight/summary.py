@@ -23,6 +23,7 @@ from sdlora.training.inputs.images import RunImages
 from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.dry_run import BucketSamples, DryRun, Figures, SummaryLine, problems_of
 from sdlora.training.preflight.memory import MemoryEstimate, MemoryPlan, UNetShape, estimate, free_disk_gib
+from sdlora.training.preflight.without_effect import without_effect
 
 _NAMES_SHOWN = 5
 _LATENT_BYTES_PER_PIXEL = 8 * 4 / LATENT_FACTOR**2  # mean and spread of four channels, fp32
@@ -115,7 +116,7 @@ class Summary:
             yield "skipped", f"{item.path.name}: {item.reason}"
         for reason, names in _by_reason(self.images.scan.left_out).items():
             yield "left out", f"{_some(names)}: {reason}"
-        for note in self.images.scan.notes:
+        for note in (*self.images.scan.notes, *without_effect(self.config, self.images)):
             yield "note", note
         if self.config.images.folders:
             for source in self.config.images.sources:
