@@ -15,7 +15,10 @@ def main() -> None:
     from sdlora.cli.app import INTERRUPTED
     from sdlora.cli.progress import recorded_end
 
-    _quiet_libraries()
+    # Libraries warn of packages that sdlora does without; what matters to users comes as events
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Threads that spin for long while they wait make a step several times slower when anything else runs beside it.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
@@ -27,13 +30,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-
-
-def _quiet_libraries() -> None:
-    """Libraries warn of packages that sdlora does without; what matters to users comes as events."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

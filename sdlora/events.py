@@ -43,6 +43,8 @@ class StepFinished(_Event):
     loss: float
     learning_rates: dict[str, float]
     gradient_norm: float
+    weight_norm: float | None = None
+    """Largest norm of a layer's update before optimization.max_weight_norm cut it; None where that is off."""
     seconds: float
     """Time of this step."""
     memory_gib: float
@@ -130,10 +132,10 @@ _PARSER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="
 
 
 class EventSink(Protocol):
-    """Something that consumes events."""
+    """Consumes events: a terminal, a file, a page. One that raises is detached, unless it is `fatal`."""
 
     def emit(self, event: Event) -> None:
-        """Take one event."""
+        """Take one event; called in the order in which they happen."""
 
     def close(self) -> None:
         """Flush and let go of resources."""
@@ -165,11 +167,11 @@ class EventStream:
                 self.emit(WarningRaised(message=f"{type(sink).__name__} failed and is switched off: {error}"))
 
     def warn(self, message: str) -> None:
-        """Send a warning."""
+        """Tell of something that went wrong or will, and that the run goes on all the same."""
         self.emit(WarningRaised(message=message))
 
     def notice(self, message: str) -> None:
-        """Send a remark."""
+        """Tell of something worth knowing."""
         self.emit(Notice(message=message))
 
     def progress(self, stage: str, done: int, total: int) -> None:
@@ -177,6 +179,6 @@ class EventStream:
         self.emit(Progress(stage=stage, done=done, total=total))
 
     def close(self) -> None:
-        """Close all sinks."""
+        """Close all sinks; nothing may be sent any more."""
         for sink in self.sinks:
             sink.close()

@@ -44,7 +44,8 @@ class ProcessRecord:
     @classmethod
     def of(cls, process_id: int, *, events: Path | None = None, log: Path | None = None) -> ProcessRecord:
         """The record of a process that is alive now, about to write to these files."""
-        return cls(process_id, start_mark(process_id) or "", place(), _size(events), _size(log))
+        # The offsets tell what this process wrote: what stands before in the logs is of earlier ones.
+        return cls(process_id, start_mark(process_id) or "", here(), _size(events), _size(log))
 
     def with_process(self, process_id: int) -> ProcessRecord:
         """The same offsets for a process that was started after they were taken."""
@@ -64,7 +65,7 @@ class ProcessRecord:
 
     def is_here(self) -> bool:
         """Whether this process could be seen and signalled from ours if it lives."""
-        return self.place == place()
+        return self.place == here()
 
     def is_alive(self, path: Path) -> bool:
         """Whether this process still runs; of one in another place, whether it touched its record (`path`) lately."""
@@ -122,7 +123,7 @@ def start_mark(process_id: int) -> str | None:
         return None
 
 
-def place() -> str:
+def here() -> str:
     """Where process ids of this process mean the same: host name, and on Linux the boot and the pid namespace."""
     parts = [platform.node()]
     if _ON_LINUX:

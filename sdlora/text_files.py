@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 _MARKS = (
     # UTF-32's little-endian mark begins with UTF-16's: the longer ones come first.
@@ -41,6 +43,15 @@ def decode_text(content: bytes) -> str:
             f"holds a NUL character (position {text.index(chr(0))}), so it is damaged or no text: write it anew"
         )
     return text
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """What a TOML text holds. Raises ValueError."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)
 
 
 def read_text(path: Path) -> str:

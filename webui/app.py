@@ -18,7 +18,7 @@ from webui import api, theme
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import tab as datasets
 from webui.generate import tab as generate
-from webui.gradio_quirks import spare_progress
+from webui.gradio_quirks import empty_numbers, spare_progress
 from webui.layout import live_html
 from webui.mix import tab as mix
 from webui.runs import tab as runs
@@ -55,7 +55,7 @@ def build(workspace: Workspace) -> gr.Blocks:
             gr.HTML('<button id="show-keys" type="button" aria-label="Keyboard shortcuts">?</button>')
         timer = gr.Timer(POLL_SECONDS)
         with gr.Tabs(elem_id="tabs") as tabs:
-            context = Context(services, tabs, timer)
+            context = Context(services, page, tabs, timer)
             context.share("page.status", status)
             for name, label, _ in TABS:
                 context.share(f"tab.{name}", gr.Tab(label, id=name, elem_id=f"tab-{name}"))
@@ -161,8 +161,11 @@ def _wire_status(context: Context, status: gr.HTML) -> None:
 def _wire_memory(page: gr.Blocks, context: Context) -> None:
     """Write remembered fields when a person changes them (not when a handler does); fill them when a page opens."""
 
+    numbers = empty_numbers(page)
+
     def restore() -> dict[Any, Any]:
-        updates: dict[Any, Any] = {context.tabs: gr.Tabs(selected=context.state.get("page.tab", TABS[0][0]))}
+        opened = gr.Tabs(selected=context.state.get("page.tab", TABS[0][0]))
+        updates: dict[Any, Any] = {context.tabs: opened, **numbers}
         for name, component in context.remembered.items():
             value = context.state.get(name, _NEVER_SET)
             if value is not _NEVER_SET:
@@ -170,7 +173,8 @@ def _wire_memory(page: gr.Blocks, context: Context) -> None:
                 updates[component] = show(value) if show else value
         return updates
 
-    filled = page.load(handler(restore), None, [context.tabs, *context.remembered.values()], **QUICK)
+    shown = dict.fromkeys([context.tabs, *numbers, *context.remembered.values()])
+    filled = page.load(handler(restore), None, list(shown), **QUICK)
     ready = READY % (len(context.on_load) + 1)
     filled.then(None, None, None, js=ready, api_visibility="private")
     for function, inputs, outputs in context.on_load:

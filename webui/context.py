@@ -28,7 +28,7 @@ QUEUED: dict[str, Any] = {**PRIVATE, "concurrency_limit": None}
 QUICK: dict[str, Any] = {**PRIVATE, "queue": False}
 """Answered at once. A second press while the first is under way is dropped: right for buttons only."""
 LAST_COUNTS: dict[str, Any] = {**QUICK, "trigger_mode": "always_last"}
-"""For typing and choosing: what came meanwhile is sent once the first is through. Event data would be lost."""
+"""For typing and choosing: of what came meanwhile the last is sent once the first is through."""
 EACH_COUNTS: dict[str, Any] = {**QUICK, "trigger_mode": "multiple"}
 """For presses that say by event data what was pressed."""
 
@@ -38,6 +38,7 @@ class Context:
     """Built once by app.py; tabs register here what the page wires after all of them stand."""
 
     services: Services
+    page: gr.Blocks
     tabs: gr.Tabs
     timer: gr.Timer
     """Ticks every second while a page is open; handlers return `gr.skip()` when nothing changed."""

@@ -9,13 +9,12 @@ from typing import Any
 import gradio as gr
 
 from webui.context import PRIVATE, handler
-from webui.gradio_quirks import FOLLOW_LINK
 
 
 def download_button(label: str, make: Callable[..., Path], inputs: Any, element_id: str, **options: Any) -> gr.Button:
     """A button `element_id`; `make` gets the inputs and returns a file below a folder that the server may serve."""
     button = gr.Button(label, elem_id=element_id, size="sm", **options)
     file = gr.DownloadButton(label, elem_id=f"{element_id}-file", elem_classes="off-page")
-    fetch = FOLLOW_LINK % f"{element_id}-file"
+    fetch = f"() => document.querySelector('#{element_id}-file')?.click()"
     button.click(handler(make), inputs, file, **PRIVATE).success(None, None, None, js=fetch, **PRIVATE)
     return button

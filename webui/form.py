@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -93,28 +92,6 @@ class Form:
     def shown(self, values: Mapping[Any, Any]) -> dict[str, Any]:
         """What the inputs show by dotted name, from the dict a handler is given."""
         return {name: values[component] for name, component in self.components.items() if component in values}
-
-    def collect(self, triggers: Any, into: Any, also: Mapping[str, Any] | None = None) -> Any:
-        """On these events, have the browser write what all inputs show into one text component, as JSON by dotted name.
-
-        Go on with `.then(handler, into, ...)`. Gradio draws every component anew that was an input of a handler so far,
-        at each event and each poll: a hundred inputs keep a browser busy, one doesn't. also: other components, by name.
-        """
-        components = {**self.components, **(also or {})}
-        names = json.dumps(list(components))
-        pairs = f"{names}.map((name, place) => [name, values[place]])"
-        script = f"(...values) => [JSON.stringify(Object.fromEntries({pairs}))]"
-        inputs = list(components.values())
-        return gr.on(
-            triggers,
-            None,
-            inputs,
-            into,
-            js=script,
-            trigger_mode="always_last",
-            show_progress="hidden",
-            api_visibility="private",
-        )
 
     def show(self, config: BaseModel) -> dict[str, Any]:
         """What the inputs show for a configuration, by dotted name."""

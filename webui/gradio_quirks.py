@@ -1,36 +1,50 @@
-"""Where Gradio behaves otherwise than a page needs, and what is done about it. Nothing else here reaches into Gradio.
+"""Where Gradio behaves otherwise than the page needs, and what is done about it. Nothing else reaches into Gradio.
 
-Each says what Gradio 6.31 does; `tests/browser/test_gradio_quirks.py` shows it on a bare page and fails once a newer
-Gradio behaves, so that the entry can go. Those that are mended in the browser are in the first section of page.js.
+Each entry says what Gradio 6.31 does. `tests/browser/test_gradio_quirks.py` shows that on bare pages, one test a quirk,
+and fails once a newer Gradio behaves: then the entry, and what it is used for, can go. Three more are mended in the
+browser, in the first section of `assets/page.js`.
+
+One rule follows from what can't be mended: a handler with queue=False must not call `gr.Info`, nor change a `gr.State`
+that others wait for: neither is told of. So `webui.context` has options for queued events too.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
-from gradio.context import Context as GradioContext
 
-FOLLOW_LINK = "() => setTimeout(() => document.querySelector('#%s')?.click(), 150)"
-"""Script that presses a DownloadButton: its link is on the page a moment after the answer that brought it."""
+
+def update_in_browser(**properties: Any) -> str:
+    """JavaScript for one output of an event's `js`: what `gr.update` is for a handler. Gradio has no name for it."""
+    return json.dumps({"__type__": "update", **properties})
 
 
 def spare_progress(page: gr.Blocks) -> None:
-    """Take components whose handlers show no progress out of the news about it.
+    """Take the events that show no progress out of the news about it. Call it when the page stands.
 
-    Gradio writes the progress of each event to the outputs of all events so far, and each of those components then
-    generates itself anew: with some hundred fields the polls alone keep a browser busy.
+    At each event Gradio writes the progress of all events so far, hidden or not, to their outputs, and each of those
+    components updates: beside sixty fields a poll five times a second keeps the scripts busy a third of the time.
     """
     for function in page.fns.values():
         if function.show_progress == "hidden" and function.show_progress_on is None:
             function.show_progress_on = []
 
 
-def page_load() -> Any:
-    """The event of the page being opened, for a `gr.render` inside a tab, where the page isn't at hand by a name."""
-    return GradioContext.root_block.load
+def collect(triggers: Any, components: Mapping[str, Any], into: Any) -> Any:
+    """On these events, have the browser write what components show into one text component, as JSON by name.
+
+    Go on with `.then(handler, into, ...)`. What `spare_progress` says of outputs is so of inputs too and can't be
+    turned off: a hundred inputs keep a browser busy, one doesn't.
+    """
+    pairs = f"{json.dumps(list(components))}.map((name, place) => [name, values[place]])"
+    script = f"(...values) => [JSON.stringify(Object.fromEntries({pairs}))]"
+    options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    return gr.on(triggers, None, list(components.values()), into, js=script, trigger_mode="always_last", **options)
 
 
-def pressed(event: gr.EventData) -> dict[str, Any]:
-    """The data of a pressed button (see `scripts.PRESSES`). Gradio gives single attributes, not which there are."""
-    return dict(event._data)
+def empty_numbers(page: gr.Blocks) -> dict[Any, None]:
+    """The update for a page that was opened: empty number fields, which Gradio would show, and send, as 0."""
+    return {field: None for field in page.blocks.values() if isinstance(field, gr.Number) and field.value is None}

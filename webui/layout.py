@@ -20,7 +20,7 @@ def live_html(element_id: str, **options: Any) -> gr.HTML:
 
 
 def problems_html(element_id: str, **options: Any) -> gr.HTML:
-    """An empty region for `views.problems.panel`."""
+    """An empty region for `problems.panel`."""
     return gr.HTML("", elem_id=element_id, js_on_load=PROBLEMS, **options)
 
 

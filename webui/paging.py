@@ -19,8 +19,9 @@ class Page(Generic[Item]):
     num_items: int
 
 
-def page_of(items: Sequence[Item], number: float | None, size: int) -> Page[Item]:
-    """One page of the items; numbers beyond the ends give the first or last page."""
+def page_of(items: Sequence[Item], number: float | None, size: int, at: int | None = None) -> Page[Item]:
+    """One page of the items, by its number or by where an item is; numbers beyond the ends give the first or last."""
     num_pages = max(1, -(-len(items) // size))
-    number = min(max(1, int(number or 1)), num_pages)
+    number = int(number or 1) if at is None else at // size + 1
+    number = min(max(1, number), num_pages)
     return Page(tuple(items[(number - 1) * size : number * size]), number, num_pages, len(items))

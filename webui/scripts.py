@@ -12,9 +12,9 @@ PRESSES = """element.addEventListener('click', (event) => {
     '[data-act], [data-fix], [data-image], [data-queue], [data-run], [data-step], [data-reset]');
   if (!pressed) return;
   if (pressed.dataset.act === 'upload') { document.querySelector('#dataset-upload button')?.click(); return; }
-  trigger('select', {...pressed.dataset});
+  trigger('select', {pressed: {...pressed.dataset}});
 });"""
-"""Hands the data of a pressed button to the component's select handler (`gradio_quirks.pressed` reads it).
+"""Hands the data of a pressed button to the component's select handler, as `event.pressed`.
 
 `data-tab` opens a tab instead, and the act `upload` the file dialog.
 """
@@ -73,12 +73,12 @@ element.addEventListener('pointerup', (event) => {
   const chart = event.target.closest('svg[data-points]');
   if (chart && from !== null && Math.abs(place(chart, event) - from) > 8) {
     const ends = [stepAt(chart, from), stepAt(chart, place(chart, event))].sort((one, other) => one - other);
-    trigger('select', {first: ends[0], last: ends[1]});
+    trigger('select', {pressed: {first: ends[0], last: ends[1]}});
   }
   from = null;
 });
 element.addEventListener('dblclick', (event) => {
-  if (event.target.closest('svg[data-points]')) trigger('select', {first: 0, last: null});
+  if (event.target.closest('svg[data-points]')) trigger('select', {pressed: {first: 0, last: null}});
 });"""
 """Tells step and loss under the pointer; dragging over a stretch hands its first and last step to the select handler,
 a double press all steps."""

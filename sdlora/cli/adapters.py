@@ -18,7 +18,6 @@ from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
     from sdlora.adapters.algebra.making import Made
-    from sdlora.adapters.algebra.operands import BaseWeight
     from sdlora.adapters.files.writing import Export
 
 AdaptersArgument = Annotated[
@@ -64,7 +63,11 @@ def inspect(
     if quick and (chart or other):
         raise ConfigError("the command line", ["--quick does no analysis, so --chart and a second file go without it"])
     adapters = [read(name) for name in (file, other) if name is not None]
-    base_weight = _base_weight(base)
+    base_weight = None
+    if base is not None:
+        from sdlora.adapters.algebra.base_weights import open_base
+
+        base_weight = open_base(base).weight
     facts = [describe(adapter) for adapter in adapters]
     result: dict[str, Any] = {"files": [one.as_dict() for one in facts]}
     texts = [one.as_text() for one in facts]
@@ -251,14 +254,6 @@ def _check_size(rank: int | None, energy: float | None, default_rank: int | None
         problems.append(f"--energy is a share above 0 and up to 1, not {energy}")
     if problems:
         raise ConfigError("the command line", problems)
-
-
-def _base_weight(base: str | None) -> BaseWeight | None:
-    if base is None:
-        return None
-    from sdlora.adapters.algebra.base_weights import open_base
-
-    return open_base(base).weight
 
 
 def _show_made(made: Made, *, errors: bool) -> None:

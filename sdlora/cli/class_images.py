@@ -38,7 +38,7 @@ def class_images_command(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first image; the others count up.")] = 0,
     batch: Annotated[int, typer.Option("--batch", min=1, max=64, help="Images generated at once.")] = 4,
 ) -> None:
-    """Draw class images with the base model of a run; run again, only what is missing."""
+    """Generate class images with the base model of a run; run again, only what is missing."""
     config = files.load(preset, overrides or ())
     folder = out or config.images.class_folder
     if folder is None:

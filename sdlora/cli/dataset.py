@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from sdlora import atomic
@@ -116,7 +116,7 @@ def sheet_command(
     columns: Annotated[int, typer.Option(min=1, max=50, help="Images in a row.")] = 6,
     most: Annotated[int, typer.Option(min=1, max=2000, help="Images at most.")] = 200,
 ) -> None:
-    """Draw all images with the crops and captions they are trained with, masks tinted."""
+    """Show all images in one picture, with the crops and captions they are trained with, masks tinted."""
     from sdlora.data.sheet import draw_sheet
 
     sheet = draw_sheet(files.load(preset, overrides or ()), folders or (), columns=columns, most=most)
@@ -131,8 +131,8 @@ def import_command(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="Settings, metadata or folder of another trainer; or .tar and .parquet files of a dataset: one, a "
-            "folder of them, or a pattern such as set-{000..012}.tar.",
+            help="Settings, metadata or folder of another trainer, or a LoRA file that tells its own; or .tar and "
+            ".parquet files of a dataset: one, a folder of them, or a pattern such as set-{000..012}.tar.",
         ),
     ],
     out: Annotated[
@@ -148,7 +148,7 @@ def import_command(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the YAML that is there already.")] = False,
 ) -> None:
-    """Take over settings of kohya_ss, sd-scripts, OneTrainer or ai-toolkit; unpack webdataset and parquet files."""
+    """Take over settings of kohya_ss, sd-scripts, OneTrainer and others; unpack webdataset and parquet files."""
     from sdlora.data.packed.unpack import packed_files
     from sdlora.imports.read import import_settings, is_settings_folder
 
@@ -162,6 +162,8 @@ def import_command(
         if out.exists() and not force:
             raise ConfigError(str(out), ["it is there already; --force replaces it"])
         atomic.write_text(out, imported.as_yaml())
+        for sentence in imported.changed:
+            console.print(f"changed: {sentence}", markup=False)
         for sentence in imported.lost:
             console.print(f"not taken over: {sentence}", markup=False)
         console.print(f"wrote {out}, read as {imported.tool}", markup=False)
@@ -207,24 +209,15 @@ def _show(report: Report) -> None:
         severity = findings[0].severity
         lines = [finding.message for finding in findings[:_EXAMPLES]]
         lines += [f"(and {len(findings) - _EXAMPLES} more like it)"] if len(findings) > _EXAMPLES else []
-        lines += [_names(paths, report)] if paths else []
+        if paths:
+            names = ", ".join(report.name(path) for path in paths[:_EXAMPLES])
+            lines.append(names + (f" and {len(paths) - _EXAMPLES} more" if len(paths) > _EXAMPLES else ""))
         lines += [f"fix: --rules {findings[0].fix}"] if findings[0].fix else []
         count = str(len(paths)) if paths else ""
-        table.add_row(f"[{_COLOURS[severity]}]{severity}[/]", rule, count, _plain("\n".join(lines)))
+        table.add_row(f"[{_COLOURS[severity]}]{severity}[/]", rule, count, escape("\n".join(lines)))
     if report.findings:
         console.print(table)
     console.print(report.summary, markup=False)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _names(paths: Sequence[Path], report: Report) -> str:
-    names = [report.name(path) for path in paths[:_EXAMPLES]]
-    return ", ".join(names) + (f" and {len(paths) - _EXAMPLES} more" if len(paths) > _EXAMPLES else "")
 
 
 def _make_or_show(folder: Path, changes: list[Change], apply_changes: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,12 +32,9 @@ if TYPE_CHECKING:
 
 def _option(name: str, *spellings: str, metavar: str | None = None) -> Any:
     """The option of a setting, described by the setting itself."""
-    return typer.Option(*spellings, help=_description(name), metavar=metavar)
-
-
-def _description(name: str) -> str:
     told = next(setting.description for setting in schema.settings(GenerateConfig) if setting.name == name)
-    return told.replace("[", "\\[")  # square brackets are rich's markup
+    # Square brackets are rich's markup.
+    return typer.Option(*spellings, help=told.replace("[", r"\["), metavar=metavar)
 
 
 @app.command()
@@ -80,7 +76,7 @@ def generate(
     run: RunOption = None,
     yes: YesOption = False,
 ) -> None:
-    """Draw images."""
+    """Generate images from a prompt, with any number of adapters."""
     folders = adapter_folders or ()
     values = files.read_yaml(request) if request is not None else {}
     if run is not None:
@@ -120,13 +116,13 @@ def generate(
 
 
 def _generate(config: GenerateConfig) -> None:
-    """Draw and save all images, with a progress bar; prints their paths and what is worth knowing."""
+    """Generate and save all images, with a progress bar; prints their paths and what is worth knowing."""
     from sdlora.generation.generate import generate as generate_images
     from sdlora.generation.restore.image_files import save_image
 
     paths: list[Path] = []
     warnings: dict[str, None] = {}
-    with progress("drawing") as advance:
+    with progress("generating") as advance:
 
         def on_step(preview: StepPreview) -> None:
             at_once = min(config.batch_size, preview.num_images - preview.image_index)
@@ -138,14 +134,10 @@ def _generate(config: GenerateConfig) -> None:
                 warnings.update(dict.fromkeys(generated.warnings))
                 paths.append(save_image(generated, config.files.folder))
         finally:
-            _tell(paths, list(warnings))
-
-
-def _tell(paths: Sequence[Path], warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        console.print(f"note: {warning}", markup=False)
-    for path in paths:
-        console.print(str(path), markup=False)
+            for warning in warnings:
+                console.print(f"note: {warning}", markup=False)
+            for path in paths:
+                console.print(str(path), markup=False)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -29,13 +29,14 @@ GridOption = Annotated[
     typer.Option(
         "--grid",
         metavar="AXIS=VALUES",
-        help="Draw every value of a setting, in a labelled sheet; up to three times (x, y, z). For example "
-        "adapter.weight=0:1.2:0.2, checkpoint=100,200,final, replace=cat,dog, seed=1,2, sampler=Euler,DDIM, cfg=2:8:2, "
-        "adapter.file=a,b, size=512x512,512x768.",
+        help="Generate an image for every value of a setting, in a labelled sheet; up to three times (x, y, z). For "
+        "example adapter.weight=0:1.2:0.2, checkpoint=100,200,final, replace=cat,dog, seed=1,2, sampler=Euler,DDIM, "
+        "cfg=2:8:2, adapter.file=a,b, size=512x512,512x768.",
     ),
 ]
 CompareOption = Annotated[
-    bool, typer.Option("--compare", help="Draw without adapters, with each alone, and with all together, in a sheet.")
+    bool,
+    typer.Option("--compare", help="Generate without adapters, with each alone, and with all together, in a sheet."),
 ]
 RunOption = Annotated[
     Path | None,
@@ -43,7 +44,7 @@ RunOption = Annotated[
         "--run", metavar="RUN", help="A run to take the base model from, and the files of --grid checkpoint=..."
     ),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", help="Draw a grid of more than 400 images.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Generate a grid of more than 400 images.")]
 
 _MOST_CELLS_IF_ASKED = 10_000
 _PARTS = 100
@@ -71,14 +72,14 @@ def run_settings(run: Path) -> dict[str, Any]:
 def generate_grid(
     config: GenerateConfig, axes: Sequence[str] | None, *, run: Path | None, compare: bool, yes: bool
 ) -> None:
-    """Draw a grid into a new folder in config.files.folder, with a progress bar; prints the sheet's path."""
+    """Generate a grid into a new folder in config.files.folder, with a progress bar; prints the sheet's path."""
     from sdlora.generation.grid.axes import COMPARE, parse_axes
     from sdlora.generation.grid.run import MOST_CELLS, Grid, save_grid
 
     specs = [*(axes or ()), *([COMPARE] if compare else [])]
     grid = Grid(config, parse_axes(specs, config, run), most_cells=_MOST_CELLS_IF_ASKED if yes else MOST_CELLS)
     warnings: dict[str, None] = {}
-    with progress("drawing the grid") as advance:
+    with progress("generating the grid") as advance:
 
         def on_cell(generated: GeneratedCell, _: Path) -> None:
             warnings.update(dict.fromkeys(generated.image.warnings))

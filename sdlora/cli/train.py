@@ -44,7 +44,7 @@ def train(
         bool, typer.Option("--json", help="With --dry-run: print JSON. Exit code 1 on problems.")
     ] = False,
 ) -> None:
-    """Train an adapter."""
+    """Train an adapter, from a preset or a YAML file and single settings."""
     if as_json:
         _print_dry_run(preset, overrides or (), dry_run)
         return
@@ -64,15 +64,23 @@ def train(
 @app.command()
 def resume(
     run: RunArgument,
+    overrides: SetOption = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although images or captions were changed meanwhile.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; the run's log.txt says it all.")] = False,
 ) -> None:
-    """Go on with an interrupted run from its newest checkpoint, or begin one that was only prepared."""
+    """Go on with an interrupted run from its newest checkpoint, or begin one that was only prepared.
+
+    With --set other settings hold from here on: more steps, another rate, other previews.
+    """
     from sdlora.launch import queue, runs
     from sdlora.training.loop.run import resume as resume_run
 
     queue.remove(runs.find(run))
     with _queue_goes_on(run.expanduser().resolve().parent):
-        _exit_like(resume_run(run, sinks=[] if quiet else [_terminal()]))
+        sinks = [] if quiet else [_terminal()]
+        _exit_like(resume_run(run, sinks, overrides=overrides or (), accept_changes=accept_changes))
 
 
 @app.command()

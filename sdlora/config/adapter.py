@@ -37,6 +37,9 @@ class AdapterConfig(Section):
     block_ranks: dict[str, int] = Field(default_factory=dict)
     """Rank by block pattern, for example {down_blocks.0: 4, mid_block: 32}; 0 leaves the block out."""
 
+    unet: bool = True
+    """Train the UNet; off trains the text encoders alone."""
+
     text_encoder: bool = False
     """Train the text encoder (both of SDXL) too."""
 
@@ -52,8 +55,23 @@ class AdapterConfig(Section):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input (LoHa and LoKr: on rows of the update)."""
 
+    rank_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Chance to leave out each rank of a layer for one image (LoRA)."""
+
+    module_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Chance to leave out a layer's whole update for one batch (LoRA)."""
+
     lokr_factor: int = Field(default=-1, ge=-1)
     """LoKr: size of the smaller Kronecker factor; -1 takes the most even split."""
+
+    lokr_decompose_both: bool = False
+    """LoKr: factorise the smaller Kronecker factor too, where the rank is small enough."""
+
+    lokr_full: bool = False
+    """LoKr: hold the larger Kronecker factor whole instead of as a product of the rank (sd-scripts' full matrix)."""
+
+    tucker: bool = False
+    """LoHa and LoKr: factorise convolutions by Tucker decomposition, which takes far fewer values for 3x3 kernels."""
 
     start_from: str | None = None
     """Go on from this adapter file, or hf://owner/name[/file] (any common format); ranks and layers come from it."""
@@ -83,6 +101,19 @@ class AdapterConfig(Section):
             problems.append(f"conv_rank/conv_alpha have no effect with layers={self.layers}; use all+conv")
         if self.algorithm != "lora" and (self.dora or self.rslora):
             problems.append(f"dora and rslora go with algorithm lora only, not {self.algorithm}")
+        if self.algorithm != "lora" and (self.rank_dropout or self.module_dropout):
+            problems.append(f"rank_dropout and module_dropout go with algorithm lora only, not {self.algorithm}")
+        for name, algorithms in (
+            ("lokr_decompose_both", ("lokr",)),
+            ("lokr_full", ("lokr",)),
+            ("tucker", ("loha", "lokr")),
+        ):
+            if getattr(self, name) and self.algorithm not in algorithms:
+                problems.append(f"{name} goes with algorithm {' and '.join(algorithms)} only, not {self.algorithm}")
+        if self.tucker and self.layers in LAYER_SETS[:-1]:
+            problems.append(f"tucker has no effect with layers={self.layers}; use all+conv")
+        if not self.unet and not self.text_encoder:
+            problems.append("unet=false leaves nothing to train; set text_encoder=true")
         if any(rank < 0 for rank in self.block_ranks.values()):
             problems.append("block_ranks: a rank must be 0 (leave out) or more")
         if problems:

@@ -100,7 +100,11 @@ def show(field: Field, value: Any) -> Any:
     if field.kind == "list":
         return ", ".join(str(entry) for entry in _entries(value))
     if field.kind == "yaml":
-        return _show_yaml(value)
+        if value in (None, {}, (), []):
+            return ""
+        if isinstance(value, str):
+            return value if _read_scalar(value) == value else json.dumps(value)
+        return yaml.safe_dump(_plain(value), sort_keys=False, allow_unicode=True).removesuffix("...\n").strip()
     return "" if value is None else _quote(str(value)) if field.is_optional else str(value)
 
 
@@ -117,10 +121,13 @@ def read(field: Field, shown: Any) -> Any:
     if field.kind == "text":
         return text if not field.is_optional else None if text == "" else _unquote(text)
     if field.kind == "yaml":
-        return _read_yaml(text, field)
-    entries = (
-        _read_lines(text) if field.kind == "lines" else [_number(part) for part in text.split(",") if part.strip()]
-    )
+        if not text.strip():
+            return None if field.is_optional else type(field.default)()
+        return _read_scalar(text)
+    if field.kind == "lines":
+        entries = [_unquote(line.strip()) for line in text.splitlines() if line.strip()]
+    else:
+        entries = [_number(part) for part in text.split(",") if part.strip()]
     if not entries and field.is_optional:
         return None
     return entries[0] if field.allows_one and len(entries) == 1 else entries
@@ -182,9 +189,11 @@ def _same(one: Any, other: Any) -> bool:
 def _field(setting: Setting) -> Field:
     kind = _kind(setting)
     bounds = setting.bounds if kind == "number" else {}
+    words = [_WORDS.get(word, word) for word in setting.name.rpartition(".")[2].split("_")]
+    first = words[0] if words[0] in _WORDS.values() else words[0].capitalize()
     return Field(
         name=setting.name,
-        label=_label(setting.name.rpartition(".")[2]),
+        label=" ".join([first, *words[1:]]),
         info=_info(setting.description, kind, bounds, setting.is_optional),
         kind=kind,
         default=setting.default,
@@ -202,17 +211,11 @@ def _kind(setting: Setting) -> Kind:
         return "choice"
     if setting.kinds in ((int,), (float,)):
         return "number"
-    if setting.kinds in ((str,), (Path,)):
+    if setting.kinds in ((str,), (Path,), (int, str)):
         return "text"
     if setting.entry in (str, Path):
         return "lines"
     return "list" if setting.entry in (int, float) else "yaml"
-
-
-def _label(name: str) -> str:
-    words = [_WORDS.get(word, word) for word in name.split("_")]
-    first = words[0] if words[0] in _WORDS.values() else words[0].capitalize()
-    return " ".join([first, *words[1:]])
 
 
 def _info(description: str, kind: Kind, bounds: Mapping[str, float], is_optional: bool) -> str:
@@ -275,10 +278,6 @@ def _unquote(text: str) -> str:
     return text
 
 
-def _read_lines(text: str) -> list[str]:
-    return [_unquote(line.strip()) for line in text.splitlines() if line.strip()]
-
-
 def _number(text: str) -> Any:
     for kind in (int, float):
         try:
@@ -286,14 +285,6 @@ def _number(text: str) -> Any:
         except ValueError:
             continue
     return text.strip()
-
-
-def _show_yaml(value: Any) -> str:
-    if value in (None, {}, (), []):
-        return ""
-    if isinstance(value, str):
-        return value if _read_scalar(value) == value else json.dumps(value)
-    return yaml.safe_dump(_plain(value), sort_keys=False, allow_unicode=True).removesuffix("...\n").strip()
 
 
 def _plain(value: Any) -> Any:
@@ -307,9 +298,3 @@ def _read_scalar(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-
-
-def _read_yaml(text: str, field: Field) -> Any:
-    if not text.strip():
-        return None if field.is_optional else type(field.default)()
-    return _read_scalar(text)

@@ -163,6 +163,7 @@ def _apply_override(values: dict[str, Any], text: str, kind: type[BaseModel]) ->
     if not equals or not name.strip():
         return f"--set {text}: write it as section.name=value"
     try:
+        # As YAML, so that the command line and a file take the same spellings: 1e-4, [a, b], true.
         value = yaml.safe_load(raw) if raw else ""
     except yaml.YAMLError:
         value = raw

@@ -36,11 +36,11 @@ class MixedAdapter(Section):
     """SDXL: weight of the second text encoder's layers, instead of `text_encoder`."""
 
     blocks: str | list[float] | dict[str, float] = "ALL"
-    """Weight by block, on top: a preset (ALL, NONE, INS, IND, INALL, MIDD, OUTD, OUTS, OUTALL), a list in sd-scripts'
+    """Weight by block, on top: a name (ALL, NONE, INS, IND, INALL, MIDD, OUTD, OUTS, OUTALL), a list in sd-scripts'
     lbw order (12 or 20 numbers for SDXL, 17 or 26 for others), or weights by name such as {MID: 0.5, OUT03: 0}."""
 
 
-Adapter = TypeVar("Adapter", bound=MixedAdapter)
+AnyAdapter = TypeVar("AnyAdapter", bound=MixedAdapter)
 
 
 class MixConfig(Section):
@@ -92,14 +92,14 @@ def parse_adapter(text: str) -> MixedAdapter: ...
 
 
 @overload
-def parse_adapter(text: str, kind: type[Adapter]) -> Adapter: ...
+def parse_adapter(text: str, kind: type[AnyAdapter]) -> AnyAdapter: ...
 
 
 def parse_adapter(text: str, kind: type[MixedAdapter] = MixedAdapter) -> MixedAdapter:
     """An adapter as the command line spells it: `FILE[:WEIGHT][:name=value,...]`.
 
-    Names: unet, te, te2 (weights), blocks (a preset, a list `[1,0,...]`, or `MID=0.5` and the like), and for a kind
-    that has them start and end. Raises ConfigError for anything else.
+    Names: unet, te, te2 (weights), blocks (a name such as MIDD, a list `[1,0,...]`, or `MID=0.5` and the like), and for
+    a kind that has them start and end. Raises ConfigError for anything else.
     """
     match = _SPELLED.fullmatch(text)
     if match is None:

@@ -73,6 +73,12 @@ class OptimizationConfig(Section):
     text_encoder_2_learning_rate: float | None = Field(default=None, ge=0)
     """Learning rate of SDXL's second text encoder; by default that of the first."""
 
+    text_encoder_until: float | None = Field(default=None, gt=0)
+    """Train the text encoders only so far: a share of all steps when below 1, a number of steps otherwise."""
+
+    text_encoder_2_until: float | None = Field(default=None, gt=0)
+    """The same for SDXL's second text encoder; by default that of the first."""
+
     block_learning_rates: dict[str, float] = Field(default_factory=dict)
     """Factor on the learning rate by block pattern, for example {down_blocks.0: 0.5}."""
 
@@ -109,6 +115,10 @@ class OptimizationConfig(Section):
 
     max_gradient_norm: float = Field(default=1.0, ge=0)
     """Clip the gradient of all trained weights to this norm; 0 is off."""
+
+    max_weight_norm: float = Field(default=0.0, ge=0)
+    """After each step scale every layer's update down to this norm, against overfitting (sd-scripts'
+    scale_weight_norms); 1 is usual, 0 is off."""
 
     precision: Precision = "bf16"
     """Number type of the forward and backward pass; fp16 uses a gradient scaler. Trained weights are fp32 always."""

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from sdlora.config.base_model import Precision
 from sdlora.config.generate import Sampler
+from sdlora.config.interval import Interval, IntervalOrAuto
 from sdlora.config.preview_prompts import PreviewPrompt, parse_preview, read_preview_file
 from sdlora.config.section import Section
 from sdlora.constants import LATENT_FACTOR
@@ -21,8 +22,8 @@ class ValidationConfig(Section):
     fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training images held out, at least one when above 0."""
 
-    every: int = Field(default=100, ge=1)
-    """Steps between validations; step 0 and the last are always measured."""
+    every: Interval = 100
+    """Steps between validations, or epochs as in `1 epoch`; step 0 and the last are always measured."""
 
     timesteps: tuple[int, ...] = (100, 300, 500, 700, 900)
     """Fixed timesteps at which the loss is measured, each with fixed noise."""
@@ -40,8 +41,8 @@ class PreviewsConfig(Section):
     negative: str = ""
     """Negative prompt."""
 
-    every: int = Field(default=0, ge=0)
-    """Steps between previews; 0 generates before the first and after the last step only."""
+    every: Interval = 0
+    """Steps between previews, or epochs as in `1 epoch`; 0 generates before the first and after the last step only."""
 
     steps: int = Field(default=25, ge=1, le=200)
     """Sampling steps."""
@@ -101,8 +102,16 @@ class OutputsConfig(Section):
     precision: Precision = "fp16"
     """Number type of the adapter file."""
 
-    checkpoint_every: int = Field(default=0, ge=0)
-    """Steps between checkpoints; 0 keeps one at the end only."""
+    checkpoint_every: IntervalOrAuto = "auto"
+    """Steps between checkpoints, or epochs as in `1 epoch`; auto saves at every tenth of the run and every ten minutes
+    at the latest, 0 at the end only."""
+
+    checkpoint_names: Literal["step", "epoch"] = "step"
+    """How the adapter files of checkpoints are called: name-step_000500, or with the epoch as sd-scripts has it,
+    name-000005."""
+
+    keep_every: Interval = 0
+    """Keep the checkpoint at each multiple of this for good, beside the newest ones; 0 keeps no others."""
 
     keep_checkpoints: int = Field(default=3, ge=1)
     """Newest checkpoints kept; the best by validation is kept besides."""

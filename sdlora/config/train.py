@@ -76,6 +76,13 @@ class TrainConfig(Section):
             )
         if not self.adapter.text_encoder and optimization.text_encoder_learning_rate:
             problems.append("optimization.text_encoder_learning_rate has no effect without adapter.text_encoder=true")
+        for name in ("text_encoder_until", "text_encoder_2_until"):
+            if not self.adapter.text_encoder and getattr(optimization, name):
+                problems.append(f"optimization.{name} has no effect without adapter.text_encoder=true")
+        if optimization.max_weight_norm and self.adapter.algorithm != "lora":
+            problems.append(
+                f"optimization.max_weight_norm goes with adapter.algorithm=lora only, not {self.adapter.algorithm}"
+            )
         if optimization.optimizer in OWN_RATE and optimization.learning_rate < 0.1:
             problems.append(
                 f"optimization.learning_rate={optimization.learning_rate} is too low for {optimization.optimizer}, "

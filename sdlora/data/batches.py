@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sdlora.data.buckets import Bucket, BucketedImage
@@ -26,6 +26,7 @@ def derive_seed(seed: int, *counters: int | str) -> int:
 
     counters: first what is drawn (a word without "/"), then numbers. The same on every machine and Python.
     """
+    # A hash and not a stream of random numbers: any draw can be made again by itself, in any order, in any process.
     text = "/".join(str(part) for part in (seed, *counters))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
@@ -48,20 +49,14 @@ def plan_epoch(placed: Sequence[BucketedImage], batch_size: int, seed: int, epoc
     Each index comes exactly `record.repeats` times. All images of a batch share one bucket; a bucket's last batch
     may be short, and is neither dropped nor filled up.
     """
+    by_bucket: dict[Bucket, list[int]] = defaultdict(list)
+    for index, item in enumerate(placed):
+        by_bucket[item.placement.bucket] += [index] * item.record.repeats
     generator = sample_random(seed, "epoch", epoch)
-    batches = [batch for indices in _by_bucket(placed).values() for batch in _chunks(indices, batch_size, generator)]
+    # Sorted, as the order of a dictionary would hang on which image was found first.
+    batches: list[list[int]] = []
+    for _, indices in sorted(by_bucket.items()):
+        generator.shuffle(indices)
+        batches += [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     generator.shuffle(batches)
     return batches
-
-
-def _by_bucket(placed: Sequence[BucketedImage]) -> dict[Bucket, list[int]]:
-    indices: dict[Bucket, list[int]] = defaultdict(list)
-    for index, item in enumerate(placed):
-        indices[item.placement.bucket] += [index] * item.record.repeats
-    return dict(sorted(indices.items()))
-
-
-def _chunks(indices: list[int], batch_size: int, generator: random.Random) -> Iterator[list[int]]:
-    generator.shuffle(indices)
-    for start in range(0, len(indices), batch_size):
-        yield indices[start : start + batch_size]

@@ -75,7 +75,7 @@ def bucket_sizes(resolution: int, images: ImagesConfig) -> list[Bucket]:
     if not images.buckets:
         return [Bucket(resolution, resolution)]
     step = images.bucket_step
-    shortest = _round_up(images.bucket_min or resolution // 2, step)
+    shortest = -(-(images.bucket_min or resolution // 2) // step) * step
     longest = _round_down(images.bucket_max or resolution * 2, step)
     sizes = set()
     for edge in range(shortest, longest + 1, step):
@@ -127,7 +127,3 @@ def _smaller_bucket(width_px: int, height_px: int, sizes: Sequence[Bucket], imag
 
 def _round_down(value: int, step: int) -> int:
     return value // step * step
-
-
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step

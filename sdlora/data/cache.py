@@ -86,7 +86,9 @@ class Cache:
         if kept != _checksum(key, tensors):
             self._on_damage(f"the cache entry {path} is damaged, so it is made anew")
             return None
-        _note_use(path)
+        with suppress(OSError):  # a read-only cache still serves
+            if time.time() - path.stat().st_mtime > _USE_NOTED_SECONDS:
+                os.utime(path)
         return tensors
 
     def get_or_encode(self, key: str, encode: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -105,6 +107,7 @@ class Cache:
         """
         from safetensors.torch import save
 
+        # What is returned is what a later run will read, so that a fresh cache and a filled one train the same.
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         path = self._path(key)
         try:
@@ -130,7 +133,11 @@ class Cache:
 
         Returns what was removed. Leftovers of interrupted writes go too.
         """
-        self._remove_abandoned()
+        for shard in self._shards():
+            for path in shard.glob(f".*{atomic.TEMPORARY_SUFFIX}"):
+                with suppress(FileNotFoundError):  # its writer has just moved it
+                    if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                        path.unlink()
         entries = sorted(self._entries(), key=lambda entry: entry.last_use)
         oldest_kept = time.time() - older_than.total_seconds() if older_than is not None else float("-inf")
         total_bytes = sum(entry.size_bytes for entry in entries)
@@ -160,13 +167,6 @@ class Cache:
                 except FileNotFoundError:  # another process removed it meanwhile
                     continue
                 yield _Entry(path, status.st_size, status.st_mtime)
-
-    def _remove_abandoned(self) -> None:
-        for shard in self._shards():
-            for path in shard.glob(f".*{atomic.TEMPORARY_SUFFIX}"):
-                with suppress(FileNotFoundError):  # its writer has just moved it
-                    if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
-                        path.unlink()
 
 
 def default_cache_folder() -> Path:

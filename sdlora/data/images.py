@@ -129,7 +129,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What a scan found."""
+    """The usable images of a scan, and why the other files are none."""
 
     records: list[ImageRecord] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -413,6 +413,7 @@ def inspect_all(
             return f"can't be opened ({error.strerror or error})"
 
     found: list[tuple[Path, ImageFacts | str]] = []
+    # Threads suffice: Pillow lets go of the interpreter while it decodes.
     with ThreadPoolExecutor(THREADS) as threads:
         for path, facts in zip(paths, threads.map(inspect_one, paths), strict=True):
             found.append((path, facts))

@@ -23,7 +23,7 @@ class ImageFacts:
     """SHA-256 of the file's bytes, in hex."""
 
 
-def inspect(path: Path, max_megapixels: float) -> ImageFacts:
+def inspect_image(path: Path, max_megapixels: float) -> ImageFacts:
     """Decode and hash one image file. Raises decoding.UnreadableImageError with the reason."""
     with open_image(path, max_megapixels) as image:
         width_px, height_px = oriented_size(image)
@@ -46,7 +46,7 @@ def open_memory(image_folder: Path, cache_folder: Path | None) -> FileMemory:
 
 def recall(memory: FileMemory, path: Path, max_megapixels: float) -> ImageFacts:
     """The file's facts, from memory if it has not changed. Raises decoding.UnreadableImageError and OSError."""
-    facts = ImageFacts(**memory.get(path, lambda: asdict(inspect(path, max_megapixels))))
+    facts = ImageFacts(**memory.get(path, lambda: asdict(inspect_image(path, max_megapixels))))
     if facts.width_px * facts.height_px > max_megapixels * 1e6:
-        inspect(path, max_megapixels)  # remembered under another limit: raises
+        inspect_image(path, max_megapixels)  # remembered under another limit: raises
     return facts

@@ -24,7 +24,7 @@ class BucketCount:
 
 @dataclass(frozen=True)
 class DataPlan:
-    """What one epoch trains."""
+    """What one epoch trains, counted: images, samples, batches and buckets."""
 
     images: int
     """Different images (files); each counts once, whatever its repeats and resolutions."""
@@ -37,8 +37,6 @@ class DataPlan:
     short_batches: int
     upscaled: int
     """Images that are enlarged for at least one resolution."""
-    without_mask: int
-    """Images without a mask of their own, trained everywhere; 0 when masks are off."""
     never_trained: list[Path]
     """Images in no batch of an epoch: always empty, and counted from the real batches to prove it."""
     mean_aspect_error: float
@@ -61,7 +59,6 @@ def plan(scan: ScanResult, placed: Sequence[BucketedImage], batch_size: int) -> 
         batches=len(batches),
         short_batches=sum(len(batch) < batch_size for batch in batches),
         upscaled=len({item.record.path for item in placed if item.placement.upscaled}),
-        without_mask=sum(record.mask != "none" and not record.has_mask for record in scan.records),
         never_trained=[record.path for record in scan.records if not trained[record.path]],
         mean_aspect_error=errors / samples if samples else 0.0,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sdlora.config.images import CaptionsConfig
@@ -42,7 +42,8 @@ def refuse_unreadable(reasons: Mapping[str, str], files_seen: int, allowed: floa
     """Raise DataError when more than the share `allowed` of the files can't be used (name: reason), or all of them."""
     if not reasons or (len(reasons) / files_seen <= allowed and len(reasons) < files_seen):
         return
-    listed = _listed(f"{name}: {reason}" for name, reason in reasons.items())
+    lines = _shortened([f"{name}: {reason}" for name, reason in reasons.items()])
+    listed = "".join(f"\n  {line}" for line in lines)
     if len(reasons) == files_seen:
         raise DataError(f"none of the {files_seen} image files can be used:{listed}\nRepair or replace them.")
     raise DataError(
@@ -126,7 +127,3 @@ def _caption_hints(uncaptioned: Sequence[Path]) -> list[str]:
 def _shortened(names: Sequence[str]) -> list[str]:
     left_out = len(names) - _LISTED_AT_MOST
     return [*names[:_LISTED_AT_MOST], f"and {left_out} more"] if left_out > 0 else list(names)
-
-
-def _listed(lines: Iterable[str]) -> str:
-    return "".join(f"\n  {line}" for line in _shortened(list(lines)))

@@ -22,7 +22,7 @@ _SEEDS = 2**32
 
 @dataclass(frozen=True)
 class ClassImages:
-    """How many images of the wanted ones this call drew, and how many were there."""
+    """How many of the images asked for this call generated, and how many were there already."""
 
     generated: int
     there: int
@@ -45,10 +45,18 @@ def generate_class_images(
     if not [prompt for prompt in prompts if prompt.strip()]:
         raise ConfigError("the request", ["prompt is missing: say what the subject is one of, as a photo of a dog"])
     folder = folder.expanduser()
-    missing = [number for number in range(count) if not _exists(folder / _stem(number))]
-    rows = {number: _row(request, prompts, number) for number in missing}
-    if not rows:
+    missing = [
+        number
+        for number in range(count)
+        if not any((folder / f"{_stem(number)}{suffix}").is_file() for suffix in IMAGE_SUFFIXES)
+    ]
+    if not missing:
         return ClassImages(0, count)
+    rows: dict[int, GenerateConfig] = {}
+    for number in missing:
+        seed = (max(request.seed, 0) + number) % _SEEDS
+        prompt = render(prompts[number % len(prompts)], CaptionsConfig(wildcards=True), random.Random(seed))
+        rows[number] = request.model_copy(update={"prompt": prompt, "seed": seed, "num_images": 1})
     resolve(next(iter(rows.values())))  # every problem is told before a model is loaded
     generator = Generator(request.base_model, request.compute)
     for start in range(0, len(missing), request.batch_size):
@@ -67,16 +75,5 @@ def generate_class_images(
     return ClassImages(len(missing), count - len(missing))
 
 
-def _row(request: GenerateConfig, prompts: Sequence[str], number: int) -> GenerateConfig:
-    """The request for one image."""
-    seed = (max(request.seed, 0) + number) % _SEEDS
-    prompt = render(prompts[number % len(prompts)], CaptionsConfig(wildcards=True), random.Random(seed))
-    return request.model_copy(update={"prompt": prompt, "seed": seed, "num_images": 1})
-
-
 def _stem(number: int) -> str:
     return f"class-{number:06d}"
-
-
-def _exists(path: Path) -> bool:
-    return any(path.with_suffix(suffix).is_file() for suffix in IMAGE_SUFFIXES)

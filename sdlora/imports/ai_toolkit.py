@@ -11,22 +11,18 @@ from sdlora.imports.translation import (
     SCHEDULE,
     Convert,
     Translation,
+    caption_ending,
     count,
+    edges,
     file_name,
     number,
     one_of,
     same,
     some,
     switch,
-    text_file_ending,
 )
 
 _FAMILIES = {"sd1": "sd1", "sd15": "sd1", "sd2": "sd2", "sdxl": "sdxl"}
-
-
-def _resolution(value: Any) -> int | list[int]:
-    edges = [int(edge) for edge in (value if isinstance(value, list) else [value])]
-    return edges[0] if len(edges) == 1 else edges
 
 
 def _noise_scheduler(value: Any) -> None:
@@ -82,12 +78,12 @@ _SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
     },
 }
 _DATASET: dict[str, tuple[str, Convert]] = {
-    "resolution": ("images.resolution", _resolution),
+    "resolution": ("images.resolution", edges),
     "num_repeats": ("images.repeats", count),
     "flip_x": ("images.horizontal_flip", switch),
     "random_crop": ("images.random_crop", switch),
     "buckets": ("images.buckets", lambda value: None if value else False),
-    "caption_ext": ("", text_file_ending),
+    "caption_ext": ("captions.extension", caption_ending),
     "caption_dropout_rate": ("captions.dropout", some),
     "shuffle_tokens": ("captions.shuffle_tags", switch),
     "keep_tokens": ("captions.keep_tags", count),
@@ -116,7 +112,10 @@ def from_job(job: Mapping[str, Any]) -> Translation:
         known = result.take(settings, table, f"{section}.") | _WITHOUT_EFFECT
         known |= _special(section, settings, result)
         result.lose_rest(settings, known, f"{section}.")
-    _fill_trigger(result)
+    # Put the trigger into prompts that hold its place as [trigger]
+    trigger, prompts = result.values.get("captions.trigger", ""), result.values.get("previews.prompts")
+    if prompts:
+        result.put("previews.prompts", [str(prompt).replace("[trigger]", trigger).strip() for prompt in prompts])
     _datasets(process.get("datasets") or [], result)
     _model(process.get("model") or {}, result)
     top = {
@@ -164,13 +163,6 @@ def _special(section: str, settings: Mapping[str, Any], result: Translation) -> 
     result.put("optimization.optimizer_options", options or None)
     handled = {"min_snr_gamma", "snr_gamma", "ema_config.use_ema", "ema_config.ema_decay"}
     return handled | {name for name in settings if name.startswith(prefix)}
-
-
-def _fill_trigger(result: Translation) -> None:
-    """Put the trigger into prompts that hold its place as [trigger]."""
-    trigger, prompts = result.values.get("captions.trigger", ""), result.values.get("previews.prompts")
-    if prompts:
-        result.put("previews.prompts", [str(prompt).replace("[trigger]", trigger).strip() for prompt in prompts])
 
 
 def _datasets(datasets: list[Mapping[str, Any]], result: Translation) -> None:

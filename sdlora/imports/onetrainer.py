@@ -32,19 +32,15 @@ def from_concepts(concepts: Sequence[Mapping[str, Any]]) -> Translation:
     folders = [str(concept["path"]) for concept in trained if concept.get("path")]
     result.put("images.folder", folders[0] if len(folders) == 1 else folders or None)
     for concept in enabled:
-        _other_kind(concept, result)
+        kind, path = concept.get("type", "STANDARD"), concept.get("path")
+        if kind == "VALIDATION" and "validation.folder" not in result.values:
+            result.put("validation.folder", path)
+        elif kind != "STANDARD":
+            result.lose(f"{path}: type", kind, "no counterpart, its images are left out")
     _settings(trained[0], result, first=True)
     for concept in trained[1:]:
         _settings(concept, result, first=False)
     return result
-
-
-def _other_kind(concept: Mapping[str, Any], result: Translation) -> None:
-    kind, path = concept.get("type", "STANDARD"), concept.get("path")
-    if kind == "VALIDATION" and "validation.folder" not in result.values:
-        result.put("validation.folder", path)
-    elif kind != "STANDARD":
-        result.lose(f"{path}: type", kind, "no counterpart, its images are left out")
 
 
 def _settings(concept: Mapping[str, Any], result: Translation, *, first: bool) -> None:

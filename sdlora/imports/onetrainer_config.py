@@ -11,7 +11,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from sdlora.imports.onetrainer import from_concepts
-from sdlora.imports.translation import Convert, Translation, count, file_name, number, one_of, same, some, switch
+from sdlora.imports.translation import Convert, Translation, count, edges, file_name, number, one_of, same, some, switch
 
 _DEFAULTS: dict[str, Any] = {
     "model_type": "STABLE_DIFFUSION_15",
@@ -56,11 +56,6 @@ _SCHEDULE = one_of(
 )
 
 
-def _resolution(value: Any) -> int | list[int]:
-    edges = [int(edge) for edge in str(value).split(",") if edge.strip()]
-    return edges[0] if len(edges) == 1 else edges
-
-
 def _quantization(value: Any) -> str | None:
     if value in ("FLOAT_8", "GGUF"):
         raise ValueError("int8 and nf4 are possible")
@@ -72,7 +67,7 @@ _TABLE: dict[str, tuple[str, Convert]] = {
     "rescale_noise_scheduler_to_zero_terminal_snr": ("base_model.zero_terminal_snr", switch),
     "output_model_destination": ("name", lambda value: file_name(PureWindowsPath(str(value)).stem)),
     "output_dtype": ("outputs.precision", _PRECISION),
-    "resolution": ("images.resolution", _resolution),
+    "resolution": ("images.resolution", edges),
     "aspect_ratio_bucketing": ("images.buckets", lambda value: None if value else False),
     "masked_training": ("images.mask", lambda value: "file" if switch(value) else None),
     "learning_rate": ("optimization.learning_rate", some),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -14,13 +13,15 @@ import yaml
 
 from sdlora.config import files, schema
 from sdlora.config.train import TrainConfig
-from sdlora.errors import ConfigError
+from sdlora.errors import AdapterError, ConfigError
 from sdlora.imports.ai_toolkit import from_job
 from sdlora.imports.kohya import from_dataset_config, from_gui, from_metadata
 from sdlora.imports.onetrainer import from_concepts
 from sdlora.imports.onetrainer_config import from_config
-from sdlora.imports.translation import Translation, settle
-from sdlora.text_files import read_text
+from sdlora.imports.sd_scripts import from_file_metadata, from_training_config, is_training_config
+from sdlora.imports.translation import Translation, reconcile
+from sdlora.models.headers import read_header
+from sdlora.text_files import parse_toml, read_text
 
 _REPEATS_FOLDER = re.compile(r"\d{1,3}_.+")
 
@@ -34,12 +35,16 @@ class Imported:
     config: TrainConfig
     lost: tuple[str, ...]
     """A sentence for each setting that has no counterpart."""
+    changed: tuple[str, ...]
+    """A sentence for each that was taken over with another value, and why."""
     captions: Mapping[str, str]
     """Captions of a metadata file, by image; empty for other files."""
 
     def as_yaml(self) -> str:
         """The configuration as a file of ours: what differs from the defaults, below what was not taken over."""
         lines = [f"# Imported from {self.tool}"]
+        if self.changed:
+            lines += ["# Taken over with changes:", *(f"#   {' '.join(one.split())}" for one in self.changed)]
         if self.lost:
             lines += ["# Not taken over:", *(f"#   {' '.join(sentence.split())}" for sentence in self.lost)]
         return "\n".join([*lines, files.dump(self.config, only_changes=True)])
@@ -53,11 +58,11 @@ def import_settings(path: Path) -> Imported:
     path = path.expanduser()
     try:
         tool, translation = _translate(path)
-        settle(translation)
+        reconcile(translation)
     except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(str(path), [f"can't be imported: {' '.join(str(error).split())}"]) from error
     config = files.validate(schema.nest(translation.values), f"{path}, as imported,")
-    return Imported(tool, config, tuple(translation.lost), translation.captions)
+    return Imported(tool, config, tuple(translation.lost), tuple(translation.changed), translation.captions)
 
 
 def _translate(path: Path) -> tuple[str, Translation]:
@@ -67,12 +72,19 @@ def _translate(path: Path) -> tuple[str, Translation]:
         raise ConfigError(str(path), ["no such file or folder"])
     ending = path.suffix.lower()
     if ending == ".toml":
-        return "sd-scripts dataset config", from_dataset_config(_read_toml(path))
+        settings = parse_toml(read_text(path))
+        if is_training_config(settings):
+            return "sd-scripts training config", from_training_config(settings, lambda name: _text_beside(path, name))
+        return "sd-scripts dataset config", from_dataset_config(settings)
+    if ending == ".safetensors":
+        return "the metadata of a LoRA file", from_file_metadata(read_header(path, error=AdapterError).metadata)
     if ending in (".yaml", ".yml"):
         return "ai-toolkit", from_job(_mapping(yaml.safe_load(read_text(path))))
     if ending == ".json":
         return _json(json.loads(read_text(path)), path)
-    raise ValueError(f"{ending or 'a file without ending'} is not read; .json, .toml, .yaml and folders are")
+    raise ValueError(
+        f"{ending or 'a file without ending'} is not read; .json, .toml, .yaml, .safetensors and folders are"
+    )
 
 
 def _json(content: Any, path: Path) -> tuple[str, Translation]:
@@ -120,6 +132,11 @@ def _beside(path: Path, name: str) -> Path | None:
     return next((candidate for candidate in tried if candidate.is_file()), None)
 
 
+def _text_beside(path: Path, name: str) -> str | None:
+    found = _beside(path, name)
+    return read_text(found) if found else None
+
+
 def is_settings_folder(path: Path) -> bool:
     """Whether a folder says by its subfolders' names or its metadata how its images are trained."""
     path = path.expanduser()
@@ -151,14 +168,6 @@ def _mapping(content: Any) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not settings")
     return content
-
-
-def _read_toml(path: Path) -> Mapping[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(read_text(path))
 
 
 def settings_as_yaml(path: Path) -> str:

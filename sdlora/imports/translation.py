@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdlora.config.optimization import OWN_RATE, SCHEDULE_FREE
+
 Convert = Callable[[Any], Any]
 """Gives the value in our terms; None leaves the setting at our default. Raises ValueError for what we don't have."""
 
+MAX_NORM = "optimization.max_weight_norm"
 _NOTHING: tuple[Any, ...] = (None, "", False, 0, "0", 0.0, "None", "none", [], {})
 
 
@@ -19,6 +22,8 @@ class Translation:
 
     values: dict[str, Any] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    """What was taken over with another value than it had, and why."""
     captions: dict[str, str] = field(default_factory=dict)
     """Captions by image, for metadata files: a path, relative or absolute, with or without ending."""
 
@@ -26,6 +31,10 @@ class Translation:
         """Give one of our settings a value; None leaves it as it is."""
         if value is not None:
             self.values[name] = value
+
+    def change(self, name: str, value: Any, how: str) -> None:
+        """Note a foreign setting that is taken over otherwise than it stands there."""
+        self.changed.append(f"{name}={value}: {how}")
 
     def lose(self, name: str, value: Any, why: str = "no counterpart") -> None:
         """Note a foreign setting that is not taken over."""
@@ -81,6 +90,23 @@ def switch(value: Any) -> bool | None:
     return True if value in (True, "true", "True", 1) else None
 
 
+def switched_off(value: Any) -> bool | None:
+    """False for a switch that is off; ours are on by default."""
+    return None if switch(value) else False
+
+
+def opposite(value: Any) -> bool | None:
+    """False for a switch that is on, where theirs says "not"."""
+    return False if switch(value) else None
+
+
+def edges(value: Any) -> int | list[int]:
+    """One edge in pixels, or several, from a number, a list or a text with commas."""
+    parts = value if isinstance(value, list) else str(value).split(",")
+    found = [int(part) for part in parts if str(part).strip()]
+    return found[0] if len(found) == 1 else found
+
+
 def one_of(**choices: str) -> Convert:
     """A conversion by table, from words in lower case to ours; other words have no counterpart."""
 
@@ -96,6 +122,7 @@ def one_of(**choices: str) -> Convert:
 
 
 OPTIMIZER = one_of(
+    adamweightdecay="adamw",
     adamw="adamw",
     adam="adamw",
     adamw8bit="adamw8bit",
@@ -104,6 +131,17 @@ OPTIMIZER = one_of(
     lion="lion",
     adafactor="adafactor",
     prodigy="prodigy",
+    prodigyplusschedulefree="prodigy_schedule_free",
+    dadaptation="dadapt_adam",
+    dadaptadam="dadapt_adam",
+    dadaptadampreprint="dadapt_adam",
+    came="came",
+    adan="adan",
+    adopt="adopt",
+    soap="soap",
+    muon="muon",
+    ademamix="ademamix",
+    stableadamw="stable_adamw",
     adamwschedulefree="schedule_free_adamw",
     schedule_free_adamw="schedule_free_adamw",
 )
@@ -114,16 +152,23 @@ SCHEDULE = one_of(
     cosine="cosine",
     cosine_with_restarts="cosine_with_restarts",
     polynomial="polynomial",
+    cosine_with_min_lr="cosine",
+    warmup_stable_decay="wsd",
+    inverse_sqrt="inverse_sqrt",
+    piecewise_constant="piecewise",
+    rex="rex",
+    adafactor="constant",
 )
 PRECISION = one_of(
     no="fp32", float="fp32", fp32="fp32", float32="fp32", fp16="fp16", float16="fp16", bf16="bf16", bfloat16="bf16"
 )
 
 
-def text_file_ending(value: Any) -> None:
-    """Nothing for the ending of captions that ours reads; others have no counterpart."""
-    if value not in ("", None, ".txt", "txt"):
-        raise ValueError("only .txt is read: `sdlora dataset fix --rules caption-extension` renames the files")
+def caption_ending(value: Any) -> str | None:
+    """The ending of caption files; nothing for .txt, which ours reads anyhow."""
+    if value in ("", None, ".txt", "txt"):
+        return None
+    return value if str(value).startswith(".") else f".{value}"
 
 
 def file_name(value: Any) -> str | None:
@@ -131,28 +176,36 @@ def file_name(value: Any) -> str | None:
     return re.sub(r"[^\w.+() -]+", "-", str(value)).strip(" .-") or None
 
 
-def settle(translation: Translation) -> None:
+def reconcile(translation: Translation) -> None:
     """Fix what each side allows and the other doesn't; what has to go is noted."""
     values = translation.values
-    if values.get("optimization.optimizer") == "prodigy":
+    if values.get("optimization.optimizer") in OWN_RATE:
         for name in ("text_encoder_learning_rate", "text_encoder_2_learning_rate"):
             rate = values.get(f"optimization.{name}")
             if rate not in (None, 0, values.get("optimization.learning_rate")):
-                translation.lose(f"optimization.{name}", rate, "prodigy takes one learning rate for all parts")
+                optimizer = values["optimization.optimizer"]
+                translation.lose(f"optimization.{name}", rate, f"{optimizer} takes one learning rate for all parts")
                 del values[f"optimization.{name}"]
-    if values.get("optimization.optimizer") == "schedule_free_adamw" and "optimization.schedule" in values:
-        translation.lose("schedule", values.pop("optimization.schedule"), "schedule_free_adamw has none")
+    optimizer = values.get("optimization.optimizer")
+    if optimizer in SCHEDULE_FREE and values.get("optimization.schedule", "constant") != "constant":
+        translation.lose("schedule", values.pop("optimization.schedule"), f"{optimizer} has none")
     if values.get("adapter.layers") != "all+conv":
         for name in ("adapter.conv_rank", "adapter.conv_alpha"):
             values.pop(name, None)
+    algorithm = values.get("adapter.algorithm", "lora")
+    if algorithm != "lora":
+        for name in ("adapter.dora", "adapter.rslora", "adapter.rank_dropout", "adapter.module_dropout", MAX_NORM):
+            if name in values:
+                translation.lose(name, values.pop(name), f"goes with LoRA only here, not {algorithm}")
     if "images.class_folder" in values:
         values["objective.prior_preservation"] = "class_images"
     elif "objective.prior_weight" in values:
         del values["objective.prior_weight"]
     if not values.get("adapter.text_encoder"):
         values.pop("optimization.text_encoder_learning_rate", None)
-    if "optimization.steps" in values:
-        values.pop("optimization.epochs", None)
+    if "optimization.steps" in values and "optimization.epochs" in values:
+        steps = values.pop("optimization.steps")
+        translation.change("steps", steps, f"epochs win over steps, as there: {values['optimization.epochs']} epochs")
     _settle_buckets(translation)
 
 

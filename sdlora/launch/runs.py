@@ -20,7 +20,7 @@ from sdlora.processes import ProcessRecord
 from sdlora.runs import folder as run_folder
 from sdlora.runs.event_log import read_events, text_tail
 from sdlora.runs.folder import REQUESTS, Request, RunFolder, open_run
-from sdlora.runs.results import AdapterFile, PreviewImage, adapter_files, preview_images
+from sdlora.runs.results import PreviewImage, RunAdapterFile, adapter_files, preview_images
 from sdlora.runs.state import RunState, derive
 from sdlora.trash import move_to_trash
 
@@ -133,7 +133,7 @@ class RunHandle:
         (deleted,) = move_to_trash([self.folder], trash or self.folder.parent / TRASH)
         return deleted.trashed
 
-    def adapter_files(self) -> list[AdapterFile]:
+    def adapter_files(self) -> list[RunAdapterFile]:
         """All adapter files of the run, those of checkpoints by step, the finished one last."""
         return adapter_files(self.files)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sdlora.adapters.algebra.blocks import PRESETS, read_blocks, spell_blocks
+from sdlora.adapters.algebra.blocks import NAMED_WEIGHTS, read_blocks, spell_blocks
 from sdlora.config.base_model import FamilyName
 from sdlora.config.generate import UsedAdapter
 from sdlora.config.mix import MixedAdapter
@@ -18,7 +18,7 @@ from sdlora.errors import AdapterError, ConfigError
 from sdlora.library.prompt_tags import split_prompt, write_tag
 from sdlora.library.scan import LibraryEntry, Scan
 
-BLOCK_PRESETS = PRESETS
+BLOCK_PRESETS = NAMED_WEIGHTS
 """Names that block weights may be given by."""
 
 

@@ -45,10 +45,6 @@ class Family(Protocol):
         """Edge in pixels that the family was trained at; `Bundle.native_resolution` knows the model at hand."""
 
     @property
-    def text_encoder_prefixes(self) -> tuple[str, ...]:
-        """What kohya's key names call each text encoder."""
-
-    @property
     def modelspec_implementation(self) -> str:
         """ModelSpec's name of the reference implementation."""
 
@@ -112,7 +108,7 @@ class Bundle:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is."""
+        """Where the UNet is; VAE and text encoders may be elsewhere while they aren't needed."""
         return next(self.unet.parameters()).device
 
     def to(self, device: torch.device | str) -> Bundle:

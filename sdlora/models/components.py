@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdlora.errors import ModelError
-from sdlora.models.configs import Config
+from sdlora.models.configs import ModelConfig
 
 TextEncoder: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
 
@@ -22,10 +22,10 @@ class Parts(Protocol):
     """A place that a base model's parts can be loaded from, each frozen nowhere yet, in the dtype asked for."""
 
     def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
-        """The UNet."""
+        """The UNet, its weights in this number type."""
 
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
-        """The model's own VAE."""
+        """The VAE that comes with the model, in this number type."""
 
     def text_encoders(self, dtype: torch.dtype) -> list[TextEncoder]:
         """One text encoder, two for SDXL."""
@@ -34,7 +34,7 @@ class Parts(Protocol):
         """A tokenizer for each text encoder."""
 
     def scheduler_config(self) -> Mapping[str, Any]:
-        """The content of scheduler_config.json."""
+        """What scheduler_config.json says, or would say for a model in one file."""
 
 
 def check_complete(where: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
@@ -48,7 +48,7 @@ def check_complete(where: str, missing: Iterable[str], unexpected: Iterable[str]
         raise ModelError(f"{where}: weights don't match the model ({'; '.join(problems)})")
 
 
-def build_unet(config: Config, weights: dict[str, Tensor], dtype: torch.dtype, where: str) -> UNet2DConditionModel:
+def build_unet(config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype, where: str) -> UNet2DConditionModel:
     """A UNet that holds `weights` (diffusers names), cast to `dtype` one by one; empties `weights`."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
@@ -56,7 +56,7 @@ def build_unet(config: Config, weights: dict[str, Tensor], dtype: torch.dtype, w
     return unet
 
 
-def build_vae(config: Config, weights: dict[str, Tensor], dtype: torch.dtype, where: str) -> AutoencoderKL:
+def build_vae(config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype, where: str) -> AutoencoderKL:
     """A VAE that holds `weights` (diffusers names), cast to `dtype`; empties `weights`."""
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(config)
@@ -64,7 +64,7 @@ def build_vae(config: Config, weights: dict[str, Tensor], dtype: torch.dtype, wh
     return vae
 
 
-def build_text_encoder(config: Config, weights: dict[str, Tensor], dtype: torch.dtype, where: str) -> TextEncoder:
+def build_text_encoder(config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype, where: str) -> TextEncoder:
     """A CLIP text encoder that holds `weights` (names with `text_model.`), cast to `dtype`; empties `weights`.
 
     Since transformers 5.6 CLIPTextModel has no `text_model` in its names, CLIPTextModelWithProjection still has.

@@ -15,21 +15,21 @@ from typing import Any
 from sdlora.config.base_model import FamilyName, Prediction
 
 Shapes = Mapping[str, tuple[int, ...]]
-Config = dict[str, Any]
+ModelConfig = dict[str, Any]
 
 _SHIPPED = Path(__file__).parent / "shipped"
 _HEAD_WIDTH = 64
 
 
-def shipped_configs(family: FamilyName, prediction: Prediction = "epsilon") -> dict[str, Config]:
+def shipped_configs(family: FamilyName, prediction: Prediction = "epsilon") -> dict[str, ModelConfig]:
     """Configs of unet, vae, text_encoder (text_encoder_2) and scheduler, as diffusers and transformers take them."""
     name = "sd2_v" if family == "sd2" and prediction == "v_prediction" else family
-    configs: dict[str, Config] = json.loads((_SHIPPED / f"{name}.json").read_text(encoding="utf-8"))
+    configs: dict[str, ModelConfig] = json.loads((_SHIPPED / f"{name}.json").read_text(encoding="utf-8"))
     configs["scheduler"]["prediction_type"] = prediction
     return configs
 
 
-def fit_unet(config: Config, shapes: Shapes) -> Config:
+def fit_unet(config: ModelConfig, shapes: Shapes) -> ModelConfig:
     """`config` with the widths of a UNet in original names (`input_blocks.1.0...`)."""
     per_level = config["layers_per_block"] + 1
     widths = [
@@ -47,7 +47,7 @@ def fit_unet(config: Config, shapes: Shapes) -> Config:
     return fitted
 
 
-def fit_vae(config: Config, shapes: Shapes) -> Config:
+def fit_vae(config: ModelConfig, shapes: Shapes) -> ModelConfig:
     """`config` with the widths of a VAE in original (`encoder.down.0...`) or diffusers names."""
     widths = []
     for level in range(len(config["block_out_channels"])):
@@ -57,7 +57,9 @@ def fit_vae(config: Config, shapes: Shapes) -> Config:
     return {**config, "block_out_channels": widths}
 
 
-def fit_text_encoder(config: Config, width: int, layers: int, intermediate: int, projection: int | None) -> Config:
+def fit_text_encoder(
+    config: ModelConfig, width: int, layers: int, intermediate: int, projection: int | None
+) -> ModelConfig:
     """`config` with a CLIP text encoder's width, number of layers, width of its MLP and of its projection."""
     return {
         **config,

@@ -7,7 +7,7 @@ import torch
 from sdlora.config.base_model import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""As settings name them."""
+"""By the names that settings have for them."""
 
 WEIGHT_DTYPES = {
     "F64": torch.float64,
@@ -17,4 +17,4 @@ WEIGHT_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-"""As safetensors files name those that a weight may have."""
+"""Those that a weight may have, by the names that safetensors files have for them."""

@@ -40,7 +40,7 @@ class DiffusersModel:
         return self._load(UNet2DConditionModel, "unet", torch_dtype=dtype)
 
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
-        """The VAE."""
+        """The VAE of the folder `vae`."""
         return self._load(AutoencoderKL, "vae", torch_dtype=dtype)
 
     def text_encoders(self, dtype: torch.dtype) -> list[TextEncoder]:

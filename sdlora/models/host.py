@@ -1,4 +1,4 @@
-"""Memory of the host process: settings that make training and drawing on a CPU faster."""
+"""Memory of the host process: settings that make training and generating on a CPU faster."""
 
 from __future__ import annotations
 

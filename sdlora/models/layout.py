@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sdlora.config.base_model import BaseModelConfig
-from sdlora.models.configs import Config, fit_unet, shipped_configs
+from sdlora.models.configs import ModelConfig, fit_unet, shipped_configs
 from sdlora.models.detection import Detection
 from sdlora.models.headers import read_header
 from sdlora.models.hub import model_file
@@ -23,7 +23,7 @@ def unet_layout(config: BaseModelConfig, detection: Detection) -> UNet2DConditio
     return unet
 
 
-def _unet_config(config: BaseModelConfig, detection: Detection) -> Config:
+def _unet_config(config: BaseModelConfig, detection: Detection) -> ModelConfig:
     source = locate(config.model)
     if source.kind == "file":
         assert source.path is not None
@@ -35,5 +35,5 @@ def _unet_config(config: BaseModelConfig, detection: Detection) -> Config:
         return fit_unet(shipped_configs(detection.family, detection.prediction)["unet"], shapes)
     path = model_file(source, "unet/config.json", config.revision)
     assert path is not None, "detect() has read this file"
-    content: Config = json.loads(path.read_text(encoding="utf-8"))
+    content: ModelConfig = json.loads(path.read_text(encoding="utf-8"))
     return content

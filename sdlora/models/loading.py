@@ -30,11 +30,14 @@ def load(config: BaseModelConfig, *, device: torch.device | str = "cpu", dtype: 
     model isn't there, can't be read or isn't of a known family, MissingPackageError when NF4 needs bitsandbytes.
     """
     detection = detect(config)
-    dtype = dtype if dtype is not None else _default_dtype(config)
+    if dtype is None:
+        dtype = torch.bfloat16 if config.precision == "auto" else DTYPES[config.precision]
     notes = list(detection.notes)
     parts = _parts(config, detection)
     text_encoders = parts.text_encoders(dtype)
-    _check_clip_skip(config, detection.family, text_encoders[0].config.num_hidden_layers, notes)
+    if detection.family == "sdxl" and config.clip_skip > 1:
+        notes.append("base_model.clip_skip has no effect: SDXL always takes the last layer but one")
+    check_clip_skip(config.clip_skip, text_encoders[0].config.num_hidden_layers)
     vae = _load_vae(config, parts, detection.family, dtype, notes)
     unet = parts.unet(dtype)
     for module in (unet, vae, *text_encoders):
@@ -66,10 +69,6 @@ def load(config: BaseModelConfig, *, device: torch.device | str = "cpu", dtype: 
     return bundle.to(device)
 
 
-def _default_dtype(config: BaseModelConfig) -> torch.dtype:
-    return torch.bfloat16 if config.precision == "auto" else DTYPES[config.precision]
-
-
 def _parts(config: BaseModelConfig, detection: Detection) -> Parts:
     source = locate(config.model)
     if source.kind == "file":
@@ -78,28 +77,19 @@ def _parts(config: BaseModelConfig, detection: Detection) -> Parts:
     return DiffusersModel(source, detection.family, config.revision, config.variant)
 
 
-def _check_clip_skip(config: BaseModelConfig, family: FamilyName, layers: int, notes: list[str]) -> None:
-    if family == "sdxl" and config.clip_skip > 1:
-        notes.append("base_model.clip_skip has no effect: SDXL always takes the last layer but one")
-    check_clip_skip(config.clip_skip, layers)
-
-
 def _load_vae(
     config: BaseModelConfig, parts: Parts, family: FamilyName, dtype: torch.dtype, notes: list[str]
 ) -> AutoencoderKL:
     """The model's own or another VAE; SDXL's in fp32 when fp16 is asked for, as it overflows there."""
     vae = parts.vae(dtype) if config.vae is None else load_vae(config.vae, family, dtype)
-    if dtype != torch.float16 or family != "sdxl" or _made_for_fp16(vae, config):
+    # There are VAEs whose weights were scaled to fit fp16; their config tells so, or else their file's name.
+    name = Path(config.vae or "").name.lower().replace("_", "-")
+    fits_fp16 = not vae.config.force_upcast or "fp16-fix" in name
+    if dtype != torch.float16 or family != "sdxl" or fits_fp16:
         return vae
     notes.append("SDXL's VAE overflows in fp16, so it is held in fp32")
     # loaded afresh: what was rounded to fp16 stays rounded
     return parts.vae(torch.float32) if config.vae is None else load_vae(config.vae, family, torch.float32)
-
-
-def _made_for_fp16(vae: AutoencoderKL, config: BaseModelConfig) -> bool:
-    """Whether it is one of the VAEs whose weights were scaled to fit fp16: by its config, or by its file's name."""
-    name = Path(config.vae or "").name.lower().replace("_", "-")
-    return not vae.config.force_upcast or "fp16-fix" in name
 
 
 def load_vae(name: str, family: FamilyName, dtype: torch.dtype) -> AutoencoderKL:

@@ -109,16 +109,13 @@ class QuantizedLayer(nn.Module, ABC):
         self.register_parameter("bias", bias)
         self.train(layer.training)
         if kind == "int8":
-            self._pack_int8(weight)
+            rows_OI = weight.reshape(len(weight), -1).float()
+            scale_O = rows_OI.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+            packed_OI = (rows_OI / scale_O[:, None]).round().to(torch.int8)
+            self.register_buffer("packed", packed_OI)
+            self.register_buffer("scale_bits", scale_O.view(torch.int32))
         else:
             self._pack_nf4(weight, double=kind == "nf4-double")
-
-    def _pack_int8(self, weight: Tensor) -> None:
-        rows_OI = weight.reshape(len(weight), -1).float()
-        scale_O = rows_OI.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-        packed_OI = (rows_OI / scale_O[:, None]).round().to(torch.int8)
-        self.register_buffer("packed", packed_OI)
-        self.register_buffer("scale_bits", scale_O.view(torch.int32))
 
     def _pack_nf4(self, weight: Tensor, *, double: bool) -> None:
         packed, state = _bitsandbytes().functional.quantize_4bit(
@@ -200,7 +197,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc, override
         return functional.linear(inputs, weight, bias)
 
     def input_gradient(self, input_shape: torch.Size, weight: Tensor, output_gradient: Tensor) -> Tensor:
-        """output_gradient @ weight."""
+        """The gradient of the inputs: output_gradient @ weight."""
         return output_gradient @ weight
 
 
@@ -221,9 +218,9 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc, override
         self._pack(layer, kind)
 
     def apply_weight(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution."""
+        """The convolution with the unpacked weight."""
         return functional.conv2d(inputs, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def input_gradient(self, input_shape: torch.Size, weight: Tensor, output_gradient: Tensor) -> Tensor:
-        """The transposed convolution."""
+        """The gradient of the inputs: the transposed convolution with the unpacked weight."""
         return conv2d_input(input_shape, weight, output_gradient, self.stride, self.padding, self.dilation, self.groups)

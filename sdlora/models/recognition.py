@@ -56,9 +56,12 @@ def recognise_header(header: Header) -> FamilyName:
             raise ModelError(f"{path}: this is {what}; {_TRAINED}")
     if not header.has(UNET_PREFIX):
         raise ModelError(f"{path}: {_without_unet(header)}")
-    _check_unet_input(header)
+    shape = header.shapes.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
+    if shape is None:
+        raise ModelError(f"{header.path}: incomplete, the UNet's first layer is missing")
+    refuse_input_channels(str(header.path), shape[1])
     family = _family_of_header(header)
-    if not header.has(_text_prefix(family)):
+    if not header.has({"sd1": SD1_TEXT_PREFIX, "sd2": SD2_TEXT_PREFIX, "sdxl": SDXL_TEXT_PREFIX}[family]):
         raise ModelError(f"{path}: holds a UNet of family {family} but no text encoder; take the complete model file")
     return family
 
@@ -87,13 +90,6 @@ def _family_of_header(header: Header) -> FamilyName:
     )
 
 
-def _check_unet_input(header: Header) -> None:
-    shape = header.shapes.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
-    if shape is None:
-        raise ModelError(f"{header.path}: incomplete, the UNet's first layer is missing")
-    refuse_input_channels(str(header.path), shape[1])
-
-
 def _cross_attention_width(header: Header) -> int | None:
     return next(
         (
@@ -103,10 +99,6 @@ def _cross_attention_width(header: Header) -> int | None:
         ),
         None,
     )
-
-
-def _text_prefix(family: FamilyName) -> str:
-    return {"sd1": SD1_TEXT_PREFIX, "sd2": SD2_TEXT_PREFIX, "sdxl": SDXL_TEXT_PREFIX}[family]
 
 
 def _text_prefixes_of(header: Header) -> str:

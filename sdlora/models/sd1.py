@@ -19,7 +19,6 @@ class StableDiffusion:
 
     name: FamilyName
     native_resolution: int
-    text_encoder_prefixes: tuple[str, ...] = ("lora_te",)
     modelspec_implementation: str = "diffusers"
 
     def base_model_version(self, prediction: Prediction) -> str:
@@ -53,7 +52,7 @@ class StableDiffusion:
     def added_conditions(
         self, text_states: TextStates, size_conditions: Sequence[Sequence[int]] | None
     ) -> dict[str, Tensor] | None:
-        """None."""
+        """None: these UNets see nothing but latents, time and text."""
         return None
 
     def predict(
@@ -64,7 +63,7 @@ class StableDiffusion:
         text_states: TextStates,
         size_conditions: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
-        """The UNet's output."""
+        """The UNet's output; size conditions are passed over."""
         return run_unet(bundle, noisy_BCHW, timesteps_B, text_states, None)
 
 

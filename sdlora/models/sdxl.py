@@ -21,7 +21,6 @@ class StableDiffusionXL:
 
     name: FamilyName = "sdxl"
     native_resolution: int = 1024
-    text_encoder_prefixes: tuple[str, ...] = ("lora_te1", "lora_te2")
     modelspec_implementation: str = "https://github.com/Stability-AI/generative-models"
 
     def base_model_version(self, prediction: Prediction) -> str:

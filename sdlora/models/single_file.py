@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 from sdlora.config.base_model import FamilyName
 from sdlora.errors import ModelError
 from sdlora.models.components import TextEncoder, build_text_encoder, build_unet, build_vae, check_complete
-from sdlora.models.configs import Config, Shapes, fit_text_encoder, fit_unet, fit_vae, shipped_configs
+from sdlora.models.configs import ModelConfig, Shapes, fit_text_encoder, fit_unet, fit_vae, shipped_configs
 from sdlora.models.detection import Detection
 from sdlora.models.headers import read_pickled
 from sdlora.models.recognition import (
@@ -47,7 +47,7 @@ _IDLE_VAE = ("loss.", "model_ema.")
 
 
 class SingleFile:
-    """A single-file model's parts."""
+    """A model in one file, its parts built when they are asked for."""
 
     def __init__(self, path: Path, detection: Detection) -> None:
         self._where = str(path)
@@ -90,7 +90,7 @@ class SingleFile:
         ]
 
     def scheduler_config(self) -> Mapping[str, Any]:
-        """The family's noise schedule."""
+        """The family's usual one, as a single file holds none."""
         return self._configs["scheduler"]
 
 
@@ -112,7 +112,7 @@ def load_vae_file(path: Path, family: FamilyName, dtype: torch.dtype) -> Autoenc
     return _vae(weights, shipped_configs(family)["vae"], dtype, str(path))
 
 
-def _vae(weights: Weights, config: Config, dtype: torch.dtype, where: str) -> AutoencoderKL:
+def _vae(weights: Weights, config: ModelConfig, dtype: torch.dtype, where: str) -> AutoencoderKL:
     original = {name: tensor for name, tensor in weights.items() if not name.startswith(_IDLE_VAE)}
     try:
         config = fit_vae(config, _shapes(original))
@@ -155,7 +155,7 @@ def _convert_openclip(original: Weights, prefix: str) -> Weights:
     return converted
 
 
-def _fit_text_encoder(config: Config, weights: Weights, where: str) -> Config:
+def _fit_text_encoder(config: ModelConfig, weights: Weights, where: str) -> ModelConfig:
     start = "text_model.encoder.layers."
     layers = {name.removeprefix(start).split(".")[0] for name in weights if name.startswith(start)}
     try:

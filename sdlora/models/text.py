@@ -19,17 +19,10 @@ import torch
 from torch import Tensor
 
 from sdlora.errors import ModelError
-from sdlora.models.bundle import Bundle, TextStates
-from sdlora.models.prompts import CHUNK_TOKENS, MAX_TOKENS, Chunk, split_into_chunks, token_numbers
+from sdlora.models.bundle import TextStates
+from sdlora.models.prompts import CHUNK_TOKENS, Chunk, split_into_chunks, token_numbers
 
 _LARGEST_RATIO = 10.0
-
-
-def encode(
-    bundle: Bundle, captions: Sequence[str], *, max_tokens: int = MAX_TOKENS, weights: bool = True
-) -> TextStates:
-    """Text states of a batch of captions, as long as the longest needs (see `Family.encode_text`)."""
-    return bundle.family.encode_text(bundle, captions, max_tokens, weights)
 
 
 def encode_with(
@@ -57,7 +50,8 @@ def encode_with(
     output = encoder(tokens_NT, output_hidden_states=True)
     states_NTD = choose(output, encoder)
     if any(weight != 1 for chunk in padded for weight in chunk.weights):
-        states_NTD = emphasise(states_NTD, torch.tensor([_weights_with_marks(chunk) for chunk in padded]))
+        weights_NT = [[1.0, *chunk.weights, *[1.0] * (CHUNK_TOKENS + 1 - len(chunk.weights))] for chunk in padded]
+        states_NTD = emphasise(states_NTD, torch.tensor(weights_NT))
     width = states_NTD.shape[-1]
     pooled_ND = getattr(output, "text_embeds", None)
     return TextStates(states_NTD.reshape(len(captions), -1, width), None if pooled_ND is None else pooled_ND[::longest])
@@ -66,10 +60,6 @@ def encode_with(
 def _with_marks(chunk: Chunk, tokenizer: Any) -> list[int]:
     padding = [tokenizer.pad_token_id] * (CHUNK_TOKENS - len(chunk.tokens))
     return [tokenizer.bos_token_id, *chunk.tokens, tokenizer.eos_token_id, *padding]
-
-
-def _weights_with_marks(chunk: Chunk) -> list[float]:
-    return [1.0, *chunk.weights, *[1.0] * (CHUNK_TOKENS + 1 - len(chunk.weights))]
 
 
 def emphasise(states_NTD: Tensor, weights_NT: Tensor) -> Tensor:

@@ -39,19 +39,15 @@ def clip_merges() -> tuple[str, ...]:
 @cache
 def clip_vocabulary() -> dict[str, int]:
     """Every piece and its number, 0 to 49,407."""
-    letters = _byte_letters()
+    # A printable letter for each byte, in the vocabulary's order: printable bytes stand for themselves, the others for
+    # the characters from 256 up (Radford et al. 2019, byte-level BPE).
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = 256 - len(printable)
+    letters = [chr(number) for number in (*printable, *range(256, 256 + rest))]
     pieces = [*letters, *(f"{letter}</w>" for letter in letters)]
     pieces += [merge.replace(" ", "", 1) for merge in clip_merges()]
     pieces += [START, END]
     return {piece: number for number, piece in enumerate(pieces)}
-
-
-def _byte_letters() -> list[str]:
-    """A printable letter for each byte, in the vocabulary's order: printable bytes stand for themselves, the others
-    for the characters from 256 up (Radford et al. 2019, byte-level BPE)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    rest = 256 - len(printable)
-    return [chr(number) for number in (*printable, *range(256, 256 + rest))]
 
 
 def light_tokenizer(config: BaseModelConfig) -> Tokenizer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,10 +58,11 @@ def best_step(folder: RunFolder) -> int | None:
         return None
 
 
-def prune(folder: RunFolder, keep: int) -> list[Checkpoint]:
-    """Remove all but the newest `keep` checkpoints and the best one; returns what was removed."""
+def prune(folder: RunFolder, keep: int, stays: Callable[[int], bool] = lambda step: False) -> list[Checkpoint]:
+    """Remove all but the newest `keep` checkpoints, the best one and those whose step `stays`; returns the removed."""
     best = best_step(folder)
-    removed = [checkpoint for checkpoint in find(folder)[:-keep] if checkpoint.step != best]
+    old = find(folder)[:-keep]
+    removed = [checkpoint for checkpoint in old if checkpoint.step != best and not stays(checkpoint.step)]
     for checkpoint in removed:
         shutil.rmtree(checkpoint.path)
     return removed

@@ -33,6 +33,7 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
             data = file.read(_READ_BYTES)
     except OSError:
         return [], offset
+    # The last line may be half written: it is left for the next call.
     whole, newline, _ = data.rpartition(b"\n")
     events = [event for line in whole.split(b"\n") if (event := event_of(line)) is not None]
     return events, offset + len(whole) + len(newline)

@@ -31,12 +31,22 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The complete configuration, reloadable."""
+        """The complete configuration: `sdlora train --preset` with it trains the same."""
         return self.path / "config.yaml"
 
     @property
+    def history(self) -> Path:
+        """Former configurations, one a change of settings (see `runs.changes`)."""
+        return self.path / "config.history"
+
+    @property
+    def images(self) -> Path:
+        """What images and captions were when the run began."""
+        return self.path / "images.json"
+
+    @property
     def environment(self) -> Path:
-        """Versions and machine."""
+        """Versions of the packages and the machine, for whoever repeats the run."""
         return self.path / "environment.json"
 
     @property
@@ -46,7 +56,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What the terminal showed."""
+        """What the terminal showed, without progress bars."""
         return self.path / "log.txt"
 
     @property
@@ -78,7 +88,7 @@ class RunFolder:
         return self.path / "previews" / step_name(step)
 
     def adapter(self, name: str) -> Path:
-        """The finished adapter file."""
+        """Where the finished adapter file is written."""
         return self.path / f"{name}.safetensors"
 
     def ask(self, request: Request) -> None:
@@ -128,7 +138,7 @@ def create(config: TrainConfig) -> RunFolder:
         inner.mkdir()
     atomic.write_json(folder.environment, _environment(), indent=2)
     # Last: whoever lists runs takes a folder with a configuration for one.
-    atomic.write_text(folder.config, files.dump(_with_absolute_paths(config)))
+    atomic.write_text(folder.config, files.dump(with_absolute_paths(config)))
     return folder
 
 
@@ -146,7 +156,7 @@ def open_run(path: Path) -> tuple[RunFolder, TrainConfig]:
     return folder, files.load(folder.config)
 
 
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The same configuration, independent of the folder it was started from."""
     images, adapter, validation, outputs = config.images, config.adapter, config.validation, config.outputs
     base = config.base_model

@@ -33,6 +33,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
             f"{folder.path} is being trained already by {by}. `sdlora stop {folder.path}` asks it to save and stop."
         ) from None
     try:
+        # Only what was asked before this process began: a stop that was clicked while it loaded still counts.
         folder.discard_requests(made_before=psutil.Process().create_time())
         ProcessRecord.of(os.getpid(), events=folder.events, log=folder.log).write(folder.process)
         with Heartbeat(folder.process):

@@ -11,7 +11,7 @@ from sdlora.runs.folder import RunFolder, by_step
 
 
 @dataclass(frozen=True)
-class AdapterFile:
+class RunAdapterFile:
     """An adapter file of a run, ready to be used."""
 
     path: Path
@@ -31,19 +31,19 @@ class PreviewImage:
     prompt: str
 
 
-def adapter_files(folder: RunFolder) -> list[AdapterFile]:
+def adapter_files(folder: RunFolder) -> list[RunAdapterFile]:
     """Those of the checkpoints, oldest first, then the finished one if there is one.
 
     A checkpoint whose state was deleted, to save space, can't be gone on from, but its adapter is as good as before.
     """
     best = checkpoints.best_step(folder)
     found = [
-        AdapterFile(path, step, step == best)
+        RunAdapterFile(path, step, step == best)
         for step, inside in by_step(folder.checkpoints).items()
         for path in sorted(inside.glob("*.safetensors"))
     ]
     finished = [path for path in sorted(folder.path.glob("*.safetensors")) if path.is_file()]
-    return found + [AdapterFile(path, None, False) for path in finished]
+    return found + [RunAdapterFile(path, None, False) for path in finished]
 
 
 def preview_images(folder: RunFolder, prompts: Sequence[str] = ()) -> list[PreviewImage]:

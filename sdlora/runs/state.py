@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from sdlora.events import (
     Progress,
@@ -24,7 +24,6 @@ asked to stop and saves. stopped: it saved and ended before its last step, or ha
 failed: it ended with an error that it told. crashed: its process is gone without a word (killed, out of memory, machine
 off). All of queued, stopped, crashed and failed can be started or gone on with."""
 
-RUN_STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
 ACTIVE: tuple[RunStatus, ...] = ("starting", "running", "stopping")
 
 MIN_STEPS_FOR_SPEED = 30
@@ -118,7 +117,13 @@ def derive(folder: RunFolder, *, is_queued: bool = False) -> RunState:
     if is_queued and not alive:
         return replace(resting, status="queued")
     if newest.ending is not None:
-        return _ended(resting, newest.ending)
+        if isinstance(newest.ending, RunFailed):
+            return replace(resting, status="failed", last_error=newest.ending.message)
+        return replace(
+            resting,
+            status="finished" if newest.ending.reason == "completed" else "stopped",
+            adapter=newest.ending.adapter_path,
+        )
     if record is None and newest.time is None:
         return replace(resting, status="stopped")
     if record is None or not alive:
@@ -196,12 +201,6 @@ def _step(folder: RunFolder, newest: _Newest, began: RunStarted | None) -> int:
         return began.first_step
     steps = (event.step for event in iterate_backwards(folder.events) if isinstance(event, StepFinished))
     return next(steps, 0)
-
-
-def _ended(state: RunState, ending: RunFinished | RunFailed) -> RunState:
-    if isinstance(ending, RunFailed):
-        return replace(state, status="failed", last_error=ending.message)
-    return replace(state, status="finished" if ending.reason == "completed" else "stopped", adapter=ending.adapter_path)
 
 
 def _with_stage(state: RunState, newest: _Newest) -> RunState:

@@ -30,5 +30,5 @@ class JsonlSink:
         self._file.write(event.model_dump_json() + "\n")
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; what was written is with the system already."""
         self._file.close()

@@ -23,23 +23,22 @@ class TensorBoardSink:
         if isinstance(event, StepFinished):
             self._writer.add_scalar("train/loss", event.loss, event.step)
             self._writer.add_scalar("train/gradient_norm", event.gradient_norm, event.step)
+            if event.weight_norm is not None:
+                self._writer.add_scalar("train/weight_norm", event.weight_norm, event.step)
             for group, rate in event.learning_rates.items():
                 self._writer.add_scalar(f"learning_rate/{group}", rate, event.step)
         elif isinstance(event, Validated):
             self._writer.add_scalar("validation/loss", event.loss, event.step)
             self._writer.add_scalar("validation/relative_loss", event.relative_loss, event.step)
         elif isinstance(event, PreviewReady):
-            self._add_images(event)
+            import numpy as np
+            from PIL import Image
 
-    def _add_images(self, event: PreviewReady) -> None:
-        import numpy as np
-        from PIL import Image
-
-        for index, path in enumerate(event.paths):
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-            self._writer.add_image(f"preview/{index}", pixels, event.step, dataformats="HWC")
+            for index, path in enumerate(event.paths):
+                with Image.open(path) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+                self._writer.add_image(f"preview/{index}", pixels, event.step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush and close."""
+        """Write out what TensorBoard's writer still holds."""
         self._writer.close()

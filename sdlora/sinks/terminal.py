@@ -37,7 +37,7 @@ class TerminalSink:
         self._progress.start()
 
     def emit(self, event: Event) -> None:
-        """Show one event."""
+        """Show one event: a line, or a step of the progress bar."""
         match event:
             case events.RunStarted():
                 self._total_steps = event.total_steps
@@ -55,7 +55,12 @@ class TerminalSink:
                 if event.done >= event.total:
                     self._finish(event.stage)
             case events.StepFinished():
-                self._step(event)
+                self._loss = _smooth(self._loss, event.loss)
+                self._seconds = _smooth(self._seconds, event.seconds)
+                learning_rate = next(iter(event.learning_rates.values()), 0.0)
+                speed = speed_in_words(self._seconds)
+                figures = f"loss {self._loss:.4f}  lr {learning_rate:.2e}  {speed}  {event.memory_gib:.1f} GiB"
+                self._advance("training", event.step, self._total_steps, figures)
             case events.Validated():
                 best = ", best so far" if event.is_best else ""
                 self._say(
@@ -86,13 +91,6 @@ class TerminalSink:
 
     def _say(self, text: str) -> None:
         self.console.print(text)
-
-    def _step(self, event: events.StepFinished) -> None:
-        self._loss = _smooth(self._loss, event.loss)
-        self._seconds = _smooth(self._seconds, event.seconds)
-        rate = next(iter(event.learning_rates.values()), 0.0)
-        figures = f"loss {self._loss:.4f}  lr {rate:.2e}  {speed_in_words(self._seconds)}  {event.memory_gib:.1f} GiB"
-        self._advance("training", event.step, self._total_steps, figures)
 
     def _advance(self, stage: str, done: int, total: int, figures: str) -> None:
         if stage not in self._tasks:

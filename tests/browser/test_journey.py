@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def mix(page: Any, server: Any) -> None:
     wait_until(page, lambda: page.input_value("#mix-tags textarea").endswith(":0.7>"))
 
 
-def drawn_file(page: Any, server: Any) -> Path:
+def generated_file(page: Any, server: Any) -> Path:
     """Press Generate and wait for the one image."""
     before = set(server.root.glob("outputs/*/*.png"))
     page.click("#generate-go")
@@ -113,7 +114,7 @@ def drawn_file(page: Any, server: Any) -> Path:
     return file
 
 
-def draw_and_restore(page: Any, server: Any, tmp_path: Path) -> None:
+def generate_and_restore(page: Any, server: Any, tmp_path: Path) -> None:
     """An image with both adapters, then all its settings out of the file."""
     open_tab(page, "generate")
     page.wait_for_selector("#generate-row-2")
@@ -121,7 +122,7 @@ def draw_and_restore(page: Any, server: Any, tmp_path: Path) -> None:
     for field, value in (("steps", "3"), ("seed", "11")):
         enter(page, f"#generate-{field} input", value)
         page.keyboard.press("Tab")
-    file = drawn_file(page, server)
+    file = generated_file(page, server)
     with Image.open(file) as image:
         assert "<lora:journey:0.8>" in image.text["parameters"]
     dropped = Path(shutil.copyfile(file, tmp_path / "kept.png"))
@@ -153,13 +154,13 @@ def test_from_eight_pictures_to_an_exported_mix(page: Any, server: Any, tmp_path
     upload_and_caption(page, server)
     train(page, server)
     mix(page, server)
-    draw_and_restore(page, server, tmp_path)
+    generate_and_restore(page, server, tmp_path)
     export(page, server)
     assert (page.complaints, page.elsewhere, server.look_ups) == ([], [], [])
 
 
 @pytest.mark.timeout(600)
-def test_only_what_was_painted_over_is_drawn_anew(page: Any, server: Any, tmp_path: Path) -> None:
+def test_only_what_was_painted_over_is_generated_anew(page: Any, server: Any, tmp_path: Path) -> None:
     grey = tmp_path / "grey.png"
     Image.new("RGB", (128, 128), (128, 128, 128)).save(grey)
     open_tab(page, "generate")
@@ -177,7 +178,7 @@ def test_only_what_was_painted_over_is_drawn_anew(page: Any, server: Any, tmp_pa
     enter(page, "#generate-prompt textarea", "a red heart")
     enter(page, "#generate-steps input", "3")
     page.keyboard.press("Tab")
-    file = drawn_file(page, server)
+    file = generated_file(page, server)
     with Image.open(file) as image:
         start = json.loads(image.text["sdlora"])["request"]["start"]
         assert image.convert("RGB").getpixel((2, 2)) == (128, 128, 128)
@@ -187,4 +188,16 @@ def test_only_what_was_painted_over_is_drawn_anew(page: Any, server: Any, tmp_pa
     page.uncheck("#generate-start-on input")
     page.wait_for_timeout(2500)  # and stays so over the page's polls
     assert not page.is_checked("#generate-start-on input")
+
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    page.click("#generate-start button.label-wrap")
+    page.wait_for_selector("#generate-start-editor canvas")
+    wait_until(page, lambda: _colour_in_the_middle(page.locator("#generate-start-editor canvas").first) == 128)
     assert not page.complaints
+
+
+def _colour_in_the_middle(element: Any) -> int:
+    with Image.open(BytesIO(element.screenshot())) as image:
+        red = image.convert("RGB").getpixel((image.width // 2, image.height // 2))[0]
+    return int(red)

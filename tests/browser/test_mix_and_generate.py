@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.support.emoji_adapters import random_adapter
 
-DRAWN = "#generate-progress .progress-words:has-text(' in ')"
+GENERATED = "#generate-progress .progress-words:has-text(' in ')"
 """What stands above the result of a request that is over."""
 
 
@@ -65,7 +65,7 @@ def mix_two(page: Any) -> None:
     page.wait_for_selector("#mix-problems .problems", state="detached")
 
 
-def test_mix_draw_restore_and_export(page: Any, server: Any, tmp_path: Path) -> None:
+def test_mix_generate_restore_and_export(page: Any, server: Any, tmp_path: Path) -> None:
     open_tab(page, "mix")
     mix_two(page)
 
@@ -80,7 +80,7 @@ def test_mix_draw_restore_and_export(page: Any, server: Any, tmp_path: Path) -> 
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#generate-cancel:not([disabled])")
     page.reload()  # a page that is loaded anew finds its request again
-    page.wait_for_selector(DRAWN)
+    page.wait_for_selector(GENERATED)
     wait_until(page, lambda: page.locator("#generate-gallery .thumbnail-item").count() == 2)
     files = sorted(server.root.glob("outputs/*/*.png"))
     assert [path.stem.rpartition("-")[2] for path in files] == ["7", "8"]

@@ -112,7 +112,7 @@ def test_every_tab_is_accessible_in_light_and_dark_and_fits_a_phone(server: Any,
 
 
 @pytest.mark.timeout(900)
-def test_a_data_set_from_upload_to_undo_survives_reload_and_restart(server: Any, page: Any, tmp_path: Path) -> None:
+def test_a_dataset_from_upload_to_undo_survives_reload_and_restart(server: Any, page: Any, tmp_path: Path) -> None:
     folder = server.root / "datasets" / "shapes"
     open_tab(page, "dataset")
     page.click("#dataset-new")
@@ -246,7 +246,7 @@ def caption_with_a_model(page: Any, folder: Path, tagger: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_data_set_is_checked_mended_captioned_and_deleted_only_when_confirmed(
+def test_a_dataset_is_checked_fixed_captioned_and_deleted_only_when_confirmed(
     server: Any, page: Any, tmp_path: Path
 ) -> None:
     folder = server.root / "datasets" / "twice"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import enter, open_tab
+from browsing import enter, open_tab, wait_until
 
 from sdlora.launch.runs import list_runs
 from tests.support.documents import PROJECT, blocks
@@ -131,6 +131,8 @@ def test_a_run_is_watched_stopped_resumed_and_survives_the_server(
     other.click("#runs-stop")
     wait_for_status(page, "stopped")  # also in the first window
     stopped_at = step(page)
+    page.click("#runs-view-loss-button")
+    zoomed_and_back(page)
     page.click("#runs-view-files-button")
     with page.expect_download() as download:
         page.locator("#runs-files a").first.click()
@@ -190,6 +192,26 @@ def test_the_program_in_the_guide_trains(
     (program,) = blocks(PROJECT / "docs" / "guides" / "page.md", "python")
     exec(compile(program.replace("http://127.0.0.1:7860", server.url), "page.md", "exec"), {})
     assert "'run': 'my-fox'" in capsys.readouterr().out
+
+
+def zoomed_and_back(page: Any) -> None:
+    """Dragging over the chart shows that stretch of steps, a double press all of them again."""
+    chart = page.locator("#runs-chart svg[data-steps]")
+    all_steps = chart.get_attribute("data-steps")
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.4 * box["width"], middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], middle, steps=5)
+    page.mouse.up()
+    wait_until(page, lambda: page.input_value("#runs-first input") != "0")
+    stretch = " ".join(page.input_value(f"#runs-{end} input") for end in ("first", "last"))
+    wait_until(page, lambda: chart.get_attribute("data-steps") == stretch)
+    assert stretch != all_steps
+    chart.dblclick()
+    wait_until(page, lambda: chart.get_attribute("data-steps") == all_steps)
+    assert [page.input_value(f"#runs-{end} input") for end in ("first", "last")] == ["0", ""]
 
 
 def queued_over_the_api(server: Any, page: Any) -> None:

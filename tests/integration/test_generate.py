@@ -1,4 +1,4 @@
-"""Drawing with the embedded base model: batches, adapters on a resident base, start images, what goes wrong."""
+"""Generating with the embedded base model: batches, adapters on a resident base, start images, what goes wrong."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def differ(first: GeneratedImage, second: GeneratedImage) -> bool:
 
 @pytest.fixture
 def pixels_of(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> Callable[..., torch.Tensor]:
-    """Draws rows and gives their pixels before they are rounded to bytes, in [0, 1]."""
+    """Generates rows and gives their pixels before they are rounded to bytes, in [0, 1]."""
     from sdlora.generation.sampling import passes
 
     seen: list[torch.Tensor] = []
@@ -103,7 +103,7 @@ def pixels_of(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> Callable
 
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ SDE Karras", "LCM", "DPM++ 2M Karras"])
-def test_an_image_of_a_batch_drawn_again_alone_has_the_same_bytes(generator: Generator, sampler: Sampler) -> None:
+def test_an_image_of_a_batch_generated_again_alone_has_the_same_bytes(generator: Generator, sampler: Sampler) -> None:
     generated = list(generator.generate(request_of(sampler=sampler, num_images=3, batch_size=3)))
     assert [image.config.seed for image in generated] == [11, 12, 13]
     assert differ(generated[0], generated[1])
@@ -144,7 +144,7 @@ def test_a_mixed_batch_of_eight_equals_eight_single_runs(
     assert [bool(row > 0.01) for row in changed] == [bool(own) for own in sets]
 
 
-def test_an_image_of_a_mixed_batch_in_bf16_drawn_again_alone_has_the_same_bytes(adapters: list[Path]) -> None:
+def test_an_image_of_a_mixed_batch_in_bf16_generated_again_alone_has_the_same_bytes(adapters: list[Path]) -> None:
     compute = {"precision": "bf16", "device": "cpu"}
     rows = [
         request_of(adapters=(UsedAdapter(file=str(path)),), seed=index, compute=compute, batch_size=8, steps=2)
@@ -342,7 +342,7 @@ def test_cancelling_keeps_the_images_that_are_finished(generator: Generator) -> 
     assert [step.image_index for step in steps] == [0, 0, 0, 2, 2]
 
 
-def test_a_picture_that_overflows_is_drawn_again_in_fp32(half: Generator, tmp_path: Path) -> None:
+def test_a_picture_that_overflows_is_generated_again_in_fp32(half: Generator, tmp_path: Path) -> None:
     compute = {"precision": "fp16", "device": "cpu"}
     plain = request_of(compute=compute)
     before = one(half, plain)
@@ -396,7 +396,7 @@ def test_everything_wrong_is_told_at_once_before_a_model_is_loaded(
     with pytest.raises(ConfigError, match=r"start.image: .*broken.png: not a JPEG, PNG"):
         generate(request_of(start={"image": tmp_path / "broken.png"}))
     fitting = str(random_adapter(MODEL, tmp_path / "a.safetensors", layers=FEW))
-    with pytest.raises(ConfigError, match="no preset is called 'MIDDLE'"):
+    with pytest.raises(ConfigError, match="no weights are called 'MIDDLE'"):
         generate(request_of(adapters=(UsedAdapter(file=fitting, blocks="MIDDLE"),)))
     with pytest.raises(ConfigError, match="'moon' is no device; use cpu, cuda, mps or auto"):
         generate(request_of(compute={"device": "moon"}))

@@ -95,7 +95,9 @@ def test_a_grid_of_weights_and_checkpoints_from_the_command_line(run: Path, tmp_
         assert sheet.height > 4 * 64
 
 
-def test_a_cell_drawn_again_alone_from_its_file_has_the_same_pixels(run: Path, tmp_path: Path, cli, generator) -> None:
+def test_a_cell_generated_again_alone_from_its_file_has_the_same_pixels(
+    run: Path, tmp_path: Path, cli, generator
+) -> None:
     config = GenerateConfig(**QUICK, batch_size=2, adapters=(UsedAdapter(file=str(run / "grid.safetensors")),))
     grid = Grid(config, parse_axes(["weight=0.5,1", "seed=1,2"], config))
     sheet = save_grid(grid, tmp_path, generator)
@@ -126,7 +128,7 @@ def test_compare_draws_without_each_alone_and_together(run: Path, tmp_path: Path
     assert {values["seed"] for values in found} == {1}
 
 
-def test_a_picture_of_the_web_ui_is_drawn_with_what_is_found(run: Path, tmp_path: Path, cli) -> None:
+def test_a_picture_of_the_web_ui_is_generated_with_what_is_found(run: Path, tmp_path: Path, cli) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -173,7 +175,7 @@ def test_a_cancelled_grid_keeps_what_is_ready(tmp_path: Path, generator: Generat
     assert [path.name for path in tmp_path.iterdir()] == ["grid-0001"]
 
 
-def test_what_cannot_be_drawn_is_listed_before_anything_is(tmp_path: Path, generator: Generator) -> None:
+def test_what_cannot_be_generated_is_listed_before_anything_is(tmp_path: Path, generator: Generator) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     config = GenerateConfig(**QUICK)
     axes = parse_axes(
@@ -186,7 +188,7 @@ def test_what_cannot_be_drawn_is_listed_before_anything_is(tmp_path: Path, gener
     assert "nowhere/x.ckpt: no such file" in text
 
 
-def test_saved_images_carry_what_they_were_drawn_with(run: Path, tmp_path: Path, generator: Generator) -> None:
+def test_saved_images_carry_what_they_were_generated_with(run: Path, tmp_path: Path, generator: Generator) -> None:
     adapter = UsedAdapter(file=str(run / "grid.safetensors"), weight=0.5)
     (image,) = generator.generate(GenerateConfig(**QUICK, adapters=(adapter,)))
     read = read_image_settings(save_image(image, tmp_path))

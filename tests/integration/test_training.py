@@ -333,3 +333,35 @@ def test_a_file_that_fails_its_self_test_is_renamed_and_the_run_fails(
     last = parse_event((folder / "events.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert isinstance(last, RunFailed)
     assert last.step == 1
+
+
+def test_checkpoints_previews_and_validation_follow_epochs_and_are_called_as_sd_scripts_does(configure) -> None:
+    config = configure(
+        "name=cat", "optimization.steps=10", "optimization.batch_size=3", "validation.fraction=0.1",
+        "validation.every=1 epoch", "previews.prompts=[a cat]", "previews.steps=1", "previews.every=2 epochs",
+        "outputs.checkpoint_every=1 epoch", "outputs.checkpoint_names=epoch", "outputs.keep_checkpoints=1",
+        "outputs.keep_every=2 epochs",
+    )  # fmt: skip
+    result, collector = run(config)
+    folder = RunFolder(result.folder)
+    epochs = [event.epoch for event in collector.of(StepFinished)]
+    ends = [step for step in range(1, 10) if epochs[step] != epochs[step - 1]]  # 9 images in 3 buckets of batches
+    assert [event.step for event in collector.of(Validated)] == [0, *ends, 10]
+    assert [event.step for event in collector.of(PreviewReady)] == [0, ends[1], 10]
+    names = [path.name for found in checkpoints.find(folder) for path in found.path.glob("*.safetensors")]
+    assert names[0] == "cat-000002.safetensors"
+    assert len(names) in (2, 3), "every second epoch, the newest and perhaps the best"
+
+
+def test_a_run_saves_by_itself_at_tenths_and_when_it_has_waited_long(
+    configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdlora.training.loop import run as running
+
+    clock = iter(range(0, 10_000_000, 31))  # seconds between two looks at the clock
+    monkeypatch.setattr(running.time, "monotonic", lambda: next(clock))
+    result, _ = run(configure("optimization.steps=20", "outputs.keep_checkpoints=50"))
+    saved = [checkpoint.step for checkpoint in checkpoints.find(RunFolder(result.folder))]
+    assert 20 in saved
+    assert len(saved) > 3
+    assert all(step % 2 == 0 for step in saved), "only at tenths, as ten minutes never pass"

@@ -1,4 +1,4 @@
-"""Drawn images against diffusers' own pipelines: same scheduler, prompt and seed, in fp32, without and with adapters.
+"""Images against diffusers' own pipelines: same scheduler, prompt and seed, in fp32, without and with adapters.
 
 `pytest tests/parity/test_generation_in_diffusers.py --width true -s` takes SD 1.5 at its true width (4 GB in a
 temporary folder, 8 GiB of memory) where the suite takes its topology at a reduced one.
@@ -74,7 +74,7 @@ def generator_of(model: Path, **base_model: Any) -> Generator:
 
 @pytest.fixture
 def generated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
-    """Draws a request and gives its pixels before they are rounded to bytes, in [0, 1]."""
+    """Generates a request and gives its pixels before they are rounded to bytes, in [0, 1]."""
     seen: list[Tensor] = []
     decode = passes.decode_latents
 

@@ -14,7 +14,7 @@ from PIL import Image
 from sd_parsers import ParserManager
 
 from sdlora.config.generate import GenerateConfig, SecondPassConfig, StartImageConfig, UsedAdapter
-from sdlora.generation.restore.image_files import SavedSettings, encode
+from sdlora.generation.restore.image_files import SavedSettings, encode_image
 from sdlora.generation.restore.infotext import from_infotext, to_infotext
 
 FACTS = SimpleNamespace(model_name="tiny, a: model", model_hash="0123456789", adapter_hashes={"ink": "46e3576bb990"})
@@ -157,7 +157,7 @@ def test_every_setting_stands_there_under_the_name_that_others_know() -> None:
 def test_sd_parsers_reads_our_files(format_: str) -> None:
     facts = SimpleNamespace(model_name="tiny", model_hash="0123456789", adapter_hashes={})
     text = to_infotext(everything().model_copy(update={"prompt": "une tête, 猫"}), facts)
-    data = encode(Image.new("RGB", (64, 64)), format_, 90, SavedSettings(text))
+    data = encode_image(Image.new("RGB", (64, 64)), format_, 90, SavedSettings(text))
     info = ParserManager().parse(io.BytesIO(data))
     assert info is not None
     assert info.generator.name == "AUTOMATIC1111"

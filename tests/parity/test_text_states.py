@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from sdlora.models.bundle import Bundle, TextStates, join_text_states
 from sdlora.models.loading import load
 from sdlora.models.prompts import token_numbers
 from sdlora.models.schedule import build_schedule
-from sdlora.models.text import emphasise, encode
+from sdlora.models.text import emphasise
 from sdlora.models.tokenizer import clip_tokenizer, light_tokenizer
 
 CAPTIONS = ["a photo of a cat, (masterpiece:1.2) [blurry]", "", "two dogs"]
@@ -87,6 +88,10 @@ def test_short_captions_in_a_batch_are_filled_up_with_empty_chunks(tiny_sdxl: Pa
     joined = join_text_states(single, encode(bundle, [""]))
     torch.testing.assert_close(joined.states_BTD, batch.states_BTD)
     torch.testing.assert_close(joined.pooled_BD, batch.pooled_BD)
+
+
+def encode(bundle: Bundle, captions: list[str], **options: Any) -> TextStates:
+    return bundle.family.encode_text(bundle, captions, **options)
 
 
 def test_emphasis_multiplies_and_restores_the_mean() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
-from sdlora.models.configs import Config, shipped_configs
+from sdlora.models.configs import ModelConfig, shipped_configs
 from sdlora.models.detection import detect
 from sdlora.models.families import FAMILIES
 from sdlora.models.progress_bars import no_progress_bars
@@ -81,7 +81,7 @@ def build(
     return folder
 
 
-def _narrow(family: FamilyName, configs: dict[str, Config]) -> None:
+def _narrow(family: FamilyName, configs: dict[str, ModelConfig]) -> None:
     """Cut the widths; levels, layers and depths stay."""
     unet, vae = configs["unet"], configs["vae"]
     unet["block_out_channels"] = _UNET_WIDTHS[family]
@@ -101,7 +101,7 @@ def _narrow(family: FamilyName, configs: dict[str, Config]) -> None:
             )
 
 
-def _make(part: str, config: Config) -> Any:
+def _make(part: str, config: ModelConfig) -> Any:
     if part == "unet":
         return UNet2DConditionModel.from_config(config)
     if part == "vae":
@@ -119,7 +119,7 @@ def _with_biases(encoder: nn.Module) -> nn.Module:
     return encoder
 
 
-def _write_rest(folder: Path, family: FamilyName, configs: Mapping[str, Config]) -> None:
+def _write_rest(folder: Path, family: FamilyName, configs: Mapping[str, ModelConfig]) -> None:
     index: dict[str, Any] = {
         "_class_name": "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline",
         "_diffusers_version": "0.30.0",

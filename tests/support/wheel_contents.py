@@ -16,7 +16,7 @@ NEEDED = (
     "webui/assets/page.js",
 )
 FOREIGN = ("tests", "docs", "recipe", ".ci", ".github", "/draw")
-"""Parts of names that have no place in it: tests, the recipe of the embedded model, the scripts that draw the samples."""
+"""Parts of names that have no place in it: tests, the embedded model's recipe, the scripts that draw the samples."""
 LARGEST_MIB = 45
 
 

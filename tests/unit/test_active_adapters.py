@@ -98,7 +98,7 @@ def test_all_problems_of_rows_are_told_at_once(library: Scan) -> None:
     with pytest.raises(ConfigError) as caught:
         used(rows)
     assert len(caught.value.problems) == 2
-    assert "no preset is called 'SIDEWAYS'" in caught.value.problems[0]
+    assert "no weights are called 'SIDEWAYS'" in caught.value.problems[0]
     assert "start 0.8 must come before end 0.2" in caught.value.problems[1]
 
 

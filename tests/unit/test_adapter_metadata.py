@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sdlora.adapters.files.metadata import (
-    BucketCount,
+    BucketFacts,
     DatasetFolder,
     NetworkFacts,
     TrainingFacts,
@@ -29,7 +29,7 @@ FACTS = TrainingFacts(
     clip_skip=2,
     min_timestep=100,
     max_timestep=900,
-    bucket_counts=(BucketCount(512, 768, 5),),
+    bucket_counts=(BucketFacts(512, 768, 5),),
     folders=(DatasetFolder("10_private", 10, 24), DatasetFolder("1_class", 1, 50, is_class=True)),
     tag_frequency={"10_private": {"näher": 3}},
 )

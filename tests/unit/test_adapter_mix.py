@@ -136,7 +136,7 @@ def test_lists_follow_the_order_of_sd_scripts() -> None:
 @pytest.mark.parametrize(
     ("given", "family", "message"),
     [
-        ("OUTX", "sd1", "no preset is called 'OUTX'; presets: ALL, NONE, INS"),
+        ("OUTX", "sd1", "no weights are called 'OUTX'; there is ALL, NONE, INS"),
         ([1.0] * 12, "sd1", "12 weights, as lists for SDXL have; this adapter needs 17 or 26"),
         ([1.0] * 5, "sdxl", "5 weights; this adapter needs 12 or 20"),
         ({"OUT11": 1.0}, "sdxl", "there is no block OUT11; blocks: BASE, IN00"),

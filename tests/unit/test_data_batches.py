@@ -91,7 +91,7 @@ def test_the_summary_counts_what_training_will_draw(tmp_path: Path) -> None:
         BucketCount(Bucket(1024, 256), 1),
     ]
     assert (numbers.batches, numbers.short_batches) == (6, 4)
-    assert (numbers.upscaled, numbers.without_mask) == (1, 2)
+    assert numbers.upscaled == 1
     assert numbers.never_trained == []
     assert numbers.mean_aspect_error == 0
     assert tag_counts(records) == {tmp_path.name: {"red": 3, "blue": 1, "hat": 1}}
@@ -102,4 +102,3 @@ def test_the_summary_of_a_cropped_image_says_how_far_its_shape_is_off() -> None:
     images = ImagesConfig(resolution=64, buckets=False)
     numbers = plan(ScanResult(records, [], 1), assign(records, images), batch_size=1)
     assert numbers.mean_aspect_error == pytest.approx(1.0)
-    assert numbers.without_mask == 0

@@ -98,7 +98,7 @@ def test_an_axis_that_cannot_be_read_says_why(spec: str, reason: str) -> None:
     assert caught.value.problems == [f"{spec}: {reason}"]
 
 
-def test_all_problems_of_all_axes_are_listed_before_anything_is_drawn(tmp_path: Path) -> None:
+def test_all_problems_of_all_axes_are_listed_before_anything_is_generated(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         grid("x=wrong=1", "y=checkpoint=5", "z=guidance=1:2", run=tmp_path / "no-run")
     assert [problem.split(":")[0] for problem in caught.value.problems] == [

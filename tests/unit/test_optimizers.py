@@ -11,6 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.optim import Optimizer
 
 from sdlora.config.optimization import OPTIMIZERS, OWN_RATE, OptimizationConfig
 from sdlora.errors import ConfigError, MissingPackageError
@@ -20,7 +21,6 @@ from sdlora.training.optimization.optimizers import (
     evaluation_weights,
     notes,
     set_learning_rates,
-    state_bytes,
 )
 from sdlora.training.optimization.parameter_groups import ParameterGroup
 from sdlora.training.optimization.schedules import factor
@@ -37,6 +37,17 @@ RATES = {
     "muon": 0.05,
     "soap": 0.03,
 }
+
+
+def state_bytes(optimizer: Optimizer) -> int:
+    """Memory that the optimizer's state takes, tables shared between weights counted once."""
+    tensors = {
+        tensor.data_ptr(): tensor.nbytes
+        for state in optimizer.state.values()
+        for tensor in state.values()
+        if isinstance(tensor, torch.Tensor)
+    }
+    return sum(tensors.values())
 
 
 def settings(name: str, **changes) -> OptimizationConfig:

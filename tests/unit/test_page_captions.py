@@ -18,12 +18,13 @@ from sdlora.data.thumbnails import large_picture, thumbnail
 from sdlora.errors import ConfigError
 from sdlora.launch.dataset_jobs import caption_options, check_options
 from tests.support.dataset_pictures import fingerprint, picture, save_captioned
-from webui.datasets import view as view
+from webui.datasets import view
 from webui.datasets.view import label, received, summary, tokens
+from webui.paging import page_of
 
 
 @pytest.fixture
-def data_set(tmp_path: Path) -> Path:
+def dataset(tmp_path: Path) -> Path:
     folder = tmp_path / "set"
     captions = ["red, cat, sits", "Red, dog", None, "blue, cat, " + "very long words, " * 30]
     for number, caption in enumerate(captions):
@@ -36,8 +37,8 @@ def names(folder: Path, wanted: Filter) -> list[str]:
     return [item.name for item in listing.read(folder) if wanted.passes(item)]
 
 
-def test_images_are_listed_by_name_with_caption_and_mask(data_set: Path) -> None:
-    items = listing.read(data_set)
+def test_images_are_listed_by_name_with_caption_and_mask(dataset: Path) -> None:
+    items = listing.read(dataset)
     assert [(item.name, item.mask is not None) for item in items] == [
         ("0.png", False),
         ("1.png", True),
@@ -45,45 +46,45 @@ def test_images_are_listed_by_name_with_caption_and_mask(data_set: Path) -> None
         ("3.png", False),
     ]
     assert items[2].caption == ""
-    (data_set / "empty").mkdir()
-    assert listing.read(data_set / "empty") == []
+    (dataset / "empty").mkdir()
+    assert listing.read(dataset / "empty") == []
 
 
-def test_filters_find_words_missing_and_long_captions_and_tags(data_set: Path) -> None:
-    assert names(data_set, Filter("RED")) == ["0.png", "1.png"]
-    assert names(data_set, Filter("cat blue")) == ["3.png"]
-    assert names(data_set, Filter(kind="no caption")) == ["2.png"]
-    assert names(data_set, Filter(kind="too long")) == ["3.png"]
-    assert names(data_set, Filter(kind="with mask")) == ["1.png"]
-    assert names(data_set, Filter(tags=("red", "cat"))) == ["0.png"]
+def test_filters_find_words_missing_and_long_captions_and_tags(dataset: Path) -> None:
+    assert names(dataset, Filter("RED")) == ["0.png", "1.png"]
+    assert names(dataset, Filter("cat blue")) == ["3.png"]
+    assert names(dataset, Filter(kind="no caption")) == ["2.png"]
+    assert names(dataset, Filter(kind="too long")) == ["3.png"]
+    assert names(dataset, Filter(kind="with mask")) == ["1.png"]
+    assert names(dataset, Filter(tags=("red", "cat"))) == ["0.png"]
     assert Filter().is_empty
 
 
-def test_tags_are_counted_once_a_caption_whatever_their_case(data_set: Path) -> None:
-    counts = dict(listing.tag_counts(listing.read(data_set)))
+def test_tags_are_counted_once_a_caption_whatever_their_case(dataset: Path) -> None:
+    counts = dict(listing.tag_counts(listing.read(dataset)))
     assert counts["red"] == 2
     assert counts["very long words"] == 1
 
 
-def test_pages_have_ends_and_neighbours(data_set: Path) -> None:
-    items = listing.read(data_set)
-    assert [item.name for item in listing.page(items, 9, size=3).items] == ["3.png"]
-    assert listing.page(items, -4, size=3).number == 1
-    assert listing.page([], 1).num_pages == 1
-    assert listing.page_of(items, "3.png", size=3) == 2
+def test_pages_have_ends_and_neighbours(dataset: Path) -> None:
+    items = listing.read(dataset)
+    assert [item.name for item in page_of(items, 9, 3).items] == ["3.png"]
+    assert page_of(items, -4, 3).number == 1
+    assert page_of([], 1, 3).num_pages == 1
+    assert page_of(items, None, 3, listing.position(items, "3.png")).number == 2
     assert [listing.neighbour(items, "1.png", step) for step in (-1, 1)] == [0, 2]
     assert [listing.neighbour(items, name, step) for name, step in (("0.png", -1), ("3.png", 1))] == [0, 3]
     without = [items[0], items[2], items[3]]  # 1.png has left the list
     assert [without[listing.neighbour(without, "1.png", step)].name for step in (-1, 1)] == ["0.png", "2.png"]
 
 
-def test_a_caption_is_written_as_typed_and_none_is_made_for_nothing(data_set: Path) -> None:
-    listing.write_caption(data_set / "2.png", "")
-    assert not (data_set / "2.txt").exists()
-    listing.write_caption(data_set / "2.png", "typed, ")
-    assert (data_set / "2.txt").read_text(encoding="utf-8") == "typed, "
-    listing.write_caption(data_set / "2.png", "")
-    assert (data_set / "2.txt").read_text(encoding="utf-8") == ""
+def test_a_caption_is_written_as_typed_and_none_is_made_for_nothing(dataset: Path) -> None:
+    listing.write_caption(dataset / "2.png", "")
+    assert not (dataset / "2.txt").exists()
+    listing.write_caption(dataset / "2.png", "typed, ")
+    assert (dataset / "2.txt").read_text(encoding="utf-8") == "typed, "
+    listing.write_caption(dataset / "2.png", "")
+    assert (dataset / "2.txt").read_text(encoding="utf-8") == ""
 
 
 @pytest.mark.parametrize(
@@ -115,29 +116,29 @@ def test_an_edit_that_cannot_be_made_says_why() -> None:
         Edit("nothing", "a").rewrite()
 
 
-def test_an_edit_is_previewed_made_and_undone_as_one(data_set: Path) -> None:
-    before = fingerprint(data_set)
-    planned = plan_edit(listing.read(data_set), Edit("front", "zwx"))
+def test_an_edit_is_previewed_made_and_undone_as_one(dataset: Path) -> None:
+    before = fingerprint(dataset)
+    planned = plan_edit(listing.read(dataset), Edit("front", "zwx"))
     shown = view.edit_preview(planned, 4)
     assert "4 of 4 captions would change" in shown
     assert "<ins>zwx, </ins>" in shown
-    assert fingerprint(data_set) == before
-    assert make_edit(data_set, planned) == 4
-    assert all(item.caption.startswith("zwx") for item in listing.read(data_set))
-    change = history.last_change(data_set)
+    assert fingerprint(dataset) == before
+    assert make_edit(dataset, planned) == 4
+    assert all(item.caption.startswith("zwx") for item in listing.read(dataset))
+    change = history.last_change(dataset)
     assert change is not None
     assert change.words == "Undo the edit of 4 files"
-    undo(data_set)
-    assert fingerprint(data_set) == before
-    assert history.last_change(data_set) is None
+    undo(dataset)
+    assert fingerprint(dataset) == before
+    assert history.last_change(dataset) is None
 
 
-def test_an_edit_is_refused_when_a_caption_has_changed_since_its_preview(data_set: Path) -> None:
-    planned = plan_edit(listing.read(data_set), Edit("front", "zwx"))
-    (data_set / "0.txt").write_text("by hand", encoding="utf-8")
+def test_an_edit_is_refused_when_a_caption_has_changed_since_its_preview(dataset: Path) -> None:
+    planned = plan_edit(listing.read(dataset), Edit("front", "zwx"))
+    (dataset / "0.txt").write_text("by hand", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"1 captions have changed since the preview \(0.png\)"):
-        make_edit(data_set, planned)
-    assert (data_set / "1.txt").read_text(encoding="utf-8") == "Red, dog"
+        make_edit(dataset, planned)
+    assert (dataset / "1.txt").read_text(encoding="utf-8") == "Red, dog"
 
 
 def test_the_preview_shows_twenty_and_escapes_what_captions_hold(tmp_path: Path) -> None:
@@ -149,12 +150,12 @@ def test_the_preview_shows_twenty_and_escapes_what_captions_hold(tmp_path: Path)
     assert "<script>" not in shown
 
 
-def test_a_deleted_image_goes_with_caption_and_mask_and_comes_back(data_set: Path) -> None:
-    before = fingerprint(data_set)
-    history.delete_image(data_set, listing.read(data_set)[1])
-    assert not list(data_set.glob("1*"))
-    undo(data_set)
-    assert fingerprint(data_set) == before
+def test_a_deleted_image_goes_with_caption_and_mask_and_comes_back(dataset: Path) -> None:
+    before = fingerprint(dataset)
+    history.delete_image(dataset, listing.read(dataset)[1])
+    assert not list(dataset.glob("1*"))
+    undo(dataset)
+    assert fingerprint(dataset) == before
 
 
 def test_thumbnails_are_upright_small_and_made_once(tmp_path: Path) -> None:
@@ -177,12 +178,12 @@ def test_many_threads_may_make_the_same_thumbnail(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "thumbs").iterdir()] == [path.name for path in made]
 
 
-def test_a_mask_is_tinted_on_the_large_picture(data_set: Path, tmp_path: Path) -> None:
-    items = listing.read(data_set)
-    Image.new("L", (64, 48), 0).save(data_set / "1-masklabel.png")
+def test_a_mask_is_tinted_on_the_large_picture(dataset: Path, tmp_path: Path) -> None:
+    items = listing.read(dataset)
+    Image.new("L", (64, 48), 0).save(dataset / "1-masklabel.png")
     with (
         Image.open(large_picture(items[1].path, items[1].mask, tmp_path / "t")) as tinted,
-        Image.open(data_set / "1.png") as plain,
+        Image.open(dataset / "1.png") as plain,
     ):
         red_added = tinted.convert("RGB").resize((1, 1)).getpixel((0, 0))[0] - plain.resize((1, 1)).getpixel((0, 0))[0]
     assert red_added > 0
@@ -192,21 +193,21 @@ def test_a_mask_is_tinted_on_the_large_picture(data_set: Path, tmp_path: Path) -
     )
 
 
-def test_what_training_cuts_off_is_said_in_words(data_set: Path) -> None:
+def test_what_training_cuts_off_is_said_in_words(dataset: Path) -> None:
     assert shapes.crop_in_words(shapes.placement((512, 512), 512), (512, 512)).endswith("512 × 512: nothing cut off.")
     cut = shapes.crop_in_words(shapes.placement((1200, 1000), 512), (1200, 1000))
     assert cut == "1200 × 1000 px, trained as 576 × 448: 7 % cut off top and bottom."
     assert "enlarged 4 times" in shapes.crop_in_words(shapes.placement((128, 128), 512), (128, 128))
 
 
-def test_the_crop_figure_names_the_image_and_marks_the_window(data_set: Path, tmp_path: Path) -> None:
-    item = listing.read(data_set)[0]
+def test_the_crop_figure_names_the_image_and_marks_the_window(dataset: Path, tmp_path: Path) -> None:
+    item = listing.read(dataset)[0]
     figure = view.crop(item, tmp_path / "a b.webp", 512)
     assert 'alt="0.png: red, cat, sits"' in figure
     assert "a%20b.webp" in figure
     assert "<rect" in figure
-    (data_set / "9.png").write_bytes(b"no image")
-    broken = next(item for item in listing.read(data_set) if item.name == "9.png")
+    (dataset / "9.png").write_bytes(b"no image")
+    broken = next(item for item in listing.read(dataset) if item.name == "9.png")
     assert "can't be read" in view.crop(broken, tmp_path / "x", 512)
 
 
@@ -234,12 +235,12 @@ def test_the_report_has_a_button_for_each_fix_and_shows_names_below_the_folder(t
 
 def test_captioning_options_give_the_settings_back() -> None:
     config = CaptioningConfig(
-        model="-odd", existing="append", exclude=("a", "b c"), threshold=0.5, escape_brackets=False
+        model="-odd", existing="append", exclude=("a", "b c"), threshold=0.5, escape_brackets=True
     )
     options = caption_options(config)
     assert options == [
         "--model=-odd", "--existing=append", "--exclude", "a", "--exclude", "b c",
-        "--threshold=0.5", "--plain-brackets",
+        "--threshold=0.5", "--escape-brackets",
     ]  # fmt: skip
     assert caption_options(CaptioningConfig()) == []
 
@@ -250,8 +251,8 @@ def test_check_options_are_read_back_as_they_were_meant() -> None:
     assert (config.images.resolution, config.captions.trigger) == (768, "it's: [odd]")
 
 
-def test_the_words_below_a_picture_say_what_is_wrong(data_set: Path) -> None:
-    items = listing.read(data_set)
+def test_the_words_below_a_picture_say_what_is_wrong(dataset: Path) -> None:
+    items = listing.read(dataset)
     assert [label(item) for item in items[:3]] == ["0", "1", "no caption: 2"]
     assert label(items[3]).endswith("tokens: 3")
     assert "4 images and 3 captions" in summary(items, 5)

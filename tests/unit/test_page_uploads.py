@@ -42,7 +42,7 @@ def zipped(path: Path, **files: bytes) -> Path:
 
 
 @pytest.fixture
-def data_set(tmp_path: Path) -> Path:
+def dataset(tmp_path: Path) -> Path:
     folder = tmp_path / "datasets" / "mine"
     folder.mkdir(parents=True)
     return folder
@@ -52,92 +52,92 @@ def visible(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_images_and_captions_are_moved_into_the_data_set(data_set: Path, tmp_path: Path) -> None:
+def test_images_and_captions_are_moved_into_the_dataset(dataset: Path, tmp_path: Path) -> None:
     files = upload(tmp_path, a_png=png(1), a_txt=b"one", b_png=png(2))
-    report = receive(data_set, files)
+    report = receive(dataset, files)
     assert (report.images, report.captions, report.refused) == (2, 1, {})
-    assert visible(data_set) == ["a.png", "a.txt", "b.png"]
+    assert visible(dataset) == ["a.png", "a.txt", "b.png"]
     assert not any(file.exists() for file in files)
 
 
 def test_the_same_bytes_are_passed_over_and_other_ones_get_a_number_with_their_caption_and_mask(
-    data_set: Path, tmp_path: Path
+    dataset: Path, tmp_path: Path
 ) -> None:
-    receive(data_set, upload(tmp_path, a_png=png(1), a_txt=b"one"))
-    again = receive(data_set, upload(tmp_path, a_png=png(1), a_txt=b"one"))
+    receive(dataset, upload(tmp_path, a_png=png(1), a_txt=b"one"))
+    again = receive(dataset, upload(tmp_path, a_png=png(1), a_txt=b"one"))
     assert (again.images, again.captions, again.same) == (0, 0, 2)
-    other = receive(data_set, upload(tmp_path, **{"a_png": png(2), "a_txt": b"two", "a-masklabel_png": png(9)}))
+    other = receive(dataset, upload(tmp_path, **{"a_png": png(2), "a_txt": b"two", "a-masklabel_png": png(9)}))
     assert other.renamed == {"a.png": "a-2.png"}
-    assert visible(data_set) == ["a-2-masklabel.png", "a-2.png", "a-2.txt", "a.png", "a.txt"]
-    assert (data_set / "a.txt").read_text() == "one"
-    assert (data_set / "a-2.txt").read_text() == "two"
+    assert visible(dataset) == ["a-2-masklabel.png", "a-2.png", "a-2.txt", "a.png", "a.txt"]
+    assert (dataset / "a.txt").read_text() == "one"
+    assert (dataset / "a-2.txt").read_text() == "two"
 
 
 def test_a_name_is_taken_by_an_image_of_another_format_too_since_both_would_share_the_caption(
-    data_set: Path, tmp_path: Path
+    dataset: Path, tmp_path: Path
 ) -> None:
-    receive(data_set, upload(tmp_path, a_png=png(1), a_txt=b"one"))
+    receive(dataset, upload(tmp_path, a_png=png(1), a_txt=b"one"))
     content = io.BytesIO()
     picture(2, (64, 64)).save(content, "JPEG")
-    report = receive(data_set, upload(tmp_path, a_jpg=content.getvalue()))
+    report = receive(dataset, upload(tmp_path, a_jpg=content.getvalue()))
     assert report.renamed == {"a.jpg": "a-2.jpg"}
 
 
-def test_a_caption_that_replaces_another_one_can_be_undone(data_set: Path, tmp_path: Path) -> None:
-    receive(data_set, upload(tmp_path, a_png=png(1), a_txt=b"by hand"))
-    report = receive(data_set, upload(tmp_path, a_txt=b"from elsewhere"))
+def test_a_caption_that_replaces_another_one_can_be_undone(dataset: Path, tmp_path: Path) -> None:
+    receive(dataset, upload(tmp_path, a_png=png(1), a_txt=b"by hand"))
+    report = receive(dataset, upload(tmp_path, a_txt=b"from elsewhere"))
     assert report.replaced == ["a.txt"]
-    assert (data_set / "a.txt").read_text() == "from elsewhere"
-    undo(data_set)
-    assert (data_set / "a.txt").read_text() == "by hand"
+    assert (dataset / "a.txt").read_text() == "from elsewhere"
+    undo(dataset)
+    assert (dataset / "a.txt").read_text() == "by hand"
 
 
-def test_what_is_not_taken_is_listed_with_the_reason(data_set: Path, tmp_path: Path) -> None:
+def test_what_is_not_taken_is_listed_with_the_reason(dataset: Path, tmp_path: Path) -> None:
     report = receive(
-        data_set, upload(tmp_path, a_heic=b"x", b_exe=b"x", c_png=b"no image", d_txt=b"x" * 2_000_000, e_txt=b"lonely")
+        dataset, upload(tmp_path, a_heic=b"x", b_exe=b"x", c_png=b"no image", d_txt=b"x" * 2_000_000, e_txt=b"lonely")
     )
     assert "save it as PNG or JPEG" in report.refused["a.heic"]
     assert "neither an image nor a caption" in report.refused["b.exe"]
     assert "not a JPEG, PNG" in report.refused["c.png"]
     assert "too long for a caption" in report.refused["d.txt"]
     assert report.unclaimed == ["e.txt"]
-    assert visible(data_set) == ["e.txt"]
+    assert visible(dataset) == ["e.txt"]
 
 
 def test_a_zip_file_is_unpacked_without_its_outer_folder_and_with_folders_that_mean_repeats(
-    data_set: Path, tmp_path: Path
+    dataset: Path, tmp_path: Path
 ) -> None:
     archive = zipped(tmp_path / "set.zip", outer__10_cat__a_png=png(1), outer__b_png=png(2), outer__b_txt=b"two")
-    report = receive(data_set, [archive])
+    report = receive(dataset, [archive])
     assert (report.images, report.captions) == (2, 1)
-    assert visible(data_set) == ["10.cat/a.png", "b.png", "b.txt"]
+    assert visible(dataset) == ["10.cat/a.png", "b.png", "b.txt"]
     assert not archive.exists()
     repeats = tmp_path / "repeats.zip"
     with zipfile.ZipFile(repeats, "w") as opened:
         opened.writestr("5_dog/c.png", png(3))
-    receive(data_set, [repeats])
-    assert "5_dog/c.png" in visible(data_set)
+    receive(dataset, [repeats])
+    assert "5_dog/c.png" in visible(dataset)
 
 
-def test_two_zip_files_with_equal_names_keep_their_captions_apart(data_set: Path, tmp_path: Path) -> None:
+def test_two_zip_files_with_equal_names_keep_their_captions_apart(dataset: Path, tmp_path: Path) -> None:
     first = zipped(tmp_path / "1.zip", a_png=png(1), a_txt=b"one")
     second = zipped(tmp_path / "2.zip", a_png=png(2), a_txt=b"two")
-    receive(data_set, [first, second])
-    assert {(data_set / name).read_text() for name in ("a.txt", "a-2.txt")} == {"one", "two"}
+    receive(dataset, [first, second])
+    assert {(dataset / name).read_text() for name in ("a.txt", "a-2.txt")} == {"one", "two"}
     for stem, caption in (("a", "one"), ("a-2", "two")):
-        assert (data_set / f"{stem}.txt").read_text() == caption
-        assert (data_set / f"{stem}.png").read_bytes() == png(1 if caption == "one" else 2)
+        assert (dataset / f"{stem}.txt").read_text() == caption
+        assert (dataset / f"{stem}.png").read_bytes() == png(1 if caption == "one" else 2)
 
 
 @pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\evil.png"])
-def test_a_zip_entry_that_leads_elsewhere_is_left_out(data_set: Path, tmp_path: Path, name: str) -> None:
+def test_a_zip_entry_that_leads_elsewhere_is_left_out(dataset: Path, tmp_path: Path, name: str) -> None:
     archive = tmp_path / "evil.zip"
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr(name, png(1))
         opened.writestr("good.png", png(2))
-    report = receive(data_set, [archive])
+    report = receive(dataset, [archive])
     assert "leads out of the folder" in " ".join(report.refused.values())
-    assert visible(data_set) == ["good.png"]
+    assert visible(dataset) == ["good.png"]
     assert not list(tmp_path.rglob("evil.png"))
 
 
@@ -175,13 +175,13 @@ def test_a_zip_file_beyond_the_limits_names_the_limit(tmp_path: Path) -> None:
         unpack(archive, tmp_path / "out", Limits(spare_bytes=2**60))
 
 
-def test_damaged_and_locked_zip_files_are_named(data_set: Path, tmp_path: Path) -> None:
+def test_damaged_and_locked_zip_files_are_named(dataset: Path, tmp_path: Path) -> None:
     locked = zipped(tmp_path / "locked.zip", a_txt=b"1")
     content = bytearray(locked.read_bytes())
     for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag "encrypted" in both headers
         content[content.find(mark) + offset] |= 1
     locked.write_bytes(bytes(content))
-    report = receive(data_set, [locked, *upload(tmp_path, damaged_zip=b"PK no zip")])
+    report = receive(dataset, [locked, *upload(tmp_path, damaged_zip=b"PK no zip")])
     assert "password" in report.refused["locked.zip"]
     assert "no intact zip file" in report.refused["damaged.zip"]
 
@@ -195,7 +195,7 @@ def test_names_are_made_safe_for_any_system() -> None:
     assert len(safe_parts(f"{'x' * 300}.png")[0]) == folders.MAX_NAME  # type: ignore[index]
 
 
-def test_data_sets_are_made_renamed_and_listed(tmp_path: Path) -> None:
+def test_datasets_are_made_renamed_and_listed(tmp_path: Path) -> None:
     folders.create(tmp_path, "cats")
     folders.create(tmp_path, "Birds")
     assert folders.names(tmp_path) == ["Birds", "cats"]
@@ -217,8 +217,8 @@ def test_the_sample_set_is_a_copy_with_a_name_of_its_own(tmp_path: Path) -> None
     assert folders.count_images(first) > 0
 
 
-def test_an_image_beside_a_lonely_caption_claims_it(data_set: Path, tmp_path: Path) -> None:
-    receive(data_set, upload(tmp_path, a_txt=b"waiting"))
+def test_an_image_beside_a_lonely_caption_claims_it(dataset: Path, tmp_path: Path) -> None:
+    receive(dataset, upload(tmp_path, a_txt=b"waiting"))
     save_captioned(picture(1, (64, 64)), tmp_path / "x" / "a.png", None)
-    report = receive(data_set, [tmp_path / "x" / "a.png"])
+    report = receive(dataset, [tmp_path / "x" / "a.png"])
     assert (report.images, report.renamed) == (1, {})

@@ -17,9 +17,11 @@ from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUICK, Context, con
 from webui.datasets import view
 from webui.datasets.editor import Editor
 from webui.layout import small_button
+from webui.paging import page_of
 from webui.scripts import PRESSES
 
 TAGS_SHOWN = 60
+IMAGES_A_PAGE = 72
 
 
 class Browser:
@@ -212,9 +214,9 @@ class Browser:
             if not found:
                 return self._page(found, 1, None) | self.editor.edit(found, 0)
             at = listing.neighbour(found, editing, step)
-            page = listing.page_of(found, found[at].name)
+            page = page_of(found, None, IMAGES_A_PAGE, at).number
             if page == number:
-                moved: dict[Any, Any] = {self.gallery: gr.Gallery(selected_index=at % listing.PAGE_IMAGES)}
+                moved: dict[Any, Any] = {self.gallery: gr.Gallery(selected_index=at % IMAGES_A_PAGE)}
             else:
                 moved = self._page(found, page, found[at].name)
             return moved | self.editor.edit(found, at)
@@ -247,7 +249,7 @@ class Browser:
 
     def _from_the_start(self, folder: Path | None, items: Sequence[Item], at: int) -> dict[Any, Any]:
         name = items[at].name if items else ""
-        listed = self._page(items, listing.page_of(items, name), name)
+        listed = self._page(items, page_of(items, None, IMAGES_A_PAGE, at).number, name)
         return {
             self.text: "",
             self.kind: "all",
@@ -270,7 +272,7 @@ class Browser:
         }
 
     def _page(self, items: Sequence[Item], number: int, selected: str | None) -> dict[Any, Any]:
-        page = listing.page(items, number)
+        page = page_of(items, number, IMAGES_A_PAGE)
         names = [item.name for item in page.items]
         kept = self.context.workspace.thumbnails
         pictures = make_thumbnails([item.path for item in page.items], kept)

@@ -13,10 +13,11 @@ from sdlora.words import count
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import view
 from webui.datasets.browser import Browser, as_filter
+from webui.gradio_quirks import update_in_browser
 from webui.layout import small_button
 
 SCOPES = ("all images", "images that pass the filter")
-_OUTDATED = '() => [{__type__: "update", value: "Apply", interactive: false}, ""]'
+_OUTDATED = f'() => [{update_in_browser(value="Apply", interactive=False)}, ""]'
 """In the page itself: an answer of the server could come after the next preview and take it away."""
 
 

@@ -19,7 +19,6 @@ from webui.context import PRIVATE, QUICK, Context, handler
 from webui.datasets import view
 from webui.datasets.browser import Browser
 from webui.form import Form
-from webui.gradio_quirks import pressed
 from webui.layout import live_html, problems_html, small_button
 from webui.problems import panel
 from webui.scripts import PRESSES
@@ -185,7 +184,7 @@ class WorkPanels:
 
     def _act(self, name: str, resolution: int, trigger: str, event: gr.EventData) -> dict[Any, Any]:
         """A button of the report: fix a rule, or show an image."""
-        folder, data = self._folder(name), pressed(event)
+        folder, data = self._folder(name), event.pressed
         if "image" in data:
             return self.browser.shown_image(folder, data["image"])
         options = ["--rules", data["fix"], "--apply", *check_options(int(resolution), trigger or "")]

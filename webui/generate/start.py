@@ -45,8 +45,6 @@ class StartPanel:
                 form.place("start.mask_blur_px")
         context.remember(_IS_ON, self.is_on)
         context.on_load.append((self._kept, [], [self.editor]))
-        self.was_opened = gr.State(False)
-        self.panel.expand(handler(self._kept_once), [self.was_opened], [self.was_opened, self.editor], **QUICK)
         self.editor.upload(None, None, [self.is_on], js="() => [true]", api_visibility="private")
         self.editor.upload(handler(self._take), [self.editor], None, **LAST_COUNTS)
         self.editor.clear(handler(self._forget), None, [self.is_on], **QUICK)
@@ -83,10 +81,6 @@ class StartPanel:
     def _kept(self) -> Any:
         kept = self._kept_picture()
         return gr.skip() if kept is None else _editor_value(kept)
-
-    def _kept_once(self, was_opened: bool) -> tuple[bool, Any]:
-        """The same when the editor comes into view first: unseen, it holds a picture but shows none."""
-        return True, gr.skip() if was_opened else self._kept()
 
     def _forget(self) -> bool:
         self.state.update({_PICTURE: None, _IS_ON: False})

@@ -11,7 +11,6 @@ from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.generate import view
 from webui.generate.generating import PREFIX, Generating
 from webui.generate.grid import GridPanel
-from webui.generate.request import FIELDS
 from webui.generate.results import ResultsPanel
 from webui.mix.rows import build_rows
 
@@ -114,8 +113,6 @@ class GenerateTab:
         for name, counter in (("prompt", self.prompt_tokens), ("negative", self.negative_tokens)):
             changed = [components[name].change, model.change]
             gr.on(changed, handler(_count), [components[name], model], [counter], **LAST_COUNTS)
-        empty = [field.name for field in FIELDS if field.kind == "number" and field.is_optional]
-        self.context.on_load.append((self._kept_numbers(empty), [], [components[name] for name in empty]))
         self.context.shared["tab.generate"].select(handler(self._models), [model], [model], **QUICK)
 
     def _wire_mix(self) -> None:
@@ -175,10 +172,6 @@ class GenerateTab:
             raise gr.Error("Nothing was generated yet, so there is no seed to reuse.", print_exception=False)
         self.context.state.set("generate.seed", request.seeds[0])
         return request.seeds[0]
-
-    def _kept_numbers(self, names: list[str]) -> Any:
-        """Optional numbers once more: see `gradio_quirks` on numbers that begin empty."""
-        return lambda: [self.context.state.get(f"generate.{name}") for name in names]
 
     def _models(self, chosen: str) -> Any:
         return gr.Dropdown(choices=self.services.models(), value=chosen)

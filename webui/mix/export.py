@@ -128,7 +128,7 @@ class _Exports:
         return self._shown(), gr.Button(visible=False)
 
     def poll(self, seen: str, text: str, family: str, page: int) -> Any:
-        """What changed since this page's last look; once an export is over the library shows it."""
+        """What this page doesn't show yet; once an export is over the library shows it."""
         if self.job is None:
             return gr.skip()
         state = self.job.state()

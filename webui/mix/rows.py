@@ -11,7 +11,6 @@ import gradio as gr
 from sdlora.library import rows as rows_of
 from sdlora.library.rows import BLOCK_PRESETS, Row, to_tags
 from webui.context import LAST_COUNTS, QUEUED, Context, handler
-from webui.gradio_quirks import page_load
 from webui.mix import view
 from webui.pieces import empty
 
@@ -31,7 +30,7 @@ def shape(context: Context) -> gr.State:
 def build_rows(context: Context, tab: str, *, full: bool) -> None:
     """Rows that live in the named tab. full: with text encoder, blocks, steps, trigger words and sweep."""
     services, changes = context.services, shape(context)
-    triggers = [page_load(), changes.change, context.shared[f"tab.{tab}"].select]
+    triggers = [context.page.load, changes.change, context.shared[f"tab.{tab}"].select]
 
     @gr.render(triggers=triggers, show_progress="hidden")
     def lay_out() -> None:

@@ -19,7 +19,7 @@ NO_LOG = "No log yet."
 
 @dataclass(frozen=True)
 class Choice:
-    """What a person looks at."""
+    """What a person chose to see of the runs."""
 
     run: str | None = None
     """None: whatever trains now, else the newest run."""

@@ -14,7 +14,6 @@ from sdlora.launch.runs import RunHandle, clone
 from sdlora.launch.support import copy_log, support_zip, write_csv
 from webui.context import EACH_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.downloads import download_button
-from webui.gradio_quirks import pressed
 from webui.layout import html
 from webui.runs import view
 from webui.runs.chart import ChartOptions
@@ -140,11 +139,11 @@ class RunsTab:
     # Events
 
     def _wire(self) -> None:
-        looks = [self.selected, self.sent, self.preview, *self._chart_inputs, self.compare]
+        inputs = [self.selected, self.sent, self.preview, *self._chart_inputs, self.compare]
         shown = [*self._parts.values(), *self.buttons.values(), self.details, self.sent, self.selected]
 
         def on(trigger: Any, act: Callable[..., Any], **options: Any) -> None:
-            trigger(handler(act), looks, shown, **{**QUICK, **options})
+            trigger(handler(act), inputs, shown, **{**QUICK, **options})
 
         on(self.context.timer.tick, self._show, concurrency_limit=None)
         for changed in (*self._chart_inputs, self.compare):
@@ -160,20 +159,21 @@ class RunsTab:
         for name in ("kill", "delete"):
             self.buttons[name].click(handler(self._asking(name)), self.selected, asking, **QUICK)
         self.no.click(handler(lambda: (gr.update(visible=False), "", None)), None, asking, **QUICK)
-        self.yes.click(handler(self._confirmed), [self.pending, *looks], [*asking, *shown], **QUICK)
-        self._wire_choices(looks, shown)
+        self.yes.click(handler(self._confirmed), [self.pending, *inputs], [*asking, *shown], **QUICK)
+        self._wire_choices(inputs, shown)
         train = self.context.shared["train.tab"]
         self.clone.click(handler(self._clone), self.selected, [*train.outputs, self.context.tabs], **QUICK)
 
-    def _wire_choices(self, looks: list[Any], shown: list[Any]) -> None:
+    def _wire_choices(self, inputs: list[Any], shown: list[Any]) -> None:
         """Presses inside lists and pictures, and what a page begins with."""
-        self.list.select(handler(self._select), looks, [*shown, self.preview], **EACH_COUNTS)
-        self.queue.select(handler(self._alter_queue), looks, shown, **EACH_COUNTS)
-        self.grid.select(handler(self._compare_previews), looks, [*shown, self.preview], **EACH_COUNTS)
-        self.chart.select(handler(self._zoom), looks, [*shown, self.first, self.last], **EACH_COUNTS)
+        self.list.select(handler(self._select), inputs, [*shown, self.preview], **EACH_COUNTS)
+        self.queue.select(handler(self._alter_queue), inputs, shown, **EACH_COUNTS)
+        self.grid.select(handler(self._compare_previews), inputs, [*shown, self.preview], **EACH_COUNTS)
+        for chart in (self.chart, self.compared):
+            chart.select(handler(self._zoom), inputs, [*shown, self.first, self.last], **EACH_COUNTS)
         self.log_tab.select(None, None, None, js=TO_THE_END, **PRIVATE)
         self.compare_tab.select(handler(self._offer_runs), None, self.compare, **QUICK)
-        self.context.on_load.append((self._restore, [], [self.selected, self.last]))
+        self.context.on_load.append((self._restore, [], [self.selected]))
 
     @property
     def _chart_inputs(self) -> list[Any]:
@@ -230,10 +230,10 @@ class RunsTab:
     def _acting(self, act: Callable[[RunHandle], Any]) -> Callable[..., Any]:
         """A handler that does something with the chosen run, then shows what came of it."""
 
-        def acted(selected: str | None, *looks: Any) -> Any:
+        def acted(selected: str | None, *inputs: Any) -> Any:
             act(self._handle(selected))
             self.watch.snapshot(now=True)
-            return self._show(selected, *looks)
+            return self._show(selected, *inputs)
 
         return acted
 
@@ -250,7 +250,7 @@ class RunsTab:
 
         return ask
 
-    def _confirmed(self, pending: tuple[str, str] | None, selected: str | None, *looks: Any) -> Any:
+    def _confirmed(self, pending: tuple[str, str] | None, selected: str | None, *inputs: Any) -> Any:
         closed = {self.confirm: gr.update(visible=False), self.question: "", self.pending: None}
         if pending is None:
             return closed
@@ -262,7 +262,7 @@ class RunsTab:
             handle.delete(self.context.workspace.trash)
             selected = None
         self.watch.snapshot(now=True)
-        shown = self._show(selected, *looks)
+        shown = self._show(selected, *inputs)
         return {**closed, **(shown if self.sent in shown else {})}
 
     def _resume_run(self, handle: RunHandle) -> None:
@@ -272,7 +272,7 @@ class RunsTab:
 
     def _select(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
         """Look at another run."""
-        name = str(pressed(event)["run"])
+        name = str(event.pressed["run"])
         self.context.state.set("runs.selected", name)
         shown = self._show(name, sent, (0, None), *chosen)
         return {**(shown if self.sent in shown else {}), self.selected: name, self.preview: (0, None)}
@@ -281,22 +281,22 @@ class RunsTab:
         self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any
     ) -> Any:
         """Put the pressed picture under the slider."""
-        data = pressed(event)
+        data = event.pressed
         wanted = (int(data["prompt"]), int(data["step"]))
         shown = self._show(selected, sent, wanted, *chosen)
         return {**(shown if self.sent in shown else {}), self.preview: wanted}
 
     def _zoom(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
         """Look at the stretch of steps that was dragged over, or at all of them."""
-        stretch = pressed(event)
+        stretch = event.pressed
         *others, _, _, compared = chosen
         shown = self._show(selected, sent, preview, *others, stretch["first"], stretch["last"], compared)
         ends = {self.first: stretch["first"], self.last: stretch["last"]}
         return {**(shown if self.sent in shown else {}), **ends}
 
-    def _alter_queue(self, event: gr.EventData, selected: str | None, *looks: Any) -> Any:
+    def _alter_queue(self, event: gr.EventData, selected: str | None, *inputs: Any) -> Any:
         """Move a waiting run, take it out, hold the queue or let it go on."""
-        data = pressed(event)
+        data = event.pressed
         act, run = data["queue"], data.get("run", "")
         if act in ("hold", "release"):
             self.watch.hold(act == "hold")
@@ -305,7 +305,7 @@ class RunsTab:
         else:
             self.watch.move(run, -1 if act == "up" else 1)
         self.watch.snapshot(now=True)
-        return self._show(selected, *looks)
+        return self._show(selected, *inputs)
 
     def _clone(self, selected: str | None) -> Any:
         config = clone(self._handle(selected))
@@ -317,7 +317,7 @@ class RunsTab:
         return gr.update(choices=[run.name for run in self.watch.snapshot().runs])
 
     def _restore(self) -> Any:
-        return self.context.state.get("runs.selected"), None  # else Gradio shows the empty number as 0
+        return self.context.state.get("runs.selected")
 
     # Files
 

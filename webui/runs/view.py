@@ -8,7 +8,7 @@ from typing import Any
 
 from sdlora.config.schema import ABSENT
 from sdlora.launch.watch import Snapshot, WatchedRun, settings_that_differ
-from sdlora.runs.results import AdapterFile
+from sdlora.runs.results import RunAdapterFile
 from sdlora.runs.state import MIN_STEPS_FOR_SPEED, RunState
 from sdlora.words import duration_in_words, speed_in_words
 from webui.templating import macros
@@ -99,7 +99,7 @@ def messages(found: Sequence[tuple[str, str]]) -> str:
     return str(_HTML.messages(found[-_MESSAGES_SHOWN:]))
 
 
-def adapter_files(files: Sequence[AdapterFile]) -> str:
+def adapter_files(files: Sequence[RunAdapterFile]) -> str:
     """The adapter files, the finished one first, each to download."""
     rows = []
     for file in reversed(files):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from sdlora.imports.read import settings_as_yaml
 from sdlora.launch.runs import RunHandle
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.form import Form
-from webui.gradio_quirks import pressed
+from webui.gradio_quirks import collect
 from webui.layout import html, problems_html
 from webui.scripts import PRESSES
 from webui.train import view
@@ -228,16 +227,14 @@ class TrainTab:
     def _with_form(self, triggers: Any, act: Callable[..., Any], outputs: list[Any], **options: Any) -> None:
         """Have a handler called with what the form shows at that moment, by name, and the preset's name."""
 
-        @functools.wraps(act)
         def acted(collected: str) -> Any:
             values = json.loads(collected)
             return act(values, values.pop("preset"))
 
-        del acted.__wrapped__  # type: ignore[attr-defined]  # its arguments are not those of `act`
-        wanted = {"trigger_mode": "always_last", **QUICK, **options}
-        self.form.collect(triggers, self.collected, {"preset": self.preset}).then(
-            handler(acted), self.collected, outputs, **wanted
-        )
+        acted.__name__ = act.__name__  # for the log
+        wanted = {**LAST_COUNTS, **options}
+        collected = collect(triggers, {**self.form.components, "preset": self.preset}, self.collected)
+        collected.then(handler(acted), self.collected, outputs, **wanted)
 
     @property
     def _choices(self) -> list[Any]:
@@ -282,7 +279,7 @@ class TrainTab:
         return self._show(self._preset_shown(preset), preset)
 
     def _reset_one(self, event: gr.EventData, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
-        name = pressed(event)["reset"]
+        name = event.pressed["reset"]
         return self._show({**shown, name: self._preset_shown(preset)[name]}, preset)
 
     def _search(self, query: str) -> dict[Any, Any]:

@@ -13,7 +13,7 @@ from sdlora.adapters.algebra.blocks import block_label, block_names
 from sdlora.adapters.algebra.low_rank import decompose, from_weights
 from sdlora.adapters.algebra.mix import OnProgress
 from sdlora.adapters.algebra.operands import BaseWeight, layer_update
-from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
+from sdlora.adapters.files.weights import AdapterFile
 
 _DORA_NOTE = "DoRA's magnitude is left out, as its effect depends on the base weights; give the model: --base MODEL"
 _NAMED_RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -90,7 +90,10 @@ def analyse(
     """
     layers: list[LayerAnalysis] = []
     base_norms: dict[str, float] = {}
-    largest = max(weights.rank if _is_plain(weights) else _NAMED_RANKS[-1] for weights in file.modules.values())
+    largest = max(
+        weights.rank if weights.algorithm == "lora" and weights.dora_scale is None else _NAMED_RANKS[-1]
+        for weights in file.modules.values()
+    )
     ranks = [rank for rank in _NAMED_RANKS if rank < largest] + [largest]
     for done, (name, weights) in enumerate(file.modules.items()):
         if base_weight is None:
@@ -116,10 +119,6 @@ def analyse(
     notes = (_DORA_NOTE,) if is_dora and base_weight is None else ()
     norm = sum(layer.norm**2 for layer in layers) ** 0.5
     return Analysis(tuple(layers), _blocks(layers, base_norms, file), norm, notes)
-
-
-def _is_plain(weights: ModuleWeights) -> bool:
-    return weights.algorithm == "lora" and weights.dora_scale is None
 
 
 def _blocks(

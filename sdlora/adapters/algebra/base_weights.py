@@ -60,7 +60,7 @@ class TensorSlice:
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of the weight."""
+        """Shape of these rows of the tensor."""
         whole = self.file.shape(self.tensor)
         start, stop, _ = self.rows.indices(whole[0])
         return torch.Size((stop - start, *whole[1:]))

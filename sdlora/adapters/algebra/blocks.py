@@ -28,7 +28,7 @@ _WITHOUT_ATTENTION = {
     False: (*_span("IN", 0, 0), "IN03", "IN06", *_span("IN", 9, 11), *_span("OUT", 0, 2)),
     True: (*_span("IN", 0, 3), "IN06", *_span("OUT", 6, 8)),
 }
-_PRESETS: dict[bool, dict[str, tuple[str, ...]]] = {
+_WEIGHTED: dict[bool, dict[str, tuple[str, ...]]] = {
     False: {
         "INS": _span("IN", 0, 4),
         "IND": _span("IN", 5, 11),
@@ -48,7 +48,7 @@ _PRESETS: dict[bool, dict[str, tuple[str, ...]]] = {
         "OUTALL": _span("OUT", 0, 8),
     },
 }
-PRESETS = ("ALL", "NONE", *_PRESETS[False])
+NAMED_WEIGHTS = ("ALL", "NONE", *_WEIGHTED[False])
 
 
 def block_names(family: FamilyName | None) -> tuple[str, ...]:
@@ -74,13 +74,19 @@ def block_weights(
 ) -> dict[str, float]:
     """Weight by block; blocks that aren't named have weight 1.
 
-    given: a preset's name (ALL, NONE, INS, IND, INALL, MIDD, OUTD, OUTS, OUTALL; the text encoder stays on in all but
+    given: a name (ALL, NONE, INS, IND, INALL, MIDD, OUTD, OUTS, OUTALL; the text encoder stays on in all but
     NONE), a list in sd-scripts' order of 12, 17, 20 or 26 numbers, or weights by block name.
     Raises ConfigError naming `source` for anything else.
     """
     is_sdxl = family == "sdxl"
     if isinstance(given, str):
-        return _preset(given, family, source)
+        name = given.upper()
+        if name not in NAMED_WEIGHTS:
+            raise ConfigError(source, [f"blocks: no weights are called '{given}'; there is {', '.join(NAMED_WEIGHTS)}"])
+        if name == "ALL":
+            return {}
+        chosen = _WEIGHTED[is_sdxl].get(name, ())
+        return {block: float(block in chosen or (block == BASE and name != "NONE")) for block in block_names(family)}
     names = block_names(family)
     if isinstance(given, Mapping):
         unknown = [name for name in given if name.upper() not in names]
@@ -96,18 +102,8 @@ def block_weights(
     return {name: float(weight) for name, weight in zip(names, given, strict=True)}
 
 
-def _preset(given: str, family: FamilyName | None, source: str) -> dict[str, float]:
-    preset = given.upper()
-    if preset not in PRESETS:
-        raise ConfigError(source, [f"blocks: no preset is called '{given}'; presets: {', '.join(PRESETS)}"])
-    if preset == "ALL":
-        return {}
-    chosen = _PRESETS[family == "sdxl"].get(preset, ())
-    return {name: float(name in chosen or (name == BASE and preset != "NONE")) for name in block_names(family)}
-
-
 def read_blocks(text: str, source: str, family: FamilyName | None = None) -> str | list[float] | dict[str, float]:
-    """Block weights as a person types them: a preset, numbers between commas, or names with weights.
+    """Block weights as a person types them: a name, numbers between commas, or names with weights.
 
     Raises ConfigError naming `source`; with a family, number and names of the blocks are checked too.
     """

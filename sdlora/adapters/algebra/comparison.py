@@ -45,7 +45,7 @@ class Comparison:
         return asdict(self)
 
     def as_text(self) -> str:
-        """A table by block."""
+        """A table by block, with what unrelated adapters would have for comparison."""
         lines = [f"{'block':<6} {'layers':>6} {'cosine':>8} {'conflict':>9}"]
         lines += [
             f"{one.block:<6} {one.num_layers:>6} {one.cosine:8.3f} {one.conflict:9.1%}"
@@ -63,6 +63,14 @@ class _Sums:
     second: float = 0.0
     magnitude: float = 0.0
     remaining: float = 0.0
+
+    def add(self, one: torch.Tensor, two: torch.Tensor) -> None:
+        self.layers += 1
+        self.product += float((one * two).sum())
+        self.first += float(one.square().sum())
+        self.second += float(two.square().sum())
+        self.magnitude += float(one.abs().sum() + two.abs().sum())
+        self.remaining += float((one + two).abs().sum())
 
     def result(self, block: str) -> BlockComparison:
         size = (self.first * self.second) ** 0.5
@@ -96,7 +104,7 @@ def compare(
         if matrices[0].shape != matrices[1].shape:
             raise AdapterError(f"{name}: the adapters are for layers of different shapes")
         for block in (block_label(name), "all"):
-            _add(sums[block], matrices[0], matrices[1])
+            sums[block].add(*matrices)
         if on_progress is not None:
             on_progress(done + 1, len(shared))
     order = [block for block in (*block_names(family), "UNET") if block in sums]
@@ -106,12 +114,3 @@ def compare(
         len(first.modules) - len(shared),
         len(second.modules) - len(shared),
     )
-
-
-def _add(sums: _Sums, one: torch.Tensor, two: torch.Tensor) -> None:
-    sums.layers += 1
-    sums.product += float((one * two).sum())
-    sums.first += float(one.square().sum())
-    sums.second += float(two.square().sum())
-    sums.magnitude += float(one.abs().sum() + two.abs().sum())
-    sums.remaining += float((one + two).abs().sum())

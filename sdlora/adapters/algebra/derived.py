@@ -36,7 +36,7 @@ class Provenance:
     base: Mapping[str, Any] | None = None
 
     def entries(self) -> dict[str, str]:
-        """Metadata entries."""
+        """The metadata entries that a file keeps it in: all of it as JSON, and the names for ModelSpec."""
         told: dict[str, Any] = {"command": self.command, "inputs": list(self.inputs), "settings": dict(self.settings)}
         if self.relative_error is not None:
             told["relative_error"] = self.relative_error
@@ -68,13 +68,16 @@ def operand_facts(operand: Operand) -> dict[str, Any]:
 
 def derived_facts(path: Path, files: Sequence[AdapterFile], family: FamilyName) -> TrainingFacts:
     """Name, family, prediction, resolution and trigger words of an adapter made of these files."""
+    native = FAMILIES[family].native_resolution
+    told = [re.fullmatch(r"(\d+)x(\d+)", file.metadata.get("modelspec.resolution", "")) for file in files]
+    resolution = next(((int(match[1]), int(match[2])) for match in told if match), (native, native))
     triggers = dict.fromkeys(file.metadata.get("modelspec.trigger_phrase", "") for file in files)
     return TrainingFacts(
         name=re.sub(r"[:,<>]", "_", path.stem),
         family=family,
         prediction=_prediction(files),
         trigger=", ".join(trigger for trigger in triggers if trigger),
-        resolution=_resolution(files, family),
+        resolution=resolution,
     )
 
 
@@ -125,12 +128,3 @@ def _prediction(files: Sequence[AdapterFile]) -> Prediction:
         named = " and ".join(f"{file.path.name} for {prediction}" for prediction, file in told.items())
         raise AdapterError(f"adapters for models of different prediction can't be put together: {named}")
     return next(iter(told), "epsilon")
-
-
-def _resolution(files: Sequence[AdapterFile], family: FamilyName) -> tuple[int, int]:
-    for file in files:
-        match = re.fullmatch(r"(\d+)x(\d+)", file.metadata.get("modelspec.resolution", ""))
-        if match:
-            return int(match[1]), int(match[2])
-    native = FAMILIES[family].native_resolution
-    return native, native

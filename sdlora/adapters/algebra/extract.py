@@ -9,7 +9,7 @@ import torch
 from sdlora.adapters.algebra.base_weights import BaseWeights
 from sdlora.adapters.algebra.low_rank import from_matrix
 from sdlora.adapters.algebra.mix import LayerReport, Mixed, OnProgress, truncated
-from sdlora.adapters.algebra.operands import layer_shape
+from sdlora.adapters.algebra.operands import weight_shape
 from sdlora.adapters.files.kohya import module_path
 from sdlora.adapters.files.layer_sets import addressable
 from sdlora.adapters.files.weights import ModuleWeights
@@ -56,7 +56,7 @@ def extract(tuned: BaseWeights, base: BaseWeights, ranks: Ranks, *, on_progress:
         difference_oi = tuned_weight.double().flatten(1) - base_weight.double().flatten(1)
         if bool(difference_oi.any()):
             place = module_path(name, base.family)
-            shape = layer_shape(name, [base_weight.shape], base.family)
+            shape = weight_shape(name, [base_weight.shape], base.family)
             rank = ranks.of(shape)
             if place is None or not addressable(*place) or rank == 0:
                 outside.append(name)
@@ -68,11 +68,8 @@ def extract(tuned: BaseWeights, base: BaseWeights, ranks: Ranks, *, on_progress:
             on_progress(done + 1, len(names))
     if not modules:
         raise AdapterError(f"{tuned.path.name} and {base.path.name} don't differ in any layer an adapter can hold")
-    return Mixed(base.family, modules, tuple(layers), _notes(outside))
-
-
-def _notes(outside: list[str]) -> tuple[str, ...]:
-    if not outside:
-        return ()
-    listed = ", ".join(outside[:3]) + (", ..." if len(outside) > 3 else "")
-    return (f"{len(outside)} layers differ and are left out: {listed}",)
+    notes: tuple[str, ...] = ()
+    if outside:
+        listed = ", ".join(outside[:3]) + (", ..." if len(outside) > 3 else "")
+        notes = (f"{len(outside)} layers differ and are left out: {listed}",)
+    return Mixed(base.family, modules, tuple(layers), notes)

@@ -21,7 +21,7 @@ from sdlora.adapters.files.container import refuse_overwriting
 from sdlora.adapters.files.tensor_files import TensorFile
 from sdlora.errors import AdapterError
 
-Change = Callable[[Tensor], Tensor]
+WeightChange = Callable[[Tensor], Tensor]
 _STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 """Metadata that is no longer true of a changed file."""
 _PICKLED = {".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx"}
@@ -137,15 +137,16 @@ def _left_out(folder: str, names: Sequence[str], changed_files: set[Path]) -> li
     ]
 
 
-def _changes(places: Mapping[str, TensorSlice], operands: Sequence[Operand]) -> dict[str, Change]:
+def _changes(places: Mapping[str, TensorSlice], operands: Sequence[Operand]) -> dict[str, WeightChange]:
     by_tensor: dict[str, dict[str, TensorSlice]] = defaultdict(dict)
     for name, place in places.items():
         by_tensor[place.tensor][name] = place
     return {tensor: _adding(layers, operands) for tensor, layers in by_tensor.items()}
 
 
-def _adding(layers: Mapping[str, TensorSlice], operands: Sequence[Operand]) -> Change:
+def _adding(layers: Mapping[str, TensorSlice], operands: Sequence[Operand]) -> WeightChange:
     def change(weight: Tensor) -> Tensor:
+        # Added up one type above the file's: the update is often smaller than the spacing of half-precision weights.
         is_precise = weight.dtype in (torch.float32, torch.float64)
         precise = weight.to(torch.float64 if is_precise else torch.float32, copy=True)
         for name, place in layers.items():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.algebra.low_rank import LowRank, decompose, from_matrix, total
-from sdlora.adapters.algebra.operands import BaseWeight, Operand, as_lora, layer_shape, layer_update
+from sdlora.adapters.algebra.operands import BaseWeight, Operand, as_lora, layer_update, weight_shape
 from sdlora.adapters.files.weights import ModuleWeights
 from sdlora.config.base_model import FamilyName
 from sdlora.config.mix import MixConfig, MixMethod
@@ -81,14 +81,19 @@ def mix(
         present = [operand for operand in operands if name in operand.file.modules and operand.weight_of(name) != 0]
         if present:
             weights = [operand.file.modules[name] for operand in present]
-            shape = layer_shape(name, [one.delta_shape for one in weights], family)
+            shape = weight_shape(name, [one.delta_shape for one in weights], family)
             modules[name], report = _mixed_layer(name, present, shape, config, base_weight)
             layers.append(report)
         if on_progress is not None:
             on_progress(done + 1, len(names))
     if not modules:
         raise AdapterError("every weight is 0: nothing is left to write")
-    return Mixed(family, modules, tuple(layers), _notes(operands))
+    notes: list[str] = []
+    for file in (operand.file for operand in operands):
+        notes += [f"{file.path.name}: {note}" for note in file.notes]
+        if file.unused:
+            notes.append(f"{file.path.name}: {unused_note(file.unused)}")
+    return Mixed(family, modules, tuple(layers), tuple(notes))
 
 
 def _mixed_layer(
@@ -103,6 +108,7 @@ def _mixed_layer(
         for operand in present
     ]
     if config.method == "concat":
+        # Ranks add up, so that of many adapters may pass the layer's own: then the singular values give a smaller form.
         exact = total([_without_surplus(update) for update in updates])
         return as_lora(exact, shape), LayerReport(name, exact.rank, exact.norm(), 0.0)
     summed = total(updates) if config.method == "svd" else from_matrix(_thinned(name, updates, config))
@@ -166,16 +172,6 @@ def _thinned(name: str, updates: Sequence[LowRank], config: MixConfig) -> Tensor
         torch.manual_seed(config.seed * 1_000_003 + sum(name.encode()))
         joined: Tensor = join(matrices, torch.ones(len(matrices), dtype=torch.float64), config.density)
     return joined
-
-
-def _notes(operands: Sequence[Operand]) -> tuple[str, ...]:
-    notes: list[str] = []
-    for operand in operands:
-        file = operand.file
-        notes += [f"{file.path.name}: {note}" for note in file.notes]
-        if file.unused:
-            notes.append(f"{file.path.name}: {unused_note(file.unused)}")
-    return tuple(notes)
 
 
 def unused_note(unused: Sequence[str]) -> str:

@@ -98,7 +98,7 @@ def layer_update(name: str, weights: ModuleWeights, base_weight: BaseWeight | No
     return from_matrix(_rescaled(tuned_oi, weights.dora_scale.double(), base_weight(name).shape) - base_oi)
 
 
-def layer_shape(name: str, shapes: Sequence[torch.Size], family: FamilyName) -> torch.Size:
+def weight_shape(name: str, shapes: Sequence[torch.Size], family: FamilyName) -> torch.Size:
     """The shape [out, in] or [out, in, k, k] of a layer's weight, as kohya's tools expect its factors.
 
     shapes: of the updates given for it; LoHa's and LoKr's don't tell a convolution's kernel, then the name does.

@@ -8,7 +8,7 @@ import torch
 
 from sdlora.adapters.algebra.low_rank import from_weights
 from sdlora.adapters.algebra.mix import LayerReport, Mixed, OnProgress, truncated, unused_note
-from sdlora.adapters.algebra.operands import layer_shape
+from sdlora.adapters.algebra.operands import weight_shape
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
 from sdlora.errors import AdapterError
 
@@ -38,7 +38,7 @@ def resize(
             modules[name] = replace(weights, alpha=weights.scale * weights.rank)
             layers.append(LayerReport(name, weights.rank, update.norm(), 0.0))
         else:
-            shape = layer_shape(name, [weights.delta_shape], file.family)
+            shape = weight_shape(name, [weights.delta_shape], file.family)
             modules[name], report = truncated(name, update, shape, rank=rank, energy=energy)
             layers.append(report)
         if on_progress is not None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdlora.adapters.files.container import adapter_header
 from sdlora.adapters.files.family_guess import guess_family
-from sdlora.adapters.files.key_names import LayerKeys, algorithm_of, by_layer
+from sdlora.adapters.files.key_names import algorithm_of, by_layer
 from sdlora.config.base_model import FamilyName
 from sdlora.constants import MIB
 from sdlora.errors import AdapterError
@@ -74,10 +74,24 @@ def describe(path: Path, card: Path | None = None) -> Description | None:
     told = _read_card(card)
     factors = [factor for layer in keys.layers.values() for factor in layer]
     spec = {key.removeprefix("modelspec."): value for key, value in metadata.items() if key.startswith("modelspec.")}
+    is_dora = "dora_scale" in factors
+    names = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
+    found = sorted({names[algorithm_of(layer)] for layer in keys.layers.values()})
+    ranks = Counter(
+        next((shapes[layer[factor]][axis] for factor, axis in _RANK_AXIS.items() if factor in layer), 1)
+        for layer in keys.layers.values()
+        if all(len(shapes[key]) > 0 for factor, key in layer.items() if factor in _RANK_AXIS)
+    )
     return Description(
-        family=guess_family(_shaped(keys, shapes), metadata),
-        kind=_kind(keys, "dora_scale" in factors),
-        rank=_rank(keys, shapes),
+        family=guess_family(
+            {
+                name: {factor: _Shaped(shapes[key]) for factor, key in layer.items()}
+                for name, layer in keys.layers.items()
+            },
+            metadata,
+        ),
+        kind=" and ".join(found) + (" with DoRA" if is_dora else ""),
+        rank=ranks.most_common(1)[0][0] if ranks else 1,
         num_layers=len(keys.layers),
         trains_text_encoder=any(name.startswith("lora_te") for name in keys.layers),
         title=spec.get("title", "") or _text(metadata.get("ss_output_name")),
@@ -106,27 +120,6 @@ def require_adapter(path: Path) -> Description:
             "A base model belongs into the models folder."
         )
     return found
-
-
-def _shaped(keys: LayerKeys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, _Shaped]]:
-    return {
-        name: {factor: _Shaped(shapes[key]) for factor, key in layer.items()} for name, layer in keys.layers.items()
-    }
-
-
-def _kind(keys: LayerKeys, is_dora: bool) -> str:
-    names = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
-    found = sorted({names[algorithm_of(layer)] for layer in keys.layers.values()})
-    return " and ".join(found) + (" with DoRA" if is_dora else "")
-
-
-def _rank(keys: LayerKeys, shapes: Mapping[str, Sequence[int]]) -> int:
-    ranks = Counter(
-        next((shapes[layer[factor]][axis] for factor, axis in _RANK_AXIS.items() if factor in layer), 1)
-        for layer in keys.layers.values()
-        if all(len(shapes[key]) > 0 for factor, key in layer.items() if factor in _RANK_AXIS)
-    )
-    return ranks.most_common(1)[0][0] if ranks else 1
 
 
 def _read_card(card: Path | None) -> dict[str, Any]:

@@ -67,7 +67,9 @@ def by_layer(keys: Iterable[str]) -> LayerKeys:
         else:
             name, factor = place
             grouped[name][factor] = key
-    _set_aside_bare_alphas(grouped, unused)
+    # Alphas (of .diff tensors and the like) that belong to no factor are unused, not an error.
+    for name in [name for name, given in grouped.items() if given.keys() <= {"alpha", "dora_scale"}]:
+        unused += grouped.pop(name).values()
     return LayerKeys("kohya" if is_kohya else "diffusers", dict(grouped), unused)
 
 
@@ -104,9 +106,3 @@ def _kohya_like(path: str) -> str | None:
     if path.startswith("text_model."):
         return f"lora_te_{path.replace('.', '_')}"
     return None
-
-
-def _set_aside_bare_alphas(grouped: dict[str, dict[str, str]], unused: list[str]) -> None:
-    """Alphas (of .diff tensors and the like) that belong to no factor are unused, not an error."""
-    for name in [name for name, given in grouped.items() if given.keys() <= {"alpha", "dora_scale"}]:
-        unused += grouped.pop(name).values()

@@ -86,7 +86,7 @@ def module_path(name: str, family: FamilyName) -> tuple[Part, str] | None:
         flat = name.removeprefix(start)
         if part == "unet":
             flat = from_ldm(flat) if family == "sdxl" else flat
-        return part, _dotted(flat)
+        return part, ".".join(_WORDS.findall(flat))  # known words of several syllables keep their underscores
     return None
 
 
@@ -151,8 +151,3 @@ def from_ldm(flat: str) -> str:
             return f"mid_block_attentions_0_{match[2]}"
         return f"mid_block_resnets_{int(match[1]) // 2}_{_RESNET_FROM_LDM.get(match[2], match[2])}"
     return _ENDS_FROM_LDM.get(flat, flat)
-
-
-def _dotted(flat: str) -> str:
-    """Underscored path to the dotted one: known words of more than one syllable keep their underscores."""
-    return ".".join(_WORDS.findall(flat))

@@ -27,7 +27,7 @@ class DatasetFolder:
 
 
 @dataclass(frozen=True)
-class BucketCount:
+class BucketFacts:
     """How many images (with repeats) are trained at one size."""
 
     width_px: int
@@ -76,6 +76,7 @@ class TrainingFacts:
     accumulation: int = 1
     gradient_checkpointing: bool = False
     max_gradient_norm: float | None = None
+    max_weight_norm: float | None = None
     mixed_precision: str = "no"
     """no, bf16 or fp16."""
     dropout: float | None = None
@@ -102,7 +103,7 @@ class TrainingFacts:
     buckets: bool = True
     bucket_min: int | None = None
     bucket_max: int | None = None
-    bucket_counts: tuple[BucketCount, ...] = ()
+    bucket_counts: tuple[BucketFacts, ...] = ()
     mean_aspect_error: float = 0.0
     folders: tuple[DatasetFolder, ...] = ()
     tag_frequency: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -150,6 +151,10 @@ def derived_metadata(facts: TrainingFacts, network: NetworkFacts) -> dict[str, s
 def model_spec(facts: TrainingFacts, tensor_hash: str) -> dict[str, str]:
     """The modelspec.* entries (Stability AI's ModelSpec 1.0.1). tensor_hash: sha256 of the tensors' bytes."""
     family = FAMILIES[facts.family]
+    date = None
+    if facts.finished is not None:  # in UTC without zone and microseconds, the form that kohya writes
+        finished = datetime.fromtimestamp(int(facts.finished), tz=timezone.utc)
+        date = finished.replace(tzinfo=None).isoformat()
     spec: dict[str, object] = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{family.modelspec_architecture(facts.prediction)}/lora",
@@ -158,7 +163,7 @@ def model_spec(facts: TrainingFacts, tensor_hash: str) -> dict[str, str]:
         "resolution": "{}x{}".format(*facts.resolution),
         "prediction_type": "v" if facts.prediction == "v_prediction" else "epsilon",
         "hash_sha256": f"0x{tensor_hash}",
-        "date": None if facts.finished is None else _local_date(facts.finished),
+        "date": date,
         "author": facts.author,
         "description": facts.description,
         "license": facts.license,
@@ -247,7 +252,7 @@ def _about_objective(facts: TrainingFacts) -> dict[str, Any]:
         "ss_huber_schedule": facts.huber_schedule,
         "ss_huber_c": facts.huber_delta,
         "ss_prior_loss_weight": facts.prior_weight,
-        "ss_scale_weight_norms": None,
+        "ss_scale_weight_norms": facts.max_weight_norm,
     }
 
 
@@ -302,8 +307,3 @@ def _timestep_range(facts: TrainingFacts) -> str | None:
     if facts.min_timestep is None or facts.max_timestep is None or (facts.min_timestep, facts.max_timestep) == (0, 999):
         return None
     return f"{facts.min_timestep},{facts.max_timestep}"
-
-
-def _local_date(seconds: float) -> str:
-    """ISO 8601 in UTC without a zone or microseconds, the form that kohya writes."""
-    return datetime.fromtimestamp(int(seconds), tz=timezone.utc).replace(tzinfo=None).isoformat()

@@ -48,8 +48,13 @@ def read(path: Path | str) -> AdapterFile:
         name: {factor: _as_stored(key, tensors[key]) for factor, key in given.items()}
         for name, given in keys.layers.items()
     }
-    problems = [f"{key} has a value that is not finite" for key in tensors if not _is_finite(tensors[key])]
+    problems = [
+        f"{key} has a value that is not finite"
+        for key, tensor in tensors.items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()
+    ]
     modules: dict[str, ModuleWeights] = {}
+    # The family first: it decides which of two spellings the layers' names are turned into.
     family = guess_family(grouped, metadata)
     declared = _declared_alphas(metadata)
     for name, given in grouped.items():
@@ -69,10 +74,16 @@ def read(path: Path | str) -> AdapterFile:
         first = next(iter(tensors), "nothing at all")
         raise AdapterError(f"{path.name} holds no LoRA, LoHa or LoKr layer that is understood (it holds {first}, ...)")
     model_hash = file_tensor_hash(path)
-    notes = _notes(modules, is_kohya)
+    notes: list[str] = []
+    without = sum(weights.alpha is None for weights in modules.values())
+    if is_kohya and without:
+        notes.append(f"{without} of {len(modules)} layers have no alpha: their scale is taken as 1")
+    zero = sum(weights.alpha == 0 for weights in modules.values())
+    if zero:
+        notes.append(f"{zero} of {len(modules)} layers have alpha 0: no effect here, but full effect in kohya's tools")
     if metadata.get("sshs_model_hash", model_hash) != model_hash:
-        notes += ("its tensors are not those that its own hash was taken of: changed by another tool, or damaged",)
-    return AdapterFile(path, keys.file_format, family, modules, metadata, model_hash, tuple(unused), notes)
+        notes.append("its tensors are not those that its own hash was taken of: changed by another tool, or damaged")
+    return AdapterFile(path, keys.file_format, family, modules, metadata, model_hash, tuple(unused), tuple(notes))
 
 
 def _as_stored(key: str, tensor: Tensor) -> Tensor:
@@ -108,10 +119,6 @@ def _module_weights(given: Mapping[str, Tensor]) -> ModuleWeights:
     return weights
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
-
-
 def _declared_alphas(metadata: Mapping[str, str]) -> dict[str, Any]:
     """diffusers' own header entry: PEFT settings by part, such as unet.lora_alpha and unet.alpha_pattern."""
     try:
@@ -135,14 +142,3 @@ def _with_declared_alpha(name: str, weights: ModuleWeights, declared: Mapping[st
     if settings.get("use_rslora"):
         alpha *= sqrt(weights.rank)
     return ModuleWeights(weights.algorithm, weights.factors, float(alpha), weights.dora_scale)
-
-
-def _notes(modules: Mapping[str, ModuleWeights], is_kohya: bool) -> tuple[str, ...]:
-    notes: list[str] = []
-    without = sum(weights.alpha is None for weights in modules.values())
-    if is_kohya and without:
-        notes.append(f"{without} of {len(modules)} layers have no alpha: their scale is taken as 1")
-    zero = sum(weights.alpha == 0 for weights in modules.values())
-    if zero:
-        notes.append(f"{zero} of {len(modules)} layers have alpha 0: no effect here, but full effect in kohya's tools")
-    return tuple(notes)

@@ -48,7 +48,7 @@ class TensorFile:
         return sorted(self._entries, key=lambda name: self._entries[name].start)
 
     def shape(self, name: str) -> torch.Size:
-        """Shape of one tensor."""
+        """Shape of one tensor, by its name in the file."""
         return torch.Size(self._entries[name].shape)
 
     def read(self, name: str) -> Tensor:

@@ -86,12 +86,17 @@ def kohya_tensors(modules: Modules, family: FamilyName, dtype: torch.dtype) -> t
 
 def named_tensors(modules: Mapping[str, ModuleWeights], dtype: torch.dtype) -> tuple[dict[str, Tensor], NetworkFacts]:
     """The same for modules that have their kohya names already."""
-    alpha = _common_alpha(modules, dtype)
+    # One alpha for the whole file, that of most layers, rounded to what the file's number type holds exactly.
+    alpha = _most_common([w.scale * w.rank for w in modules.values() if not w.is_full_lokr] or [1.0])
+    alpha = float(torch.tensor(alpha, dtype=dtype))
+    if not 0.0 < alpha < float("inf"):
+        alpha = 1.0
     tensors: dict[str, Tensor] = {}
     for name, weights in modules.items():
         for factor, tensor in _folded(weights, alpha).items():
             suffix = ".weight" if weights.algorithm == "lora" else ""
             tensors[f"{name}.{factor}{suffix}"] = _cast(tensor, dtype, name)
+        # Always written: loaders take a missing alpha for the rank or for 1, each its own way.
         tensors[f"{name}.alpha"] = torch.tensor(alpha, dtype=dtype)
         if weights.dora_scale is not None:
             tensors[f"{name}.dora_scale"] = _cast(weights.dora_scale, dtype, name)
@@ -131,13 +136,6 @@ def _folded(weights: ModuleWeights, alpha: float) -> dict[str, Tensor]:
         name = next(name for name in _FOLDED_INTO[weights.algorithm] if name in factors)
         factors[name] = factors[name].float() * ratio
     return factors
-
-
-def _common_alpha(modules: Mapping[Any, ModuleWeights], dtype: torch.dtype) -> float:
-    """The alpha most layers have, rounded to a value that the file's number type holds exactly."""
-    alpha = _most_common([w.scale * w.rank for w in modules.values() if not w.is_full_lokr] or [1.0])
-    rounded = float(torch.tensor(alpha, dtype=dtype))
-    return rounded if 0.0 < rounded < float("inf") else 1.0
 
 
 def _most_common(values: Sequence[float]) -> float:
@@ -205,6 +203,7 @@ def with_hashes(
 
     kohya's hashes are of the file with the ss_* entries only, so that one is made first.
     """
+    # kohya hashes the file without what other tools add to it, and no file can hold its own hash.
     bare = serialise(tensors, entries)
     model_hash = tensor_hash(bare)
     hashes = {"sshs_model_hash": model_hash, "sshs_legacy_hash": legacy_hash(bare)}

@@ -70,11 +70,11 @@ class Inspection:
         return self.model_hash[:12]
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, and `short_hash`."""
+        """All that `--json` prints: every field, and `short_hash`."""
         return {**asdict(self), "short_hash": self.short_hash}
 
     def as_text(self) -> str:
-        """Lines for the terminal."""
+        """The same for reading, a fact a line."""
         kind = " and ".join(self.algorithms) + (" with DoRA" if self.dora else "")
         lines = [
             f"{self.name}: {kind} for {self.family or 'an unknown family'}, {self.format} layout",
@@ -104,6 +104,12 @@ def inspect(file: AdapterFile) -> Inspection:
     tensors += [weights.dora_scale for weights in modules if weights.dora_scale is not None]
     blocks = Counter(block_label(name) for name in file.modules)
     order = [*block_names(file.family), "UNET"]
+    stated = {words: file.metadata[key] for key, words in _SETTINGS.items() if key in file.metadata}
+    counts: Counter[str] = Counter()
+    folders = _parsed(file.metadata.get("ss_tag_frequency"))
+    for tags in folders.values() if isinstance(folders, dict) else ():
+        if isinstance(tags, dict):
+            counts.update({tag.strip(): count for tag, count in tags.items() if isinstance(count, int)})
     return Inspection(
         name=file.path.name,
         size_bytes=file.path.stat().st_size,
@@ -118,27 +124,13 @@ def inspect(file: AdapterFile) -> Inspection:
         alphas=dict(Counter("none" if w.alpha is None else f"{w.alpha:g}" for w in modules).most_common()),
         dora=any(weights.dora_scale is not None for weights in modules),
         trigger=file.metadata.get("modelspec.trigger_phrase", ""),
-        settings=_settings(file.metadata),
-        tags=_tags(file.metadata),
+        settings={words: value for words, value in stated.items() if value not in ("None", "", "0")},
+        tags=dict(counts.most_common(_LISTED_TAGS)),
         model_hash=file.model_hash,
         made_of=_parsed(file.metadata.get(PROVENANCE)),
         unused=file.unused,
         notes=file.notes,
     )
-
-
-def _settings(metadata: dict[str, str]) -> dict[str, str]:
-    stated = {words: metadata[key] for key, words in _SETTINGS.items() if key in metadata}
-    return {words: value for words, value in stated.items() if value not in ("None", "", "0")}
-
-
-def _tags(metadata: dict[str, str]) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    folders = _parsed(metadata.get("ss_tag_frequency"))
-    for tags in folders.values() if isinstance(folders, dict) else ():
-        if isinstance(tags, dict):
-            counts.update({tag.strip(): count for tag, count in tags.items() if isinstance(count, int)})
-    return dict(counts.most_common(_LISTED_TAGS))
 
 
 def _parsed(text: str | None) -> Any:

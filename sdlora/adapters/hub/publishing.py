@@ -58,7 +58,11 @@ def prepare(
     side_car = path.with_suffix(".json")
     if side_car.is_file():
         files[side_car.name] = side_car
-    pictures = _pictures(path)
+    # The newest previews of the adapter's run, else the picture beside the file.
+    previews = preview_images(RunFolder(path.parent))
+    newest = [preview.path for preview in previews if preview.step == previews[-1].step][:_PICTURES]
+    beside = path.with_suffix(".png")
+    pictures = newest or ([beside] if beside.is_file() else [])
     files |= {f"images/{picture.name}": picture for picture in pictures}
     base = base_model or _base_of(file, file.family)
     chosen = license_name or file.metadata.get("modelspec.license") or None
@@ -75,11 +79,12 @@ def model_card(
     assert file.family is not None
     facts = inspect(file)
     pictures = [name for name in names if name.startswith("images/")]
+    family_tag = "stable-diffusion-xl" if file.family == "sdxl" else "stable-diffusion"
     header: dict[str, object] = {
         **({"base_model": base_model, "base_model_relation": "adapter"} if _HUB_NAME.fullmatch(base_model) else {}),
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
-        "tags": ["text-to-image", "lora", "diffusers", "sdlora", _hub_tag(file.family)],
+        "tags": ["text-to-image", "lora", "diffusers", "sdlora", family_tag],
     }
     if license_name:
         header["license"] = license_name
@@ -139,10 +144,6 @@ def _usage(file: AdapterFile, repository: str, base_model: str, trigger: str) ->
     ]
 
 
-def _hub_tag(family: FamilyName) -> str:
-    return "stable-diffusion-xl" if family == "sdxl" else "stable-diffusion"
-
-
 def _base_of(file: AdapterFile, family: FamilyName) -> str:
     """The base model that the file names, if the hub or sdlora has it; otherwise the family's own."""
     name = file.metadata.get("ss_sd_model_name", "")
@@ -158,11 +159,3 @@ def _adapter_in(source: Path) -> Path:
     if len(found) != 1:
         raise AdapterError(f"{source} holds {len(found)} adapter files, not one; name the file itself")
     return found[0]
-
-
-def _pictures(adapter: Path) -> list[Path]:
-    """The newest previews of the adapter's run folder, or the picture beside the file."""
-    previews = preview_images(RunFolder(adapter.parent))
-    newest = [preview.path for preview in previews if preview.step == previews[-1].step][:_PICTURES]
-    beside = adapter.with_suffix(".png")
-    return newest or ([beside] if beside.is_file() else [])

@@ -75,7 +75,7 @@ class Adapter:
 
     @property
     def algorithm(self) -> Algorithm:
-        """lora, loha or lokr."""
+        """The form of the updates, the same in all layers."""
         return self.config.algorithm
 
     @property
@@ -99,7 +99,7 @@ class Adapter:
 
     @property
     def trainable_parameters(self) -> int:
-        """Number of trained values."""
+        """Number of trained values, for the summary and the events."""
         return sum(parameter.numel() for parameter in self.parameters)
 
     @property
@@ -168,6 +168,23 @@ class Adapter:
             factored[place] = weights
         return factored
 
+    @torch.no_grad()
+    def limit_norms(self, limit: float) -> float:
+        """Scale every layer's update down to a Frobenius norm of `limit`, both factors alike; returns the largest norm.
+
+        LoRA only. |B A|^2 = sum (B'B * A A'), from the factors' Gram matrices, without making B A itself.
+        """
+        largest = 0.0
+        for module in self._modules.values():
+            down, up = (module.weights[name].flatten(1) for name in ("lora_A", "lora_B"))
+            squared = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0.0)
+            norm = module.target.scale * float(squared) ** 0.5
+            if norm > limit:
+                for name in ("lora_A", "lora_B"):
+                    module.weights[name].mul_((limit / norm) ** 0.5)
+            largest = max(largest, norm)
+        return largest
+
     def dead_modules(self) -> list[str]:
         """Layers whose every weight has no gradient or a zero one; ask between backward and zero_grad."""
         return [
@@ -196,7 +213,9 @@ def attach(bundle: Bundle, config: AdapterConfig, *, seed: int = 0) -> Adapter:
     config = start.config if start else config
     selection = choose(models, config) if start is None else start.selection
     for model in models.values():
+        # Everything first; PEFT then makes its own new layers trainable.
         model.requires_grad_(False)
+    # PEFT draws A from torch's global generator: seeded for this block alone, the run's own draws stay as they are.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for part, model in models.items():

@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ def inject(model: nn.Module, targets: Sequence[Target], config: AdapterConfig) -
     for layer in layers.values():
         if config.dora:
             _reset_magnitude(layer)
+        if config.rank_dropout or config.module_dropout:
+            layer.lora_A[ADAPTER_NAME].register_forward_hook(_RankDropout(config.rank_dropout, config.module_dropout))
         for parameter in trained_weights(layer, config).values():
             # bf16 has 8 bits: a step of a thousandth of a weight would be rounded away, again and again.
             parameter.data = parameter.data.float()
@@ -46,6 +49,7 @@ def take_over(layer: BaseTunerLayer, factors: Mapping[str, Tensor], config: Adap
     for name in LOHA_FACTORS if config.algorithm == "loha" else LOKR_FACTORS:
         own: nn.ParameterDict = getattr(layer, name)
         if name in factors:
+            # A new parameter, since the file's factors may be cut otherwise and so have other shapes.
             own[ADAPTER_NAME] = nn.Parameter(factors[name].float().to(device))
         elif ADAPTER_NAME in own:
             del own[ADAPTER_NAME]
@@ -74,7 +78,13 @@ def _plain_convolutions(model: nn.Module, targets: Sequence[Target]) -> Iterator
         layer = model.get_submodule(target.path)
         if isinstance(layer, nn.Conv2d) and type(layer) is not nn.Conv2d:
             kept[target.path] = layer
-            model.set_submodule(target.path, _stand_in(layer))
+            form = ("kernel_size", "stride", "padding", "groups")
+            geometry: dict[str, Any] = {name: getattr(layer, name) for name in form}
+            with torch.device("meta"):
+                plain = nn.Conv2d(layer.in_channels, layer.out_channels, bias=False, **geometry)
+            zero = torch.zeros(1, dtype=layer.weight.dtype, device=layer.weight.device)
+            plain.weight = nn.Parameter(zero.expand(plain.weight.shape), requires_grad=False)
+            model.set_submodule(target.path, plain)
     yield
     for path, layer in kept.items():
         model.get_submodule(path).base_layer = layer
@@ -87,6 +97,31 @@ def _stand_in(layer: nn.Conv2d) -> nn.Conv2d:
     zero = torch.zeros(1, dtype=layer.weight.dtype, device=layer.weight.device)
     plain.weight = nn.Parameter(zero.expand(plain.weight.shape), requires_grad=False)
     return plain
+
+
+@dataclass(frozen=True)
+class _RankDropout:
+    """Leaves out ranks, or all of a layer's update, while training; what is kept of the ranks is scaled up.
+
+    As sd-scripts' rank_dropout and module_dropout. Draws come from torch's global generator, like PEFT's own dropout,
+    which the trainer seeds for every batch.
+    """
+
+    ranks: float
+    modules: float
+
+    def __call__(self, down: nn.Module, _: object, low_rank: Tensor) -> Tensor | None:
+        if not down.training:
+            return None
+        kept = torch.ones((), device=low_rank.device, dtype=low_rank.dtype)
+        if self.modules:
+            kept = (torch.rand((), device=low_rank.device) >= self.modules).to(low_rank.dtype)
+        if self.ranks:
+            at = 1 if isinstance(down, nn.Conv2d) else low_rank.ndim - 1  # where the ranks are
+            shape = [size if place in (0, at) else 1 for place, size in enumerate(low_rank.shape)]
+            mask = (torch.rand(shape, device=low_rank.device) >= self.ranks).to(low_rank.dtype)
+            kept = kept * mask / (1.0 - self.ranks)
+        return low_rank * kept
 
 
 def _peft_config(targets: Sequence[Target], config: AdapterConfig) -> LoraConfig | LoHaConfig | LoKrConfig:
@@ -109,12 +144,16 @@ def _peft_config(targets: Sequence[Target], config: AdapterConfig) -> LoraConfig
     if config.algorithm == "lora":
         return LoraConfig(r=rank, lora_alpha=alpha, use_dora=config.dora, lora_dropout=config.dropout, **layout)
     if config.algorithm == "loha":
-        return LoHaConfig(r=rank, alpha=alpha, rank_dropout=config.dropout, **layout)
+        return LoHaConfig(
+            r=rank, alpha=alpha, rank_dropout=config.dropout, use_effective_conv2d=config.tucker, **layout
+        )
     return LoKrConfig(
         r=rank,
         alpha=alpha,
         rank_dropout=config.dropout,
         decompose_factor=config.lokr_factor,
+        decompose_both=config.lokr_decompose_both,
+        use_effective_conv2d=config.tucker,
         init_weights="lycoris",
         **layout,
     )

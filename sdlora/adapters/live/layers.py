@@ -14,6 +14,9 @@ from sdlora.adapters.files.layer_sets import TEXT_SETS, UNET_SETS, addressable
 from sdlora.config.adapter import REGEX_PREFIX, AdapterConfig
 from sdlora.errors import ConfigError
 
+FULL_RANK = 100_000
+"""Stands for a LoKr whose larger factor is whole, as in kohya's files."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -38,7 +41,7 @@ class Selection:
 def choose(models: Mapping[Part, nn.Module], config: AdapterConfig) -> Selection:
     """The layers that `config` asks for, with rank and scale each, in the models' own order.
 
-    models: the UNet, and the text encoders if there are any; these are left out unless config.text_encoder.
+    models: the UNet, left out without config.unet, and the text encoders, left out without config.text_encoder.
     Raises ConfigError when a pattern matches nothing or no layer is left.
     """
     targets: list[Target] = []
@@ -55,7 +58,9 @@ def choose(models: Mapping[Part, nn.Module], config: AdapterConfig) -> Selection
                 if matches_block(pattern, part, path):  # the last one that matches wins
                     rank = block_rank
                     unmatched.pop(pattern, None)
-            if rank > 0:
+            if config.lokr_full and rank > 0:
+                targets.append(Target(part, path, FULL_RANK, 1.0))
+            elif rank > 0:
                 targets.append(Target(part, path, rank, config.scale(rank, is_conv=kernel > 1)))
                 if rank > min(inputs * kernel, outputs):
                     too_large.append((targets[-1], min(inputs * kernel, outputs)))
@@ -63,7 +68,7 @@ def choose(models: Mapping[Part, nn.Module], config: AdapterConfig) -> Selection
         f"block_ranks: '{pattern}' matches no chosen layer; blocks with chosen layers: {', '.join(blocks) or 'none'}"
         for pattern in unmatched
     ]
-    if all(block.startswith("text_encoder") for block in blocks) and not problems:
+    if config.unet and all(block.startswith("text_encoder") for block in blocks) and not problems:
         paths = (path for path, _ in models["unet"].named_modules() if addressable("unet", path))
         problems.append(
             f"layers: '{config.layers}' matches no layer of the UNet that other tools can address "
@@ -117,6 +122,8 @@ def _is_chosen(part: Part, path: str, config: AdapterConfig) -> bool:
     if part != "unet":
         wanted = TEXT_SETS[config.text_encoder_layers]
         return config.text_encoder and wanted.fullmatch(path.removeprefix(TEXT_MODEL)) is not None
+    if not config.unet:
+        return False
     if config.layers.startswith(REGEX_PREFIX):
         return re.search(config.layers.removeprefix(REGEX_PREFIX), path) is not None
     return UNET_SETS[config.layers].fullmatch(path) is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -42,7 +42,11 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
     if len(file.algorithms) != 1:
         raise AdapterError(f"{file.path.name} mixes {' and '.join(file.algorithms)}; training needs one algorithm")
     modules = _placed(file, models, family)
-    _check_text_encoders(file, modules, config)
+    in_file = any(part != "unet" for part, _ in modules)
+    if in_file != config.text_encoder:
+        holds, wanted = ("holds", "true") if in_file else ("holds no", "false")
+        problem = f"start_from: {file.path.name} {holds} text-encoder layers; set adapter.text_encoder: {wanted}"
+        raise ConfigError("adapter", [problem])
     dora = any(weights.dora_scale is not None for weights in modules.values())
     _check_shapes(file, modules, models, dora)
     notes = [*file.notes]
@@ -52,6 +56,7 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
         notes.append("rslora has no effect with start_from: every layer keeps the scale of the file")
     targets = tuple(Target(part, path, weights.rank, weights.scale) for (part, path), weights in modules.items())
     return StartingPoint(
+        # The file's scales are exact for each layer, so rslora must not scale them once more.
         config.model_copy(update={"algorithm": file.algorithms[0], "dora": dora, "rslora": False}),
         Selection(targets, tuple(notes)),
         {key: _own_names(weights) for key, weights in modules.items()},
@@ -75,18 +80,6 @@ def _placed(
     return {place: by_place[place] for place in known.values() if place in by_place}
 
 
-def _check_text_encoders(
-    file: AdapterFile, modules: Mapping[tuple[Part, str], ModuleWeights], config: AdapterConfig
-) -> None:
-    in_file = any(part != "unet" for part, _ in modules)
-    if in_file and not config.text_encoder:
-        problem = f"start_from: {file.path.name} holds text-encoder layers; set adapter.text_encoder: true"
-        raise ConfigError("adapter", [problem])
-    if config.text_encoder and not in_file:
-        problem = f"start_from: {file.path.name} holds no text-encoder layers; set adapter.text_encoder: false"
-        raise ConfigError("adapter", [problem])
-
-
 def _check_shapes(
     file: AdapterFile,
     modules: Mapping[tuple[Part, str], ModuleWeights],
@@ -99,14 +92,12 @@ def _check_shapes(
         shape = weights.delta_shape
         if shape[0] != outputs or shape.numel() != outputs * inputs * kernel:
             problems.append(f"{path} is for a layer of {shape[0]} outputs, {shape.numel()} weights, not {outputs}")
-        elif dora and (weights.dora_scale is None or not _is_per_output(weights.dora_scale, outputs)):
+        magnitude = weights.dora_scale
+        if dora and (magnitude is None or magnitude.shape[0] != outputs or magnitude.numel() != outputs):
             problems.append(f"{path} has no DoRA magnitude for each output, the only kind that can be trained on")
     if problems:
-        raise AdapterError(f"{file.path.name} doesn't fit this model: {_few(problems)}")
-
-
-def _is_per_output(dora_scale: Tensor, outputs: int) -> bool:
-    return dora_scale.shape[0] == outputs and dora_scale.numel() == outputs
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise AdapterError(f"{file.path.name} doesn't fit this model: {'; '.join(problems[:3])}{more}")
 
 
 def _own_names(weights: ModuleWeights) -> dict[str, Tensor]:
@@ -117,8 +108,3 @@ def _own_names(weights: ModuleWeights) -> dict[str, Tensor]:
     if weights.dora_scale is not None:
         names["magnitude"] = weights.dora_scale
     return names
-
-
-def _few(problems: Sequence[str]) -> str:
-    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-    return "; ".join(problems[:3]) + more

@@ -36,7 +36,10 @@ class VisionCaptioner:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.config = config
-        self.device = torch.device(_device(config.device))
+        device = config.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        self.device = torch.device(device)
         self._dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         _refuse_too_large(place, self.device)
         quiet = nullcontext() if place.folder is None else no_progress_bars()  # a download shows its own
@@ -62,16 +65,6 @@ class VisionCaptioner:
                 **inputs, max_new_tokens=self.config.max_tokens, num_beams=self.config.beams, do_sample=False
             )
         return [text.strip() for text in self._processor.batch_decode(tokens_BT, skip_special_tokens=True)]
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _refuse_too_large(place: CaptioningModel, device: torch.device) -> None:

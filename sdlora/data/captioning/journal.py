@@ -56,7 +56,8 @@ class Journal:
 
         Raises DataError while another process is at it, or when the trash can't be written.
         """
-        settings = _settings(config)
+        # What decides the captions; speed doesn't
+        settings = config.model_dump(mode="json", exclude={"batch_size", "device"})
         batches = batch_folders(folder)
         _refuse_second_process(folder, batches)
         unfinished = [path for path in batches if _is_unfinished(path, settings)]
@@ -87,8 +88,9 @@ class Journal:
 
     def add(self, group: Sequence[Written]) -> None:
         """Write captions: first all of them into the journal, then each into its file."""
-        self._log(group)
+        append_line(self._batch.path / _JOURNAL, {"captions": [asdict(written) for written in group]})
         self._groups.append(group)
+        # After the journal: a crash between the two leaves captions that the next call finds and writes.
         for written in group:
             self._write(written)
 
@@ -104,20 +106,12 @@ class Journal:
             return None
         return self._batch.path
 
-    def _log(self, group: Sequence[Written]) -> None:
-        append_line(self._batch.path / _JOURNAL, {"captions": [asdict(written) for written in group]})
-
     def _write(self, written: Written) -> None:
         path = (self._folder / written.image).with_suffix(".txt")
         if not written.text or hash_of(path) != written.before:  # written already, or changed by hand since
             return
         content = partial(written.text.encode, "utf-8")
         self._batch.make(Change(("caption",), path, content, f"caption: {written.text}"))
-
-
-def _settings(config: CaptioningConfig) -> dict[str, Any]:
-    """What decides the captions; speed doesn't."""
-    return config.model_dump(mode="json", exclude={"batch_size", "device"})
 
 
 def _refuse_second_process(folder: Path, batches: Sequence[Path]) -> None:

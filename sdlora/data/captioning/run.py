@@ -28,7 +28,7 @@ _BACKGROUND = "#ffffff"
 
 @dataclass
 class Captioned:
-    """What a captioning did."""
+    """How many images a captioning wrote captions for, left alone, and could not read."""
 
     written: int = 0
     """Captions made by this call."""
@@ -62,7 +62,13 @@ def caption_folder(
     if not folder.is_dir():
         raise DataError(f"the image folder {folder} doesn't exist.")
     listing = list_folder(folder)
-    _warn_of_unread_captions(listing, events)
+    unread = unread_captions(listing)
+    if unread:
+        endings = ", ".join(sorted({path.suffix for path in unread.values()}))
+        events.warn(
+            f"{len(unread)} images have captions in {endings} files, which are not read, so they count as none: "
+            "`sdlora dataset fix --rules caption-extension` renames them"
+        )
     if not _wanted(folder, listing, config, set())[0]:
         return Captioned(skipped=len(listing.pictures))
     captioner = captioner or load_captioner(config)
@@ -127,16 +133,6 @@ def _wanted(folder: Path, listing: Listing, config: CaptioningConfig, done: set[
     shared = {(folder / name).with_suffix(".txt") for name in done}
     images = [picture for beside, picture in wanted.items() if beside not in shared]
     return images, len(pictures) - len(images)
-
-
-def _warn_of_unread_captions(listing: Listing, events: EventStream) -> None:
-    unread = unread_captions(listing)
-    if unread:
-        endings = ", ".join(sorted({path.suffix for path in unread.values()}))
-        events.warn(
-            f"{len(unread)} images have captions in {endings} files, which are not read, so they count as none: "
-            "`sdlora dataset fix --rules caption-extension` renames them"
-        )
 
 
 def _load(image: Path, sources: CaptionFolders, config: CaptioningConfig) -> Image.Image | str:

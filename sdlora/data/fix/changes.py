@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -162,7 +162,8 @@ def _make(change: Change, path: Path, folder: Path, change_set: Path, number: st
     if before is not None:
         atomic.copy_file(path, change_set / number)
     name = path.relative_to(folder).as_posix()
-    _log(change_set / LOG, _Entry(name, before, after, number if before is not None else None, change.rules))
+    entry = _Entry(name, before, after, None if before is None else number, change.rules)
+    append_line(change_set / LOG, asdict(entry))
     if content is None:
         path.unlink()
     else:
@@ -200,10 +201,6 @@ def hash_of(path: Path) -> str | None:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:
         return None
-
-
-def _log(path: Path, entry: _Entry) -> None:
-    append_line(path, entry.__dict__)
 
 
 def append_line(path: Path, values: object) -> None:

@@ -72,7 +72,7 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """How bad it is."""
+        """error: the run would fail. warning: the adapter would suffer. note: worth knowing."""
         return RULES[self.rule]
 
     @property
@@ -110,7 +110,7 @@ class Report:
         return short_name(path, self.folders)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """All findings as plain values, as `--json` prints them."""
         return {
             "folders": [str(folder) for folder in self.folders],
             "images": self.images,

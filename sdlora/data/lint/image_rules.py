@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sdlora.config.images import ImagesConfig
@@ -25,7 +25,9 @@ _BLOCKINESS = 2.0
 
 def image_findings(data: Dataset, images: ImagesConfig) -> Iterator[Finding]:
     """One finding for each rule that images break."""
-    yield from _broken(data)
+    for path, reason in data.broken.items():
+        unread = path.suffix.lower() in UNREAD_SUFFIXES
+        yield Finding("unread-format" if unread else "unreadable", reason, (path,))
     if data.zero_repeats:
         yield Finding(
             "zero-repeats",
@@ -36,16 +38,11 @@ def image_findings(data: Dataset, images: ImagesConfig) -> Iterator[Finding]:
     yield from _looks(data, images)
 
 
-def _broken(data: Dataset) -> Iterator[Finding]:
-    for path, reason in data.broken.items():
-        unread = path.suffix.lower() in UNREAD_SUFFIXES
-        yield Finding("unread-format" if unread else "unreadable", reason, (path,))
-
-
 def _sizes(data: Dataset, images: ImagesConfig) -> Iterator[Finding]:
     placed = assign(data.records, images)
     enlarged = [item for item in placed if item.placement.scale > _ENLARGED]
-    for item in _worst_of_each(enlarged):
+    enlarged.sort(key=lambda item: item.placement.scale)
+    for item in {item.record.path: item for item in enlarged}.values():  # of several resolutions the worst
         factor = item.placement.scale
         yield Finding(
             "upscaled",
@@ -73,10 +70,6 @@ def _sizes(data: Dataset, images: ImagesConfig) -> Iterator[Finding]:
             tuple(record.path for record in huge),
             {"megapixels": round(most, 1)},
         )
-
-
-def _worst_of_each(enlarged: Sequence[BucketedImage]) -> list[BucketedImage]:
-    return list({item.record.path: item for item in sorted(enlarged, key=lambda item: item.placement.scale)}.values())
 
 
 def _aspect(item: BucketedImage) -> float:

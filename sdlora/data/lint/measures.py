@@ -65,17 +65,22 @@ def measure(path: Path, edge_px: int) -> Measures:
     trained = luma.resize(_training_size(luma.size, edge_px), Image.Resampling.BOX)
     levels = numpy.asarray(trained.histogram())
     darkest, brightest = percentiles(levels, (0.02, 0.98))
+    cells_HWC = numpy.asarray(pixels.resize((64, 64), Image.Resampling.BOX), dtype=numpy.int16)
+    edge = FINGERPRINT_EDGE
+    wide = numpy.asarray(trained.resize((edge + 1, edge), Image.Resampling.BOX), dtype=numpy.int16)
+    high = numpy.asarray(trained.resize((edge, edge + 1), Image.Resampling.BOX), dtype=numpy.int16)
+    bits = [numpy.diff(wide, axis=1) > 0, numpy.diff(high, axis=0) > 0]
     return Measures(
         animated=animated,
         exif_rotated=exif_rotated,
         transparent=transparent,
-        grey=_is_grey(pixels),
+        grey=bool((cells_HWC.max(axis=2) - cells_HWC.min(axis=2)).max() <= 6),
         darkest=darkest,
         brightest=brightest,
         sharpness=_sharpness(trained, levels),
         jpeg_quality=jpeg_quality,
         blockiness=blockiness,
-        gradient_bits=_gradient_bits(trained),
+        gradient_bits=numpy.packbits(numpy.concatenate([part.ravel() for part in bits])).tobytes(),
         thumbnail=trained.resize((FINGERPRINT_EDGE, FINGERPRINT_EDGE), Image.Resampling.BOX).tobytes(),
     )
 
@@ -103,11 +108,6 @@ def _jpeg_quality(image: Image.Image) -> float | None:
         return None
     percent = 100 * sum(tables[min(tables)]) / _JPEG_LUMINANCE_SUM
     return 100 - percent / 2 if percent <= 100 else 5000 / percent
-
-
-def _is_grey(pixels: Image.Image) -> bool:
-    cells_HWC = numpy.asarray(pixels.resize((64, 64), Image.Resampling.BOX), dtype=numpy.int16)
-    return bool((cells_HWC.max(axis=2) - cells_HWC.min(axis=2)).max() <= 6)
 
 
 def _steps(luma: Image.Image) -> tuple[Image.Image, Image.Image]:
@@ -154,11 +154,3 @@ def _blockiness(luma: Image.Image) -> float:
         inside = numpy.delete(means, numpy.s_[7::8]).mean()
         ratios.append((border + 0.5) / (inside + 0.5))  # half a level: a flat image has no blocks
     return float(min(ratios))
-
-
-def _gradient_bits(luma: Image.Image) -> bytes:
-    edge = FINGERPRINT_EDGE
-    wide = numpy.asarray(luma.resize((edge + 1, edge), Image.Resampling.BOX), dtype=numpy.int16)
-    high = numpy.asarray(luma.resize((edge, edge + 1), Image.Resampling.BOX), dtype=numpy.int16)
-    bits = [numpy.diff(wide, axis=1) > 0, numpy.diff(high, axis=0) > 0]
-    return numpy.packbits(numpy.concatenate([part.ravel() for part in bits])).tobytes()

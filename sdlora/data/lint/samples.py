@@ -27,7 +27,7 @@ from sdlora.data.scan_problems import OTHER_CAPTION_SUFFIXES
 
 @dataclass(frozen=True)
 class Sample:
-    """One readable picture."""
+    """A picture that can be read, with its caption and all that the rules ask of it."""
 
     record: ImageRecord
     measures: Measures

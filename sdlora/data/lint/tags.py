@@ -50,7 +50,7 @@ def near_miss_spellings(captions: Sequence[str], config: CaptionsConfig) -> dict
     spellings: dict[str, str] = {}
     by_letters: dict[str, list[str]] = defaultdict(list)
     for tag in counts:
-        by_letters[_letters(tag)].append(tag)
+        by_letters[re.sub(r"[\s_-]+", "", tag) or tag].append(tag)
     for same in by_letters.values():
         common = max(same, key=lambda tag: (counts[tag], tag))
         spellings |= {tag: common for tag in same if tag != common and counts[tag] < counts[common]}
@@ -58,10 +58,6 @@ def near_miss_spellings(captions: Sequence[str], config: CaptionsConfig) -> dict
         if counts[rare] * _TIMES_RARER <= counts[common] and rare not in spellings:
             spellings[rare] = common
     return {tag: right for tag, right in spellings.items() if right not in spellings}
-
-
-def _letters(tag: str) -> str:
-    return re.sub(r"[\s_-]+", "", tag) or tag
 
 
 def _one_letter_apart(tags: Sequence[str]) -> list[tuple[str, str]]:

@@ -32,7 +32,7 @@ _SUFFIXES = (*TAR_SUFFIXES, PARQUET_SUFFIX)
 
 @dataclass
 class Unpacked:
-    """What an import did."""
+    """How many images an import wrote, found written, and left out."""
 
     images: int = 0
     """Images in the folder that this call wrote."""
@@ -125,7 +125,9 @@ def _unpack_file(
             if len(result.unusable) < _UNUSABLE_KEPT:
                 result.unusable.append(sample)
             continue
-        stem = _unique(file_stem(sample.name), stems)
+        # A name that a sample before had gets a number; to some disks, names that differ in case only are one.
+        stem = next(name for name in atomic.numbered(file_stem(sample.name)) if name.lower() not in stems)
+        stems.add(stem.lower())
         result.uncaptioned += sample.caption is None
         if _holds(folder / f"{stem}{suffix}", sample.image):
             result.before += 1
@@ -187,10 +189,3 @@ def _expanded(name: str) -> list[str]:
 
 def _is_packed(path: Path) -> bool:
     return path.name.lower().endswith(_SUFFIXES)
-
-
-def _unique(stem: str, stems: set[str]) -> str:
-    """The name, with a number when a sample before had it. To some disks, names that differ in case only are one."""
-    name = next(name for name in atomic.numbered(stem) if name.lower() not in stems)
-    stems.add(name.lower())
-    return name

@@ -1,4 +1,4 @@
-"""The images of a dataset with their captions: listed, searched, paged, counted by tag."""
+"""The images of a dataset with their captions: listed, searched, counted by tag."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from sdlora.errors import DataError
 from sdlora.models.prompts import CHUNK_TOKENS, count_tokens
 from sdlora.models.tokenizer import light_tokenizer
 
-PAGE_IMAGES = 72
 TOKEN_LIMIT = CHUNK_TOKENS
 CAPTIONS = CaptionsConfig()
 Kind = Literal["all", "no caption", "too long", "with mask"]
@@ -74,16 +73,6 @@ class Filter:
         return not self.tags or {tag.casefold() for tag in self.tags} <= {tag.casefold() for tag in item.tags}
 
 
-@dataclass(frozen=True)
-class Page:
-    """A stretch of a list. `number` counts from 1, `num_pages` is at least 1."""
-
-    items: tuple[Item, ...]
-    number: int
-    num_pages: int
-    num_items: int
-
-
 def read(folder: Path) -> list[Item]:
     """All images of a dataset in the order of their names, none for an empty one."""
     try:
@@ -95,19 +84,6 @@ def read(folder: Path) -> list[Item]:
         Item(path, path.relative_to(folder).as_posix(), sources.caption(path) or "", listing.mask_of(path))
         for path in listing.pictures
     ]
-
-
-def page(items: Sequence[Item], number: int, size: int = PAGE_IMAGES) -> Page:
-    """One page of the items; numbers beyond the ends give the first or last page."""
-    num_pages = max(1, -(-len(items) // size))
-    number = min(max(1, number), num_pages)
-    return Page(tuple(items[(number - 1) * size : number * size]), number, num_pages, len(items))
-
-
-def page_of(items: Sequence[Item], name: str, size: int = PAGE_IMAGES) -> int:
-    """The number of the page that an image is on; 1 when it is on none."""
-    at = position(items, name)
-    return 1 if at is None else at // size + 1
 
 
 def position(items: Sequence[Item], name: str | None) -> int | None:

@@ -149,17 +149,14 @@ def _place_group(folder: Path, stem: str, files: Sequence[Path], report: Receive
 
 def _place_image(folder: Path, stem: str, image: Path, report: Received) -> str:
     """Put an image in place; returns the stem that it has in the dataset."""
-    taken = _images_named(folder, stem)
-    same = next((other for other in taken if hash_of(other) == hash_of(image)), None)
-    number, free = 1, stem
-    while same is None and taken:
-        number += 1
-        free = f"{stem}-{number}"
-        taken = _images_named(folder, free) or ([folder] if (folder / f"{free}.txt").exists() else [])
-        same = next((other for other in taken if other.is_file() and hash_of(other) == hash_of(image)), None)
-    if same is not None:
-        report.same += 1
-        return same.stem
+    free = stem
+    for free in atomic.numbered(stem):
+        taken = _images_named(folder, free)
+        if same := next((other for other in taken if hash_of(other) == hash_of(image)), None):
+            report.same += 1
+            return same.stem
+        if not taken and (free == stem or not (folder / f"{free}.txt").exists()):
+            break
     if free != stem:
         report.renamed[image.name] = f"{free}{image.suffix}"
     atomic.move(image, folder / f"{free}{image.suffix}")

@@ -32,20 +32,17 @@ def adapter_axis(spec: str, name: str, match: re.Match[str], raw: str, config: G
     def setter(value: str) -> Callable[[GenerateConfig], GenerateConfig]:
         def apply(config: GenerateConfig) -> GenerateConfig:
             adapter = _chosen(config, number)
-            _check_effect(adapter, match[2])
+            if match[2] == "weight" and adapter.unet is not None and adapter.text_encoder is not None:
+                raise ConfigError(
+                    "the grid",
+                    ["adapter.weight has no effect beside its unet and text_encoder weights; vary adapter.unet"],
+                )
             changed = files.validate({**adapter.model_dump(), match[2]: value}, name, UsedAdapter)
             return _with_adapter(config, adapter, changed)
 
         return apply
 
     return Axis(spec, name, SETTING, tuple(AxisValue(value, setter(value)) for value in values))
-
-
-def _check_effect(adapter: UsedAdapter, setting: str) -> None:
-    if setting == "weight" and adapter.unet is not None and adapter.text_encoder is not None:
-        raise ConfigError(
-            "the grid", ["adapter.weight has no effect beside its unet and text_encoder weights; vary adapter.unet"]
-        )
 
 
 def _chosen(config: GenerateConfig, number: int | None) -> UsedAdapter:

@@ -5,7 +5,7 @@
         ...
     sheet = grid.sheet({generated.cell.place: generated.image.image for generated in ...})
 
-Planning a grid loads no torch; drawing does.
+Planning a grid loads no torch; generating it does.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Grid:
         """
         batches: list[tuple[Cell, ...]] = []
         for group in _grouped(self._cells, _base_key):
-            for alike in _grouped(group, _batch_key):
+            for alike in _grouped(group, lambda config: config.model_dump_json(exclude=_DIFFER_IN_A_BATCH)):
                 ordered = [cell for same in _grouped(alike, _adapters_key) for cell in same]
                 size = ordered[0].config.batch_size
                 batches += [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
@@ -125,7 +125,7 @@ class Grid:
         on_step: Callable[[StepPreview], None] | None = None,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[GeneratedCell]:
-        """Draw every cell; cells come as they are ready, in the order of `batches`.
+        """Generate every cell; cells come as they are ready, in the order of `batches`.
 
         generator: one that is loaded already; others are loaded as needed, one at a time. When cancelled, the
         cells that are ready have been given. Raises ConfigError with the problems of all cells (a base model or an
@@ -197,7 +197,7 @@ def save_grid(
     on_step: Callable[[StepPreview], None] | None = None,
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Path | None:
-    """Draw a grid into a new folder `<folder>/grid-0001`: sheet.png and a file for each cell; returns the sheet's path.
+    """Generate a grid into a new folder `<folder>/grid-0001`: sheet.png and a file a cell; returns the sheet's path.
 
     Cells are called after their place, x02-y01.png. When cancelled or interrupted, the sheet shows what is ready; with
     nothing ready there is none.
@@ -208,7 +208,9 @@ def save_grid(
     try:
         for generated in grid.generate(generator, on_step=on_step, is_cancelled=is_cancelled):
             images[generated.cell.place] = generated.image.image
-            path = save_image(generated.image, target / _file_name(grid, generated.cell))
+            places = zip("xyz"[: len(grid.axes)], generated.cell.place, strict=False)
+            name = "-".join(f"{axis}{number:02d}" for axis, number in places) + SUFFIX_OF[grid.config.files.format]
+            path = save_image(generated.image, target / name)
             if on_cell is not None:
                 on_cell(generated, path)
     finally:
@@ -217,11 +219,6 @@ def save_grid(
         else:
             target.rmdir()
     return sheet
-
-
-def _file_name(grid: Grid, cell: Cell) -> str:
-    places = zip("xyz"[: len(grid.axes)], cell.place, strict=False)
-    return "-".join(f"{axis}{number:02d}" for axis, number in places) + SUFFIX_OF[grid.config.files.format]
 
 
 def _new_folder(folder: Path) -> Path:
@@ -308,10 +305,6 @@ def _grouped(cells: Sequence[Cell], key: Callable[[GenerateConfig], str]) -> lis
 def _base_key(config: GenerateConfig) -> str:
     """Equal for requests that one loaded model serves; clip_skip only chooses a layer of it."""
     return f"{config.base_model.model_dump_json(exclude={'clip_skip'})} {config.compute.model_dump_json()}"
-
-
-def _batch_key(config: GenerateConfig) -> str:
-    return config.model_dump_json(exclude=_DIFFER_IN_A_BATCH)
 
 
 def _adapters_key(config: GenerateConfig) -> str:

@@ -71,8 +71,5 @@ def _expand(text: str) -> list[str]:
     count = int((end - start) / step) + 1
     if count > _MOST_VALUES:
         raise ValueError(f"'{text}' has {count:,} values")
-    return [_plain(start + step * index) for index in range(count)]
-
-
-def _plain(value: Decimal) -> str:
-    return f"{value.normalize():f}" if value else "0"
+    values = [start + step * index for index in range(count)]
+    return [f"{value.normalize():f}" if value else "0" for value in values]

@@ -56,6 +56,7 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
         problems.append(str(error))
     if problems:
         raise ConfigError("the request", problems)
+    # Chosen here, once: the request that is stored in the image must repeat it.
     seed = random.randrange(_SEEDS) if config.seed == -1 else config.seed
     return config.model_copy(update={"seed": seed})
 

@@ -1,4 +1,4 @@
-"""The picture that drawing starts from, and the mask of what is generated anew.
+"""The picture that generation starts from, and the mask of what is generated anew.
 
 Shapes: C channels, H and W height and width in pixels; h and w of latents.
 """

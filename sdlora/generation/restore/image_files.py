@@ -1,4 +1,4 @@
-"""Drawn images as files that carry their settings, and the settings of such files. Needs no torch.
+"""Generated images as files that carry their settings, and the settings of such files. Needs no torch.
 
 PNG has the text `parameters` that other tools read, and `sdlora`, the whole request as JSON. JPEG and WebP have the
 text in EXIF's UserComment (UNICODE, UTF-16, as AUTOMATIC1111's web UI writes it) and the request in MakerNote.
@@ -60,10 +60,17 @@ def save_image(image: GeneratedImage, path_or_folder: Path) -> Path:
     if config.files.metadata:
         settings = SavedSettings(to_infotext(config, image.facts), {_REQUEST_KEY: request_of(image)})
     if path_or_folder.suffix.lower() in SUFFIXES:
-        data = encode(image.image, SUFFIXES[path_or_folder.suffix.lower()], config.files.quality, settings)
+        data = encode_image(image.image, SUFFIXES[path_or_folder.suffix.lower()], config.files.quality, settings)
         return _put(data, path_or_folder)
-    data = encode(image.image, config.files.format, config.files.quality, settings)
-    return _put_numbered(data, path_or_folder, f"{config.seed}{SUFFIX_OF[config.files.format]}")
+    data = encode_image(image.image, config.files.format, config.files.quality, settings)
+    ending = f"{config.seed}{SUFFIX_OF[config.files.format]}"
+    names = [path.name for path in path_or_folder.iterdir()] if path_or_folder.is_dir() else []
+    number = max((int(match[1]) for name in names if (match := _NUMBERED.match(name))), default=-1)
+    while True:
+        number += 1
+        path = path_or_folder / f"{number:05d}-{ending}"
+        if _is_created(path, data):
+            return path
 
 
 def save_sheet(sheet: Image.Image, path: Path, files: ImageFilesConfig, about: Mapping[str, Any]) -> Path:
@@ -71,10 +78,10 @@ def save_sheet(sheet: Image.Image, path: Path, files: ImageFilesConfig, about: M
     longest = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}[files.format]
     format_: ImageFormat = files.format if max(sheet.size) <= longest else "png"
     settings = SavedSettings(json={SHEET_KEY: about}) if files.metadata and format_ == "png" else SavedSettings()
-    return _put(encode(sheet, format_, files.quality, settings), path.with_suffix(SUFFIX_OF[format_]))
+    return _put(encode_image(sheet, format_, files.quality, settings), path.with_suffix(SUFFIX_OF[format_]))
 
 
-def encode(image: Image.Image, format_: ImageFormat, quality: int, settings: SavedSettings) -> bytes:
+def encode_image(image: Image.Image, format_: ImageFormat, quality: int, settings: SavedSettings) -> bytes:
     """The image file's bytes. Raises DataError when the settings are too long for the format."""
     stream = io.BytesIO()
     if format_ == "png":
@@ -109,16 +116,6 @@ def _put(data: bytes, path: Path) -> Path:
         for free in (path.with_name(f"{name}{path.suffix}") for name in atomic.numbered(path.stem))
         if _is_created(free, data)
     )
-
-
-def _put_numbered(data: bytes, folder: Path, ending: str) -> Path:
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    number = max((int(match[1]) for name in names if (match := _NUMBERED.match(name))), default=-1)
-    while True:
-        number += 1
-        path = folder / f"{number:05d}-{ending}"
-        if _is_created(path, data):
-            return path
 
 
 def _is_created(path: Path, data: bytes) -> bool:

@@ -41,7 +41,7 @@ class _Piece:
     up: Tensor | None
 
     def add_to(self, layer: nn.Module, inputs: Tensor, output: Tensor) -> None:
-        """Add it in place."""
+        """Add the update to these outputs, in place."""
         given, target = inputs[self.rows], output[self.rows]
         if isinstance(layer, nn.Conv2d):
             geometry = (layer.stride, layer.padding, layer.dilation)
@@ -51,7 +51,7 @@ class _Piece:
             target.add_(functional.linear(given, self.down))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> _Piece:
-        """The same elsewhere."""
+        """The same update on another device or in another number type."""
         return _Piece(self.rows, self.down.to(device, dtype), None if self.up is None else self.up.to(device, dtype))
 
 
@@ -67,14 +67,14 @@ class _Stack:
     copies: int
 
     def add_to(self, layer: nn.Module, inputs: Tensor, output: Tensor) -> None:
-        """Add it in place."""
+        """Add the update to these outputs, in place."""
         images = len(inputs) // self.copies
         given, target = (tensor.view(images, -1, tensor.shape[-1]) for tensor in (inputs.contiguous(), output))
         inner = torch.bmm(given, self.down_SIR.expand(images, -1, -1))
         target.baddbmm_(inner, self.up_SRO.expand(images, -1, -1))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> _Stack:
-        """The same elsewhere."""
+        """The same update on another device or in another number type."""
         return _Stack(self.down_SIR.to(device, dtype), self.up_SRO.to(device, dtype), self.copies)
 
 
@@ -96,7 +96,7 @@ class AdaptedBase:
 
     @property
     def family(self) -> FamilyName:
-        """Of the base model."""
+        """The family of the base model, which adapters must be for."""
         return self._bundle.family.name
 
     @property
@@ -106,7 +106,7 @@ class AdaptedBase:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is."""
+        """Where the UNet is, and with it the adapters in use."""
         return self._bundle.device
 
     @property
@@ -169,7 +169,7 @@ class AdaptedBase:
         self._hook(_names(adapters, "lora_te"), [adapters], 1)
 
     def clear(self) -> None:
-        """The bare base model."""
+        """Take all adapters off, so that the bare base model is left."""
         self._remove_hooks()
         self._restore()
 

@@ -19,7 +19,7 @@ from sdlora.data.decoding import UnreadableImageError
 from sdlora.errors import DataError
 from sdlora.generation.request.start_images import StartImage, load_start
 from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
-from sdlora.generation.sampling.passes import Batch, Watch
+from sdlora.generation.sampling.passes import Passes, Watch
 from sdlora.generation.sampling.samplers import rescale_of
 from sdlora.generation.sampling.text_conditions import ConditionsAt, RowTexts, TextConditions
 from sdlora.generation.sampling.texts import Texts
@@ -86,6 +86,8 @@ class BatchGenerator:
                 images[index] = SampledImage(picture.image, True, f"the picture came out {fault}")
                 continue
             precision = str(self._bundle.dtype).removeprefix("torch.")
+            # bf16 and fp16 overflow in a few models' UNets; the same weights in fp32 don't, and only this image pays
+            # for it.
             with self._in_fp32():
                 again = self._generated(
                     rows[index : index + 1],
@@ -118,10 +120,10 @@ class BatchGenerator:
             return encoded.at_size(size, self._bundle.device, one_by_one=one_by_one)
 
         put_on = self._putting_on(sets, merge, encoded.copies)
-        batch = Batch(self._bundle, rows, starts, Watch(on_step, is_cancelled, put_on))
-        latents_BCHW = batch.latents(conditions)
+        passes = Passes(self._bundle, rows, starts, Watch(on_step, is_cancelled, put_on))
+        latents_BCHW = passes.latents(conditions)
         return [
-            SampledImage(batch.picture(latents_BCHW, index), bool(torch.isfinite(latents_BCHW[index]).all()))
+            SampledImage(passes.picture(latents_BCHW, index), bool(torch.isfinite(latents_BCHW[index]).all()))
             for index in range(len(rows))
         ]
 

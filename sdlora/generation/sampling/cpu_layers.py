@@ -55,7 +55,7 @@ class PlainConvolution(nn.Conv2d):
     """A convolution that is a matrix product where that is faster; its weight has its channels innermost."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """As nn.Conv2d."""
+        """The same convolution as a matrix product over windows."""
         weight_OCkk, edge = self.weight, self.kernel_size[0]
         height, width = (
             (inputs.shape[axis] + 2 * int(self.padding[axis - 2]) - edge) // self.stride[axis - 2] + 1

@@ -106,6 +106,7 @@ def denoise(
     timesteps = scheduler.timesteps[first:]
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
+    # Samplers that add noise take it from each image's own generator, so that a seed means one image in any batch.
     noise = {"generator": list(generators)} if takes_noise(scheduler) else {}
     for index, timestep in enumerate(timesteps):
         if hooks.is_cancelled is not None and hooks.is_cancelled():

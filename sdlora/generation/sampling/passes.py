@@ -30,14 +30,14 @@ _TILED_FROM_PX = 1.5e6
 
 @dataclass(frozen=True)
 class Pass:
-    """A scheduler, and the number of its timestep that drawing begins at."""
+    """A scheduler, and the number of its timestep that generation begins at."""
 
     scheduler: Any
     first: int = 0
 
     @property
     def num_steps(self) -> int:
-        """UNet calls."""
+        """UNet calls of the pass, for each image."""
         return len(self.scheduler.timesteps) - self.first
 
     def noisy(self, latents_BCHW: Tensor, noise_BCHW: Tensor, index: int) -> Tensor:
@@ -65,6 +65,7 @@ def plan_pass(bundle: Bundle, sampler: Sampler, steps: int, strength: float | No
     scheduler = make_scheduler(sampler, bundle.schedule, steps, device)
     if strength is None:
         return Pass(scheduler)
+    # At least one step, as a strength near 0 would otherwise give the start image back unchanged without a word.
     generated = max(1, min(int(steps * strength), steps))
     first = (steps - generated) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):
@@ -72,7 +73,7 @@ def plan_pass(bundle: Bundle, sampler: Sampler, steps: int, strength: float | No
     return Pass(scheduler, first)
 
 
-class Batch:
+class Passes:
     """Images that are generated together: resolved requests that `check_rows` found to agree."""
 
     def __init__(
@@ -154,6 +155,7 @@ class Batch:
         return encode_images(self._bundle, start.pixels(), self._generators[index]).to(self._bundle.device)
 
     def _enlarged(self, latents_BCHW: Tensor, width_px: int, height_px: int) -> Tensor:
+        # Stretched latents come out blurred; the other way, through pixels, costs a decoding and an encoding an image.
         if self._rows[0].second_pass.upscaler == "latent":
             size = (height_px // LATENT_FACTOR, width_px // LATENT_FACTOR)
             return functional.interpolate(latents_BCHW, size=size, mode="bilinear")

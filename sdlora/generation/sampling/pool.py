@@ -31,7 +31,7 @@ class Layers(Protocol):
 
     @property
     def family(self) -> FamilyName:
-        """Its family."""
+        """The base model's family."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -39,7 +39,7 @@ class Layers(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Where the base model is."""
 
     def shape(self, name: str) -> torch.Size | None:
         """Shape of a layer's weight by kohya name; None when there is no such layer."""
@@ -58,7 +58,7 @@ class Update:
 
     @property
     def num_bytes(self) -> int:
-        """Memory it takes."""
+        """Memory that its tensors take."""
         tensors = (self.down,) if self.up is None else (self.down, self.up)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -74,7 +74,7 @@ class LoadedAdapter:
 
     @property
     def num_bytes(self) -> int:
-        """Memory it takes."""
+        """Memory that its tensors take."""
         return sum(update.num_bytes for update in self.updates.values())
 
 

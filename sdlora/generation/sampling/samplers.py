@@ -53,10 +53,13 @@ _KINDS: dict[Sampler, tuple[type, dict[str, Any]]] = {
 def make_scheduler(sampler: Sampler, schedule: NoiseSchedule, steps: int, device: torch.device | str = "cpu") -> Any:
     """A diffusers scheduler set to `steps` steps."""
     kind, settings = _KINDS[sampler]
+    # diffusers' schedulers are made from betas: those that give the model's own noise levels back.
+    alpha_bar_T: Tensor = schedule.alphas_cumprod_T.double().clamp(min=_SMALLEST_ALPHA_BAR)
+    previous_T = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar_T[:-1]])
     known = inspect.signature(kind).parameters
     options = {
         "num_train_timesteps": len(schedule.alphas_cumprod_T),
-        "trained_betas": _betas(schedule),
+        "trained_betas": (1 - alpha_bar_T / previous_T).tolist(),
         "prediction_type": schedule.prediction,
         "timestep_spacing": "linspace",
         "steps_offset": 1,
@@ -79,10 +82,3 @@ def rescale_of(setting: float | Literal["auto"], bundle: Bundle) -> float:
 def takes_noise(scheduler: Any) -> bool:
     """Whether the scheduler's step accepts random generators."""
     return "generator" in inspect.signature(scheduler.step).parameters
-
-
-def _betas(schedule: NoiseSchedule) -> list[float]:
-    alpha_bar_T: Tensor = schedule.alphas_cumprod_T.double().clamp(min=_SMALLEST_ALPHA_BAR)
-    previous_T = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar_T[:-1]])
-    betas: list[float] = (1 - alpha_bar_T / previous_T).tolist()
-    return betas

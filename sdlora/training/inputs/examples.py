@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from sdlora.data.batches import plan_epoch, sample_generator, sample_random
 from sdlora.data.buckets import BucketedImage
 from sdlora.models.size_conditions import SizeConditions
-from sdlora.training.inputs.latents import Latents, LatentSource
+from sdlora.training.inputs.latents import LatentSource
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class BatchSource:
     def batch(self, position: int) -> Batch:
         """The batch at a position; the same whenever it is asked for."""
         epoch, index = divmod(position, self.batches_per_epoch)
+        # One epoch's plan at a time: positions come in order, and after a resume the first call makes the right one.
         if self._plan[0] != epoch:
             self._plan = (epoch, plan_epoch(self._placed, self._batch_size, self._seed, epoch))
         rows = [self._placed[item] for item in self._plan[1][index]]
@@ -70,8 +71,15 @@ class BatchSource:
             self._latents.sampled(item, sample_random(self._seed, "crop", position, row))
             for row, item in enumerate(rows)
         ]
+        # Each row has its own generator, so that an image's noise doesn't depend on its neighbours or on the batch
+        # size.
         generators = [sample_generator(self._seed, "noise", position, row) for row in range(len(rows))]
-        masks = [_mask_of(crop) for crop in crops] if any(crop.mask_HW is not None for crop in crops) else []
+        # An image of a folder without masks has one of ones, in a batch with masks.
+        masks = (
+            [crop.mask_HW if crop.mask_HW is not None else torch.ones(crop.mean_CHW.shape[1:]) for crop in crops]
+            if any(crop.mask_HW is not None for crop in crops)
+            else []
+        )
         return Batch(
             latents_BCHW=torch.stack([crop.sample(each) for crop, each in zip(crops, generators, strict=True)]),
             captions=[
@@ -86,8 +94,3 @@ class BatchSource:
             names=[item.record.path.name for item in rows],
             generators=generators,
         )
-
-
-def _mask_of(crop: Latents) -> Tensor:
-    """The crop's mask; ones for an image of a folder without masks in a batch with masks."""
-    return crop.mask_HW if crop.mask_HW is not None else torch.ones(crop.mean_CHW.shape[1:])

@@ -34,6 +34,10 @@ class RunImages:
         epochs = optimization.epochs or DEFAULT_EPOCHS
         return max(1, -(-self.plan.batches * epochs // optimization.accumulation))
 
+    def steps_per_epoch(self, config: TrainConfig, workers: int = 1) -> float:
+        """Optimizer updates in which `workers` processes see every image once; seldom a whole number."""
+        return self.plan.batches / (config.optimization.accumulation * workers)
+
 
 def find_images(config: TrainConfig) -> RunImages:
     """Scan and place the run's images. Raises ConfigError without a folder, DataError for unusable images."""

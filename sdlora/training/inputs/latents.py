@@ -44,6 +44,7 @@ class LatentSource:
     def __init__(self, bundle: Bundle, config: ImagesConfig, cache: Cache | None) -> None:
         self._bundle = bundle
         self._config = config
+        # A random crop is hardly ever the same twice: kept ones would fill the disk and never be read.
         self._cache = None if config.random_crop else cache
         self._memory: dict[tuple[BucketedImage, bool], Latents] = {}
 
@@ -109,6 +110,7 @@ class LatentSource:
         return self._cache.key(
             {
                 "kind": "latents",
+                # By content, not by name: a renamed image is found again, a changed one is not.
                 "image": placed.record.content_hash,
                 "background": self._config.background if placed.record.has_alpha else "",
                 "resized": f"{placement.resized_width_px}x{placement.resized_height_px}",

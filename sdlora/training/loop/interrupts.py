@@ -9,12 +9,13 @@ from typing import Any
 
 
 class Interrupts:
-    """Inside the `with` block the first signal sets `seen`, so that the run can save; a second one interrupts at once.
+    """Inside the `with` block the first signal sets `seen`, for the run to save; one more Ctrl-C interrupts it.
 
     Does nothing outside the main thread, where Python allows no signal handlers.
     """
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    # A closed terminal or a lost connection sends SIGHUP, which Windows doesn't have.
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
     def __init__(self) -> None:
         self.seen = False
@@ -32,6 +33,6 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.seen:
+        if self.seen and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.seen = True

@@ -48,6 +48,7 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
         cache = Cache(config.images.cache_folder or default_cache_folder(), on_damage=events.warn)
     latents = LatentSource(bundle, config.images, cache)
     latents.prepare(images.placed, events)
+    # Held-out images are never mirrored, so that losses stay comparable.
     latents.prepare(images.bucketed_held_out, events, flips=False)
     texts = _texts(config, images, bundle, cache, events)
     adapter = attach(bundle, config.adapter, seed=config.seed)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -17,6 +17,7 @@ from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.writing import Export, write_adapter, write_side_car
 from sdlora.adapters.live.self_test import self_test
 from sdlora.config.files import with_files_read
+from sdlora.config.interval import is_due
 from sdlora.config.train import TrainConfig
 from sdlora.errors import AdapterError, RunError, SdloraError
 from sdlora.events import (
@@ -33,14 +34,14 @@ from sdlora.events import (
 )
 from sdlora.models.bundle import Bundle
 from sdlora.models.loading import load
-from sdlora.runs import checkpoints
+from sdlora.runs import changes, checkpoints
 from sdlora.runs import folder as run_folder
-from sdlora.runs.checkpoints import Checkpoint
 from sdlora.runs.folder import REQUESTS, Request, RunFolder, step_name
 from sdlora.runs.lock import locked
 from sdlora.sinks.jsonl import JsonlSink
 from sdlora.sinks.tensorboard import TensorBoardSink
 from sdlora.sinks.terminal import TerminalSink
+from sdlora.training.inputs import fingerprint
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.loop.interrupts import Interrupts
 from sdlora.training.loop.prepare import Prepared, prepare
@@ -50,10 +51,12 @@ from sdlora.training.outputs import checkpoint_state, previews
 from sdlora.training.outputs.facts import training_facts
 from sdlora.training.preflight.checks import check
 
+_SHORTEST_UNSAVED_SECONDS, _LONGEST_UNSAVED_SECONDS = 60.0, 600.0
+
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended."""
+    """How a run ended, and where its adapter lies."""
 
     folder: Path
     outcome: Outcome
@@ -78,7 +81,7 @@ class _LastStep:
             self.step = event.step
 
     def close(self) -> None:
-        """Nothing to close."""
+        """There is nothing to close."""
 
 
 def train(config: TrainConfig, sinks: Sequence[EventSink] = ()) -> RunResult:
@@ -89,23 +92,71 @@ def train(config: TrainConfig, sinks: Sequence[EventSink] = ()) -> RunResult:
     folder = workers.share(run_folder.create(config) if workers.is_main else None)
     assert folder is not None
     with _recorded(config, folder, sinks) as events:
+        if workers.is_main:
+            fingerprint.write(folder.images, fingerprint.fingerprint([*images.trained, *images.held_out]))
         return _run(config, folder, images, events, workers, None)
 
 
-def resume(path: Path, sinks: Sequence[EventSink] = ()) -> RunResult:
-    """Go on with the run in a folder from its newest checkpoint, or from the start if it has none.
+def resume(
+    path: Path,
+    sinks: Sequence[EventSink] = (),
+    *,
+    overrides: Sequence[str] = (),
+    accept_changes: bool = False,
+) -> RunResult:
+    """Go on with the run in a folder from its newest sound checkpoint, or from the start if it has none.
 
-    Raises RunError when the run is complete or another process trains it.
+    overrides: settings to change from here on, as `section.name=value`; the run's history keeps those before.
+    accept_changes: go on although images or captions are others than they were.
+    Raises RunError when the run is complete, when another process trains it, and when images changed; ConfigError for
+    a setting that can't change any more.
     """
+    changed = changes.change(path, overrides) if overrides else []
     folder, config = run_folder.open_run(path)
-    checkpoint = checkpoints.newest(folder)
-    if checkpoint is not None and folder.adapter(config.name).is_file():
+    is_finished = folder.adapter(config.name).is_file()
+    newest = checkpoints.newest(folder)
+    if newest is None and is_finished:
+        raise RunError(
+            f"{path}: this run is finished and its checkpoints are gone, so it can't go on, and from the start it "
+            f"would write over {folder.adapter(config.name).name}. Begin a new run, if you like from this adapter: "
+            f"--set adapter.start_from={folder.adapter(config.name)}"
+        )
+    if newest is not None and is_finished:
         total_steps = check(config).total_steps(config)
-        if checkpoint.step >= total_steps:
-            raise RunError(f"{path}: this run is complete: all {total_steps} steps are done")
+        if newest.step >= total_steps:
+            raise RunError(
+                f"{path}: this run is complete: all {total_steps} steps are done. To train it further: "
+                f"sdlora resume {path} --set optimization.steps={2 * total_steps}"
+            )
     with _recorded(config, folder, sinks) as events:
+        # Inside, so that a run that can't go on says so in its own log and events, where the page looks.
         images = check(config)
-        return _run(config, folder, images, events, Workers(config.optimization.device), checkpoint)
+        for one in changed:
+            events.notice(f"changed {one.sentence}")
+        _compare_images(folder, images, events, accept_changes=accept_changes)
+        found = checkpoint_state.newest_sound(folder, events.warn)
+        if found is not None and any(one.name == "optimization.optimizer" for one in changed):
+            found[1].pop("optimizer")
+        return _run(config, folder, images, events, Workers(config.optimization.device), found and found[1])
+
+
+def _compare_images(folder: RunFolder, images: RunImages, events: EventStream, *, accept_changes: bool) -> None:
+    """Say what changed in the image folders since the run began; raises RunError unless that was accepted."""
+    now = fingerprint.fingerprint([*images.trained, *images.held_out])
+    before = fingerprint.read(folder.images)
+    found = fingerprint.differences(before, now) if before is not None else []
+    if found and not accept_changes:
+        listed = "\n  ".join(one.sentence for one in found)
+        raise RunError(
+            f"{folder.path}: since this run began\n  {listed}\nPut them back, or go on with what is there now: "
+            f"sdlora resume {folder.path} --accept-changes"
+        )
+    for one in found:
+        events.warn(f"since the run began {one.sentence}")
+    if found:
+        changes.record(folder, images="; ".join(one.sentence for one in found))
+    if before is None or found:
+        fingerprint.write(folder.images, now)
 
 
 def _run(
@@ -114,14 +165,14 @@ def _run(
     images: RunImages,
     events: EventStream,
     workers: Workers,
-    checkpoint: Checkpoint | None,
+    state: dict[str, Any] | None,
 ) -> RunResult:
     started = time.time()
     with Interrupts() as interrupts:
         prepared = prepare(config, images, events, workers)
         run = _Run(config, folder, images, prepared, events, workers, interrupts, started)
-        if checkpoint is not None:
-            run.trainer.load_state(checkpoint_state.load(checkpoint))
+        if state is not None:
+            run.trainer.load_state(state)
         return run.go()
 
 
@@ -181,6 +232,7 @@ class _Run:
         self.interrupts = interrupts
         self.started = started
         self.relative_loss: float | None = None
+        self._saved_at = time.monotonic()
         self.trainer = Trainer(
             config,
             images.total_steps(config),
@@ -207,7 +259,13 @@ class _Run:
         )
         outcome: Outcome = "stopped"
         if not self._is_asked_to_stop(self._requests(("stop",))):
-            self._catch_up()
+            # Before the first step: evaluate the base model, or do what the stop that this run goes on from left undone
+            step = self.trainer.progress.step
+            is_missing = self.trainer.progress.validated_step < step and self._is_due(self.config.validation.every)
+            if (step == 0 or is_missing) and self._validate() and self.workers.is_main:
+                self._tidy_checkpoints(improved=True)
+            if step == 0 or (self._is_due(self.config.previews.every) and not self.folder.previews(step).exists()):
+                self._preview()
             outcome = trainer.run(self._after_step)
         adapter = self._finish() if outcome == "completed" else self._save()
         self.events.emit(
@@ -230,11 +288,12 @@ class _Run:
     def _after_step(self) -> Literal["go on", "stop"]:
         step = self.trainer.progress.step
         is_last = step == self.trainer.total_steps
+        # Asked for before anything long is done: who wants the run to stop should not wait for previews.
         requests = self._requests()
         if self._is_asked_to_stop(requests):
             return "stop"
         improved = (is_last or self._is_due(self.config.validation.every)) and self._validate()
-        if improved or is_last or "save" in requests or self._is_due(self.config.outputs.checkpoint_every):
+        if improved or is_last or "save" in requests or self._is_checkpoint_due():
             self._save()
             if self.workers.is_main:
                 self._tidy_checkpoints(improved)
@@ -251,8 +310,19 @@ class _Run:
         if step == 0 or (self._is_due(self.config.previews.every) and not self.folder.previews(step).exists()):
             self._preview()
 
-    def _is_due(self, every: int | None) -> bool:
-        return every is not None and every > 0 and self.trainer.progress.step % every == 0
+    def _is_checkpoint_due(self) -> bool:
+        every = self.config.outputs.checkpoint_every
+        if every != "auto":
+            return self._is_due(every)
+        # A run over night loses ten minutes at most, and a short one is not slowed down by saving.
+        waited = time.monotonic() - self._saved_at
+        is_tenth = is_due("1 epoch", self.trainer.progress.step, self.trainer.total_steps / 10)
+        return self.workers.any(
+            waited >= _LONGEST_UNSAVED_SECONDS or (is_tenth and waited >= _SHORTEST_UNSAVED_SECONDS)
+        )
+
+    def _is_due(self, every: int | str) -> bool:
+        return is_due(every, self.trainer.progress.step, self.images.steps_per_epoch(self.config, self.workers.count))
 
     def _requests(self, wanted: Sequence[Request] = REQUESTS) -> set[Request]:
         return self.workers.share(self.folder.take_requests(wanted) if self.workers.is_main else set())
@@ -267,7 +337,11 @@ class _Run:
         if improved:
             progress = self.trainer.progress
             checkpoints.name_best(self.folder, progress.step, progress.best_relative_loss)
-        checkpoints.prune(self.folder, self.config.outputs.keep_checkpoints)
+        outputs = self.config.outputs
+        per_epoch = self.images.steps_per_epoch(self.config, self.workers.count)
+        checkpoints.prune(
+            self.folder, outputs.keep_checkpoints, lambda step: is_due(outputs.keep_every, step, per_epoch)
+        )
 
     def _validate(self) -> bool:
         """Measure the held-out images; returns whether the adapter predicts them better than ever before."""
@@ -311,12 +385,16 @@ class _Run:
     def _save(self) -> Path:
         """Write a checkpoint; returns the adapter file in it."""
         step = self.trainer.progress.step
-        name = f"{self.config.name}-{step_name(step)}.safetensors"
+        ending = step_name(step)
+        if self.config.outputs.checkpoint_names == "epoch":
+            ending = f"{round(step / self.images.steps_per_epoch(self.config, self.workers.count)):06d}"
+        name = f"{self.config.name}-{ending}.safetensors"
         if self.workers.is_main:
             state = self.trainer.state()
             with self.trainer.evaluating():
                 saved = checkpoint_state.save(self.folder, step, state, lambda folder: self._export(folder / name))
             self.events.emit(CheckpointSaved(step=step, path=str(saved.path)))
+        self._saved_at = time.monotonic()
         self.workers.wait()
         return self.folder.checkpoint(step) / name
 
@@ -328,21 +406,19 @@ class _Run:
                 exported = self._export(path)
                 for warning in exported.warnings:
                     self.events.warn(warning)
-                write_side_car(path, self._facts(), self._newest_preview())
+                generated = sorted(self.folder.previews(self.trainer.progress.step).glob("*.png"))
+                write_side_car(path, self._facts(), generated[0] if generated else None)
                 if self.config.outputs.self_test:
-                    self._self_test(path)
+                    # A file that doesn't hold what was trained must not lie about as if it did: it gets another name
+                    try:
+                        report = self_test(self.prepared.adapter, path, self._load_fresh_base)
+                    except AdapterError:
+                        atomic.move(path, path.with_suffix(".failed-self-test"))
+                        raise
+                    self.events.notice(f"self-test passed: {report.summary()}")
             self._name_best()
         self.workers.wait()
         return path
-
-    def _self_test(self, path: Path) -> None:
-        """A file that doesn't hold what was trained must not lie about as if it did: it gets another name."""
-        try:
-            report = self_test(self.prepared.adapter, path, self._load_fresh_base)
-        except AdapterError:
-            atomic.move(path, path.with_suffix(".failed-self-test"))
-            raise
-        self.events.notice(f"self-test passed: {report.summary()}")
 
     def _load_fresh_base(self) -> Bundle:
         base = self.config.base_model.model_copy(update={"quantization": "none", "precision": "fp32"})
@@ -356,10 +432,6 @@ class _Run:
         which = "the last step" if best == self.trainer.progress.step else f"step {best}"
         advice = "" if relative < 1 else "; no checkpoint predicts the held-out images better than the base model does"
         self.events.notice(f"best by validation: {which}, {100 * (relative - 1):+.1f}% against the base model{advice}")
-
-    def _newest_preview(self) -> Path | None:
-        generated = sorted(self.folder.previews(self.trainer.progress.step).glob("*.png"))
-        return generated[0] if generated else None
 
     def _export(self, path: Path) -> Export:
         outputs = self.config.outputs

@@ -38,7 +38,7 @@ Outcome = Literal["completed", "stopped"]
 
 
 @dataclass
-class Progress:
+class TrainerProgress:
     """How far a run has come; part of every checkpoint."""
 
     step: int = 0
@@ -74,12 +74,13 @@ class Trainer:
         self.loss_function = loss_function
         self.events = events
         self.workers = workers
-        self.progress = Progress()
+        self.progress = TrainerProgress()
         self.groups = parameter_groups(adapter.weights(), optimization)
         self.parameters = trained_parameters(self.groups)
         self.optimizer = optimizers.build(self.groups, optimization, workers.device)
         self.precision = PrecisionContext(optimization.precision, workers.device)
         self.average = MovingAverage(adapter.parameters, optimization.ema) if optimization.ema else None
+        self._weight_norm: float | None = None
         self._last_good = self._changing_state()
         for note in optimizers.notes(self.groups, optimization, workers.device):
             events.notice(note)
@@ -115,10 +116,10 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state."""
+        """Go on from a checkpoint's state; one without the optimizer's leaves it fresh."""
         self._take_over(state)
         self.precision.load_state_dict(state["precision"])
-        self.progress = Progress(**state["progress"])
+        self.progress = TrainerProgress(**state["progress"])
         self._last_good = self._changing_state()
 
     def _step(self) -> None:
@@ -126,11 +127,13 @@ class Trainer:
         started = time.perf_counter()
         epoch = self.batches.epoch_of(self.progress.position * self.workers.count)
         while True:
+            # A batch that can't be used costs its images, never a step: the schedule and the checkpoints count updates.
             loss = self._accumulate()
             if loss is not None and (norm := self._update()) is not None:
                 break
         self.progress.step += 1
         self.progress.bad_in_a_row = 0
+        # Not after each step: a copy of weights and optimizer state takes longer than the step of a small adapter.
         if self.progress.step % _SNAPSHOT_EVERY == 0:
             self._last_good = self._changing_state()
         self.events.emit(
@@ -138,8 +141,9 @@ class Trainer:
                 step=self.progress.step,
                 epoch=epoch,
                 loss=loss,
-                learning_rates=self._rates,
+                learning_rates=self._learning_rates,
                 gradient_norm=norm,
+                weight_norm=self._weight_norm,
                 seconds=time.perf_counter() - started,
                 memory_gib=memory.peak_gib(self.workers.device),
             )
@@ -149,6 +153,7 @@ class Trainer:
         """Sum up the gradients of one step's batches; returns their mean loss, None if one is not finite."""
         total = 0.0
         for _ in range(self.config.accumulation):
+            # Processes take the positions in turn, so that two with one batch see what one with two would.
             position = self.progress.position * self.workers.count + self.workers.index
             batch = self.batches.batch(position)
             self.progress.position += 1
@@ -156,6 +161,8 @@ class Trainer:
             torch.manual_seed(derive_seed(self.seed, "dropout", position))
             with self.precision.autocast():
                 loss = self.loss_function.loss(batch)
+            # Every process sees the same mean and so takes the same branch; one that went another way alone would leave
+            # the others waiting for it forever.
             value = self.workers.mean(loss.item())
             if not math.isfinite(value):
                 self._handle_bad(f"the loss is {value}", batch)
@@ -168,10 +175,22 @@ class Trainer:
         """Clip and apply the gradients; returns their norm before clipping, None when they are not finite."""
         self.workers.average_gradients(self.parameters)
         norm = self.precision.unscale_and_clip(self.optimizer, self.config.max_gradient_norm)
+        # Not in the first steps: while LoRA's B is 0, A gets no gradient either.
         if self.progress.step + 1 == DEAD_MODULE_STEP:
-            self._warn_of_dead_modules()
+            dead = self.adapter.dead_modules()
+            if dead:
+                shown = ", ".join(dead[:_NAMES_SHOWN]) + (", ..." if len(dead) > _NAMES_SHOWN else "")
+                self.events.warn(f"{len(dead)} adapter modules get no gradient and will not learn: {shown}")
         factor = schedules.factor(self.progress.step, self.total_steps, self.config)
-        self._rates = optimizers.set_learning_rates(self.optimizer, self.groups, factor)
+        parts = {group.part for group in self.groups}
+        step, total = self.progress.step, self.total_steps
+        factors: dict[str, float] = {part: schedules.part_factor(part, step, total, self.config) for part in parts}
+        self._learning_rates = optimizers.set_learning_rates(self.optimizer, self.groups, factor, factors)
+        # Adam moves weights by its momentum even at a rate of 0 where the decay isn't; without gradients nothing moves.
+        for group in self.groups:
+            if factors[group.part] == 0:
+                for parameter in group.parameters:
+                    parameter.grad = None
         finding_scale = self.precision.scale > 1  # fp16 begins with too high a scale, on purpose
         if not self.precision.step(self.optimizer):
             self.optimizer.zero_grad(set_to_none=True)
@@ -179,6 +198,8 @@ class Trainer:
                 self._handle_bad(f"the gradient's norm is {norm}", None)
             return None
         self.optimizer.zero_grad(set_to_none=True)
+        if self.config.max_weight_norm:
+            self._weight_norm = self.adapter.limit_norms(self.config.max_weight_norm)
         if self.average is not None:
             self.average.update()
         return norm
@@ -200,21 +221,25 @@ class Trainer:
             restored = "; the last good weights are back"
         self.events.warn(f"step {self.progress.step}: {reason}{names}; going on with the next batch{restored}")
 
-    def _warn_of_dead_modules(self) -> None:
-        dead = self.adapter.dead_modules()
-        if dead:
-            shown = ", ".join(dead[:_NAMES_SHOWN]) + (", ..." if len(dead) > _NAMES_SHOWN else "")
-            self.events.warn(f"{len(dead)} adapter modules get no gradient and will not learn: {shown}")
-
     def _changing_state(self) -> dict[str, Any]:
         return {
             "adapter": self.adapter.state(),
+            # state_dict hands out the live tensors, which the next step changes.
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "average": copy.deepcopy(self.average.state_dict()) if self.average else None,
         }
 
     def _take_over(self, state: dict[str, Any]) -> None:
         self.adapter.load_state(state["adapter"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        if "optimizer" in state:
+            chosen = optimizers.chosen_settings(self.optimizer, self.config)
+            # A copy: load_state_dict keeps the tensors it is given where their type fits, and would train on in the
+            # snapshot itself.
+            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+            # The state holds the settings it was saved with; those of the configuration may have changed since.
+            for group, settings in zip(self.optimizer.param_groups, chosen, strict=True):
+                group.update(settings)
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
+        elif self.average is not None:
+            self.average.restart()

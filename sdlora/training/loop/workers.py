@@ -37,12 +37,12 @@ class Workers:
 
     @property
     def count(self) -> int:
-        """Number of processes."""
+        """How many processes train together."""
         return int(self._state.num_processes)
 
     @property
     def index(self) -> int:
-        """This process, from 0."""
+        """The number of this process, counted from 0."""
         return int(self._state.process_index)
 
     @property
@@ -51,7 +51,7 @@ class Workers:
         return self.index == 0
 
     def wait(self) -> None:
-        """Wait for all processes."""
+        """Wait until all processes have come to this point."""
         self._state.wait_for_everyone()
 
     def share(self, value: T) -> T:

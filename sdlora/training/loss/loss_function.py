@@ -63,6 +63,7 @@ class LossFunction:
         """How far the adapter moves predictions for captions without the trigger (loss_B)."""
         captions = [self._objective.prior_prompt or text for text in batch.prior_captions]
         with torch.no_grad(), self._adapter.disabled():
+            # The base's answer is taken from the same weights with the adapter switched off: no second UNet in memory.
             base_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions))
         predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions))
         return self._distance(predicted_BCHW, base_BCHW, timesteps_B, batch)

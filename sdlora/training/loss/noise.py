@@ -76,6 +76,7 @@ def sample_timesteps(generators: Sequence[Generator], objective: ObjectiveConfig
     """
     count = objective.max_timestep - objective.min_timestep + 1
     positions = [_position(generator, objective.timestep_distribution) for generator in generators]
+    # In float64 a position of almost 1 times the count can still round up to the count itself.
     steps_B = (torch.stack(positions) * count).long().clamp(max=count - 1)
     return objective.min_timestep + steps_B
 

@@ -29,6 +29,7 @@ class MovingAverage:
         """Take in the weights as they are after an optimizer step."""
         weight = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         for average, parameter in zip(self.averages, self.parameters, strict=True):
+            # In fp32: with a decay of 0.999 each update is a thousandth, which half precision would round away.
             average.lerp_(parameter.detach().float(), weight)
         self.updates += 1
 
@@ -41,6 +42,12 @@ class MovingAverage:
             yield
         finally:
             _copy(originals, self.parameters)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew from the weights as they are."""
+        self.averages = [parameter.detach().float().clone() for parameter in self.parameters]
+        self.updates = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs; the tensors are the live ones, not copies."""

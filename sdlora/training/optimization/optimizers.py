@@ -69,6 +69,8 @@ _KINDS = {
     "soap": _Kind("pytorch_optimizer.SOAP", "optimizers"),
     "stable_adamw": _Kind("pytorch_optimizer.StableAdamW", "optimizers"),
 }
+_CHOSEN = ("betas", "eps", "momentum", "nesterov", "amsgrad", "d_coef")
+"""Options that are settings wherever they occur, given or not."""
 _PACKAGES = {
     "lion_pytorch": "lion-pytorch",
     "pytorch_optimizer": "pytorch-optimizer",
@@ -84,7 +86,11 @@ def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
     """
     kind = _KINDS.get(config.optimizer, _Kind(config.optimizer))
     optimizer_class = _import_class(config.optimizer, kind)
-    options = {**kind.defaults, **_default_options(config.optimizer, device), **_given_options(config)}
+    options = {**kind.defaults, **config.optimizer_options}
+    if config.optimizer == "adamw" and device.type in _FUSED_DEVICES:
+        options.setdefault("fused", True)
+    # YAML knows lists only, optimizers want tuples (betas).
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     problems = _option_problems(optimizer_class, options)
     if problems:
         raise ConfigError("optimization.optimizer_options", problems)
@@ -107,6 +113,7 @@ def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
         raise ConfigError(
             "optimization", [f"optimizer {config.optimizer} rejects its options {options or '{}'}: {error!r}"]
         ) from error
+    # A schedule-free optimizer begins in evaluation mode and refuses to step there.
     if _has_modes(optimizer):
         optimizer.train()  # type: ignore[attr-defined]
     return optimizer
@@ -136,16 +143,28 @@ def notes(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
     return remarks
 
 
-def set_learning_rates(optimizer: Optimizer, groups: Sequence[ParameterGroup], factor: float) -> dict[str, float]:
+def set_learning_rates(
+    optimizer: Optimizer,
+    groups: Sequence[ParameterGroup],
+    factor: float,
+    part_factors: Mapping[str, float] | None = None,
+) -> dict[str, float]:
     """Set every group's rate for the next step to its base rate times `factor`; returns the rates by group name.
 
-    For Prodigy the returned rate includes its own estimate, as that is what moves the weights.
+    part_factors: further factors by model part, such as 0 for a text encoder that is trained no more. For Prodigy the
+    returned rate includes its own estimate, as that is what moves the weights.
     """
-    rates = {}
+    learning_rates = {}
     for torch_group, group in zip(optimizer.param_groups, groups, strict=True):
-        torch_group["lr"] = group.learning_rate * factor
-        rates[group.name] = torch_group["lr"] * torch_group.get("d", 1.0)
-    return rates
+        torch_group["lr"] = group.learning_rate * factor * (part_factors or {}).get(group.part, 1.0)
+        learning_rates[group.name] = torch_group["lr"] * torch_group.get("d", 1.0)
+    return learning_rates
+
+
+def chosen_settings(optimizer: Optimizer, config: OptimizationConfig) -> list[dict[str, Any]]:
+    """Of each of a fresh optimizer's groups the settings that a person chooses, apart from what it keeps as state."""
+    names = {"weight_decay", *_CHOSEN, *config.optimizer_options}
+    return [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
 
 
 @contextmanager
@@ -170,30 +189,8 @@ def evaluation_weights(optimizer: Optimizer) -> Iterator[None]:
                 parameter.copy_(value)
 
 
-def state_bytes(optimizer: Optimizer) -> int:
-    """Memory that the optimizer's state takes, tables shared between weights counted once."""
-    tensors = {
-        tensor.data_ptr(): tensor.nbytes
-        for state in optimizer.state.values()
-        for tensor in state.values()
-        if isinstance(tensor, torch.Tensor)
-    }
-    return sum(tensors.values())
-
-
 def _has_modes(optimizer: Optimizer) -> bool:
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
-
-
-def _default_options(name: str, device: torch.device) -> dict[str, Any]:
-    return {"fused": True} if name == "adamw" and device.type in _FUSED_DEVICES else {}
-
-
-def _given_options(config: OptimizationConfig) -> dict[str, Any]:
-    """The user's options; YAML knows lists only, optimizers want tuples (betas)."""
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in config.optimizer_options.items()
-    }
 
 
 def _import_class(name: str, kind: _Kind) -> type[Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from sdlora.adapters.files.kohya import Part
 from sdlora.adapters.live.attach import Weight
 from sdlora.adapters.live.layers import matches_block
 from sdlora.config.optimization import OptimizationConfig
@@ -25,6 +26,8 @@ class ParameterGroup:
     learning_rate: float
     """Before the schedule's factor."""
     weight_decay: float
+    part: Part = "unet"
+    """The model part it belongs to; none has weights of two."""
 
 
 def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> list[ParameterGroup]:
@@ -36,16 +39,33 @@ def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> l
     Raises ConfigError for a block pattern that matches nothing, and when nothing is left to train.
     """
     weights = list(weights)
-    problems = _unmatched_patterns(weights, config)
+    blocks = ", ".join(dict.fromkeys(weight.block for weight in weights))
+    problems = [
+        f"block_learning_rates: '{pattern}' matches no trained layer, trained blocks are: {blocks}"
+        for pattern in config.block_learning_rates
+        if not any(matches_block(pattern, weight.part, weight.path) for weight in weights)
+    ]
     if problems:
         raise ConfigError("optimization", problems)
     groups: dict[str, ParameterGroup] = {}
     for weight in weights:
-        name, rate = _name_and_rate(weight, config)
-        decay = 0.0 if weight.name.endswith(_MAGNITUDE) else config.weight_decay
-        if rate > 0:
-            group = groups.setdefault(name, ParameterGroup(name, [], rate, decay))
-            group.parameters.append(weight.parameter)
+        name: list[str] = [weight.part]
+        learning_rate = config.learning_rates[weight.part]
+        matching = [p for p in config.block_learning_rates if matches_block(p, weight.part, weight.path)]
+        factor = config.block_learning_rates[matching[-1]] if matching else 1.0
+        if factor != 1.0:
+            name.append(matching[-1].removeprefix(f"{weight.part}."))
+            learning_rate *= factor
+        if weight.is_B and config.lora_plus_ratio != 1.0:
+            name.append("B")
+            learning_rate *= config.lora_plus_ratio
+        weight_decay = config.weight_decay
+        if weight.name.endswith(_MAGNITUDE):
+            name.append("magnitude")
+            weight_decay = 0.0  # it would pull the norms of the base's own weights towards 0
+        if learning_rate > 0:
+            group = ParameterGroup(" ".join(name), [], learning_rate, weight_decay, weight.part)
+            groups.setdefault(group.name, group).parameters.append(weight.parameter)
     if not groups:
         raise ConfigError("optimization", ["every learning rate is 0, nothing remains to train"])
     return list(groups.values())
@@ -54,27 +74,3 @@ def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> l
 def trained_parameters(groups: Iterable[ParameterGroup]) -> list[nn.Parameter]:
     """All weights of all groups, in one list."""
     return [parameter for group in groups for parameter in group.parameters]
-
-
-def _name_and_rate(weight: Weight, config: OptimizationConfig) -> tuple[str, float]:
-    words: list[str] = [weight.part]
-    rate = config.learning_rates[weight.part]
-    matching = [p for p in config.block_learning_rates if matches_block(p, weight.part, weight.path)]
-    if matching and config.block_learning_rates[matching[-1]] != 1.0:
-        words.append(matching[-1].removeprefix(f"{weight.part}."))
-        rate *= config.block_learning_rates[matching[-1]]
-    if weight.is_B and config.lora_plus_ratio != 1.0:
-        words.append("B")
-        rate *= config.lora_plus_ratio
-    if weight.name.endswith(_MAGNITUDE):
-        words.append("magnitude")
-    return " ".join(words), rate
-
-
-def _unmatched_patterns(weights: list[Weight], config: OptimizationConfig) -> list[str]:
-    blocks = ", ".join(dict.fromkeys(weight.block for weight in weights))
-    return [
-        f"block_learning_rates: '{pattern}' matches no trained layer, trained blocks are: {blocks}"
-        for pattern in config.block_learning_rates
-        if not any(matches_block(pattern, weight.part, weight.path) for weight in weights)
-    ]

@@ -60,6 +60,7 @@ class PrecisionContext:
             self._scaler.unscale_(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         limit = max_norm if max_norm > 0 else math.inf
+        # The norm is not finite when any gradient isn't, so no further pass over them is needed to find out.
         self._norm = float(nn.utils.clip_grad_norm_(parameters, limit))
         return self._norm
 
@@ -76,6 +77,7 @@ class PrecisionContext:
         else:
             if is_finite:
                 self._scaler.step(optimizer)
+            # Also after a skipped step: that is when the scale has to come down.
             self._scaler.update()
         self._norm = math.nan
         return is_finite

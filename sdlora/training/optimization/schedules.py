@@ -23,17 +23,23 @@ def factor(step: int, total_steps: int, config: OptimizationConfig) -> float:
         timescale = config.schedule_timescale or warmup or _TIMESCALE
         return math.sqrt(timescale / (timescale + step - warmup))
     if config.schedule == "piecewise":
-        return _piece(step, total_steps, config)
+        # The last point that is passed counts; a start below 1 is a share of all steps.
+        passed = [
+            factor for start, factor in config.schedule_points if step >= (start * total_steps if start < 1 else start)
+        ]
+        return passed[-1] if passed else 1.0
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     return config.schedule_floor + (1.0 - config.schedule_floor) * _decay(progress, config)
 
 
-def _piece(step: int, total_steps: int, config: OptimizationConfig) -> float:
-    """The factor of the last point that is passed; a start below 1 is a share of all steps."""
-    passed = [
-        factor for start, factor in config.schedule_points if step >= (start * total_steps if start < 1 else start)
-    ]
-    return passed[-1] if passed else 1.0
+def part_factor(part: str, step: int, total_steps: int, config: OptimizationConfig) -> float:
+    """1 while a part (unet, text_encoder, text_encoder_2) is trained, 0 from its `..._until` on."""
+    until = None if part == "unet" else config.text_encoder_until
+    if part == "text_encoder_2" and config.text_encoder_2_until is not None:
+        until = config.text_encoder_2_until
+    if until is None:
+        return 1.0
+    return 1.0 if step < (until * total_steps if until < 1 else until) else 0.0
 
 
 def warmup_steps(total_steps: int, config: OptimizationConfig) -> int:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from sdlora import atomic
+from sdlora.constants import MIB
 from sdlora.errors import TrainingError
+from sdlora.runs import checkpoints
 from sdlora.runs.checkpoints import STATE_FILE, Checkpoint
 from sdlora.runs.folder import RunFolder
+
+_CHECKSUMS = "checksums.json"
+_PARTS = {"adapter", "optimizer", "precision", "progress"}
 
 
 def save(folder: RunFolder, step: int, state: dict[str, Any], write_adapter: Callable[[Path], object]) -> Checkpoint:
@@ -23,16 +31,59 @@ def save(folder: RunFolder, step: int, state: dict[str, Any], write_adapter: Cal
     with atomic.making_folder(path) as unfinished:
         write_adapter(unfinished)
         torch.save(state, unfinished / STATE_FILE)
+        sums = {file.name: _checksum(file) for file in sorted(unfinished.iterdir()) if file.is_file()}
+        atomic.write_json(unfinished / _CHECKSUMS, sums)
     return Checkpoint(step, path)
 
 
 def load(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The trainer's state as it was saved, on the CPU. Raises TrainingError when it can't be read."""
+    """The trainer's state as it was saved, on the CPU. Raises TrainingError when it is damaged."""
+    if damage := _damage(checkpoint):
+        raise TrainingError(f"the checkpoint {checkpoint.path.name} is damaged: {damage}")
     try:
-        state: dict[str, Any] = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise TrainingError(
-            f"{checkpoint.state} can't be read ({error}). Delete the folder {checkpoint.path.name} to go on from the "
-            "checkpoint before it."
-        ) from error
+        state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"the checkpoint {checkpoint.path.name} is damaged: {STATE_FILE}: {reason}") from error
+    if not isinstance(state, dict) or not state.keys() >= _PARTS:
+        raise TrainingError(f"the checkpoint {checkpoint.path.name} is damaged: {STATE_FILE} holds something else")
     return state
+
+
+def newest_sound(folder: RunFolder, tell: Callable[[str], None]) -> tuple[Checkpoint, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, with its state; each damaged one before it is told of.
+
+    Raises TrainingError when there are checkpoints and all are damaged.
+    """
+    found = checkpoints.find(folder)
+    for checkpoint in reversed(found):
+        try:
+            return checkpoint, load(checkpoint)
+        except TrainingError as error:
+            tell(f"{error}; going back to the one before")
+    if found:
+        raise TrainingError(
+            f"all {len(found)} checkpoints of {folder.path} are damaged, so there is nothing to go on from. Begin a "
+            f"new run; what can still be read of an adapter file can be its start: adapter.start_from={found[-1].path}"
+        )
+    return None
+
+
+def _damage(checkpoint: Checkpoint) -> str:
+    """What differs from the checksums; "" for a sound checkpoint, and for one of a version that wrote none."""
+    try:
+        sums = json.loads((checkpoint.path / _CHECKSUMS).read_text(encoding="utf-8"))
+        names = [name for name, kept in sums.items() if _checksum(checkpoint.path / name) != kept]
+    except FileNotFoundError as error:
+        return "" if Path(str(error.filename)).name == _CHECKSUMS else f"{Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{_CHECKSUMS} can't be read ({error})"
+    return f"{', '.join(names)} differ from what was written" if names else ""
+
+
+def _checksum(file: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as content:
+        while block := content.read(MIB):
+            digest.update(block)
+    return digest.hexdigest()

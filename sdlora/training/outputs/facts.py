@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdlora.adapters.files.metadata import BucketCount, DatasetFolder, TrainingFacts
+from sdlora.adapters.files.metadata import BucketFacts, DatasetFolder, TrainingFacts
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.data.images import ImageRecord
@@ -43,6 +43,7 @@ def training_facts(
     edge = images.resolutions[0]
     options = {"weight_decay": optimization.weight_decay, **optimization.optimizer_options}
     epochs = -(-total_steps * optimization.accumulation // max(plan.batches, 1))
+    counted = Counter((record.path.parent.name, record.repeats, record.is_class) for record in records)
     return TrainingFacts(
         name=config.name,
         family=bundle.family.name,
@@ -74,6 +75,7 @@ def training_facts(
         accumulation=optimization.accumulation,
         gradient_checkpointing=optimization.gradient_checkpointing,
         max_gradient_norm=optimization.max_gradient_norm,
+        max_weight_norm=optimization.max_weight_norm or None,
         mixed_precision=_KOHYA_PRECISION[optimization.precision],
         dropout=config.adapter.dropout or None,
         ema=optimization.ema or None,
@@ -98,10 +100,12 @@ def training_facts(
         bucket_min=images.bucket_min or edge // 2 if images.buckets else None,
         bucket_max=images.bucket_max or edge * 2 if images.buckets else None,
         bucket_counts=tuple(
-            BucketCount(item.bucket.width_px, item.bucket.height_px, item.samples) for item in plan.buckets
+            BucketFacts(item.bucket.width_px, item.bucket.height_px, item.samples) for item in plan.buckets
         ),
         mean_aspect_error=plan.mean_aspect_error,
-        folders=_folders(records),
+        folders=tuple(
+            DatasetFolder(name, repeats, count, is_class) for (name, repeats, is_class), count in counted.items()
+        ),
         tag_frequency=tag_counts(records),
         caption_dropout=captions.dropout,
         tag_dropout=captions.tag_dropout,
@@ -110,11 +114,6 @@ def training_facts(
         horizontal_flip=images.horizontal_flip,
         random_crop=images.random_crop,
     )
-
-
-def _folders(records: Sequence[ImageRecord]) -> tuple[DatasetFolder, ...]:
-    counted = Counter((record.path.parent.name, record.repeats, record.is_class) for record in records)
-    return tuple(DatasetFolder(name, repeats, count, is_class) for (name, repeats, is_class), count in counted.items())
 
 
 def _file_hash(model: str) -> str | None:

@@ -55,7 +55,9 @@ class Validation:
         crop = self.latents.fixed(item)
         timesteps_B = torch.tensor(self.config.validation.timesteps, device=device)
         count = len(timesteps_B)
+        # The posterior's mean, not a sample of it, so that nothing but the adapter changes the loss.
         latents_BCHW = crop.mean_CHW.expand(count, -1, -1, -1).to(device)
+        # The noise hangs on the image's content: adding or renaming another image changes no image's loss.
         generator = sample_generator(
             derive_seed(self.config.seed, "validation"), item.record.content_hash, item.resolution
         )

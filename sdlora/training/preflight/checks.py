@@ -30,6 +30,7 @@ def check(config: TrainConfig) -> RunImages:
         lambda: detect(config.resolved_base_model),
         lambda: found.append(find_images(config)),
     )
+    # All of them, not the first: whoever starts a run of hours should fix everything in one go.
     errors: list[SdloraError] = []
     for one in checks:
         try:

@@ -45,7 +45,7 @@ class BucketSamples(_Values):
 
 
 class Figures(_Values):
-    """The run in numbers."""
+    """The figures of the summary, for programs."""
 
     total_steps: int
     epochs: float

@@ -96,7 +96,7 @@ class MemoryEstimate:
 
     @property
     def total_gib(self) -> float:
-        """The sum, in GiB."""
+        """All parts together, in GiB."""
         parts = (
             self.frozen_bytes,
             self.adapter_bytes,

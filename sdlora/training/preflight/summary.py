@@ -52,7 +52,7 @@ class Summary:
 
     @property
     def epochs(self) -> float:
-        """Passes over all images."""
+        """Passes over all images that the steps come to."""
         return self.total_steps * self.config.optimization.accumulation / self.images.plan.batches
 
     def as_text(self) -> str:
@@ -145,7 +145,13 @@ def summarise(config: TrainConfig) -> Summary:
     images = check(config)
     model = detect(config.resolved_base_model)
     unet = unet_layout(config.base_model, model)
-    trainable = _trainable_parameters(config, unet)
+    # Values of the UNet's adapter by its layers' shapes: A and B, for LoHa two of each; LoKr has fewer
+    targets = choose({"unet": unet}, config.adapter.model_copy(update={"text_encoder": False})).targets
+    total = 0
+    for target in targets:
+        inputs, outputs, kernel = layer_shape(unet.get_submodule(target.path))
+        total += target.rank * (inputs * kernel + outputs)
+    trainable = total * (2 if config.adapter.algorithm == "loha" else 1)
     memory = estimate(_memory_plan(config, images, unet, trainable))
     file_bytes = trainable * DTYPES[config.outputs.precision].itemsize
     gradient_bytes = 4 * trainable
@@ -164,16 +170,6 @@ def summarise(config: TrainConfig) -> Summary:
         trainable_parameters=trainable,
         memory=memory,
     )
-
-
-def _trainable_parameters(config: TrainConfig, unet: UNet2DConditionModel) -> int:
-    """Values of the UNet's adapter by its layers' shapes: A and B, for LoHa two of each; LoKr has fewer."""
-    targets = choose({"unet": unet}, config.adapter.model_copy(update={"text_encoder": False})).targets
-    total = 0
-    for target in targets:
-        inputs, outputs, kernel = layer_shape(unet.get_submodule(target.path))
-        total += target.rank * (inputs * kernel + outputs)
-    return total * (2 if config.adapter.algorithm == "loha" else 1)
 
 
 def _memory_plan(config: TrainConfig, images: RunImages, unet: UNet2DConditionModel, trainable: int) -> MemoryPlan:

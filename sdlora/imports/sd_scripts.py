@@ -1,0 +1,192 @@
+"""sd-scripts' training configurations (`--config_file`), LoRA_Easy_Training_Scripts' TOML, and the `ss_*` metadata that
+sd-scripts and others write into a LoRA file: all three hold sd-scripts' own options, under one name or another.
+
+What is missing there has sd-scripts' defaults, which differ from ours.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sdlora.imports.kohya import from_dataset_config, from_gui
+from sdlora.imports.translation import Translation
+from sdlora.text_files import parse_toml
+
+_DEFAULTS: dict[str, Any] = {
+    "enable_bucket": False,
+    "learning_rate": 2e-6,
+    "lr_scheduler": "constant",
+    "max_train_steps": 1600,
+    "mixed_precision": "no",
+    "network_alpha": 1,
+    "network_dim": 4,
+    "optimizer": "AdamW",
+    "train_batch_size": 1,
+}
+_GUI_NAMES = {
+    "optimizer_type": "optimizer",
+    "resolution": "max_resolution",
+    "batch_size": "train_batch_size",
+    "debiased_estimation": "debiased_estimation_loss",
+}
+"""Options that kohya_ss, whose names `from_gui` reads, calls otherwise."""
+
+_METADATA_NAMES = {
+    **_GUI_NAMES,
+    "sd_model_name": "pretrained_model_name_or_path",
+    "vae_name": "vae",
+    "batch_size_per_device": "train_batch_size",
+}
+_FACTS = {
+    "session_id", "training_started_at", "training_finished_at", "sd_model_hash", "new_sd_model_hash", "vae_hash",
+    "new_vae_hash", "base_model_version", "steps", "epoch", "num_epochs", "num_train_images", "num_reg_images",
+    "num_batches_per_epoch", "total_batch_size", "bucket_info", "tag_frequency", "dataset_dirs", "reg_dataset_dirs",
+    "datasets", "sd_scripts_commit_hash", "ema_decay", "network_module", "network_args", "num_validation_images",
+    "validate_every_n_epochs", "validate_every_n_steps", "validation_seed", "validation_split",
+    "max_validation_steps",
+}  # fmt: skip
+"""What metadata tells beside options."""
+_ARGUMENTS = ("network_args", "optimizer_args", "lr_scheduler_args")
+_KINDS = {"lora": "LyCORIS/LoCon", "locon": "LyCORIS/LoCon", "loha": "LyCORIS/LoHa", "lokr": "LyCORIS/LoKr"}
+
+
+def is_training_config(settings: Mapping[str, Any]) -> bool:
+    """Whether a TOML holds options of the trainer, in sections or not, and not only data sets."""
+    return bool({"network_module", "network_dim", "pretrained_model_name_or_path"} & flat(settings).keys())
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of all sections in one place, however deep; sections are only for the reader there."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        is_section = isinstance(value, dict) and not (name in _ARGUMENTS and "args" not in value)
+        if is_section:
+            found |= flat(value)
+        else:
+            found[name] = value
+    return found
+
+
+def from_training_config(settings: Mapping[str, Any], read_beside: Callable[[str], str | None]) -> Translation:
+    """A training configuration. read_beside: the text of a file that it names, None where there is none.
+
+    Raises ValueError for models that are no Stable Diffusion.
+    """
+    given = flat(settings)
+    notes = Translation()
+    subsets = given.pop("subsets", None)  # of LoRA_Easy_Training_Scripts
+    dataset_file = given.pop("dataset_config", None)
+    datasets: Mapping[str, Any] | None = {"datasets": [{"subsets": subsets}]} if subsets else None
+    if "datasets" in given:
+        datasets = {"general": settings.get("general", {}), "datasets": given.pop("datasets")}
+    if dataset_file:
+        text = read_beside(str(dataset_file))
+        if text is None:
+            notes.lose("dataset_config", dataset_file, "no such file beside this one; set images.folder")
+        else:
+            datasets = parse_toml(text)
+    prompts = given.get("sample_prompts")
+    if prompts and str(prompts).lower().endswith((".txt", ".toml", ".json")):
+        text = read_beside(str(prompts)) if str(prompts).lower().endswith(".txt") else None
+        given["sample_prompts"] = text or ""
+        if text is None:
+            notes.lose("sample_prompts", prompts, "not read; previews.prompts takes such a file, or its lines")
+    return _translated(given, _GUI_NAMES, notes, datasets)
+
+
+def from_file_metadata(metadata: Mapping[str, str]) -> Translation:
+    """What a LoRA file tells of its training. Folders are known by their names only, and are noted.
+
+    Raises ValueError when it tells nothing, or of a model that is no Stable Diffusion.
+    """
+    told = {name.removeprefix("ss_"): value for name, value in metadata.items() if name.startswith("ss_")}
+    told = {name: value for name, value in told.items() if value not in ("None", "")}
+    if "network_dim" not in told or "learning_rate" not in told:
+        raise ValueError("its metadata doesn't tell how it was trained (there are no ss_* entries of a training)")
+    notes = Translation()
+    version = told.get("base_model_version", "")
+    given: dict[str, Any] = {name: value for name, value in told.items() if name not in _FACTS}
+    if "sdxl" in version:
+        given["sdxl"] = "True"
+    elif "sd_v" not in version and version:
+        raise ValueError(f"it was trained on {version}; only Stable Diffusion 1.x, 2.x and XL can be trained here")
+    given["v_parameterization"] = "True" if version.endswith("_v") else ""
+    given["network_module"] = told.get("network_module", "")
+    given["network_args"] = json.loads(told.get("network_args", "{}"))
+    given["max_resolution"] = given.pop("resolution", "").strip("()[]")
+    called = re.fullmatch(r"([\w.]+?)(?:\((.*)\))?", str(given.get("optimizer", "")))
+    if called:
+        given["optimizer"] = called[1].rpartition(".")[2]
+        given["optimizer_args"] = [part.strip() for part in re.split(r",(?![^(\[]*[)\]])", called[2] or "") if part]
+    folders = _json_object(told.get("dataset_dirs")), _json_object(told.get("reg_dataset_dirs"))
+    for name, about in {**folders[0], **folders[1]}.items():
+        repeats = about.get("n_repeats") if isinstance(about, dict) else None
+        notes.lose("dataset_dirs", f"{name} ({repeats} repeats)", "its path isn't told; set images.folder")
+    if not folders[0]:
+        notes.lose("dataset_dirs", "", "the images' folder isn't told; set images.folder")
+    if told.get("ema_decay"):
+        notes.put("optimization.ema", float(told["ema_decay"]))
+    return _translated(given, _METADATA_NAMES, notes, None)
+
+
+def _translated(
+    given: Mapping[str, Any], names: Mapping[str, str], notes: Translation, datasets: Mapping[str, Any] | None
+) -> Translation:
+    gui: dict[str, Any] = {name: value for name, value in _DEFAULTS.items() if value is not None}
+    if given.get("max_train_epochs"):
+        del gui["max_train_steps"]
+    gui |= {names.get(name, name): value for name, value in given.items() if name not in _ARGUMENTS[:1]}
+    for name, value in gui.items():
+        if isinstance(value, str) and value in ("True", "False"):
+            gui[name] = value == "True"
+    arguments = _arguments(given.get("network_args"))
+    gui |= arguments
+    module = str(gui.pop("network_module", "networks.lora"))
+    gui["LoRA_type"] = _kind(module, arguments)
+    for name in ("algo", "algorithm"):
+        gui.pop(name, None)
+    if isinstance(gui.get("optimizer_args"), dict):
+        gui["optimizer_args"] = [f"{name}={value}" for name, value in gui["optimizer_args"].items()]
+    if isinstance(gui.get("max_resolution"), list):
+        gui["max_resolution"] = ",".join(map(str, gui["max_resolution"]))
+    if "preset" in gui:
+        gui["LyCORIS_preset"] = gui.pop("preset")
+    result = from_gui(gui)
+    if datasets is not None:
+        data = from_dataset_config(datasets)
+        result.values |= data.values
+        result.lost += data.lost
+    result.values |= notes.values
+    result.lost += notes.lost
+    return result
+
+
+def _arguments(given: Any) -> dict[str, Any]:
+    """`network_args` as a mapping, from ["conv_dim=4", ...], "conv_dim=4 ..." or a mapping."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    words = given if isinstance(given, list) else str(given or "").split()
+    return {name: value for name, _, value in (str(word).partition("=") for word in words)}
+
+
+def _kind(module: str, arguments: Mapping[str, Any]) -> str:
+    algorithm = str(arguments.get("algo", "")).lower()
+    if "lycoris" in module or algorithm:
+        return _KINDS.get(algorithm or "lora", f"LyCORIS/{algorithm}")
+    if "loha" in module or "lokr" in module:
+        return _KINDS["loha" if "loha" in module else "lokr"]
+    for other in ("flux", "sd3", "lumina", "hunyuan", "anima", "qwen", "wan"):
+        if other in module.lower():
+            return other
+    return "Kohya LoCon" if arguments.get("conv_dim") else "Standard"
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,77 @@
+"""What a run's images and captions were when it began, so that it is said when they are others on going on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdlora import atomic
+from sdlora.data.images import ImageRecord
+
+Fingerprint = dict[str, list[str]]
+"""Hashes of image, caption and mask by path."""
+
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Files of one kind of change."""
+
+    what: str
+    names: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """The change in words, with the first names."""
+        shown = ", ".join(self.names[:_NAMES_SHOWN]) + (", ..." if len(self.names) > _NAMES_SHOWN else "")
+        return f"{len(self.names)} {self.what}: {shown}"
+
+
+def fingerprint(records: Sequence[ImageRecord]) -> Fingerprint:
+    """The records' files by path."""
+    return {
+        str(record.path): [record.content_hash, _hash(record.caption, *record.alternatives), record.mask_hash]
+        for record in records
+    }
+
+
+def write(path: Path, found: Fingerprint) -> None:
+    """Keep a fingerprint beside a run."""
+    atomic.write_json(path, found)
+
+
+def read(path: Path) -> Fingerprint | None:
+    """A kept fingerprint; None for runs of versions that kept none, and for a damaged file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def differences(before: Fingerprint, now: Fingerprint) -> list[Difference]:
+    """What changed, by kind."""
+
+    def kinds() -> Iterator[Difference]:
+        both = before.keys() & now.keys()
+        moved = {before[path][0] for path in before.keys() - both}
+        for what, names in (
+            ("images are gone", before.keys() - now.keys()),
+            ("images are new", {path for path in now.keys() - both if now[path][0] not in moved}),
+            ("images were moved or renamed", {path for path in now.keys() - both if now[path][0] in moved}),
+            ("images were changed", {path for path in both if before[path][0] != now[path][0]}),
+            ("captions were changed", {path for path in both if before[path][1] != now[path][1]}),
+            ("masks were changed", {path for path in both if before[path][2] != now[path][2]}),
+        ):
+            if names:
+                yield Difference(what, tuple(sorted(Path(name).name for name in names)))
+
+    return list(kinds())
+
+
+def _hash(*texts: object) -> str:
+    return hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).hexdigest()

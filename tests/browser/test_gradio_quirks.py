@@ -1,0 +1,211 @@
+"""What Gradio does otherwise than the page needs, shown on bare pages. A test that fails here is good news.
+
+That quirk is gone, and so may be what `webui/gradio_quirks.py` or the first section of `page.js` does about it.
+
+Each test has a control beside it: the same that works, so that it can't pass because nothing works.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from browsing import wait_until
+from conftest import free_port
+
+gr = pytest.importorskip("gradio", reason="the page needs gradio")
+quirks = pytest.importorskip("webui.gradio_quirks")
+
+A_WHILE = 1500
+"""Milliseconds in which anything that comes at all has come."""
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+@pytest.fixture
+def open_bare(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a window on a bare page, in this process: `open_bare(page)`."""
+    served: list[Any] = []
+    contexts: list[Any] = []
+
+    def show(page: Any) -> Any:
+        served.append(page)
+        port = free_port()
+        page.launch(server_port=port, prevent_thread_lock=True, quiet=True, ssr_mode=False, _frontend=False)
+        contexts.append(browser.new_context())
+        window = contexts[-1].new_page()
+        window.set_default_timeout(60_000)
+        window.goto(f"http://127.0.0.1:{port}")
+        window.wait_for_selector("#there")
+        window.wait_for_timeout(A_WHILE)
+        return window
+
+    yield show
+    for context in contexts:
+        context.close()
+    for page in served:
+        page.close(verbose=False)
+
+
+def bare() -> Any:
+    """A page to be filled; the window waits for what it ends with (see `end`)."""
+    return gr.Blocks(analytics_enabled=False)
+
+
+def end() -> None:
+    gr.HTML("<p>here</p>", elem_id="there")
+
+
+def text(window: Any, element: str) -> str:
+    """What a text field shows."""
+    return str(window.locator(f"#{element} textarea, #{element} input").first.input_value())
+
+
+def test_errors_of_quick_handlers_are_not_shown(open_bare: Callable[..., Any]) -> None:
+    """page.js, quirk 1."""
+
+    def fail() -> None:
+        raise gr.Error("it failed", print_exception=False)
+
+    with bare() as page:
+        gr.Button("quick", elem_id="quick").click(fail, None, None, queue=False)
+        gr.Button("queued", elem_id="queued").click(fail, None, None)
+        end()
+    window = open_bare(page)
+    window.click("#quick")
+    window.wait_for_timeout(A_WHILE)
+    assert window.locator(".toast-body").count() == 0
+    window.click("#queued")
+    window.wait_for_selector(".toast-body")
+
+
+def test_a_text_field_tells_of_key_presses_alone(open_bare: Callable[..., Any]) -> None:
+    """page.js, quirk 2."""
+    with bare() as page:
+        field = gr.Textbox(elem_id="field")
+        heard = gr.Textbox(elem_id="heard")
+        field.input(lambda words: words, field, heard, queue=False, **QUIET)
+        end()
+    window = open_bare(page)
+    box = window.locator("#field textarea, #field input").first
+    box.press_sequentially("ab")
+    wait_until(window, lambda: text(window, "heard") == "ab")
+    box.press("Backspace")
+    window.wait_for_timeout(A_WHILE)
+    assert (text(window, "field"), text(window, "heard")) == ("a", "ab")
+    window.keyboard.insert_text("pasted")
+    window.wait_for_timeout(A_WHILE)
+    assert (text(window, "field"), text(window, "heard")) == ("apasted", "ab")
+
+
+def test_an_empty_gallery_is_labelled_without_a_role(open_bare: Callable[..., Any]) -> None:
+    """page.js, quirk 3."""
+    with bare() as page:
+        gr.Gallery([], elem_id="gallery", interactive=False)
+        end()
+    window = open_bare(page)
+    assert window.locator("#gallery div.empty[aria-label]").count() == 1
+    assert window.locator("#gallery div.empty[role]").count() == 0
+
+
+def polled(*, inputs: bool = False, gathered: bool = False, outputs: bool = False, spare: bool = True) -> Any:
+    """A page that writes one field five times a second, beside sixty that were inputs or outputs of an event."""
+    with bare() as page:
+        fields = [gr.Textbox(label=f"field {number}") for number in range(60)]
+        into, heard, count = gr.Textbox(elem_id="into"), gr.Textbox(elem_id="heard"), gr.Textbox(elem_id="count")
+        if outputs:
+            page.load(lambda: [str(number) for number in range(60)], None, fields, queue=False, **QUIET)
+        if inputs:
+            page.load(lambda *values: str(len(values)), fields, heard, queue=False, **QUIET)
+        if gathered:
+            collected = quirks.collect(page.load, {f"a {number}": field for number, field in enumerate(fields)}, into)
+            collected.then(lambda words: str(len(json.loads(words))), into, heard, **QUIET)
+        gr.Timer(0.2).tick(lambda: str(time.time()), None, count, queue=False, **QUIET)
+        end()
+        if spare:
+            quirks.spare_progress(page)
+    return page
+
+
+def busy_seconds(window: Any) -> float:
+    """How long the page's scripts compute within three seconds."""
+    session = window.context.new_cdp_session(window)
+    session.send("Performance.enable")
+
+    def computed() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return float(next(metric["value"] for metric in metrics if metric["name"] == "ScriptDuration"))
+
+    before = computed()
+    window.wait_for_timeout(3000)
+    return computed() - before
+
+
+def test_every_poll_updates_the_outputs_of_all_events(open_bare: Callable[..., Any]) -> None:
+    """`spare_progress`."""
+    assert busy_seconds(open_bare(polled(outputs=True, spare=False))) > 4 * busy_seconds(
+        open_bare(polled(outputs=True))
+    )
+
+
+def test_every_poll_updates_the_inputs_of_all_events(open_bare: Callable[..., Any]) -> None:
+    """`collect`."""
+    gathered = open_bare(polled(gathered=True))
+    wait_until(gathered, lambda: text(gathered, "heard") == "60")
+    assert busy_seconds(open_bare(polled(inputs=True))) > 4 * busy_seconds(gathered)
+
+
+def test_a_number_that_begins_empty_is_shown_and_sent_as_0(open_bare: Callable[..., Any]) -> None:
+    """`empty_numbers`."""
+    with bare() as page:
+        plain = gr.Number(None, elem_id="plain", interactive=True)
+        mended = gr.Number(None, elem_id="mended", interactive=True)
+        gr.Number(5, elem_id="five", interactive=True)
+        sent = gr.Textbox(elem_id="sent")
+        gr.Button("send", elem_id="send").click(lambda *values: repr(values), [plain, mended], sent, queue=False)
+        found = quirks.empty_numbers(page)
+        page.load(lambda: {mended: found[mended]}, None, [mended], queue=False)
+        end()
+    assert list(found) == [plain, mended]
+    window = open_bare(page)
+    assert [text(window, element) for element in ("plain", "mended", "five")] == ["0", "", "5"]
+    window.click("#send")
+    wait_until(window, lambda: text(window, "sent") == "(0, None)")
+
+
+def test_updates_made_in_the_browser_have_no_public_name(open_bare: Callable[..., Any]) -> None:
+    """`update_in_browser`."""
+    with bare() as page:
+        button = gr.Button("before", elem_id="button")
+        script = f"() => [{quirks.update_in_browser(value='after', interactive=False)}]"
+        gr.Button("press", elem_id="press").click(None, None, [button], js=script)
+        end()
+    assert not hasattr(gr, "update_in_browser")
+    window = open_bare(page)
+    assert window.is_enabled("#button")
+    window.click("#press")
+    window.wait_for_selector("#button:disabled:has-text('after')")
+
+
+def test_quick_handlers_can_tell_nothing_and_change_no_state(open_bare: Callable[..., Any]) -> None:
+    """The rule of `webui.context.QUICK`."""
+    with bare() as page:
+        state, heard = gr.State(0), gr.Textbox(elem_id="heard")
+        state.change(lambda value: f"changed to {value}", state, heard)
+
+        def act(value: int) -> int:
+            gr.Info("it is done")
+            return value + 1
+
+        gr.Button("quick", elem_id="quick").click(act, state, state, queue=False)
+        gr.Button("queued", elem_id="queued").click(act, state, state)
+        end()
+    window = open_bare(page)
+    window.click("#quick")
+    window.wait_for_timeout(A_WHILE)
+    assert (window.locator(".toast-body").count(), text(window, "heard")) == (0, "")
+    window.click("#queued")
+    window.wait_for_selector(".toast-body")
+    wait_until(window, lambda: text(window, "heard") == "changed to 2")

@@ -1,0 +1,224 @@
+"""Going on with a run under other settings, with other images, and from damaged checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from sdlora.cli import app
+from sdlora.config import files
+from sdlora.config.train import TrainConfig
+from sdlora.errors import ConfigError, RunError, TrainingError
+from sdlora.events import Event, StepFinished
+from sdlora.runs import changes, checkpoints
+from sdlora.runs.folder import RunFolder
+from sdlora.training.loop import run as running
+from sdlora.training.loop.run import resume, train
+from sdlora.training.outputs import checkpoint_state
+from tests.integration.test_resume import weights_hash
+
+
+class Heard:
+    """What a run says, and the rates of its steps."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.rates: list[float] = []
+
+    def emit(self, event: Event) -> None:
+        self.messages += [message] if (message := getattr(event, "message", None)) else []
+        if isinstance(event, StepFinished):
+            self.rates.append(event.learning_rates["unet"])
+
+    def close(self) -> None:
+        pass
+
+    def has(self, words: str) -> bool:
+        return any(re.search(words, message) for message in self.messages)
+
+
+@pytest.fixture
+def images(tiny_images: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_images, tmp_path / "images"))
+
+
+@pytest.fixture
+def configure(tiny_sd1: Path, images: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    def with_overrides(*overrides: str) -> TrainConfig:
+        settings = [
+            f"base_model.model={tiny_sd1}", f"images.folder={images}", "images.resolution=64", "images.bucket_step=32",
+            "adapter.rank=2", "adapter.layers=attention", "optimization.steps=2", "optimization.precision=fp32",
+            "optimization.learning_rate=1e-3", "optimization.threads=1", f"outputs.folder={tmp_path / 'runs'}",
+            "outputs.checkpoint_every=1", "outputs.self_test=false",
+        ]  # fmt: skip
+        return files.load(overrides=[*settings, *overrides])
+
+    return with_overrides
+
+
+def test_more_steps_continue_as_if_they_had_been_asked_for_at_once(configure) -> None:
+    straight = train(configure("optimization.steps=4", "name=straight"))
+    extended = train(configure("name=extended"))
+    with pytest.raises(RunError, match=r"all 2 steps are done. To train it further: sdlora resume .*steps=4"):
+        resume(extended.folder)
+    heard = Heard()
+    resumed = resume(extended.folder, [heard], overrides=["optimization.steps=3"])
+    resumed = resume(extended.folder, [heard], overrides=["optimization.steps=4"])
+    assert (resumed.outcome, resumed.step) == ("completed", 4)
+    assert weights_hash(resumed.adapter) == weights_hash(straight.adapter)
+    assert heard.has(r"changed optimization\.steps: 2 -> 3")
+    versions = changes.history(RunFolder(extended.folder))
+    assert [[(one.name, one.before, one.after) for one in version.changes] for version in versions] == [
+        [("optimization.steps", 2, 3)],
+        [("optimization.steps", 3, 4)],
+    ]
+    assert [version.step for version in versions] == [2, 3]
+    kept = [files.load(path).optimization.steps for path in sorted((extended.folder / "config.history").glob("*.yaml"))]
+    assert kept == [2, 3]
+
+
+def test_another_rate_schedule_and_decay_win_over_the_checkpoint(configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train(configure())
+    groups: list[dict[str, Any]] = []
+    original = running.Trainer.load_state
+
+    def load_state(self: running.Trainer, state: dict[str, Any]) -> None:
+        original(self, state)
+        groups.extend({**group, "params": None} for group in self.optimizer.param_groups)
+
+    monkeypatch.setattr(running.Trainer, "load_state", load_state)
+    heard = Heard()
+    resume(
+        run.folder,
+        [heard],
+        overrides=["optimization.steps=4", "optimization.learning_rate=5e-4", "optimization.weight_decay=0.2",
+                   "optimization.optimizer_options={betas: [0.8, 0.9]}", "optimization.schedule=linear"],
+    )  # fmt: skip
+    assert [(group["weight_decay"], group["betas"]) for group in groups] == [(0.2, (0.8, 0.9))]
+    assert heard.rates == pytest.approx([5e-4 * 0.5, 5e-4 * 0.25])
+
+
+def test_another_optimizer_begins_with_a_fresh_state_and_says_so(configure) -> None:
+    run = train(configure())
+    heard = Heard()
+    resume(run.folder, [heard], overrides=["optimization.steps=3", "optimization.optimizer=lion"])
+    assert heard.has(r"changed optimization\.optimizer: adamw -> lion; its state begins afresh")
+
+
+def test_an_average_switched_on_begins_from_the_weights_as_they_are(configure) -> None:
+    run = train(configure("optimization.learning_rate=0.05"))
+    before = load_file(run.adapter)
+    slow = ["optimization.steps=3", "optimization.ema=0.9", "optimization.learning_rate=1e-9"]
+    after = load_file(resume(run.folder, overrides=slow).adapter)
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["adapter.rank=4", "adapter.alpha=3", "adapter.layers=all", "adapter.text_encoder=true", "base_model.family=sdxl",
+     "base_model.model=builtin:emoji", "name=other"],
+)  # fmt: skip
+def test_what_cannot_change_is_refused_before_anything_is_loaded(configure, override: str) -> None:
+    run = train(configure())
+    before = (run.folder / "config.yaml").read_text()
+    name = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"{re.escape(name)}: .*begin a new run"):
+        resume(run.folder, overrides=[override, "optimization.steps=9"])
+    assert (run.folder / "config.yaml").read_text() == before
+    assert not (run.folder / "config.history").exists()
+
+
+def test_changed_images_and_captions_are_said_and_accepted_on_request(configure, images: Path) -> None:
+    run = train(configure())
+    (images / "3.png").unlink()
+    (images / "4.txt").write_text("another caption")
+    shutil.copy(images / "5.png", images / "new.png")
+    shutil.copy(images / "5.txt", images / "new.txt")
+    with pytest.raises(RunError) as caught:
+        resume(run.folder, overrides=["optimization.steps=3"])
+    for words in ("1 images are gone: 3.png", "1 images are new: new.png", "1 captions were changed: 4.png"):
+        assert words in str(caught.value)
+    assert "--accept-changes" in str(caught.value)
+    heard = Heard()
+    result = resume(run.folder, [heard], accept_changes=True)
+    assert result.step == 3
+    assert heard.has("since the run began 1 images are gone: 3.png")
+    assert "4.png" in changes.history(RunFolder(run.folder))[-1].images
+    resume(run.folder, overrides=["optimization.steps=4"])  # what was accepted is not asked again
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "bit":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif how == "garbage":
+        path.write_bytes(b"\x80\x04garbage")
+    elif how == "other":
+        torch.save({"adapter": 3}, path)
+    elif how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["bit", "garbage", "other", "cut"])
+@pytest.mark.parametrize("with_checksums", [True, False])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(configure, how: str, with_checksums: bool) -> None:
+    straight = train(configure("optimization.steps=4", "name=straight"))
+    run = train(configure("optimization.steps=3", "outputs.keep_checkpoints=5"))
+    newest = checkpoints.newest(RunFolder(run.folder))
+    assert newest is not None
+    damage(newest.state, how)
+    if not with_checksums:
+        (newest.path / "checksums.json").unlink()
+    if how == "bit" and not with_checksums:
+        return  # nobody could tell: that is what checksums are for
+    heard = Heard()
+    resumed = resume(run.folder, [heard], overrides=["optimization.steps=4"])
+    assert heard.has(r"the checkpoint step_000003 is damaged: .*; going back to the one before")
+    assert weights_hash(resumed.adapter) == weights_hash(straight.adapter)
+
+
+def test_a_damaged_adapter_beside_a_sound_state_is_found_too(configure) -> None:
+    run = train(configure())
+    newest = checkpoints.newest(RunFolder(run.folder))
+    assert newest is not None
+    (adapter,) = newest.path.glob("*.safetensors")
+    damage(adapter, "bit")
+    with pytest.raises(TrainingError, match=rf"step_000002 is damaged: {re.escape(adapter.name)} differ"):
+        checkpoint_state.load(newest)
+
+
+def test_when_all_checkpoints_are_damaged_the_run_does_not_start_over(configure) -> None:
+    run = train(configure("optimization.steps=3"))
+    for checkpoint in checkpoints.find(RunFolder(run.folder)):
+        damage(checkpoint.state, "garbage")
+    adapter = weights_hash(run.adapter)
+    with pytest.raises(TrainingError, match=r"all 3 checkpoints of .* are damaged"):
+        resume(run.folder, overrides=["optimization.steps=4"])
+    assert weights_hash(run.adapter) == adapter
+
+
+def test_a_finished_file_is_never_written_over_from_step_0(configure) -> None:
+    run = train(configure())
+    shutil.rmtree(run.folder / "checkpoints")
+    with pytest.raises(RunError, match=r"would write over my-lora\.safetensors"):
+        resume(run.folder, overrides=["optimization.steps=4"])
+
+
+def test_the_command_line_takes_changes(configure) -> None:
+    run = train(configure())
+    result = CliRunner().invoke(app, ["resume", str(run.folder), "--set", "optimization.steps=3"])
+    assert result.exit_code == 0, result.output
+    assert len(json.loads((run.folder / "config.history" / "0001.json").read_text())["changes"]) == 1
