@@ -176,6 +176,20 @@ def test_a_corrupt_image_is_named_with_its_reason(run, tiny_sd1: Path, one_image
     assert "images.max_unreadable" in result.errors
 
 
+def test_a_run_says_as_it_begins_what_it_leaves_out(run, tiny_sd1: Path, one_image: Path, tmp_path: Path) -> None:
+    (one_image / "broken.png").write_bytes(b"\x89PNG not really")
+    (one_image / "broken.txt").write_text("a red square", encoding="utf-8")
+    (one_image / "a.txt").write_text("red square, " * 50, encoding="utf-8")
+    overrides = ("images.max_unreadable=0.5", "optimization.steps=1", "optimization.warmup=50")
+    result = run(*train_on(tiny_sd1, one_image, *overrides, f"outputs.folder={tmp_path / 'runs'}"))
+    assert result.code == 0, result.errors
+    (log,) = (tmp_path / "runs").glob("*/log.txt")
+    told = log.read_text(encoding="utf-8")
+    assert "skipped: broken.png" in told
+    assert "note: optimization.warmup=50: the run has 1 steps" in told
+    assert "1 captions over 75 tokens, cut off: a.png (" in told
+
+
 def test_a_missing_caption_is_named_with_what_to_do(run, tiny_sd1: Path, one_image: Path) -> None:
     (one_image / "a.txt").unlink()
     result = run(*train_on(tiny_sd1, one_image))
