@@ -138,6 +138,7 @@ class Cache:
                 with suppress(FileNotFoundError):  # its writer has just moved it
                     if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
                         path.unlink()
+        # Least recently used first, told by the file's own time: no index that could go stale.
         entries = sorted(self._entries(), key=lambda entry: entry.last_use)
         oldest_kept = time.time() - older_than.total_seconds() if older_than is not None else float("-inf")
         total_bytes = sum(entry.size_bytes for entry in entries)
