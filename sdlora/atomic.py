@@ -72,6 +72,7 @@ def writing(path: Path, *, parents: bool = False, durable: bool = True) -> Itera
             file.flush()
             if durable:
                 os.fsync(file.fileno())
+        # A file that colleagues may write stays one they may write.
         with suppress(FileNotFoundError):
             shutil.copymode(target, temporary)
         _replace(temporary, target)
@@ -173,6 +174,7 @@ def leftovers(path: Path) -> list[Path]:
 
 
 def _beside(path: Path) -> Path:
+    # Process and chance in the name: two writers of one file must not write into the same one beside it.
     return path.with_name(f"{_hidden_start(path)}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
 

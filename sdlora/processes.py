@@ -70,6 +70,7 @@ class ProcessRecord:
     def is_alive(self, path: Path) -> bool:
         """Whether this process still runs; of one in another place, whether it touched its record (`path`) lately."""
         if self.is_here():
+            # Ids are given out again: only with the time of its start is it the same process.
             return bool(self.started) and start_mark(self.process_id) == self.started
         try:
             return time.time() - path.stat().st_mtime < SILENT_SECONDS

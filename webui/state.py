@@ -31,11 +31,6 @@ class PageState:
         with self._lock:
             self._replace({**self._values, **values})
 
-    def forget(self, prefix: str) -> None:
-        """Drop all values whose name begins so (`train.`)."""
-        with self._lock:
-            self._replace({name: value for name, value in self._values.items() if not name.startswith(prefix)})
-
     def _replace(self, values: dict[str, Any]) -> None:
         if values == self._values:
             return

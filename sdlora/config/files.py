@@ -116,6 +116,8 @@ def validate(values: Mapping[str, Any], source: str, kind: type[BaseModel] = Tra
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
+        # A union reports one error a branch; the first one of each setting says what is wrong, the rest would repeat
+        # it.
         by_setting: dict[str, list[str]] = {}
         for item in error.errors():
             location = ".".join(str(part) for part in item["loc"] if not _is_union_branch(part))
@@ -182,6 +184,7 @@ def _in_words(item: Any, location: str, kind: type[BaseModel]) -> list[str]:
         message = str(item["ctx"]["error"])
         return [_locate(location, part) for part in message.splitlines()]
     shown = repr(item["input"])
+    # A whole list of prompts in an error would hide what the error is.
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     message = item["msg"].replace("Input should be", "must be")
     return [f"{location}: {message[0].lower()}{message[1:]}; got {shown}"]

@@ -145,6 +145,7 @@ def _setting(name: str, field: FieldInfo) -> Setting:
     kinds = typing.get_args(annotation) if is_union else (annotation,)
     return Setting(
         name=name,
+        # Without validated data: no default here hangs on another setting, those are None and resolved later.
         default=field.get_default(call_default_factory=True, validated_data={}),
         description=field.description or "",
         kinds=tuple(kind for kind in kinds if kind is not types.NoneType),

@@ -138,6 +138,7 @@ class Cache:
                 with suppress(FileNotFoundError):  # its writer has just moved it
                     if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
                         path.unlink()
+        # Least recently used first, told by the file's own time: no index that could go stale.
         entries = sorted(self._entries(), key=lambda entry: entry.last_use)
         oldest_kept = time.time() - older_than.total_seconds() if older_than is not None else float("-inf")
         total_bytes = sum(entry.size_bytes for entry in entries)
@@ -191,9 +192,3 @@ def _checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}/".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _note_use(path: Path) -> None:
-    with suppress(OSError):  # a read-only cache still serves
-        if time.time() - path.stat().st_mtime > _USE_NOTED_SECONDS:
-            os.utime(path)

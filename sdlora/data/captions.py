@@ -25,7 +25,7 @@ def render(caption: str, config: CaptionsConfig, generator: random.Random) -> st
     as a whole word; tags are dropped and shuffled, except the first `keep_tags`, or, where the caption has a
     `keep_separator`, those before the first and behind the second one; group separators become separators; prefix and
     suffix go around, never dropped. A configured trigger is shuffled when no tag is kept, but never dropped.
-    Draws from `generator` only for what is switched on; with `is_random(config)` false the result is fixed.
+    Draws from `generator` only for what is switched on: without any of it the result is fixed.
     """
     if config.dropout and generator.random() < config.dropout:
         return ""
@@ -39,11 +39,6 @@ def render(caption: str, config: CaptionsConfig, generator: random.Random) -> st
 def without_chance(config: CaptionsConfig) -> CaptionsConfig:
     """The same settings with nothing dropped or shuffled: what a caption is on the whole."""
     return config.model_copy(update={"shuffle_tags": False, "tag_dropout": 0.0, "dropout": 0.0})
-
-
-def is_random(config: CaptionsConfig) -> bool:
-    """Whether the same caption may come out differently from one time to the next."""
-    return bool(config.shuffle_tags or config.tag_dropout or config.dropout or config.wildcards or config.alternatives)
 
 
 def variants(caption: str, config: CaptionsConfig, limit: int = 64) -> list[str] | None:

@@ -104,6 +104,7 @@ def load_grey(path: Path) -> Image.Image:
 
 def _open_without_size_limit(path: Path) -> Image.Image:
     _load_plugin(path.suffix.lower())
+    # The limit is a global of Pillow's: one thread at a time may lift it.
     with _size_limit:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

@@ -117,9 +117,11 @@ class RunHandle:
             if not state.can_start:
                 reason = "is complete" if state.status == "finished" else f"is {state.status} already"
                 raise RunError(f"{self.name} {reason}: there is nothing to start.")
+            # A stop that nobody heard was meant for the process before.
             for request in REQUESTS:
                 (self.files.requests / request).unlink(missing_ok=True)
             command = [*SDLORA, "resume", str(self.folder), "--quiet"]
+            # Taken before the process starts: it may write to its logs before we look again.
             before = ProcessRecord.of(0, events=self.files.events, log=self.files.log)
             process_id = spawn(command, log=self.files.log)
             before.with_process(process_id).write(self.files.process)

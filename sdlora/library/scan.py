@@ -12,13 +12,14 @@ from typing import Any
 from sdlora import atomic
 from sdlora.adapters.files.catalog import Description, describe, require_adapter
 from sdlora.adapters.files.container import refuse_pickle
+from sdlora.constants import MIB
 from sdlora.errors import AdapterError
 from sdlora.file_memory import FileMemory
 from sdlora.library.listing import SUFFIX, ListedFile, list_files
 from sdlora.library.names import resolve, unique_names
 
 _FORMAT = 2
-_COMPARED_BYTES = 2**20
+_COMPARED_BYTES = MIB
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ def join_text_states(states: Sequence[TextStates], empty: TextStates) -> TextSta
 
     states: at least one. empty: the encoded caption "", one chunk.
     """
+    # By chunks of the empty caption and not by zeros: the UNet has never seen zeros there.
     longest = max(item.states_BTD.shape[1] for item in states)
     chunk_BTD = empty.states_BTD
     filled = []
@@ -142,6 +143,7 @@ def run_unet(
     added_conditions: dict[str, Tensor] | None,
 ) -> Tensor:
     """The UNet's raw output (epsilon or v) in the base model's number type."""
+    # From the cache they may be on the CPU, and in the text encoder's number type.
     states_BTD = text_states.states_BTD.to(bundle.device, bundle.dtype)
     predicted_BCHW: Tensor = bundle.unet(
         noisy_BCHW.to(bundle.device, bundle.dtype),

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdlora.config.base_model import BaseModelConfig, FamilyName
+from sdlora.constants import MIB
 from sdlora.errors import SdloraError
 from sdlora.models.builtin import BUILTIN_MODELS
 from sdlora.models.detection import detect
 
 _FILE_SUFFIXES = (".safetensors", ".ckpt")
 _INDEX = "model_index.json"
-_SMALLEST_MODEL_BYTES = 2**20
+_SMALLEST_MODEL_BYTES = MIB
 
 
 def list_models(folder: Path) -> list[tuple[str, str]]:

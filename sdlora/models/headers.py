@@ -46,6 +46,7 @@ def read_header(path: Path, *, error: type[SdloraError] = ModelError, longest: i
         length = header_length(path)
     except OSError as problem:
         raise error(f"{path.name} can't be opened: {problem.strerror or problem}") from problem
+    # Before anything is read: a header that claims terabytes must not cost more than these eight bytes.
     if not 2 <= length <= min(size - LENGTH_BYTES, longest):
         raise error(f"{path.name} is damaged or not a safetensors file: its header claims {length} of {size} bytes")
     try:

@@ -27,6 +27,7 @@ def weights_identity(modules: Iterable[nn.Module], *extra: str | int) -> str:
     for module in modules:
         for name, tensor in module.state_dict().items():
             flat = tensor.reshape(-1)
+            # Start, middle and end: fine-tunings that leave some rows alone still change one of them.
             middle = max(0, (len(flat) - _SAMPLED) // 2)
             samples = torch.cat([flat[:_SAMPLED], flat[middle : middle + _SAMPLED], flat[-_SAMPLED:]])
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -39,6 +39,7 @@ def load(config: BaseModelConfig, *, device: torch.device | str = "cpu", dtype: 
         notes.append("base_model.clip_skip has no effect: SDXL always takes the last layer but one")
     check_clip_skip(config.clip_skip, text_encoders[0].config.num_hidden_layers)
     vae = _load_vae(config, parts, detection.family, dtype, notes)
+    # Last and largest: what can be wrong with the rest is found out before its gigabytes are read.
     unet = parts.unet(dtype)
     for module in (unet, vae, *text_encoders):
         module.requires_grad_(False).eval()

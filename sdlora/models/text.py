@@ -39,6 +39,7 @@ def encode_with(
     pooled_BD is the projected state of each caption's first chunk, None for an encoder without projection.
     """
     most = max_tokens // CHUNK_TOKENS
+    # Each caption is cut by itself, so that a long one changes nothing in the others.
     chunks = [
         split_into_chunks(lambda text: token_numbers(tokenizer, text), caption, weights=weights)[:most]
         for caption in captions
@@ -68,6 +69,7 @@ def emphasise(states_NTD: Tensor, weights_NT: Tensor) -> Tensor:
     weighted_NTD = plain_NTD * weights_NT.to(plain_NTD)[:, :, None]
     ratio_N = plain_NTD.mean(dim=(1, 2)) / weighted_NTD.mean(dim=(1, 2))
     sensible_N = (ratio_N > 0) & (ratio_N <= _LARGEST_RATIO)
+    # A mean near 0 would blow the chunk up; where that happens the weights alone must do.
     ratio_N = torch.where(sensible_N, ratio_N, torch.ones_like(ratio_N))
     return (weighted_NTD * ratio_N[:, None, None]).to(states_NTD.dtype)
 

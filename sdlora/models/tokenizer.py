@@ -44,6 +44,7 @@ def clip_vocabulary() -> dict[str, int]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     rest = 256 - len(printable)
     letters = [chr(number) for number in (*printable, *range(256, 256 + rest))]
+    # The order is the vocabulary: a piece's place is its number.
     pieces = [*letters, *(f"{letter}</w>" for letter in letters)]
     pieces += [merge.replace(" ", "", 1) for merge in clip_merges()]
     pieces += [START, END]

@@ -105,6 +105,28 @@ def test_dry_run_prints_settings_and_summary_and_leaves_nothing_behind(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "note"),
+    [
+        ("optimization.warmup=500", "optimization.warmup=500: the run has 100 steps"),
+        ("previews.every=200", "previews.every=200: the run has 100 steps"),
+        ("outputs.checkpoint_every=20 epochs", "outputs.checkpoint_every=20 epochs: the run has 100 steps"),
+        ("optimization.batch_size=64", "optimization.batch_size=64: no bucket holds more than"),
+    ],
+)
+def test_the_dry_run_notes_what_cannot_be_followed_as_written(
+    run, tiny_sd1: Path, tiny_images: Path, override: str, note: str
+) -> None:
+    steps = ("optimization.steps=100", "optimization.epochs=null")
+    assert note in run(*train_on(tiny_sd1, tiny_images, *steps, override), "--dry-run").output
+    assert "note:" not in run(*train_on(tiny_sd1, tiny_images, *steps), "--dry-run").output
+
+
+def test_epochs_that_accumulation_rounds_up_are_noted(run, tiny_sd1: Path, tiny_images: Path) -> None:
+    told = run(*train_on(tiny_sd1, tiny_images, "optimization.epochs=1", "optimization.accumulation=3"), "--dry-run")
+    assert "don't divide by optimization.accumulation=3; the last of 4 steps begins another epoch" in told.output
+
+
 def test_cache_can_be_shown_and_pruned(run, tmp_path: Path) -> None:
     assert "0 entries" in run("cache", "show", "--folder", str(tmp_path)).output
     assert "removed 0 entries" in run("cache", "prune", "--folder", str(tmp_path)).output
@@ -152,6 +174,20 @@ def test_a_corrupt_image_is_named_with_its_reason(run, tiny_sd1: Path, one_image
     assert result.code == 2
     assert "broken.png" in result.errors
     assert "images.max_unreadable" in result.errors
+
+
+def test_a_run_says_as_it_begins_what_it_leaves_out(run, tiny_sd1: Path, one_image: Path, tmp_path: Path) -> None:
+    (one_image / "broken.png").write_bytes(b"\x89PNG not really")
+    (one_image / "broken.txt").write_text("a red square", encoding="utf-8")
+    (one_image / "a.txt").write_text("red square, " * 50, encoding="utf-8")
+    overrides = ("images.max_unreadable=0.5", "optimization.steps=1", "optimization.warmup=50")
+    result = run(*train_on(tiny_sd1, one_image, *overrides, f"outputs.folder={tmp_path / 'runs'}"))
+    assert result.code == 0, result.errors
+    (log,) = (tmp_path / "runs").glob("*/log.txt")
+    told = log.read_text(encoding="utf-8")
+    assert "skipped: broken.png" in told
+    assert "note: optimization.warmup=50: the run has 1 steps" in told
+    assert "1 captions over 75 tokens, cut off: a.png (" in told
 
 
 def test_a_missing_caption_is_named_with_what_to_do(run, tiny_sd1: Path, one_image: Path) -> None:

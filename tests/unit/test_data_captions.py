@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdlora.config.images import CaptionsConfig
-from sdlora.data.captions import has_trigger, is_random, render, split_tags, variants, without_trigger
+from sdlora.data.captions import has_trigger, render, split_tags, variants, without_trigger
 
 
 def once(caption: str, seed: int = 0, **settings: object) -> str:
@@ -24,7 +24,6 @@ def often(caption: str, times: int = 400, **settings: object) -> Counter[str]:
 
 def test_a_plain_caption_stays_as_it_is() -> None:
     assert once("A cat,  (on a mat:1.2), [x]") == "A cat,  (on a mat:1.2), [x]"
-    assert not is_random(CaptionsConfig())
 
 
 @pytest.mark.parametrize(
@@ -134,7 +133,6 @@ def test_the_same_generator_gives_the_same_caption() -> None:
     assert [once(caption, seed, **settings) for seed in range(50)] == [
         once(caption, seed, **settings) for seed in range(50)
     ]
-    assert is_random(CaptionsConfig(**settings))
 
 
 @pytest.mark.parametrize(

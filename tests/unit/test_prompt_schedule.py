@@ -10,7 +10,7 @@ import pytest
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import ConfigError
 from sdlora.generation.request.prompt_choices import choose, has_choices
-from sdlora.generation.request.prompt_schedule import is_scheduled, schedule
+from sdlora.generation.request.prompt_schedule import schedule
 from sdlora.generation.request.prompt_warnings import prompt_warnings
 from sdlora.generation.request.requests import single_images
 from sdlora.library.prompt_tags import split_prompt
@@ -55,8 +55,6 @@ def test_prompts_joined_by_and_have_weights() -> None:
 def test_another_number_of_steps_takes_the_same_shares() -> None:
     found = schedule("[cat:dog:0.5]", 10)
     assert [found.at(index, 4)[0].text for index in range(4)] == ["cat", "cat", "dog", "dog"]
-    assert is_scheduled("[cat|dog]")
-    assert not is_scheduled("[cat]")
 
 
 def test_choices_are_settled_by_the_seed_and_by_nothing_else() -> None:

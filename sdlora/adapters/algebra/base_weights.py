@@ -163,6 +163,7 @@ def _text_places(
     if match[2] in _OPENCLIP_ENDS:
         yield start + _OPENCLIP_ENDS[match[2]].replace(".", "_"), TensorSlice(file, tensor, slice(None))
         return
+    # OpenCLIP keeps q, k and v in one matrix, one below the other.
     width = file.shape(tensor)[0] // 3
     for index, letter in enumerate("qkv"):
         yield f"{start}self_attn_{letter}_proj", TensorSlice(file, tensor, slice(index * width, (index + 1) * width))

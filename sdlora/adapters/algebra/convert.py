@@ -68,6 +68,7 @@ def convert(
 
 
 def _kohya(modules: Mapping[str, ModuleWeights]) -> tuple[dict[str, Tensor], float]:
+    # One alpha for all where that is exact: with several, diffusers scales attention layers wrongly.
     common = Counter(_alpha(weights) for weights in modules.values()).most_common(1)[0][0]
     tensors: dict[str, Tensor] = {}
     for name, weights in modules.items():
@@ -149,6 +150,7 @@ def _with_alpha(weights: ModuleWeights, alpha: float) -> Mapping[str, Tensor] | 
     ratio = _alpha(weights) / alpha if alpha else 0.0
     if ratio == 1.0 or weights.is_full_lokr:
         return weights.factors
+    # Only a power of two scales a floating-point number without rounding it.
     if abs(frexp(ratio)[0]) != 0.5:
         return None
     name = next(name for name in _SCALED_FACTOR[weights.algorithm] if name in weights.factors)

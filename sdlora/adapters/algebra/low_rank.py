@@ -133,6 +133,7 @@ class Decomposition:
     def rank_for(self, energy: float) -> int:
         """Smallest rank that keeps this share of the sum of squares, at least 1."""
         squares = self.values_n.square()
+        # A hair less than asked for: rounding of the sum must not cost a rank.
         reached = squares.cumsum(0) >= energy * squares.sum() * (1 - 1e-12)
         return min(self.true_rank, int(reached.int().argmax()) + 1)
 
@@ -164,5 +165,6 @@ def _decompose_matrix(matrix_oi: Tensor) -> Decomposition:
     _, vectors_oo = torch.linalg.eigh(matrix_oi @ matrix_oi.T)
     projected_oi = vectors_oo.T @ matrix_oi
     values_o, order_o = projected_oi.norm(dim=1).sort(descending=True)
+    # A singular value of 0 has no direction: dividing by its root would give NaN.
     root_o = values_o.clamp(min=float(values_o[0]) * 1e-12 or 1.0).sqrt()
     return Decomposition(vectors_oo[:, order_o] * root_o, projected_oi[order_o] / root_o[:, None], values_o)

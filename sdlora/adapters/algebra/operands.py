@@ -88,6 +88,7 @@ def layer_update(name: str, weights: ModuleWeights, base_weight: BaseWeight | No
 
     Raises AdapterError for DoRA without a base model.
     """
+    # In float64 throughout: a sum of many adapters is then exact far beyond any file's number type.
     update = from_weights(weights)
     if weights.dora_scale is None:
         return update

@@ -73,6 +73,8 @@ def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byt
     (length,) = struct.unpack("<Q", data[:LENGTH_BYTES])
     header = json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])
     header["__metadata__"] = dict(sorted(metadata.items()))
+    # The library writes metadata in the order of a hash map, another one in each process: the same adapter would get
+    # another hash.
     ordered = {"__metadata__": header.pop("__metadata__"), **header}
     raw = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % LENGTH_BYTES)

@@ -73,6 +73,7 @@ class TensorFile:
         try:
             with self.path.open("rb") as source, atomic.writing(target, parents=True) as out:
                 out.write(struct.pack("<Q", len(raw)) + raw)
+                # In the order of the data, so that source and target are read and written from front to back.
                 for name in self.names():
                     if name in change:
                         out.write(self._changed(source, name, change[name]))
@@ -102,6 +103,7 @@ class TensorFile:
         after = change(before)
         assert after.shape == before.shape
         cast = after.to(before.dtype)
+        # A model with one infinite weight generates black images only, so no file is better.
         if not bool(torch.isfinite(cast.float()).all()):
             kind = str(before.dtype).removeprefix("torch.")
             raise AdapterError(f"{name} would hold values that {kind} can't; lower the weights of the adapters")

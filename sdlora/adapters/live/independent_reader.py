@@ -30,6 +30,7 @@ def stored_layers(adapter: Adapter, tensors: Mapping[str, Tensor]) -> dict[tuple
             raise AdapterError(f"self-test: the file has no entry {name} for the trained layer {'.'.join(key)}")
         used |= set(own.values())
         stored[key] = StoredLayer({short: tensors[full] for short, full in own.items()})
+    # Surplus keys count too: a loader that reads them would add what was never trained.
     surplus = sorted(set(tensors) - used)
     if surplus:
         raise AdapterError(f"self-test: {len(surplus)} entries belong to no trained layer, first: {surplus[0]}")

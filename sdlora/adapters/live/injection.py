@@ -90,15 +90,6 @@ def _plain_convolutions(model: nn.Module, targets: Sequence[Target]) -> Iterator
         model.get_submodule(path).base_layer = layer
 
 
-def _stand_in(layer: nn.Conv2d) -> nn.Conv2d:
-    geometry: dict[str, Any] = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "groups")}
-    with torch.device("meta"):
-        plain = nn.Conv2d(layer.in_channels, layer.out_channels, bias=False, **geometry)
-    zero = torch.zeros(1, dtype=layer.weight.dtype, device=layer.weight.device)
-    plain.weight = nn.Parameter(zero.expand(plain.weight.shape), requires_grad=False)
-    return plain
-
-
 @dataclass(frozen=True)
 class _RankDropout:
     """Leaves out ranks, or all of a layer's update, while training; what is kept of the ranks is scaled up.

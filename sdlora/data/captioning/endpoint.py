@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from sdlora.config.captioning import CaptioningConfig
+from sdlora.constants import MIB
 from sdlora.errors import ModelError
 
 _LONGEST_EDGE_PX = 1024
@@ -26,7 +27,7 @@ _LONGEST_EDGE_PX = 1024
 _TRIES = 4
 _FIRST_WAIT_SECONDS = 1.0
 _BUSY = (429, 500, 502, 503, 504)
-_LARGEST_ANSWER_BYTES = 2**20
+_LARGEST_ANSWER_BYTES = MIB
 
 
 class EndpointCaptioner:

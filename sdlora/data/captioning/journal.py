@@ -60,6 +60,7 @@ class Journal:
         settings = config.model_dump(mode="json", exclude={"batch_size", "device"})
         batches = batch_folders(folder)
         _refuse_second_process(folder, batches)
+        # Only with the same settings: captions of two models in one set would be nobody's wish.
         unfinished = [path for path in batches if _is_unfinished(path, settings)]
         groups = _groups(_lines(unfinished[-1])) if unfinished else []
         if unfinished and unfinished[-1] == batches[-1]:

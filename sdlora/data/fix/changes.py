@@ -126,6 +126,7 @@ def undo(folder: Path) -> Undone:
         raise DataError(f"{folder} has no changes to undo (no {TRASH} folder with a log in it).")
     change_set = batches[-1]
     entries = list(_read(change_set / LOG))
+    # Before anything is touched: half an undo would be worse than none.
     _refuse_later_changes(folder, entries)
     for entry in reversed(entries):
         _restore(folder, change_set, entry)
@@ -159,6 +160,7 @@ def _make(change: Change, path: Path, folder: Path, change_set: Path, number: st
     after = None if content is None else hashlib.sha256(content).hexdigest()
     if before == after:
         return
+    # The original first, then the log, then the change: whatever is interrupted, undo finds what it needs.
     if before is not None:
         atomic.copy_file(path, change_set / number)
     name = path.relative_to(folder).as_posix()

@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdlora.constants import GIB, MIB
 from sdlora.data.caption_files import repeats_folder
 from sdlora.data.sets.folders import clean_part
 from sdlora.words import size_in_words
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = MIB
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,11 @@ class Limits:
     """What one zip file may hold."""
 
     files: int = 20_000
-    file_bytes: int = 512 * 2**20
-    all_bytes: int = 16 * 2**30
+    file_bytes: int = 512 * MIB
+    all_bytes: int = 16 * GIB
     ratio: int = 200
     """Unpacked over packed size, for files beyond a megabyte: pictures hardly shrink, bombs do."""
-    spare_bytes: int = 512 * 2**20
+    spare_bytes: int = 512 * MIB
     """Left free on the disk."""
 
 
@@ -89,7 +90,7 @@ def _refuse_too_much(entries: list[zipfile.ZipInfo], target: Path, limits: Limit
     for entry in entries:
         if entry.file_size > _CHUNK_BYTES and entry.file_size > limits.ratio * max(entry.compress_size, 1):
             raise RefusedArchiveError(
-                f"'{entry.filename}' swells to {entry.file_size // 2**20} MiB: a decompression bomb?"
+                f"'{entry.filename}' swells to {entry.file_size // MIB} MiB: a decompression bomb?"
             )
     existing = next(folder for folder in (target, *target.parents) if folder.exists())
     free_bytes = shutil.disk_usage(existing).free - limits.spare_bytes
@@ -127,7 +128,7 @@ def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, limit_b
         while chunk := source.read(_CHUNK_BYTES):
             written += len(chunk)
             if written > limit_bytes:
-                raise RefusedArchiveError(f"'{entry.filename}' is larger than {limit_bytes // 2**20} MiB")
+                raise RefusedArchiveError(f"'{entry.filename}' is larger than {limit_bytes // MIB} MiB")
             target.write(chunk)
     return written
 

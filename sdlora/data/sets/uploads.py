@@ -18,6 +18,7 @@ from pathlib import Path
 
 from sdlora import atomic
 from sdlora.config.images import ImagesConfig
+from sdlora.constants import MIB
 from sdlora.data.decoding import IMAGE_SUFFIXES, UNREAD_SUFFIXES, UnreadableImageError, open_image
 from sdlora.data.fix.changes import Change, apply, hash_of
 from sdlora.data.images import MASK_ENDING
@@ -26,7 +27,7 @@ from sdlora.data.sets.archives import Limits, RefusedArchiveError, safe_parts, u
 from sdlora.data.sets.folders import is_image_name, plain_stem
 
 ACCEPTED = (*IMAGE_SUFFIXES, ".txt", ".zip", *(Path(name).suffix for name in METADATA_FILES))
-MAX_CAPTION_BYTES = 1 << 20
+MAX_CAPTION_BYTES = MIB
 _one_at_a_time = threading.Lock()
 
 

@@ -69,6 +69,7 @@ class Grid:
 
     def __init__(self, config: GenerateConfig, axes: Sequence[Axis], *, most_cells: int = MOST_CELLS) -> None:
         self.axes = tuple(axes)
+        # One seed for all cells, chosen here: else each batch would choose its own and nothing could be compared.
         self.config = config.model_copy(update={"seed": random.randrange(2**32) if config.seed == -1 else config.seed})
         total = 1
         for axis in self.axes:

@@ -79,11 +79,6 @@ def schedule(prompt: str, steps: int, *, combine: bool = True) -> PromptSchedule
     return PromptSchedule(tuple(prompts))
 
 
-def is_scheduled(prompt: str) -> bool:
-    """Whether a prompt changes from step to step."""
-    return any(not isinstance(node, str) for part in _split_and(prompt) for node in _parse(part.text))
-
-
 def _split_and(prompt: str) -> list[SubPrompt]:
     pieces = _AND.split(prompt)
     if len(pieces) == 1:

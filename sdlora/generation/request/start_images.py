@@ -97,6 +97,7 @@ def fitting_size(config: StartImageConfig, edge_px: int) -> tuple[int, int]:
         return edge_px, edge_px
     with open_image(config.image.expanduser()) as image:
         width, height = oriented_size(image)
+    # By area, as the model was trained on images of one area in all shapes.
     factor = edge_px / (width * height) ** 0.5
     width_px, height_px = (round(side * factor / LATENT_FACTOR) * LATENT_FACTOR for side in (width, height))
     return max(_SMALLEST_PX, width_px), max(_SMALLEST_PX, height_px)

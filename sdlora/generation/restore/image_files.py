@@ -75,6 +75,7 @@ def save_image(image: GeneratedImage, path_or_folder: Path) -> Path:
 
 def save_sheet(sheet: Image.Image, path: Path, files: ImageFilesConfig, about: Mapping[str, Any]) -> Path:
     """Write a contact sheet, as PNG if the wanted format has no room for its size; `about` says what it shows."""
+    # Sheets of a large grid pass what JPEG and WebP can hold.
     longest = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}[files.format]
     format_: ImageFormat = files.format if max(sheet.size) <= longest else "png"
     settings = SavedSettings(json={SHEET_KEY: about}) if files.metadata and format_ == "png" else SavedSettings()

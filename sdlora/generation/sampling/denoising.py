@@ -53,6 +53,8 @@ class Conditions:
         noisy_BCHW = _interleaved([inputs_BCHW[rows]] * len(texts))
         timesteps_B = timestep.expand(len(noisy_BCHW)).to(bundle.device)
         sizes = [self.size] * len(noisy_BCHW)
+        # Guidance takes a difference of two nearly equal predictions: in fp32, or half precision's rounding is
+        # amplified.
         predicted_BCHW = bundle.family.predict(bundle, noisy_BCHW, timesteps_B, joined, sizes).float()
         if self.unconditional is None:
             return predicted_BCHW

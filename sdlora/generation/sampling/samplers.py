@@ -67,6 +67,7 @@ def make_scheduler(sampler: Sampler, schedule: NoiseSchedule, steps: int, device
     }
     if schedule.zero_terminal_snr:
         options |= {"timestep_spacing": "trailing", "steps_offset": 0}
+    # Schedulers take different options; each gets those that it knows.
     scheduler = kind(**{name: value for name, value in options.items() if name in known})
     scheduler.set_timesteps(steps, device=device)
     return scheduler

@@ -301,15 +301,6 @@ class _Run:
             self._preview()
         return "go on"
 
-    def _catch_up(self) -> None:
-        """Before the first step: judge the base model, or do what the stop that this run goes on from left undone."""
-        step = self.trainer.progress.step
-        is_missing = self.trainer.progress.validated_step < step and self._is_due(self.config.validation.every)
-        if (step == 0 or is_missing) and self._validate() and self.workers.is_main:
-            self._tidy_checkpoints(improved=True)
-        if step == 0 or (self._is_due(self.config.previews.every) and not self.folder.previews(step).exists()):
-            self._preview()
-
     def _is_checkpoint_due(self) -> bool:
         every = self.config.outputs.checkpoint_every
         if every != "auto":
