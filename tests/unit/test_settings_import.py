@@ -420,6 +420,20 @@ def test_what_a_training_config_leaves_out_has_the_defaults_there(tmp_path: Path
     assert (config.optimization.steps, config.optimization.learning_rate, config.images.buckets) == (1600, 2e-6, False)
 
 
+def test_prompts_and_parts_as_people_write_them(tmp_path: Path) -> None:
+    text = """
+[network_arguments]
+network_dim = 8
+network_train_text_encoder = false
+[sample_prompts]
+sample_every_n_steps = 200
+sample_prompts = ["a cat, close up", "a dog"]
+"""
+    config = imported(tmp_path, "train.toml", text).config
+    assert config.previews.prompts == ("a cat, close up", "a dog")
+    assert (config.previews.every, config.adapter.text_encoder) == (200, False)
+
+
 def test_the_data_set_that_a_training_config_names_is_read(tmp_path: Path) -> None:
     (tmp_path / "data.toml").write_text(DATASET, encoding="utf-8")
     text = 'network_dim = 8\ndataset_config = "data.toml"\n'
