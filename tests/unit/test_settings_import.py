@@ -15,6 +15,7 @@ from sdlora.config import files
 from sdlora.errors import ConfigError
 from sdlora.imports import kohya
 from sdlora.imports.read import Imported, import_settings
+from sdlora.training.optimization import optimizers
 from tests.support.foreign_settings import AI_TOOLKIT, CONCEPTS, DATASET, KOHYA, ONETRAINER, SAMPLES
 
 
@@ -370,6 +371,20 @@ def test_a_missing_file_and_a_plain_folder_say_so(tmp_path: Path) -> None:
         import_settings(tmp_path / "nothing.json")
     with pytest.raises(ConfigError, match="plain image folders need no import"):
         import_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "Adafactor", "optimizer_args": "", "lr_scheduler": "adafactor", "learning_rate": 1, "unet_lr": 1},
+        {"optimizer": "Adafactor", "optimizer_args": "scale_parameter=False relative_step=False warmup_init=False"},
+        {"optimizer": "DAdaptAdam", "optimizer_args": "decouple=True weight_decay=0.1"},
+        {"optimizer": "Prodigy", "optimizer_args": "decouple=True d_coef=0.8 use_bias_correction=True"},
+        {"optimizer": "Lion", "optimizer_args": "weight_decay=0.1 betas=0.9,0.99"},
+    ],
+)
+def test_an_imported_optimizer_can_be_built(tmp_path: Path, changes: dict[str, Any]) -> None:
+    optimizers.check(imported(tmp_path, "kohya.json", {**KOHYA, **changes}).config.optimization)
 
 
 SD_SCRIPTS = """
