@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from sdlora.errors import ConfigError
 from sdlora.imports import kohya
 from sdlora.imports.read import import_settings
+from sdlora.training.optimization import optimizers
 from tests.support.foreign_settings import DATASET, KOHYA
 from tests.support.imported_settings import imported, lost_names, read_back
 
@@ -185,6 +186,20 @@ def test_a_missing_file_and_a_plain_folder_say_so(tmp_path: Path) -> None:
         import_settings(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "Adafactor", "optimizer_args": "", "lr_scheduler": "adafactor", "learning_rate": 1, "unet_lr": 1},
+        {"optimizer": "Adafactor", "optimizer_args": "scale_parameter=False relative_step=False warmup_init=False"},
+        {"optimizer": "DAdaptAdam", "optimizer_args": "decouple=True weight_decay=0.1"},
+        {"optimizer": "Prodigy", "optimizer_args": "decouple=True d_coef=0.8 use_bias_correction=True"},
+        {"optimizer": "Lion", "optimizer_args": "weight_decay=0.1 betas=0.9,0.99"},
+    ],
+)
+def test_an_imported_optimizer_can_be_built(tmp_path: Path, changes: dict[str, Any]) -> None:
+    optimizers.check(imported(tmp_path, "kohya.json", {**KOHYA, **changes}).config.optimization)
+
+
 SD_SCRIPTS = """
 [model]
 pretrained_model_name_or_path = "models/sd15.safetensors"
@@ -231,6 +246,20 @@ def test_what_a_training_config_leaves_out_has_the_defaults_there(tmp_path: Path
     config = result.config
     assert (config.adapter.rank, config.adapter.alpha, config.adapter.layers) == (4, 1, "all")
     assert (config.optimization.steps, config.optimization.learning_rate, config.images.buckets) == (1600, 2e-6, False)
+
+
+def test_prompts_and_parts_as_people_write_them(tmp_path: Path) -> None:
+    text = """
+[network_arguments]
+network_dim = 8
+network_train_text_encoder = false
+[sample_prompts]
+sample_every_n_steps = 200
+sample_prompts = ["a cat, close up", "a dog"]
+"""
+    config = imported(tmp_path, "train.toml", text).config
+    assert config.previews.prompts == ("a cat, close up", "a dog")
+    assert (config.previews.every, config.adapter.text_encoder) == (200, False)
 
 
 def test_the_data_set_that_a_training_config_names_is_read(tmp_path: Path) -> None:
