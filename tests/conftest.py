@@ -129,7 +129,7 @@ class Outcome:
 
 
 @pytest.fixture
-def command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Runs `sdlora ARGUMENTS` in this process, through the same door as the shell."""
     from sdlora.__main__ import main
 

@@ -89,6 +89,10 @@ def from_training_config(settings: Mapping[str, Any], read_beside: Callable[[str
         else:
             datasets = parse_toml(text)
     prompts = given.get("sample_prompts")
+    if isinstance(prompts, list):
+        prompts = given["sample_prompts"] = "\n".join(str(one) for one in prompts)
+    if given.pop("network_train_text_encoder", True) is False:
+        given["network_train_unet_only"] = True
     if prompts and str(prompts).lower().endswith((".txt", ".toml", ".json")):
         text = read_beside(str(prompts)) if str(prompts).lower().endswith(".txt") else None
         given["sample_prompts"] = text or ""

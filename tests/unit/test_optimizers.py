@@ -326,3 +326,12 @@ def test_muon_leaves_magnitudes_to_adamw() -> None:
     optimizer.step()
     assert not torch.equal(matrix.data, torch.ones(4, 4))
     assert not torch.equal(magnitude.data, torch.ones(4))
+
+
+def test_adafactor_can_find_its_own_rate() -> None:
+    config = settings("adafactor", optimizer_options={"relative_step": True, "scale_parameter": False})
+    run = Run(config)
+    losses = [run.step() for _ in range(STEPS)]
+    assert losses[-1] < losses[0] / 2
+    assert run.rates == {"a": 0.01, "b": 0.01}
+    assert "finds its own learning rate" in notes(run.groups, config, CPU)[0]

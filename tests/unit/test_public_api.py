@@ -36,8 +36,8 @@ def test_another_name_is_refused() -> None:
         sdlora.nothing  # noqa: B018
 
 
-def test_the_version_stands_in_one_place(command_line: Any) -> None:
-    assert command_line("--version").output == f"sdlora {sdlora.__version__}\n"
+def test_the_version_stands_in_one_place(cli: Any) -> None:
+    assert cli("--version").output == f"sdlora {sdlora.__version__}\n"
     project = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
     assert '[tool.hatch.version]\npath = "sdlora/version.py"' in project
     assert sdlora.__version__ not in project

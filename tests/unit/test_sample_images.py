@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,15 @@ from PIL import Image, ImageChops, ImageStat
 
 from sdlora.config.images import CaptionsConfig, ImagesConfig
 from sdlora.data.images import scan
+from tests.sample_images.__main__ import main as draw_all
+from tests.sample_images.canvas import parse
 
 FOLDER = Path(__file__).parents[2] / "sample_images"
 SETS = {"blueprint": 24, "mascot": 16}
 
 
-def test_drawing_again_gives_the_same_pictures_and_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    importlib.import_module("draw").main(tmp_path)
+def test_drawing_again_gives_the_same_pictures_and_captions(tmp_path: Path) -> None:
+    draw_all(tmp_path)
     kept = {path.relative_to(FOLDER) for name in SETS for path in (FOLDER / name).iterdir()}
     assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*.*")} == kept
     for name in sorted(kept):
@@ -50,10 +50,9 @@ def test_the_whole_folder_stays_small() -> None:
 
 
 @pytest.mark.parametrize("path", ["M1 2 3", "X1 2", "M1 2 Z3", "L"])
-def test_a_mistake_in_a_path_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
+def test_a_mistake_in_a_path_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="is not a path command"):
-        importlib.import_module("drawing.canvas").parse(path)
+        parse(path)
 
 
 def rgb(path: Path) -> Image.Image:

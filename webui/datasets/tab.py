@@ -195,9 +195,9 @@ class DatasetTab:
 
     def _act(self, name: str | None, event: gr.EventData) -> dict[Any, Any]:
         """A button of the empty state."""
-        if event.act == "sample":
+        if event.pressed["act"] == "sample":
             return self._choose(folders.add_sample(self.datasets).name)
-        if event.act == "create":
+        if event.pressed["act"] == "create":
             return self._choose(folders.create(self.datasets, FIRST_NAME).name)
         return self._choose(name)
 

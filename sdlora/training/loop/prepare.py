@@ -21,6 +21,7 @@ from sdlora.training.loop.workers import Workers
 from sdlora.training.loss.loss_function import LossFunction
 from sdlora.training.optimization.precision import PrecisionContext
 from sdlora.training.outputs.validation import Validation
+from sdlora.training.preflight.remarks import cut_off, long_captions, remarks
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
     """Load the base model, attach the adapter, encode what can be encoded beforehand."""
     if config.optimization.threads:
         torch.set_num_threads(config.optimization.threads)
+    for label, text in remarks(config, images):
+        events.notice(f"{label}: {text}")
+    if counts := long_captions(config, images):
+        events.warn(f"{len(counts)} captions over {config.captions.max_tokens} tokens{cut_off(counts)}")
     events.notice(f"loading {config.base_model.model}")
     bundle = load(config.resolved_base_model, device=workers.device)
     tune_malloc()

@@ -108,7 +108,11 @@ def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
         warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # some print remarks of their own
-            optimizer: Optimizer = optimizer_class(torch_groups, lr=groups[0].learning_rate, **options)
+            # Adafactor's own steps and a rate of the person's exclude each other there.
+            own_steps = config.optimizer == "adafactor" and options["relative_step"]
+            optimizer: Optimizer = optimizer_class(
+                torch_groups, lr=None if own_steps else groups[0].learning_rate, **options
+            )
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise ConfigError(
             "optimization", [f"optimizer {config.optimizer} rejects its options {options or '{}'}: {error!r}"]
@@ -129,6 +133,11 @@ def check(config: OptimizationConfig) -> None:
 def notes(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: torch.device) -> list[str]:
     """What is worth telling about the choice on this device and these weights, one sentence each."""
     remarks = []
+    if config.optimizer == "adafactor" and config.optimizer_options.get("relative_step"):
+        remarks.append(
+            "adafactor with relative_step finds its own learning rate: optimization.learning_rate, its schedule and "
+            "warm-up have no effect"
+        )
     if config.optimizer == "paged_adamw8bit" and device.type == "cpu":
         remarks.append("optimizer=paged_adamw8bit pages between card and host; on the CPU it is the same as adamw8bit")
     if config.optimizer in ("adamw8bit", "paged_adamw8bit"):
@@ -152,13 +161,22 @@ def set_learning_rates(
     """Set every group's rate for the next step to its base rate times `factor`; returns the rates by group name.
 
     part_factors: further factors by model part, such as 0 for a text encoder that is trained no more. For Prodigy the
-    returned rate includes its own estimate, as that is what moves the weights.
+    returned rate includes its own estimate, and for Adafactor with relative_step it is its own, as that is what moves
+    the weights.
     """
     learning_rates = {}
     for torch_group, group in zip(optimizer.param_groups, groups, strict=True):
         torch_group["lr"] = group.learning_rate * factor * (part_factors or {}).get(group.part, 1.0)
         learning_rates[group.name] = torch_group["lr"] * torch_group.get("d", 1.0)
+        if torch_group.get("relative_step"):
+            learning_rates[group.name] = _relative_step_size(optimizer, torch_group)
     return learning_rates
+
+
+def _relative_step_size(optimizer: Optimizer, torch_group: Mapping[str, Any]) -> float:
+    """Adafactor's own rate for the next step, before the weights' size scales it (Shazeer & Stern 2018, alg. 5)."""
+    step = 1 + max((int(optimizer.state[each].get("step", 0)) for each in torch_group["params"]), default=0)
+    return float(min(1e-6 * step if torch_group["warmup_init"] else 1e-2, step**-0.5))
 
 
 def chosen_settings(optimizer: Optimizer, config: OptimizationConfig) -> list[dict[str, Any]]:

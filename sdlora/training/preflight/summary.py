@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,18 +11,16 @@ from sdlora.adapters.live.layers import choose, layer_shape
 from sdlora.config.images import ImageFolder
 from sdlora.config.train import TrainConfig
 from sdlora.constants import LATENT_FACTOR, MIB
-from sdlora.data.images import ImageRecord, Skipped
+from sdlora.data.images import ImageRecord
 from sdlora.errors import SdloraError
 from sdlora.models.detection import Detection, detect
 from sdlora.models.dtypes import DTYPES
 from sdlora.models.layout import unet_layout
-from sdlora.models.prompts import count_tokens
-from sdlora.models.tokenizer import light_tokenizer
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.dry_run import BucketSamples, DryRun, Figures, SummaryLine, problems_of
 from sdlora.training.preflight.memory import MemoryEstimate, MemoryPlan, UNetShape, estimate, free_disk_gib
-from sdlora.training.preflight.without_effect import without_effect
+from sdlora.training.preflight.remarks import cut_off, long_captions, remarks, some
 
 _NAMES_SHOWN = 5
 _LATENT_BYTES_PER_PIXEL = 8 * 4 / LATENT_FACTOR**2  # mean and spread of four channels, fp32
@@ -105,19 +102,14 @@ class Summary:
         yield "adapter", f"{adapter.algorithm}, rank {adapter.rank}, {count} trainable parameters in {where}"
         yield "memory", f"about {self.memory.total_gib:.1f} GiB for the training steps (an estimate)"
         limit = self.config.captions.max_tokens
-        yield "text", f"{len(self.long_captions)} captions over {limit} tokens" + _shown(self.long_captions)
+        yield "text", f"{len(self.long_captions)} captions over {limit} tokens" + cut_off(self.long_captions)
         needed = f"{self.cache_bytes / MIB:.1f} MiB of cache and {self.run_bytes / MIB:.0f} MiB in the run's folder"
         yield "disk", f"at most {needed}; {self.free_disk_gib:.1f} GiB free"
 
     def _image_lines(self) -> Iterator[tuple[str, str]]:
         plan = self.images.plan
         yield "images", f"{plan.images} of {plan.files_seen} files, {len(self.images.held_out)} held out"
-        for item in plan.skipped:
-            yield "skipped", f"{item.path.name}: {item.reason}"
-        for reason, names in _by_reason(self.images.scan.left_out).items():
-            yield "left out", f"{_some(names)}: {reason}"
-        for note in (*self.images.scan.notes, *without_effect(self.config, self.images)):
-            yield "note", note
+        yield from remarks(self.config, self.images)
         if self.config.images.folders:
             for source in self.config.images.sources:
                 yield "folder", _folder_line(source, self.images.trained)
@@ -128,7 +120,7 @@ class Summary:
         if self.config.objective.prior_preservation == "base_prediction":
             own = [record for record in self.images.trained if not record.is_class]
             priors = dict.fromkeys(self.config.objective.prior_prompt or record.prior_caption() for record in own)
-            yield "prior captions", _some([f"'{text}'" for text in priors])
+            yield "prior captions", some([f"'{text}'" for text in priors])
         yield "batches", f"{plan.batches} an epoch of up to {self.config.optimization.batch_size} images{short}"
         yield "never trained", f"{len(plan.never_trained)} images"
 
@@ -164,7 +156,7 @@ def summarise(config: TrainConfig) -> Summary:
         images=images,
         model=model,
         total_steps=images.total_steps(config),
-        long_captions=_long_captions(config, images),
+        long_captions=long_captions(config, images),
         cache_bytes=round(pixels * flips * _LATENT_BYTES_PER_PIXEL) if config.images.cache else 0,
         run_bytes=file_bytes + (config.outputs.keep_checkpoints + 1) * checkpoint_bytes,
         free_disk_gib=free_disk_gib(config.outputs.folder),
@@ -195,30 +187,6 @@ def _memory_plan(config: TrainConfig, images: RunImages, unet: UNet2DConditionMo
     )
 
 
-def _long_captions(config: TrainConfig, images: RunImages) -> dict[str, int]:
-    tokenizer = light_tokenizer(config.base_model)
-    counts = {
-        record.path.name: max(
-            count_tokens(tokenizer, text, weights=record.captions.weights)
-            for text in record.trained_captions() or [record.plain_caption()]
-        )
-        for record in images.trained
-    }
-    return {name: count for name, count in counts.items() if count > config.captions.max_tokens}
-
-
-def _by_reason(left_out: Sequence[Skipped]) -> dict[str, list[str]]:
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for item in left_out:
-        reasons[item.reason].append(item.path.name)
-    return reasons
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more
-
-
 def _folder_line(source: ImageFolder, records: Sequence[ImageRecord]) -> str:
     """A folder of images.folders with all that holds in it differently, and how often its images are seen."""
     root = source.folder.expanduser().absolute()
@@ -228,10 +196,3 @@ def _folder_line(source: ImageFolder, records: Sequence[ImageRecord]) -> str:
     samples = sum(record.repeats for record in own)
     example = f"; first caption: '{own[0].plain_caption()}'" if own else ""
     return f"{root.name}: {len(own)} images, {samples} an epoch; {words}{example}"
-
-
-def _shown(counts: dict[str, int]) -> str:
-    if not counts:
-        return ""
-    names = [f"{name} ({count})" for name, count in list(counts.items())[:_NAMES_SHOWN]]
-    return ", cut off: " + ", ".join(names) + (", ..." if len(counts) > _NAMES_SHOWN else "")

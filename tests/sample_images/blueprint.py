@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from drawing.canvas import Canvas
+from tests.sample_images.canvas import Canvas
 
 SIZE_PX = 512
 _BLUE, _WHITE = (23, 78, 158), (255, 255, 255)

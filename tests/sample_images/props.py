@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from drawing.marks import INK, RED, VIOLET, WHITE, Marks, inked, line
+from tests.sample_images.marks import INK, RED, VIOLET, WHITE, Marks, inked, line
 
 BEHIND_THE_BODY: dict[str, Marks] = {
     "balloon": [

@@ -1,4 +1,4 @@
-"""Draw the sample images and write their captions: python sample_images/draw.py [FOLDER]
+"""Draw the sample images and write their captions: python -m tests.sample_images [FOLDER]
 
 Needs Pillow only. The same version of Pillow gives the same files, byte for byte.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from drawing import blueprint, mascot
 from PIL import Image
+
+from tests.sample_images import blueprint, mascot
 
 
 def main(folder: Path) -> None:
@@ -28,4 +29,4 @@ def _write(image: Image.Image, caption: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[2] / "sample_images")

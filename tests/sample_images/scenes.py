@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from drawing.marks import LEAF, RED, WHITE, YELLOW, Mark, Marks, line
+from tests.sample_images.marks import LEAF, RED, WHITE, YELLOW, Mark, Marks, line
 
 SCENES: dict[str, tuple[str, Marks]] = {
     "yellow": ("#ffd95a", [Mark("E50 88 30 4", "#efc23a")]),

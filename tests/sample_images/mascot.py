@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from drawing.canvas import Canvas
-from drawing.marks import INK, LEAF, WHITE, Mark, Marks, inked, line, paint
-from drawing.props import BEFORE_THE_BODY, BEHIND_THE_BODY
-from drawing.scenes import SCENES
+from tests.sample_images.canvas import Canvas
+from tests.sample_images.marks import INK, LEAF, WHITE, Mark, Marks, inked, line, paint
+from tests.sample_images.props import BEFORE_THE_BODY, BEHIND_THE_BODY
+from tests.sample_images.scenes import SCENES
 
 SIZE_PX = 512
 TRIGGER = "sdl-mascot"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from drawing.canvas import Canvas
+from tests.sample_images.canvas import Canvas
 
 INK, WHITE, RED = "#27324a", "#ffffff", "#e8505b"
 LEAF, YELLOW, VIOLET = "#4fae3d", "#ffd23f", "#6c5ce7"

@@ -1,0 +1,104 @@
+"""What a run leaves out of the files and settings that a person gave it: said by the dry run and as the run begins."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from sdlora.config.interval import length
+from sdlora.config.train import TrainConfig
+from sdlora.data.images import Skipped
+from sdlora.models.prompts import count_tokens
+from sdlora.models.tokenizer import light_tokenizer
+from sdlora.training.inputs.images import RunImages
+
+_NAMES_SHOWN = 5
+
+
+def remarks(config: TrainConfig, images: RunImages) -> Iterator[tuple[str, str]]:
+    """Files that can't be read, files left out by rule, and notes on files and settings: each as a label and a text."""
+    for item in images.plan.skipped:
+        yield "skipped", f"{item.path.name}: {item.reason}"
+    for reason, names in _by_reason(images.scan.left_out).items():
+        yield "left out", f"{some(names)}: {reason}"
+    for note in (*images.scan.notes, *_without_effect(config, images)):
+        yield "note", note
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, and how many more there are."""
+    more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
+
+
+def _by_reason(left_out: Sequence[Skipped]) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for item in left_out:
+        reasons[item.reason].append(item.path.name)
+    return reasons
+
+
+def _without_effect(config: TrainConfig, images: RunImages) -> Iterator[str]:
+    """Settings that this run, with its length and its images, can't follow as written, and what happens instead.
+
+    Defaults that nobody wrote are passed over.
+    """
+    total = images.total_steps(config)
+    optimization = config.optimization
+    if optimization.warmup >= 1 and total <= optimization.warmup:
+        yield (
+            f"optimization.warmup={optimization.warmup:g}: the run has {total} steps, so the learning rate rises to "
+            "its end; a value below 1 is a share of the run"
+        )
+    for name in ("text_encoder_until", "text_encoder_2_until"):
+        until = getattr(optimization, name)
+        if until is not None and until >= total:
+            yield f"optimization.{name}={until:g}: the run ends before, after {total} steps"
+    late = [f"{start:g}" for start, _ in optimization.schedule_points if start >= total]
+    if late:
+        yield f"optimization.schedule_points: {', '.join(late)} is beyond the run's {total} steps"
+    for name, section, instead in (
+        ("previews.every", config.previews, "images are generated before and after training only"),
+        ("validation.every", config.validation, "validation comes before and after training only"),
+        ("outputs.checkpoint_every", config.outputs, "there is a checkpoint at the end only"),
+    ):
+        setting = name.rpartition(".")[2]
+        interval = getattr(section, setting)
+        if setting not in section.model_fields_set or interval == "auto":
+            continue
+        if length(interval, images.steps_per_epoch(config)) > total:
+            yield f"{name}={interval}: the run has {total} steps, so {instead}"
+    most = max(count.samples for count in images.plan.buckets)
+    if optimization.batch_size > most:
+        yield (
+            f"optimization.batch_size={optimization.batch_size}: no bucket holds more than {most} samples, so no batch "
+            "is that large; more repeats or fewer buckets (images.bucket_step) fill them"
+        )
+    if optimization.epochs and optimization.steps is None and optimization.accumulation > 1:
+        batches = images.plan.batches * optimization.epochs
+        if batches % optimization.accumulation:
+            yield (
+                f"optimization.epochs={optimization.epochs}: {batches} batches don't divide by "
+                f"optimization.accumulation={optimization.accumulation}; the last of {total} steps begins another epoch"
+            )
+
+
+def long_captions(config: TrainConfig, images: RunImages) -> dict[str, int]:
+    """Images whose caption is over captions.max_tokens: file name and number of tokens."""
+    tokenizer = light_tokenizer(config.base_model)
+    counts = {
+        record.path.name: max(
+            count_tokens(tokenizer, text, weights=record.captions.weights)
+            for text in record.trained_captions() or [record.plain_caption()]
+        )
+        for record in images.trained
+    }
+    return {name: count for name, count in counts.items() if count > config.captions.max_tokens}
+
+
+def cut_off(counts: dict[str, int]) -> str:
+    """The first few of too long captions, as the end of a sentence; nothing for none."""
+    if not counts:
+        return ""
+    names = [f"{name} ({count})" for name, count in list(counts.items())[:_NAMES_SHOWN]]
+    return ", cut off: " + ", ".join(names) + (", ..." if len(counts) > _NAMES_SHOWN else "")
