@@ -69,14 +69,14 @@ def test_a_missing_gradio_is_told_with_the_command_that_installs_it(
     assert "the page needs the package 'gradio', which is not installed. Run:" in capsys.readouterr().err
 
 
-def test_fields_are_remembered_and_forgotten_across_restarts(tmp_path: Path) -> None:
+def test_fields_are_remembered_across_restarts(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "state.json"
     state = PageState(path)
     state.update({"train.name": "ä", "train.steps": 30, "page.tab": "mix"})
     state.set("train.steps", 40)
     assert PageState(path).get("train.steps") == 40
-    state.forget("train.")
-    assert PageState(path).get("train.name", "gone") == "gone"
+    assert PageState(path).get("train.name") == "ä"
+    assert PageState(path).get("train.nothing", "absent") == "absent"
     assert PageState(path).get("page.tab") == "mix"
     assert not list(path.parent.glob("*.part"))
 
