@@ -76,6 +76,7 @@ def test_fields_are_remembered_across_restarts(tmp_path: Path) -> None:
     state.set("train.steps", 40)
     assert PageState(path).get("train.steps") == 40
     assert PageState(path).get("train.name") == "ä"
+    assert PageState(path).get("train.nothing", "absent") == "absent"
     assert PageState(path).get("page.tab") == "mix"
     assert not list(path.parent.glob("*.part"))
 

@@ -160,7 +160,7 @@ def test_the_command_trains_what_the_form_shows(preset: str, tmp_path: Path, mon
     }
     config = read(shown_of(preset) | changes, tmp_path).config
     assert config is not None
-    program, subcommand, *arguments = shlex.split(presets.cli(config, preset))
+    program, subcommand, *arguments = shlex.split(presets.command_line(config, preset))
     assert (program, subcommand) == ("sdlora", "train")
     trained: list[TrainConfig] = []
     load = files.load
