@@ -18,7 +18,7 @@ _OVERFLOW_NOTE = "the VAE overflowed in {dtype}, so it runs in fp32 from now on"
 def encode_moments(bundle: Bundle, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the latents of images in [-1, 1]; scaled, so that latents have unit variance.
 
-    Both are float32 on the VAE's device, to be kept in a cache and generated from afresh with `sample_latents`.
+    Both are float32 on the VAE's device, to be kept in a cache and drawn from afresh with `sample_latents`.
     """
 
     def encode() -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def sample_latents(mean_BCHW: Tensor, std_BCHW: Tensor, generator: torch.Generat
 
 
 def encode_images(bundle: Bundle, pixels_BCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Latents of images in [-1, 1], generated from the VAE's distribution, scaled, float32."""
+    """Latents of images in [-1, 1], drawn from the VAE's distribution, scaled, float32."""
     return sample_latents(*encode_moments(bundle, pixels_BCHW), generator)
 
 

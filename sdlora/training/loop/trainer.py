@@ -157,7 +157,7 @@ class Trainer:
             position = self.progress.position * self.workers.count + self.workers.index
             batch = self.batches.batch(position)
             self.progress.position += 1
-            # Dropout generates from torch's global generator, on whatever device.
+            # Dropout draws from torch's global generator, on whatever device.
             torch.manual_seed(derive_seed(self.seed, "dropout", position))
             with self.precision.autocast():
                 loss = self.loss_function.loss(batch)
