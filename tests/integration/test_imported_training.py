@@ -111,7 +111,7 @@ def kohya_gui(root: Path) -> Source:
         "conv_alpha": 1,
         "conv_dim": 2,
         "enable_bucket": True,
-        "epoch": 1,
+        "epoch": "",
         "gradient_accumulation_steps": "1",
         "keep_tokens": "1",
         "learning_rate": 0.0001,
