@@ -34,4 +34,4 @@ def problems(wheel: Path) -> list[str]:
 if __name__ == "__main__":
     wheel = Path(sys.argv[1])
     print(f"{wheel.name}: {wheel.stat().st_size / 2**20:.1f} MiB")
-    sys.exit("\n".join(problems(wheel)))
+    sys.exit("\n".join(problems(wheel)) or 0)
