@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 
+from sdlora import disk
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.config.train import TrainConfig
+from sdlora.data.cache import default_cache_folder
 from sdlora.data.captions import protected_tags
 from sdlora.errors import ConfigError, MissingPackageError, SdloraError
 from sdlora.models.detection import detect
@@ -23,6 +25,7 @@ def check(config: TrainConfig) -> RunImages:
     """
     found: list[RunImages] = []
     checks: tuple[Callable[[], object], ...] = (
+        lambda: _check_folders(config),
         lambda: optimizers.check(config.optimization),
         lambda: _check_packages(config),
         lambda: _check_start(config),
@@ -42,6 +45,19 @@ def check(config: TrainConfig) -> RunImages:
     if errors:
         raise ConfigError("this run", [str(error) for error in errors])
     return found[0]
+
+
+def _check_folders(config: TrainConfig) -> None:
+    """The run's folder and the cache's can be made and written to."""
+    cache = (config.images.cache_folder or default_cache_folder()) if config.images.cache else None
+    named = {"outputs.folder": config.outputs.folder / config.name, "images.cache_folder": cache}
+    problems = [
+        f"{setting}: {reason}"
+        for setting, folder in named.items()
+        if folder is not None and (reason := disk.why_not_writable(folder))
+    ]
+    if problems:
+        raise ConfigError("this run", problems)
 
 
 def _check_packages(config: TrainConfig) -> None:
