@@ -10,6 +10,7 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ NO_COUNTERPART = {
     "train_norm", "rank_dropout_scale", "v_pred_like_loss", "lr_scheduler_type", "save_last_n_steps",
     "token_warmup_min", "token_warmup_step", "train_blocks", "train_double_block_indices",
     "train_single_block_indices", "in_dims", "initial_step", "initial_epoch", "skip_until_initial_step",
-    "weighting_scheme", "huber_scale", "base_weights", "base_weights_multiplier", "dataset_repeats",
+    "weighting_scheme", "huber_scale", "dataset_repeats",
     "sample_at_first", "sdxl_network_text_encoder", "no_vae", "additional_parameters",
 }  # fmt: skip
 """Settings that ours can't hold; each is listed when it is switched on."""
@@ -198,7 +199,7 @@ def from_gui(settings: Mapping[str, Any]) -> Translation:
     known |= _families(settings, result) | _adapter_kind(settings, result) | _sizes(settings, result)
     known |= _rates(settings, result) | _steps(settings, result) | _noise(settings, result)
     known |= _weighting(settings, result) | _optimizer_options(settings, result) | _prompts(settings, result)
-    known |= _images(settings, result)
+    known |= _images(settings, result) | _base_weights(settings, result)
     result.lose_rest(settings, known)
     return result
 
@@ -369,6 +370,20 @@ def _noise(settings: Mapping[str, Any], result: Translation) -> set[str]:
         "noise_offset_type", "noise_offset", "noise_offset_random_strength", "multires_noise_iterations",
         "multires_noise_discount", "ip_noise_gamma_random_strength",
     }  # fmt: skip
+
+
+def _base_weights(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    """LoRAs merged into the base model: paths and factors between spaces, or lists."""
+    paths, factors = (_words(settings.get(name)) for name in ("base_weights", "base_weights_multiplier"))
+    merged = [{"file": path, "weight": float(factor)} for path, factor in zip_longest(paths, factors, fillvalue=1)]
+    result.put("base_model.adapters", merged[: len(paths)] or None)
+    return {"base_weights", "base_weights_multiplier"}
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, (list, tuple)):
+        return [str(one) for one in value]
+    return shlex.split(str(value or "").replace("\\", "/"))
 
 
 def _images(settings: Mapping[str, Any], result: Translation) -> set[str]:

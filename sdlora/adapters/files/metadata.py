@@ -58,6 +58,8 @@ class TrainingFacts:
     base_model_hash: str | None = None
     """sha256 of the base model's file, if it is one file."""
     vae_name: str | None = None
+    base_adapters: tuple[tuple[str, float], ...] = ()
+    """Names and weights of the adapters that were merged into the base model first."""
     learning_rate: float | None = None
     unet_learning_rate: float | None = None
     text_encoder_learning_rate: float | None = None
@@ -127,6 +129,8 @@ class NetworkFacts:
     arguments: Mapping[str, str]
 
 
+BASE_ADAPTERS = "sdlora.base_adapters"
+"""Metadata entry (JSON) that names the adapters that an adapter was trained on top of."""
 _SIDE_CAR_VERSIONS: dict[FamilyName, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 _PREFERRED_WEIGHT = 1.0
 _LEFT_OUT_IF_UNKNOWN = {"ss_training_started_at", "ss_training_finished_at", "ss_network_args", "ss_bucket_info"}
@@ -173,6 +177,14 @@ def model_spec(facts: TrainingFacts, tensor_hash: str) -> dict[str, str]:
         "timestep_range": _timestep_range(facts),
     }
     return {f"modelspec.{key}": str(value) for key, value in spec.items() if value not in (None, "")}
+
+
+def own_metadata(facts: TrainingFacts) -> dict[str, str]:
+    """The sdlora.* entries: what no other tool has a name for."""
+    if not facts.base_adapters:
+        return {}
+    listed = [{"file": name, "weight": weight} for name, weight in facts.base_adapters]
+    return {BASE_ADAPTERS: json.dumps(listed, ensure_ascii=False)}
 
 
 def side_car(facts: TrainingFacts) -> dict[str, object]:

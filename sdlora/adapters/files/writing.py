@@ -20,7 +20,14 @@ from torch import Tensor
 from sdlora.adapters.files.container import legacy_hash, serialise, tensor_hash, write_atomically
 from sdlora.adapters.files.key_names import Format
 from sdlora.adapters.files.kohya import TEXT_MODEL, Part, kohya_name
-from sdlora.adapters.files.metadata import NetworkFacts, TrainingFacts, kohya_metadata, model_spec, side_car
+from sdlora.adapters.files.metadata import (
+    NetworkFacts,
+    TrainingFacts,
+    kohya_metadata,
+    model_spec,
+    own_metadata,
+    side_car,
+)
 from sdlora.adapters.files.weights import ModuleWeights
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.errors import AdapterError
@@ -62,7 +69,7 @@ def write_adapter(
         tensors, network = kohya_tensors(modules, facts.family, dtype)
     else:
         tensors, network = diffusers_tensors(modules, dtype)
-    data, model_hash = with_hashes(tensors, facts, kohya_metadata(facts, network, private=private))
+    data, model_hash = with_hashes(tensors, facts, kohya_metadata(facts, network, private=private), own_metadata(facts))
     write_atomically(path, data)
     return Export(path, len(data), model_hash, travel_warnings(modules, tensors, file_format))
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from sdlora import atomic
+from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.writing import Export, write_adapter, write_side_car
 from sdlora.adapters.live.self_test import self_test
@@ -33,7 +34,6 @@ from sdlora.events import (
     Validated,
 )
 from sdlora.models.bundle import Bundle
-from sdlora.models.loading import load
 from sdlora.runs import changes, checkpoints
 from sdlora.runs import folder as run_folder
 from sdlora.runs.folder import REQUESTS, Request, RunFolder, step_name
@@ -413,7 +413,7 @@ class _Run:
 
     def _load_fresh_base(self) -> Bundle:
         base = self.config.base_model.model_copy(update={"quantization": "none", "precision": "fp32"})
-        return load(base, device=self.workers.device)
+        return load_base(base, device=self.workers.device)
 
     def _name_best(self) -> None:
         best = checkpoints.best_step(self.folder)

@@ -58,6 +58,7 @@ def training_facts(
         base_model_name=Path(config.base_model.model).name,
         base_model_hash=_file_hash(config.base_model.model),
         vae_name=Path(config.base_model.vae).name if config.base_model.vae else None,
+        base_adapters=tuple((Path(one.file).name, one.weight) for one in config.base_model.adapters),
         learning_rate=optimization.learning_rate,
         unet_learning_rate=optimization.learning_rate,
         text_encoder_learning_rate=optimization.learning_rates["text_encoder"] if trains_text else None,
