@@ -168,7 +168,7 @@ WITHOUT_EFFECT = {
 without them."""
 
 NO_COUNTERPART = {
-    "adaptive_noise_scale", "color_aug", "face_crop_aug_range", "caption_dropout_every_n_epochs", "block_dims",
+    "adaptive_noise_scale", "caption_dropout_every_n_epochs", "block_dims",
     "block_alphas", "conv_block_dims", "conv_block_alphas", "conv_dims", "conv_alphas", "block_lr_zero_threshold",
     "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr", "constrain", "rescaled", "use_scalar",
     "train_norm", "rank_dropout_scale", "v_pred_like_loss", "lr_scheduler_type", "save_last_n_steps",
@@ -415,10 +415,28 @@ def _images(settings: Mapping[str, Any], result: Translation) -> set[str]:
         result.lose(
             "masked_loss", True, "put the masks beside the images as NAME-masklabel.png and set images.mask=file"
         )
+    _augmentation(settings, result)
     for name in ("full_bf16", "full_fp16"):
         if switch(settings.get(name)):
             result.change(name, True, "the adapter's weights are trained in fp32 here, which loses no small updates")
-    return {"max_resolution", "bucket_reso_steps", "masked_loss", "full_bf16", "full_fp16"}
+    return {
+        "max_resolution", "bucket_reso_steps", "masked_loss", "full_bf16", "full_fp16", "color_aug",
+        "face_crop_aug_range",
+    }  # fmt: skip
+
+
+def _augmentation(settings: Mapping[str, Any], result: Translation) -> None:
+    if switch(settings.get("color_aug")):
+        # There a hue shift of up to 8 of 180 steps, or a gamma of 0.95 to 1.05
+        result.put("images.hue_jitter", 16)
+        result.put("images.colour_jitter", 0.05)
+        result.change("color_aug", True, "as hue_jitter and colour_jitter of about its size, both for every image")
+    if settings.get("face_crop_aug_range"):
+        result.put("images.crop_focus", "face")
+        result.put("images.random_crop", True)
+        result.change(
+            "face_crop_aug_range", settings["face_crop_aug_range"], "random crops around the face, at one size"
+        )
 
 
 def _weighting(settings: Mapping[str, Any], result: Translation) -> set[str]:

@@ -116,6 +116,7 @@ class TrainingFacts:
     keep_tags: int = 0
     horizontal_flip: bool = False
     random_crop: bool = False
+    colour_jitter: bool = False
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,7 @@ def _about_images(facts: TrainingFacts) -> dict[str, Any]:
         "ss_shuffle_caption": facts.shuffle_tags,
         "ss_keep_tokens": facts.keep_tags,
         "ss_flip_aug": facts.horizontal_flip,
-        "ss_color_aug": False,
+        "ss_color_aug": facts.colour_jitter,
         "ss_face_crop_aug_range": None,
         "ss_random_crop": facts.random_crop,
     }

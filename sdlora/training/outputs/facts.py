@@ -83,7 +83,7 @@ def training_facts(
         seed=config.seed,
         clip_skip=config.base_model.clip_skip,
         max_tokens=captions.max_tokens,
-        cache_latents=not images.random_crop,
+        cache_latents=not images.is_live,
         noise_offset=objective.noise_offset or None,
         multires_noise_iterations=objective.multires_noise_iterations or None,
         multires_noise_discount=objective.multires_noise_discount if objective.multires_noise_iterations else None,
@@ -114,6 +114,7 @@ def training_facts(
         keep_tags=captions.keep_tags,
         horizontal_flip=images.horizontal_flip,
         random_crop=images.random_crop,
+        colour_jitter=bool(images.colour_jitter or images.hue_jitter),
     )
 
 

@@ -157,7 +157,9 @@ def summarise(config: TrainConfig) -> Summary:
         model=model,
         total_steps=images.total_steps(config),
         long_captions=long_captions(config, images),
-        cache_bytes=round(pixels * flips * _LATENT_BYTES_PER_PIXEL) if config.images.cache else 0,
+        cache_bytes=round(pixels * flips * _LATENT_BYTES_PER_PIXEL)
+        if config.images.cache and not config.images.is_live
+        else 0,
         run_bytes=file_bytes + (config.outputs.keep_checkpoints + 1) * checkpoint_bytes,
         free_disk_gib=free_disk_gib(config.outputs.folder),
         trainable_parameters=trainable,
