@@ -133,6 +133,7 @@ class NetworkFacts:
 BASE_ADAPTERS = "sdlora.base_adapters"
 """Metadata entry (JSON) that names the adapters that an adapter was trained on top of."""
 _SIDE_CAR_VERSIONS: dict[FamilyName, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
+_SITES_FAMILIES: dict[FamilyName, str] = {"sd1": "SD 1.5", "sd2": "SD 2.1", "sdxl": "SDXL 1.0"}
 _PREFERRED_WEIGHT = 1.0
 _LEFT_OUT_IF_UNKNOWN = {"ss_training_started_at", "ss_training_finished_at", "ss_network_args", "ss_bucket_info"}
 """A1111 parses these: "None" would break its metadata dialog."""
@@ -197,6 +198,26 @@ def side_car(facts: TrainingFacts) -> dict[str, object]:
         "preferred weight": _PREFERRED_WEIGHT,
         "negative text": "",
         "notes": facts.comment or "",
+    }
+
+
+def site_side_car(
+    facts: TrainingFacts, file_name: str, size_bytes: int, file_hash: str, model_hash: str
+) -> dict[str, object]:
+    """The `<name>.civitai.info` that tools for model sites read and write: trigger words, base, hashes of the file.
+
+    file_hash: sha256 of the file, AutoV2 in short. model_hash: sha256 of its tensors, AutoV3 in short.
+    """
+    hashes = {"SHA256": file_hash, "AutoV2": file_hash[:10], "AutoV3": model_hash[:12]}
+    listed = {name: value.upper() for name, value in hashes.items() if value}
+    return {
+        "name": facts.name,
+        "description": facts.description,
+        "baseModel": _SITES_FAMILIES[facts.family],
+        "trainedWords": [facts.trigger] if facts.trigger else [],
+        "model": {"name": facts.name, "type": "LORA"},
+        "files": [{"name": file_name, "sizeKB": size_bytes / 1024, "type": "Model", "primary": True, "hashes": listed}],
+        "images": [],
     }
 
 

@@ -27,11 +27,14 @@ from sdlora.adapters.files.metadata import (
     model_spec,
     own_metadata,
     side_car,
+    site_side_car,
 )
 from sdlora.adapters.files.weights import ModuleWeights
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.errors import AdapterError
 from sdlora.models.dtypes import DTYPES
+from sdlora.models.headers import read_header
+from sdlora.models.identity import sha256_of
 
 Modules = Mapping[tuple[Part, str], ModuleWeights]
 
@@ -75,15 +78,21 @@ def write_adapter(
 
 
 def write_side_car(path: Path, facts: TrainingFacts, preview: Path | None = None) -> list[Path]:
-    """Write `<name>.json` (trigger words as "activation text") and `<name>.png` (a copy of `preview`) beside a file."""
-    json_path = path.with_suffix(".json")
-    text = json.dumps(side_car(facts), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(json_path, text.encode())
-    if preview is None:
-        return [json_path]
-    picture_path = path.with_suffix(".png")
-    write_atomically(picture_path, preview.read_bytes())
-    return [json_path, picture_path]
+    """Write what other tools read beside a file that was written.
+
+    `<name>.json` with the trigger words as "activation text", `<name>.civitai.info` with them and the file's hashes,
+    and `<name>.png`, a copy of `preview`.
+    """
+    model_hash = read_header(path).metadata.get("sshs_model_hash", "")
+    for_sites = site_side_car(facts, path.name, path.stat().st_size, sha256_of(path), model_hash)
+    written = []
+    for suffix, content in ((".json", side_car(facts)), (".civitai.info", for_sites)):
+        written.append(path.with_suffix(suffix))
+        write_atomically(written[-1], (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    if preview is not None:
+        written.append(path.with_suffix(".png"))
+        write_atomically(written[-1], preview.read_bytes())
+    return written
 
 
 def kohya_tensors(modules: Modules, family: FamilyName, dtype: torch.dtype) -> tuple[dict[str, Tensor], NetworkFacts]:

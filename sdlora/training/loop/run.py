@@ -38,9 +38,11 @@ from sdlora.runs import changes, checkpoints
 from sdlora.runs import folder as run_folder
 from sdlora.runs.folder import REQUESTS, Request, RunFolder, step_name
 from sdlora.runs.lock import locked
+from sdlora.sinks.at_end import AtEndSink
 from sdlora.sinks.jsonl import JsonlSink
 from sdlora.sinks.tensorboard import TensorBoardSink
 from sdlora.sinks.terminal import TerminalSink
+from sdlora.sinks.wandb import WandbSink
 from sdlora.training.inputs import fingerprint
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.loop.interrupts import Interrupts
@@ -191,7 +193,11 @@ def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]
         own: list[EventSink] = [JsonlSink(folder.events), log_sink, last]
         if config.outputs.tensorboard:
             own.append(TensorBoardSink(folder.path / "tensorboard"))
-        stream = EventStream([*own, *sinks])
+        if config.outputs.wandb:
+            own.append(WandbSink(folder.path, config.outputs.wandb_project, config.model_dump(mode="json")))
+        at_end = AtEndSink(folder.path, config.name, config.outputs.on_finish, config.outputs.webhook)
+        stream = EventStream([*own, *sinks, at_end])  # last, so that everyone else has heard of the end before
+        at_end.tell = stream.warn
         try:
             yield stream
         except BaseException as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -50,6 +52,12 @@ def _check_packages(config: TrainConfig) -> None:
         raise MissingPackageError(f"base_model.quantization={config.base_model.quantization}", "bitsandbytes", "8bit")
     if config.outputs.tensorboard and find_spec("tensorboard") is None:
         raise MissingPackageError("outputs.tensorboard", "tensorboard", "tensorboard")
+    if config.outputs.wandb and find_spec("wandb") is None:
+        raise MissingPackageError("outputs.wandb", "wandb", "wandb")
+    if config.outputs.on_finish is not None:
+        program = shlex.split(config.outputs.on_finish)[0]
+        if shutil.which(program) is None:
+            raise ConfigError("outputs.on_finish", [f"there is no program '{program}' here; give its path"])
 
 
 def _check_tags(config: TrainConfig) -> None:
