@@ -77,6 +77,9 @@ class TrainConfig(Section):
             )
         if has_class_images and self.objective.prior_preservation != "class_images":
             problems.append("class images have no effect without objective.prior_preservation=class_images")
+        masks = (self.images.mask, *(each.mask for each in self.images.folders))
+        if self.objective.prior_outside_mask and not any(mask not in (None, "none") for mask in masks):
+            problems.append("objective.prior_outside_mask has no effect without images.mask")
         optimization = self.optimization
         if optimization.precision == "fp32" and self.base_model.precision in ("bf16", "fp16"):
             problems.append(

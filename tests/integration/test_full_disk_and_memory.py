@@ -16,7 +16,7 @@ from sdlora.config import files
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, TrainingError
 from sdlora.events import Event, RunFailed, RunFinished, StepFinished, WarningRaised
-from sdlora.models.identity import sha256
+from sdlora.models.identity import sha256_of
 from sdlora.processes import ProcessRecord
 from sdlora.runs import checkpoints
 from sdlora.runs.event_log import iterate_events
@@ -155,7 +155,7 @@ def test_a_run_that_ended_while_it_finished_finishes_when_it_is_gone_on_with(
     assert result.adapter.with_suffix(".json").is_file()
     assert not folder.finishing.exists()
     ending = [event for event in iterate_events(folder.events) if isinstance(event, RunFinished)][-1]
-    assert ending.adapter_sha256 == sha256(result.adapter)
+    assert ending.adapter_sha256 == sha256_of(result.adapter)
 
 
 def test_what_a_killed_process_left_half_written_is_gone_after_the_next_start(

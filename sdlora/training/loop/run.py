@@ -14,6 +14,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from sdlora import atomic, disk
+from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.writing import Export, write_adapter, write_side_car
 from sdlora.adapters.live.self_test import self_test
@@ -34,16 +35,17 @@ from sdlora.events import (
     Validated,
 )
 from sdlora.models.bundle import Bundle
-from sdlora.models.identity import sha256
-from sdlora.models.loading import load
+from sdlora.models.identity import sha256_of
 from sdlora.runs import changes, checkpoints
 from sdlora.runs import folder as run_folder
 from sdlora.runs.folder import REQUESTS, Request, RunFolder, step_name
 from sdlora.runs.lock import locked
 from sdlora.runs.state import has_finished
+from sdlora.sinks.at_end import AtEndSink
 from sdlora.sinks.jsonl import JsonlSink
 from sdlora.sinks.tensorboard import TensorBoardSink
 from sdlora.sinks.terminal import TerminalSink
+from sdlora.sinks.wandb import WandbSink
 from sdlora.training.inputs import fingerprint
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.loop.interrupts import Interrupts
@@ -198,7 +200,11 @@ def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]
         own: list[EventSink] = [JsonlSink(folder.events), log_sink, last]
         if config.outputs.tensorboard:
             own.append(TensorBoardSink(folder.path / "tensorboard"))
-        stream = EventStream([*own, *sinks])
+        if config.outputs.wandb:
+            own.append(WandbSink(folder.path, config.outputs.wandb_project, config.model_dump(mode="json")))
+        at_end = AtEndSink(folder.path, config.name, config.outputs.on_finish, config.outputs.webhook)
+        stream = EventStream([*own, *sinks, at_end])  # last, so that everyone else has heard of the end before
+        at_end.tell = stream.warn
         try:
             atomic.sweep(folder.path)
             yield stream
@@ -305,7 +311,7 @@ class _Run:
                 step=trainer.progress.step,
                 reason=outcome,
                 adapter_path=str(adapter),
-                adapter_sha256=sha256(adapter) if outcome == "completed" and self.workers.is_main else None,
+                adapter_sha256=sha256_of(adapter) if outcome == "completed" and self.workers.is_main else None,
                 seconds=time.time() - self.started,
             )
         )
@@ -464,7 +470,7 @@ class _Run:
 
     def _load_fresh_base(self) -> Bundle:
         base = self.config.base_model.model_copy(update={"quantization": "none", "precision": "fp32"})
-        return load(base, device=self.workers.device)
+        return load_base(base, device=self.workers.device)
 
     def _name_best(self) -> None:
         best = checkpoints.best_step(self.folder)

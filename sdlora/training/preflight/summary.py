@@ -151,7 +151,8 @@ def summarise(config: TrainConfig) -> Summary:
     room = DiskPlan.of(config, trainable)
     flips = 2 if config.images.horizontal_flip else 1
     pixels = sum(item.placement.bucket.width_px * item.placement.bucket.height_px for item in images.placed)
-    cache_bytes = round(pixels * flips * _LATENT_BYTES_PER_PIXEL) if config.images.cache else 0
+    is_cached = config.images.cache and not config.images.is_live
+    cache_bytes = round(pixels * flips * _LATENT_BYTES_PER_PIXEL) if is_cached else 0
     cache_folder = config.images.cache_folder or default_cache_folder()
     if problem := room.problem(config.outputs.folder, cache_bytes, cache_folder):
         raise ConfigError("this run", [problem])
