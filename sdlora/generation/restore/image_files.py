@@ -140,7 +140,7 @@ def read_image_settings(path: Path) -> Infotext:
     if request is not None:
         try:
             return read_request(request)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             damaged = str(error)
     if text:
         try:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from sdlora.constants import MIB
 from sdlora.errors import DataError
+from sdlora.text_files import parse_json
 
 LONGEST_TEXT = MIB
 """Characters; what is longer was not written by any tool that generates pictures."""
@@ -87,6 +88,6 @@ def _unquoted(value: str) -> str:
     if len(value) < 2 or value[0] != '"' or value[-1] != '"':
         return value
     try:
-        return str(json.loads(value))
+        return str(parse_json(value))
     except ValueError:
         return value
