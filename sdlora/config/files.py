@@ -149,6 +149,8 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 def _apply_override(values: dict[str, Any], text: str, kind: type[BaseModel]) -> str | None:
     """Set one `section.name=value` in place; returns what is wrong with it, if anything."""
+    if not _is_text(text):
+        return f"--set {text!a}: is no valid text; your terminal may not send UTF-8"
     name, equals, raw = text.partition("=")
     if not equals or not name.strip():
         return f"--set {text}: write it as section.name=value"
@@ -162,6 +164,14 @@ def _apply_override(values: dict[str, Any], text: str, kind: type[BaseModel]) ->
     except ValueError as error:
         return f"--set {text}: {error}"
     return None
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a command line that were no text in the terminal's encoding
+        return False
+    return True
 
 
 def _in_words(item: Any, location: str, kind: type[BaseModel]) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from sdlora.config import files
-from sdlora.errors import ConfigError
+from sdlora.errors import ConfigError, SdloraError
 from sdlora.text_files import parse_json, parse_toml, parse_yaml
+from sdlora.training.preflight.checks import check
 
 
 @pytest.mark.parametrize(
@@ -60,3 +63,21 @@ def test_toml_that_is_none_is_refused(text: str) -> None:
 def test_names_that_some_system_can_not_have_are_refused(name: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         files.validate({"name": name}, "my.yaml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("adapter.start_from={file}", "not a safetensors file"),
+        ("base_model.vae={file}", "not a safetensors file"),
+        ("base_model.vae={folder}", "holds no VAE"),
+        ("name=\udcff", "is no valid text"),
+    ],
+)
+def test_files_that_are_something_else_are_found_before_a_model_is_loaded(
+    tmp_path: Path, setting: str, words: str
+) -> None:
+    (tmp_path / "notes.safetensors").write_text("root:x:0:0:root:/root:/bin/bash\n", encoding="utf-8")
+    text = setting.format(file=tmp_path / "notes.safetensors", folder=tmp_path)
+    with pytest.raises(SdloraError, match=words):
+        check(files.load("demo.yaml", [text]))
