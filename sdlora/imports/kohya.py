@@ -10,6 +10,7 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +168,13 @@ WITHOUT_EFFECT = {
 without them."""
 
 NO_COUNTERPART = {
-    "adaptive_noise_scale", "color_aug", "face_crop_aug_range", "caption_dropout_every_n_epochs", "block_dims",
+    "adaptive_noise_scale", "caption_dropout_every_n_epochs", "block_dims",
     "block_alphas", "conv_block_dims", "conv_block_alphas", "conv_dims", "conv_alphas", "block_lr_zero_threshold",
     "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr", "constrain", "rescaled", "use_scalar",
     "train_norm", "rank_dropout_scale", "v_pred_like_loss", "lr_scheduler_type", "save_last_n_steps",
     "token_warmup_min", "token_warmup_step", "train_blocks", "train_double_block_indices",
     "train_single_block_indices", "in_dims", "initial_step", "initial_epoch", "skip_until_initial_step",
-    "weighting_scheme", "huber_scale", "base_weights", "base_weights_multiplier", "dataset_repeats",
+    "weighting_scheme", "huber_scale", "dataset_repeats",
     "sample_at_first", "sdxl_network_text_encoder", "no_vae", "additional_parameters",
 }  # fmt: skip
 """Settings that ours can't hold; each is listed when it is switched on."""
@@ -198,7 +199,7 @@ def from_gui(settings: Mapping[str, Any]) -> Translation:
     known |= _families(settings, result) | _adapter_kind(settings, result) | _sizes(settings, result)
     known |= _rates(settings, result) | _steps(settings, result) | _noise(settings, result)
     known |= _weighting(settings, result) | _optimizer_options(settings, result) | _prompts(settings, result)
-    known |= _images(settings, result)
+    known |= _images(settings, result) | _base_weights(settings, result)
     result.lose_rest(settings, known)
     return result
 
@@ -371,6 +372,20 @@ def _noise(settings: Mapping[str, Any], result: Translation) -> set[str]:
     }  # fmt: skip
 
 
+def _base_weights(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    """LoRAs merged into the base model: paths and factors between spaces, or lists."""
+    paths, factors = (_words(settings.get(name)) for name in ("base_weights", "base_weights_multiplier"))
+    merged = [{"file": path, "weight": float(factor)} for path, factor in zip_longest(paths, factors, fillvalue=1)]
+    result.put("base_model.adapters", merged[: len(paths)] or None)
+    return {"base_weights", "base_weights_multiplier"}
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, (list, tuple)):
+        return [str(one) for one in value]
+    return shlex.split(str(value or "").replace("\\", "/"))
+
+
 def _images(settings: Mapping[str, Any], result: Translation) -> set[str]:
     resolution = settings.get("max_resolution")
     try:
@@ -400,10 +415,28 @@ def _images(settings: Mapping[str, Any], result: Translation) -> set[str]:
         result.lose(
             "masked_loss", True, "put the masks beside the images as NAME-masklabel.png and set images.mask=file"
         )
+    _augmentation(settings, result)
     for name in ("full_bf16", "full_fp16"):
         if switch(settings.get(name)):
             result.change(name, True, "the adapter's weights are trained in fp32 here, which loses no small updates")
-    return {"max_resolution", "bucket_reso_steps", "masked_loss", "full_bf16", "full_fp16"}
+    return {
+        "max_resolution", "bucket_reso_steps", "masked_loss", "full_bf16", "full_fp16", "color_aug",
+        "face_crop_aug_range",
+    }  # fmt: skip
+
+
+def _augmentation(settings: Mapping[str, Any], result: Translation) -> None:
+    if switch(settings.get("color_aug")):
+        # There a hue shift of up to 8 of 180 steps, or a gamma of 0.95 to 1.05
+        result.put("images.hue_jitter", 16)
+        result.put("images.colour_jitter", 0.05)
+        result.change("color_aug", True, "as hue_jitter and colour_jitter of about its size, both for every image")
+    if settings.get("face_crop_aug_range"):
+        result.put("images.crop_focus", "face")
+        result.put("images.random_crop", True)
+        result.change(
+            "face_crop_aug_range", settings["face_crop_aug_range"], "random crops around the face, at one size"
+        )
 
 
 def _weighting(settings: Mapping[str, Any], result: Translation) -> set[str]:

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
-from sdlora.errors import RunError
+from sdlora.errors import ConfigError, RunError
 from sdlora.events import Event
 from sdlora.file_memory import stamp_of
 from sdlora.launch import queue_file
@@ -112,6 +112,7 @@ class RunHandle:
     def resume(self) -> None:
         """Begin the run, or go on from its newest checkpoint, in a detached process. It waits in no queue any more."""
         queue_file.change(self.folder.parent, lambda queue: queue.without(self.name))
+        _refuse_commands(self.config())
         with FileLock(self.folder / ".launch.lock"):
             state = derive(self.files)
             if not state.can_start:
@@ -160,7 +161,23 @@ def prepare(config: TrainConfig | Path | str, runs_folder: Path | None = None) -
         config = config.model_copy(
             update={"outputs": config.outputs.model_copy(update={"folder": Path(runs_folder).resolve()})}
         )
+    _refuse_commands(config)
     return RunHandle(run_folder.create(config).path)
+
+
+def _refuse_commands(config: TrainConfig) -> None:
+    """Raise ConfigError for a run that would start a program when it ends.
+
+    Runs of a page are begun by whoever reaches it, with settings files from anywhere: they may train, and nothing else.
+    """
+    if config.outputs.on_finish is not None:
+        raise ConfigError(
+            "outputs.on_finish",
+            [
+                f"the command '{config.outputs.on_finish}' runs only where sdlora train or resume is called by hand; "
+                "leave it out here. outputs.webhook works everywhere"
+            ],
+        )
 
 
 def start(config: TrainConfig | Path | str, runs_folder: Path | None = None) -> RunHandle:

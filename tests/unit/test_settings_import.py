@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from sdlora.config.base_model import MergedAdapter
 from sdlora.errors import ConfigError
 from sdlora.imports import kohya
 from sdlora.imports.read import import_settings
@@ -45,9 +46,10 @@ def test_kohya_settings_are_taken_over(tmp_path: Path) -> None:
 
 
 def test_kohya_settings_without_counterpart_are_listed_and_others_are_not(tmp_path: Path) -> None:
-    result = imported(tmp_path, "kohya.json", KOHYA)
-    assert result.lost == ("color_aug=True: no counterpart",)
-    assert "#   color_aug=True: no counterpart" in result.as_yaml()
+    assert imported(tmp_path, "kohya.json", KOHYA).lost == ()
+    result = imported(tmp_path, "kohya.json", {**KOHYA, "adaptive_noise_scale": 0.01})
+    assert result.lost == ("adaptive_noise_scale=0.01: no counterpart",)
+    assert "#   adaptive_noise_scale=0.01: no counterpart" in result.as_yaml()
 
 
 def test_every_kohya_setting_is_of_one_class_only() -> None:
@@ -73,6 +75,8 @@ def test_a_kohya_setting_without_counterpart_is_listed(tmp_path: Path, name: str
         ({"LoRA_type": "LyCORIS/LoKr", "network_dim": 100000}, "adapter.lokr_full"),
         ({"LoRA_type": "LyCORIS/BOFT"}, "a plain LoRA is trained"),
         ({"full_bf16": True}, "trained in fp32"),
+        ({"color_aug": True}, "hue_jitter and colour_jitter"),
+        ({"face_crop_aug_range": "2.0,4.0"}, "random crops around the face"),
     ],
 )
 def test_what_is_taken_over_with_another_value_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -96,6 +100,13 @@ def test_what_is_taken_over_with_another_value_is_said(tmp_path: Path, changes: 
         ({"max_bucket_reso": 512}, "images.bucket_max", None),
         ({"sdxl": True}, "base_model.family", "sdxl"),
         ({"v2": True, "v_parameterization": True}, "base_model.prediction", "v_prediction"),
+        (
+            {"base_weights": "a.safetensors 'b c.safetensors'", "base_weights_multiplier": "0.5"},
+            "base_model.adapters",
+            (MergedAdapter(file="a.safetensors", weight=0.5), MergedAdapter(file="b c.safetensors")),
+        ),
+        ({"color_aug": True}, "images.hue_jitter", 16),
+        ({"face_crop_aug_range": "2.0,4.0"}, "images.crop_focus", "face"),
         ({"reg_data_dir": "people"}, "objective.prior_preservation", "class_images"),
         ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 0.5}, "optimization.optimizer", "prodigy"),
         ({"optimizer": "AdamWScheduleFree"}, "optimization.schedule", "constant"),

@@ -287,7 +287,7 @@ def test_a_support_zip_holds_no_images_and_prompts_only_when_asked(tmp_path: Pat
             return {name: archive.read(name).decode() for name in archive.namelist()}
 
     plain = content(False)
-    assert set(plain) == {"config.yaml", "environment.json", "state.json", "events.jsonl", "log.txt"}
+    assert set(plain) == {"config.yaml", "environment.json", "state.json", "files.txt", "events.jsonl", "log.txt"}
     assert "blueprint style" not in plain["config.yaml"]
     assert "secret" not in plain["events.jsonl"]
     assert plain["log.txt"] == "error: no memory"

@@ -11,6 +11,7 @@ from sdlora.adapters.algebra.blocks import block_label, block_names
 from sdlora.adapters.algebra.derived import PROVENANCE
 from sdlora.adapters.files.weights import AdapterFile
 from sdlora.constants import MIB
+from sdlora.models.identity import sha256_of
 
 _SETTINGS = {
     "ss_sd_model_name": "base model",
@@ -59,6 +60,8 @@ class Inspection:
     """Most frequent training tags with their counts."""
     model_hash: str
     """sha256 of the tensors' bytes."""
+    file_hash: str
+    """sha256 of the whole file."""
     made_of: Any
     """Provenance of a mixed, merged, resized or converted file."""
     unused: tuple[str, ...]
@@ -69,9 +72,14 @@ class Inspection:
         """The hash of A1111's infotext and of model sites (AutoV3)."""
         return self.model_hash[:12]
 
+    @property
+    def auto_v2(self) -> str:
+        """The hash by which model sites find the whole file (AutoV2)."""
+        return self.file_hash[:10]
+
     def as_dict(self) -> dict[str, Any]:
-        """All that `--json` prints: every field, and `short_hash`."""
-        return {**asdict(self), "short_hash": self.short_hash}
+        """All that `--json` prints: every field, `short_hash` and `auto_v2`."""
+        return {**asdict(self), "short_hash": self.short_hash, "auto_v2": self.auto_v2}
 
     def as_text(self) -> str:
         """The same for reading, a fact a line."""
@@ -84,6 +92,7 @@ class Inspection:
             f"rank            {_counted(self.ranks)}",
             f"alpha           {_counted(self.alphas)}",
             f"hash            {self.short_hash} ({self.model_hash})",
+            f"file hash       {self.auto_v2} ({self.file_hash})",
         ]
         if self.trigger:
             lines.append(f"trigger words   {self.trigger}")
@@ -127,6 +136,7 @@ def inspect(file: AdapterFile) -> Inspection:
         settings={words: value for words, value in stated.items() if value not in ("None", "", "0")},
         tags=dict(counts.most_common(_LISTED_TAGS)),
         model_hash=file.model_hash,
+        file_hash=sha256_of(file.path),
         made_of=_parsed(file.metadata.get(PROVENANCE)),
         unused=file.unused,
         notes=file.notes,

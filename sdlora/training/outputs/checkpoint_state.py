@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,11 +25,11 @@ _PARTS = {"adapter", "optimizer", "precision", "progress"}
 def save(folder: RunFolder, step: int, state: dict[str, Any], write_adapter: Callable[[Path], object]) -> Checkpoint:
     """Write a checkpoint so that it is either there whole or not at all; `write_adapter` gets the folder to fill."""
     path = folder.checkpoint(step)
-    for rest in atomic.leftovers(path):  # of a process that was killed here: this one holds the run's lock
-        shutil.rmtree(rest)
     with atomic.making_folder(path) as unfinished:
         write_adapter(unfinished)
-        torch.save(state, unfinished / STATE_FILE)
+        # Into an open file: given a path, torch hides the disk's error behind one of its own.
+        with (unfinished / STATE_FILE).open("wb") as file:
+            torch.save(state, file)
         sums = {file.name: _checksum(file) for file in sorted(unfinished.iterdir()) if file.is_file()}
         atomic.write_json(unfinished / _CHECKSUMS, sums)
     return Checkpoint(step, path)

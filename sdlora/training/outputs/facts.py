@@ -11,7 +11,7 @@ from sdlora.adapters.files.metadata import BucketFacts, DatasetFolder, TrainingF
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.data.images import ImageRecord
-from sdlora.data.planning import DataPlan, tag_counts
+from sdlora.data.planning import DataPlan, tag_counts, triggers
 from sdlora.models.bundle import Bundle
 from sdlora.models.identity import file_hash
 from sdlora.models.source import locate
@@ -49,7 +49,7 @@ def training_facts(
         family=bundle.family.name,
         prediction=bundle.schedule.prediction,
         zero_terminal_snr=bundle.schedule.zero_terminal_snr,
-        trigger=captions.trigger or "",
+        trigger=", ".join(triggers(records)),
         author=config.outputs.author,
         description=config.outputs.description,
         session_id=int(started),
@@ -58,8 +58,9 @@ def training_facts(
         base_model_name=Path(config.base_model.model).name,
         base_model_hash=_file_hash(config.base_model.model),
         vae_name=Path(config.base_model.vae).name if config.base_model.vae else None,
+        base_adapters=tuple((Path(one.file).name, one.weight) for one in config.base_model.adapters),
         learning_rate=optimization.learning_rate,
-        unet_learning_rate=optimization.learning_rate,
+        unet_learning_rate=optimization.learning_rate if config.adapter.unet else None,
         text_encoder_learning_rate=optimization.learning_rates["text_encoder"] if trains_text else None,
         optimizer=f"{optimization.optimizer}({', '.join(f'{name}={value}' for name, value in options.items())})",
         schedule=optimization.schedule,
@@ -82,7 +83,7 @@ def training_facts(
         seed=config.seed,
         clip_skip=config.base_model.clip_skip,
         max_tokens=captions.max_tokens,
-        cache_latents=not images.random_crop,
+        cache_latents=not images.is_live,
         noise_offset=objective.noise_offset or None,
         multires_noise_iterations=objective.multires_noise_iterations or None,
         multires_noise_discount=objective.multires_noise_discount if objective.multires_noise_iterations else None,
@@ -113,6 +114,7 @@ def training_facts(
         keep_tags=captions.keep_tags,
         horizontal_flip=images.horizontal_flip,
         random_crop=images.random_crop,
+        colour_jitter=bool(images.colour_jitter or images.hue_jitter),
     )
 
 
