@@ -12,6 +12,9 @@ STYLES = tuple(_ASSETS / name for name in ("page.css", "runs.css", "images.css")
 SCRIPT = _ASSETS / "page.js"
 """Gradio's quirks, choice of light or dark, keyboard map."""
 
+SHARED = _ASSETS / "shared.js"
+"""What scripts of components share: it has to be there before the first of them."""
+
 
 def theme() -> gr.themes.Default:
     """Gradio's default theme with the contrast that its own colours lack."""

@@ -85,6 +85,11 @@ class Forecaster:
         wrong = finding.found.problems if finding.found else []
         return Forecast(tuple(problem.message for problem in wrong), steps, pace, finding)
 
+    @property
+    def is_checking(self) -> bool:
+        """Whether a dry run that was asked for has still to say: then forecasts change by themselves."""
+        return self._dry_runs.is_busy
+
     def _folders_of(self, config: TrainConfig) -> tuple[tuple[str, ...], StepCount | None]:
         known, now = self._newest, time.monotonic()
         if known is not None and known[0] == config and now - known[1] < _FRESH_SECONDS:

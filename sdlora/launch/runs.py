@@ -140,6 +140,11 @@ class RunHandle:
         """All adapter files of the run, those of checkpoints by step, the finished one last."""
         return adapter_files(self.files)
 
+    def wants_previews(self) -> bool:
+        """Whether its settings ask for any. Raises ConfigError when they are damaged."""
+        previews = self.config().previews
+        return bool(previews.prompts or previews.file)
+
     def previews(self) -> list[PreviewImage]:
         """All previews generated so far, by step and prompt."""
         return preview_images(self.files, self.config().previews.prompts)

@@ -80,7 +80,7 @@ class RunState:
         possible = {
             "stop": self.status in ("running", "starting"),
             "kill": self.status == "stopping",
-            "resume": self.can_start,
+            "resume": self.can_start and self.status != "queued",
             "save": self.status == "running",
             "preview": self.status == "running",
             "delete": not self.is_active,

@@ -12,6 +12,7 @@ from webui.context import LAST_COUNTS, QUICK, handler
 from webui.generate.generating import Generating
 from webui.layout import problems_html
 from webui.problems import panel
+from webui.scripts import SETTLED
 
 _TITLES = {"x": "X, from left to right", "y": "Y, downwards", "z": "Z, one sheet below the other"}
 
@@ -48,13 +49,15 @@ class GridPanel:
         """Connect the inputs."""
         axis_inputs = list(self.axes.values())
         self.context.shared["tab.generate"].select(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
-        self.generating.changes.change(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
+        self.generating.rows.html["generate"].change(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
         for name, component in self.axes.items():
             component.input(
                 handler(self._hint), [component, *axis_inputs], [self.values[name], self.run], **LAST_COUNTS
             )  # fmt: skip
         inputs = {*self.generating.inputs, *axis_inputs, *self.values.values(), self.run}
-        self.go.click(handler(self._generate), inputs, [self.problems, *self.generating.outputs[1:]], **QUICK)
+        self.go.click(
+            handler(self._generate), inputs, [self.problems, *self.generating.outputs[1:]], js=SETTLED, **QUICK
+        )
 
     def _generate(self, values: dict[Any, Any]) -> tuple[Any, ...]:
         try:

@@ -12,7 +12,7 @@ from webui.generate import view
 from webui.generate.generating import PREFIX, Generating
 from webui.generate.grid import GridPanel
 from webui.generate.results import ResultsPanel
-from webui.mix.rows import build_rows
+from webui.scripts import SETTLED
 
 SIZES = ["512 x 512", "512 x 768", "768 x 512", "768 x 768", "1024 x 1024", "832 x 1216", "1216 x 832", "896 x 1152",
          "1152 x 896"]  # fmt: skip
@@ -72,7 +72,7 @@ class GenerateTab:
     def _lay_out_settings(self) -> None:
         place = self.form.place
         with gr.Accordion("Adapters in use", open=True, elem_id="generate-adapters", elem_classes="generate-adapters"):
-            build_rows(self.context, "generate", full=False)
+            self.generating.rows.place("generate")
             self.to_mix = gr.Button("Choose adapters in Mix", size="sm", elem_id="generate-to-mix")
         with gr.Row():
             place("sampler", info="By its usual name.", min_width=190, scale=2)
@@ -101,6 +101,7 @@ class GenerateTab:
     def _wire(self) -> None:
         components = self.form.components
         self.generating.wire()
+        self.generating.rows.wire()
         self.grid.wire()
         self.results.wire()
         self.to_mix.click(lambda: gr.Tabs(selected="mix"), None, [self.context.tabs], **QUICK)
@@ -118,10 +119,12 @@ class GenerateTab:
     def _wire_mix(self) -> None:
         """Comparison and sweep, whose buttons stand in the Mix tab."""
         shared = self.context.shared
-        shared["generate.wire_sweep"] = self._wire_sweep
         shared["mix.compare"].click(
-            handler(self._compare), self.generating.inputs, self._mix_outputs, **QUICK
+            handler(self._compare), self.generating.inputs, self._mix_outputs, js=SETTLED, **QUICK
         )  # fmt: skip
+        self.generating.rows.html["mix"].sweep(
+            handler(self._sweep), self.generating.inputs, self._mix_outputs, js=SETTLED, **QUICK
+        )
 
     @property
     def _mix_outputs(self) -> list[Any]:
@@ -131,19 +134,17 @@ class GenerateTab:
         """The same for the Mix tab: where a training is active, Generate asks what to do."""
         return (*answer, gr.skip() if answer[-1] is None else gr.Tabs(selected="generate"))
 
-    def _wire_sweep(self, button: gr.Button, span: gr.Textbox, row_id: int) -> None:
-        prompt = self.context.shared["mix.prompt"]
-
-        def sweep(values: dict[Any, Any]) -> tuple[Any, ...]:
-            rows = [row for row in self.services.active.rows if row.enabled]
-            index = next((index for index, row in enumerate(rows, 1) if row.id == row_id), None)
-            if index is None:
-                problems = ["this adapter is switched off; switch it on to sweep its weight"]
-                return self._for_mix(self.generating.shown(problems))
-            axes = [f"adapter{index}.weight={values[span]}"]
-            return self._for_mix(self.generating.begin_grid(values, axes, prompt=values[prompt]))
-
-        button.click(handler(sweep), {*self.generating.inputs, span}, self._mix_outputs, **QUICK)
+    def _sweep(self, values: dict[Any, Any], event: gr.EventData) -> tuple[Any, ...]:
+        """A grid over one row's weights."""
+        row_id, span = int(event.pressed["row"]), str(event.pressed["span"])
+        rows = [row for row in self.services.active.rows if row.enabled]
+        index = next((index for index, row in enumerate(rows, 1) if row.id == row_id), None)
+        if index is None:
+            return self._for_mix(
+                self.generating.shown(["this adapter is switched off; switch it on to sweep its weight"])
+            )
+        prompt = values[self.context.shared["mix.prompt"]]
+        return self._for_mix(self.generating.begin_grid(values, [f"adapter{index}.weight={span}"], prompt=prompt))
 
     def _compare(self, values: dict[Any, Any]) -> tuple[Any, ...]:
         prompt = values[self.context.shared["mix.prompt"]]

@@ -15,6 +15,10 @@ _HTML = macros("train.html")
 _DETAILS_LEFT_OUT = ("steps", "memory")
 """Lines of the dry run that the summary's head tells already."""
 
+ask_for_preset = _HTML.ask_for_preset
+"""Asks before a preset replaces settings; takes its title, its name, and the labels of what would be lost."""
+offer_undo = _HTML.offer_undo
+"""Says which preset the form was filled from, with a way back."""
 stopping = _HTML.stopping
 """What stands beside Stop once it was pressed."""
 
