@@ -15,10 +15,13 @@ from sdlora.config import files, schema
 from sdlora.config.train import TrainConfig
 from sdlora.errors import AdapterError, ConfigError
 from sdlora.imports.ai_toolkit import from_job
-from sdlora.imports.kohya import from_dataset_config, from_gui, from_metadata
+from sdlora.imports.kohya import from_gui
 from sdlora.imports.onetrainer import from_concepts
 from sdlora.imports.onetrainer_config import from_config
 from sdlora.imports.sd_scripts import from_file_metadata, from_training_config, is_training_config
+from sdlora.imports.sd_scripts_data import from_dataset_config, from_metadata
+from sdlora.imports.simpletuner import from_config as from_simpletuner
+from sdlora.imports.simpletuner_data import from_backends
 from sdlora.imports.translation import Translation, reconcile
 from sdlora.models.headers import read_header
 from sdlora.text_files import parse_toml, read_text
@@ -51,7 +54,7 @@ class Imported:
 
 
 def import_settings(path: Path) -> Imported:
-    """Read kohya_ss JSON, sd-scripts' dataset.toml, metadata JSON or folder, OneTrainer JSON or ai-toolkit YAML.
+    """Read settings of kohya_ss, sd-scripts (also in a LoRA file), LoRA_Easy, OneTrainer, ai-toolkit or SimpleTuner.
 
     Raises ConfigError for a file that is none of these, or whose values ours refuses.
     """
@@ -89,8 +92,16 @@ def _translate(path: Path) -> tuple[str, Translation]:
 
 def _json(content: Any, path: Path) -> tuple[str, Translation]:
     if isinstance(content, list):
+        if any(
+            isinstance(one, dict) and {"instance_data_dir", "dataset_type", "caption_strategy"} & one.keys()
+            for one in content
+        ):
+            return "SimpleTuner data backends", from_backends(content)
         return "OneTrainer concepts", from_concepts(content)
     settings = _mapping(content)
+    plain = {name.lstrip("-") for name in settings}
+    if {"data_backend_config", "model_family"} & plain:
+        return "SimpleTuner", from_simpletuner(settings, lambda name: _json_beside(path, name))
     if {"training_method", "model_type", "base_model_name", "output_model_destination"} & settings.keys():
         return "OneTrainer", _onetrainer(settings, path)
     if isinstance(settings.get("concepts"), list):
@@ -105,7 +116,9 @@ def _json(content: Any, path: Path) -> tuple[str, Translation]:
         return "sd-scripts metadata", translation
     if "datasets" in settings:
         return "sd-scripts dataset config", from_dataset_config(settings)
-    raise ValueError("neither kohya_ss settings, OneTrainer settings or concepts nor sd-scripts metadata")
+    raise ValueError(
+        "neither settings of kohya_ss, OneTrainer or SimpleTuner nor OneTrainer concepts or sd-scripts metadata"
+    )
 
 
 def _onetrainer(settings: Mapping[str, Any], path: Path) -> Translation:
@@ -130,6 +143,11 @@ def _beside(path: Path, name: str) -> Path | None:
     plain = PureWindowsPath(name).as_posix()
     tried = [Path(plain), *(folder / plain for folder in path.resolve().parents)]
     return next((candidate for candidate in tried if candidate.is_file()), None)
+
+
+def _json_beside(path: Path, name: str) -> Any:
+    found = _beside(path, name)
+    return json.loads(read_text(found)) if found else None
 
 
 def _text_beside(path: Path, name: str) -> str | None:

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sdlora.imports.kohya import from_dataset_config, from_gui
-from sdlora.imports.translation import Translation
+from sdlora.imports.kohya import from_gui
+from sdlora.imports.sd_scripts_data import from_dataset_config
+from sdlora.imports.translation import OTHER_MODELS, Translation
 from sdlora.text_files import parse_toml
 
 _DEFAULTS: dict[str, Any] = {
@@ -160,9 +161,10 @@ def _translated(
         gui["LyCORIS_preset"] = gui.pop("preset")
     result = from_gui(gui)
     if datasets is not None:
-        data = from_dataset_config(datasets)
+        data = from_dataset_config(datasets, {})
         result.values |= data.values
         result.lost += data.lost
+        result.changed += data.changed
     result.values |= notes.values
     result.lost += notes.lost
     return result
@@ -182,9 +184,9 @@ def _kind(module: str, arguments: Mapping[str, Any]) -> str:
         return _KINDS.get(algorithm or "lora", f"LyCORIS/{algorithm}")
     if "loha" in module or "lokr" in module:
         return _KINDS["loha" if "loha" in module else "lokr"]
-    for other in ("flux", "sd3", "lumina", "hunyuan", "anima", "qwen", "wan"):
-        if other in module.lower():
-            return other
+    other = next((name for name in OTHER_MODELS if name in module.lower().replace("_", "")), None)
+    if other:
+        return other
     return "Kohya LoCon" if arguments.get("conv_dim") else "Standard"
 
 
