@@ -138,9 +138,9 @@
 
   // What is new: asked for once a second, for the tab in view, while the page is. Gradio is told only of news, and now
   // and then without any, should an answer have been lost.
-  const EACH_MS = 1000, ANYWAY = 20;
+  const EACH_MS = 1000, ANYWAY = 20, QUIET_LOOKS = 5; // after so many looks without news only every third
   const heard = {};
-  let looks = 0, isLooking = false;
+  let looks = 0, quiet = 0, isLooking = false;
   const look = async () => {
     noteThePlace();
     const tab = openTab();
@@ -151,12 +151,27 @@
       if (!answer.ok) return;
       const { status, stamp } = await answer.json();
       window.sdlora.status(status);
-      if (heard[tab] !== stamp || ++looks % ANYWAY === 0) window.sdlora.clocks[tab]?.();
+      quiet = heard[tab] === stamp ? quiet + 1 : 0;
+      if (quiet === 0 || ++looks % ANYWAY === 0) window.sdlora.clocks[tab]?.();
       heard[tab] = stamp;
     } catch { /* the server is away: the next look may find it */ } finally { isLooking = false; }
   };
-  setInterval(look, EACH_MS);
+  let beats = 0;
+  setInterval(() => { if (quiet < QUIET_LOOKS || ++beats % 3 === 0) look(); }, EACH_MS);
   document.addEventListener("visibilitychange", look);
+  document.addEventListener("pointerdown", () => { quiet = 0; }, true);
+
+  // A text to be had elsewhere: a button with data-copy says when it has been copied.
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    const words = button.textContent;
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy);
+      button.textContent = "Copied";
+    } catch { button.textContent = button.dataset.copy; return; }
+    setTimeout(() => { button.textContent = words; }, 1500);
+  });
 
   const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
   const dialog = document.createElement("dialog");
@@ -181,6 +196,30 @@
   const isTyping = (element) => element.isContentEditable || element.tagName === "TEXTAREA" || element.tagName === "SELECT"
     || (element.tagName === "INPUT" && !["checkbox", "radio", "button", "submit", "file"].includes(element.type));
 
+  // Escape leaves a field for what is around it: the focus never falls to the page's body.
+  const leave = (field) => {
+    field.blur();
+    const around = field.closest('[role="tabpanel"]');
+    if (around) { around.tabIndex = -1; around.focus({ preventScroll: true }); }
+  };
+
+  // Neither does it where the focused element was taken away or written anew: then it goes to the one of the same id or
+  // data, or else to the tab.
+  let focused = null;
+  const dataOf = (element) => JSON.stringify({ ...element.dataset });
+  document.addEventListener("focusin", (event) => { focused = event.target; });
+  setInterval(() => {
+    if (!focused || focused.isConnected && focused.getClientRects().length || document.activeElement !== document.body) return;
+    const lost = focused;
+    focused = null;
+    const panel = openPanel();
+    const alike = (lost.id && document.getElementById(lost.id))
+      || (Object.keys(lost.dataset).length && [...panel?.querySelectorAll(lost.tagName) ?? []].find((one) => dataOf(one) === dataOf(lost)));
+    const next = alike && isShown(alike) ? alike : panel;
+    if (next === panel && panel) panel.tabIndex = -1;
+    next?.focus({ preventScroll: true });
+  }, 250);
+
   const IMAGE_KEYS = { ArrowRight: "next", ArrowDown: "next", ArrowLeft: "previous", ArrowUp: "previous" };
   const besideTab = (event) => {
     const tab = event.target.closest?.('[role="tab"]');
@@ -204,7 +243,10 @@
     } else if (event.altKey && !command && event.key in IMAGE_KEYS) {
       done = press(document.querySelector(`#dataset-${IMAGE_KEYS[event.key]}`));
     } else if (event.altKey || command) return;
-    else if (event.key === "Escape" && isTyping(event.target)) event.target.blur();
+    else if (event.key === "Escape" && event.target.closest("#dataset-name")) {
+      done = press(document.querySelector("#dataset-cancel-naming"));
+      document.querySelector("#dataset-new")?.focus();
+    } else if (event.key === "Escape" && isTyping(event.target)) leave(event.target);
     else if (event.key === "?" && !isTyping(event.target)) { dialog.showModal(); done = true; }
     else done = besideTab(event);
     if (done) { event.preventDefault(); event.stopPropagation(); }

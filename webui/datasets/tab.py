@@ -74,6 +74,8 @@ class DatasetTab:
             self.rename = small_button("Rename", "dataset-rename", 80)
             self.delete = small_button("Delete", "dataset-delete", 70)
             self.train = small_button("Train with this dataset", "dataset-train", 190, variant="primary", scale=1)
+        with gr.Column(elem_classes="off-page"):
+            self.renamed = hidden_text("dataset-renamed", "The dataset that gets a new name")
         with gr.Row(visible=False, elem_classes="bar") as self.naming:
             self.name = gr.Textbox(
                 label="Name", info="Becomes the folder's name.", elem_id="dataset-name", max_lines=1, scale=3,
@@ -101,15 +103,15 @@ class DatasetTab:
         ]
 
     def _wire(self) -> None:
-        named = [self.naming, self.name, self.create, self.give_name]
+        named = [self.naming, self.name, self.create, self.give_name, self.renamed]
         self.chosen.input(handler(self._choose_other), [self.chosen, self.opened], self._views, **LAST_COUNTS)
         self.new.click(handler(self._ask_new), None, named, **QUICK).then(None, None, None, js=focus("dataset-name"))
         self.rename.click(handler(self._ask_rename), self.chosen, named, **QUICK).then(
             None, None, None, js=focus("dataset-name")
         )
         self.cancel_naming.click(lambda: gr.Row(visible=False), None, self.naming, **QUICK)
-        self.create.click(handler(self._create), self.name, [self.naming, *self._views], **QUICK)
-        self.give_name.click(handler(self._rename), [self.chosen, self.name], [self.naming, *self._views], **QUICK)
+        asked = [self.create.click, self.give_name.click, self.name.submit]
+        gr.on(asked, handler(self._name), [self.renamed, self.name], [self.naming, *self._views], **QUICK)
         self.delete.click(
             handler(self._delete),
             self.chosen,
@@ -181,6 +183,7 @@ class DatasetTab:
             self.name: gr.Textbox(value="", label="Name of the new dataset"),
             self.create: gr.Button(visible=True),
             self.give_name: gr.Button(visible=False),
+            self.renamed: "",
         }
 
     def _ask_rename(self, name: str) -> dict[Any, Any]:
@@ -190,15 +193,16 @@ class DatasetTab:
             self.name: gr.Textbox(value=name, label=f"New name of '{name}'"),
             self.create: gr.Button(visible=False),
             self.give_name: gr.Button(visible=True),
+            self.renamed: name,
         }
 
-    def _create(self, name: str) -> dict[Any, Any]:
-        folder = folders.create(self.datasets, name)
-        return {self.naming: gr.Row(visible=False), **self._choose(folder.name)}
-
-    def _rename(self, old: str, new: str) -> dict[Any, Any]:
-        self._refuse_while_used(folders.folder_of(self.datasets, old))
-        folder = folders.rename(self.datasets, old, new)
+    def _name(self, old: str, name: str) -> dict[Any, Any]:
+        """Make a dataset of this name, or give it to the one that was to be renamed."""
+        if old:
+            self._refuse_while_used(folders.folder_of(self.datasets, old))
+            folder = folders.rename(self.datasets, old, name)
+        else:
+            folder = folders.create(self.datasets, name)
         return {self.naming: gr.Row(visible=False), **self._choose(folder.name)}
 
     def _delete(self, name: str) -> dict[Any, Any]:

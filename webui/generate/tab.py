@@ -17,6 +17,7 @@ from webui.scripts import SETTLED
 SIZES = ["512 x 512", "512 x 768", "768 x 512", "768 x 768", "1024 x 1024", "832 x 1216", "1216 x 832", "896 x 1152",
          "1152 x 896"]  # fmt: skip
 OWN_SIZE = "Model's own"
+OTHER_SIZE = "Another"
 SECTIONS = {
     "": "More",
     "base_model": "Base model: clip skip, VAE, prediction",
@@ -80,8 +81,8 @@ class GenerateTab:
             place("guidance", label="CFG", info="Guidance scale.", min_width=90, scale=1)
         with gr.Row(elem_classes="row-end"):
             self.size = gr.Dropdown(
-                [OWN_SIZE, *SIZES], value=OWN_SIZE, label="Size", info="Fills in both.", min_width=150, scale=2,
-                elem_id="generate-size", interactive=True,
+                [OWN_SIZE, *SIZES, OTHER_SIZE], value=OWN_SIZE, label="Size", info="Fills in both.", min_width=150,
+                scale=2, elem_id="generate-size", interactive=True,
             )  # fmt: skip
             place("width_px", info="Empty: its own.", placeholder="auto", min_width=110)
             place("height_px", info="Empty: its own.", placeholder="auto", min_width=110)
@@ -106,7 +107,8 @@ class GenerateTab:
         self.results.wire()
         self.to_mix.click(lambda: gr.Tabs(selected="mix"), None, [self.context.tabs], **QUICK)
         sides = [components["width_px"], components["height_px"]]
-        self.size.input(handler(self._set_size), [self.size], sides, **LAST_COUNTS)
+        self.size.input(handler(self._set_size), [self.size, *sides], sides, **LAST_COUNTS)
+        gr.on([side.change for side in sides], handler(_size_of), sides, self.size, **LAST_COUNTS)
         self.swap.click(handler(self._swap), sides, sides, **QUICK)
         self.random.click(handler(self._random), None, [components["seed"]], **QUICK)
         self.reuse.click(handler(self._reuse), None, [components["seed"]], **QUICK)
@@ -152,9 +154,14 @@ class GenerateTab:
 
     # ---- small handlers
 
-    def _set_size(self, size: str) -> tuple[Any, Any]:
-        sides = (None, None) if size == OWN_SIZE else tuple(int(side) for side in size.split(" x "))
-        return self._keep_sides(*sides)
+    def _set_size(self, size: str | None, width: float | None, height: float | None) -> tuple[Any, Any]:
+        """The sides of a size. The list follows the sides, so that leaving it as it is changes nothing."""
+        if size in (None, "", OTHER_SIZE, _size_of(width, height)):
+            return gr.skip(), gr.skip()
+        if size == OWN_SIZE:
+            return self._keep_sides(None, None)
+        width_px, _, height_px = str(size).partition(" x ")
+        return self._keep_sides(int(width_px), int(height_px))
 
     def _swap(self, width: float | None, height: float | None) -> tuple[Any, Any]:
         return self._keep_sides(height, width)
@@ -176,6 +183,14 @@ class GenerateTab:
 
     def _models(self, chosen: str) -> Any:
         return gr.Dropdown(choices=self.services.models(), value=chosen)
+
+
+def _size_of(width: float | None, height: float | None) -> str:
+    """What the list of sizes shows for both sides."""
+    if not width and not height:
+        return OWN_SIZE
+    size = f"{width or 0:g} x {height or 0:g}"
+    return size if size in SIZES else OTHER_SIZE
 
 
 def _count(prompt: str | None, model: str | None) -> str:

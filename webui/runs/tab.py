@@ -24,6 +24,7 @@ from webui.layout import hidden_text, html
 from webui.news import each_second
 from webui.runs import view
 from webui.runs.chart import ChartOptions
+from webui.runs.going_on import GoingOn
 from webui.runs.parts import Choice, RunParts
 from webui.scripts import BEFORE_AFTER, CHART, LIVE, NEWS_OF_A_RUN, NEXT_ASKED, PRESSES, TO_THE_END, goes_to
 
@@ -79,6 +80,7 @@ class RunsTab:
             self.question = html("runs-question", js_on_load=LIVE)
             self.yes = gr.Button("Yes", variant="stop", elem_id="runs-yes", min_width=80)
             self.no = gr.Button("No", elem_id="runs-no", min_width=80)
+        self.going_on = GoingOn(self.context, self.selected)
         self.outcome = html("runs-outcome", js_on_load=BEFORE_AFTER + PRESSES)
         with gr.Tabs(elem_id="runs-views"):
             with gr.Tab("Loss", id="loss", elem_id="runs-view-loss"):

@@ -33,7 +33,7 @@ def summary(forecast: Forecast) -> str:
     steps, total, figures = forecast.steps, forecast.total_steps, forecast.figures
     if steps is None or total is None:
         return str(_HTML.no_summary())
-    facts = [("Steps", f"{total:,}", steps.in_words(), True), _time(forecast, total)]
+    facts = [("Steps", f"{total:,}", forecast.steps_in_words, True), _time(forecast, total)]
     if figures:
         disk = (figures.cache_bytes + figures.run_bytes) / 2**20
         facts.append(("Memory", f"about {figures.memory_gib:.1f} GiB for the training steps", "", True))
