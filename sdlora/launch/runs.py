@@ -17,6 +17,7 @@ from sdlora.file_memory import stamp_of
 from sdlora.launch import queue_file
 from sdlora.launch.detached import SDLORA, end, spawn
 from sdlora.processes import ProcessRecord
+from sdlora.runs import changes
 from sdlora.runs import folder as run_folder
 from sdlora.runs.event_log import read_events, text_tail
 from sdlora.runs.folder import REQUESTS, Request, RunFolder, open_run
@@ -115,7 +116,7 @@ class RunHandle:
         _refuse_commands(self.config())
         with FileLock(self.folder / ".launch.lock"):
             state = derive(self.files)
-            if not state.can_start:
+            if not state.can_start and not self._changed_since(state):
                 reason = "is complete" if state.status == "finished" else f"is {state.status} already"
                 raise RunError(f"{self.name} {reason}: there is nothing to start.")
             # A stop that nobody heard was meant for the process before.
@@ -126,6 +127,11 @@ class RunHandle:
             before = ProcessRecord.of(0, events=self.files.events, log=self.files.log)
             process_id = spawn(command, log=self.files.log)
             before.with_process(process_id).write(self.files.process)
+
+    def _changed_since(self, state: RunState) -> bool:
+        """Whether a finished run got other settings after its end, and so may have more to do."""
+        versions = changes.history(self.files) if state.status == "finished" else []
+        return bool(versions) and versions[-1].at > (state.updated_at or 0.0)
 
     def delete(self, trash: Path | None = None) -> Path:
         """Move the run's folder to a trash folder (by default `.trash` beside it); returns where it lies now."""
@@ -139,6 +145,11 @@ class RunHandle:
     def adapter_files(self) -> list[RunAdapterFile]:
         """All adapter files of the run, those of checkpoints by step, the finished one last."""
         return adapter_files(self.files)
+
+    def wants_previews(self) -> bool:
+        """Whether its settings ask for any. Raises ConfigError when they are damaged."""
+        previews = self.config().previews
+        return bool(previews.prompts or previews.file)
 
     def previews(self) -> list[PreviewImage]:
         """All previews generated so far, by step and prompt."""

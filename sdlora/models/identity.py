@@ -38,7 +38,6 @@ def weights_identity(modules: Iterable[nn.Module], *extra: str | int) -> str:
 def file_hash(path: Path, cache_folder: Path) -> str:
     """The sha256 of a whole file in hex; seconds for gigabytes, so it is remembered until the file changes."""
     memory = FileMemory(cache_folder / "file-hashes.json", version=1)
-
     found: str = memory.get(path, lambda: sha256_of(path))
     memory.save(keep_others=True)
     return found

@@ -35,18 +35,8 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
     """
     assert config.start_from is not None
     file = read(config.start_from)
-    if file.family is not None and file.family != family:
-        raise AdapterError(
-            f"{file.path.name} was trained on {file.family}, this base model is {family}: they don't fit each other"
-        )
-    if len(file.algorithms) != 1:
-        raise AdapterError(f"{file.path.name} mixes {' and '.join(file.algorithms)}; training needs one algorithm")
+    check_fit(file, config, family)
     modules = _placed(file, models, family)
-    in_file = any(part != "unet" for part, _ in modules)
-    if in_file != config.text_encoder:
-        holds, wanted = ("holds", "true") if in_file else ("holds no", "false")
-        problem = f"start_from: {file.path.name} {holds} text-encoder layers; set adapter.text_encoder: {wanted}"
-        raise ConfigError("adapter", [problem])
     dora = any(weights.dora_scale is not None for weights in modules.values())
     _check_shapes(file, modules, models, dora)
     notes = [*file.notes]
@@ -61,6 +51,24 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
         Selection(targets, tuple(notes)),
         {key: _own_names(weights) for key, weights in modules.items()},
     )
+
+
+def check_fit(file: AdapterFile, config: AdapterConfig, family: FamilyName) -> None:
+    """What can be said of a file without the model: it can be trained on, in this family, with these settings.
+
+    Raises AdapterError and ConfigError.
+    """
+    if file.family is not None and file.family != family:
+        raise AdapterError(
+            f"{file.path.name} was trained on {file.family}, this base model is {family}: they don't fit each other"
+        )
+    if len(file.algorithms) != 1:
+        raise AdapterError(f"{file.path.name} mixes {' and '.join(file.algorithms)}; training needs one algorithm")
+    in_file = any(not name.startswith("lora_unet_") for name in file.modules)
+    if in_file != config.text_encoder:
+        holds, wanted = ("holds", "true") if in_file else ("holds no", "false")
+        problem = f"start_from: {file.path.name} {holds} text-encoder layers; set adapter.text_encoder: {wanted}"
+        raise ConfigError("adapter", [problem])
 
 
 def _placed(

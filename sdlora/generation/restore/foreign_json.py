@@ -13,6 +13,7 @@ from typing import Any
 
 from sdlora.generation.restore.comfy_graph import from_graph, is_graph
 from sdlora.generation.restore.infotext_grammar import ParsedInfotext
+from sdlora.text_files import parse_json
 
 PNG_KEYS = ("invokeai_metadata", "sd-metadata", "Comment", "prompt")
 """Texts of PNG files that hold such JSON, the most telling first."""
@@ -42,8 +43,8 @@ _NOVELAI_DEFAULTS = {
 def from_json(text: str) -> ParsedInfotext:
     """The parts of a request. Raises ValueError for JSON that tells none."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"its settings are no sound JSON ({error})") from None
     if is_graph(content):
         return from_graph(content)

@@ -27,6 +27,7 @@ from sdlora.generation.generated import GeneratedImage
 from sdlora.generation.restore.foreign_json import PNG_KEYS, from_json
 from sdlora.generation.restore.infotext import Infotext, from_infotext, from_parsed, to_infotext
 from sdlora.generation.restore.request_json import read_request, request_of
+from sdlora.text_files import parse_json
 
 SUFFIXES: Mapping[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 SUFFIX_OF: Mapping[ImageFormat, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -141,7 +142,7 @@ def read_image_settings(path: Path) -> Infotext:
     if request is not None:
         try:
             return read_request(request)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             damaged = str(error)
     if text:
         try:
@@ -162,8 +163,8 @@ def _is_json(text: str) -> bool:
     if not text.lstrip().startswith(("{", "[")):
         return False
     try:
-        return isinstance(json.loads(text), (dict, list))
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(text), (dict, list))
+    except ValueError:
         return False
 
 

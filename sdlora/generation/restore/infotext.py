@@ -6,7 +6,6 @@ becomes a setting, the rest is listed by its name.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from sdlora.errors import ConfigError
 from sdlora.generation.generated import GenerationFacts
 from sdlora.generation.restore.infotext_grammar import ParsedInfotext, parse_infotext, write_infotext
 from sdlora.library.prompt_tags import plain_number, write_tags
+from sdlora.text_files import parse_json
 from sdlora.version import __version__
 
 _KARRAS = " Karras"
@@ -276,10 +276,10 @@ def _adapter_hashes(lora_hashes: str, civitai_hashes: str) -> dict[str, str]:
         if colon:
             found[name.strip()] = short.strip()
     try:
-        named = json.loads(civitai_hashes) if civitai_hashes else {}
+        named = parse_json(civitai_hashes) if civitai_hashes else {}
     except ValueError:
         return found
-    for name, short in named.items():
+    for name, short in named.items() if isinstance(named, dict) else ():
         if name.startswith("lora:") and isinstance(short, str):
             found.setdefault(name.removeprefix("lora:"), short)
     return found

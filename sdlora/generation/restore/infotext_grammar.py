@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from sdlora.constants import MIB
 from sdlora.errors import DataError
+from sdlora.text_files import parse_json
 
 _DECODER = json.JSONDecoder()
 LONGEST_TEXT = MIB
@@ -168,6 +169,6 @@ def _unquoted(value: str) -> str:
     if len(value) < 2 or value[0] != '"' or value[-1] != '"':
         return " ".join(value.split())
     try:
-        return str(json.loads(value, strict=False))
+        return str(parse_json(value.replace("\n", "\\n")))
     except ValueError:
         return value
