@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
-
-import yaml
 
 from sdlora.config import files, schema
 from sdlora.config.train import TrainConfig
@@ -24,7 +21,7 @@ from sdlora.imports.simpletuner import from_config as from_simpletuner
 from sdlora.imports.simpletuner_data import from_backends
 from sdlora.imports.translation import Translation, reconcile
 from sdlora.models.headers import read_header
-from sdlora.text_files import parse_toml, read_text
+from sdlora.text_files import parse_json, parse_toml, parse_yaml, read_text
 
 _REPEATS_FOLDER = re.compile(r"\d{1,3}_.+")
 
@@ -62,7 +59,7 @@ def import_settings(path: Path) -> Imported:
     try:
         tool, translation = _translate(path)
         reconcile(translation)
-    except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(str(path), [f"can't be imported: {' '.join(str(error).split())}"]) from error
     config = files.validate(schema.nest(translation.values), f"{path}, as imported,")
     return Imported(tool, config, tuple(translation.lost), tuple(translation.changed), translation.captions)
@@ -82,9 +79,9 @@ def _translate(path: Path) -> tuple[str, Translation]:
     if ending == ".safetensors":
         return "the metadata of a LoRA file", from_file_metadata(read_header(path, error=AdapterError).metadata)
     if ending in (".yaml", ".yml"):
-        return "ai-toolkit", from_job(_mapping(yaml.safe_load(read_text(path))))
+        return "ai-toolkit", from_job(_mapping(parse_yaml(read_text(path))))
     if ending == ".json":
-        return _json(json.loads(read_text(path)), path)
+        return _json(parse_json(read_text(path)), path)
     raise ValueError(
         f"{ending or 'a file without ending'} is not read; .json, .toml, .yaml, .safetensors and folders are"
     )
@@ -128,7 +125,7 @@ def _onetrainer(settings: Mapping[str, Any], path: Path) -> Translation:
     for name, pointer in (("concepts", "concept_file_name"), ("samples", "sample_definition_file_name")):
         own, file = settings.get(name), settings.get(pointer)
         found = _beside(path, str(file)) if own is None and file else None
-        lists[name] = json.loads(read_text(found)) if found else own or []
+        lists[name] = parse_json(read_text(found)) if found else own or []
         if own is None and file and not found:
             missing.append((pointer, file))
     translation = from_config(settings, lists["concepts"], lists["samples"])
@@ -147,7 +144,7 @@ def _beside(path: Path, name: str) -> Path | None:
 
 def _json_beside(path: Path, name: str) -> Any:
     found = _beside(path, name)
-    return json.loads(read_text(found)) if found else None
+    return parse_json(read_text(found)) if found else None
 
 
 def _text_beside(path: Path, name: str) -> str | None:

@@ -6,7 +6,6 @@ What is missing there has sd-scripts' defaults, which differ from ours.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from sdlora.imports.kohya import from_gui
 from sdlora.imports.sd_scripts_data import from_dataset_config
 from sdlora.imports.translation import OTHER_MODELS, Translation
-from sdlora.text_files import parse_toml
+from sdlora.text_files import parse_json, parse_toml
 
 _DEFAULTS: dict[str, Any] = {
     "enable_bucket": False,
@@ -120,7 +119,7 @@ def from_file_metadata(metadata: Mapping[str, str]) -> Translation:
         raise ValueError(f"it was trained on {version}; only Stable Diffusion 1.x, 2.x and XL can be trained here")
     given["v_parameterization"] = "True" if version.endswith("_v") else ""
     given["network_module"] = told.get("network_module", "")
-    given["network_args"] = json.loads(told.get("network_args", "{}"))
+    given["network_args"] = parse_json(told.get("network_args", "{}"))
     given["max_resolution"] = given.pop("resolution", "").strip("()[]")
     called = re.fullmatch(r"([\w.]+?)(?:\((.*)\))?", str(given.get("optimizer", "")))
     if called:
@@ -192,7 +191,7 @@ def _kind(module: str, arguments: Mapping[str, Any]) -> str:
 
 def _json_object(text: str | None) -> dict[str, Any]:
     try:
-        found = json.loads(text or "{}")
+        found = parse_json(text or "{}")
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -9,6 +9,7 @@ from typing import Any
 
 from sdlora.adapters.algebra.blocks import block_label, block_names
 from sdlora.adapters.algebra.derived import PROVENANCE
+from sdlora.adapters.files.metadata import LINEAGE
 from sdlora.adapters.files.weights import AdapterFile
 from sdlora.constants import MIB
 from sdlora.models.identity import sha256_of
@@ -64,6 +65,8 @@ class Inspection:
     """sha256 of the whole file."""
     made_of: Any
     """Provenance of a mixed, merged, resized or converted file."""
+    lineage: Any
+    """Changes of settings while it was trained: [{step, changes: {setting: [before, after]}}]."""
     unused: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -101,6 +104,7 @@ class Inspection:
             lines.append(f"tags            {_counted(self.tags)}")
         if self.made_of is not None:
             lines.append(f"made by         {json.dumps(self.made_of, ensure_ascii=False)}")
+        lines += [f"changed         {sentence}" for sentence in _lineage(self.lineage)]
         if self.unused:
             lines.append(f"not understood  {len(self.unused)} tensors: {_joined(self.unused)}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -138,9 +142,24 @@ def inspect(file: AdapterFile) -> Inspection:
         model_hash=file.model_hash,
         file_hash=sha256_of(file.path),
         made_of=_parsed(file.metadata.get(PROVENANCE)),
+        lineage=_parsed(file.metadata.get(LINEAGE)),
         unused=file.unused,
         notes=file.notes,
     )
+
+
+def _lineage(told: Any) -> list[str]:
+    """`step 2: optimization.steps 2 -> 3`, a line a version."""
+    sentences = []
+    for version in told if isinstance(told, list) else []:
+        changes = version.get("changes") if isinstance(version, dict) else None
+        if isinstance(changes, dict):
+            words = [
+                f"{name} {value[0]} -> {value[1]}" if isinstance(value, list) and len(value) == 2 else str(name)
+                for name, value in changes.items()
+            ]
+            sentences.append(f"at step {version.get('step')}: {', '.join(words)}")
+    return sentences
 
 
 def _parsed(text: str | None) -> Any:
