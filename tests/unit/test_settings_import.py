@@ -210,6 +210,8 @@ def test_a_folder_of_repeat_folders_is_taken_as_it_is(tmp_path: Path) -> None:
         ("a.json", "{", "can't be imported"),
         ("a.json", [], "no enabled concept of type STANDARD"),
         ("a.toml", "[general]", r"it has no \[\[datasets.subsets\]\]"),
+        ("a.toml", "[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 2", "no subset of it names a folder"),
+        ("a.json", "[" * 100_000, "can't be imported: nested too deep"),
         ("a.toml", "=", "can't be imported"),
         ("a.yaml", {"job": "extension"}, "it has no config.process"),
         ("a.yaml", "- [", "can't be imported"),
