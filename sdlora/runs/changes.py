@@ -22,6 +22,7 @@ from sdlora.runs.folder import RunFolder, open_run, with_absolute_paths
 _FIXED = {
     "adapter.": "the adapter's shape can't change once it is trained",
     "base_model.model": "an adapter belongs to the base model it began on",
+    "base_model.adapters": "an adapter belongs to the base model it began on",
     "base_model.family": "an adapter belongs to the family it began in",
     "base_model.prediction": "an adapter belongs to the prediction it began with",
     "name": "the run's files carry its name",
