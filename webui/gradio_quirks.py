@@ -1,7 +1,7 @@
 """Where Gradio behaves otherwise than the page needs, and what is done about it. Nothing else reaches into Gradio.
 
 Each entry says what Gradio 6.31 does. `tests/browser/test_gradio_quirks.py` shows that on bare pages, one test a quirk,
-and fails once a newer Gradio behaves: then the entry, and what it is used for, can go. Three more are mended in the
+and fails once a newer Gradio behaves: then the entry, and what it is used for, can go. Four more are mended in the
 browser, in the first section of `assets/page.js`.
 
 One rule follows from what can't be mended: a handler with queue=False must not call `gr.Info`, nor change a `gr.State`
