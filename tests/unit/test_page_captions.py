@@ -269,3 +269,14 @@ def test_an_upload_is_summed_up() -> None:
     assert "a.png is a-2.png" in shown
     assert "b.exe: &lt;no&gt;" in shown
     assert "Nothing new" in received(Received())
+
+
+def test_a_caption_that_somebody_else_changed_is_not_overwritten(dataset: Path) -> None:
+    image = listing.read(dataset)[0].path
+    before = listing.caption_of(image, dataset)
+    assert listing.save_caption(image, dataset, "mine", {before}) is None
+    assert listing.save_caption(image, dataset, "other", {before}) == "mine"
+    assert listing.caption_of(image, dataset) == "mine"
+    assert listing.save_caption(image, dataset, "mine", set()) is None  # it is what is there already
+    assert listing.save_caption(image, dataset, "mine again", {before, "mine"}) is None
+    assert listing.caption_of(image, dataset) == "mine again"

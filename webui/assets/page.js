@@ -167,6 +167,15 @@
   document.addEventListener("visibilitychange", look);
   document.addEventListener("pointerdown", () => { quiet = 0; }, true);
 
+  // Each press is answered at once, by the browser: the button waits visibly until the server has answered.
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.("#tabs button:not([role=tab])");
+    if (!button || button.disabled) return;
+    button.setAttribute("aria-busy", "true");
+    await Promise.all([window.sdlora.settled(), new Promise((done) => setTimeout(done, 400))]);
+    button.removeAttribute("aria-busy");
+  }, true);
+
   // A text to be had elsewhere: a button with data-copy says when it has been copied.
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-copy]");

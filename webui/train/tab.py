@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -275,7 +276,9 @@ class TrainTab:
             "yaml": self.yaml,
             "yaml_base": self.yaml_base,
         }
-        collected = collect(triggers, components, self.collected, besides=ASKED % ("ask" if fills else "asked"))
+        asked = ASKED % ("ask" if fills else "asked")
+        self.context.scripts["names.train"] = json.dumps(list(components))
+        collected = collect(triggers, components, self.collected, asked, names='window.sdlora["names.train"]')
         collected.then(handler(acted), [self.collected, *others], outputs, **{**LAST_COUNTS, **options})
 
     def _filling(self, act: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, Any]]:
