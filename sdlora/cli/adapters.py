@@ -150,6 +150,8 @@ def merge(
     if merged.unplaced:
         listed = ", ".join(merged.unplaced[:3])
         console.print(f"note: the model has not {len(merged.unplaced)} layers of the adapters: {listed}", markup=False)
+    for note in merged.notes:
+        console.print(f"note: {note}", markup=False)
 
 
 @app.command()
@@ -263,7 +265,7 @@ def _show_made(made: Made, *, errors: bool) -> None:
     if errors:
         for layer in result.layers:
             console.print(f"{layer.relative_error:9.2e}  rank {layer.rank:<4} {layer.name}", markup=False)
-    console.print(summary(result.modules), markup=False)
+    console.print(summary(result.modules, result.vectors), markup=False)
     console.print(
         f"relative error {result.relative_error:.2e} in total, {result.worst.relative_error:.2e} in the worst layer "
         f"({result.worst.name})"
