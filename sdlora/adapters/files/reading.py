@@ -154,7 +154,9 @@ def _module_weights(given: Mapping[str, Tensor]) -> ModuleWeights | None:
     weights = ModuleWeights(algorithm, factors, None if alpha is None else float(alpha.float()))
     if not _consistent(weights):
         raise ValueError(f"the shapes don't fit each other: {shapes}")
-    return weights if magnitude is None else replace(weights, dora_scale=_magnitude(magnitude, weights))
+    if magnitude is None:
+        return weights
+    return replace(weights, dora_scale=_magnitude(magnitude, weights, by_output="magnitude" in given))
 
 
 def _consistent(weights: ModuleWeights) -> bool:
@@ -174,8 +176,10 @@ def _consistent(weights: ModuleWeights) -> bool:
         return False
 
 
-def _magnitude(magnitude: Tensor, weights: ModuleWeights) -> Tensor:
-    """DoRA's magnitude as kohya's files have it, [out,1(,1,1)] or [1,in(,1,1)]; PEFT's is [out] or [1,out,1,1].
+def _magnitude(magnitude: Tensor, weights: ModuleWeights, by_output: bool) -> Tensor:
+    """DoRA's magnitude as kohya's files have it, [out,1(,1,1)] or [1,in(,1,1)].
+
+    by_output: it is one of PEFT's or ai-toolkit's, [out] or [1,out,1,1].
 
     Raises ValueError when it is neither: applied without, it would be another adapter.
     """
@@ -186,11 +190,11 @@ def _magnitude(magnitude: Tensor, weights: ModuleWeights) -> Tensor:
     ones = [1] * (len(shape) - 2)
     given = list(magnitude.shape)
     of_outputs = given in ([outputs], [outputs, 1], [outputs, 1, 1, 1])
-    peft_convolution = given == [1, outputs, 1, 1] and inputs != outputs
-    if of_outputs or (peft_convolution and weights.algorithm == "lora"):
+    if of_outputs or (by_output and given in ([1, outputs, 1, 1], [1, outputs])):
         return magnitude.reshape(outputs, 1, *ones)
-    columns = shape[1:].numel()
-    if magnitude.ndim > 1 and given[0] == 1 and (magnitude.numel() == inputs or columns % magnitude.numel() == 0):
+    # LoHa's and LoKr's updates of convolutions don't tell how many of their columns are kernel elements
+    of_inputs = magnitude.ndim > 1 and given[0] == 1 and shape[1:].numel() % magnitude.numel() == 0
+    if of_inputs and not by_output and (len(shape) == 2 or magnitude.numel() == inputs):
         return magnitude
     raise ValueError(f"its DoRA magnitude {given} is neither for the {outputs} outputs nor for the {inputs} inputs")
 
