@@ -68,6 +68,8 @@ def merge(
     _check(base, operands)
     names = list(dict.fromkeys(name for operand in operands for name in operand.file.layer_names))
     vectors = summed_vectors(operands)
+    wanted = [(name, kind) for name, vector in vectors.items() for kind in _kinds(vector)]
+    lost = [f"{name} ({kind})" for name, kind in wanted if (name, kind) not in base.vectors]
     placed = [name for name in names if _has_place(base, operands, name)]
     if not placed:
         raise AdapterError(f"no layer of the adapters stands in {base.path.name}; the first is {names[0]}")
@@ -75,15 +77,17 @@ def merge(
     write = _write_folder if base.is_folder else _write_file
     write(base, operands, vectors, target, provenance, on_progress)
     notes = notes_of([operand.file for operand in operands])
+    if lost:
+        notes.append(f"the model has not {len(lost)} biases and norms of the adapters: {', '.join(lost[:3])}")
     return Merged(target, tuple(placed), tuple(name for name in names if name not in placed), tuple(notes))
 
 
 def _has_place(base: BaseWeights, operands: Sequence[Operand], name: str) -> bool:
-    """Whether the model has all of a layer that the adapters change."""
-    if any(name in operand.file.modules for operand in operands) and name not in base.places:
-        return False
+    """Whether the model has anything of a layer that the adapters change."""
+    if any(name in operand.file.modules for operand in operands) and name in base.places:
+        return True
     vectors = [operand.file.vectors[name] for operand in operands if name in operand.file.vectors]
-    return all((name, kind) in base.vectors for vector in vectors for kind in _kinds(vector))
+    return any((name, kind) in base.vectors for vector in vectors for kind in _kinds(vector))
 
 
 def _kinds(vector: VectorUpdate) -> Iterator[Literal["weight", "bias"]]:

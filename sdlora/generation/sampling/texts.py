@@ -63,7 +63,9 @@ class Texts:
     def _encoded(self, caption: str, adapters: AdapterSet) -> TextStates:
         bundle = self._bundle
         relevant = tuple(
-            adapter for adapter in adapters if any(name.startswith("lora_te") for name in adapter.loaded.updates)
+            adapter
+            for adapter in adapters
+            if any(name.startswith("lora_te") for name in (*adapter.loaded.updates, *adapter.loaded.vectors))
         )
         key = (caption, bundle.clip_skip, bundle.dtype, *(adapter.signature for adapter in relevant))
         if key not in self._known:
