@@ -156,9 +156,11 @@ def test_a_bias_that_the_model_has_not_is_named(tiny_sd1: Path, tmp_path: Path) 
 
 def test_commands_name_what_they_cannot_use_with_a_count(tiny_sd1: Path, tmp_path: Path) -> None:
     file = many_kinds(tiny_sd1, tmp_path / "kinds.safetensors")
-    strange = {"lora_unet_down_blocks_9_proj.diff": torch.ones(2, 2), "bundle_emb.x.clip_l": torch.ones(1, 4)}
+    strange = {"lora_unet_down_blocks_9_proj.diff": torch.ones(2, 2), "lora_unet_x.set_weight": torch.ones(1, 4)}
     save_file(load_file(file) | strange, file)
-    named = "2 tensors are not used: 1 (a textual-inversion embedding"
+    named = (
+        "2 tensors are not used: 1 (replaces a whole weight, which is no update): lora_unet_x.set_weight; 1 (no layer"
+    )
     base = ["--base", str(tiny_sd1)]
     assert named in run("merge", str(file), *base, "--out", str(tmp_path / "merged"))
     assert named in run("mix", str(file), *base, "--family", "sd1", "--out", str(tmp_path / "mix.safetensors"))
@@ -168,7 +170,9 @@ def test_commands_name_what_they_cannot_use_with_a_count(tiny_sd1: Path, tmp_pat
     told = json.loads(run("inspect", str(file), "--quick", "--json"))["files"][0]["unused_because"]
     assert [one["count"] for one in told] == [1, 1]
     assert any("no layer of" in one["reason"] for one in told)
-    assert "not used 1 tensors (no layer of" in run("inspect", str(file), *base)
+    assert "not understood 1 tensors: lora_unet_down_blocks_9_proj.diff (no layer of" in run(
+        "inspect", str(file), *base
+    )
 
 
 def test_an_sd1_file_that_says_sdxl_is_inspected_and_converted_as_what_it_is(tmp_path: Path) -> None:

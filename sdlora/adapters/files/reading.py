@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.files.container import content_hash, load_tensors
+from sdlora.adapters.files.embeddings import bundled, is_bundled
 from sdlora.adapters.files.foreign import algorithm_named, model_of
 from sdlora.adapters.files.hub_files import PEFT_CONFIG, local_file
 from sdlora.adapters.files.key_names import BESIDE, FACTORS, FileAlgorithm, LayerKeys, algorithm_of, by_layer
@@ -51,7 +52,8 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     keys = by_layer(tensors)
     grouped = {name: {factor: tensors[key] for factor, key in given.items()} for name, given in keys.layers.items()}
     found = resolve(grouped, metadata, keys.layout, family)
-    left_out = dict(keys.unused)
+    embeddings = bundled(tensors, path.name)
+    left_out = {key: reason for key, reason in keys.unused.items() if not is_bundled(key)}
     of_family = "Stable Diffusion" if found.family is None else FAMILY_TITLES[found.family]
     for name in found.strange:
         left_out |= dict.fromkeys(keys.layers[name].values(), f"no layer of {of_family} is called so")
@@ -80,6 +82,7 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
         left_out,
         tuple(notes),
         vectors,
+        embeddings,
     )
 
 

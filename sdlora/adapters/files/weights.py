@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.files import formulas
+from sdlora.adapters.files.embeddings import Embedding
 from sdlora.adapters.files.key_names import ALGORITHM_NAMES, FileAlgorithm
 from sdlora.config.base_model import FamilyName
 
@@ -197,6 +198,8 @@ class AdapterFile:
     """Remarks worth telling the user."""
     vectors: dict[str, VectorUpdate] = field(default_factory=dict)
     """Updates of biases and norms, by kohya name."""
+    embeddings: dict[str, Embedding] = field(default_factory=dict)
+    """Textual-inversion embeddings bundled with it, by the name that a prompt uses."""
 
     @property
     def algorithms(self) -> tuple[FileAlgorithm, ...]:

@@ -109,7 +109,7 @@ class Inspection:
         if self.made_of is not None:
             lines.append(f"made by         {json.dumps(self.made_of, ensure_ascii=False)}")
         lines += [
-            f"not used        {one.count} tensors ({one.reason}): {_joined(one.tensors)}" for one in self.unused_because
+            f"not understood  {one.count} tensors: {_joined(one.tensors)} ({one.reason})" for one in self.unused_because
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
