@@ -15,6 +15,7 @@ from sdlora.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; what runs is `_PUBLIC`, and a test holds the two together
     from sdlora.adapters.algebra.convert import convert as convert_adapter
+    from sdlora.adapters.algebra.loaded_base import load_base as load_model
     from sdlora.adapters.algebra.making import extract_adapter, merge_adapters, mix_adapters, resize_adapter
     from sdlora.adapters.files.reading import read as read_adapter
     from sdlora.adapters.files.weights import AdapterFile
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # for type checkers and editors; what runs is `_PUBLIC`, and 
     from sdlora.events import Event, EventSink
     from sdlora.generation.generate import Generator, generate
     from sdlora.generation.generated import GeneratedImage
-    from sdlora.models.loading import load as load_model
     from sdlora.training.loop.run import RunResult, resume, train
     from sdlora.training.preflight.summary import summarise
 
@@ -77,7 +77,7 @@ _PUBLIC = {
     "generate": ("sdlora.generation.generate", "generate"),
     "inspect_adapter": ("sdlora.adapters.hub.inspection", "inspect"),
     "load_config": ("sdlora.config.files", "load"),
-    "load_model": ("sdlora.models.loading", "load"),
+    "load_model": ("sdlora.adapters.algebra.loaded_base", "load_base"),
     "merge_adapters": ("sdlora.adapters.algebra.making", "merge_adapters"),
     "mix_adapters": ("sdlora.adapters.algebra.making", "mix_adapters"),
     "read_adapter": ("sdlora.adapters.files.reading", "read"),

@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
+import traceback
+from pathlib import Path
 
+from sdlora import disk
 from sdlora.errors import SdloraError
 
 
@@ -26,10 +30,35 @@ def main() -> None:
         with recorded_end():
             app()
     except SdloraError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
+    except BrokenPipeError:  # `sdlora explain | head`: who read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _end(disk.explain(error), 2)
+    except ImportError as error:
+        _end(f"{error}. A package is missing or broken: `sdlora doctor` says how to install it", 2)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        _end(_unexpected(error), 1)
+
+
+def _end(message: str, exit_code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    sys.exit(exit_code)
+
+
+def _unexpected(error: Exception) -> str:
+    """One line for a person, the traceback in a file for who mends it."""
+    words = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="sdlora-error-", suffix=".txt")
+        with Path(path).open("w", encoding="utf-8", errors="replace") as file:
+            traceback.print_exception(error, file=file)
+        os.close(descriptor)
+    except OSError:
+        return words
+    return f"{words}\nThis should not happen. What led to it stands in {path}; please report it with that file"
 
 
 if __name__ == "__main__":

@@ -19,8 +19,11 @@ from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
+
 TEMPORARY_SUFFIX = ".sdlora-tmp"
 """Ends the hidden name of what is being written; a crash leaves such files behind, and nothing else reads them."""
+_HIDDEN = re.compile(r"\.(\d+)-[0-9a-f]{8}" + re.escape(TEMPORARY_SUFFIX) + "$")
 _NAME_BYTES = 120
 """Of the final name within the hidden one: together they must stay below the 255 that file systems allow."""
 _WINDOWS_TRIES, _WINDOWS_WAIT_SECONDS = 20, 0.05
@@ -76,9 +79,10 @@ def writing(path: Path, *, parents: bool = False, durable: bool = True) -> Itera
         with suppress(FileNotFoundError):
             shutil.copymode(target, temporary)
         _replace(temporary, target)
-    except BaseException:  # also a Ctrl-C must not leave half a model lying around
+    except BaseException as error:  # also a Ctrl-C must not leave half a model lying around
         with suppress(OSError):
             temporary.unlink()
+        _name_path(error, path)
         raise
     if durable:
         _flush_folder(target.parent)
@@ -99,10 +103,11 @@ def making_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             _replace(path, old)
         _replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not path.exists():
             old.replace(path)
+        _name_path(error, path)
         raise
     _flush_folder(path.parent)
     if old.is_dir():
@@ -173,9 +178,37 @@ def leftovers(path: Path) -> list[Path]:
     return [other for other in siblings if hidden.fullmatch(other.name)]
 
 
+def sweep(folder: Path) -> list[Path]:
+    """Remove what processes that are gone left half written in a folder and below; returns what was removed.
+
+    Only of this machine's processes: where others write, too, hold a lock on the folder.
+    """
+    # The deepest first, so that a half-made folder is gone with what is half written in it.
+    hidden = [
+        path
+        for path in folder.rglob(f".*{TEMPORARY_SUFFIX}")
+        if (match := _HIDDEN.search(path.name)) and not psutil.pid_exists(int(match[1]))
+    ]
+    for path in sorted(hidden, key=lambda path: len(path.parts), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+    return hidden
+
+
 def _beside(path: Path) -> Path:
     # Process and chance in the name: two writers of one file must not write into the same one beside it.
     return path.with_name(f"{_hidden_start(path)}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
+def _name_path(error: BaseException, path: Path) -> None:
+    """A write that fails doesn't tell of which file, or by its hidden name; who reads the message wants its own."""
+    if not isinstance(error, OSError) or not error.errno:
+        return
+    if error.filename is None or TEMPORARY_SUFFIX in str(error.filename):
+        error.filename = str(path)
 
 
 def _hidden_start(path: Path) -> str:

@@ -8,6 +8,7 @@ SdloraError
 ├── RunError            a run's folder: in use by another process, or not in the state asked for
 ├── MissingPackageError an optional package is not installed
 └── TrainingError       a run that began and could not go on (exit code 1, the others 2)
+    └── OutOfMemoryError     the device has too little memory for a step; the weights are as before it
 """
 
 from __future__ import annotations
@@ -68,3 +69,7 @@ class TrainingError(SdloraError):
     """A run began and could not go on."""
 
     exit_code = 1
+
+
+class OutOfMemoryError(TrainingError):
+    """The device has too little memory for a step of this run; the weights are as they were before it."""

@@ -96,6 +96,8 @@ class RunFinished(_Event):
     step: int
     reason: Literal["completed", "stopped"]
     adapter_path: str | None
+    adapter_sha256: str | None = None
+    """Of the finished file, to tell later whether it is still what was written; None for a run that was stopped."""
     seconds: float
 
 

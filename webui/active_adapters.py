@@ -19,15 +19,22 @@ class ActiveAdapters:
         self._state = state
         self._lock = threading.RLock()
         self._rows = rows_from_plain(state.get(STATE))
+        self._revision = 0
 
     @property
     def rows(self) -> Rows:
         """The rows as they are now."""
         return self._rows
 
+    def now(self) -> tuple[Rows, int]:
+        """The rows, and a number that grows with each change."""
+        with self._lock:
+            return self._rows, self._revision
+
     def change(self, operation: Callable[[Rows], Rows]) -> Rows:
         """Apply an operation on the rows and remember the outcome."""
         with self._lock:
             self._rows = operation(self._rows)
+            self._revision += 1
             self._state.set(STATE, [asdict(row) for row in self._rows])
             return self._rows

@@ -13,17 +13,17 @@ from typing import Any
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
 
 from webui import api, theme
-from webui.context import EACH_COUNTS, LAST_COUNTS, QUICK, Context, handler
+from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import tab as datasets
 from webui.generate import tab as generate
 from webui.gradio_quirks import empty_numbers, spare_progress
-from webui.layout import live_html
 from webui.mix import tab as mix
 from webui.runs import tab as runs
 from webui.runs.view import StatusLine
-from webui.scripts import READY
+from webui.scripts import CLOCK, READY, STATUS
 from webui.security import Guard, Login, known_hosts
 from webui.services import Services
 from webui.settings import tab as settings
@@ -39,24 +39,23 @@ TABS = (
     ("generate", "Generate", generate.build),
     ("settings", "Settings", settings.build),
 )
-POLL_SECONDS = 1.0
 _NEVER_SET = object()
 
 
-def build(workspace: Workspace) -> gr.Blocks:
-    """The whole page for one workspace, not yet served."""
+def build(workspace: Workspace, services: Services | None = None) -> gr.Blocks:
+    """The whole page for one workspace, not yet served. services: what its server asks too."""
     workspace.prepare()
     gr.set_static_paths([workspace.thumbnails, workspace.outputs])
-    services = Services(workspace, PageState(workspace.state))
+    services = services or Services(workspace, PageState(workspace.state))
     with gr.Blocks(title="sdlora", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         with gr.Row(elem_id="header"):
             gr.HTML("<h1>sd<span>lora</span></h1>", elem_id="title")
-            status = live_html("status")
+            gr.HTML("", elem_id="status", js_on_load=STATUS)
             gr.HTML('<button id="show-keys" type="button" aria-label="Keyboard shortcuts">?</button>')
-        timer = gr.Timer(POLL_SECONDS)
+        with gr.Column(elem_classes="off-page"):
+            clocks = {name: gr.HTML("", elem_id=f"clock-{name}", js_on_load=CLOCK) for name, _, _ in TABS}
         with gr.Tabs(elem_id="tabs") as tabs:
-            context = Context(services, page, tabs, timer)
-            context.share("page.status", status)
+            context = Context(services, page, tabs, clocks)
             for name, label, _ in TABS:
                 context.share(f"tab.{name}", gr.Tab(label, id=name, elem_id=f"tab-{name}"))
             for name, _, build_tab in TABS:
@@ -66,7 +65,8 @@ def build(workspace: Workspace) -> gr.Blocks:
             wire()
         api.add_run_endpoints(context)
         api.add_image_endpoints(context)
-        _wire_status(context, status)
+        line = StatusLine()
+        services.news.status = lambda: line.told(services.watch.snapshot())
         _wire_memory(page, context)
         spare_progress(page)
     return page
@@ -76,9 +76,12 @@ def served(
     workspace: Workspace, *, host: str, allowed_hosts: Sequence[str] = (), login: Login | None = None
 ) -> tuple[gr.Blocks, Guard]:
     """The page and the whole web application around it, ready for a server."""
-    page = build(workspace)
+    services = Services(workspace, PageState(workspace.state))
+    page = build(workspace, services)
     page.queue(default_concurrency_limit=1, max_size=64)
     around = FastAPI(openapi_url=None)
+    around.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=6)
+    around.add_api_route("/news/{tab}", services.news.now, methods=["GET"])
     gr.mount_gradio_app(
         around,
         page,
@@ -87,6 +90,7 @@ def served(
         theme=theme.theme(),
         css_paths=list(theme.STYLES),
         js=theme.SCRIPT.read_text(encoding="utf-8"),
+        head=f"<script>{theme.SHARED.read_text(encoding='utf-8')}</script>",
         allowed_paths=[
             str(folder) for folder in (workspace.outputs, workspace.runs, workspace.thumbnails, workspace.exports)
         ],
@@ -121,7 +125,7 @@ def serve(
     if not server.started:
         return 2
     if open_browser:
-        webbrowser.open(f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}")
+        webbrowser.open(f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}")  # noqa: S104
     print("sdlora: ready; Ctrl-C ends the page, runs go on", flush=True)  # noqa: T201
     _wait_for_the_end()
     server.force_exit = server.should_exit = True
@@ -145,27 +149,13 @@ def _wait_for_the_end() -> None:
         pass
 
 
-def _wire_status(context: Context, status: gr.HTML) -> None:
-    """Show what runs in the header, changed only when the words change."""
-    line, watch = StatusLine(), context.services.watch
-    shown = gr.State(None)
-
-    def show(before: str | None) -> tuple[Any, Any]:
-        now = line.text(watch.snapshot())
-        return (gr.skip(), gr.skip()) if now == before else (now, now)
-
-    outputs = [status, shown]
-    context.timer.tick(handler(show), shown, outputs, concurrency_limit=None, **QUICK)
-
-
 def _wire_memory(page: gr.Blocks, context: Context) -> None:
     """Write remembered fields when a person changes them (not when a handler does); fill them when a page opens."""
 
     numbers = empty_numbers(page)
 
     def restore() -> dict[Any, Any]:
-        opened = gr.Tabs(selected=context.state.get("page.tab", TABS[0][0]))
-        updates: dict[Any, Any] = {context.tabs: opened, **numbers}
+        updates: dict[Any, Any] = {**numbers}
         for name, component in context.remembered.items():
             value = context.state.get(name, _NEVER_SET)
             if value is not _NEVER_SET:
@@ -173,12 +163,12 @@ def _wire_memory(page: gr.Blocks, context: Context) -> None:
                 updates[component] = show(value) if show else value
         return updates
 
-    shown = dict.fromkeys([context.tabs, *numbers, *context.remembered.values()])
+    shown = dict.fromkeys([*numbers, *context.remembered.values()])
     filled = page.load(handler(restore), None, list(shown), **QUICK)
     ready = READY % (len(context.on_load) + 1)
     filled.then(None, None, None, js=ready, api_visibility="private")
-    for function, inputs, outputs in context.on_load:
-        loaded = filled.then(handler(function), inputs, outputs, **QUICK)
+    for function, inputs, outputs, script in context.on_load:
+        loaded = filled.then(handler(function) if function else None, inputs, outputs, js=script, **QUICK)
         loaded.then(None, None, None, js=ready, api_visibility="private")
     for name, component in context.remembered.items():
 
@@ -187,8 +177,3 @@ def _wire_memory(page: gr.Blocks, context: Context) -> None:
 
         trigger = component.input if hasattr(component, "input") else component.change
         trigger(handler(write), component, None, **LAST_COUNTS)
-
-    def choose(event: gr.SelectData) -> None:
-        context.state.set("page.tab", TABS[event.index][0])
-
-    context.tabs.select(handler(choose), None, None, **EACH_COUNTS)

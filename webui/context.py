@@ -7,7 +7,7 @@ import html
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 
 from sdlora.errors import SdloraError
+from webui.news import Stamp
 from webui.services import Services
 from webui.state import PageState
 from webui.workspace import Workspace
@@ -40,15 +41,15 @@ class Context:
     services: Services
     page: gr.Blocks
     tabs: gr.Tabs
-    timer: gr.Timer
-    """Ticks every second while a page is open; handlers return `gr.skip()` when nothing changed."""
+    clocks: dict[str, gr.HTML]
+    """By tab: each ticks when there are news for its tab, and that is in view."""
     shared: dict[str, Any] = field(default_factory=dict)
     """Components that other tabs address, by dotted name: `train.dataset`, `mix.prompt`."""
     remembered: dict[str, gr.components.Component] = field(default_factory=dict)
     shown_as: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
     """For remembered fields, what a kept value becomes when a page opens."""
-    on_load: list[tuple[Callable[..., Any], list[Any], list[Any]]] = field(default_factory=list)
-    """Handlers with inputs and outputs that run when a page opens, after the remembered fields are filled in."""
+    on_load: list[tuple[Callable[..., Any] | None, list[Any], list[Any], str | None]] = field(default_factory=list)
+    """Handlers with inputs, outputs and JavaScript, run when a page opens, after the remembered fields are there."""
     when_built: list[Callable[[], None]] = field(default_factory=list)
     """Run once when all tabs stand: the place to wire what reaches into a tab that is built later."""
 
@@ -61,6 +62,14 @@ class Context:
     def state(self) -> PageState:
         """What the page remembers."""
         return self.services.state
+
+    def follow(
+        self, tab: str, stamp: Stamp, show: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]
+    ) -> None:
+        """Have a tab show what is new. stamp: changes with what it shows; show: a handler, `gr.skip()` for no news."""
+        self.services.news.stamps.setdefault(tab, []).append(stamp)
+        options: dict[str, Any] = {**LAST_COUNTS, "concurrency_limit": None}
+        self.clocks[tab].tick(handler(show), list(inputs), list(outputs), **options)
 
     def remember(self, name: str, component: Any, show: Callable[[Any], Any] | None = None) -> Any:
         """Keep a field's value across reloads and restarts under a dotted name; returns the component.
@@ -79,7 +88,6 @@ class Context:
 
     def go_to(self, tab: str) -> gr.Tabs:
         """The update of `context.tabs` that opens a tab: `dataset`, `train`, `runs`, `mix`, `generate`, `settings`."""
-        self.state.set("page.tab", tab)
         return gr.Tabs(selected=tab)
 
 

@@ -16,6 +16,10 @@ from typing import Any
 
 import gradio as gr
 
+COMES_AND_GOES: dict[str, Any] = {"allow_custom_value": True}
+"""For a Dropdown whose entries come and go, as folders do: else Gradio refuses one that is gone in words nobody
+understands, before a handler can say anything about it."""
+
 
 def update_in_browser(**properties: Any) -> str:
     """JavaScript for one output of an event's `js`: what `gr.update` is for a handler. Gradio has no name for it."""
@@ -33,14 +37,15 @@ def spare_progress(page: gr.Blocks) -> None:
             function.show_progress_on = []
 
 
-def collect(triggers: Any, components: Mapping[str, Any], into: Any) -> Any:
+def collect(triggers: Any, components: Mapping[str, Any], into: Any, besides: str = "{}") -> Any:
     """On these events, have the browser write what components show into one text component, as JSON by name.
 
-    Go on with `.then(handler, into, ...)`. What `spare_progress` says of outputs is so of inputs too and can't be
-    turned off: a hundred inputs keep a browser busy, one doesn't.
+    besides: JavaScript of an object with more to be written. Go on with `.then(handler, into, ...)`. What
+    `spare_progress` says of outputs is so of inputs too and can't be turned off: a hundred inputs keep a browser busy,
+    one doesn't.
     """
     pairs = f"{json.dumps(list(components))}.map((name, place) => [name, values[place]])"
-    script = f"(...values) => [JSON.stringify(Object.fromEntries({pairs}))]"
+    script = f"(...values) => [JSON.stringify({{...Object.fromEntries({pairs}), ...{besides}}})]"
     options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     return gr.on(triggers, None, list(components.values()), into, js=script, trigger_mode="always_last", **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from webui.templating import macros
@@ -15,6 +16,25 @@ empty = _HTML.empty
 """What stands where nothing is yet, with the next thing to do."""
 found = _HTML.found
 """How many things were found."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A small picture to press."""
+
+    id: str
+    """What the press hands on, as `pressed["tile"]`: a name that holds whatever the list is by then."""
+    picture: Path
+    name: str
+    line: str = ""
+    """One line more."""
+    is_wrong: bool = False
+    """Whether that line tells of something to be seen to."""
+
+
+def tiles(label: str, shown: Sequence[Tile], chosen: str | None = None) -> str:
+    """A grid of tiles, empty for none. chosen: the id of the one that is marked."""
+    return str(_HTML.tiles(label, shown, chosen))
 
 
 def notes(remarks: Sequence[str], title: str) -> str:

@@ -8,16 +8,100 @@ LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live'
 PRESSES = """element.addEventListener('click', (event) => {
   const tab = event.target.closest('[data-tab]');
   if (tab) { document.querySelector('#tab-' + tab.dataset.tab + '-button')?.click(); return; }
-  const pressed = event.target.closest(
-    '[data-act], [data-fix], [data-image], [data-queue], [data-run], [data-step], [data-reset]');
+  const pressed = event.target.closest(['act', 'fix', 'image', 'queue', 'run', 'step', 'reset', 'tile']
+    .map((name) => `[data-${name}]`).join());
   if (!pressed) return;
   if (pressed.dataset.act === 'upload') { document.querySelector('#dataset-upload button')?.click(); return; }
+  window.sdlora.pressed = {...pressed.dataset};
+  const {run, queue} = pressed.dataset;
+  if (run && !queue) {
+    window.sdlora.run = run;
+    document.querySelector('#runs-details')?.setAttribute('aria-busy', 'true');
+    element.querySelectorAll('[data-run]').forEach((one) => one.setAttribute('aria-pressed', one === pressed));
+  }
+  if (pressed.dataset.tile) window.sdlora.mark(element, pressed.dataset.tile);
+  if (pressed.dataset.image) window.sdlora.reveal = '#dataset-editor';
   trigger('select', {pressed: {...pressed.dataset}});
 });"""
 """Hands the data of a pressed button to the component's select handler, as `event.pressed`.
 
 `data-tab` opens a tab instead, and the act `upload` the file dialog.
 """
+
+
+def goes_to(tab: str, datum: str) -> str:
+    """Lets an address, such as #runs/mascot-2, choose what a tab shows, as a press with that datum would."""
+    pending = "window.sdlora.run = name; " if datum == "run" else ""
+    return f"window.sdlora.goes.{tab} = (name) => {{ {pending}trigger('select', {{pressed: {{{datum}: name}}}}); }};"
+
+
+CLOCK = """window.sdlora.clocks[element.closest('[id^=clock-]').id.slice(6)] = () => trigger('tick');"""
+"""Ticks for one tab, when page.js has heard that there are news for it."""
+
+STATUS = """element.innerHTML = '<p aria-hidden="true"></p><span class="hidden-label" role="status"></span>';
+const [shown, spoken] = element.children;
+window.sdlora.status = (told) => {
+  if (shown.textContent !== told.words) shown.textContent = told.words;
+  if (spoken.textContent !== told.spoken) spoken.textContent = told.spoken;
+};"""
+"""The header's line, which page.js writes."""
+
+NEWS_OF_A_RUN = """(text, selected) => {
+  const nothing = {__type__: 'update'}, parts = %s, buttons = %s;
+  const news = JSON.parse(text || '{}'), wanted = window.sdlora.run ?? selected ?? '';
+  const outputs = parts.length + buttons.length + 3;
+  if (!news.sent || news.asked !== wanted) return Array(outputs).fill(nothing);
+  window.sdlora.run = null;
+  document.querySelector('#runs-details')?.removeAttribute('aria-busy');
+  return [
+    ...parts.map((name) => name in news.parts ? news.parts[name] : nothing),
+    ...buttons.map((name) => ({...nothing, ...news.buttons[name]})),
+    {...nothing, visible: news.run !== ''}, news.sent, news.run,
+  ];
+}"""
+"""Puts what is new of a run into the page, or drops it where the page has turned to another run meanwhile."""
+
+ROWS = """const open = new Set();
+const pair = (field) => field.closest('.adapter-line').querySelectorAll(`[data-set="${field.dataset.set}"]`);
+element.addEventListener('input', (event) => {
+  if (event.target.dataset.set) pair(event.target).forEach((field) => {
+    if (field !== event.target && field.type !== 'checkbox') field.value = event.target.value;
+  });
+});
+element.addEventListener('change', (event) => {
+  const {row, set} = event.target.dataset;
+  if (!set) return;
+  const value = event.target.type === 'checkbox' ? event.target.checked : event.target.value;
+  trigger('select', {pressed: {row, set, value}});
+});
+element.addEventListener('click', (event) => {
+  const pressed = event.target.closest('button');
+  if (!pressed) return;
+  const {words, sweep, row, act} = pressed.dataset;
+  if (words) trigger('words', {pressed: {words}});
+  else if (sweep) trigger('sweep', {pressed: {row: sweep, span: pressed.parentElement.querySelector('input').value}});
+  else if (row) trigger('select', {pressed: {row, act}});
+});
+element.addEventListener('toggle', (event) => open[event.target.open ? 'add' : 'delete'](event.target.id), true);
+watch('value', () => element.querySelectorAll('details').forEach((one) => { one.open = open.has(one.id); }));"""
+"""For rows of adapters: hands on each change as row, name and value; keeps slider and number alike, sections open."""
+
+SETTLED = "async (...values) => { await window.sdlora.settled(); return values; }"
+"""For an event that uses what other fields write to the server: waits until the server has answered those."""
+
+MARKS = """watch('value', () => {
+  window.sdlora.mark(document.querySelector('#dataset-gallery'), element.querySelector('[data-shown]')?.dataset.shown);
+  if (window.sdlora.reveal) document.querySelector(window.sdlora.reveal)?.scrollIntoView({block: 'nearest'});
+  window.sdlora.reveal = null;
+});"""
+"""For the words about the image in the editor: marks its tile, and shows the editor where a press asked for it."""
+
+ASKED = "{asked: window.sdlora.%s(), pressed: window.sdlora.pressed}"
+"""For `gradio_quirks.collect`: the number of the newest event that fills the form (`ask` begins one, `asked` tells it),
+and the data of the button pressed last."""
+
+NEXT_ASKED = "(...values) => [...values.slice(0, -1), window.sdlora.ask()]"
+"""For an event that fills the form and whose last input takes that number."""
 
 PROBLEMS = """element.setAttribute('role', 'alert');
 element.addEventListener('click', async (event) => {
@@ -92,7 +176,7 @@ TO_THE_END = """() => setTimeout(() => {
 READY = """() => {
   const page = document.body.dataset;
   page.loading = (page.loading ?? %d) - 1;
-  if (page.loading === '0') page.ready = 'yes';
+  if (page.loading === '0') window.sdlora.arrive().then(() => { page.ready = 'yes'; });
   return [];
 }"""
 """Says on the page that the remembered fields, the tab and what each tab begins with are in place."""

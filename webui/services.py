@@ -13,6 +13,7 @@ from sdlora.launch.watch import RunWatch
 from sdlora.library.scan import Library, Scan
 from sdlora.models.found import list_models
 from webui.active_adapters import ActiveAdapters
+from webui.news import News
 from webui.state import PageState
 from webui.workspace import Workspace
 
@@ -30,6 +31,7 @@ class Services:
         self.forecaster = Forecaster(self.watch, workspace.jobs)
         self.active = ActiveAdapters(state)
         self.history = History(workspace.outputs, workspace.internal / "history.json")
+        self.news = News()
         self._library = Library((), workspace.internal / "library.json")
 
     @cached_property

@@ -6,11 +6,18 @@ from pathlib import Path
 
 import gradio as gr
 
+TEXT = gr.themes.Size(
+    name="rem", xxs="0.75rem", xs="0.75rem", sm="0.85rem", md="0.95rem", lg="0.95rem", xl="1.4rem", xxl="1.4rem"
+)
+"""Four sizes, in the browser's own measure, so that its setting for larger text counts."""
 _ASSETS = Path(__file__).parent / "assets"
 STYLES = tuple(_ASSETS / name for name in ("page.css", "runs.css", "images.css"))
 """The whole page's first, then those of single tabs."""
 SCRIPT = _ASSETS / "page.js"
 """Gradio's quirks, choice of light or dark, keyboard map."""
+
+SHARED = _ASSETS / "shared.js"
+"""What scripts of components share: it has to be there before the first of them."""
 
 
 def theme() -> gr.themes.Default:
@@ -18,6 +25,7 @@ def theme() -> gr.themes.Default:
     return gr.themes.Default(
         primary_hue=gr.themes.colors.indigo,
         neutral_hue=gr.themes.colors.slate,
+        text_size=TEXT,
         radius_size=gr.themes.sizes.radius_md,
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,6 +31,7 @@ def caption_command(
     model: Annotated[str | None, _option("model", "--model", "-m")] = None,
     endpoint: Annotated[str | None, _option("endpoint", metavar="URL")] = None,
     prompt: Annotated[str | None, _option("prompt")] = None,
+    detail: Annotated[Literal["short", "detailed", "paragraph"] | None, _option("detail")] = None,
     key_variable: Annotated[str | None, _option("key_variable", metavar="NAME")] = None,
     timeout_seconds: Annotated[float | None, _option("timeout_seconds")] = None,
     existing: Annotated[Existing | None, _option("existing")] = None,
@@ -54,6 +55,7 @@ def caption_command(
         "model": model,
         "endpoint": endpoint,
         "prompt": prompt,
+        "detail": detail,
         "key_variable": key_variable,
         "timeout_seconds": timeout_seconds,
         "existing": existing,

@@ -1,4 +1,4 @@
-"""Commands on datasets: check, fix, undo, edit, sheet, import. (caption and class-images have files of their own.)"""
+"""Commands on datasets: check, fix, undo, edit, sheet, import. (The others have files of their own.)"""
 
 from __future__ import annotations
 

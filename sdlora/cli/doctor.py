@@ -1,9 +1,10 @@
-"""`sdlora doctor`: what works on this machine, and the command that fixes what doesn't."""
+"""`sdlora doctor`: what works on this machine; `sdlora support`: what to send to who helps with a run."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,3 +35,20 @@ def doctor(
         typer.echo(json.dumps([asdict(finding) for finding in found], indent=2))
     if any(finding.verdict == "problem" for finding in found):
         raise typer.Exit(1)
+
+
+@app.command()
+def support(
+    run: Annotated[Path, typer.Argument(help="A run's folder, for example runs/my-lora.")],
+    folder: Annotated[Path, typer.Option("--folder", "-f", help="Where the zip file is written.")] = Path(),
+    with_prompts: Annotated[bool, typer.Option("--with-prompts", help="Leave captions and prompts in.")] = False,
+) -> None:
+    """Pack a run's settings, environment, events and log into a zip file for who helps: no images, no secrets."""
+    from sdlora.launch.runs import find
+    from sdlora.launch.support import support_zip
+    from sdlora.training.preflight.doctor import examine
+
+    handle = find(run)
+    findings = json.dumps([asdict(finding) for finding in examine(with_network=False)], indent=2)
+    path = support_zip(handle, folder, with_prompts=with_prompts, more={"doctor.json": findings})
+    console.print(f"{path}: look into it before you send it; names of files and folders are in it", markup=False)

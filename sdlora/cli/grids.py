@@ -49,7 +49,17 @@ YesOption = Annotated[bool, typer.Option("--yes", help="Generate a grid of more 
 _MOST_CELLS_IF_ASKED = 10_000
 _PARTS = 100
 """What a cell counts in the progress bar, so that its steps can be told."""
-_FROM_TRAINING = {"model", "revision", "variant", "family", "prediction", "zero_terminal_snr", "vae", "clip_skip"}
+_FROM_TRAINING = {
+    "model",
+    "revision",
+    "variant",
+    "family",
+    "prediction",
+    "zero_terminal_snr",
+    "vae",
+    "adapters",
+    "clip_skip",
+}
 
 
 def picture_settings(image: Path, adapter_folders: Sequence[Path], *, base_is_given: bool) -> dict[str, Any]:

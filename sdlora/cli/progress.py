@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sdlora import disk
 from sdlora.cli.app import INTERRUPTED
 from sdlora.errors import SdloraError
 from sdlora.events import CommandFinished, Event, EventSink, EventStream, Progress
@@ -78,6 +79,9 @@ def recorded_end() -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         _tell(CommandFinished(exit_code=INTERRUPTED, error="interrupted"))
+        raise
+    except OSError as error:
+        _tell(CommandFinished(exit_code=2, error=disk.explain(error)))
         raise
     except BaseException as error:
         _tell(CommandFinished(exit_code=1, error=f"{type(error).__name__}: {error}"))

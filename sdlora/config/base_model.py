@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sdlora.config.section import Section
 
@@ -12,6 +12,21 @@ FamilyName = Literal["sd1", "sd2", "sdxl"]
 Prediction = Literal["epsilon", "v_prediction"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Quantization = Literal["none", "int8", "nf4", "nf4-double"]
+
+
+class MergedAdapter(Section):
+    """An adapter that is merged into the base model in memory."""
+
+    file: str
+    """Adapter file, or hf://owner/name[/file]."""
+
+    weight: float = 1.0
+    """What its update is multiplied by."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
 
 
 class BaseModelConfig(Section):
@@ -35,6 +50,10 @@ class BaseModelConfig(Section):
 
     vae: str | None = None
     """Another VAE than the model's own: a folder, a file or a hub name."""
+
+    adapters: tuple[MergedAdapter, ...] = ()
+    """Adapters merged into the model, in memory, before anything else happens: a list of files, or of
+    {file: style.safetensors, weight: 0.8}. What is trained then builds on them and wants them beside it later."""
 
     precision: Literal["auto"] | Precision = "auto"
     """Number type of the frozen weights; auto takes optimization.precision."""

@@ -14,14 +14,17 @@ Existing = Literal["skip", "overwrite", "append", "prepend"]
 
 class CaptioningConfig(Section):
     model: str = "Salesforce/blip-image-captioning-base"
-    """Captioner: a hub name or a folder with BLIP, BLIP-2 or GIT (sentences) or a WD14-style ONNX tagger (tags), or the
-    name of an installed plug-in. With an endpoint: the server's name for its model."""
+    """Captioner: a hub name or a folder with BLIP, BLIP-2, GIT or Florence-2 (sentences) or a WD14-style ONNX tagger
+    (tags), or the name of an installed plug-in. With an endpoint: the server's name for its model."""
 
     endpoint: str | None = None
     """Address of a server with OpenAI's interface (LM Studio, Ollama, vLLM), such as http://localhost:1234/v1."""
 
     prompt: str = "Describe this image in one sentence, for training an image generator. Give only the description."
     """Endpoint: what the model is asked about each image."""
+
+    detail: Literal["short", "detailed", "paragraph"] = "detailed"
+    """Florence-2: how much it says of an image; a paragraph wants a larger max_tokens."""
 
     key_variable: str = "OPENAI_API_KEY"
     """Endpoint: environment variable that holds the key, if the server wants one."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from sdlora import text_files
 from sdlora.config import schema
 from sdlora.config.shipped import presets_folder
 from sdlora.config.train import TrainConfig
@@ -20,19 +21,6 @@ from sdlora.text_files import UnreadableTextError, read_text
 Config = TypeVar("Config", bound=BaseModel)
 
 _PATH_SUFFIXES = (".yaml", ".yml")
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice: the first would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is set twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def find(preset: str) -> Path:
@@ -146,12 +134,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """The plain values in YAML text. Raises ConfigError, naming the source, when it holds no settings."""
     try:
-        values = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
+        values = text_files.parse_yaml(text)
+    except ValueError as error:
         hint = ""
-        if "escape" in str(error):
+        if "escape" in str(error) or "hexdecimal" in str(error):  # the two readers' words for it
             hint = "; a backslash in double quotes is an escape: write Windows paths with / or in 'single quotes'"
-        raise ConfigError(source, [f"not valid YAML: {' '.join(str(error).split())}{hint}"]) from None
+        raise ConfigError(source, [f"not valid YAML: {error}{hint}"]) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -161,19 +149,29 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 def _apply_override(values: dict[str, Any], text: str, kind: type[BaseModel]) -> str | None:
     """Set one `section.name=value` in place; returns what is wrong with it, if anything."""
+    if not _is_text(text):
+        return f"--set {text!a}: is no valid text; your terminal may not send UTF-8"
     name, equals, raw = text.partition("=")
     if not equals or not name.strip():
         return f"--set {text}: write it as section.name=value"
     try:
         # As YAML, so that the command line and a file take the same spellings: 1e-4, [a, b], true.
-        value = yaml.safe_load(raw) if raw else ""
-    except yaml.YAMLError:
+        value = text_files.parse_yaml(raw) if raw else ""
+    except ValueError:
         value = raw
     try:
         schema.put(values, name.strip(), value, kind)
     except ValueError as error:
         return f"--set {text}: {error}"
     return None
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a command line that were no text in the terminal's encoding
+        return False
+    return True
 
 
 def _in_words(item: Any, location: str, kind: type[BaseModel]) -> list[str]:

@@ -13,6 +13,7 @@ from sdlora.config.shipped import resolve_folder
 from sdlora.constants import LATENT_FACTOR
 
 MaskSource = Literal["none", "alpha", "file"]
+CropFocus = Literal["centre", "face", "mask"]
 
 
 class CaptionsConfig(Section):
@@ -193,6 +194,23 @@ class ImagesConfig(Section):
     random_crop: bool = False
     """Cut the bucket's window at a random place, not the centre."""
 
+    crop_focus: CropFocus = "centre"
+    """What the window is centred on and a random crop keeps whole where it fits: the image's centre, the face whose
+    place the file's name tells as sd-scripts writes it (`cat_512_300_200_220`: centre and size in pixels), or what the
+    mask shows."""
+
+    crop_jitter: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Enlarge each image by up to this share before its window is cut, at a random place; 0.1 is usual."""
+
+    rotation: float = Field(default=0.0, ge=0.0, le=45.0)
+    """Turn each image by up to this many degrees to either side, enlarged until its corners are filled."""
+
+    colour_jitter: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Change brightness, contrast and saturation by up to this share each time an image is seen; 0.1 is usual."""
+
+    hue_jitter: float = Field(default=0.0, ge=0.0, le=180.0)
+    """Shift the hue by up to this many degrees each time an image is seen."""
+
     background: str = Field(default="#ffffff", pattern=r"^#[0-9a-fA-F]{6}$")
     """Colour behind transparent pixels, as #rrggbb."""
 
@@ -213,6 +231,16 @@ class ImagesConfig(Section):
 
     cache_folder: Path | None = None
     """Where they are kept; by default the user's cache folder (or $SDLORA_CACHE)."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether an image's pixels differ by more than a mirroring and a crop each time it is seen."""
+        return any((self.crop_jitter, self.rotation, self.colour_jitter, self.hue_jitter))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether images must be encoded each time they are seen, as no two times are alike."""
+        return self.random_crop or self.varies
 
     @property
     def sources(self) -> tuple[ImageFolder, ...]:
@@ -237,6 +265,8 @@ class ImagesConfig(Section):
             raise ValueError(
                 "folders: images.folder is set too; put all into images.folders, or set images.folder=null"
             )
+        if self.crop_focus == "mask" and self.mask == "none" and all(each.mask is None for each in self.folders):
+            raise ValueError("crop_focus=mask needs images.mask, alpha or file")
         _check_resolutions(self)
         for source in self.folders:
             try:

@@ -66,6 +66,9 @@ class ObjectiveConfig(Section):
     prior_prompt: str = ""
     """Caption for base_prediction; empty takes each image's own caption with the trigger taken out."""
 
+    prior_outside_mask: float = Field(default=0.0, ge=0.0, le=10.0)
+    """Outside the mask hold the prediction to the base model's own, with this weight; 1 is usual. Needs images.mask."""
+
     @model_validator(mode="after")
     def _check(self) -> ObjectiveConfig:
         problems = []

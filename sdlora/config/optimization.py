@@ -132,6 +132,10 @@ class OptimizationConfig(Section):
     max_nonfinite: int = Field(default=10, ge=0)
     """Batches in a row with a non-finite loss or gradient before the run gives up."""
 
+    on_out_of_memory: Literal["smaller_batch", "stop"] = "smaller_batch"
+    """What happens when a step needs more memory than there is: smaller_batch sends the batch through the model in two,
+    four, ... parts from then on, which gives the same gradients; stop saves and ends the run."""
+
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sdlora.config.base_model import Precision
 from sdlora.config.generate import Sampler
@@ -130,3 +132,36 @@ class OutputsConfig(Section):
 
     tensorboard: bool = False
     """Write TensorBoard logs into the run folder."""
+
+    wandb: bool = False
+    """Log to Weights & Biases (key from WANDB_API_KEY or `wandb login`); WANDB_MODE=offline writes into the run."""
+
+    wandb_project: str = "sdlora"
+    """Project there."""
+
+    on_finish: str | None = None
+    """Command to run when the run has ended in any way, such as `python evaluate.py`; for runs begun on the command
+    line. It finds SDLORA_OUTCOME (completed, stopped or failed), SDLORA_RUN, SDLORA_ADAPTER, SDLORA_STEP and
+    SDLORA_MESSAGE in its environment."""
+
+    webhook: str | None = None
+    """Address that is told by POST how the run ended, as JSON: outcome, name, run, adapter, step, seconds, message, and
+    a sentence as `text` and `content`, as Slack and Discord want it."""
+
+    @field_validator("on_finish")
+    @classmethod
+    def _is_command(cls, command: str | None) -> str | None:
+        try:
+            words = None if command is None else shlex.split(command)
+        except ValueError as error:
+            raise ValueError(f"'{command}' is no command: {error}") from None
+        if words == []:
+            raise ValueError("is empty; give a command or null")
+        return command
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_address(cls, address: str | None) -> str | None:
+        if address is not None and not re.match(r"https?://[^/\s]+", address):
+            raise ValueError(f"'{address}' is no address; write one such as https://example.org/hook")
+        return address

@@ -64,6 +64,11 @@ def choices(folder: Path) -> list[tuple[str, str]]:
     return [*((preset.label, preset.name) for preset in list_presets(folder)), (_PLAIN_LABEL, PLAIN)]
 
 
+def title(name: str) -> str:
+    """What a person calls a preset: its file's name without folder and suffix."""
+    return _PLAIN_LABEL if name == PLAIN else Path(name).stem
+
+
 def facts(name: str) -> list[tuple[str, str]]:
     """What a preset's header says of it, label and text: base model, memory, time."""
     if name == PLAIN:

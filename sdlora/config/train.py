@@ -17,6 +17,8 @@ from sdlora.config.section import Section
 
 CONFIG_VERSION: Literal[1] = 1
 DEFAULT_EPOCHS = 10
+LONGEST_NAME_BYTES = 120
+"""Of a run's name: with `-step_000500.safetensors` and the like it must stay below what a disk allows, 255."""
 _GIVEN_RATE = tuple(name for name in OPTIMIZERS if name not in OWN_RATE)
 
 
@@ -55,6 +57,13 @@ class TrainConfig(Section):
                 f"'{name}' can't be used as a name: other tools read it in <lora:name:1>, so use letters, digits, "
                 "spaces, _ - + . ( ), not 'none'"
             )
+        if name.startswith("-"):
+            raise ValueError(f"'{name}' can't be used as a name: commands would take it for an option")
+        # Windows has no such files, whatever comes after a dot.
+        if re.fullmatch(r"con|prn|aux|nul|com\d|lpt\d", name.partition(".")[0], re.IGNORECASE):
+            raise ValueError(f"'{name}' can't be used as a name: Windows keeps it for devices")
+        if len(name.encode()) > LONGEST_NAME_BYTES:
+            raise ValueError(f"a name of {len(name.encode())} bytes is too long: use at most {LONGEST_NAME_BYTES}")
         return name
 
     @model_validator(mode="after")
@@ -68,6 +77,9 @@ class TrainConfig(Section):
             )
         if has_class_images and self.objective.prior_preservation != "class_images":
             problems.append("class images have no effect without objective.prior_preservation=class_images")
+        masks = (self.images.mask, *(each.mask for each in self.images.folders))
+        if self.objective.prior_outside_mask and not any(mask not in (None, "none") for mask in masks):
+            problems.append("objective.prior_outside_mask has no effect without images.mask")
         optimization = self.optimization
         if optimization.precision == "fp32" and self.base_model.precision in ("bf16", "fp16"):
             problems.append(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdlora.config.images import CaptionsConfig, ImageFolder, ImagesConfig, MaskSource
+from sdlora.config.images import CaptionsConfig, CropFocus, ImageFolder, ImagesConfig, MaskSource
 from sdlora.data.cache import default_cache_folder
 from sdlora.data.caption_files import CaptionFolders, long_number, repeats_folder
 from sdlora.data.captions import render, variants, without_chance, without_trigger
@@ -80,6 +80,7 @@ class ImageRecord:
     """Its folder's own target resolutions; empty for the run's."""
     horizontal_flip: bool = False
     mask: MaskSource = "none"
+    crop_focus: CropFocus = "centre"
     loss_weight: float = 1.0
     """Factor on the image's loss: its folder's times its own."""
 
@@ -315,6 +316,7 @@ def make_record(
         resolutions=source.resolutions,
         horizontal_flip=source.images.horizontal_flip,
         mask=source.images.mask,
+        crop_focus=source.images.crop_focus,
         loss_weight=source.loss_weight * files.loss_weight(path),
     )
 

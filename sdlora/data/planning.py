@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdlora.config.images import CaptionsConfig
 from sdlora.data.batches import plan_epoch
 from sdlora.data.buckets import Bucket, BucketedImage
 from sdlora.data.captions import render, split_tags, without_chance
@@ -67,14 +68,29 @@ def plan(scan: ScanResult, placed: Sequence[BucketedImage], batch_size: int) -> 
 def tag_counts(records: Sequence[ImageRecord]) -> dict[str, dict[str, int]]:
     """How many captions of each folder (by its name) are trained with each tag, most frequent first.
 
-    Trigger, prefix and suffix count, as other tools offer these tags as words to prompt with.
+    Trigger, prefix and suffix count, as other tools offer these tags as words to prompt with; class images don't, nor
+    what dropout always leaves out.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
-        texts = (record.caption or "").splitlines() if record.captions.wildcards else [record.caption or ""]
-        trained = [render(text, without_chance(record.captions), random.Random(0)) for text in texts]
+        if record.is_class:
+            continue
+        captions = [record.caption or "", *(text for text, _ in record.alternatives)]
+        texts = [line for text in captions for line in text.splitlines()] if record.captions.wildcards else captions
+        trained = [render(text, _without_doubt(record.captions), random.Random(0)) for text in texts]
         counts[record.path.parent.name].update({tag for text in trained for tag in split_tags(text, record.captions)})
     return {folder: dict(sorted(tags.items(), key=_frequent_first)) for folder, tags in counts.items()}
+
+
+def triggers(records: Sequence[ImageRecord]) -> list[str]:
+    """The trigger words that are trained, each once: the run's, or those of its folders. Class images have none."""
+    return list(dict.fromkeys(trigger for one in records if not one.is_class and (trigger := one.captions.trigger)))
+
+
+def _without_doubt(captions: CaptionsConfig) -> CaptionsConfig:
+    """Settings under which a caption keeps all that is ever trained of it: only dropout of everything drops."""
+    always = {name: 1.0 for name in ("dropout", "tag_dropout") if getattr(captions, name) == 1}
+    return without_chance(captions).model_copy(update=always)
 
 
 def _frequent_first(item: tuple[str, int]) -> tuple[int, str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import ComputeConfig, GenerateConfig
 from sdlora.data.cache import default_cache_folder
@@ -36,7 +37,6 @@ from sdlora.generation.sampling.pool import DEFAULT_POOL_BYTES, AdapterPool
 from sdlora.models.detection import detect
 from sdlora.models.host import forget_mapped, tune_malloc
 from sdlora.models.identity import file_hash
-from sdlora.models.loading import load
 from sdlora.models.quantize import QuantizedLayer
 from sdlora.models.source import locate
 
@@ -84,7 +84,7 @@ class Generator:
             device = choose_device(self.compute.device)
         except ValueError as error:
             raise ConfigError("the request", [str(error)]) from None
-        self.bundle = load(base_model, device=device, dtype=choose_dtype(base_model, self.compute, device))
+        self.bundle = load_base(base_model, device=device, dtype=choose_dtype(base_model, self.compute, device))
         self._tune(device)
         self._adapted = AdaptedBase(self.bundle)
         self._pool = AdapterPool(self._adapted, DEFAULT_POOL_BYTES if pool_bytes is None else pool_bytes)

@@ -1,4 +1,4 @@
-"""kohya_ss GUI settings, sd-scripts' dataset.toml, folders and metadata, in our terms.
+"""kohya_ss GUI settings in our terms.
 
 Facts from the documentation of sd-scripts (train_network, dataset config) and from saved settings of kohya_ss.
 """
@@ -6,41 +6,32 @@ Facts from the documentation of sd-scripts (train_network, dataset config) and f
 from __future__ import annotations
 
 import ast
-import math
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
+from itertools import zip_longest
 from typing import Any
 
 from sdlora.config.optimization import OWN_RATE
 from sdlora.config.preview_prompts import parse_preview
 from sdlora.constants import LATENT_FACTOR
+from sdlora.imports.sd_scripts_data import SUBSET, augmentation, resolution_of
 from sdlora.imports.translation import (
     OPTIMIZER,
+    OTHER_MODELS,
     PRECISION,
     SCHEDULE,
     Convert,
     Translation,
-    caption_ending,
     count,
     file_name,
     number,
     one_of,
-    opposite,
+    refuse_other_model,
     same,
     some,
     switch,
-    switched_off,
 )
-
-
-def _resolution(value: Any) -> int | None:
-    """An edge in pixels from 512, "512" or "512,768": of a rectangle, that of the square with its area."""
-    if value in ("", None):
-        return None
-    edges = [int(edge) for edge in (value if isinstance(value, list) else str(value).split(","))]
-    return round(math.sqrt(edges[0] * edges[-1]) / LATENT_FACTOR) * LATENT_FACTOR
 
 
 def _token_length(value: Any) -> int | None:
@@ -66,29 +57,8 @@ def _epochs(value: Any) -> str | None:
     return f"{number_of} epochs" if number_of else None
 
 
-_SUBSET: dict[str, tuple[str, Convert]] = {
-    "shuffle_caption": ("captions.shuffle_tags", switch),
-    "keep_tokens": ("captions.keep_tags", count),
-    "keep_tokens_separator": ("captions.keep_separator", same),
-    "secondary_separator": ("captions.group_separator", same),
-    "caption_dropout_rate": ("captions.dropout", some),
-    "caption_tag_dropout_rate": ("captions.tag_dropout", some),
-    "caption_prefix": ("captions.prefix", same),
-    "caption_suffix": ("captions.suffix", same),
-    "caption_separator": ("captions.separator", same),
-    "enable_wildcard": ("captions.wildcards", switch),
-    "caption_extension": ("captions.extension", caption_ending),
-    "flip_aug": ("images.horizontal_flip", switch),
-    "random_crop": ("images.random_crop", switch),
-    "enable_bucket": ("images.buckets", switched_off),
-    "min_bucket_reso": ("images.bucket_min", count),
-    "max_bucket_reso": ("images.bucket_max", count),
-    "bucket_no_upscale": ("images.upscale", opposite),
-    "alpha_mask": ("images.mask", lambda value: "alpha" if switch(value) else None),
-}
-
 _GUI: dict[str, tuple[str, Convert]] = {
-    **_SUBSET,
+    **SUBSET,
     "output_name": ("name", file_name),
     "seed": ("seed", count),
     "pretrained_model_name_or_path": ("base_model.model", same),
@@ -148,8 +118,8 @@ WITHOUT_EFFECT = {
     "cache_latents", "cache_latents_to_disk", "sdxl_cache_text_encoder_outputs", "cache_text_encoder_outputs",
     "cache_text_encoder_outputs_to_disk", "xformers", "mem_eff_attn", "sdpa", "num_cpu_threads_per_process",
     "max_data_loader_n_workers", "persistent_data_loader_workers", "vae_batch_size", "save_model_as",
-    "sdxl_no_half_vae", "no_half_vae", "use_wandb", "wandb_api_key", "wandb_run_name", "logging_dir", "log_config",
-    "log_prefix", "log_tracker_name", "log_tracker_config", "log_with", "num_machines", "num_processes", "gpu_ids",
+    "sdxl_no_half_vae", "no_half_vae", "wandb_api_key", "wandb_run_name", "logging_dir", "log_config",
+    "log_prefix", "log_tracker_config", "num_machines", "num_processes", "gpu_ids",
     "multi_gpu", "model_list", "train_on_input", "unit", "main_process_port", "dynamo_backend", "dynamo_mode",
     "dynamo_use_dynamic", "dynamo_use_fullgraph", "extra_accelerate_launch_args", "highvram", "lowvram", "lowram",
     "no_metadata", "save_as_bool", "save_state", "save_state_on_train_end", "save_state_to_huggingface",
@@ -167,13 +137,13 @@ WITHOUT_EFFECT = {
 without them."""
 
 NO_COUNTERPART = {
-    "adaptive_noise_scale", "color_aug", "face_crop_aug_range", "caption_dropout_every_n_epochs", "block_dims",
+    "adaptive_noise_scale", "caption_dropout_every_n_epochs", "block_dims",
     "block_alphas", "conv_block_dims", "conv_block_alphas", "conv_dims", "conv_alphas", "block_lr_zero_threshold",
     "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr", "constrain", "rescaled", "use_scalar",
     "train_norm", "rank_dropout_scale", "v_pred_like_loss", "lr_scheduler_type", "save_last_n_steps",
     "token_warmup_min", "token_warmup_step", "train_blocks", "train_double_block_indices",
     "train_single_block_indices", "in_dims", "initial_step", "initial_epoch", "skip_until_initial_step",
-    "weighting_scheme", "huber_scale", "base_weights", "base_weights_multiplier", "dataset_repeats",
+    "weighting_scheme", "huber_scale", "dataset_repeats",
     "sample_at_first", "sdxl_network_text_encoder", "no_vae", "additional_parameters",
 }  # fmt: skip
 """Settings that ours can't hold; each is listed when it is switched on."""
@@ -185,7 +155,6 @@ _LORA_TYPES = {
     "lycoris/loha": ("loha", "all+conv"),
     "lycoris/lokr": ("lokr", "all+conv"),
 }
-_OTHER_MODELS = ("flux", "sd3", "lumina", "chroma", "hunyuan", "anima", "qwen", "wan", "cascade", "kolors")
 _LYCORIS_PRESETS = {"full": None, "full-lin": "all", "attn-mlp": "all", "attn-only": "attention"}
 _LARGEST_RANK = 1024
 
@@ -198,7 +167,8 @@ def from_gui(settings: Mapping[str, Any]) -> Translation:
     known |= _families(settings, result) | _adapter_kind(settings, result) | _sizes(settings, result)
     known |= _rates(settings, result) | _steps(settings, result) | _noise(settings, result)
     known |= _weighting(settings, result) | _optimizer_options(settings, result) | _prompts(settings, result)
-    known |= _images(settings, result)
+    known |= _images(settings, result) | _base_weights(settings, result)
+    known |= _logging(settings, result)
     result.lose_rest(settings, known)
     return result
 
@@ -224,7 +194,7 @@ def _families(settings: Mapping[str, Any], result: Translation) -> set[str]:
     families = {"sdxl": "sdxl", "v2": "sd2"}
     other = [
         name
-        for name in _OTHER_MODELS
+        for name in OTHER_MODELS
         if any(switch(settings.get(f"{name}{end}")) for end in ("1_checkbox", "_checkbox"))
     ]
     if other:
@@ -237,8 +207,7 @@ def _families(settings: Mapping[str, Any], result: Translation) -> set[str]:
 
 def _adapter_kind(settings: Mapping[str, Any], result: Translation) -> set[str]:
     kind = str(settings.get("LoRA_type", "Standard"))
-    if any(name in kind.lower() for name in _OTHER_MODELS):
-        raise ValueError(f"LoRA_type={kind}; only Stable Diffusion 1.x, 2.x and XL can be trained here")
+    refuse_other_model(kind)
     if kind.lower() not in _LORA_TYPES:
         result.change("LoRA_type", kind, "has no counterpart, so a plain LoRA is trained")
     algorithm, layers = _LORA_TYPES.get(kind.lower(), _LORA_TYPES["standard"])
@@ -371,10 +340,33 @@ def _noise(settings: Mapping[str, Any], result: Translation) -> set[str]:
     }  # fmt: skip
 
 
+def _base_weights(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    """LoRAs merged into the base model: paths and factors between spaces, or lists."""
+    paths, factors = (_words(settings.get(name)) for name in ("base_weights", "base_weights_multiplier"))
+    merged = [{"file": path, "weight": float(factor)} for path, factor in zip_longest(paths, factors, fillvalue=1)]
+    result.put("base_model.adapters", merged[: len(paths)] or None)
+    return {"base_weights", "base_weights_multiplier"}
+
+
+def _logging(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    trackers = str(settings.get("log_with") or "").lower()
+    result.put("outputs.tensorboard", True if trackers in ("tensorboard", "all") else None)
+    if switch(settings.get("use_wandb")) or trackers in ("wandb", "all"):
+        result.put("outputs.wandb", True)
+        result.put("outputs.wandb_project", same(settings.get("log_tracker_name")))
+    return {"use_wandb", "log_with", "log_tracker_name"}
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, (list, tuple)):
+        return [str(one) for one in value]
+    return shlex.split(str(value or "").replace("\\", "/"))
+
+
 def _images(settings: Mapping[str, Any], result: Translation) -> set[str]:
     resolution = settings.get("max_resolution")
     try:
-        result.put("images.resolution", _resolution(resolution))
+        result.put("images.resolution", resolution_of(resolution))
     except (ValueError, TypeError):
         result.lose("max_resolution", resolution, "not understood")
     edges = str(resolution).replace(" ", "").strip("[]()").split(",")
@@ -400,10 +392,11 @@ def _images(settings: Mapping[str, Any], result: Translation) -> set[str]:
         result.lose(
             "masked_loss", True, "put the masks beside the images as NAME-masklabel.png and set images.mask=file"
         )
+    augmented = augmentation(settings, result)
     for name in ("full_bf16", "full_fp16"):
         if switch(settings.get(name)):
             result.change(name, True, "the adapter's weights are trained in fp32 here, which loses no small updates")
-    return {"max_resolution", "bucket_reso_steps", "masked_loss", "full_bf16", "full_fp16"}
+    return {"max_resolution", "bucket_reso_steps", "masked_loss", "full_bf16", "full_fp16"} | augmented
 
 
 def _weighting(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -465,60 +458,3 @@ def _prompts(settings: Mapping[str, Any], result: Translation) -> set[str]:
         prompts.append(line)
     result.put("previews.prompts", prompts or None)
     return {"sample_prompts"}
-
-
-def from_dataset_config(settings: Mapping[str, Any]) -> Translation:
-    """sd-scripts' dataset.toml: [general], [[datasets]] and their [[datasets.subsets]], the nearest one winning."""
-    result = Translation()
-    general = dict(settings.get("general", {}))
-    subsets = [
-        {**general, **{name: value for name, value in dataset.items() if name != "subsets"}, **subset}
-        for dataset in settings.get("datasets", [])
-        for subset in dataset.get("subsets", [])
-    ]
-    if not subsets:
-        raise ValueError("it has no [[datasets.subsets]]")
-    trained = [subset for subset in subsets if not switch(subset.get("is_reg"))] or subsets
-    first = trained[0]
-    known = result.take(first, _SUBSET)
-    known |= result.take(
-        first,
-        {
-            "resolution": ("images.resolution", _resolution),
-            "batch_size": ("optimization.batch_size", count),
-            "num_repeats": ("images.repeats", count),
-            "class_tokens": ("captions.default", same),
-        },
-    )
-    folders = [str(subset["image_dir"]) for subset in trained if subset.get("image_dir")]
-    result.put("images.folder", folders[0] if len(folders) == 1 else folders or None)
-    class_folders = [
-        str(subset["image_dir"]) for subset in subsets if switch(subset.get("is_reg")) and "image_dir" in subset
-    ]
-    result.put("images.class_folder", class_folders[0] if class_folders else None)
-    for folder in class_folders[1:]:
-        result.lose("image_dir", folder, "there is one folder of class images")
-    known |= {"image_dir", "is_reg"}
-    result.lose_rest(first, known)
-    for subset in trained[1:]:
-        for name in subset.keys() - {"image_dir"}:
-            if subset[name] != first.get(name):
-                result.lose(f"{subset.get('image_dir')}: {name}", subset[name], _difference(name, subset))
-    return result
-
-
-def _difference(name: str, subset: Mapping[str, Any]) -> str:
-    if name == "num_repeats":
-        folder = Path(str(subset.get("image_dir", ""))).name
-        return f"folders share the settings of the first; rename this one to {subset[name]}_{folder}"
-    return "folders share the settings of the first"
-
-
-def from_metadata(entries: Mapping[str, Any]) -> Translation:
-    """sd-scripts' metadata JSON: image to {caption, tags}; both are joined, as in training there."""
-    result = Translation()
-    for image, entry in entries.items():
-        parts = [str(entry[key]).strip() for key in ("caption", "tags") if entry.get(key)]
-        result.captions[image] = ", ".join(part for part in parts if part)
-        result.lose_rest(entry, {"caption", "tags", "train_resolution"}, f"{image}: ")
-    return result

@@ -37,6 +37,12 @@ class DatasetJobs:
         states = {kind: handle.state() for kind in WORDS if (handle := self.newest(kind, folder)) is not None}
         return {kind: state for kind, state in states.items() if state.is_active}
 
+    def stamp(self) -> tuple[object, ...]:
+        """Changes when a job does, of whatever dataset."""
+        known = sorted(self._known().items())
+        states = ((name, handle.name, handle.state()) for name, handle in known)
+        return tuple((name, job, state.status, state.stage, state.done) for name, job, state in states)
+
     def start(self, kind: Kind, folder: Path, options: Sequence[str] = ()) -> JobHandle:
         """Begin a job. Raises ConfigError while another one works on the dataset."""
         if busy := self.active(folder):

@@ -58,6 +58,12 @@ class DryRuns:
             elif self._asked is None or self._asked.key != key:
                 self._asked = _Asked(config, key, time.monotonic())
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the draft of interest has still to be answered."""
+        with self._lock:
+            return self._asked is not None and self._asked.key not in self._found
+
     def find(self, config: TrainConfig | None) -> Finding:
         """Move things on and say what is known about a draft. Call it again and again."""
         with self._lock:

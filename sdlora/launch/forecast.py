@@ -13,7 +13,7 @@ from sdlora.launch.watch import RunWatch
 from sdlora.training.preflight.dry_run import Figures, SummaryLine
 from sdlora.training.preflight.paths import missing_paths
 from sdlora.training.preflight.step_count import StepCount, count_steps
-from sdlora.words import duration_in_words
+from sdlora.words import count, duration_in_words
 
 _FRESH_SECONDS = 5.0
 """How long what was found in a configuration's folders holds, while it stays as it is."""
@@ -52,6 +52,14 @@ class Forecast:
         return self.figures.total_steps if self.figures else counted
 
     @property
+    def steps_in_words(self) -> str:
+        """How the steps come about: as the dry run found it, else as the file names tell, else empty."""
+        if (figures := self.figures) is None:
+            return self.steps.in_words() if self.steps else ""
+        batches = f"{figures.batches} batch{'' if figures.batches == 1 else 'es'}"
+        return f"{count(figures.samples, 'sample')} an epoch in {batches}; {figures.epochs:.3g} epochs"
+
+    @property
     def in_short(self) -> str:
         """`300 steps · about 2 min`, empty when its length is not known."""
         total = self.total_steps
@@ -84,6 +92,11 @@ class Forecaster:
         finding = self._dry_runs.find(config)
         wrong = finding.found.problems if finding.found else []
         return Forecast(tuple(problem.message for problem in wrong), steps, pace, finding)
+
+    @property
+    def is_checking(self) -> bool:
+        """Whether a dry run that was asked for has still to say: then forecasts change by themselves."""
+        return self._dry_runs.is_busy
 
     def _folders_of(self, config: TrainConfig) -> tuple[tuple[str, ...], StepCount | None]:
         known, now = self._newest, time.monotonic()

@@ -11,12 +11,13 @@ from filelock import FileLock
 
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
-from sdlora.errors import RunError
+from sdlora.errors import ConfigError, RunError
 from sdlora.events import Event
 from sdlora.file_memory import stamp_of
 from sdlora.launch import queue_file
 from sdlora.launch.detached import SDLORA, end, spawn
 from sdlora.processes import ProcessRecord
+from sdlora.runs import changes
 from sdlora.runs import folder as run_folder
 from sdlora.runs.event_log import read_events, text_tail
 from sdlora.runs.folder import REQUESTS, Request, RunFolder, open_run
@@ -112,9 +113,10 @@ class RunHandle:
     def resume(self) -> None:
         """Begin the run, or go on from its newest checkpoint, in a detached process. It waits in no queue any more."""
         queue_file.change(self.folder.parent, lambda queue: queue.without(self.name))
+        _refuse_commands(self.config())
         with FileLock(self.folder / ".launch.lock"):
             state = derive(self.files)
-            if not state.can_start:
+            if not state.can_start and not self._changed_since(state):
                 reason = "is complete" if state.status == "finished" else f"is {state.status} already"
                 raise RunError(f"{self.name} {reason}: there is nothing to start.")
             # A stop that nobody heard was meant for the process before.
@@ -125,6 +127,11 @@ class RunHandle:
             before = ProcessRecord.of(0, events=self.files.events, log=self.files.log)
             process_id = spawn(command, log=self.files.log)
             before.with_process(process_id).write(self.files.process)
+
+    def _changed_since(self, state: RunState) -> bool:
+        """Whether a finished run got other settings after its end, and so may have more to do."""
+        versions = changes.history(self.files) if state.status == "finished" else []
+        return bool(versions) and versions[-1].at > (state.updated_at or 0.0)
 
     def delete(self, trash: Path | None = None) -> Path:
         """Move the run's folder to a trash folder (by default `.trash` beside it); returns where it lies now."""
@@ -138,6 +145,11 @@ class RunHandle:
     def adapter_files(self) -> list[RunAdapterFile]:
         """All adapter files of the run, those of checkpoints by step, the finished one last."""
         return adapter_files(self.files)
+
+    def wants_previews(self) -> bool:
+        """Whether its settings ask for any. Raises ConfigError when they are damaged."""
+        previews = self.config().previews
+        return bool(previews.prompts or previews.file)
 
     def previews(self) -> list[PreviewImage]:
         """All previews generated so far, by step and prompt."""
@@ -155,7 +167,23 @@ def prepare(config: TrainConfig | Path | str, runs_folder: Path | None = None) -
         config = config.model_copy(
             update={"outputs": config.outputs.model_copy(update={"folder": Path(runs_folder).resolve()})}
         )
+    _refuse_commands(config)
     return RunHandle(run_folder.create(config).path)
+
+
+def _refuse_commands(config: TrainConfig) -> None:
+    """Raise ConfigError for a run that would start a program when it ends.
+
+    Runs of a page are begun by whoever reaches it, with settings files from anywhere: they may train, and nothing else.
+    """
+    if config.outputs.on_finish is not None:
+        raise ConfigError(
+            "outputs.on_finish",
+            [
+                f"the command '{config.outputs.on_finish}' runs only where sdlora train or resume is called by hand; "
+                "leave it out here. outputs.webhook works everywhere"
+            ],
+        )
 
 
 def start(config: TrainConfig | Path | str, runs_folder: Path | None = None) -> RunHandle:

@@ -72,6 +72,14 @@ def add(rows: Rows, entry: LibraryEntry) -> Rows:
     return (*rows, Row(_next_id(rows), str(entry.path), weight=1.0 if weight is None else weight))
 
 
+def use(rows: Rows, entry: LibraryEntry, *, alone: bool) -> Rows:
+    """With the adapter in use and switched on. alone: the others switched off."""
+    if not any(Path(row.file) == entry.path for row in rows):
+        rows = add(rows, entry)
+    this = {row.id for row in rows if Path(row.file) == entry.path}
+    return tuple(replace(row, enabled=row.id in this or (row.enabled and not alone)) for row in rows)
+
+
 def remove(rows: Rows, row_id: int) -> Rows:
     """Without the row."""
     return tuple(row for row in rows if row.id != row_id)
@@ -166,7 +174,7 @@ def to_tags(rows: Rows, library: Scan) -> str:
 
 
 def apply_tags(rows: Rows, text: str, library: Scan) -> Rows:
-    """The rows as the tags want them: weights set, new adapters added, those without a tag switched off.
+    """The rows as the tags want them: weights and order set, new adapters added, those without a tag switched off.
 
     Raises ConfigError listing what can't be read, isn't in the library, or stands there twice.
     """
@@ -189,7 +197,8 @@ def apply_tags(rows: Rows, text: str, library: Scan) -> Rows:
         wanted[row.id] = replace(row, enabled=True, weight=tag.unet, text_encoder=linked, blocks=blocks)
     if problems:
         raise ConfigError("the tags", problems)
-    return tuple(wanted.get(row.id, replace(row, enabled=False)) for row in after)
+    in_order = iter(wanted.values())
+    return tuple(next(in_order) if row.id in wanted else replace(row, enabled=False) for row in after)
 
 
 def _meant(name: str, rows: Sequence[Row], library: Scan) -> Row:

@@ -10,7 +10,6 @@ never decide anything.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from sdlora.models.headers import Header, read_header, read_tensor
 from sdlora.models.hub import model_file
 from sdlora.models.recognition import recognise_config, recognise_header
 from sdlora.models.source import Source, SourceKind, locate
+from sdlora.text_files import parse_json, read_text
 
 _RESOLUTIONS: dict[FamilyName, int] = {"sd1": 512, "sd2": 512, "sdxl": 1024}
 _SD2_V_RESOLUTION = 768
@@ -126,7 +126,7 @@ def _read_json(source: Source, filename: str, revision: str | None) -> dict[str,
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except ValueError as error:
         raise ModelError(f"{path}: not valid JSON: {error}") from error
     return content if isinstance(content, dict) else None

@@ -38,14 +38,15 @@ def weights_identity(modules: Iterable[nn.Module], *extra: str | int) -> str:
 def file_hash(path: Path, cache_folder: Path) -> str:
     """The sha256 of a whole file in hex; seconds for gigabytes, so it is remembered until the file changes."""
     memory = FileMemory(cache_folder / "file-hashes.json", version=1)
-
-    def find_out() -> str:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(MIB):
-                digest.update(block)
-        return digest.hexdigest()
-
-    found: str = memory.get(path, find_out)
+    found: str = memory.get(path, lambda: sha256_of(path))
     memory.save(keep_others=True)
     return found
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a whole file in hex. Its first ten letters are the AutoV2 hash of model sites."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(MIB):
+            digest.update(block)
+    return digest.hexdigest()

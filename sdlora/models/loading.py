@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
 
 from sdlora.config.base_model import BaseModelConfig, FamilyName
 from sdlora.constants import MIB
@@ -24,13 +26,24 @@ from sdlora.models.single_file import SingleFile, load_vae_file
 from sdlora.models.source import locate
 from sdlora.models.text import check_clip_skip
 
+Change = Callable[[FamilyName, Sequence[nn.Module]], list[str]]
+"""Changes the weights of a UNet and its text encoders in place; returns notes for the user."""
 
-def load(config: BaseModelConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Bundle:
-    """The base model of `config`, frozen, in eval mode, on `device`.
 
-    dtype: number type of the weights; by default that of config.precision (auto: bf16). Raises ModelError when the
-    model isn't there, can't be read or isn't of a known family, MissingPackageError when NF4 needs bitsandbytes.
+def load(
+    config: BaseModelConfig,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    change: Change | None = None,
+) -> Bundle:
+    """The base model of `config`, frozen, in eval mode, on `device`. Its adapters are left to `change`.
+
+    dtype: number type of the weights; by default that of config.precision (auto: bf16). change: called with the loaded
+    weights before they are quantised and named. Raises ModelError when the model isn't there, can't be read or isn't of
+    a known family, MissingPackageError when NF4 needs bitsandbytes.
     """
+    assert change is not None or not config.adapters, "adapters.algebra.loaded_base.load_base merges them"
     detection = detect(config)
     if dtype is None:
         dtype = torch.bfloat16 if config.precision == "auto" else DTYPES[config.precision]
@@ -45,6 +58,8 @@ def load(config: BaseModelConfig, *, device: torch.device | str = "cpu", dtype: 
     unet = parts.unet(dtype)
     for module in (unet, vae, *text_encoders):
         module.requires_grad_(False).eval()
+    if change is not None:
+        notes += change(detection.family, [unet, *text_encoders])
     identity = weights_identity([unet, vae, *text_encoders])
     vae_identity = weights_identity([vae], repr(vae.config.scaling_factor))
     text_identity = weights_identity(text_encoders, config.clip_skip)

@@ -87,6 +87,11 @@ class RunFolder:
         """Folder of the previews generated after `step` steps."""
         return self.path / "previews" / step_name(step)
 
+    @property
+    def finishing(self) -> Path:
+        """Where the finished adapter and its side-cars lie until they are proved."""
+        return self.path / ".finishing"
+
     def adapter(self, name: str) -> Path:
         """Where the finished adapter file is written."""
         return self.path / f"{name}.safetensors"

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from sdlora import disk
 from sdlora.events import (
     Progress,
     RunFailed,
@@ -79,7 +80,7 @@ class RunState:
         possible = {
             "stop": self.status in ("running", "starting"),
             "kill": self.status == "stopping",
-            "resume": self.can_start,
+            "resume": self.can_start and self.status != "queued",
             "save": self.status == "running",
             "preview": self.status == "running",
             "delete": not self.is_active,
@@ -128,11 +129,24 @@ def derive(folder: RunFolder, *, is_queued: bool = False) -> RunState:
         return replace(resting, status="stopped")
     if record is None or not alive:
         error = _why_gone(folder, record.log_offset if record else 0)
+        # A process that could not write could not tell either, so the disk is asked.
+        if reason := disk.why_not_writable(folder.path):
+            return replace(resting, status="failed", last_error=f"{error}; {reason}")
         return replace(resting, status="crashed", last_error=error)
     state = replace(_with_stage(state, newest), process_id=record.process_id)
     if newest.is_stopping or (folder.requests / "stop").exists():
         return replace(state, status="stopping", eta_seconds=None)
     return state
+
+
+def has_finished(folder: RunFolder) -> bool:
+    """Whether the newest process that trained here came to the end and said so, with nothing left to do."""
+    for event in iterate_backwards(folder.events):
+        if isinstance(event, RunFinished):
+            return event.reason == "completed"
+        if isinstance(event, RunStarted):
+            return False
+    return False
 
 
 def _read_newest(folder: RunFolder, offset: int) -> _Newest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from sdlora.events import Event
@@ -18,6 +19,7 @@ class JsonlSink:
 
     def __init__(self, path: Path) -> None:
         """Open the file. A last line that a crash cut off is ended, so that it doesn't spoil the next one."""
+        self._path = path
         with path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, 2)
@@ -27,8 +29,13 @@ class JsonlSink:
 
     def emit(self, event: Event) -> None:
         """Append one event; the line is handed to the system at once."""
-        self._file.write(event.model_dump_json() + "\n")
+        try:
+            self._file.write(event.model_dump_json() + "\n")
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
 
     def close(self) -> None:
-        """Close the file; what was written is with the system already."""
-        self._file.close()
+        """Close the file; what was written is with the system already, or was told to have failed."""
+        with suppress(OSError):
+            self._file.close()

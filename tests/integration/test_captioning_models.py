@@ -18,7 +18,7 @@ from sdlora.data.captioning.captioner import load_captioner
 from sdlora.data.captioning.run import caption_folder
 from sdlora.data.fix.changes import undo
 from sdlora.errors import ModelError
-from tests.support.tiny_captioners import build_blip, build_git
+from tests.support.tiny_captioners import build_blip, build_florence, build_git
 
 KILLED = """
 import os, signal, sys
@@ -97,3 +97,21 @@ def test_a_damaged_model_is_named(blip: Path, tmp_path: Path) -> None:
     (tmp_path / "damaged" / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="damaged can't be loaded"):
         load_captioner(CaptioningConfig(model=str(tmp_path / "damaged")))
+
+
+def test_florence_describes_at_the_length_that_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    model = build_florence(tmp_path / "florence")
+    told = {}
+    for detail in ("short", "paragraph"):
+        config = CaptioningConfig(model=str(model), detail=detail, max_tokens=8, beams=1, existing="overwrite")
+        caption_folder(folder, config)
+        told[detail] = captions(folder)
+    assert len(told["short"]) == 6
+    assert all(told["short"].values())
+    assert told["short"] != told["paragraph"], "the question it is asked differs"
+
+
+def test_florence_with_code_of_its_own_is_refused_with_what_to_take(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "florence2", "auto_map": {"AutoConfig": "x.y"}}', "utf-8")
+    with pytest.raises(ModelError, match="florence-community/Florence-2-base"):
+        load_captioner(CaptioningConfig(model=str(tmp_path)))

@@ -100,6 +100,36 @@ def build_git(folder: Path) -> Path:
     return folder
 
 
+def build_florence(folder: Path) -> Path:
+    """The same for Florence-2, in the layout that transformers reads."""
+    from tokenizers import pre_tokenizers
+    from transformers import (
+        BartConfig,
+        BartTokenizerFast,
+        Florence2Config,
+        Florence2ForConditionalGeneration,
+        Florence2Processor,
+    )
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    folder.mkdir(parents=True)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {word: index for index, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters])}
+    tokenizer = BartTokenizerFast(vocab=vocabulary, merges=[], extra_special_tokens={"image_token": "<image>"})
+    shape = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    text = BartConfig(**shape, d_model=32, encoder_ffn_dim=64, decoder_ffn_dim=64, vocab_size=len(tokenizer))
+    vision = {
+        "depths": [1, 1, 1, 1], "embed_dim": [8, 16, 24, 32], "num_heads": [2, 2, 2, 2], "num_groups": [2, 2, 2, 2],
+        "window_size": 4, "projection_dim": 32,
+    }  # fmt: skip
+    config = Florence2Config(text_config=text.to_dict(), vision_config=vision, image_token_id=tokenizer.image_token_id)
+    _save_random(Florence2ForConditionalGeneration(config), folder)
+    images = CLIPImageProcessorPil(size={"height": 64, "width": 64}, do_center_crop=False)
+    images.image_seq_length = 5  # 2 x 2 patches and their mean
+    Florence2Processor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
 def _save_random(model, folder: Path) -> None:
     """Weights so large that different pictures give different words."""
     import torch

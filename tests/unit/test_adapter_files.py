@@ -405,10 +405,16 @@ def test_the_side_car_lies_beside_the_file_with_its_preview(tmp_path: Path) -> N
     preview = tmp_path / "preview.png"
     preview.write_bytes(b"png")
     facts = TrainingFacts("x", "sd1", trigger="blprnt")
-    paths = write_side_car(tmp_path / "my.lora.safetensors", facts, preview)
-    assert [path.name for path in paths] == ["my.lora.json", "my.lora.png"]
+    file = written(tmp_path / "my.lora.safetensors", {"weight": torch.ones(2)}, {"sshs_model_hash": "ab" * 32})
+    paths = write_side_car(file, facts, preview)
+    assert [path.name for path in paths] == ["my.lora.json", "my.lora.civitai.info", "my.lora.png"]
     assert json.loads(paths[0].read_text(encoding="utf-8"))["activation text"] == "blprnt"
-    assert paths[1].read_bytes() == b"png"
+    for_sites = json.loads(paths[1].read_text(encoding="utf-8"))
+    assert (for_sites["trainedWords"], for_sites["baseModel"]) == (["blprnt"], "SD 1.5")
+    whole = hashlib.sha256(file.read_bytes()).hexdigest().upper()
+    hashes = for_sites["files"][0]["hashes"]
+    assert hashes == {"SHA256": whole, "AutoV2": whole[:10], "AutoV3": "ABABABABABAB"}
+    assert paths[2].read_bytes() == b"png"
 
 
 def test_a_number_type_that_is_no_weights_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,18 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 
-from sdlora.training.preflight.memory import MemoryPlan, UNetShape, activation_bytes, estimate, free_disk_gib, peak_gib
+from sdlora import disk
+from sdlora.config.train import TrainConfig
+from sdlora.constants import MIB
+from sdlora.training.preflight.memory import (
+    DiskPlan,
+    MemoryPlan,
+    UNetShape,
+    activation_bytes,
+    estimate,
+    is_out_of_memory,
+    peak_gib,
+)
 
 SMALL = {
     "block_out_channels": (32, 64, 64),
@@ -122,5 +133,28 @@ def test_peak_of_the_process_counts_memory_that_was_given_back():
     assert peak_gib(torch.device("cpu")) > 0
 
 
-def test_free_disk_of_a_folder_that_does_not_exist_yet(tmp_path: Path):
-    assert free_disk_gib(tmp_path / "runs" / "new") == pytest.approx(free_disk_gib(tmp_path), abs=0.5)
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes differ"), False),
+    ],
+)
+def test_errors_that_say_that_memory_ran_out_are_known(error: Exception, is_one: bool):
+    assert is_out_of_memory(error) == is_one
+
+
+def test_a_run_that_the_disk_has_no_room_for_is_told_with_the_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan = DiskPlan.of(TrainConfig(), trained_parameters=2**20)
+    assert plan.adapter_bytes == 2 * MIB
+    assert plan.checkpoint_bytes == (2 + 4 + 8) * MIB
+    assert plan.total_bytes == (2 + 4 * 14) * MIB
+
+    assert plan.problem(tmp_path) is None
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 57 * MIB)
+    assert "takes up to 58 MiB, of which a checkpoint takes 14, but" in str(plan.problem(tmp_path))
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 58 * MIB)
+    assert plan.problem(tmp_path) is None
+    assert "encoded images take up to 59 MiB" in str(plan.problem(tmp_path, 59 * MIB, tmp_path / "cache"))

@@ -19,7 +19,7 @@ from sdlora.errors import ConfigError
 from sdlora.launch.dataset_jobs import caption_options, check_options
 from tests.support.dataset_pictures import fingerprint, picture, save_captioned
 from webui.datasets import view
-from webui.datasets.view import label, received, summary, tokens
+from webui.datasets.view import line, received, summary, tokens
 from webui.paging import page_of
 
 
@@ -253,8 +253,10 @@ def test_check_options_are_read_back_as_they_were_meant() -> None:
 
 def test_the_words_below_a_picture_say_what_is_wrong(dataset: Path) -> None:
     items = listing.read(dataset)
-    assert [label(item) for item in items[:3]] == ["0", "1", "no caption: 2"]
-    assert label(items[3]).endswith("tokens: 3")
+    assert [line(item)[1] for item in items] == [False, False, True, True]
+    assert line(items[0]) == (items[0].caption, False)
+    assert line(items[2]) == ("no caption", True)
+    assert line(items[3])[0].endswith(" tokens")
     assert "4 images and 3 captions" in summary(items, 5)
     assert "cut off" in tokens(80, saved=True)
 

@@ -148,6 +148,7 @@ def test_the_status_line_says_what_runs_and_how_it_ended(tmp_path: Path) -> None
     from sdlora.launch.runs import RunHandle
     from sdlora.launch.watch import Snapshot, WatchedRun
     from sdlora.runs.state import RunState
+    from webui.news import Told
     from webui.runs.view import StatusLine
 
     line = StatusLine()
@@ -158,11 +159,11 @@ def test_the_status_line_says_what_runs_and_how_it_ended(tmp_path: Path) -> None
         RunState("crashed"),
         RunState("crashed"),
     ):
-        told.append(line.text(Snapshot((WatchedRun(RunHandle(tmp_path / "cat & dog"), state),))))
-    assert told[0] == "<p>cat &amp; dog: 50 % of 100 steps</p>"
-    assert told[1] == "<p>cat &amp; dog: caching images</p>"
-    assert told[2] == told[3] == "<p>cat &amp; dog has crashed: see the Runs tab</p>"
-    assert StatusLine().text(Snapshot()) == ""
+        told.append(line.told(Snapshot((WatchedRun(RunHandle(tmp_path / "cat & dog"), state),))))
+    assert told[0] == Told("cat & dog: 57 % of 100 steps", "cat & dog: 50 % of 100 steps")
+    assert told[1].words == "cat & dog: caching images"
+    assert told[2] == told[3] == Told(*["cat & dog has crashed: see the Runs tab"] * 2)
+    assert StatusLine().told(Snapshot()) == Told()
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from webui.context import Context
     from webui.generate import tab as generate
     from webui.mix import tab as mix
+    from webui.scripts import CLOCK
     from webui.services import Services
     from webui.state import PageState
     from webui.workspace import Workspace
@@ -33,9 +34,9 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     random_adapter(workspace.adapters / "ink.safetensors", 1, trigger="ink style")
     random_adapter(workspace.adapters / "wash.safetensors", 2)
     with gr.Blocks() as page:
-        timer = gr.Timer(1)
+        clocks = {name: gr.HTML("", js_on_load=CLOCK) for name in ("mix", "generate")}
         with gr.Tabs() as tabs:
-            context = Context(Services(workspace, PageState(workspace.state)), page, tabs, timer)
+            context = Context(Services(workspace, PageState(workspace.state)), page, tabs, clocks)
             for name in ("mix", "generate"):
                 context.share(f"tab.{name}", gr.Tab(name, id=name))
             for name, module in (("mix", mix), ("generate", generate)):
@@ -145,10 +146,13 @@ def test_comparison_and_grid_generate_with_the_rows_in_use(tab: Any, generating:
 
 
 def test_size_and_seed_buttons_fill_in_and_are_remembered(tab: Any, context: Any) -> None:
-    assert tab._set_size("512 x 768") == (512, 768)
+    assert tab._set_size("512 x 768", None, None) == (512, 768)
+    unchanged = (gr.skip(), gr.skip())
+    for size, width in ((None, 640), ("", 640), ("Another", 640), ("Model's own", None)):  # a list opened and left
+        assert tab._set_size(size, width, width) == unchanged
     assert tab._swap(512, 768) == (768, 512)
     assert context.state.get("generate.width_px") == 768
-    assert tab._set_size("Model's own") == (None, None)
+    assert tab._set_size("Model's own", 512, 768) == (None, None)
     assert tab._random() == -1
     tab.services.images.current = lambda: None
     with pytest.raises(gr.Error, match="Nothing was generated yet"):
@@ -164,16 +168,15 @@ def test_settings_of_a_picture_fill_form_rows_and_text(tab: Any, context: Any, t
     )
     facts = SimpleNamespace(model_name="builtin:emoji", model_hash=None, adapter_hashes={}, family="sd1", seconds=1.0)
     generated: Any = SimpleNamespace(image=Image.new("RGB", (64, 64)), config=config, facts=facts)
-    updates = tab.results._restore(save_image(generated, tmp_path / "a.png"), 3, with_seed=True)
+    updates = tab.results._restore(save_image(generated, tmp_path / "a.png"), with_seed=True)
     form = tab.form.components
     assert (updates[form["prompt"]], updates[form["steps"]], updates[form["seed"]]) == ("a fox", 9, 5)
-    assert updates[context.shared["mix.tags"]] == "<lora:ink:0.3>"
-    assert updates[tab.generating.changes] == 4
+    assert updates[context.shared["rows"].tags] == "<lora:ink:0.3>"
     assert "Everything was taken over." in updates[tab.results.notes]
     assert form["num_images"] not in updates
     assert context.state.get("generate.steps") == 9
     context.state.set("generate.seed", 1)
-    assert form["seed"] not in tab.results._restore(tmp_path / "a.png", 3, with_seed=False)
+    assert form["seed"] not in tab.results._restore(tmp_path / "a.png", with_seed=False)
 
 
 def test_only_images_of_the_outputs_are_deleted_and_come_back(tab: Any, context: Any, tmp_path: Path) -> None:
@@ -185,7 +188,7 @@ def test_only_images_of_the_outputs_are_deleted_and_come_back(tab: Any, context:
     image.parent.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(image)
     assert "1 image" in tab.results._show_history("", 1)[1]
-    assert "No images yet" in tab.results._delete(str(image), "", 1)[6]
+    assert "No images yet" in tab.results._delete(str(image), "", 1)[7]
     assert not image.exists()
     tab.results._undo("", 1)
     assert image.is_file()
@@ -194,17 +197,17 @@ def test_only_images_of_the_outputs_are_deleted_and_come_back(tab: Any, context:
 
 def test_the_library_panel_shows_searches_and_refuses(context: Any, tmp_path: Path) -> None:
     panel = panel_of(context)
-    gallery, words, pick, *_ = panel.look_again("", "", 1)
-    assert len(gallery.value) == 2
+    gallery, words, pick, *_ = panel.look_again("", "", 1, None)
+    assert gallery.count("data-tile=") == 2
     assert "2 adapters" in words
     assert len(pick.choices) == 2
-    assert "1 of 2 adapter" in panel.show("ink style", "sd1", 1)[1]
-    assert "Nothing fits" in panel.show("", "sdxl", 1)[1]
+    assert "1 of 2 adapter" in panel.show("ink style", "sd1", 1, None)[1]
+    assert "Nothing fits" in panel.show("", "sdxl", 1, None)[1]
     with pytest.raises(gr.Error, match="Choose an adapter first"):
-        panel._add(None, 0)
+        panel._add(None)
     bad = tmp_path / "bad.ckpt"
     bad.write_bytes(b"\x80\x02K")
-    refused = panel._upload([str(bad)], "", "", 1)
+    refused = panel._upload([str(bad)], "", "", 1, None)
     assert "bad.ckpt is a pickle" in refused[1]
 
 

@@ -23,6 +23,7 @@ from webui.services import Services
 from webui.state import PageState
 from webui.train import view
 from webui.train.report import Draft, Reporter, from_yaml, to_yaml, with_preset
+from webui.train.sheet import Sheet
 from webui.workspace import Workspace
 
 TRAIN = fields.fields(TrainConfig)
@@ -117,7 +118,9 @@ def read(shown: dict[str, Any], tmp_path: Path) -> Draft:
     workspace = Workspace(tmp_path)
     services = Services(workspace, PageState(workspace.state))
     among = [field for field in TRAIN if field.name != "outputs.folder"]
-    return Reporter(services, workspace.runs, among, lambda name: (name, "section")).draft(shown)
+    return Reporter(services, workspace.runs, among, lambda name: (name, "section")).draft(
+        Sheet(shown, "demo.yaml", "demo.yaml")
+    )
 
 
 def shown_of(preset: str, **changes: Any) -> dict[str, Any]:

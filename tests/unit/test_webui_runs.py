@@ -9,7 +9,7 @@ import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
@@ -23,50 +23,25 @@ from sdlora.launch import queue
 from sdlora.launch.dry_runs import DryRuns, Finding
 from sdlora.launch.forecast import Forecast
 from sdlora.launch.pace import Pace, Paces
-from sdlora.launch.runs import RunHandle, prepare
+from sdlora.launch.runs import RunHandle
 from sdlora.launch.starting import Starter
 from sdlora.launch.support import support_zip
 from sdlora.launch.watch import RunWatch, Snapshot, WatchedRun, settings_that_differ
 from sdlora.runs.curves import MAX_POINTS, Curves, smoothed, thin_out
-from sdlora.runs.state import RunState
+from sdlora.runs.state import RunState, RunStatus
 from sdlora.training.preflight.dry_run import DryRun, Problem
 from sdlora.training.preflight.step_count import count_steps
+from tests.support.told_runs import DEMO, made, started, step, told
 from webui import api
-from webui.runs import chart, previews, view
+from webui.runs import chart, previews, sentences, view
 from webui.runs.chart import ChartOptions, Curve
 from webui.runs.parts import Choice, RunParts
 from webui.services import Services
 from webui.state import PageState
 from webui.train import view as train_view
 from webui.train.report import Reporter
+from webui.train.sheet import Sheet
 from webui.workspace import Workspace
-
-DEMO = config_files.load("demo.yaml")
-
-
-def made(runs_folder: Path, name: str = "cats", **changes: Any) -> RunHandle:
-    """A run's folder, nothing started."""
-    return prepare(DEMO.model_copy(update={"name": name, **changes}), runs_folder)
-
-
-def told(handle: RunHandle, *happened: events.Event) -> None:
-    """Append events to a run's log, as its process would."""
-    with handle.files.events.open("a", encoding="utf-8") as log:
-        log.writelines(event.model_dump_json() + "\n" for event in happened)
-
-
-def started(total: int = 100, first: int = 0) -> events.RunStarted:
-    return events.RunStarted(
-        name="cats", folder="x", process_id=1, total_steps=total, first_step=first, trainable_parameters=1,
-        total_parameters=2,
-    )  # fmt: skip
-
-
-def step(number: int, loss: float = 0.1, seconds: float = 0.5) -> events.StepFinished:
-    return events.StepFinished(
-        step=number, epoch=0, loss=loss, learning_rates={"unet": 1e-4}, gradient_norm=1.0, seconds=seconds,
-        memory_gib=1.0,
-    )  # fmt: skip
 
 
 def validated(number: int, loss: float) -> events.Validated:
@@ -110,7 +85,7 @@ def test_the_chart_says_its_last_values_in_words() -> None:
     assert "learning rate" in drawn
     assert "learning rate" not in chart.chart([curve], ChartOptions(with_rate=False))
     assert "<script" not in chart.chart([Curve("<script>", [1], [0.1])], ChartOptions(log_scale=True))
-    assert "No loss yet" in chart.chart([Curve("cats", [], [])], ChartOptions())
+    assert "No step yet" in chart.chart([Curve("cats", [], [])], ChartOptions(), "No step yet.")
 
 
 def test_a_stretch_of_steps_is_shown_with_all_its_points() -> None:
@@ -138,13 +113,54 @@ def test_ticks_are_round_numbers() -> None:
         (RunState("finished", 100, 100), "is finished: 100 steps", {"delete"}),
         (RunState("crashed", 12, 100, last_error="Killed <9>"), "Killed &lt;9&gt;", {"resume", "delete"}),
         (RunState("failed", 0, None, last_error="no captions"), "no captions", {"resume", "delete"}),
-        (RunState("queued"), "waits for its turn", {"resume", "delete"}),
+        (RunState("queued"), "waits for its turn", {"delete"}),
     ],
 )
 def test_each_state_has_its_words_and_its_buttons(state: RunState, words: str, on: set[str], tmp_path: Path) -> None:
     run = WatchedRun(RunHandle(tmp_path / "cats"), state)
     assert words in view.headline(run)
     assert state.actions == on
+
+
+ALL_STATES = [
+    RunState(status, step, total, stage=stage, updated_at=told_at)
+    for status in get_args(RunStatus)
+    for step, total in ((0, None), (0, 100), (28, 100), (100, 100))
+    for stage in (None, "generating previews")
+    for told_at in (None, 1.0)
+]
+
+
+@pytest.mark.parametrize("state", ALL_STATES, ids=str)
+def test_no_sentence_says_what_is_not_so(state: RunState) -> None:
+    said = {
+        "headline": sentences.headline(state),
+        "badge": sentences.badge(state),
+        "loss": sentences.no_loss(state),
+        "previews": sentences.no_previews(state, True),
+        "files": sentences.no_files(state),
+        "log": sentences.no_log(state),
+    }
+    everything = " ".join(said.values())
+    assert all(said.values())
+    assert "preview prompts" not in everything  # it has some
+    assert ("Save now" in everything) == ("save" in state.actions)
+    assert ("is training" in said["headline"]) == (state.status == "running")
+    assert not ("Resume" in said["headline"] and "resume" not in state.actions)
+    assert ("being generated" in said["previews"]) == (state.is_active and state.stage is not None)
+    begun = sentences.has_begun(state)
+    assert (said["badge"] == "not begun") == (state.status == "stopped" and not begun)
+    assert begun or "ended" not in everything
+    if not state.is_active and begun and state.status != "queued":
+        assert "once the run" not in everything
+        assert "will" not in everything
+
+
+def test_the_header_and_the_progress_bar_tell_the_same_percent() -> None:
+    state = RunState("running", 28, 100)
+    assert sentences.in_short("cats", state, 1) == "cats: 28 % of 100 steps"
+    assert sentences.in_short("cats", state, 10) == "cats: 20 % of 100 steps"  # what is spoken
+    assert "<span>28%</span>" in view.figures(state)
 
 
 def test_speed_and_remaining_time_wait_for_thirty_steps() -> None:
@@ -221,10 +237,10 @@ def previewed(handle: RunHandle, *steps: int) -> None:
 
 def test_previews_are_shown_by_step_and_prompt_and_compared_with_step_0(tmp_path: Path) -> None:
     handle = made(tmp_path / "runs")
-    assert "No previews yet" in previews.grid([], tmp_path)
+    assert "Not yet." in previews.grid([], tmp_path, "Not yet.")
     previewed(handle, 0, 100)
     images = handle.previews()
-    table = previews.grid(images, tmp_path / "thumbnails")
+    table = previews.grid(images, tmp_path / "thumbnails", "")
     assert table.count("<img") == 6
     assert 'alt="an owl, blueprint style, step 100"' in table
     pair = previews.before_after(images, 1, 100)
@@ -269,9 +285,9 @@ def test_only_what_has_changed_is_made_anew(tmp_path: Path) -> None:
 
 def test_adapter_files_can_be_fetched(tmp_path: Path) -> None:
     handle = made(tmp_path / "my runs")
-    assert "No adapter file yet" in view.adapter_files([])
+    assert "Save now writes one" in view.adapter_files([], RunState("running", 1, 5))
     handle.files.adapter("cats").write_bytes(b"0" * 2**20)
-    listed = view.adapter_files(handle.adapter_files())
+    listed = view.adapter_files(handle.adapter_files(), RunState("finished", 5, 5))
     assert "1.0 MiB" in listed
     assert f'href="gradio_api/file={tmp_path}/my%20runs/cats/cats.safetensors" download="cats.safetensors"' in listed
 
@@ -287,7 +303,7 @@ def test_a_support_zip_holds_no_images_and_prompts_only_when_asked(tmp_path: Pat
             return {name: archive.read(name).decode() for name in archive.namelist()}
 
     plain = content(False)
-    assert set(plain) == {"config.yaml", "environment.json", "state.json", "events.jsonl", "log.txt"}
+    assert set(plain) == {"config.yaml", "environment.json", "state.json", "files.txt", "events.jsonl", "log.txt"}
     assert "blueprint style" not in plain["config.yaml"]
     assert "secret" not in plain["events.jsonl"]
     assert plain["log.txt"] == "error: no memory"
@@ -302,7 +318,9 @@ def test_steps_are_counted_from_file_names(tmp_path: Path) -> None:
     config = config_files.validate({"images": {"folder": str(tmp_path)}, "optimization": {"batch_size": 2}}, "test")
     counted = count_steps(config)
     assert counted is not None
-    assert counted.in_words() == "3 images x repeats = 7 samples / batch 2 = 3.5 steps an epoch; 40 steps = 10 epochs"
+    assert counted.in_words() == (
+        "3 images x repeats = 7 samples / batch 2 = 4 steps an epoch (the last batch is smaller); 40 steps = 10 epochs"
+    )
     assert count_steps(TrainConfig()) is None
 
 
@@ -387,11 +405,11 @@ def test_what_the_dry_run_finds_wrong_keeps_start_closed(
         Services(workspace, PageState(workspace.state)), workspace.runs, among, lambda name: (name, "section")
     )
     shown = fields.show_all(DEMO, among)
-    before = reporter.report(shown, "demo.yaml")
+    before = reporter.report(Sheet(shown, "demo.yaml", "demo.yaml"))
     assert before.can_start
     assert "checking" in before.status
     dry_jobs[0].answer, dry_jobs[0].is_active = None, False
-    after = reporter.report(shown, "demo.yaml")
+    after = reporter.report(Sheet(shown, "demo.yaml", "demo.yaml"))
     assert not after.can_start
     assert not after.can_enqueue
     assert "the check of these settings failed: out of memory" in after.problems

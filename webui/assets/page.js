@@ -23,10 +23,16 @@
   };
   const fetchPlainly = window.fetch;
   window.fetch = async (...request) => {
-    const answer = await fetchPlainly(...request);
-    if (answer.status === 500 && answer.url.includes("/gradio_api/run/"))
-      answer.clone().json().then((content) => showProblem(content.error), () => showProblem());
-    return answer;
+    const isQuick = String(request[0]?.url ?? request[0]).includes("/gradio_api/run/");
+    if (isQuick) window.sdlora.inFlight++;
+    try {
+      const answer = await fetchPlainly(...request);
+      if (answer.status === 500 && isQuick)
+        answer.clone().json().then((content) => showProblem(content.error), () => showProblem());
+      return answer;
+    } finally {
+      if (isQuick) window.sdlora.inFlight--;
+    }
   };
 
   // Quirk 2. Gradio 6.31 sends a Textbox's `input` event at key presses alone: what is deleted, pasted, dropped,
@@ -87,6 +93,86 @@
     field.dispatchEvent(new Event("change", { bubbles: true }));
   });
 
+  // Where one is: the tab and what it shows, such as #runs/mascot-2. It is this browser's own: in its address, so that Back
+  // works, and in its storage for the next visit.
+  const NAMES = { runs: "#runs-selected textarea", dataset: "#dataset-chosen input" };
+  const openTab = () => document.querySelector('#tabs > .tab-wrapper [role="tab"][aria-selected="true"]')?.id.slice(4, -7);
+  const kept = JSON.parse(localStorage.getItem("sdlora.places") || "{}");
+  const inAddress = () => {
+    const [tab, ...name] = location.hash.slice(1).split("/");
+    return { tab: document.getElementById(`tab-${tab}-button`) ? tab : "", name: decodeURIComponent(name.join("/")) };
+  };
+  window.sdlora.place = (tab) => (inAddress().tab === tab && inAddress().name) || kept[tab] || "";
+  const addressOf = (tab) => `#${tab}${NAMES[tab] && kept[tab] ? `/${encodeURIComponent(kept[tab])}` : ""}`;
+  const noteThePlace = () => {
+    const tab = openTab();
+    if (!document.body.dataset.ready || !tab) return;
+    const name = document.querySelector(NAMES[tab])?.value;
+    if (NAMES[tab] && name !== undefined) kept[tab] = name;
+    kept.tab = tab;
+    localStorage.setItem("sdlora.places", JSON.stringify(kept));
+    const address = addressOf(tab);
+    if (location.hash === address) return;
+    const isFirst = !location.hash || address.startsWith(`${location.hash}/`);
+    history[isFirst ? "replaceState" : "pushState"](null, "", address);
+  };
+  const until = async (holds) => {
+    for (let tries = 0; !holds() && tries < 200; tries++) await new Promise((done) => setTimeout(done, 50));
+  };
+  window.sdlora.arrive = async () => {
+    const tab = inAddress().tab || kept.tab;
+    const button = document.getElementById(`tab-${tab}-button`);
+    if (!button || openTab() === tab) return;
+    button.click();
+    await until(() => openTab() === tab);
+  };
+  window.addEventListener("popstate", async () => {
+    await window.sdlora.arrive();
+    const { tab, name } = inAddress();
+    if (!name || name === document.querySelector(NAMES[tab])?.value) return;
+    kept[tab] = name;
+    await until(() => window.sdlora.goes[tab]);
+    window.sdlora.goes[tab]?.(name);
+  });
+  new MutationObserver(noteThePlace).observe(document.body, { subtree: true, attributeFilter: ["aria-selected"] });
+
+  // What is new: asked for once a second, for the tab in view, while the page is. Gradio is told only of news, and now
+  // and then without any, should an answer have been lost.
+  const EACH_MS = 1000, ANYWAY = 20, QUIET_LOOKS = 5; // after so many looks without news only every third
+  const heard = {};
+  let looks = 0, quiet = 0, isLooking = false;
+  const look = async () => {
+    noteThePlace();
+    const tab = openTab();
+    if (document.hidden || isLooking || !document.body.dataset.ready || !tab) return;
+    isLooking = true;
+    try {
+      const answer = await fetchPlainly(`news/${tab}`);
+      if (!answer.ok) return;
+      const { status, stamp } = await answer.json();
+      window.sdlora.status(status);
+      quiet = heard[tab] === stamp ? quiet + 1 : 0;
+      if (quiet === 0 || ++looks % ANYWAY === 0) window.sdlora.clocks[tab]?.();
+      heard[tab] = stamp;
+    } catch { /* the server is away: the next look may find it */ } finally { isLooking = false; }
+  };
+  let beats = 0;
+  setInterval(() => { if (quiet < QUIET_LOOKS || ++beats % 3 === 0) look(); }, EACH_MS);
+  document.addEventListener("visibilitychange", look);
+  document.addEventListener("pointerdown", () => { quiet = 0; }, true);
+
+  // A text to be had elsewhere: a button with data-copy says when it has been copied.
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    const words = button.textContent;
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy);
+      button.textContent = "Copied";
+    } catch { button.textContent = button.dataset.copy; return; }
+    setTimeout(() => { button.textContent = words; }, 1500);
+  });
+
   const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
   const dialog = document.createElement("dialog");
   dialog.id = "keys";
@@ -109,6 +195,30 @@
     .find((button) => isShown(button) && !button.disabled);
   const isTyping = (element) => element.isContentEditable || element.tagName === "TEXTAREA" || element.tagName === "SELECT"
     || (element.tagName === "INPUT" && !["checkbox", "radio", "button", "submit", "file"].includes(element.type));
+
+  // Escape leaves a field for what is around it: the focus never falls to the page's body.
+  const leave = (field) => {
+    field.blur();
+    const around = field.closest('[role="tabpanel"]');
+    if (around) { around.tabIndex = -1; around.focus({ preventScroll: true }); }
+  };
+
+  // Neither does it where the focused element was taken away or written anew: then it goes to the one of the same id or
+  // data, or else to the tab.
+  let focused = null;
+  const dataOf = (element) => JSON.stringify({ ...element.dataset });
+  document.addEventListener("focusin", (event) => { focused = event.target; });
+  setInterval(() => {
+    if (!focused || focused.isConnected && focused.getClientRects().length || document.activeElement !== document.body) return;
+    const lost = focused;
+    focused = null;
+    const panel = openPanel();
+    const alike = (lost.id && document.getElementById(lost.id))
+      || (Object.keys(lost.dataset).length && [...panel?.querySelectorAll(lost.tagName) ?? []].find((one) => dataOf(one) === dataOf(lost)));
+    const next = alike && isShown(alike) ? alike : panel;
+    if (next === panel && panel) panel.tabIndex = -1;
+    next?.focus({ preventScroll: true });
+  }, 250);
 
   const IMAGE_KEYS = { ArrowRight: "next", ArrowDown: "next", ArrowLeft: "previous", ArrowUp: "previous" };
   const besideTab = (event) => {
@@ -133,7 +243,10 @@
     } else if (event.altKey && !command && event.key in IMAGE_KEYS) {
       done = press(document.querySelector(`#dataset-${IMAGE_KEYS[event.key]}`));
     } else if (event.altKey || command) return;
-    else if (event.key === "Escape" && isTyping(event.target)) event.target.blur();
+    else if (event.key === "Escape" && event.target.closest("#dataset-name")) {
+      done = press(document.querySelector("#dataset-cancel-naming"));
+      document.querySelector("#dataset-new")?.focus();
+    } else if (event.key === "Escape" && isTyping(event.target)) leave(event.target);
     else if (event.key === "?" && !isTyping(event.target)) { dialog.showModal(); done = true; }
     else done = besideTab(event);
     if (done) { event.preventDefault(); event.stopPropagation(); }

@@ -15,9 +15,10 @@ from sdlora.errors import DataError
 from sdlora.words import count
 from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
 from webui.datasets import view
-from webui.datasets.editor import Editor
-from webui.layout import small_button
+from webui.datasets.editor import Editor, Own
+from webui.layout import small_button, tiles_html
 from webui.paging import page_of
+from webui.pieces import Tile, tiles
 from webui.scripts import PRESSES
 
 TAGS_SHOWN = 60
@@ -30,15 +31,15 @@ class Browser:
     def __init__(self, context: Context, chosen: gr.Dropdown) -> None:
         self.context = context
         self.chosen = chosen
-        self.shown = gr.State([])  # names of the images on the page
         self.number = gr.State(1)
+        self.applied = gr.State(None)  # the filter that the page's images have passed
         self._lay_out()
         self._wire()
 
     def _lay_out(self) -> None:
         with gr.Column(visible=False, elem_id="dataset-browser") as self.column:
             with gr.Row(elem_classes="bar"):
-                self.summary = gr.HTML("", elem_id="dataset-summary")
+                self.summary = gr.HTML("", elem_id="dataset-summary", js_on_load=PRESSES)
                 self.undo = small_button("Undo", "dataset-undo", 150, interactive=False)
             with gr.Row(elem_classes="page-columns"):
                 with gr.Column(scale=3, min_width=320):
@@ -74,17 +75,7 @@ class Browser:
             )
 
     def _lay_out_pages(self) -> None:
-        self.gallery = gr.Gallery(
-            label="Images",
-            elem_id="dataset-gallery",
-            columns=6,
-            height="auto",
-            object_fit="cover",
-            allow_preview=False,
-            buttons=[],
-            show_label=False,
-            interactive=False,
-        )
+        self.gallery = tiles_html("dataset-gallery")
         self.nothing = gr.HTML("", js_on_load=PRESSES, visible=False, elem_id="dataset-nothing")
         with gr.Row(elem_classes="bar pager"):
             self.page_back = small_button("Previous page", "dataset-page-back", 110)
@@ -99,7 +90,7 @@ class Browser:
 
     @property
     def _list(self) -> list[Any]:
-        return [self.gallery, self.nothing, self.pager, self.page_back, self.page_on, self.shown, self.number]
+        return [self.gallery, self.nothing, self.pager, self.page_back, self.page_on, self.number, self.applied]
 
     @property
     def filter(self) -> list[Any]:
@@ -115,11 +106,12 @@ class Browser:
         editor, looked_at = self.editor, [*self._list, *self.editor.views]
         wanted = [self.chosen, *self.filter]
         for trigger in (self.text.input, self.kind.input, self.tags.input):
-            trigger(handler(self._filtered), wanted, looked_at, **LAST_COUNTS)
+            trigger(handler(self._filtered), [*wanted, self.applied], looked_at, **LAST_COUNTS)
         self.nothing.select(handler(self._unfiltered), self.chosen, self.views, **QUICK)
-        self.gallery.select(
-            handler(self._select), [*editor.written, *self.filter, self.shown], editor.views, **EACH_COUNTS
+        self.summary.select(
+            handler(self._only), self.chosen, [self.kind, self.text, self.tags, *looked_at], **EACH_COUNTS
         )
+        self.gallery.select(handler(self._select), [*editor.written, *self.filter], editor.views, **EACH_COUNTS)
         for step, turn, move in ((-1, self.page_back, editor.previous), (1, self.page_on, editor.next)):
             turn.click(handler(self._turn(step)), [*wanted, self.number], self._list, **QUICK)
             move.click(handler(self._step(step)), [*editor.written, *self.filter, self.number], looked_at, **QUICK)
@@ -165,9 +157,20 @@ class Browser:
     def _unfiltered(self, name: str) -> dict[Any, Any]:
         return self.opened(self._folder(name))
 
-    def _filtered(self, name: str, text: str, kind: str, tags: list[str]) -> dict[Any, Any]:
+    def _filtered(
+        self, name: str, text: str, kind: str, tags: list[str], applied: tuple[str, Filter] | None
+    ) -> dict[Any, Any]:
+        """The images of another filter from the first on. A list that was opened and left is no other filter."""
+        if (name, as_filter(text, kind, tags)) == applied:
+            return {self.applied: gr.skip()}
         found = self._found(name, text, kind, tags)
-        return self._page(found, 1, found[0].name if found else None) | self.editor.edit(found, 0)
+        listed = self._page(found, 1, found[0].name if found else None)
+        return listed | self.editor.edit(found, 0) | {self.applied: (name, as_filter(text, kind, tags))}
+
+    def _only(self, name: str, event: gr.EventData) -> dict[Any, Any]:
+        """The images that a count of the summary is about."""
+        kind = event.pressed["kind"]
+        return {self.kind: kind, self.text: "", self.tags: [], **self._filtered(name, "", kind, [], None)}
 
     def _turn(self, step: int) -> Callable[..., dict[Any, Any]]:
         def turn(name: str, text: str, kind: str, tags: list[str], number: int) -> dict[Any, Any]:
@@ -180,43 +183,44 @@ class Browser:
         name: str,
         editing: str,
         caption: str,
-        loaded: tuple[str, str],
+        loaded: str,
+        own: Own,
         text: str,
         kind: str,
         tags: list[str],
-        shown: list[str],
-        event: gr.SelectData,
+        event: gr.EventData,
     ) -> dict[Any, Any]:
-        self.editor.keep(name, editing, caption, loaded)
-        if event.index >= len(shown):
-            return {self.editor.place: gr.skip()}
-        wanted = shown[event.index]
+        self.editor.keep(name, editing, caption, loaded, own)
+        wanted = str(event.pressed["tile"])
         found = self._found(name, text, kind, tags)
         at = listing.position(found, wanted)
         if at is None:  # its caption was changed so that the filter no longer lets it pass
             found = listing.read(self._folder(name))
             at = listing.position(found, wanted)
-        return self.editor.edit(found, at or 0)
+        if at is None:
+            raise DataError(f"{wanted} is not in the dataset any more.")
+        return self.editor.edit(found, at)
 
     def _step(self, step: int) -> Callable[..., dict[Any, Any]]:
         def move(
             name: str,
             editing: str,
             caption: str,
-            loaded: tuple[str, str],
+            loaded: str,
+            own: Own,
             text: str,
             kind: str,
             tags: list[str],
             number: int,
         ) -> dict[Any, Any]:
-            self.editor.keep(name, editing, caption, loaded)
+            self.editor.keep(name, editing, caption, loaded, own)
             found = self._found(name, text, kind, tags)
             if not found:
                 return self._page(found, 1, None) | self.editor.edit(found, 0)
             at = listing.neighbour(found, editing, step)
             page = page_of(found, None, IMAGES_A_PAGE, at).number
             if page == number:
-                moved: dict[Any, Any] = {self.gallery: gr.Gallery(selected_index=at % IMAGES_A_PAGE)}
+                moved: dict[Any, Any] = {self.number: number}
             else:
                 moved = self._page(found, page, found[at].name)
             return moved | self.editor.edit(found, at)
@@ -253,6 +257,7 @@ class Browser:
         return {
             self.text: "",
             self.kind: "all",
+            self.applied: (folder.name if folder else None, Filter()),
             **self._facts(folder, items, ()),
             **listed,
             **self.editor.edit(items, at),
@@ -273,18 +278,18 @@ class Browser:
 
     def _page(self, items: Sequence[Item], number: int, selected: str | None) -> dict[Any, Any]:
         page = page_of(items, number, IMAGES_A_PAGE)
-        names = [item.name for item in page.items]
         kept = self.context.workspace.thumbnails
         pictures = make_thumbnails([item.path for item in page.items], kept)
-        tiles = [(str(picture), view.label(item)) for picture, item in zip(pictures, page.items, strict=True)]
-        at = names.index(selected) if selected in names else None
+        shown = [
+            Tile(item.name, picture, item.name, *view.line(item))
+            for picture, item in zip(pictures, page.items, strict=True)
+        ]
         return {
-            self.gallery: gr.Gallery(value=tiles, selected_index=at, visible=bool(tiles)),
-            self.nothing: gr.HTML(view.nothing_found(), visible=not tiles),
+            self.gallery: tiles("Images", shown, selected),
+            self.nothing: gr.HTML(view.nothing_found(), visible=not shown),
             self.pager: view.pager(page.number, page.num_pages, count(page.num_items, "image")),
             self.page_back: gr.Button(interactive=page.number > 1),
             self.page_on: gr.Button(interactive=page.number < page.num_pages),
-            self.shown: names,
             self.number: page.number,
         }
 

@@ -14,11 +14,15 @@ from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import view
 from webui.datasets.browser import Browser, as_filter
 from webui.gradio_quirks import update_in_browser
-from webui.layout import small_button
+from webui.layout import hidden_text, small_button
 
+_SAME = update_in_browser()
 SCOPES = ("all images", "images that pass the filter")
-_OUTDATED = f'() => [{update_in_browser(value="Apply", interactive=False)}, ""]'
-"""In the page itself: an answer of the server could come after the next preview and take it away."""
+_AS_JSON = "(...values) => [JSON.stringify(values)]"
+_OUTDATED = f"""(...values) => JSON.stringify(values.slice(0, -1)) === values.at(-1) ? [{_SAME}, {_SAME}]
+  : [{update_in_browser(value="Apply", interactive=False)}, ""]"""
+"""In the page itself: an answer of the server could come after the next preview and take it away. A list that was
+opened and left leaves the preview as it is."""
 
 
 class BulkPanel:
@@ -29,6 +33,8 @@ class BulkPanel:
         self.chosen = chosen
         self.browser = browser
         self.planned = gr.State([])
+        with gr.Column(elem_classes="off-page"):
+            self.planned_for = hidden_text("dataset-bulk-planned-for", "What the preview is for")
         with gr.Accordion("Edit many captions", open=False, elem_id="dataset-bulk-box"):
             self._lay_out()
         self._wire()
@@ -97,11 +103,13 @@ class BulkPanel:
             [self.text, self.replacement, self.is_regex, self.match_case],
             **LAST_COUNTS,
         )
-        for field in (*self._fields, *self.browser.filter):
-            field.input(None, None, [self.apply, self.result], js=_OUTDATED, api_visibility="private")
-        wanted = [self.chosen, *self._fields, *self.browser.filter]
-        self.preview.click(handler(self._preview), wanted, self.views, **QUICK)
-        self.text.submit(handler(self._preview), wanted, self.views, **QUICK)
+        planned_for = [*self._fields, *self.browser.filter]
+        changed = [field.input for field in planned_for]
+        outdated = [self.apply, self.result]
+        gr.on(changed, None, [*planned_for, self.planned_for], outdated, js=_OUTDATED, api_visibility="private")
+        asked = [self.preview.click, self.text.submit]
+        noted = gr.on(asked, None, planned_for, self.planned_for, js=_AS_JSON, api_visibility="private")
+        noted.then(handler(self._preview), [self.chosen, *planned_for], self.views, **QUICK)
         self.apply.click(
             handler(self._apply),
             [self.chosen, self.planned, *self.browser.around],

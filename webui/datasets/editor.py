@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from sdlora.data.thumbnails import large_picture
 from sdlora.errors import DataError
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import view
-from webui.layout import live_html, small_button
+from webui.layout import hidden_text, live_html, small_button
+from webui.scripts import LIVE, MARKS, PRESSES
 
 RESOLUTIONS = (256, 320, 384, 512, 640, 768, 1024)
 DEFAULT_RESOLUTION = 512
+Own = dict[str, set[str]]
+"""By image, the captions that one page has written."""
 
 
 class Editor:
@@ -30,16 +34,18 @@ class Editor:
     def __init__(self, context: Context, chosen: gr.Dropdown) -> None:
         self.context = context
         self.chosen = chosen
-        self.loaded = gr.State(("", ""))  # the image in the editor, and its caption when it was read or written last
+        self.own = gr.State({})  # by image, the captions that this page has written
         self._lay_out()
         self._wire()
 
     def _lay_out(self) -> None:
-        self.editing = gr.Textbox(visible="hidden", elem_id="dataset-editing", label="Image in the editor")
+        with gr.Column(elem_classes="off-page"):
+            self.editing = hidden_text("dataset-editing", "Image in the editor")
+            self.loaded = hidden_text("dataset-loaded", "Image and caption as they were read")
         self.picture = gr.HTML("", elem_id="dataset-picture")
         with gr.Row(elem_classes="bar pager"):
             self.previous = small_button("← Previous", "dataset-previous", 90)
-            self.place = live_html("dataset-place")
+            self.place = live_html("dataset-place", js_on_load=LIVE + MARKS)
             self.next = small_button("Next →", "dataset-next", 90)
         self.caption = gr.Textbox(
             label="Caption",
@@ -49,7 +55,7 @@ class Editor:
             max_lines=14,
             placeholder="What is in the picture?",
         )
-        self.tokens = gr.HTML("", elem_id="dataset-tokens")
+        self.tokens = gr.HTML("", elem_id="dataset-tokens", js_on_load=PRESSES)
         with gr.Row(elem_classes="bar"):
             self.save = small_button("Save", "dataset-save", 80)
             self.delete = small_button("Delete image", "dataset-delete-image", 110)
@@ -71,13 +77,13 @@ class Editor:
 
     @property
     def written(self) -> list[Any]:
-        """The inputs of `keep`: dataset, image, caption, and how that was loaded."""
-        return [self.chosen, self.editing, self.caption, self.loaded]
+        """The inputs of `keep`: dataset, image, caption, how that was loaded, and what this page has written."""
+        return [self.chosen, self.editing, self.caption, self.loaded, self.own]
 
     def _wire(self) -> None:
-        saved = [self.tokens, self.loaded]
-        self.caption.input(handler(self._write), self.written, saved, **LAST_COUNTS)
-        self.save.click(handler(self._write), self.written, saved, **QUICK)
+        self.caption.input(handler(self._write), self.written, self.tokens, **LAST_COUNTS)
+        self.save.click(handler(self._write), self.written, self.tokens, **QUICK)
+        self.tokens.select(handler(self._settle), self.written, [self.caption, self.tokens, self.loaded], **QUICK)
         self.resolution.input(
             handler(self._redraw), [self.chosen, self.editing, self.resolution], self.picture, **LAST_COUNTS
         )
@@ -85,7 +91,7 @@ class Editor:
     def edit(self, items: Sequence[Item], at: int, resolution: int | None = None) -> dict[Any, Any]:
         """Show one of the items; an empty editor when there is none."""
         if not items:
-            return {**dict.fromkeys(self.views, ""), self.loaded: ("", "")}
+            return dict.fromkeys(self.views, "")
         item = items[at]
         return {
             self.editing: item.name,
@@ -93,16 +99,36 @@ class Editor:
             self.place: view.place(item, at, len(items)),
             self.caption: item.caption,
             self.tokens: view.tokens(item.tokens, saved=False),
-            self.loaded: (item.name, item.caption),
+            self.loaded: json.dumps((item.name, item.caption)),
         }
 
-    def keep(self, name: str, editing: str, caption: str, loaded: tuple[str, str]) -> None:
-        """Before another image comes: write what was typed last, and leave alone what was not typed here."""
-        if not editing or loaded[0] != editing or caption == loaded[1]:
-            return
-        image = self._folder(name) / editing
-        if image.is_file():
-            listing.write_caption(image, caption)
+    def keep(self, name: str, editing: str, caption: str, loaded: str, own: Own) -> None:
+        """Before another image comes: write what was typed last, and leave alone what was not typed here.
+
+        Raises DataError when the caption was changed elsewhere meanwhile: the page stays, and asks.
+        """
+        if editing and (self._folder(name) / editing).is_file():
+            theirs = self._save(name, editing, caption, loaded, own)
+            if theirs is not None:
+                words = (
+                    f"{editing} has another caption by now, so yours was not saved: “{theirs}”. Press Save to choose."
+                )
+                raise DataError(words)
+
+    def is_typed(self, editing: str, caption: str, loaded: str, own: Own) -> bool:
+        """Whether the box holds something that was neither read nor written yet."""
+        return caption not in _known(editing, loaded, own)
+
+    def _save(self, name: str, editing: str, caption: str, loaded: str, own: Own) -> str | None:
+        """Write the caption if it was typed here; where somebody else has changed it, their text instead."""
+        if [editing, caption] == json.loads(loaded or "[]") and editing not in own:
+            return None
+        folder, known = self._folder(name), _known(editing, loaded, own)
+        own.setdefault(editing, set()).add(caption)
+        theirs = listing.save_caption(folder / editing, folder, caption, known)
+        if theirs is not None:
+            own[editing].discard(caption)
+        return theirs
 
     @property
     def kept_resolution(self) -> int:
@@ -112,16 +138,30 @@ class Editor:
     def _folder(self, name: str | None) -> Path:
         return folders.folder_of(self.context.workspace.datasets, name)
 
-    def _write(self, name: str, editing: str, caption: str, loaded: tuple[str, str]) -> tuple[Any, Any]:
-        """Save what the box holds for the image that it holds it for."""
+    def _write(self, name: str, editing: str, caption: str, loaded: str, own: Own) -> Any:
+        """Save what the box holds for the image that it holds it for, or show whose caption differs."""
         if not editing:
-            return gr.skip(), gr.skip()
-        image = self._folder(name) / editing
-        if not image.is_file():
+            return gr.skip()
+        if not (self._folder(name) / editing).is_file():
             raise DataError(f"{editing} is not in the dataset any more, so its caption was not saved.")
-        if (editing, caption) != tuple(loaded):
+        theirs = self._save(name, editing, caption, loaded, own)
+        if theirs is not None:
+            return view.changed_meanwhile(theirs)
+        return view.tokens(listing.count(caption.strip()), saved=True)
+
+    def _settle(
+        self, name: str, editing: str, caption: str, loaded: str, own: Own, event: gr.EventData
+    ) -> dict[Any, Any]:
+        """Whose caption it is to be, where two pages have written one."""
+        folder = self._folder(name)
+        image = folder / editing
+        if event.pressed["act"] == "mine":
+            own.setdefault(editing, set()).add(caption)
             listing.write_caption(image, caption)
-        return view.tokens(listing.count(caption.strip()), saved=True), (editing, caption)
+        else:
+            caption = listing.caption_of(image, folder)
+        saved = view.tokens(listing.count(caption.strip()), saved=True)
+        return {self.caption: caption, self.tokens: saved, self.loaded: json.dumps((editing, caption))}
 
     def _redraw(self, name: str, editing: str, resolution: int) -> str:
         items = listing.read(self._folder(name))
@@ -131,3 +171,9 @@ class Editor:
     def _picture(self, item: Item, resolution: int) -> str:
         picture = large_picture(item.path, item.mask, self.context.workspace.thumbnails)
         return view.crop(item, picture, int(resolution))
+
+
+def _known(editing: str, loaded: str, own: Own) -> set[str]:
+    """The captions of an image that this page has read or written."""
+    name, caption = json.loads(loaded or '["", ""]')
+    return own.get(editing, set()) | ({caption} if name == editing else set())

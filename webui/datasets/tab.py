@@ -12,13 +12,14 @@ from sdlora.data.sets.folders import list_sources
 from sdlora.errors import DataError
 from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, runs_on
 from sdlora.trash import move_to_trash
-from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
+from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
 from webui.datasets import view
 from webui.datasets.browser import Browser
 from webui.datasets.bulk import BulkPanel
 from webui.datasets.work import WorkPanels
-from webui.layout import live_html, small_button
-from webui.scripts import PRESSES, focus
+from webui.gradio_quirks import COMES_AND_GOES
+from webui.layout import hidden_text, html, live_html, small_button
+from webui.scripts import PRESSES, focus, goes_to
 
 FIRST_NAME = "my images"
 
@@ -46,7 +47,7 @@ class DatasetTab:
             with gr.Column(scale=3, min_width=320):
                 self.chosen = gr.Dropdown(
                     known, value=known[0] if known else None, label="Dataset", elem_id="dataset-chosen",
-                    info="A folder of images and captions.", interactive=True,
+                    info="A folder of images and captions.", interactive=True, **COMES_AND_GOES,
                 )  # fmt: skip
                 self._lay_out_buttons()
             with gr.Column(scale=2, min_width=320):
@@ -59,6 +60,9 @@ class DatasetTab:
                 )
         self.received = live_html("dataset-received")
         self.empty = gr.HTML("", elem_id="dataset-empty", js_on_load=PRESSES, visible=False)
+        with gr.Column(elem_classes="off-page"):
+            self.address = html("dataset-address", js_on_load=goes_to("dataset", "name"))
+            self.opened = hidden_text("dataset-opened", "The dataset in view")
         self.browser = Browser(self.context, self.chosen)
         with gr.Column(visible=False) as self.below:
             self.bulk = BulkPanel(self.context, self.chosen, self.browser)
@@ -70,6 +74,8 @@ class DatasetTab:
             self.rename = small_button("Rename", "dataset-rename", 80)
             self.delete = small_button("Delete", "dataset-delete", 70)
             self.train = small_button("Train with this dataset", "dataset-train", 190, variant="primary", scale=1)
+        with gr.Column(elem_classes="off-page"):
+            self.renamed = hidden_text("dataset-renamed", "The dataset that gets a new name")
         with gr.Row(visible=False, elem_classes="bar") as self.naming:
             self.name = gr.Textbox(
                 label="Name", info="Becomes the folder's name.", elem_id="dataset-name", max_lines=1, scale=3,
@@ -84,6 +90,8 @@ class DatasetTab:
         """What changes with the chosen dataset."""
         return [
             self.chosen,
+            self.opened,
+            self.received,
             self.delete,
             self.rename,
             self.train,
@@ -95,15 +103,15 @@ class DatasetTab:
         ]
 
     def _wire(self) -> None:
-        named = [self.naming, self.name, self.create, self.give_name]
-        self.chosen.input(handler(self._choose), self.chosen, self._views, **LAST_COUNTS)
+        named = [self.naming, self.name, self.create, self.give_name, self.renamed]
+        self.chosen.input(handler(self._choose_other), [self.chosen, self.opened], self._views, **LAST_COUNTS)
         self.new.click(handler(self._ask_new), None, named, **QUICK).then(None, None, None, js=focus("dataset-name"))
         self.rename.click(handler(self._ask_rename), self.chosen, named, **QUICK).then(
             None, None, None, js=focus("dataset-name")
         )
         self.cancel_naming.click(lambda: gr.Row(visible=False), None, self.naming, **QUICK)
-        self.create.click(handler(self._create), self.name, [self.naming, *self._views], **QUICK)
-        self.give_name.click(handler(self._rename), [self.chosen, self.name], [self.naming, *self._views], **QUICK)
+        asked = [self.create.click, self.give_name.click, self.name.submit]
+        gr.on(asked, handler(self._name), [self.renamed, self.name], [self.naming, *self._views], **QUICK)
         self.delete.click(
             handler(self._delete),
             self.chosen,
@@ -114,14 +122,16 @@ class DatasetTab:
         self.upload.upload(
             handler(self._receive),
             [self.chosen, self.upload],
-            [self.upload, self.received, *self._views],
+            [self.upload, *self._views],
             api_visibility="private",
             show_progress_on=[self.received],
         )
         self.empty.select(handler(self._act), self.chosen, self._views, **QUICK)
+        self.address.select(handler(self._go), None, self._views, **EACH_COUNTS)
         self.context.shared["tab.dataset"].select(handler(self._offer), None, self.chosen, **QUICK)
         self.context.remember("dataset.chosen", self.chosen, show=self._kept)
-        self.context.on_load.append((self._choose, [self.chosen], self._views))
+        kept = "(chosen) => [window.sdlora.place('dataset') || chosen]"
+        self.context.on_load.append((self._choose, [self.chosen], self._views, kept))
 
     def _wire_train(self) -> None:
         """Send the dataset to the Train tab, which is built later."""
@@ -137,6 +147,18 @@ class DatasetTab:
         """The datasets as they are now, without changing what is chosen."""
         return gr.Dropdown(choices=folders.names(self.datasets))
 
+    def _choose_other(self, name: str | None, opened: str) -> dict[Any, Any]:
+        """Another dataset. A list that was opened and left is no choice; a name that is none is told of."""
+        if name == opened:
+            return {self.opened: gr.skip()}
+        if name not in folders.names(self.datasets):
+            raise DataError(f"There is no dataset '{name}' any more." if name else "Choose a dataset from the list.")
+        return self._choose(name)
+
+    def _go(self, event: gr.EventData) -> dict[Any, Any]:
+        """The dataset that the page's address names."""
+        return self._choose(str(event.pressed["name"]))
+
     def _choose(self, name: str | None) -> dict[Any, Any]:
         """Show a dataset from its first image on; another one when it is gone meanwhile."""
         known = folders.names(self.datasets)
@@ -146,6 +168,8 @@ class DatasetTab:
         num_images = folders.count_images(folder) if folder else 0
         updates: dict[Any, Any] = {
             self.chosen: gr.Dropdown(choices=known, value=name),
+            self.opened: name or "",
+            self.received: "",
             self.empty: gr.HTML(view.nothing(name), visible=num_images == 0),
             self.below: gr.Column(visible=num_images > 0),
         }
@@ -159,6 +183,7 @@ class DatasetTab:
             self.name: gr.Textbox(value="", label="Name of the new dataset"),
             self.create: gr.Button(visible=True),
             self.give_name: gr.Button(visible=False),
+            self.renamed: "",
         }
 
     def _ask_rename(self, name: str) -> dict[Any, Any]:
@@ -168,15 +193,16 @@ class DatasetTab:
             self.name: gr.Textbox(value=name, label=f"New name of '{name}'"),
             self.create: gr.Button(visible=False),
             self.give_name: gr.Button(visible=True),
+            self.renamed: name,
         }
 
-    def _create(self, name: str) -> dict[Any, Any]:
-        folder = folders.create(self.datasets, name)
-        return {self.naming: gr.Row(visible=False), **self._choose(folder.name)}
-
-    def _rename(self, old: str, new: str) -> dict[Any, Any]:
-        self._refuse_while_used(folders.folder_of(self.datasets, old))
-        folder = folders.rename(self.datasets, old, new)
+    def _name(self, old: str, name: str) -> dict[Any, Any]:
+        """Make a dataset of this name, or give it to the one that was to be renamed."""
+        if old:
+            self._refuse_while_used(folders.folder_of(self.datasets, old))
+            folder = folders.rename(self.datasets, old, name)
+        else:
+            folder = folders.create(self.datasets, name)
         return {self.naming: gr.Row(visible=False), **self._choose(folder.name)}
 
     def _delete(self, name: str) -> dict[Any, Any]:
@@ -191,7 +217,7 @@ class DatasetTab:
         if name not in known:
             name = next(iter(known), None) or folders.create(self.datasets, FIRST_NAME).name
         report = uploads.receive(self.datasets / name, [Path(file) for file in files or []])
-        return {self.upload: None, self.received: view.received(report), **self._choose(name)}
+        return {self.upload: None, **self._choose(name), self.received: view.received(report)}
 
     def _act(self, name: str | None, event: gr.EventData) -> dict[Any, Any]:
         """A button of the empty state."""

@@ -18,6 +18,7 @@ from webui.templating import macros
 
 _HTML = macros("datasets.html")
 _LISTED = 8
+_LINE = 60
 _EDITS_SHOWN = 20
 _FILES_SHOWN = 6
 _MESSAGES_SHOWN = 3
@@ -51,18 +52,17 @@ def summary(items: Sequence[Item], num_tags: int) -> str:
     uncaptioned = sum(not item.caption for item in items)
     longer = sum(item.tokens > TOKEN_LIMIT for item in items)
     masks = sum(item.mask is not None for item in items)
-    wrong = [f"{uncaptioned} without caption"] if uncaptioned else []
-    wrong += [f"{longer} over {TOKEN_LIMIT} tokens"] if longer else []
+    wrong = [("no caption", f"{uncaptioned} without caption")] if uncaptioned else []
+    wrong += [("too long", f"{longer} over {TOKEN_LIMIT} tokens")] if longer else []
     held = f"{count(len(items), 'image')} and {count(len(items) - uncaptioned, 'caption')}"
     return str(_HTML.summary(held, wrong, [*([count(masks, "mask")] if masks else []), count(num_tags, "tag")]))
 
 
-def label(item: Item) -> str:
-    """What stands below a picture: its name, and what is wrong."""
-    stem = item.name.rpartition(".")[0] or item.name
+def line(item: Item) -> tuple[str, bool]:
+    """What stands below a picture's name, and whether that is to be seen to."""
     if not item.caption:
-        return f"no caption: {stem}"
-    return f"{item.tokens} tokens: {stem}" if item.tokens > TOKEN_LIMIT else stem
+        return "no caption", True
+    return (f"{item.tokens} tokens", True) if item.tokens > TOKEN_LIMIT else (item.caption[:_LINE], False)
 
 
 def place(item: Item, index: int, num_items: int) -> str:
@@ -73,6 +73,10 @@ def place(item: Item, index: int, num_items: int) -> str:
 def tokens(number: int, saved: bool) -> str:
     """The caption's length, and whether it is on the disk."""
     return str(_HTML.tokens(number, TOKEN_LIMIT, saved))
+
+
+changed_meanwhile = _HTML.changed_meanwhile
+"""What stands below a caption that was changed elsewhere: their text, and the choice."""
 
 
 def crop(item: Item, picture: Path, resolution: int) -> str:

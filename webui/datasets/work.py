@@ -18,6 +18,7 @@ from sdlora.launch.jobs import JobHandle
 from webui.context import PRIVATE, QUICK, Context, handler
 from webui.datasets import view
 from webui.datasets.browser import Browser
+from webui.datasets.editor import Own
 from webui.form import Form
 from webui.layout import live_html, problems_html, small_button
 from webui.problems import panel
@@ -129,13 +130,8 @@ class WorkPanels:
         self.check.click(handler(self._start_check), as_trained, self._job_views, **QUICK)
         self.cancel_check.click(handler(self._cancel("check", "fix")), self.chosen, self._job_views, **PRIVATE)
         self.report.select(handler(self._act), as_trained, looked_at, **QUICK)
-        self.context.timer.tick(
-            handler(self._poll),
-            [*as_trained, self.seen, editor.caption, editor.loaded, *self.browser.around],
-            looked_at,
-            concurrency_limit=None,
-            **QUICK,
-        )
+        inputs = [*as_trained, self.seen, editor.caption, editor.loaded, editor.own, *self.browser.around]
+        self.context.follow("dataset", self.jobs.stamp, self._poll, inputs, looked_at)
         for trigger in (self.buckets_box.expand, editor.resolution.input):
             trigger(handler(self._buckets), [self.chosen, editor.resolution], self.buckets, **QUICK)
 
@@ -143,7 +139,8 @@ class WorkPanels:
         """The jobs of a dataset as they stand, and its buckets."""
         if folder is None:
             return {self.buckets: ""}
-        return {self.buckets: self._chart(folder, self.browser.editor.kept_resolution), **self._shown(folder)}
+        shown = {**self._shown(folder), self.problems: ""}
+        return {self.buckets: self._chart(folder, self.browser.editor.kept_resolution), **shown}
 
     # Handlers
 
@@ -198,7 +195,8 @@ class WorkPanels:
         trigger: str,
         seen: Seen,
         caption: str,
-        loaded: tuple[str, str],
+        loaded: str,
+        own: Own,
         *around: Any,
     ) -> Any:
         """Follow the jobs; says only what is new, and shows the captions that have come meanwhile."""
@@ -214,7 +212,7 @@ class WorkPanels:
         updates = self._shown(folder)
         if not writes or not (ended or time.time() - seen.followed_at > _FOLLOW_SECONDS):
             return updates | {self.seen: Seen(now, seen.followed_at)}
-        is_typing = (around[-1], caption) != tuple(loaded)  # then the box is left alone
+        is_typing = self.browser.editor.is_typed(around[-1], caption, loaded, own)  # then the box is left alone
         follow = self.browser.relabelled if is_typing else self.browser.refreshed
         return {**updates, **follow(folder, *around), self.seen: Seen(now, time.time())}
 

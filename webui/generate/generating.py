@@ -14,14 +14,15 @@ from sdlora import GenerateConfig
 from sdlora.config.fields import setting_of
 from sdlora.errors import ConfigError
 from sdlora.generation.grid.run import plan_grid
-from sdlora.library.rows import Rows, to_tags
+from sdlora.library.rows import Rows
 from webui.context import QUICK, Context, handler
 from webui.form import Form
 from webui.generate.request import FIELDS, LEFT_OUT, read_request
 from webui.generate.start import StartPanel
 from webui.layout import problems_html
-from webui.mix.rows import shape
+from webui.mix.rows import RowsPanel
 from webui.problems import panel
+from webui.scripts import SETTLED
 
 PREFIX = "generate"
 Submit = Callable[[bool], int]
@@ -36,7 +37,7 @@ class Generating:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.services = context.services
-        self.changes = shape(context)
+        self.rows = RowsPanel.of(context)
         self.pending = gr.State(None)
         self.form = Form(
             GenerateConfig, PREFIX, leave_out=LEFT_OUT, suggestions={"base_model.model": self.services.models()}
@@ -72,7 +73,7 @@ class Generating:
 
     def wire(self) -> None:
         """Connect the buttons."""
-        self.go.click(handler(self.begin), self.inputs, self.outputs, **QUICK)
+        self.go.click(handler(self.begin), self.inputs, self.outputs, js=SETTLED, **QUICK)
         for button, wait in ((self.now, False), (self.later, True)):
             button.click(handler(self.decide(wait)), [self.pending], self.outputs, **QUICK)
         self.cancel.click(handler(self._cancel), None, None, **QUICK)
@@ -125,9 +126,10 @@ class Generating:
         self.services.state.update({f"generate.{name}": value for name, value in shown.items()})
         return self.form.updates(shown)
 
-    def use_rows(self, rows: Rows) -> str:
-        """Replace the adapters in use; returns their text."""
-        return to_tags(self.services.active.change(lambda _: rows), self.services.adapters)
+    def use_rows(self, rows: Rows) -> dict[Any, Any]:
+        """Replace the adapters in use; returns the updates that show them."""
+        self.services.active.change(lambda _: rows)
+        return self.rows.shown()
 
     @property
     def _asked_for(self) -> tuple[Any, ...]:

@@ -10,8 +10,10 @@ from sdlora.errors import ConfigError
 from sdlora.generation.grid import offers
 from webui.context import LAST_COUNTS, QUICK, handler
 from webui.generate.generating import Generating
+from webui.gradio_quirks import COMES_AND_GOES
 from webui.layout import problems_html
 from webui.problems import panel
+from webui.scripts import SETTLED
 
 _TITLES = {"x": "X, from left to right", "y": "Y, downwards", "z": "Z, one sheet below the other"}
 
@@ -37,7 +39,7 @@ class GridPanel:
                     )  # fmt: skip
             self.run = gr.Dropdown(
                 [], label="Run", info="Whose checkpoints a training-step axis takes.", visible=False,
-                elem_id="generate-grid-run", interactive=True,
+                elem_id="generate-grid-run", interactive=True, **COMES_AND_GOES,
             )  # fmt: skip
             self.go = gr.Button("Generate grid", elem_id="generate-grid-go")
             self.problems = problems_html("generate-grid-problems")
@@ -48,13 +50,15 @@ class GridPanel:
         """Connect the inputs."""
         axis_inputs = list(self.axes.values())
         self.context.shared["tab.generate"].select(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
-        self.generating.changes.change(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
+        self.generating.rows.html["generate"].change(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
         for name, component in self.axes.items():
             component.input(
-                handler(self._hint), [component, *axis_inputs], [self.values[name], self.run], **LAST_COUNTS
+                handler(self._hint), [component, self.run, *axis_inputs], [self.values[name], self.run], **LAST_COUNTS
             )  # fmt: skip
         inputs = {*self.generating.inputs, *axis_inputs, *self.values.values(), self.run}
-        self.go.click(handler(self._generate), inputs, [self.problems, *self.generating.outputs[1:]], **QUICK)
+        self.go.click(
+            handler(self._generate), inputs, [self.problems, *self.generating.outputs[1:]], js=SETTLED, **QUICK
+        )
 
     def _generate(self, values: dict[Any, Any]) -> tuple[Any, ...]:
         try:
@@ -69,10 +73,10 @@ class GridPanel:
         known = {value for _, value in offered}
         return [gr.Dropdown(choices=offered, value=axis if axis in known else "") for axis in chosen]
 
-    def _hint(self, axis: str | None, *chosen: str | None) -> tuple[Any, Any]:
+    def _hint(self, axis: str | None, run: str | None, *chosen: str | None) -> tuple[Any, Any]:
         needs_run = offers.CHECKPOINT in chosen
         runs = [run.name for run in self.services.watch.snapshot().runs] if needs_run else []
         return (
             gr.Textbox(placeholder=offers.hint(axis), interactive=axis != offers.COMPARE),
-            gr.Dropdown(choices=runs, value=runs[0] if runs else None, visible=needs_run),
+            gr.Dropdown(choices=runs, value=run if run in runs else next(iter(runs), None), visible=needs_run),
         )

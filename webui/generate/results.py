@@ -21,8 +21,9 @@ from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, handler
 from webui.downloads import download_button
 from webui.generate import view
 from webui.generate.generating import Generating
+from webui.layout import hidden_text, tiles_html
 from webui.paging import Page, page_of
-from webui.pieces import empty, found, notes, picture
+from webui.pieces import Tile, empty, found, notes, picture, tiles
 
 PAGE_IMAGES = 48
 _CAPTION = 60
@@ -45,10 +46,7 @@ class ResultsPanel:
             with gr.Tab("Result", id="result", elem_id="generate-result"):
                 self.progress = gr.HTML(view.progress(None), elem_id="generate-progress")
                 self.queue = gr.HTML(elem_id="generate-queue")
-                self.gallery = gr.Gallery(
-                    label="Result", show_label=False, columns=2, height=460, object_fit="contain", visible=False,
-                    elem_id="generate-gallery", interactive=False, buttons=["download", "fullscreen"],
-                )  # fmt: skip
+                self.gallery = tiles_html("generate-gallery")
             with gr.Tab("History", id="history", elem_id="generate-history-tab") as self.history_tab:
                 self._lay_out_history()
             with gr.Tab("From a picture", id="picture", elem_id="generate-picture-tab"):
@@ -74,16 +72,14 @@ class ResultsPanel:
                 min_width=150, interactive=True, buttons=[],
             )  # fmt: skip
         self.found = gr.HTML(elem_id="generate-history-found")
-        self.history = gr.Gallery(
-            label="History", show_label=False, columns=5, allow_preview=False, object_fit="cover",
-            elem_id="generate-history", elem_classes="tiles", interactive=False, buttons=[],
-        )  # fmt: skip
+        self.history = tiles_html("generate-history")
         with gr.Row():
             download_button("Download all found as zip", self._zip, [self.search], "generate-zip")
             self.undo = gr.Button("Undo delete", size="sm", visible=False, elem_id="generate-undo")
 
     def _lay_out_selected(self) -> None:
-        self.selected = gr.State(None)
+        with gr.Column(elem_classes="off-page"):
+            self.selected = hidden_text("generate-chosen", "The chosen picture")
         with gr.Column(visible=False, elem_id="generate-selected") as self.selected_panel:
             self.picture = gr.HTML(elem_id="generate-picture")
             self.text = gr.Textbox(
@@ -110,14 +106,13 @@ class ResultsPanel:
         for event in (self.search.input, self.page.input):
             event(handler(self._show_history), asked, listed, **LAST_COUNTS)
         self.history_tab.select(handler(self._show_history), asked, listed, **QUICK)
-        chosen = [self.selected, self.selected_panel, self.picture, self.text]
-        self.gallery.select(handler(self._select_result), None, chosen, **EACH_COUNTS)
-        self.history.select(handler(self._select_history), asked, chosen, **EACH_COUNTS)
+        chosen = [self.selected, self.selected_panel, self.picture, self.text, self.notes]
+        for grid in (self.gallery, self.history):
+            grid.select(handler(self._select), None, chosen, **EACH_COUNTS)
         self.drop.upload(handler(self._select_dropped), [self.drop], chosen, **QUICK)
-        tags = self.context.shared["mix.tags"]
-        filled = [*generating.form.outputs, tags, generating.changes, start.editor, start.is_on, self.notes]
+        filled = [*generating.form.outputs, *generating.rows.outputs, start.editor, start.is_on, self.notes]
         for button, with_seed in ((self.use_all, True), (self.use_others, False)):
-            button.click(handler(self._restorer(with_seed)), [self.selected, generating.changes], filled, **QUEUED)
+            button.click(handler(self._restorer(with_seed)), self.selected, filled, **QUEUED)
         self.send.click(handler(self._send), [self.selected], [start.editor, start.is_on, start.panel], **QUEUED)
         self.delete.click(
             handler(self._delete), [self.selected, *asked], [*chosen, self.undo, *listed], js=_DELETE, **QUEUED
@@ -126,38 +121,46 @@ class ResultsPanel:
 
     def _wire_poll(self) -> None:
         """What is being generated, each second and when a page opens; kept in the server, so that a reload finds it."""
-        seen, shared = gr.State(""), self.context.shared
-        outputs = [
-            seen, self.progress, self.queue, self.gallery, self.generating.cancel, shared["mix.progress"],
-            shared["mix.sheet"],
-        ]  # fmt: skip
-        self.context.timer.tick(handler(self._poll), [seen], outputs, concurrency_limit=None, **QUICK)
+        shared, rows = self.context.shared, self.generating.rows
+        follow = self.context.follow
+        outputs = [self.progress, self.queue, self.gallery, self.generating.cancel]
+        seen = gr.State("")
+        follow("generate", self._stamp, self._poll, [seen], [seen, *outputs])
+        seen = gr.State("")
+        follow("mix", self._stamp, self._poll_for_mix, [seen], [seen, shared["mix.progress"], shared["mix.sheet"]])
+        for tab in ("mix", "generate"):
+            follow(tab, lambda: self.services.active.now()[1], rows.follow, [rows.revision], rows.outputs)
+        self.services.news.always.append(lambda: self.services.images.yield_to_training())
+
+    def _stamp(self) -> str:
+        """Changes when something that is shown of requests would."""
+        images = self.services.images
+        request = images.current()
+        return "" if request is None else _stamp(request, len(images.requests()))
 
     def _poll(self, seen: str) -> Any:
+        """How the newest request stands, and its pictures."""
         images = self.services.images
-        images.yield_to_training()
-        request = images.current()
-        if request is None:
+        request, now = images.current(), self._stamp()
+        if request is None or now == seen:
             return gr.skip()
         requests = images.requests()
-        now = _stamp(request, len(requests))
-        if now == seen:
-            return gr.skip()
-        progress = view.progress(request, sum(not other.is_over for other in requests if other.id != request.id))
-        pictures: Any = gr.skip()
-        sheet: Any = gr.skip()
-        if _pictures_part(now) != _pictures_part(seen):
-            pictures = gr.Gallery(value=view.tiles(request), visible=bool(request.images), selected_index=None)
-            sheet = picture(request.sheet, f"Sheet of {request.title}")
+        is_new = _pictures_part(now) != _pictures_part(seen)
         return [
             now,
-            progress,
+            view.progress(request, sum(not other.is_over for other in requests if other.id != request.id)),
             view.requests(requests),
-            pictures,
+            tiles("Result", view.tiles(request, self.context.workspace.thumbnails)) if is_new else gr.skip(),
             gr.Button(interactive=not request.is_over),
-            progress if request.is_grid else "",
-            sheet,
         ]
+
+    def _poll_for_mix(self, seen: str) -> Any:
+        """How a comparison or sweep stands, beside the buttons that ask for it."""
+        request, now = self.services.images.current(), self._stamp()
+        if request is None or now == seen:
+            return gr.skip()
+        sheet = picture(request.sheet, f"Sheet of {request.title}")
+        return [now, view.progress(request) if request.is_grid else "", sheet]
 
     # ---- handlers
 
@@ -167,54 +170,50 @@ class ResultsPanel:
     def _show_history(self, text: str, number: float) -> tuple[Any, ...]:
         page = self._history_page(text, number)
         thumbnails = self.context.workspace.thumbnails
-        tiles = [(str(thumbnail(image.path, thumbnails)), image.prompt[:_CAPTION]) for image in page.items]
+        shown = [
+            Tile(str(image.path), thumbnail(image.path, thumbnails), image.path.stem, image.prompt[:_CAPTION])
+            for image in page.items
+        ]
         nothing = "Nothing fits. Search for less." if text else "No images yet. Press Generate."
         words = found(count(page.num_items, "image")) if page.num_items else empty(nothing)
         pages = gr.Slider(maximum=max(2, page.num_pages), value=page.number, visible=page.num_pages > 1)
-        return gr.Gallery(value=tiles, selected_index=None), words, pages
+        return tiles("History", shown), words, pages
 
-    def _select_result(self, event: gr.SelectData) -> tuple[Any, ...]:
-        request = self.services.images.current()
-        pictures = view.pictures(request) if request is not None else []
-        if event.index >= len(pictures):
-            return None, gr.skip(), gr.skip(), gr.skip()
-        return self._selected(pictures[event.index], is_shown=False)
-
-    def _select_history(self, text: str, number: float, event: gr.SelectData) -> tuple[Any, ...]:
-        images = self._history_page(text, number).items
-        if event.index >= len(images):
-            return None, gr.skip(), gr.skip(), gr.skip()
-        return self._selected(images[event.index].path, is_shown=True)
+    def _select(self, event: gr.EventData) -> tuple[Any, ...]:
+        """The pressed picture, by its path: the lists may have changed since they were shown."""
+        path = Path(str(event.pressed["tile"]))
+        if not path.resolve().is_relative_to(self.context.workspace.outputs.resolve()) or not path.is_file():
+            raise DataError(f"{path.name} is not among the images any more.")
+        return self._selected(path)
 
     def _select_dropped(self, path: str | None) -> tuple[Any, ...]:
-        return self._selected(Path(path), is_shown=True) if path else (None, gr.skip(), gr.skip(), gr.skip())
+        return self._selected(Path(path)) if path else ("", gr.skip(), gr.skip(), gr.skip(), "")
 
-    def _selected(self, path: Path, *, is_shown: bool) -> tuple[Any, ...]:
-        """The picture's settings as text; the picture itself where its gallery shows only a thumbnail."""
+    def _selected(self, path: Path) -> tuple[Any, ...]:
+        """The picture and its settings as text."""
         try:
             text = read_image_text(path)
         except DataError as error:
             text = str(error)
-        shown = picture(path, "The chosen picture") if is_shown else ""
-        return str(path), gr.Column(visible=True), shown, text or "This picture carries no settings."
+        shown = picture(path, "The chosen picture")
+        return str(path), gr.Column(visible=True), shown, text or "This picture carries no settings.", ""
 
     def _restorer(self, with_seed: bool) -> Any:
-        def use(path: str | None, count: int) -> dict[Any, Any]:
+        def use(path: str | None) -> dict[Any, Any]:
             if not path:
                 raise gr.Error("Choose a picture first.", print_exception=False)
-            return self._restore(Path(path), count, with_seed=with_seed)
+            return self._restore(Path(path), with_seed=with_seed)
 
         return use
 
-    def _restore(self, path: Path, count: int, *, with_seed: bool) -> dict[Any, Any]:
+    def _restore(self, path: Path, *, with_seed: bool) -> dict[Any, Any]:
         """Fill the form, the rows and the start image from a picture; list what could not be taken over."""
         generating, services = self.generating, self.services
         services.scan()  # for the rows' text, which follows
         told = restore_image(path, services.adapter_folders, services.models(), with_seed=with_seed)
         everything = generating.form.show(told.config)
         updates = generating.show({name: everything[name] for name in told.names if name in everything})
-        updates[self.context.shared["mix.tags"]] = generating.use_rows(from_used(told.adapters))
-        updates[generating.changes] = count + 1
+        updates |= generating.use_rows(from_used(told.adapters))
         updates[self.notes] = notes(told.notes, "Not taken over from the picture") or notes(
             ["Everything was taken over."], path.name
         )
@@ -233,7 +232,7 @@ class ResultsPanel:
             raise gr.Error("Only images of this workspace's outputs can be deleted.", print_exception=False)
         self._deleted = move_to_trash([chosen], self.context.workspace.trash)
         gr.Info(f"{chosen.name} is in the trash.", duration=4)
-        hidden = (None, gr.Column(visible=False), "", "")
+        hidden = ("", gr.Column(visible=False), "", "", "")
         return (*hidden, gr.Button(visible=bool(self._deleted)), *self._show_history(text, number))
 
     def _undo(self, text: str, number: float) -> tuple[Any, ...]:

@@ -44,7 +44,7 @@ class StartPanel:
                 form.place("start.strength", label="Strength")
                 form.place("start.mask_blur_px")
         context.remember(_IS_ON, self.is_on)
-        context.on_load.append((self._kept, [], [self.editor]))
+        context.on_load.append((self._kept, [], [self.editor], None))
         self.editor.upload(None, None, [self.is_on], js="() => [true]", api_visibility="private")
         self.editor.upload(handler(self._take), [self.editor], None, **LAST_COUNTS)
         self.editor.clear(handler(self._forget), None, [self.is_on], **QUICK)

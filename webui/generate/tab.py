@@ -12,11 +12,12 @@ from webui.generate import view
 from webui.generate.generating import PREFIX, Generating
 from webui.generate.grid import GridPanel
 from webui.generate.results import ResultsPanel
-from webui.mix.rows import build_rows
+from webui.scripts import SETTLED
 
 SIZES = ["512 x 512", "512 x 768", "768 x 512", "768 x 768", "1024 x 1024", "832 x 1216", "1216 x 832", "896 x 1152",
          "1152 x 896"]  # fmt: skip
 OWN_SIZE = "Model's own"
+OTHER_SIZE = "Another"
 SECTIONS = {
     "": "More",
     "base_model": "Base model: clip skip, VAE, prediction",
@@ -72,7 +73,7 @@ class GenerateTab:
     def _lay_out_settings(self) -> None:
         place = self.form.place
         with gr.Accordion("Adapters in use", open=True, elem_id="generate-adapters", elem_classes="generate-adapters"):
-            build_rows(self.context, "generate", full=False)
+            self.generating.rows.place("generate")
             self.to_mix = gr.Button("Choose adapters in Mix", size="sm", elem_id="generate-to-mix")
         with gr.Row():
             place("sampler", info="By its usual name.", min_width=190, scale=2)
@@ -80,8 +81,8 @@ class GenerateTab:
             place("guidance", label="CFG", info="Guidance scale.", min_width=90, scale=1)
         with gr.Row(elem_classes="row-end"):
             self.size = gr.Dropdown(
-                [OWN_SIZE, *SIZES], value=OWN_SIZE, label="Size", info="Fills in both.", min_width=150, scale=2,
-                elem_id="generate-size", interactive=True,
+                [OWN_SIZE, *SIZES, OTHER_SIZE], value=OWN_SIZE, label="Size", info="Fills in both.", min_width=150,
+                scale=2, elem_id="generate-size", interactive=True,
             )  # fmt: skip
             place("width_px", info="Empty: its own.", placeholder="auto", min_width=110)
             place("height_px", info="Empty: its own.", placeholder="auto", min_width=110)
@@ -101,11 +102,13 @@ class GenerateTab:
     def _wire(self) -> None:
         components = self.form.components
         self.generating.wire()
+        self.generating.rows.wire()
         self.grid.wire()
         self.results.wire()
         self.to_mix.click(lambda: gr.Tabs(selected="mix"), None, [self.context.tabs], **QUICK)
         sides = [components["width_px"], components["height_px"]]
-        self.size.input(handler(self._set_size), [self.size], sides, **LAST_COUNTS)
+        self.size.input(handler(self._set_size), [self.size, *sides], sides, **LAST_COUNTS)
+        gr.on([side.change for side in sides], handler(_size_of), sides, self.size, **LAST_COUNTS)
         self.swap.click(handler(self._swap), sides, sides, **QUICK)
         self.random.click(handler(self._random), None, [components["seed"]], **QUICK)
         self.reuse.click(handler(self._reuse), None, [components["seed"]], **QUICK)
@@ -118,10 +121,12 @@ class GenerateTab:
     def _wire_mix(self) -> None:
         """Comparison and sweep, whose buttons stand in the Mix tab."""
         shared = self.context.shared
-        shared["generate.wire_sweep"] = self._wire_sweep
         shared["mix.compare"].click(
-            handler(self._compare), self.generating.inputs, self._mix_outputs, **QUICK
+            handler(self._compare), self.generating.inputs, self._mix_outputs, js=SETTLED, **QUICK
         )  # fmt: skip
+        self.generating.rows.html["mix"].sweep(
+            handler(self._sweep), self.generating.inputs, self._mix_outputs, js=SETTLED, **QUICK
+        )
 
     @property
     def _mix_outputs(self) -> list[Any]:
@@ -131,19 +136,17 @@ class GenerateTab:
         """The same for the Mix tab: where a training is active, Generate asks what to do."""
         return (*answer, gr.skip() if answer[-1] is None else gr.Tabs(selected="generate"))
 
-    def _wire_sweep(self, button: gr.Button, span: gr.Textbox, row_id: int) -> None:
-        prompt = self.context.shared["mix.prompt"]
-
-        def sweep(values: dict[Any, Any]) -> tuple[Any, ...]:
-            rows = [row for row in self.services.active.rows if row.enabled]
-            index = next((index for index, row in enumerate(rows, 1) if row.id == row_id), None)
-            if index is None:
-                problems = ["this adapter is switched off; switch it on to sweep its weight"]
-                return self._for_mix(self.generating.shown(problems))
-            axes = [f"adapter{index}.weight={values[span]}"]
-            return self._for_mix(self.generating.begin_grid(values, axes, prompt=values[prompt]))
-
-        button.click(handler(sweep), {*self.generating.inputs, span}, self._mix_outputs, **QUICK)
+    def _sweep(self, values: dict[Any, Any], event: gr.EventData) -> tuple[Any, ...]:
+        """A grid over one row's weights."""
+        row_id, span = int(event.pressed["row"]), str(event.pressed["span"])
+        rows = [row for row in self.services.active.rows if row.enabled]
+        index = next((index for index, row in enumerate(rows, 1) if row.id == row_id), None)
+        if index is None:
+            return self._for_mix(
+                self.generating.shown(["this adapter is switched off; switch it on to sweep its weight"])
+            )
+        prompt = values[self.context.shared["mix.prompt"]]
+        return self._for_mix(self.generating.begin_grid(values, [f"adapter{index}.weight={span}"], prompt=prompt))
 
     def _compare(self, values: dict[Any, Any]) -> tuple[Any, ...]:
         prompt = values[self.context.shared["mix.prompt"]]
@@ -151,9 +154,14 @@ class GenerateTab:
 
     # ---- small handlers
 
-    def _set_size(self, size: str) -> tuple[Any, Any]:
-        sides = (None, None) if size == OWN_SIZE else tuple(int(side) for side in size.split(" x "))
-        return self._keep_sides(*sides)
+    def _set_size(self, size: str | None, width: float | None, height: float | None) -> tuple[Any, Any]:
+        """The sides of a size. The list follows the sides, so that leaving it as it is changes nothing."""
+        if size in (None, "", OTHER_SIZE, _size_of(width, height)):
+            return gr.skip(), gr.skip()
+        if size == OWN_SIZE:
+            return self._keep_sides(None, None)
+        width_px, _, height_px = str(size).partition(" x ")
+        return self._keep_sides(int(width_px), int(height_px))
 
     def _swap(self, width: float | None, height: float | None) -> tuple[Any, Any]:
         return self._keep_sides(height, width)
@@ -175,6 +183,14 @@ class GenerateTab:
 
     def _models(self, chosen: str) -> Any:
         return gr.Dropdown(choices=self.services.models(), value=chosen)
+
+
+def _size_of(width: float | None, height: float | None) -> str:
+    """What the list of sizes shows for both sides."""
+    if not width and not height:
+        return OWN_SIZE
+    size = f"{width or 0:g} x {height or 0:g}"
+    return size if size in SIZES else OTHER_SIZE
 
 
 def _count(prompt: str | None, model: str | None) -> str:

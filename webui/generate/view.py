@@ -6,12 +6,14 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdlora.data.thumbnails import thumbnail
 from sdlora.launch.images import ImageRequest
 from sdlora.words import count
-from webui.pieces import empty
+from webui.pieces import Tile, empty
 from webui.templating import macros
 
 _HTML = macros("generate.html")
+RESULT_EDGE_PX = 512
 _SHOWN_TITLE = 70
 _STATUS_WORDS = {
     "waiting": "waits for the training",
@@ -75,15 +77,13 @@ def _short(text: str) -> str:
 # ---- results
 
 
-def pictures(request: ImageRequest) -> list[Path]:
-    """The files of a request in the order of `tiles`."""
-    return [*([request.sheet] if request.sheet else []), *request.images]
-
-
-def tiles(request: ImageRequest) -> list[tuple[str, str]]:
+def tiles(request: ImageRequest, thumbnails: Path) -> list[Tile]:
     """The files of a request with what stands below each, a grid's sheet first."""
     labels = (
         [", ".join(each) for each in request.labels] if request.is_grid else [f"seed {each}" for each in request.seeds]
     )
-    images = [(str(path), label) for path, label in zip(request.images, labels, strict=False)]
-    return [*([(str(request.sheet), "the whole grid")] if request.sheet else []), *images]
+    sheet = [(request.sheet, "the whole grid")] if request.sheet else []
+    return [
+        Tile(str(path), thumbnail(path, thumbnails, RESULT_EDGE_PX), label)
+        for path, label in [*sheet, *zip(request.images, labels, strict=False)]
+    ]

@@ -13,15 +13,17 @@ from sdlora.errors import ConfigError
 from sdlora.launch import exports
 from sdlora.launch.jobs import JobHandle
 from sdlora.library import mixes
-from sdlora.library.rows import check_family, to_tags
+from sdlora.library.rows import check_family
 from sdlora.models.found import family_of
 from sdlora.trash import move_to_trash
-from webui.context import LAST_COUNTS, QUEUED, QUICK, Context, handler
+from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.layout import problems_html
 from webui.mix import view
 from webui.mix.library import LibraryPanel
+from webui.mix.rows import RowsPanel
 from webui.pieces import notes
-from webui.problems import shown_problems
+from webui.problems import panel, shown_problems
+from webui.scripts import SETTLED
 from webui.services import Services
 
 _FIELDS = {field.name: field for field in fields(MixConfig, ("adapters",))}
@@ -73,14 +75,11 @@ def build_export(context: Context, library: LibraryPanel) -> None:
     method.input(handler(_needed), [method], [rank, energy, density], **LAST_COUNTS)
     outputs = [status, cancel, problems]
     inputs = [name, method, rank, energy, density, precision]
-    export.click(shown_problems(running.begin_mix, 3), inputs, outputs, **QUICK)
-    merge.click(shown_problems(running.begin_merge, 3), [name, base], outputs, **QUICK)
+    export.click(shown_problems(running.begin_mix, 3), inputs, outputs, js=SETTLED, **QUICK)
+    merge.click(shown_problems(running.begin_merge, 3), [name, base], outputs, js=SETTLED, **QUICK)
     cancel.click(handler(running.cancel), None, [status, cancel], api_visibility="private", show_progress="hidden")
     seen = gr.State("")
-    context.timer.tick(
-        handler(running.poll), [seen, library.search, library.family, library.page],
-        [seen, status, cancel, *library.shown], concurrency_limit=None, **QUICK,
-    )  # fmt: skip
+    context.follow("mix", running.stamp, running.poll, [seen, *library.asked], [seen, status, cancel, *library.shown])
 
 
 def _needed(method: str) -> tuple[Any, Any, Any]:
@@ -127,17 +126,23 @@ class _Exports:
             self.job.cancel()
         return self._shown(), gr.Button(visible=False)
 
-    def poll(self, seen: str, text: str, family: str, page: int) -> Any:
+    def stamp(self) -> str:
+        """Changes with the newest export."""
+        if self.job is None:
+            return ""
+        state = self.job.state()
+        return f"{self.job.name} {state.status} {state.done}"
+
+    def poll(self, seen: str, *asked: Any) -> Any:
         """What this page doesn't show yet; once an export is over the library shows it."""
         if self.job is None:
             return gr.skip()
-        state = self.job.state()
-        now = f"{self.job.name} {state.status} {state.done}"
+        now, state = self.stamp(), self.job.state()
         if now == seen:
             return gr.skip()
         library = [gr.skip()] * len(self.panel.shown)
         if not state.is_active:
-            library = list(self.panel.look_again(text, family, page))
+            library = list(self.panel.look_again(*asked))
         return [now, self._shown(), gr.Button(visible=state.is_active), *library]
 
     def _begin(self, start: Any) -> None:
@@ -153,7 +158,7 @@ class _Exports:
         return view.export(self.job.state(), exports.outcome(self.job), target)
 
 
-def build_saved(context: Context, changes: gr.State) -> None:
+def build_saved(context: Context, in_use: RowsPanel) -> None:
     """Save the rows under a name, load them again."""
     services, folder = context.services, context.workspace.mixes
     with gr.Accordion("Saved mixes", open=False, elem_id="mix-saved-panel"):
@@ -176,17 +181,20 @@ def build_saved(context: Context, changes: gr.State) -> None:
         path = mixes.save_mix(services.active.rows, chosen or "", folder)
         return gr.Dropdown(choices=mixes.list_mixes(folder), value=path.stem), ""
 
-    def take(chosen: str | None, count: int) -> tuple[Any, Any, str]:
-        if not chosen:
-            raise ConfigError("saved mixes", ["choose a saved mix first"])
-        rows, missing = mixes.load_mix(chosen, folder, services.scan())
-        after = services.active.change(lambda _: rows)
-        return count + 1, to_tags(after, services.adapters), notes(missing, "Not everything could be loaded")
+    def take(chosen: str | None) -> dict[Any, Any]:
+        try:
+            if not chosen:
+                raise ConfigError("saved mixes", ["choose a saved mix first"])
+            rows, missing = mixes.load_mix(chosen, folder, services.scan())
+        except ConfigError as error:
+            return {problems: panel(error.problems)}
+        services.active.change(lambda _: rows)
+        return {**in_use.shown(), problems: notes(missing, "Not everything could be loaded")}
 
     def drop(chosen: str | None) -> Any:
         move_to_trash([folder / f"{chosen}.yaml"] if chosen else [], services.workspace.trash)
         return gr.Dropdown(choices=mixes.list_mixes(folder), value=None)
 
     save.click(shown_problems(keep, 2), [name], [saved, problems], **QUICK)
-    load.click(shown_problems(take, 3), [saved, changes], [changes, context.shared["mix.tags"], problems], **QUEUED)
+    load.click(handler(take), saved, [*in_use.outputs, problems], **QUICK)
     delete.click(handler(drop), [saved], [saved], js=_DELETE, **QUICK)

@@ -8,15 +8,17 @@ from typing import Any
 import gradio as gr
 
 from sdlora.data.thumbnails import thumbnail, tile
-from sdlora.errors import SdloraError
-from sdlora.library.rows import add, to_tags
+from sdlora.errors import AdapterError, SdloraError
+from sdlora.library.rows import add
 from sdlora.library.scan import LibraryEntry, add_file
 from sdlora.words import count
-from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, Context, handler
-from webui.layout import problems_html
+from webui.context import EACH_COUNTS, LAST_COUNTS, QUICK, Context, handler
+from webui.gradio_quirks import COMES_AND_GOES
+from webui.layout import problems_html, tiles_html
 from webui.mix import view
+from webui.mix.rows import RowsPanel
 from webui.paging import page_of
-from webui.pieces import empty, found, notes
+from webui.pieces import Tile, empty, found, notes, tiles
 from webui.problems import panel
 
 PAGE_ADAPTERS = 24
@@ -40,10 +42,7 @@ class LibraryPanel:
                 FAMILIES, value="", label="Family", info="What it fits.", elem_id="mix-family", scale=2,
                 min_width=130, interactive=True,
             )  # fmt: skip
-        self.gallery = gr.Gallery(
-            label="Library", show_label=False, columns=4, allow_preview=False, object_fit="cover",
-            elem_id="mix-library", elem_classes="tiles", interactive=False, buttons=[], fit_columns=False,
-        )  # fmt: skip
+        self.gallery = tiles_html("mix-library")
         self.found = gr.HTML(elem_id="mix-library-found")
         with gr.Row(visible=False) as self.pager:
             self.page = gr.Slider(
@@ -53,7 +52,7 @@ class LibraryPanel:
         with gr.Row(elem_classes="row-end"):
             self.pick = gr.Dropdown(
                 [], label="Adapter", info="Press a picture above, or type a name.", elem_id="mix-pick", scale=5,
-                min_width=170, interactive=True,
+                min_width=170, interactive=True, **COMES_AND_GOES,
             )  # fmt: skip
             self.add = gr.Button("Add", variant="primary", elem_id="mix-add", scale=1, min_width=80)
             self.refresh = gr.Button("Look again", elem_id="mix-refresh", scale=1, min_width=110)
@@ -70,16 +69,21 @@ class LibraryPanel:
         """What `show` fills."""
         return [self.gallery, self.found, self.pick, self.pager, self.page]
 
-    def wire(self, changes: gr.State, tags: gr.Textbox) -> None:
-        """Connect everything. changes: counts the rows' changes; tags: their text."""
-        asked = [self.search, self.family, self.page]
+    @property
+    def asked(self) -> list[Any]:
+        """The inputs of `show`."""
+        return [self.search, self.family, self.page, self.pick]
+
+    def wire(self, rows: RowsPanel) -> None:
+        """Connect everything. rows: the adapters in use."""
+        self.rows, asked = rows, self.asked
         for event in (self.search.input, self.family.input, self.page.input):
             event(handler(self.show), asked, self.shown, **LAST_COUNTS)
         self.refresh.click(handler(self.look_again), asked, self.shown, api_visibility="private")
         self.context.shared["tab.mix"].select(handler(self.look_again), asked, self.shown, **QUICK)
-        self.gallery.select(handler(self._select), asked, [self.pick, self.card], **EACH_COUNTS)
+        self.gallery.select(handler(self._select), None, [self.pick, self.card], **EACH_COUNTS)
         self.pick.input(handler(self._show_card), [self.pick], [self.card], **LAST_COUNTS)
-        self.add.click(handler(self._add), [self.pick, changes], [changes, tags], **QUEUED)
+        self.add.click(handler(self._add), self.pick, rows.outputs, **QUICK)
         self.upload.upload(
             handler(self._upload), [self.upload, *asked], [self.upload, self.refused, *self.shown],
             api_visibility="private",
@@ -87,47 +91,56 @@ class LibraryPanel:
 
     # ---- handlers
 
-    def show(self, text: str, family: str, page: int) -> tuple[Any, ...]:
-        """The page of what the last scan found."""
+    def show(self, text: str, family: str, page: int, chosen: str | None) -> tuple[Any, ...]:
+        """The page of what the last scan found, the chosen one marked."""
         scan = self.services.adapters
         fitting = scan.search(text, family or None)
         shown = page_of(fitting, page, PAGE_ADAPTERS)
         words = _found_words(len(fitting), len(scan.entries), text or family)
         return (
-            gr.Gallery(value=[(str(self._picture(entry)), entry.name) for entry in shown.items], selected_index=None),
+            tiles("Library", [self._tile(entry) for entry in shown.items], chosen),
             words + notes(scan.problems, "These files can't be read"),
             gr.Dropdown(choices=[(entry.tag, str(entry.path)) for entry in fitting]),
             gr.Row(visible=shown.num_pages > 1),
             gr.Slider(maximum=max(2, shown.num_pages), value=shown.number),
         )
 
-    def look_again(self, text: str, family: str, page: int) -> tuple[Any, ...]:
+    def look_again(self, text: str, family: str, page: int, chosen: str | None) -> tuple[Any, ...]:
         """The same after another scan of the folders."""
         self.services.scan()
-        return self.show(text, family, page)
+        return self.show(text, family, page, chosen)
 
     def _picture(self, entry: LibraryEntry) -> Path:
         thumbnails = self.context.workspace.thumbnails
         return thumbnail(entry.file.preview, thumbnails) if entry.file.preview else tile(entry.name, thumbnails)
 
-    def _select(self, text: str, family: str, page: int, event: gr.SelectData) -> tuple[Any, str]:
-        shown = page_of(self.services.adapters.search(text, family or None), page, PAGE_ADAPTERS).items
-        if event.index >= len(shown):
-            return gr.skip(), ""
-        entry = shown[event.index]
-        return str(entry.path), view.card(entry)
+    def _tile(self, entry: LibraryEntry) -> Tile:
+        about = entry.about
+        return Tile(
+            str(entry.path), self._picture(entry), entry.name, about.trigger or f"{about.kind} rank {about.rank}"
+        )
+
+    def _select(self, event: gr.EventData) -> tuple[Any, str]:
+        """The pressed adapter, by its path: the list may have changed since it was shown."""
+        path = str(event.pressed["tile"])
+        entry = self.services.adapters.by_path(path)
+        if entry is None:
+            raise AdapterError(f"{Path(path).name} is not in the library any more: press Look again.")
+        return path, view.card(entry)
 
     def _show_card(self, path: str | None) -> str:
         return view.card(self.services.adapters.by_path(path) if path else None)
 
-    def _add(self, path: str | None, count: int) -> tuple[Any, Any]:
+    def _add(self, path: str | None) -> dict[Any, Any]:
         entry = self.services.adapters.by_path(path) if path else None
         if entry is None:
             raise gr.Error("Choose an adapter first: press its picture, or type its name.", print_exception=False)
-        rows = self.services.active.change(lambda rows: add(rows, entry))
-        return count + 1, to_tags(rows, self.services.adapters)
+        self.services.active.change(lambda rows: add(rows, entry))
+        return self.rows.shown()
 
-    def _upload(self, paths: list[str] | None, text: str, family: str, page: int) -> tuple[Any, ...]:
+    def _upload(
+        self, paths: list[str] | None, text: str, family: str, page: int, chosen: str | None
+    ) -> tuple[Any, ...]:
         refused, added = [], []
         for path in paths or []:
             try:
@@ -136,7 +149,7 @@ class LibraryPanel:
                 refused.append(str(error))
         if added:
             gr.Info(f"{len(added)} added to the library.", duration=4)
-        return None, panel(refused), *self.look_again(text, family, page)
+        return None, panel(refused), *self.look_again(text, family, page, chosen)
 
 
 def _found_words(number: int, all_of_them: int, is_filtered: str) -> str:

@@ -1,204 +1,154 @@
-"""The adapters in use as rows of inputs, the same in Mix (with everything) and Generate (the essential)."""
+"""The adapters in use as rows of inputs, the same in Mix (with everything) and Generate (the essential).
+
+Each tab's rows are one piece of HTML, made from the one list of `services.active`; a row's inputs name it by its id.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
+from sdlora.errors import AdapterError, ConfigError
 from sdlora.library import rows as rows_of
-from sdlora.library.rows import BLOCK_PRESETS, Row, to_tags
-from webui.context import LAST_COUNTS, QUEUED, Context, handler
+from sdlora.library.rows import BLOCK_PRESETS, Rows, to_tags
+from webui.context import EACH_COUNTS, QUEUED, QUICK, Context, handler
+from webui.layout import html
 from webui.mix import view
-from webui.pieces import empty
+from webui.scripts import ROWS
 
 SWEEP = "0:1.2:0.2"
-_LOWEST, _HIGHEST = -2.0, 2.0
-_STEP = 0.05
+_FLAGS, _NUMBERS = ("enabled",), ("weight", "text_encoder", "start", "end")
 
 
-def shape(context: Context) -> gr.State:
-    """Counts up when rows come, go or change places: both tabs lay their rows out anew then."""
-    if "adapters.shape" not in context.shared:
-        context.share("adapters.shape", gr.State(0))
-    state: gr.State = context.shared["adapters.shape"]
-    return state
+@dataclass(frozen=True)
+class Refused:
+    """What was typed into a row's input and why it was not taken."""
+
+    row: int
+    name: str
+    typed: str
+    reason: str
 
 
-def build_rows(context: Context, tab: str, *, full: bool) -> None:
-    """Rows that live in the named tab. full: with text encoder, blocks, steps, trigger words and sweep."""
-    services, changes = context.services, shape(context)
-    triggers = [context.page.load, changes.change, context.shared[f"tab.{tab}"].select]
+class RowsPanel:
+    """Both tabs' rows and their text; whoever changes the list returns `shown()` for `outputs`."""
 
-    @gr.render(triggers=triggers, show_progress="hidden")
-    def lay_out() -> None:
-        rows = services.active.rows
-        if not rows:
-            gr.HTML(empty("No adapter in use. Choose one in the library and press Add." if full else "None."))
-        for index, row in enumerate(rows):
-            _RowInputs(context, row, tab, changes).lay_out(full, is_first=index == 0, is_last=row is rows[-1])
-
-
-class _RowInputs:
-    """One row's inputs and what they do."""
-
-    def __init__(self, context: Context, row: Row, tab: str, changes: gr.State) -> None:
-        self.context, self.services, self.row, self.changes = context, context.services, row, changes
-        self.entry = self.services.adapters.by_path(row.file)
-        self.prefix = f"{tab}-row-{row.id}"
-        self.tags: gr.Textbox = context.shared["mix.tags"]
-
-    def lay_out(self, full: bool, *, is_first: bool, is_last: bool) -> None:
-        """Lay the row out."""
-        row = self.row
-        with gr.Column(elem_classes="adapter-row", elem_id=self.prefix):
-            with gr.Row(elem_classes="adapter-line"):
-                about = "file is gone" if self.entry is None else view.summary(self.entry)
-                enabled = gr.Checkbox(
-                    row.enabled, label=row.name, info=about, interactive=True, elem_id=f"{self.prefix}-on",
-                    scale=3, min_width=180, container=False,
-                )  # fmt: skip
-                slider, number = self._weight("Weight", row.weight, "weight")
-                if full:
-                    self._order(is_first, is_last)
-                remove = gr.Button(
-                    "Remove", size="sm", scale=0, min_width=76, elem_id=f"{self.prefix}-remove", variant="secondary"
-                )
-            if full:
-                with gr.Accordion("Text encoder, blocks, steps, sweep", open=False, elem_id=f"{self.prefix}-more"):
-                    self._details()
-        self._wire(enabled.input, partial(self._set, "enabled"), [enabled])
-        for weight, other in ((slider, number), (number, slider)):
-            self._wire(weight.input, partial(self._set_weight, "weight"), [weight], [other])
-        remove.click(handler(self._remove), [self.changes], [self.changes, self.tags], **QUEUED)
-
-    def _weight(self, label: str, value: float, name: str) -> tuple[gr.Slider, gr.Number]:
-        slider = gr.Slider(
-            _LOWEST, _HIGHEST, _clamped(value), step=_STEP, label=f"{label} of {self.row.name}", interactive=True,
-            elem_id=f"{self.prefix}-{name}-slider", elem_classes="bare-slider", show_label=False, scale=4,
-            min_width=150, buttons=[], container=False,
+    def __init__(self, context: Context) -> None:
+        self.context, self.services = context, context.services
+        self.tags = gr.Textbox(
+            label="As text", lines=1, max_lines=5, elem_id="mix-tags", render=False, buttons=["copy"],
+            info="The rows as they stand in a prompt. Edit it and press Enter: the rows follow.",
+            placeholder="<lora:name:text encoder:UNet>",
         )  # fmt: skip
-        number = gr.Number(
-            value, step=_STEP, label=f"{label} of {self.row.name}, any number", show_label=False, interactive=True,
-            elem_id=f"{self.prefix}-{name}", scale=1, min_width=84, container=False,
-        )  # fmt: skip
-        return slider, number
+        self.html = {tab: html(f"{tab}-rows", js_on_load=ROWS, render=False) for tab in ("mix", "generate")}
+        self.revision = gr.State(-1)
+        """Of the list, as this page shows it."""
 
-    def _order(self, is_first: bool, is_last: bool) -> None:
-        for name, words, by, is_possible in (("up", "Up", -1, not is_first), ("down", "Down", 1, not is_last)):
-            button = gr.Button(
-                words, size="sm", scale=0, min_width=60, interactive=is_possible, elem_id=f"{self.prefix}-{name}"
-            )
-            button.click(handler(partial(self._move, by)), [self.changes], [self.changes, self.tags], **QUEUED)
+    @classmethod
+    def of(cls, context: Context) -> RowsPanel:
+        """The page's one panel."""
+        if "rows" not in context.shared:
+            context.share("rows", cls(context))
+        panel: RowsPanel = context.shared["rows"]
+        return panel
 
-    def _details(self) -> None:
-        row = self.row
-        linked = gr.Checkbox(
-            row.text_encoder is None, label="Text encoder follows the UNet", interactive=True,
-            info="Off: it gets a weight of its own.", elem_id=f"{self.prefix}-linked",
-        )  # fmt: skip
-        text_encoder = row.weight if row.text_encoder is None else row.text_encoder
-        with gr.Row(visible=row.text_encoder is not None, elem_classes="adapter-line") as apart:
-            gr.Markdown("Text encoder weight", elem_classes="row-words")
-            slider, number = self._weight("Text encoder weight", text_encoder, "te")
-        with gr.Row():
-            blocks = gr.Dropdown(
-                list(BLOCK_PRESETS), value=row.blocks, allow_custom_value=True, label="Block weights", interactive=True,
-                info="A preset, numbers between commas in lbw order, or MID=0.5,OUT03=0.",
-                elem_id=f"{self.prefix}-blocks", min_width=220,
-            )  # fmt: skip
-            start = gr.Slider(
-                0, 1, row.start, step=0.05, label="Sets in after", info="Share of the sampling steps.",
-                interactive=True, elem_id=f"{self.prefix}-start", min_width=160, buttons=[],
-            )  # fmt: skip
-            end = gr.Slider(
-                0, 1, row.end, step=0.05, label="Left out after", info="Share of the sampling steps.",
-                interactive=True, elem_id=f"{self.prefix}-end", min_width=160, buttons=[],
-            )  # fmt: skip
-        self._wire(linked.input, self._link, [linked], [apart])
-        for weight, other in ((slider, number), (number, slider)):
-            self._wire(weight.input, partial(self._set_weight, "text_encoder"), [weight], [other])
-        self._wire(blocks.input, self._set_blocks, [blocks])
-        self._wire(start.input, partial(self._set, "start"), [start])
-        self._wire(end.input, partial(self._set, "end"), [end])
-        self._words()
-        self._sweep()
+    @property
+    def outputs(self) -> list[Any]:
+        """What `shown` returns updates for."""
+        return [*self.html.values(), self.tags, self.revision]
 
-    def _words(self) -> None:
-        about = self.entry.about if self.entry else None
-        if about is None or not (about.trigger or about.tags):
-            return
-        with gr.Row(elem_classes="row-end"):
-            words = about.trigger or ", ".join(about.tags[:3])
-            gr.Markdown(f"{'Trigger words' if about.trigger else 'Trained tags'}: `{words.replace('`', '')}`")
-            add = gr.Button("Add to prompt", size="sm", scale=0, min_width=130, elem_id=f"{self.prefix}-trigger")
+    def place(self, tab: str) -> None:
+        """Lay a tab's rows out here."""
+        self.html[tab].render()
+
+    def wire(self) -> None:
+        """Connect both tabs' rows; call it when the prompt of Generate is there."""
         prompt = self.context.shared["generate.prompt"]
-        add.click(handler(partial(self._add_words, words)), [prompt], [prompt], **QUEUED)
+        for tab, rows in self.html.items():
+            rows.select(handler(self._acting(tab)), None, self.outputs, **EACH_COUNTS)
+            self.context.shared[f"tab.{tab}"].select(handler(self.follow), self.revision, self.outputs, **QUICK)
+        self.html["mix"].words(handler(self._add_words), prompt, prompt, **QUEUED)
+        self.context.on_load.append((self.shown, [], self.outputs, None))
 
-    def _sweep(self) -> None:
-        with gr.Row(elem_classes="row-end"):
-            span = gr.Textbox(
-                SWEEP, label="Weights to sweep", info="start:end:step, or numbers between commas.", max_lines=1,
-                interactive=True, elem_id=f"{self.prefix}-range", min_width=200,
-            )  # fmt: skip
-            sweep = gr.Button("Generate sweep", scale=0, min_width=160, elem_id=f"{self.prefix}-sweep")
-        self.context.shared["generate.wire_sweep"](sweep, span, self.row.id)
+    def shown(self, refused: Refused | None = None) -> dict[Any, Any]:
+        """Rows and text as the list is now."""
+        rows, revision = self.services.active.now()
+        return {**{self.html[tab]: self._html(tab, rows, refused) for tab in self.html}, **self._others(rows, revision)}
+
+    def follow(self, revision: int) -> dict[Any, Any]:
+        """What another window, or a request, has changed since."""
+        return {self.tags: gr.skip()} if self.services.active.now()[1] == revision else self.shown()
 
     # ---- handlers
 
-    def _wire(
-        self, event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any] | None = None
-    ) -> None:
-        """An input that writes into the row and the text, without laying the rows out anew."""
-        event(handler(function), inputs, [*(outputs or []), self.tags], **LAST_COUNTS)
+    def _acting(self, tab: str) -> Any:
+        def act(event: gr.EventData) -> dict[Any, Any]:
+            """One change of one row. Where only a value changes, the rows it was made in are left as they stand."""
+            pressed = event.pressed
+            row_id, name = int(pressed["row"]), pressed.get("set")
+            if name is None:
+                self.services.active.change(lambda rows: _rearranged(rows, row_id, pressed["act"]))
+                return self.shown()
+            try:
+                self._set(row_id, name, pressed["value"])
+            except (ConfigError, AdapterError) as error:
+                reason = error.problems[0] if isinstance(error, ConfigError) else str(error)
+                return self.shown(Refused(row_id, name, str(pressed["value"]), reason))
+            updates = self.shown()
+            if name in ("linked", "blocks"):  # other inputs come, go, or lose what was said of them
+                return updates
+            return {**updates, self.html[tab]: gr.skip()}
 
-    def _text(self) -> str:
-        return to_tags(self.services.active.rows, self.services.adapters)
+        return act
 
-    def _change(self, **values: Any) -> None:
-        self.services.active.change(lambda rows: rows_of.update(rows, self.row.id, **values))
+    def _set(self, row_id: int, name: str, value: Any) -> None:
+        rows = self.services.active.rows
+        row = next((row for row in rows if row.id == row_id), None)
+        if row is None:
+            raise AdapterError("this adapter is not in use any more")
+        if name == "linked":
+            values: dict[str, Any] = {"text_encoder": None if value else row.weight}
+        elif name == "blocks":
+            entry = self.services.adapters.by_path(row.file)
+            family = entry.about.family if entry else None
+            self.services.active.change(lambda now: rows_of.set_blocks(now, row_id, value.strip() or "ALL", family))
+            return
+        elif name in _FLAGS:
+            values = {name: bool(value)}
+        elif name in _NUMBERS:
+            values = {name: _number(value)}
+        else:
+            raise AdapterError(f"a row has no {name}")
+        self.services.active.change(lambda now: rows_of.update(now, row_id, **values))
 
-    def _set(self, name: str, value: Any) -> str:
-        if value is None:
-            return self._text()
-        self._change(**{name: value})
-        return self._text()
-
-    def _set_weight(self, name: str, value: float | None) -> tuple[Any, str]:
-        if value is None:
-            return gr.skip(), self._text()
-        self._change(**{name: float(value)})
-        return _clamped(value), self._text()
-
-    def _link(self, linked: bool) -> tuple[Any, str]:
-        row = next((row for row in self.services.active.rows if row.id == self.row.id), self.row)
-        self._change(text_encoder=None if linked else row.weight)
-        return gr.Row(visible=not linked), self._text()
-
-    def _set_blocks(self, text: str | None) -> str:
-        blocks, family = text or "ALL", self.entry.about.family if self.entry else None
-        self.services.active.change(lambda rows: rows_of.set_blocks(rows, self.row.id, blocks, family))
-        return self._text()
-
-    def _move(self, by: int, count: int) -> tuple[int, str]:
-        self.services.active.change(lambda rows: rows_of.move(rows, self.row.id, by))
-        return count + 1, self._text()
-
-    def _remove(self, count: int) -> tuple[int, str]:
-        self.services.active.change(lambda rows: rows_of.remove(rows, self.row.id))
-        return count + 1, self._text()
-
-    def _add_words(self, words: str, prompt: str) -> str:
-        text = prompt or ""
+    def _add_words(self, prompt: str, event: gr.EventData) -> str:
+        words, text = str(event.pressed["words"]), prompt or ""
         if words.casefold() not in text.casefold():
             text = f"{text.rstrip(' ,')}, {words}" if text.strip() else words
             self.context.state.set("generate.prompt", text)
         gr.Info(f"The prompt holds {words}.", duration=3)
         return text
 
+    # ---- pieces
 
-def _clamped(value: float) -> float:
-    """Where the slider stands for a weight: the number beside it may go beyond its ends."""
-    return min(max(float(value), _LOWEST), _HIGHEST)
+    def _others(self, rows: Rows, revision: int) -> dict[Any, Any]:
+        return {self.tags: to_tags(rows, self.services.adapters), self.revision: revision}
+
+    def _html(self, tab: str, rows: Rows, refused: Refused | None) -> str:
+        found = [(row, self.services.adapters.by_path(row.file)) for row in rows]
+        return view.rows(found, tab, refused, tuple(BLOCK_PRESETS), SWEEP)
+
+
+def _rearranged(rows: Rows, row_id: int, act: str) -> Rows:
+    if act == "remove":
+        return rows_of.remove(rows, row_id)
+    return rows_of.move(rows, row_id, -1 if act == "up" else 1)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise AdapterError(f"'{value}' is no number") from None

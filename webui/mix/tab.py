@@ -6,59 +6,51 @@ from typing import Any
 
 import gradio as gr
 
+from sdlora.errors import ConfigError
 from sdlora.library.rows import apply_tags, to_tags
-from webui.context import QUEUED, QUICK, Context, handler
+from webui.context import QUICK, Context, handler
 from webui.layout import problems_html
 from webui.mix.export import build_export, build_saved
 from webui.mix.library import LibraryPanel
-from webui.mix.rows import build_rows, shape
-from webui.problems import shown_problems
+from webui.mix.rows import RowsPanel
+from webui.problems import panel
 
 
 def build(context: Context) -> None:
     """Lay out the tab."""
-    changes = shape(context)
-    tags = gr.Textbox(
-        label="As text", lines=2, max_lines=5, elem_id="mix-tags", render=False, buttons=["copy"],
-        info="The rows as they stand in a prompt. Edit it and press Enter: the rows follow.",
-        placeholder="<lora:name:text encoder:UNet>",
-    )  # fmt: skip
-    context.share("mix.tags", tags)
+    rows = RowsPanel.of(context)
     gr.Markdown("## Mix\nPut adapters together, each with its own weight. Generate generates with the same list.")
-    with gr.Row():
+    with gr.Row(elem_classes="page-columns"):
         with gr.Column(scale=5, min_width=320):
             library = LibraryPanel(context)
         with gr.Column(scale=7, min_width=320):
             gr.Markdown("### Adapters in use")
-            build_rows(context, "mix", full=True)
-            tags.render()
+            rows.place("mix")
+            rows.tags.render()
             problems = context.share("mix.problems", problems_html("mix-problems"))
             _build_comparison(context)
             build_export(context, library)
-            build_saved(context, changes)
-    library.wire(changes, tags)
-    _wire_tags(context, changes, tags, problems)
+            build_saved(context, rows)
+    library.wire(rows)
+    _wire_tags(context, rows, problems)
 
 
-def _wire_tags(context: Context, changes: gr.State, tags: gr.Textbox, problems: gr.HTML) -> None:
-    """The text follows the rows (each row sees to that), and the rows follow the text."""
+def _wire_tags(context: Context, rows: RowsPanel, problems: gr.HTML) -> None:
+    """The text follows the rows (each change sees to that), and the rows follow the text."""
     services = context.services
 
-    def read(text: str, count: int) -> tuple[Any, Any, str]:
-        rows = services.active.rows
-        if text.strip() == to_tags(rows, services.adapters):
-            return gr.skip(), gr.skip(), ""
-        from_text = apply_tags(rows, text, services.scan())
-        after = services.active.change(lambda _: from_text)
-        return count + 1, to_tags(after, services.adapters), ""
+    def read(text: str) -> dict[Any, Any]:
+        if text.strip() == to_tags(services.active.rows, services.adapters):
+            return {problems: ""}
+        scan = services.scan()
+        try:
+            services.active.change(lambda now: apply_tags(now, text, scan))
+        except ConfigError as error:
+            return {problems: panel(error.problems)}
+        return {problems: "", **rows.shown()}
 
-    def write() -> str:
-        return to_tags(services.active.rows, services.adapters)
-
-    for event in (tags.submit, tags.blur):
-        event(shown_problems(read, 3), [tags, changes], [changes, tags, problems], **QUEUED)
-    context.on_load.append((write, [], [tags]))
-    context.shared["tab.mix"].select(handler(write), None, [tags], **QUICK)
+    for event in (rows.tags.submit, rows.tags.blur):
+        event(handler(read), rows.tags, [problems, *rows.outputs], **QUICK)
 
 
 def _build_comparison(context: Context) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sdlora.launch.jobs import JobState
+from sdlora.library.rows import Row
 from sdlora.library.scan import LibraryEntry
 from sdlora.words import count
 from webui.pieces import notes
@@ -22,6 +25,22 @@ def card(entry: LibraryEntry | None) -> str:
     facts += [f"trained on {about.base_model}"] if about.base_model else []
     facts += [] if about.preferred_weight is None else [f"preferred weight {about.preferred_weight:g}"]
     return str(_HTML.card(about.title or entry.name, "; ".join(facts), about, entry.path))
+
+
+def rows(
+    found: Sequence[tuple[Row, LibraryEntry | None]], tab: str, refused: object, presets: Sequence[str], sweep: str
+) -> str:
+    """The adapters in use, in Mix with everything that can be set. refused: what was typed and not taken."""
+    shown = [(row, "file is gone" if entry is None else summary(entry), _words(entry)) for row, entry in found]
+    return str(_HTML.rows(tab, shown, refused, presets, sweep))
+
+
+def _words(entry: LibraryEntry | None) -> tuple[str, str] | None:
+    """What an adapter is called up by, and what that is."""
+    about = entry.about if entry else None
+    if about is None or not (about.trigger or about.tags):
+        return None
+    return ("Trigger words", about.trigger) if about.trigger else ("Trained tags", ", ".join(about.tags[:3]))
 
 
 def summary(entry: LibraryEntry) -> str:

@@ -17,6 +17,7 @@ from webui.templating import macros
 
 _HTML = macros("chart.html")
 _READOUT_POINTS = 120
+NO_LOSS = "These runs have no losses to show."
 _CLIPPED_SHARE = 0.995
 """Losses above this share of all are left out of the scale: one spike must not flatten the curve."""
 _SMALLEST = 1e-8
@@ -98,11 +99,11 @@ class _Chart:
     readout: str
 
 
-def chart(curves: Sequence[Curve], options: ChartOptions) -> str:
-    """The chart of one run, or of several laid over each other; says so when there is nothing to show."""
+def chart(curves: Sequence[Curve], options: ChartOptions, nothing: str = NO_LOSS) -> str:
+    """The chart of one run, or of several laid over each other; `nothing` where there is nothing to show."""
     curves = [curve for curve in curves if len(curve.steps)]
     if not curves:
-        return str(_HTML.nothing("No loss yet. The curve begins with the first training step."))
+        return str(_HTML.nothing(nothing))
     newest = max(curve.steps[-1] for curve in curves)
     last_step = newest if options.last_step is None else options.last_step
     shown = [curve.between(options.first_step, last_step) for curve in curves]

@@ -10,11 +10,10 @@ from pathlib import Path
 from sdlora.errors import ConfigError
 from sdlora.launch.watch import RunWatch, Snapshot, WatchedRun
 from sdlora.runs.results import PreviewImage
-from webui.runs import chart, previews, view
+from webui.runs import chart, previews, sentences, view
 from webui.runs.chart import ChartOptions, Curve
 
 LOG_LINES = 400
-NO_LOG = "No log yet."
 
 
 @dataclass(frozen=True)
@@ -72,26 +71,49 @@ class RunParts:
     def _of_run(self, run: WatchedRun | None, choice: Choice) -> dict[str, Part]:
         if run is None:
             nothing = Part(None, lambda: "")
-            names = ("headline", "figures", "hint", "messages", "chart", "grid", "pair", "log", "files")
+            names = ("headline", "figures", "hint", "outcome", "messages", "chart", "grid", "pair", "log", "files")
             return {**dict.fromkeys(names, nothing), "buttons": Part(None, frozenset)}
         curves, state, name = self.watch.curves(run.handle), run.state, run.name
         headline, figures = view.headline(run), view.figures(state)
         hint = view.kill_hint(state, self._asked_to_stop(run))
         generated = (name, curves.version, state.status)
+        awaited = None if curves.previews else (state.stage, state.stage_done)
+        options = choice.chart
         return {
             "headline": Part(headline, lambda: headline),
             "figures": Part(figures, lambda: figures),
             "hint": Part(hint, lambda: hint),
-            "buttons": Part(state.actions, lambda: state.actions),
+            "buttons": Part((name, state.actions), lambda: state.actions),
             "messages": Part((name, len(curves.messages)), lambda: view.messages(curves.messages)),
-            "chart": Part((*generated, choice.chart), lambda: chart.chart([Curve.of(name, curves)], choice.chart)),
-            "grid": Part(generated, lambda: previews.grid(self.previews(run), self.thumbnails)),
-            "pair": Part((name, len(curves.previews), choice.preview), lambda: self._pair(run, choice)),
-            "log": Part((name, run.handle.log_stamp()), lambda: run.handle.log_tail(LOG_LINES) or NO_LOG),
-            "files": Part(
-                (name, len(curves.checkpoints), state.status), lambda: view.adapter_files(run.handle.adapter_files())
+            "chart": Part(
+                (*generated, options),
+                lambda: chart.chart([Curve.of(name, curves)], options, sentences.no_loss(state)),
             ),
+            "grid": Part((*generated, awaited), lambda: self._grid(run)),
+            "pair": Part((name, len(curves.previews), choice.preview), lambda: self._pair(run, choice)),
+            "log": Part(
+                (name, run.handle.log_stamp(), state.is_active),
+                lambda: run.handle.log_tail(LOG_LINES) or sentences.no_log(state),
+            ),
+            "files": Part(
+                (name, len(curves.checkpoints), state.status),
+                lambda: view.adapter_files(run.handle.adapter_files(), state),
+            ),
+            "outcome": Part((name, state.status, len(curves.previews)), lambda: self._outcome(run)),
         }
+
+    def _grid(self, run: WatchedRun) -> str:
+        images = self.previews(run)
+        try:
+            wanted = run.handle.wants_previews()
+        except ConfigError:
+            wanted = False
+        return previews.grid(images, self.thumbnails, sentences.no_previews(run.state, wanted))
+
+    def _outcome(self, run: WatchedRun) -> str:
+        if run.state.is_active:
+            return ""
+        return view.outcome(run, run.handle.adapter_files(), self._pair(run, Choice()))
 
     def _pair(self, run: WatchedRun, choice: Choice) -> str:
         images = self.previews(run)

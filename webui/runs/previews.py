@@ -18,10 +18,13 @@ def steps_of(images: Sequence[PreviewImage]) -> list[int]:
     return sorted({image.step for image in images})
 
 
-def grid(images: Sequence[PreviewImage], thumbnails: Path) -> str:
-    """A table, a row a prompt and a column a step; a picture's press compares it with step 0."""
+def grid(images: Sequence[PreviewImage], thumbnails: Path, nothing: str) -> str:
+    """A table, a row a prompt and a column a step; a picture's press compares it with step 0.
+
+    nothing: what is said where there are none.
+    """
     if not images:
-        return str(_HTML.no_previews())
+        return str(_HTML.no_previews(nothing))
     steps = steps_of(images)
     shown = steps if len(steps) <= _SHOWN_STEPS else [steps[0], *steps[-_SHOWN_STEPS + 1 :]]
     by_place = {(image.prompt_index, image.step): image for image in images}

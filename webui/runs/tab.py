@@ -1,9 +1,14 @@
-"""The runs tab: what trains, what waits, what came of it; stop, resume, compare."""
+"""The runs tab: what trains, what waits, what came of it; stop, resume, compare.
+
+What a handler finds new goes to the page as one text, the news, and names the run it is about. A script there puts it
+into the components, all at once, or drops it when that page has turned to another run meanwhile.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +17,16 @@ import gradio as gr
 from sdlora.errors import RunError
 from sdlora.launch.runs import RunHandle, clone
 from sdlora.launch.support import copy_log, support_zip, write_csv
-from webui.context import EACH_COUNTS, PRIVATE, QUICK, Context, handler
+from sdlora.library import rows as rows_of
+from webui.context import EACH_COUNTS, PRIVATE, QUEUED, QUICK, Context, handler
 from webui.downloads import download_button
-from webui.layout import html
+from webui.layout import hidden_text, html
+from webui.news import each_second
 from webui.runs import view
 from webui.runs.chart import ChartOptions
+from webui.runs.going_on import GoingOn
 from webui.runs.parts import Choice, RunParts
-from webui.scripts import BEFORE_AFTER, CHART, LIVE, PRESSES, TO_THE_END
+from webui.scripts import BEFORE_AFTER, CHART, LIVE, NEWS_OF_A_RUN, NEXT_ASKED, PRESSES, TO_THE_END, goes_to
 
 
 def build(context: Context) -> None:
@@ -27,22 +35,25 @@ def build(context: Context) -> None:
 
 
 class RunsTab:
-    """The tab's components and handlers. Every handler ends by showing whatever is new since the page's last one."""
+    """The tab's components and handlers. Every handler ends by telling whatever is new since the page's last one."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.watch = context.services.watch
         self.made = RunParts(self.watch, context.workspace.thumbnails)
+        self._numbers = count(1)
         self.selected = context.shared["runs.selected"]
         with gr.Column(elem_classes="off-page"):
-            self.sent = gr.Textbox("{}", label="What this page shows", elem_id="runs-sent")
+            self.selected.render()
+            self.sent = hidden_text("runs-sent", "What this page shows", "{}")
+            self.news = hidden_text("runs-news", "What is new")
         self.preview = gr.State((0, None))
         self.pending = gr.State(None)
         with gr.Row(elem_classes="page-columns runs-columns"):
             with gr.Column(scale=2, min_width=280, elem_classes="side"):
                 self.queue = html("runs-queue", js_on_load=PRESSES)
-                self.list = html("runs-list", js_on_load=PRESSES)
-            with gr.Column(scale=5, min_width=320, visible=False) as self.details:
+                self.list = html("runs-list", js_on_load=PRESSES + goes_to("runs", "run"))
+            with gr.Column(scale=5, min_width=320, visible=False, elem_id="runs-details") as self.details:
                 self._lay_out_run()
         self._wire()
 
@@ -69,6 +80,8 @@ class RunsTab:
             self.question = html("runs-question", js_on_load=LIVE)
             self.yes = gr.Button("Yes", variant="stop", elem_id="runs-yes", min_width=80)
             self.no = gr.Button("No", elem_id="runs-no", min_width=80)
+        self.going_on = GoingOn(self.context, self.selected)
+        self.outcome = html("runs-outcome", js_on_load=BEFORE_AFTER + PRESSES)
         with gr.Tabs(elem_id="runs-views"):
             with gr.Tab("Loss", id="loss", elem_id="runs-view-loss"):
                 self._lay_out_chart()
@@ -140,14 +153,16 @@ class RunsTab:
 
     def _wire(self) -> None:
         inputs = [self.selected, self.sent, self.preview, *self._chart_inputs, self.compare]
-        shown = [*self._parts.values(), *self.buttons.values(), self.details, self.sent, self.selected]
+        told = [self.news, self.preview]
 
         def on(trigger: Any, act: Callable[..., Any], **options: Any) -> None:
-            trigger(handler(act), inputs, shown, **{**QUICK, **options})
+            trigger(handler(act), inputs, told, **{**QUICK, **options})
 
-        on(self.context.timer.tick, self._show, concurrency_limit=None)
+        self.context.follow("runs", self._stamp, self._tell, inputs, told)
         for changed in (*self._chart_inputs, self.compare):
-            on(changed.input, self._show, trigger_mode="always_last")
+            on(changed.input, self._tell, trigger_mode="always_last")
+        shown = [*self._parts.values(), *self.buttons.values(), self.details, self.sent, self.selected]
+        self.news.change(None, [self.news, self.selected], shown, js=self._script, **PRIVATE)
         for name, act in (
             ("stop", RunHandle.stop),
             ("save", RunHandle.save_now),
@@ -159,21 +174,34 @@ class RunsTab:
         for name in ("kill", "delete"):
             self.buttons[name].click(handler(self._asking(name)), self.selected, asking, **QUICK)
         self.no.click(handler(lambda: (gr.update(visible=False), "", None)), None, asking, **QUICK)
-        self.yes.click(handler(self._confirmed), [self.pending, *inputs], [*asking, *shown], **QUICK)
-        self._wire_choices(inputs, shown)
+        self.yes.click(handler(self._confirmed), [self.pending, *inputs], [*asking, *told], **QUICK)
+        self._wire_choices(inputs, told, asking)
         train = self.context.shared["train.tab"]
-        self.clone.click(handler(self._clone), self.selected, [*train.outputs, self.context.tabs], **QUICK)
+        self.clone.click(
+            handler(self._clone),
+            [self.selected, train.asked],
+            [*train.outputs, self.context.tabs],
+            js=NEXT_ASKED,
+            **QUICK,
+        )
 
-    def _wire_choices(self, inputs: list[Any], shown: list[Any]) -> None:
+    def _wire_choices(self, inputs: list[Any], told: list[Any], asking: list[Any]) -> None:
         """Presses inside lists and pictures, and what a page begins with."""
-        self.list.select(handler(self._select), inputs, [*shown, self.preview], **EACH_COUNTS)
-        self.queue.select(handler(self._alter_queue), inputs, shown, **EACH_COUNTS)
-        self.grid.select(handler(self._compare_previews), inputs, [*shown, self.preview], **EACH_COUNTS)
+        self.list.select(handler(self._select), inputs, [*told, *asking], **EACH_COUNTS)
+        self.queue.select(handler(self._alter_queue), inputs, told, **EACH_COUNTS)
+        self.grid.select(handler(self._compare_previews), inputs, told, **EACH_COUNTS)
         for chart in (self.chart, self.compared):
-            chart.select(handler(self._zoom), inputs, [*shown, self.first, self.last], **EACH_COUNTS)
+            chart.select(handler(self._zoom), inputs, [*told, self.first, self.last], **EACH_COUNTS)
         self.log_tab.select(None, None, None, js=TO_THE_END, **PRIVATE)
         self.compare_tab.select(handler(self._offer_runs), None, self.compare, **QUICK)
-        self.context.on_load.append((self._restore, [], [self.selected]))
+        self.context.on_load.append((None, [], [self.selected], "() => [window.sdlora.place('runs')]"))
+        self.context.when_built.append(self._wire_outcome)
+
+    def _wire_outcome(self) -> None:
+        """What can be done with a finished run's file."""
+        generate = self.context.shared["generate.tab"].generating
+        outputs = [*generate.rows.outputs, *generate.form.outputs, self.context.tabs]
+        self.outcome.select(handler(self._use), None, outputs, **QUEUED)
 
     @property
     def _chart_inputs(self) -> list[Any]:
@@ -187,6 +215,7 @@ class RunsTab:
             "headline": self.headline,
             "figures": self.figures,
             "hint": self.hint,
+            "outcome": self.outcome,
             "messages": self.messages,
             "chart": self.chart,
             "grid": self.grid,
@@ -196,44 +225,56 @@ class RunsTab:
             "compared": self.compared,
         }
 
-    def _show(self, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
+    def _stamp(self) -> object:
+        """Changes with the runs and what they tell."""
+        seen = self.watch.snapshot()
+        active = tuple((run.name, run.state.step, run.state.stage_done, run.handle.log_stamp()) for run in seen.active)
+        standing = tuple((run.name, run.state.status) for run in seen.runs)
+        return standing, seen.waiting, seen.is_held, active, each_second(any(run.state.is_active for run in seen.runs))
+
+    def _tell(self, selected: str | None, sent: str, preview: Any, *chosen: Any) -> dict[Any, Any]:
         """Whatever this page doesn't show yet; nothing at all when nothing is new.
 
         The page itself says what it shows, as `sent`: an answer that came late or got lost is made good by the next.
         """
-        *shown, compared = chosen
-        parts = self.made.parts(Choice(selected, tuple(preview), _chart_options(*shown), tuple(compared or ())))
+        *charted, compared = chosen
+        parts = self.made.parts(Choice(selected, tuple(preview), _chart_options(*charted), tuple(compared or ())))
         before: dict[str, int] = json.loads(sent or "{}")
         now = {name: hash(part.key) for name, part in parts.items()}
-        new = {name: part for name, part in parts.items() if before.get(name) != now[name]}
-        if not new:
-            return gr.skip()
-        updates: dict[Any, Any] = {}
-        for name, part in new.items():
-            if name == "buttons":
-                updates |= self._press_states(part.make())
-            else:
-                updates[self._parts[name]] = part.make()
-        updates[self.sent] = json.dumps(now)
         run = self.made.chosen(self.watch.snapshot(), selected)
-        updates[self.details] = gr.update(visible=run is not None)
-        if run is not None and run.name != selected:
-            updates[self.selected] = run.name
-        return updates
+        new = {name: part.make() for name, part in parts.items() if before.get(name) != now[name]}
+        if not new and run is not None and run.name == selected:
+            return {self.news: gr.skip()}
+        buttons = self._press_states(new.pop("buttons")) if "buttons" in new else {}
+        news = {
+            "asked": selected or "",
+            "run": run.name if run else "",
+            "parts": new,
+            "buttons": buttons,
+            "sent": json.dumps(now),
+            "number": next(self._numbers),
+        }
+        return {self.news: json.dumps(news)}
 
-    def _press_states(self, actions: Any) -> dict[Any, Any]:
-        updates = {button: gr.update(interactive=name in actions) for name, button in self.buttons.items()}
-        for name in ("kill", "resume"):
-            updates[self.buttons[name]] = gr.update(interactive=name in actions, visible=name in actions)
-        return updates
+    @property
+    def _script(self) -> str:
+        """Puts news into the components that `_wire` names, in their order."""
+        return NEWS_OF_A_RUN % (json.dumps(list(self._parts)), json.dumps(list(self.buttons)))
+
+    def _press_states(self, actions: Any) -> dict[str, dict[str, bool]]:
+        hidden_else = ("kill", "resume")
+        return {
+            name: {"interactive": name in actions, **({"visible": name in actions} if name in hidden_else else {})}
+            for name in self.buttons
+        }
 
     def _acting(self, act: Callable[[RunHandle], Any]) -> Callable[..., Any]:
-        """A handler that does something with the chosen run, then shows what came of it."""
+        """A handler that does something with the run that is shown, then tells what came of it."""
 
         def acted(selected: str | None, *inputs: Any) -> Any:
             act(self._handle(selected))
             self.watch.snapshot(now=True)
-            return self._show(selected, *inputs)
+            return self._tell(selected, *inputs)
 
         return acted
 
@@ -262,8 +303,7 @@ class RunsTab:
             handle.delete(self.context.workspace.trash)
             selected = None
         self.watch.snapshot(now=True)
-        shown = self._show(selected, *inputs)
-        return {**closed, **(shown if self.sent in shown else {})}
+        return {**closed, **self._tell(selected, *inputs)}
 
     def _resume_run(self, handle: RunHandle) -> None:
         """Go on with it now, or when what trains on the same accelerator is done."""
@@ -271,11 +311,10 @@ class RunsTab:
             gr.Info(f"{busy} is training: {handle.name} goes on after it.")
 
     def _select(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
-        """Look at another run."""
-        name = str(event.pressed["run"])
-        self.context.state.set("runs.selected", name)
-        shown = self._show(name, sent, (0, None), *chosen)
-        return {**(shown if self.sent in shown else {}), self.selected: name, self.preview: (0, None)}
+        """Look at another run; a question about the last one is over."""
+        name, first = str(event.pressed["run"]), (0, None)
+        closed = {self.confirm: gr.update(visible=False), self.question: "", self.pending: None}
+        return {**self._tell(name, sent, first, *chosen), **closed, self.preview: first}
 
     def _compare_previews(
         self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any
@@ -283,16 +322,14 @@ class RunsTab:
         """Put the pressed picture under the slider."""
         data = event.pressed
         wanted = (int(data["prompt"]), int(data["step"]))
-        shown = self._show(selected, sent, wanted, *chosen)
-        return {**(shown if self.sent in shown else {}), self.preview: wanted}
+        return {**self._tell(selected, sent, wanted, *chosen), self.preview: wanted}
 
     def _zoom(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
         """Look at the stretch of steps that was dragged over, or at all of them."""
         stretch = event.pressed
         *others, _, _, compared = chosen
-        shown = self._show(selected, sent, preview, *others, stretch["first"], stretch["last"], compared)
-        ends = {self.first: stretch["first"], self.last: stretch["last"]}
-        return {**(shown if self.sent in shown else {}), **ends}
+        told = self._tell(selected, sent, preview, *others, stretch["first"], stretch["last"], compared)
+        return {**told, self.first: stretch["first"], self.last: stretch["last"]}
 
     def _alter_queue(self, event: gr.EventData, selected: str | None, *inputs: Any) -> Any:
         """Move a waiting run, take it out, hold the queue or let it go on."""
@@ -305,19 +342,32 @@ class RunsTab:
         else:
             self.watch.move(run, -1 if act == "up" else 1)
         self.watch.snapshot(now=True)
-        return self._show(selected, *inputs)
+        return self._tell(selected, *inputs)
 
-    def _clone(self, selected: str | None) -> Any:
+    def _use(self, event: gr.EventData) -> dict[Any, Any]:
+        """Generate with a run's file, or put it into the mix."""
+        act, run = event.pressed["act"], RunHandle(self.context.workspace.runs / str(event.pressed["of"]))
+        entry = self.context.services.scan().by_path(str(event.pressed["file"]))
+        if entry is None or run.folder not in entry.path.parents:
+            raise RunError("This file is not there any more.")
+        generate = self.context.shared["generate.tab"].generating
+        alone = act == "generate"
+        others = self.context.services.active.change(lambda rows: rows_of.use(rows, entry, alone=alone))
+        if not alone:
+            gr.Info(f"{entry.name} is in the mix.", duration=4)
+            return {**generate.rows.shown(), self.context.tabs: self.context.go_to("mix")}
+        if len(others) > 1:
+            gr.Info("The other adapters in use were switched off; Mix has them still.", duration=6)
+        shown = generate.show(view.first_request(run, self.context.state.get("generate.prompt") or ""))
+        return {**generate.rows.shown(), **shown, self.context.tabs: self.context.go_to("generate")}
+
+    def _clone(self, selected: str | None, asked: str) -> Any:
         config = clone(self._handle(selected))
-        preset = self.context.state.get("train.preset", "demo.yaml")
         train = self.context.shared["train.tab"]
-        return {**train.fill(config, preset), self.context.tabs: self.context.go_to("train")}
+        return {**train.fill(config, asked), self.context.tabs: self.context.go_to("train")}
 
     def _offer_runs(self) -> Any:
         return gr.update(choices=[run.name for run in self.watch.snapshot().runs])
-
-    def _restore(self) -> Any:
-        return self.context.state.get("runs.selected")
 
     # Files
 

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from sdlora.config.schema import ABSENT
+from sdlora.launch.runs import RunHandle
 from sdlora.launch.watch import Snapshot, WatchedRun, settings_that_differ
 from sdlora.runs.results import RunAdapterFile
 from sdlora.runs.state import MIN_STEPS_FOR_SPEED, RunState
 from sdlora.words import duration_in_words, speed_in_words
+from webui.news import Told
+from webui.runs import sentences
 from webui.templating import macros
 
 _HTML = macros("runs.html")
@@ -30,7 +33,10 @@ question = _HTML.question
 
 def run_list(seen: Snapshot, selected: str | None) -> str:
     """All runs, newest first, each a button."""
-    rows = [(run.name, run.state.status, _facts_of_row(run), run.name == selected) for run in seen.runs]
+    rows = [
+        (run.name, run.state.status, sentences.badge(run.state), _facts_of_row(run), run.name == selected)
+        for run in seen.runs
+    ]
     return str(_HTML.run_list(rows))
 
 
@@ -59,21 +65,9 @@ def _moment(seconds: float) -> str:
 def headline(run: WatchedRun) -> str:
     """One sentence that changes with the run's state only, for screen readers too."""
     state = run.state
-    of_total = f" of {state.total_steps:,}" if state.total_steps else ""
-    stopped = (
-        f"was stopped at step {state.step:,}{of_total}; it can go on from there" if state.step else "has not begun"
+    return str(
+        _HTML.headline(run.name, state.status, sentences.badge(state), sentences.headline(state), state.last_error)
     )
-    sentence = {
-        "queued": "waits for its turn in the queue",
-        "starting": state.stage or "is starting",
-        "running": "is training",
-        "stopping": "was asked to stop and is saving",
-        "stopped": stopped if state.step else "has not begun",
-        "finished": f"is finished: {state.step:,} steps",
-        "crashed": f"crashed at step {state.step:,}{of_total}; Resume goes on from the newest checkpoint",
-        "failed": f"failed at step {state.step:,}{of_total}",
-    }[state.status]
-    return str(_HTML.headline(run.name, state.status, sentence, state.last_error))
 
 
 def figures(state: RunState) -> str:
@@ -99,7 +93,23 @@ def messages(found: Sequence[tuple[str, str]]) -> str:
     return str(_HTML.messages(found[-_MESSAGES_SHOWN:]))
 
 
-def adapter_files(files: Sequence[RunAdapterFile]) -> str:
+def outcome(run: WatchedRun, files: Sequence[RunAdapterFile], pair: str) -> str:
+    """What a run that has ended is good for: its first and last picture, and what to do with its newest file."""
+    if run.state.is_active or not files or not files[-1].path.is_file():
+        return ""
+    return str(_HTML.outcome(run.name, files[-1].path, run.handle.folder, pair))
+
+
+def first_request(handle: RunHandle, prompt: str) -> dict[str, Any]:
+    """What Generate shows for a first picture with a run's adapter, by dotted name. prompt: what it shows now."""
+    config = handle.config()
+    trigger = config.captions.trigger or ""
+    first = next(iter(config.previews.prompts or ()), trigger)
+    words = prompt if prompt.strip() and trigger.casefold() in prompt.casefold() else first
+    return {"base_model.model": config.base_model.model, "prompt": words}
+
+
+def adapter_files(files: Sequence[RunAdapterFile], state: RunState) -> str:
     """The adapter files, the finished one first, each to download."""
     rows = []
     for file in reversed(files):
@@ -107,7 +117,7 @@ def adapter_files(files: Sequence[RunAdapterFile]) -> str:
         step = "finished" if file.step is None else f"step {file.step:,}"
         best = " · best by validation" if file.is_best else ""
         rows.append((file.path, f"{step}{best} · {size:.1f} MiB"))
-    return str(_HTML.adapter_files(rows))
+    return str(_HTML.adapter_files(rows, sentences.no_files(state)))
 
 
 def _steps(state: RunState) -> str:
@@ -166,34 +176,20 @@ def _value_in_words(value: Any) -> str:
 # ---- the header
 
 
-_ENDINGS = {
-    "finished": "has finished",
-    "stopped": "was stopped",
-    "crashed": "has crashed: see the Runs tab",
-    "failed": "has failed: see the Runs tab",
-}
-
-
 class StatusLine:
-    """One line: what trains now, else how the last one ended. Tenths of the way only: readers speak each change."""
+    """One line: what trains now, else how the last one ended. Spoken is each tenth of the way only."""
 
     def __init__(self) -> None:
         self._active: frozenset[str] = frozenset()
         self._ended = ""
 
-    def text(self, seen: Snapshot) -> str:
+    def told(self, seen: Snapshot) -> Told:
         """The line for the runs as they are now."""
         active = frozenset(run.name for run in seen.active)
         for name in self._active - active:
             if (run := seen.find(name)) is not None:
-                self._ended = f"{name} {_ENDINGS.get(run.state.status, run.state.status)}"
+                self._ended = f"{name} {sentences.ending(run.state)}"
         self._active = active
-        words = [_in_short(run) for run in sorted(seen.active, key=lambda run: run.name)] or [self._ended]
-        return str(_HTML.line("; ".join(words)))
-
-
-def _in_short(run: WatchedRun) -> str:
-    state = run.state
-    if state.status == "running" and state.total_steps:
-        return f"{run.name}: {state.step * 10 // state.total_steps * 10} % of {state.total_steps} steps"
-    return f"{run.name}: {state.stage or state.status}"
+        runs = sorted(seen.active, key=lambda run: run.name)
+        words, spoken = ("; ".join(sentences.in_short(run.name, run.state, by) for run in runs) for by in (1, 10))
+        return Told(words or self._ended, spoken or self._ended)

@@ -102,7 +102,6 @@ class SettingsTab:
         tab = self.context.shared["tab.settings"]
         tab.select(handler(self._look), None, facts, **QUICK)
         tab.select(None, None, self.theme, js=_KEPT_THEME, **PRIVATE)
-        self.context.on_load.append((self._look_if_open, [], facts))
         self.refresh.click(handler(self._look), None, facts, **QUICK)
         self.ask_torch.click(
             handler(lambda: table(machine.ask_torch())),
@@ -119,10 +118,6 @@ class SettingsTab:
             js=confirm("Delete {#trash-count} for good? There is no way back."),
             **PRIVATE,
         )
-
-    def _look_if_open(self) -> dict[Any, Any]:
-        """Facts when the page opens on this tab; else they would be asked for in vain."""
-        return self._look() if self.context.state.get("page.tab") == "settings" else {self.folders: gr.skip()}
 
     def _look(self) -> dict[Any, Any]:
         return {

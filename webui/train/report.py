@@ -13,9 +13,13 @@ from sdlora.config.fields import Field
 from webui.problems import panel
 from webui.services import Services
 from webui.train import view
+from webui.train.sheet import Sheet
 
 OF_THE_PERSON = ("name", "images.folder", "captions.trigger")
 """Settings that another preset doesn't change once a person chose them."""
+OTHER_YAML = "The YAML was changed, but is not applied: press Apply to form, or Show the form's settings to drop it."
+YAML_PLACE = ("train-yaml", "train-yaml-box")
+"""Element ids of the field that this problem is about, and of the section around it."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Report:
     can_enqueue: bool
     training: str
     """Name of the run that trains now, empty if none does."""
+    yaml: str | None
+    """The settings as a file; None leaves alone what the page shows."""
 
 
 class Reporter:
@@ -53,39 +59,50 @@ class Reporter:
         self._fields = among
         self._place = place
 
-    def draft(self, shown: Mapping[str, Any]) -> Draft:
+    def draft(self, sheet: Sheet) -> Draft:
         """The draft behind the inputs, with what is known to be wrong with it."""
-        config, problems = self._read(shown)
+        config, problems = self._read(sheet)
         return Draft(config, (*problems, *self._services.forecaster.forecast(config).problems))
 
-    def report(self, shown: Mapping[str, Any], preset: str) -> Report:
+    def report(self, sheet: Sheet) -> Report:
         """Everything there is to say."""
-        config, found = self._read(shown)
+        config, found = self._read(sheet)
         forecast, seen = self._services.forecaster.forecast(config), self._services.watch.snapshot()
         problems = (*found, *forecast.problems)
         busy = [*(run.name for run in seen.active), *seen.waiting]
-        before = fields.show_all(presets.load(preset), self._fields)
+        before = fields.show_all(presets.load(sheet.standing), self._fields)
         return Report(
             problems=self.panel(problems),
             summary=view.summary(forecast),
-            differences=view.differences(list(fields.differences(self._fields, before, shown))),
-            command=presets.command_line(config, preset) if config is not None else "",
+            differences=view.differences(list(fields.differences(self._fields, before, sheet.settings))),
+            command=presets.command_line(config, sheet.standing) if config is not None else "",
             status=view.status(problems, busy, forecast),
             can_start=not problems and not busy,
             can_enqueue=not problems,
             training=seen.active[0].name if seen.active else "",
+            yaml=None if config is None or sheet.has_other_yaml else to_yaml(config),
         )
 
     def panel(self, texts: Sequence[str]) -> str:
         """The problem panel, each problem with the way to its field."""
         return panel(texts, self._place_of)
 
-    def _read(self, shown: Mapping[str, Any]) -> tuple[TrainConfig | None, list[str]]:
-        return fields.check(TrainConfig, self._fields, shown, {"outputs.folder": str(self._runs_folder)})
+    def _read(self, sheet: Sheet) -> tuple[TrainConfig | None, list[str]]:
+        config, found = fields.check(
+            TrainConfig, self._fields, sheet.settings, {"outputs.folder": str(self._runs_folder)}
+        )
+        return config, [OTHER_YAML, *found] if sheet.has_other_yaml else found
 
     def _place_of(self, problem: str) -> tuple[str, str] | None:
+        if problem == OTHER_YAML:
+            return YAML_PLACE
         field = fields.setting_of(problem, self._fields)
         return None if field is None else self._place(field.name)
+
+
+def changed_settings(among: Sequence[Field], preset: Mapping[str, Any], shown: Mapping[str, Any]) -> list[Field]:
+    """The settings that choosing another preset would take from a person."""
+    return [field for field, _, _ in fields.differences(among, preset, shown) if field.name not in OF_THE_PERSON]
 
 
 def with_preset(preset: Mapping[str, Any], before: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,12 @@ from sdlora.launch.runs import RunHandle
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.form import Form
 from webui.gradio_quirks import collect
-from webui.layout import html, problems_html
-from webui.scripts import PRESSES
+from webui.layout import hidden_text, html, problems_html
+from webui.news import each_second
+from webui.scripts import ASKED, LIVE, NEXT_ASKED, PRESSES
 from webui.train import view
-from webui.train.report import Report, Reporter, from_yaml, to_yaml, with_preset
+from webui.train.report import Report, Reporter, changed_settings, from_yaml, with_preset
+from webui.train.sheet import Sheet
 
 FIRST_PRESET = "demo.yaml"
 SET_BY_THE_PAGE = ("outputs.folder",)
@@ -70,20 +71,33 @@ class TrainTab:
     @property
     def outputs(self) -> list[Any]:
         """What `fill` returns values for."""
-        return [self.preset, self.about, *self.form.outputs, *self._views]
+        standing = [self.preset, self.standing, self.about, self.aside, self.before, self.filled, self.yaml_problems]
+        return [*standing, *self.form.outputs, *self._views]
 
-    def fill(self, config: TrainConfig, preset: str) -> dict[Any, Any]:
-        """Show a configuration in the form, compared with a preset."""
-        return self._show(self.form.show(config), preset)
+    def fill(self, config: TrainConfig, asked: str) -> dict[Any, Any]:
+        """Show a configuration in the form, compared with the preset it stands on.
+
+        asked: the value of the input `asked` of an event with `js=NEXT_ASKED`, its last input.
+        """
+        state = self.context.state
+        preset, before = state.get("train.preset", FIRST_PRESET), state.get("train.form", {})
+        sheet = Sheet(before, preset, preset, asked=asked)
+        return {**self._show(self.form.show(config), preset, instead_of=sheet), self.filled: asked}
 
     # Layout
 
     def _lay_out(self) -> None:
-        self.selected_run = self.context.share("runs.selected", gr.State(None))
-        self.draft = gr.State({})
+        self.selected_run = self.context.share("runs.selected", hidden_text("runs-selected", "The run in view"))
+        self.selected_run.unrender()  # the Runs tab puts it into the page
+        self.draft = gr.State(None)
         self.said = gr.State(None)
+        self.before = gr.State(None)  # the sheet that Undo brings back
         with gr.Column(elem_classes="off-page"):
-            self.collected = gr.Textbox(label="The form as JSON")
+            self.collected = hidden_text("train-collected", "The form as JSON")
+            self.standing = hidden_text("train-standing", "The preset that the form stands on")
+            self.asked = hidden_text("train-asked", "Asked for")
+            self.filled = hidden_text("train-filled", "Answered")
+            self.yaml_base = hidden_text("train-yaml-base", "The YAML that agrees with the form")
         with gr.Row(elem_classes="page-columns"):
             with gr.Column(scale=3, min_width=320):
                 self._lay_out_first_fields()
@@ -123,6 +137,7 @@ class TrainTab:
             )
             self.reset = gr.Button("Reset to preset", elem_id="train-reset", scale=1, min_width=140, size="sm")
         self.about = html("train-about")
+        self.aside = html("train-aside", js_on_load=LIVE + PRESSES)
         place = self.form.place
         with gr.Row():
             place("images.folder", label="Dataset", info="One of yours, a sample set, or a folder's path typed in.")
@@ -131,8 +146,15 @@ class TrainTab:
             place("name")
             place("captions.trigger", label="Trigger", info="Word that calls the adapter up. Empty: not set.")
         with gr.Row():
-            place("optimization.steps", info="Optimizer updates. Empty: by epochs (10, if those are empty too).")
-            place("images.resolution", label="Resolution (px)", info="Target edge; a list trains at several.")
+            narrow = {"min_width": 130}
+            place("optimization.steps", info="Optimizer updates. Empty: by epochs.", **narrow)
+            place("optimization.epochs", info="Passes over all images. Both empty: 10.", **narrow)
+            place("images.resolution", label="Resolution (px)", info="Target edge; a list: several.", **narrow)
+            place("optimization.batch_size", info="Images in a forward pass.", **narrow)
+        with gr.Row():
+            place("adapter.rank", info="Size of the adapter.", **narrow)
+            place("optimization.learning_rate", info="Of the UNet's adapter.", **narrow)
+            place("adapter.text_encoder", label="Train the text encoder", info="Both of SDXL.", **narrow)
         place(
             "previews.prompts",
             label="Preview prompts",
@@ -169,6 +191,7 @@ class TrainTab:
                 self.import_file = gr.UploadButton(
                     "Import a file", file_types=[".yaml", ".yml", ".json", ".toml"], elem_id="train-import"
                 )
+            self.yaml_problems = problems_html("train-yaml-problems", elem_classes="bare")
             gr.Markdown("Imports YAML of sdlora and settings of kohya_ss, sd-scripts, OneTrainer and ai-toolkit.")
 
     def _lay_out_saving(self) -> None:
@@ -186,55 +209,87 @@ class TrainTab:
     def _views(self) -> list[Any]:
         """What is written anew whenever the form changes."""
         return [self.problems, self.summary, self.differences, self.command, self.status, self.start, self.enqueue,
-                self.stop, self.draft, self.said]  # fmt: skip
+                self.stop, self.yaml, self.yaml_base, self.draft, self.said]  # fmt: skip
 
     # Events
 
     def _wire(self) -> None:
         form = self.form
         self._with_form(form.triggers, self._changed, self._views)
-        self._with_form(form.components["images.folder"].change, self._changed, self._views)
-        self._with_form(self.preset.input, self._preset_chosen, self.outputs)
+        self._with_form([form.components["images.folder"].change, self.yaml.input], self._changed, self._views)
         begun = [self.selected_run, self.context.tabs, *self._views]
         self._with_form(self.start.click, self._start, begun, trigger_mode="once")
         self._with_form(self.enqueue.click, self._enqueue, begun, trigger_mode="once")
+        self._wire_fills()
         self.stop.click(handler(self._stop), self.said, self.status, **QUICK)
-        self.reset.click(handler(self._reset), self.preset, self.outputs, **QUICK)
-        self.differences.select(handler(self._reset_one), [self.draft, self.preset], self.outputs, **QUICK)
         self.search.input(
             handler(self._search), self.search, [self.found, *form.sections.values()],
             **LAST_COUNTS
         )  # fmt: skip
-        for asked in (self.yaml_box.expand, self.refresh_yaml.click):
-            asked(handler(self._show_yaml), self.draft, [self.yaml, self.problems], **QUICK)
-        self.apply_yaml.click(handler(self._apply_yaml), [self.yaml, self.preset], self.outputs, **QUICK)
-        self.import_file.upload(
-            handler(self._import), [self.import_file, self.preset], [self.yaml, *self.outputs], **PRIVATE
-        )
         self.save_preset.click(
             handler(self._save_preset),
             [self.draft, self.preset_name, self.preset_purpose],
-            [self.preset, self.preset_name, self.preset_purpose],
+            [self.preset, self.standing, self.preset_name, self.preset_purpose, *self._views],
             **PRIVATE,
         )
-        self.context.on_load.append((self._restore, [], [*self.outputs, *self._choices]))
+        self.context.on_load.append((self._restore, [], [*self.outputs, *self._choices], None))
         self.context.shared["tab.train"].select(handler(self._offer), None, self._choices, **QUICK)
-        self.context.timer.tick(
-            handler(self._tick), [self.draft, self.said], self._views,
-            concurrency_limit=None, **QUICK
-        )  # fmt: skip
+        self.context.follow("train", self._stamp, self._tick, [self.draft, self.said], self._views)
 
-    def _with_form(self, triggers: Any, act: Callable[..., Any], outputs: list[Any], **options: Any) -> None:
-        """Have a handler called with what the form shows at that moment, by name, and the preset's name."""
+    def _wire_fills(self) -> None:
+        """What replaces the form's settings. Each is numbered in the page, so that Start knows of those under way."""
+        for trigger, act in (
+            (self.preset.input, self._preset_chosen),
+            (self.reset.click, self._reset),
+            (self.differences.select, self._reset_one),
+            (self.apply_yaml.click, self._apply_yaml),
+            (self.refresh_yaml.click, self._refresh_yaml),
+        ):
+            self._with_form(trigger, self._filling(act), self.outputs, fills=True)
+        self._with_form(self.aside.select, self._filling(self._answered), self.outputs, [self.before], fills=True)
+        self.import_file.upload(
+            handler(self._import), [self.import_file, self.asked], [self.yaml, *self.outputs], js=NEXT_ASKED, **PRIVATE
+        )
 
-        def acted(collected: str) -> Any:
-            values = json.loads(collected)
-            return act(values, values.pop("preset"))
+    def _with_form(
+        self,
+        triggers: Any,
+        act: Callable[..., Any],
+        outputs: list[Any],
+        others: Sequence[Any] = (),
+        *,
+        fills: bool = False,
+        **options: Any,
+    ) -> None:
+        """Have a handler called with what the form shows at that moment, and with what other inputs hold."""
+
+        def acted(collected: str, *values: Any) -> Any:
+            return act(Sheet.read(collected), *values)
 
         acted.__name__ = act.__name__  # for the log
-        wanted = {**LAST_COUNTS, **options}
-        collected = collect(triggers, {**self.form.components, "preset": self.preset}, self.collected)
-        collected.then(handler(acted), self.collected, outputs, **wanted)
+        components = {
+            **self.form.components,
+            "preset": self.preset,
+            "standing": self.standing,
+            "filled": self.filled,
+            "yaml": self.yaml,
+            "yaml_base": self.yaml_base,
+        }
+        collected = collect(triggers, components, self.collected, besides=ASKED % ("ask" if fills else "asked"))
+        collected.then(handler(acted), [self.collected, *others], outputs, **{**LAST_COUNTS, **options})
+
+    def _filling(self, act: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, Any]]:
+        """A handler that answers the number it was asked by, whatever comes of it."""
+
+        def filled(sheet: Sheet, *values: Any) -> dict[Any, Any]:
+            try:
+                return {**act(sheet, *values), self.filled: sheet.asked}
+            except SdloraError as error:
+                listed = error.problems if isinstance(error, ConfigError) else [str(error)]
+                return {self.problems: self.reporter.panel(listed), self.filled: sheet.asked}
+
+        filled.__name__ = act.__name__
+        return filled
 
     @property
     def _choices(self) -> list[Any]:
@@ -266,21 +321,39 @@ class TrainTab:
         updates[self.preset] = gr.update(choices=presets.choices(self.context.workspace.presets), value=preset)
         return updates
 
-    def _changed(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
-        if shown["images.folder"] is None and shown["base_model.model"] is None:
+    def _changed(self, sheet: Sheet) -> dict[Any, Any]:
+        if sheet.settings["images.folder"] is None and sheet.settings["base_model.model"] is None:
             return {self.said: gr.skip()}  # fields that are being put on the page
-        return self._report(shown, preset)
+        return self._report(sheet)
 
-    def _preset_chosen(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
-        before = self._preset_shown(self.context.state.get("train.preset", FIRST_PRESET))
-        return self._show(with_preset(self._preset_shown(preset), before, shown), preset)
+    def _preset_chosen(self, sheet: Sheet) -> dict[Any, Any]:
+        """Another preset: at once where nothing is lost, else after a question. The same one again is no choice."""
+        if sheet.preset in (None, "", sheet.standing):
+            return {self.preset: sheet.standing}
+        lost = changed_settings(self.form.fields, self._preset_shown(sheet.standing), sheet.settings)
+        if not lost:
+            return self._use_preset(sheet, sheet.preset)
+        question = view.ask_for_preset(presets.title(sheet.preset), sheet.preset, [field.label for field in lost])
+        return {self.preset: sheet.standing, self.aside: question}
 
-    def _reset(self, preset: str) -> dict[Any, Any]:
-        return self._show(self._preset_shown(preset), preset)
+    def _answered(self, sheet: Sheet, before: Sheet | None) -> dict[Any, Any]:
+        """The answer to that question, or Undo of what filled the form last."""
+        if sheet.pressed.get("act") == "undo" and before is not None:
+            return self._show(before.settings, before.standing)
+        if sheet.pressed.get("act") == "use-preset":
+            return self._use_preset(sheet, sheet.pressed["preset"])
+        return {self.aside: ""}
 
-    def _reset_one(self, event: gr.EventData, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
-        name = event.pressed["reset"]
-        return self._show({**shown, name: self._preset_shown(preset)[name]}, preset)
+    def _use_preset(self, sheet: Sheet, preset: str) -> dict[Any, Any]:
+        before = self._preset_shown(sheet.standing)
+        return self._show(with_preset(self._preset_shown(preset), before, sheet.settings), preset, instead_of=sheet)
+
+    def _reset(self, sheet: Sheet) -> dict[Any, Any]:
+        return self._show(self._preset_shown(sheet.standing), sheet.standing, instead_of=sheet)
+
+    def _reset_one(self, sheet: Sheet) -> dict[Any, Any]:
+        name = sheet.pressed["reset"]
+        return self._show({**sheet.settings, name: self._preset_shown(sheet.standing)[name]}, sheet.standing)
 
     def _search(self, query: str) -> dict[Any, Any]:
         found = view.matches(query, self.advanced)
@@ -290,56 +363,57 @@ class TrainTab:
             updates |= {box: gr.update(open=name in sections) for name, box in self.form.sections.items()}
         return updates
 
-    def _show_yaml(self, shown: dict[str, Any]) -> dict[Any, Any]:
-        found = self.reporter.draft(shown)
-        if found.config is None:
-            return self._panel(found.problems)
-        return {self.yaml: to_yaml(found.config)}
+    def _refresh_yaml(self, sheet: Sheet) -> dict[Any, Any]:
+        """The form's settings in place of what was typed into the YAML."""
+        return {self.yaml_problems: "", **self._report(sheet.agreeing())}
 
-    def _apply_yaml(self, text: str, preset: str) -> dict[Any, Any]:
+    def _apply_yaml(self, sheet: Sheet) -> dict[Any, Any]:
         try:
-            config = from_yaml(text)
+            config = from_yaml(sheet.yaml)
         except ConfigError as error:
-            return self._panel(error.problems)
-        return self.fill(config, preset)
+            return {self.yaml_problems: self.reporter.panel(error.problems), **self._report(sheet)}
+        return self._show(self.form.show(config), sheet.standing, instead_of=sheet)
 
-    def _import(self, uploaded: str, preset: str) -> dict[Any, Any]:
+    def _import(self, uploaded: str, asked: str) -> dict[Any, Any]:
         try:
-            text = settings_as_yaml(Path(uploaded))
-            return {**self.fill(from_yaml(text), preset), self.yaml: text}
+            return self.fill(from_yaml(settings_as_yaml(Path(uploaded))), asked)
         except ConfigError as error:
-            return self._panel(error.problems)
+            return {self.yaml_problems: self.reporter.panel(error.problems), self.filled: asked}
 
-    def _save_preset(self, shown: dict[str, Any], name: str, purpose: str) -> dict[Any, Any]:
-        found = self.reporter.draft(shown)
+    def _save_preset(self, draft: Sheet | None, name: str, purpose: str) -> dict[Any, Any]:
+        if draft is None:
+            return {self.preset_name: gr.skip()}
+        found = self.reporter.draft(draft)
         if found.config is None:
             raise ConfigError("the form", found.problems)
         saved = presets.save(presets.portable(found.config), name, self.context.workspace.presets, purpose)
-        self.context.state.set("train.preset", saved.name)
         gr.Info(f"Saved as {saved.path.stem}.")
         return {
             self.preset: gr.update(choices=presets.choices(self.context.workspace.presets), value=saved.name),
+            self.standing: saved.name,
             self.preset_name: "",
             self.preset_purpose: "",
+            **self._report(draft.on(saved.name)),
         }
 
-    def _start(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
-        return self._begin(shown, preset, self.services.watch.start)
+    def _start(self, sheet: Sheet) -> dict[Any, Any]:
+        return self._begin(sheet, self.services.watch.start)
 
-    def _enqueue(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
-        return self._begin(shown, preset, self.services.watch.enqueue)
+    def _enqueue(self, sheet: Sheet) -> dict[Any, Any]:
+        return self._begin(sheet, self.services.watch.enqueue)
 
-    def _begin(self, shown: dict[str, Any], preset: str, begin: Callable[[TrainConfig], RunHandle]) -> dict[Any, Any]:
-        found = self.reporter.draft(shown)
+    def _begin(self, sheet: Sheet, begin: Callable[[TrainConfig], RunHandle]) -> dict[Any, Any]:
+        if sheet.is_stale:
+            raise ConfigError("the form", ["it changed while you pressed: look at it, then press again"])
+        found = self.reporter.draft(sheet)
         if found.config is None or found.problems:
-            return self._report(shown, preset)
+            return self._report(sheet)
         try:
             handle = begin(found.config)
         except SdloraError as error:
-            return self._panel([str(error)])
-        self.context.state.set("runs.selected", handle.name)
+            return {self.problems: self.reporter.panel([str(error)])}
         begun = {self.selected_run: handle.name, self.context.tabs: self.context.go_to("runs")}
-        return {**begun, **self._report(shown, preset)}
+        return {**begun, **self._report(sheet)}
 
     def _stop(self, said: Report | None) -> dict[Any, Any]:
         run = self.services.watch.snapshot(now=True).find(said.training if said else None)
@@ -347,22 +421,35 @@ class TrainTab:
             run.handle.stop()
         return {self.status: view.stopping()}
 
-    def _tick(self, shown: dict[str, Any], said: Report | None) -> Any:
+    def _stamp(self) -> object:
+        seen = self.services.watch.snapshot()
+        return tuple(run.name for run in seen.active), seen.waiting, each_second(self.services.forecaster.is_checking)
+
+    def _tick(self, draft: Sheet | None, said: Report | None) -> Any:
         """Follow the dry run and the runs; says only what is new."""
-        if not shown:
+        if draft is None:
             return gr.skip()
-        now = self.reporter.report(shown, self.context.state.get("train.preset", FIRST_PRESET))
+        now = self.reporter.report(draft)
         return gr.skip() if now == said else self._updates(now, said)
 
-    def _show(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
-        """Fill the form and say what follows from it."""
-        about = view.about_preset(preset)
-        return {self.preset: preset, self.about: about, **self.form.updates(shown), **self._report(shown, preset)}
+    def _show(self, settings: Mapping[str, Any], preset: str, instead_of: Sheet | None = None) -> dict[Any, Any]:
+        """Fill the form and say what follows from it. instead_of: what Undo brings back, if that is something else."""
+        undoable = instead_of is not None and instead_of.differs(self.form.fields, settings, preset)
+        return {
+            self.preset: preset,
+            self.standing: preset,
+            self.about: view.about_preset(preset),
+            self.aside: view.offer_undo(presets.title(preset)) if undoable else "",
+            self.before: instead_of if undoable else None,
+            self.yaml_problems: "",
+            **self.form.updates(settings),
+            **self._report(Sheet(settings, preset, preset)),
+        }
 
-    def _report(self, shown: dict[str, Any], preset: str) -> dict[Any, Any]:
+    def _report(self, sheet: Sheet) -> dict[Any, Any]:
         """Everything beside the form, for what the form shows; remembers that."""
-        self.context.state.update({"train.form": shown, "train.preset": preset})
-        return {self.draft: shown, **self._updates(self.reporter.report(shown, preset), None)}
+        self.context.state.update({"train.form": sheet.settings, "train.preset": sheet.standing})
+        return {self.draft: sheet, **self._updates(self.reporter.report(sheet), None)}
 
     def _updates(self, now: Report, said: Report | None) -> dict[Any, Any]:
         """The components whose content has changed."""
@@ -375,6 +462,7 @@ class TrainTab:
             (self.start, "can_start", gr.update(interactive=now.can_start)),
             (self.enqueue, "can_enqueue", gr.update(interactive=now.can_enqueue)),
             (self.stop, "training", gr.update(visible=bool(now.training), value=f"Stop {now.training}")),
+            *((each, "yaml", gr.skip() if now.yaml is None else now.yaml) for each in (self.yaml, self.yaml_base)),
         ]
         changed = {
             component: value
@@ -382,9 +470,6 @@ class TrainTab:
             if said is None or getattr(said, name) != getattr(now, name)
         }
         return {**changed, self.said: now}
-
-    def _panel(self, texts: Sequence[str]) -> dict[Any, Any]:
-        return {self.problems: self.reporter.panel(texts)}
 
     def _preset_shown(self, preset: str) -> dict[str, Any]:
         return self.form.show(presets.load(preset))

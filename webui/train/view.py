@@ -15,6 +15,10 @@ _HTML = macros("train.html")
 _DETAILS_LEFT_OUT = ("steps", "memory")
 """Lines of the dry run that the summary's head tells already."""
 
+ask_for_preset = _HTML.ask_for_preset
+"""Asks before a preset replaces settings; takes its title, its name, and the labels of what would be lost."""
+offer_undo = _HTML.offer_undo
+"""Says which preset the form was filled from, with a way back."""
 stopping = _HTML.stopping
 """What stands beside Stop once it was pressed."""
 
@@ -29,7 +33,7 @@ def summary(forecast: Forecast) -> str:
     steps, total, figures = forecast.steps, forecast.total_steps, forecast.figures
     if steps is None or total is None:
         return str(_HTML.no_summary())
-    facts = [("Steps", f"{total:,}", steps.in_words(), True), _time(forecast, total)]
+    facts = [("Steps", f"{total:,}", forecast.steps_in_words, True), _time(forecast, total)]
     if figures:
         disk = (figures.cache_bytes + figures.run_bytes) / 2**20
         facts.append(("Memory", f"about {figures.memory_gib:.1f} GiB for the training steps", "", True))

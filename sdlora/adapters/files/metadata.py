@@ -58,6 +58,10 @@ class TrainingFacts:
     base_model_hash: str | None = None
     """sha256 of the base model's file, if it is one file."""
     vae_name: str | None = None
+    base_adapters: tuple[tuple[str, float], ...] = ()
+    """Names and weights of the adapters that were merged into the base model first."""
+    lineage: tuple[Mapping[str, Any], ...] = ()
+    """Changes of settings while it was trained, oldest first: step, and setting to [before, after]."""
     learning_rate: float | None = None
     unet_learning_rate: float | None = None
     text_encoder_learning_rate: float | None = None
@@ -114,6 +118,7 @@ class TrainingFacts:
     keep_tags: int = 0
     horizontal_flip: bool = False
     random_crop: bool = False
+    colour_jitter: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,12 @@ class NetworkFacts:
     arguments: Mapping[str, str]
 
 
+BASE_ADAPTERS = "sdlora.base_adapters"
+"""Metadata entry (JSON) that names the adapters that an adapter was trained on top of."""
+LINEAGE = "sdlora.lineage"
+"""Metadata entry (JSON) that tells how settings changed while an adapter was trained."""
 _SIDE_CAR_VERSIONS: dict[FamilyName, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
+_SITES_FAMILIES: dict[FamilyName, str] = {"sd1": "SD 1.5", "sd2": "SD 2.1", "sdxl": "SDXL 1.0"}
 _PREFERRED_WEIGHT = 1.0
 _LEFT_OUT_IF_UNKNOWN = {"ss_training_started_at", "ss_training_finished_at", "ss_network_args", "ss_bucket_info"}
 """A1111 parses these: "None" would break its metadata dialog."""
@@ -175,6 +185,17 @@ def model_spec(facts: TrainingFacts, tensor_hash: str) -> dict[str, str]:
     return {f"modelspec.{key}": str(value) for key, value in spec.items() if value not in (None, "")}
 
 
+def own_metadata(facts: TrainingFacts) -> dict[str, str]:
+    """The sdlora.* entries: what no other tool has a name for."""
+    entries = {}
+    if facts.base_adapters:
+        listed = [{"file": name, "weight": weight} for name, weight in facts.base_adapters]
+        entries[BASE_ADAPTERS] = json.dumps(listed, ensure_ascii=False)
+    if facts.lineage:
+        entries[LINEAGE] = json.dumps([dict(version) for version in facts.lineage], ensure_ascii=False)
+    return entries
+
+
 def side_car(facts: TrainingFacts) -> dict[str, object]:
     """The `<name>.json` that A1111, Forge and InvokeAI read beside the file, trigger words above all."""
     return {
@@ -184,6 +205,26 @@ def side_car(facts: TrainingFacts) -> dict[str, object]:
         "preferred weight": _PREFERRED_WEIGHT,
         "negative text": "",
         "notes": facts.comment or "",
+    }
+
+
+def site_side_car(
+    facts: TrainingFacts, file_name: str, size_bytes: int, file_hash: str, model_hash: str
+) -> dict[str, object]:
+    """The `<name>.civitai.info` that tools for model sites read and write: trigger words, base, hashes of the file.
+
+    file_hash: sha256 of the file, AutoV2 in short. model_hash: sha256 of its tensors, AutoV3 in short.
+    """
+    hashes = {"SHA256": file_hash, "AutoV2": file_hash[:10], "AutoV3": model_hash[:12]}
+    listed = {name: value.upper() for name, value in hashes.items() if value}
+    return {
+        "name": facts.name,
+        "description": facts.description,
+        "baseModel": _SITES_FAMILIES[facts.family],
+        "trainedWords": [facts.trigger] if facts.trigger else [],
+        "model": {"name": facts.name, "type": "LORA"},
+        "files": [{"name": file_name, "sizeKB": size_bytes / 1024, "type": "Model", "primary": True, "hashes": listed}],
+        "images": [],
     }
 
 
@@ -281,7 +322,7 @@ def _about_images(facts: TrainingFacts) -> dict[str, Any]:
         "ss_shuffle_caption": facts.shuffle_tags,
         "ss_keep_tokens": facts.keep_tags,
         "ss_flip_aug": facts.horizontal_flip,
-        "ss_color_aug": False,
+        "ss_color_aug": facts.colour_jitter,
         "ss_face_crop_aug_range": None,
         "ss_random_crop": facts.random_crop,
     }

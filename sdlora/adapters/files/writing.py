@@ -21,11 +21,21 @@ from sdlora.adapters.files.container import legacy_hash, serialise, tensor_hash,
 from sdlora.adapters.files.key_names import GLORA_FACTORS, LORA_FACTORS, Format
 from sdlora.adapters.files.kohya import TEXT_MODEL, Part, kohya_name
 from sdlora.adapters.files.layer_table import is_norm
-from sdlora.adapters.files.metadata import NetworkFacts, TrainingFacts, kohya_metadata, model_spec, side_car
+from sdlora.adapters.files.metadata import (
+    NetworkFacts,
+    TrainingFacts,
+    kohya_metadata,
+    model_spec,
+    own_metadata,
+    side_car,
+    site_side_car,
+)
 from sdlora.adapters.files.weights import ModuleWeights, VectorUpdate
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.errors import AdapterError
 from sdlora.models.dtypes import DTYPES
+from sdlora.models.headers import read_header
+from sdlora.models.identity import sha256_of
 
 Modules = Mapping[tuple[Part, str], ModuleWeights]
 
@@ -63,21 +73,27 @@ def write_adapter(
         tensors, network = kohya_tensors(modules, facts.family, dtype)
     else:
         tensors, network = diffusers_tensors(modules, dtype)
-    data, model_hash = with_hashes(tensors, facts, kohya_metadata(facts, network, private=private))
+    data, model_hash = with_hashes(tensors, facts, kohya_metadata(facts, network, private=private), own_metadata(facts))
     write_atomically(path, data)
     return Export(path, len(data), model_hash, travel_warnings(modules, tensors, file_format))
 
 
 def write_side_car(path: Path, facts: TrainingFacts, preview: Path | None = None) -> list[Path]:
-    """Write `<name>.json` (trigger words as "activation text") and `<name>.png` (a copy of `preview`) beside a file."""
-    json_path = path.with_suffix(".json")
-    text = json.dumps(side_car(facts), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(json_path, text.encode())
-    if preview is None:
-        return [json_path]
-    picture_path = path.with_suffix(".png")
-    write_atomically(picture_path, preview.read_bytes())
-    return [json_path, picture_path]
+    """Write what other tools read beside a file that was written.
+
+    `<name>.json` with the trigger words as "activation text", `<name>.civitai.info` with them and the file's hashes,
+    and `<name>.png`, a copy of `preview`.
+    """
+    model_hash = read_header(path).metadata.get("sshs_model_hash", "")
+    for_sites = site_side_car(facts, path.name, path.stat().st_size, sha256_of(path), model_hash)
+    written = []
+    for suffix, content in ((".json", side_car(facts)), (".civitai.info", for_sites)):
+        written.append(path.with_suffix(suffix))
+        write_atomically(written[-1], (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    if preview is not None:
+        written.append(path.with_suffix(".png"))
+        write_atomically(written[-1], preview.read_bytes())
+    return written
 
 
 def kohya_tensors(modules: Modules, family: FamilyName, dtype: torch.dtype) -> tuple[dict[str, Tensor], NetworkFacts]:

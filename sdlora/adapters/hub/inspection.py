@@ -9,8 +9,10 @@ from typing import Any
 
 from sdlora.adapters.algebra.blocks import block_label, in_order
 from sdlora.adapters.algebra.derived import PROVENANCE
+from sdlora.adapters.files.metadata import LINEAGE
 from sdlora.adapters.files.weights import AdapterFile
 from sdlora.constants import MIB
+from sdlora.models.identity import sha256_of
 
 _SETTINGS = {
     "ss_sd_model_name": "base model",
@@ -68,8 +70,12 @@ class Inspection:
     """Most frequent training tags with their counts."""
     model_hash: str
     """sha256 of the tensors' bytes."""
+    file_hash: str
+    """sha256 of the whole file."""
     made_of: Any
     """Provenance of a mixed, merged, resized or converted file."""
+    lineage: Any
+    """Changes of settings while it was trained: [{step, changes: {setting: [before, after]}}]."""
     unused: tuple[str, ...]
     """Tensors that no command uses."""
     unused_because: tuple[Unused, ...]
@@ -83,9 +89,14 @@ class Inspection:
         """The hash of A1111's infotext and of model sites (AutoV3)."""
         return self.model_hash[:12]
 
+    @property
+    def auto_v2(self) -> str:
+        """The hash by which model sites find the whole file (AutoV2)."""
+        return self.file_hash[:10]
+
     def as_dict(self) -> dict[str, Any]:
-        """All that `--json` prints: every field, and `short_hash`."""
-        return {**asdict(self), "short_hash": self.short_hash}
+        """All that `--json` prints: every field, `short_hash` and `auto_v2`."""
+        return {**asdict(self), "short_hash": self.short_hash, "auto_v2": self.auto_v2}
 
     def as_text(self) -> str:
         """The same for reading, a fact a line."""
@@ -100,6 +111,7 @@ class Inspection:
             f"rank            {_counted(self.ranks)}",
             f"alpha           {_counted(self.alphas)}",
             f"hash            {self.short_hash} ({self.model_hash})",
+            f"file hash       {self.auto_v2} ({self.file_hash})",
         ]
         if self.trigger:
             lines.append(f"trigger words   {self.trigger}")
@@ -108,6 +120,7 @@ class Inspection:
             lines.append(f"tags            {_counted(self.tags)}")
         if self.made_of is not None:
             lines.append(f"made by         {json.dumps(self.made_of, ensure_ascii=False)}")
+        lines += [f"changed         {sentence}" for sentence in _lineage(self.lineage)]
         lines += [
             f"not understood  {one.count} tensors: {_joined(one.tensors)} ({one.reason})" for one in self.unused_because
         ]
@@ -144,7 +157,9 @@ def inspect(file: AdapterFile) -> Inspection:
         settings={words: value for words, value in stated.items() if value not in ("None", "", "0")},
         tags=dict(counts.most_common(_LISTED_TAGS)),
         model_hash=file.model_hash,
+        file_hash=sha256_of(file.path),
         made_of=_parsed(file.metadata.get(PROVENANCE)),
+        lineage=_parsed(file.metadata.get(LINEAGE)),
         unused=file.unused,
         unused_because=tuple(
             Unused(reason, count, tuple(name for name, why in file.left_out.items() if why == reason))
@@ -153,6 +168,20 @@ def inspect(file: AdapterFile) -> Inspection:
         vectors=len(file.vectors),
         notes=file.notes,
     )
+
+
+def _lineage(told: Any) -> list[str]:
+    """`step 2: optimization.steps 2 -> 3`, a line a version."""
+    sentences = []
+    for version in told if isinstance(told, list) else []:
+        changes = version.get("changes") if isinstance(version, dict) else None
+        if isinstance(changes, dict):
+            words = [
+                f"{name} {value[0]} -> {value[1]}" if isinstance(value, list) and len(value) == 2 else str(name)
+                for name, value in changes.items()
+            ]
+            sentences.append(f"at step {version.get('step')}: {', '.join(words)}")
+    return sentences
 
 
 def _parsed(text: str | None) -> Any:

@@ -36,24 +36,8 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
     """
     assert config.start_from is not None
     file = read(config.start_from)
-    if file.family is not None and file.family != family:
-        raise AdapterError(
-            f"{file.path.name} was trained on {file.family}, this base model is {family}: they don't fit each other"
-        )
-    if len(file.algorithms) != 1:
-        raise AdapterError(f"{file.path.name} mixes {' and '.join(file.algorithms)}; training needs one algorithm")
-    algorithm = TRAINABLE.get(file.algorithms[0])
-    if algorithm is None:
-        raise AdapterError(
-            f"{file.path.name} is {ALGORITHM_NAMES[file.algorithms[0]]}, which can't be trained here; sdlora mix "
-            "--method svd makes it LoRA"
-        )
+    check_fit(file, config, family)
     modules = _placed(file, models, family)
-    in_file = any(part != "unet" for part, _ in modules)
-    if in_file != config.text_encoder:
-        holds, wanted = ("holds", "true") if in_file else ("holds no", "false")
-        problem = f"start_from: {file.path.name} {holds} text-encoder layers; set adapter.text_encoder: {wanted}"
-        raise ConfigError("adapter", [problem])
     dora = any(weights.dora_scale is not None for weights in modules.values())
     _check_shapes(file, modules, models, dora)
     notes = [*file.notes]
@@ -66,10 +50,35 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
     targets = tuple(Target(part, path, weights.rank, weights.scale) for (part, path), weights in modules.items())
     return StartingPoint(
         # The file's scales are exact for each layer, so rslora must not scale them once more.
-        config.model_copy(update={"algorithm": algorithm, "dora": dora, "rslora": False}),
+        config.model_copy(update={"algorithm": TRAINABLE[file.algorithms[0]], "dora": dora, "rslora": False}),
         Selection(targets, tuple(notes)),
         {key: _own_names(weights) for key, weights in modules.items()},
     )
+
+
+def check_fit(file: AdapterFile, config: AdapterConfig, family: FamilyName) -> None:
+    """What can be said of a file without the model: it can be trained on, in this family, with these settings.
+
+    Raises AdapterError and ConfigError.
+    """
+    if file.family is not None and file.family != family:
+        raise AdapterError(
+            f"{file.path.name} was trained on {file.family}, this base model is {family}: they don't fit each other"
+        )
+    if not file.algorithms:
+        raise AdapterError(f"{file.path.name} holds updates of biases and norms only, which can't be trained on")
+    if len(file.algorithms) != 1:
+        raise AdapterError(f"{file.path.name} mixes {' and '.join(file.algorithms)}; training needs one algorithm")
+    if file.algorithms[0] not in TRAINABLE:
+        raise AdapterError(
+            f"{file.path.name} is {ALGORITHM_NAMES[file.algorithms[0]]}, which can't be trained here; sdlora mix "
+            "--method svd makes it LoRA"
+        )
+    in_file = any(not name.startswith("lora_unet_") for name in file.modules)
+    if in_file != config.text_encoder:
+        holds, wanted = ("holds", "true") if in_file else ("holds no", "false")
+        problem = f"start_from: {file.path.name} {holds} text-encoder layers; set adapter.text_encoder: {wanted}"
+        raise ConfigError("adapter", [problem])
 
 
 def _placed(

@@ -81,4 +81,11 @@ def _model_type(description: Path) -> str | None:
         values = json.loads(description.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{description} is not JSON: {error}") from None
-    return values.get("model_type") if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        return None
+    if values.get("model_type") == "florence2" and "auto_map" in values:
+        raise ModelError(
+            "this Florence-2 is published with code of its own, which is not run: take it in transformers' layout, "
+            "such as florence-community/Florence-2-base or Florence-2-large-ft there"
+        )
+    return values.get("model_type")

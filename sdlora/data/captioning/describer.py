@@ -1,4 +1,4 @@
-"""Sentences from BLIP, BLIP-2 and GIT through transformers."""
+"""Sentences from BLIP, BLIP-2, GIT and Florence-2 through transformers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from sdlora.models.progress_bars import no_progress_bars
 if TYPE_CHECKING:
     import torch
 
-SENTENCE_MODELS = ("blip", "blip-2", "git")
-"""Model types, as config.json names them, that describe an image without being asked anything."""
+SENTENCE_MODELS = ("blip", "blip-2", "git", "florence2")
+"""Model types, as config.json names them; Florence-2 is asked for one of three lengths, the others for nothing."""
+_FLORENCE_TASKS = {"short": "<CAPTION>", "detailed": "<DETAILED_CAPTION>", "paragraph": "<MORE_DETAILED_CAPTION>"}
 _SPARE = 1.15
 """Memory needed over that of the weights alone."""
 
@@ -54,12 +55,14 @@ class VisionCaptioner:
                     raise
                 raise ModelError(f"{place.name} can't be loaded: {' '.join(str(error).split())}") from error
         self._model = model.to(self.device).eval()
+        self._is_asked = model.config.model_type == "florence2"
 
     def __call__(self, images: Sequence[Image.Image], /) -> list[str]:
         """One sentence for each image."""
         import torch
 
-        inputs = self._processor(images=list(images), return_tensors="pt").to(self.device, self._dtype)
+        asked = {"text": [_FLORENCE_TASKS[self.config.detail]] * len(images)} if self._is_asked else {}
+        inputs = self._processor(images=list(images), **asked, return_tensors="pt").to(self.device, self._dtype)
         with torch.inference_mode():
             tokens_BT = self._model.generate(
                 **inputs, max_new_tokens=self.config.max_tokens, num_beams=self.config.beams, do_sample=False

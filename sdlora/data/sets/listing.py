@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -125,6 +125,25 @@ def write_caption(image: Path, text: str) -> None:
     if not text and not path.exists():
         return
     atomic.write_text(path, text)
+
+
+def caption_of(image: Path, folder: Path) -> str:
+    """An image's caption as training reads it, empty for none. folder: the dataset."""
+    return CaptionFolders(folder).caption(image) or ""
+
+
+def save_caption(image: Path, folder: Path, text: str, known: Collection[str]) -> str | None:
+    """Write a caption, unless somebody else has changed it: then their text, and nothing is written.
+
+    known: what whoever writes has seen or written there.
+    """
+    on_disk = caption_of(image, folder)
+    if on_disk.strip() == text.strip():
+        return None
+    if on_disk.strip() not in {each.strip() for each in known}:
+        return on_disk
+    write_caption(image, text)
+    return None
 
 
 @cache

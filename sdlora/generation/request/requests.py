@@ -46,6 +46,9 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
     if detection is not None:
         for number, adapter in enumerate(config.adapters):
             problems += _adapter_problems(f"adapters.{number}", adapter, detection.family)
+        for number, merged in enumerate(config.base_model.adapters):
+            adapter = UsedAdapter(file=merged.file, weight=merged.weight)
+            problems += _adapter_problems(f"base_model.adapters.{number}", adapter, detection.family)
         if not files_at_fault:
             config = _sized(config, detection.native_resolution)
     if config.sampler == "LCM" and config.steps > _LCM_MOST_STEPS:

@@ -7,7 +7,8 @@ Shapes: B batch, C latent channels, H and W latent height and width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,26 @@ class Batch:
     """The image files, for messages."""
     generators: list[Generator]
     """One a row, for noise and timesteps."""
+
+    def pieces(self, count: int) -> Iterator[Batch]:
+        """The batch in up to `count` parts of nearly equal size, in order."""
+        rows = len(self.names)
+        edges = [round(rows * part / count) for part in range(count + 1)]
+        for start, stop in itertools.pairwise(edges):
+            if start == stop:
+                continue
+            part = slice(start, stop)
+            yield Batch(
+                latents_BCHW=self.latents_BCHW[part],
+                captions=self.captions[part],
+                prior_captions=self.prior_captions[part],
+                size_conditions=self.size_conditions[part],
+                mask_B1HW=self.mask_B1HW[part] if self.mask_B1HW is not None else None,
+                loss_weights_B=self.loss_weights_B[part],
+                is_class_B=self.is_class_B[part],
+                names=self.names[part],
+                generators=self.generators[part],
+            )
 
 
 class BatchSource:

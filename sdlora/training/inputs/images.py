@@ -8,6 +8,7 @@ from pathlib import Path
 from sdlora.config.train import DEFAULT_EPOCHS, TrainConfig
 from sdlora.data.batches import derive_seed
 from sdlora.data.buckets import BucketedImage, assign
+from sdlora.data.focus import focus_of
 from sdlora.data.images import ImageRecord, ScanResult, scan
 from sdlora.data.planning import DataPlan, plan
 from sdlora.errors import ConfigError, DataError
@@ -50,6 +51,12 @@ def find_images(config: TrainConfig) -> RunImages:
         raise DataError(
             f"all {len(found.records)} training images are held out too, so none is left to train on: give "
             "validation.folder other images, or set validation.fraction=0"
+        )
+    if images.crop_focus == "face" and all(focus_of(record) is None for record in trained):
+        raise DataError(
+            f"images.crop_focus=face is set, but none of the names of the {len(trained)} images tells where its face "
+            "is. Let them end in its centre and size in pixels, as in cat_512_300_200_220.png (sd-scripts' "
+            "detect_face_rotate writes such names), or set images.crop_focus=centre"
         )
     if images.class_folder is not None:
         _refuse_missing_class_images(images.class_folder)

@@ -1,10 +1,11 @@
-"""Images to VAE latents: encoded once per crop and cached by content, or anew when crops are random.
+"""Images to VAE latents: encoded once per crop and cached by content, or anew when crops are random or images vary.
 
 Shapes: B batch, C latent channels, H and W latent height and width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from torch import Tensor
 from sdlora.config.images import ImagesConfig
 from sdlora.data.buckets import BucketedImage
 from sdlora.data.cache import Cache
-from sdlora.data.crops import prepare_mask, prepare_pixels, sample_crop, size_conditions
+from sdlora.data.crops import fixed_crop, prepare_mask, prepare_pixels, sample_crop, size_conditions
+from sdlora.data.focus import focus_of
+from sdlora.data.variation import PLAIN, Variation, draw_variation, zoomed
 from sdlora.errors import DataError
 from sdlora.events import EventStream
 from sdlora.models.bundle import Bundle
@@ -44,14 +47,14 @@ class LatentSource:
     def __init__(self, bundle: Bundle, config: ImagesConfig, cache: Cache | None) -> None:
         self._bundle = bundle
         self._config = config
-        # A random crop is hardly ever the same twice: kept ones would fill the disk and never be read.
-        self._cache = None if config.random_crop else cache
+        # What is hardly ever the same twice would fill the disk and never be read.
+        self._cache = None if config.is_live else cache
         self._memory: dict[tuple[BucketedImage, bool], Latents] = {}
 
     @property
     def is_live(self) -> bool:
         """Whether images are encoded while training goes on, so that the VAE must stay."""
-        return self._config.random_crop
+        return self._config.is_live
 
     def prepare(self, placed: Sequence[BucketedImage], events: EventStream, *, flips: bool = True) -> None:
         """Encode every image (and with `flips` its mirror image, if asked for) that is not in the cache."""
@@ -67,32 +70,47 @@ class LatentSource:
             events.progress("encoding images", index + 1, len(todo))
 
     def fixed(self, placed: BucketedImage, *, flip: bool = False) -> Latents:
-        """Latents of the centre crop."""
+        """Latents of the crop in the centre, or around the image's focus."""
         if (placed, flip) not in self._memory:
             self._memory[placed, flip] = self._latents(placed, flip, None)
         return self._memory[placed, flip]
 
     def sampled(self, placed: BucketedImage, generator: random.Random) -> Latents:
-        """Latents of one image as seen this time: mirrored or not, cut where the generator says."""
+        """Latents of one image as seen this time: mirrored or not, cut and varied as the generator says."""
         flip = placed.record.horizontal_flip and generator.random() < 0.5
-        if self.is_live:
-            return self._latents(placed, flip, sample_crop(placed.placement, generator))
-        return self.fixed(placed, flip=flip)
+        if not self.is_live:
+            return self.fixed(placed, flip=flip)
+        variation = draw_variation(self._config, generator)
+        placed = dataclasses.replace(placed, placement=zoomed(placed.placement, variation.zoom))
+        focus = focus_of(placed.record)
+        moves = self._config.random_crop or self._config.crop_jitter
+        crop_xy = sample_crop(placed.placement, generator, focus) if moves else fixed_crop(placed.placement, focus)
+        return self._latents(placed, flip, crop_xy, variation)
 
-    def _latents(self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None) -> Latents:
+    def _latents(
+        self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None, variation: Variation = PLAIN
+    ) -> Latents:
         if self._cache is None or crop_xy is not None:
-            moments = self._moments(placed, flip, crop_xy)
+            moments = self._moments(placed, flip, crop_xy, variation)
         else:
             moments = self._cache.get_or_encode(self._key(placed, flip), lambda: self._moments(placed, flip, None))
         mask_HW = None
         if placed.record.mask != "none":
-            mask_HW = prepare_mask(placed.record, placed.placement, flip=flip, crop_xy=crop_xy).latents_HW
+            mask = prepare_mask(placed.record, placed.placement, flip=flip, crop_xy=crop_xy, variation=variation)
+            mask_HW = mask.latents_HW
         conditions = size_conditions(placed.record, placed.placement, flip=flip, crop_xy=crop_xy)
         return Latents(moments["mean"], moments["std"], mask_HW, conditions)
 
-    def _moments(self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None) -> dict[str, Tensor]:
+    def _moments(
+        self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None, variation: Variation = PLAIN
+    ) -> dict[str, Tensor]:
         pixels_CHW = prepare_pixels(
-            placed.record, placed.placement, flip=flip, crop_xy=crop_xy, background=self._config.background
+            placed.record,
+            placed.placement,
+            flip=flip,
+            crop_xy=crop_xy,
+            background=self._config.background,
+            variation=variation,
         )
         mean_BCHW, std_BCHW = encode_moments(self._bundle, pixels_CHW[None])
         if not (torch.isfinite(mean_BCHW).all() and torch.isfinite(std_BCHW).all()):
@@ -107,8 +125,11 @@ class LatentSource:
     def _key(self, placed: BucketedImage, flip: bool) -> str:
         assert self._cache is not None
         placement = placed.placement
+        focus = focus_of(placed.record)
+        place = {} if focus is None else {"window": str(fixed_crop(placement, focus))}
         return self._cache.key(
             {
+                **place,
                 "kind": "latents",
                 # By content, not by name: a renamed image is found again, a changed one is not.
                 "image": placed.record.content_hash,

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.live.attach import Adapter, attach
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import Cache, default_cache_folder
 from sdlora.events import EventStream
 from sdlora.models.bundle import Bundle
 from sdlora.models.host import tune_malloc
-from sdlora.models.loading import load
 from sdlora.training.inputs.examples import BatchSource
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.inputs.latents import LatentSource
@@ -44,7 +44,7 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
     if counts := long_captions(config, images):
         events.warn(f"{len(counts)} captions over {config.captions.max_tokens} tokens{cut_off(counts)}")
     events.notice(f"loading {config.base_model.model}")
-    bundle = load(config.resolved_base_model, device=workers.device)
+    bundle = load_base(config.resolved_base_model, device=workers.device)
     tune_malloc()
     for note in bundle.notes:
         events.notice(note)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from sdlora import atomic
+from sdlora import atomic, disk
+from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.writing import Export, write_adapter, write_side_car
 from sdlora.adapters.live.self_test import self_test
 from sdlora.config.files import with_files_read
 from sdlora.config.interval import is_due
 from sdlora.config.train import TrainConfig
-from sdlora.errors import AdapterError, RunError, SdloraError
+from sdlora.errors import AdapterError, ConfigError, OutOfMemoryError, RunError, SdloraError, TrainingError
 from sdlora.events import (
     CheckpointSaved,
     Event,
@@ -33,14 +35,17 @@ from sdlora.events import (
     Validated,
 )
 from sdlora.models.bundle import Bundle
-from sdlora.models.loading import load
+from sdlora.models.identity import sha256_of
 from sdlora.runs import changes, checkpoints
 from sdlora.runs import folder as run_folder
 from sdlora.runs.folder import REQUESTS, Request, RunFolder, step_name
 from sdlora.runs.lock import locked
+from sdlora.runs.state import has_finished
+from sdlora.sinks.at_end import AtEndSink
 from sdlora.sinks.jsonl import JsonlSink
 from sdlora.sinks.tensorboard import TensorBoardSink
 from sdlora.sinks.terminal import TerminalSink
+from sdlora.sinks.wandb import WandbSink
 from sdlora.training.inputs import fingerprint
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.loop.interrupts import Interrupts
@@ -50,6 +55,7 @@ from sdlora.training.loop.workers import Workers, is_main_process
 from sdlora.training.outputs import checkpoint_state, previews
 from sdlora.training.outputs.facts import training_facts
 from sdlora.training.preflight.checks import check
+from sdlora.training.preflight.memory import DiskPlan, is_out_of_memory, release
 
 _SHORTEST_UNSAVED_SECONDS, _LONGEST_UNSAVED_SECONDS = 60.0, 600.0
 
@@ -114,6 +120,7 @@ def resume(
     changed = changes.change(path, overrides) if overrides else []
     folder, config = run_folder.open_run(path)
     is_finished = folder.adapter(config.name).is_file()
+    is_complete = is_finished and has_finished(folder)
     newest = checkpoints.newest(folder)
     if newest is None and is_finished:
         raise RunError(
@@ -121,7 +128,7 @@ def resume(
             f"would write over {folder.adapter(config.name).name}. Begin a new run, if you like from this adapter: "
             f"--set adapter.start_from={folder.adapter(config.name)}"
         )
-    if newest is not None and is_finished:
+    if newest is not None and is_complete:
         total_steps = check(config).total_steps(config)
         if newest.step >= total_steps:
             raise RunError(
@@ -170,6 +177,8 @@ def _run(
     started = time.time()
     with Interrupts() as interrupts:
         prepared = prepare(config, images, events, workers)
+        if problem := DiskPlan.of(config, prepared.adapter.trainable_parameters).problem(config.outputs.folder):
+            raise ConfigError("this run", [problem])
         run = _Run(config, folder, images, prepared, events, workers, interrupts, started)
         if state is not None:
             run.trainer.load_state(state)
@@ -191,14 +200,36 @@ def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]
         own: list[EventSink] = [JsonlSink(folder.events), log_sink, last]
         if config.outputs.tensorboard:
             own.append(TensorBoardSink(folder.path / "tensorboard"))
-        stream = EventStream([*own, *sinks])
+        if config.outputs.wandb:
+            own.append(WandbSink(folder.path, config.outputs.wandb_project, config.model_dump(mode="json")))
+        at_end = AtEndSink(folder.path, config.name, config.outputs.on_finish, config.outputs.webhook)
+        stream = EventStream([*own, *sinks, at_end])  # last, so that everyone else has heard of the end before
+        at_end.tell = stream.warn
         try:
+            atomic.sweep(folder.path)
             yield stream
         except BaseException as error:
-            stream.emit(RunFailed(step=last.step, message=_in_words(error)))
-            raise
+            told = _as_told(error, folder)
+            with suppress(OSError):  # a full disk has no room for this either; `runs.state` finds out without it
+                stream.emit(RunFailed(step=last.step, message=_in_words(told)))
+            if told is error:
+                raise
+            raise told from error
         finally:
             stream.close()
+
+
+def _as_told(error: BaseException, folder: RunFolder) -> BaseException:
+    """The error as a person needs it: what the disk or the memory would not do, and how to go on."""
+    if isinstance(error, OSError):
+        reason = disk.explain(error, folder.path)
+    elif isinstance(error, OutOfMemoryError) or is_out_of_memory(error):
+        reason = str(error)
+    else:
+        return error
+    newest = checkpoints.newest(folder)
+    saved = f"Step {newest.step} is saved" if newest else "Nothing is saved yet"
+    return TrainingError(f"{reason.removesuffix('.')}. {saved}: go on with `sdlora resume {folder.path}`")
 
 
 def _in_words(error: BaseException) -> str:
@@ -264,15 +295,23 @@ class _Run:
             is_missing = self.trainer.progress.validated_step < step and self._is_due(self.config.validation.every)
             if (step == 0 or is_missing) and self._validate() and self.workers.is_main:
                 self._tidy_checkpoints(improved=True)
-            if step == 0 or (self._is_due(self.config.previews.every) and not self.folder.previews(step).exists()):
+            generated = len(list(self.folder.previews(step).glob("*.png")))
+            is_missing = generated < len(self.config.previews.prompts) and self._is_due(self.config.previews.every)
+            if step == 0 or is_missing:
                 self._preview()
-            outcome = trainer.run(self._after_step)
+            try:
+                outcome = trainer.run(self._after_step)
+            except OutOfMemoryError:
+                if trainer.progress.step:
+                    self._save()
+                raise
         adapter = self._finish() if outcome == "completed" else self._save()
         self.events.emit(
             RunFinished(
                 step=trainer.progress.step,
                 reason=outcome,
                 adapter_path=str(adapter),
+                adapter_sha256=sha256_of(adapter) if outcome == "completed" and self.workers.is_main else None,
                 seconds=time.time() - self.started,
             )
         )
@@ -362,16 +401,24 @@ class _Run:
     def _preview(self) -> list[Path]:
         if not self.workers.is_main:
             return []
-        with self.trainer.evaluating():
-            return previews.generate(
-                self.config,
-                self.prepared.bundle,
-                self.prepared.adapter,
-                self.folder,
-                self.trainer.progress.step,
-                self.events,
-                self.trainer.precision.autocast(),
-            )
+        step = self.trainer.progress.step
+        try:
+            with self.trainer.evaluating():
+                return previews.generate(
+                    self.config,
+                    self.prepared.bundle,
+                    self.prepared.adapter,
+                    self.folder,
+                    step,
+                    self.events,
+                    self.trainer.precision.autocast(),
+                )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        release(self.workers.device)
+        self.events.warn(f"step {step}: no previews, they need more memory than there is: lower previews.width_px")
+        return []
 
     def _save(self) -> Path:
         """Write a checkpoint; returns the adapter file in it."""
@@ -390,30 +437,40 @@ class _Run:
         return self.folder.checkpoint(step) / name
 
     def _finish(self) -> Path:
-        """Write the finished adapter with its side-cars and prove that it holds what was trained."""
+        """Write the finished adapter with its side-cars and prove that it holds what was trained.
+
+        All is made in a folder of its own; the adapter gets its place last. So where it lies nothing is left to do, and
+        a run that was ended before does it all again when it is gone on with.
+        """
         path = self.folder.adapter(self.config.name)
         if self.workers.is_main:
+            shutil.rmtree(self.folder.finishing, ignore_errors=True)
+            self.folder.finishing.mkdir()
+            made = self.folder.finishing / path.name
             with self.trainer.evaluating():
-                exported = self._export(path)
+                exported = self._export(made)
                 for warning in exported.warnings:
                     self.events.warn(warning)
                 generated = sorted(self.folder.previews(self.trainer.progress.step).glob("*.png"))
-                write_side_car(path, self._facts(), generated[0] if generated else None)
+                side_cars = write_side_car(made, self._facts(), generated[0] if generated else None)
                 if self.config.outputs.self_test:
                     # A file that doesn't hold what was trained must not lie about as if it did: it gets another name
                     try:
-                        report = self_test(self.prepared.adapter, path, self._load_fresh_base)
+                        report = self_test(self.prepared.adapter, made, self._load_fresh_base)
                     except AdapterError:
-                        atomic.move(path, path.with_suffix(".failed-self-test"))
+                        atomic.move(made, path.with_suffix(".failed-self-test"))
                         raise
                     self.events.notice(f"self-test passed: {report.summary()}")
+            for file in (*side_cars, made):
+                atomic.move(file, path.with_name(file.name))
+            shutil.rmtree(self.folder.finishing)
             self._name_best()
         self.workers.wait()
         return path
 
     def _load_fresh_base(self) -> Bundle:
         base = self.config.base_model.model_copy(update={"quantization": "none", "precision": "fp32"})
-        return load(base, device=self.workers.device)
+        return load_base(base, device=self.workers.device)
 
     def _name_best(self) -> None:
         best = checkpoints.best_step(self.folder)
@@ -446,4 +503,5 @@ class _Run:
             step=trainer.progress.step,
             epoch=trainer.batches.epoch_of(trainer.progress.position * self.workers.count),
             started=self.started,
+            versions=changes.history(self.folder),
         )

@@ -19,7 +19,7 @@ import torch
 from sdlora.adapters.live.attach import Adapter
 from sdlora.config.train import TrainConfig
 from sdlora.data.batches import derive_seed
-from sdlora.errors import TrainingError
+from sdlora.errors import OutOfMemoryError, TrainingError
 from sdlora.events import EventStream, StepFinished
 from sdlora.training.inputs.examples import Batch, BatchSource
 from sdlora.training.loop.workers import Workers
@@ -81,6 +81,8 @@ class Trainer:
         self.precision = PrecisionContext(optimization.precision, workers.device)
         self.average = MovingAverage(adapter.parameters, optimization.ema) if optimization.ema else None
         self._weight_norm: float | None = None
+        self._pieces = 1
+        """In how many parts a batch goes through the model: more than one where memory ran out."""
         self._last_good = self._changing_state()
         for note in optimizers.notes(self.groups, optimization, workers.device):
             events.notice(note)
@@ -150,7 +152,23 @@ class Trainer:
         )
 
     def _accumulate(self) -> float | None:
-        """Sum up the gradients of one step's batches; returns their mean loss, None if one is not finite."""
+        """Sum up the gradients of one step's batches; returns their mean loss, None if one is not finite.
+
+        Where memory runs out, the step is done again with its batches in smaller pieces.
+        """
+        before = self.progress.position
+        while True:
+            try:
+                return self._add_gradients()
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+                told = str(error)
+            # Not in the handler: there the error still holds the tensors of the pass that failed.
+            self._halve_pieces(told)
+            self.progress.position = before
+
+    def _add_gradients(self) -> float | None:
         total = 0.0
         for _ in range(self.config.accumulation):
             # Processes take the positions in turn, so that two with one batch see what one with two would.
@@ -159,17 +177,37 @@ class Trainer:
             self.progress.position += 1
             # Dropout draws from torch's global generator, on whatever device.
             torch.manual_seed(derive_seed(self.seed, "dropout", position))
-            with self.precision.autocast():
-                loss = self.loss_function.loss(batch)
-            # Every process sees the same mean and so takes the same branch; one that went another way alone would leave
-            # the others waiting for it forever.
-            value = self.workers.mean(loss.item())
-            if not math.isfinite(value):
-                self._handle_bad(f"the loss is {value}", batch)
-                return None
-            self.precision.backward(loss / self.config.accumulation)
-            total += value / self.config.accumulation
+            for piece in batch.pieces(self._pieces):
+                share = len(piece.names) / (len(batch.names) * self.config.accumulation)
+                with self.precision.autocast():
+                    loss = self.loss_function.loss(piece) * share
+                # Every process sees the same mean and so takes the same branch; one that went another way alone would
+                # leave the others waiting for it forever.
+                value = self.workers.mean(loss.item())
+                if not math.isfinite(value):
+                    self._handle_bad(f"the loss is {value}", batch)
+                    return None
+                self.precision.backward(loss)
+                total += value
         return total
+
+    def _halve_pieces(self, told: str) -> None:
+        """Make room for the step that memory ran out in. Raises OutOfMemoryError where nothing is left to halve."""
+        self.optimizer.zero_grad(set_to_none=True)
+        memory.release(self.workers.device)
+        largest = -(-self.config.batch_size // self._pieces)
+        # Other processes wait in the middle of this step for a mean that will not come.
+        if self.config.on_out_of_memory == "stop" or largest == 1 or self.workers.count > 1:
+            raise OutOfMemoryError(
+                f"out of memory at step {self.progress.step + 1}, {largest} images at a time ({told.splitlines()[0]}). "
+                "Set optimization.gradient_checkpointing=true, a smaller optimization.batch_size or images.resolution, "
+                "or base_model.quantization=int8"
+            )
+        self._pieces *= 2
+        self.events.warn(
+            f"step {self.progress.step + 1}: out of memory with {largest} images at a time; from here on "
+            f"{-(-self.config.batch_size // self._pieces)}, which trains the same and takes longer"
+        )
 
     def _update(self) -> float | None:
         """Clip and apply the gradients; returns their norm before clipping, None when they are not finite."""

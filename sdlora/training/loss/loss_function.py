@@ -53,11 +53,22 @@ class LossFunction:
         prediction = self._bundle.schedule.prediction
         target_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, self._alphas_cumprod_T, prediction)
         predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(batch.captions))
-        loss_B = self._distance(predicted_BCHW, target_BCHW, timesteps_B, batch)
+        loss_B = self._distance(predicted_BCHW, target_BCHW, timesteps_B, batch.mask_B1HW, self._unmasked_weight)
         loss_B = loss_B * image_weights(batch.is_class_B.to(device), objective) * batch.loss_weights_B.to(device)
         if objective.prior_preservation == "base_prediction":
             loss_B = loss_B + objective.prior_weight * self._prior_loss(batch, noisy_BCHW, timesteps_B)
+        if objective.prior_outside_mask and batch.mask_B1HW is not None:
+            outside_B = self._loss_outside(batch, batch.mask_B1HW, noisy_BCHW, timesteps_B, predicted_BCHW)
+            loss_B = loss_B + objective.prior_outside_mask * outside_B
         return loss_B.mean()
+
+    def _loss_outside(
+        self, batch: Batch, mask_B1HW: Tensor, noisy_BCHW: Tensor, timesteps_B: Tensor, predicted_BCHW: Tensor
+    ) -> Tensor:
+        """How far the adapter moves predictions outside the mask (loss_B), each pixel there counting alike."""
+        with torch.no_grad(), self._adapter.disabled():
+            base_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(batch.captions))
+        return self._distance(predicted_BCHW, base_BCHW, timesteps_B, 1.0 - mask_B1HW, 0.0)
 
     def _prior_loss(self, batch: Batch, noisy_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """How far the adapter moves predictions for captions without the trigger (loss_B)."""
@@ -66,12 +77,19 @@ class LossFunction:
             # The base's answer is taken from the same weights with the adapter switched off: no second UNet in memory.
             base_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions))
         predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions))
-        return self._distance(predicted_BCHW, base_BCHW, timesteps_B, batch)
+        return self._distance(predicted_BCHW, base_BCHW, timesteps_B, batch.mask_B1HW, self._unmasked_weight)
 
     def _predict(self, batch: Batch, noisy_BCHW: Tensor, timesteps_B: Tensor, states: TextStates) -> Tensor:
         return self._bundle.family.predict(self._bundle, noisy_BCHW, timesteps_B, states, batch.size_conditions)
 
-    def _distance(self, predicted_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor, batch: Batch) -> Tensor:
+    def _distance(
+        self,
+        predicted_BCHW: Tensor,
+        target_BCHW: Tensor,
+        timesteps_B: Tensor,
+        mask_B1HW: Tensor | None,
+        unmasked_weight: float,
+    ) -> Tensor:
         return loss_per_image(
             predicted_BCHW,
             target_BCHW,
@@ -79,6 +97,6 @@ class LossFunction:
             self._objective,
             alphas_cumprod_T=self._alphas_cumprod_T,
             prediction=self._bundle.schedule.prediction,
-            mask_B1HW=batch.mask_B1HW,
-            unmasked_weight=self._unmasked_weight,
+            mask_B1HW=mask_B1HW,
+            unmasked_weight=unmasked_weight,
         )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -26,11 +24,11 @@ _PARTS = {"adapter", "optimizer", "precision", "progress"}
 def save(folder: RunFolder, step: int, state: dict[str, Any], write_adapter: Callable[[Path], object]) -> Checkpoint:
     """Write a checkpoint so that it is either there whole or not at all; `write_adapter` gets the folder to fill."""
     path = folder.checkpoint(step)
-    for rest in atomic.leftovers(path):  # of a process that was killed here: this one holds the run's lock
-        shutil.rmtree(rest)
     with atomic.making_folder(path) as unfinished:
         write_adapter(unfinished)
-        torch.save(state, unfinished / STATE_FILE)
+        # Into an open file: given a path, torch hides the disk's error behind one of its own.
+        with (unfinished / STATE_FILE).open("wb") as file:
+            torch.save(state, file)
         sums = {file.name: _checksum(file) for file in sorted(unfinished.iterdir()) if file.is_file()}
         atomic.write_json(unfinished / _CHECKSUMS, sums)
     return Checkpoint(step, path)
@@ -42,8 +40,8 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
         raise TrainingError(f"the checkpoint {checkpoint.path.name} is damaged: {damage}")
     try:
         state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # whatever torch's reader stumbles over: there is nothing to list
+        reason = " ".join(f"{error or type(error).__name__}".split())[:200]
         raise TrainingError(f"the checkpoint {checkpoint.path.name} is damaged: {STATE_FILE}: {reason}") from error
     if not isinstance(state, dict) or not state.keys() >= _PARTS:
         raise TrainingError(f"the checkpoint {checkpoint.path.name} is damaged: {STATE_FILE} holds something else")

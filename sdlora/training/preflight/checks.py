@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 
+from sdlora import disk
+from sdlora.adapters.algebra.loaded_base import read_base_adapters
 from sdlora.adapters.files.hub_files import local_file
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.live.starting_point import check_fit
 from sdlora.config.train import TrainConfig
+from sdlora.data.cache import default_cache_folder
 from sdlora.data.captions import protected_tags
-from sdlora.errors import ConfigError, MissingPackageError, SdloraError
+from sdlora.errors import AdapterError, ConfigError, MissingPackageError, ModelError, SdloraError
 from sdlora.models.detection import detect
+from sdlora.models.headers import read_header
+from sdlora.models.hub import model_file
+from sdlora.models.source import locate
 from sdlora.text_files import UnreadableTextError
 from sdlora.training.inputs.images import RunImages, find_images
 from sdlora.training.optimization import optimizers
@@ -23,11 +33,13 @@ def check(config: TrainConfig) -> RunImages:
     """
     found: list[RunImages] = []
     checks: tuple[Callable[[], object], ...] = (
+        lambda: _check_folders(config),
         lambda: optimizers.check(config.optimization),
         lambda: _check_packages(config),
         lambda: _check_start(config),
+        lambda: _check_vae(config),
         lambda: _check_tags(config),
-        lambda: detect(config.resolved_base_model),
+        lambda: _check_base(config),
         lambda: found.append(find_images(config)),
     )
     # All of them, not the first: whoever starts a run of hours should fix everything in one go.
@@ -44,11 +56,40 @@ def check(config: TrainConfig) -> RunImages:
     return found[0]
 
 
+def _check_folders(config: TrainConfig) -> None:
+    """The run's folder and the cache's can be made and written to."""
+    cache = (config.images.cache_folder or default_cache_folder()) if config.images.cache else None
+    named = {"outputs.folder": config.outputs.folder / config.name, "images.cache_folder": cache}
+    problems = [
+        f"{setting}: {reason}"
+        for setting, folder in named.items()
+        if folder is not None and (reason := disk.why_not_writable(folder))
+    ]
+    if problems:
+        raise ConfigError("this run", problems)
+
+
 def _check_packages(config: TrainConfig) -> None:
     if config.base_model.quantization.startswith("nf4") and find_spec("bitsandbytes") is None:
         raise MissingPackageError(f"base_model.quantization={config.base_model.quantization}", "bitsandbytes", "8bit")
     if config.outputs.tensorboard and find_spec("tensorboard") is None:
         raise MissingPackageError("outputs.tensorboard", "tensorboard", "tensorboard")
+    if config.outputs.wandb and find_spec("wandb") is None:
+        raise MissingPackageError("outputs.wandb", "wandb", "wandb")
+    if config.outputs.on_finish is not None:
+        program = shlex.split(config.outputs.on_finish)[0]
+        if shutil.which(program) is None:
+            raise ConfigError("outputs.on_finish", [f"there is no program '{program}' here; give its path"])
+
+
+def _check_vae(config: TrainConfig) -> None:
+    if config.base_model.vae is None:
+        return
+    source = locate(config.base_model.vae)
+    if source.kind == "file" and source.path is not None:
+        read_header(source.path)
+    elif all(model_file(source, name, None) is None for name in ("config.json", "vae/config.json")):
+        raise ModelError(f"{config.base_model.vae}: holds no VAE: neither config.json nor vae/config.json is there")
 
 
 def _check_tags(config: TrainConfig) -> None:
@@ -60,8 +101,24 @@ def _check_tags(config: TrainConfig) -> None:
         raise ConfigError("captions.protected_tags", [f"{config.captions.protected_tags} {error}"]) from None
 
 
+def _check_base(config: TrainConfig) -> None:
+    detection = detect(config.resolved_base_model)
+    try:
+        read_base_adapters(config.base_model, detection.family)
+    except AdapterError as error:
+        raise ConfigError("base_model.adapters", [str(error)]) from None
+
+
 def _check_start(config: TrainConfig) -> None:
     """A file on the hub is fetched here, so that a wrong name or a missing network shows before a model is loaded."""
     start = config.adapter.start_from
-    if start is not None and not local_file(start).is_file():
+    if start is None:
+        return
+    if not local_file(start).is_file():
         raise ConfigError("adapter.start_from", [f"no such file: {start}"])
+    file = read(start)
+    try:
+        family = detect(config.resolved_base_model).family
+    except SdloraError:  # told by the check of the base model
+        return
+    check_fit(file, config.adapter, family)

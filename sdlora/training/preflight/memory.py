@@ -1,9 +1,9 @@
-"""Memory and disk: an estimate before the run, the measured peak during it, and the free space of a disk."""
+"""Memory and disk: estimates before the run, and the measured peak of memory during it."""
 
 from __future__ import annotations
 
+import gc
 import math
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +13,11 @@ from typing import Any
 import psutil
 import torch
 
+from sdlora import disk
 from sdlora.config.base_model import Precision
-from sdlora.constants import GIB, LATENT_FACTOR
+from sdlora.config.train import TrainConfig
+from sdlora.constants import GIB, LATENT_FACTOR, MIB
+from sdlora.models.dtypes import DTYPES
 
 # Bytes of optimizer state per trained value.
 _STATE_BYTES = {
@@ -150,12 +153,61 @@ def peak_gib(device: torch.device) -> float:
     return _process_peak_bytes() / GIB
 
 
-def free_disk_gib(path: Path) -> float:
-    """Free space in GiB on the disk where `path` is or will be."""
-    existing = path.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    return shutil.disk_usage(existing).free / GIB
+@dataclass(frozen=True)
+class DiskPlan:
+    """What a run's folder will hold at most, in bytes."""
+
+    adapter_bytes: int
+    """The adapter file, and that of each checkpoint."""
+    checkpoint_bytes: int
+    kept_checkpoints: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, trained_parameters: int) -> DiskPlan:
+        """From the settings and the number of trained values."""
+        optimization = config.optimization
+        weights = 8 if optimization.ema else 4
+        adapter = trained_parameters * DTYPES[config.outputs.precision].itemsize
+        state = trained_parameters * (weights + _STATE_BYTES.get(optimization.optimizer, _OTHER_STATE_BYTES))
+        return cls(adapter, adapter + int(state), config.outputs.keep_checkpoints)
+
+    @property
+    def total_bytes(self) -> int:
+        """The finished file, the checkpoints that are kept, and the one that is written before an old one goes."""
+        return self.adapter_bytes + (self.kept_checkpoints + 1) * self.checkpoint_bytes
+
+    def problem(self, folder: Path, cache_bytes: int = 0, cache_folder: Path | None = None) -> str | None:
+        """Why the disks of the run's folder and of the cache are too small for it, with what to do; None when not."""
+        free = disk.free_bytes(folder)
+        if self.total_bytes <= free:
+            if cache_folder is None or cache_bytes <= disk.free_bytes(cache_folder):
+                return None
+            free = disk.free_bytes(cache_folder)
+            return (
+                f"images.cache_folder: encoded images take up to {cache_bytes / MIB:,.0f} MiB, but the disk of "
+                f"{cache_folder} has {free / MIB:,.0f} MiB free. Make room (sdlora cache prune), choose another folder "
+                "or set images.cache=false"
+            )
+        return (
+            f"outputs.folder: the run's folder takes up to {self.total_bytes / MIB:,.0f} MiB, of which a checkpoint "
+            f"takes {self.checkpoint_bytes / MIB:,.0f}, but the disk of {folder} has {free / MIB:,.0f} MiB free. Make "
+            "room, choose a folder on another disk, or keep fewer (outputs.keep_checkpoints)"
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device, or the machine, has no more memory to give."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    # PyTorch's allocator for the CPU has no error of its own.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def release(device: torch.device) -> None:
+    """Give back what no tensor uses any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _kept_values(plan: MemoryPlan, checkpointing: bool) -> tuple[int, int]:

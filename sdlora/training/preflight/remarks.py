@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from sdlora.config.interval import length
 from sdlora.config.train import TrainConfig
+from sdlora.data.focus import focus_of
 from sdlora.data.images import Skipped
 from sdlora.models.prompts import count_tokens
 from sdlora.models.tokenizer import light_tokenizer
@@ -43,6 +44,15 @@ def _without_effect(config: TrainConfig, images: RunImages) -> Iterator[str]:
 
     Defaults that nobody wrote are passed over.
     """
+    if config.images.is_live and config.images.cache:
+        yield (
+            "images.random_crop, crop_jitter, rotation, colour_jitter or hue_jitter make an image differ each time, so "
+            "images are encoded at every step: images.cache keeps captions only, and the VAE stays in memory"
+        )
+    if config.images.crop_focus == "face":
+        without = [one.path.name for one in images.trained if focus_of(one) is None and not one.is_class]
+        if without:
+            yield f"images.crop_focus=face: cut at the centre, as their names tell no face: {some(without)}"
     total = images.total_steps(config)
     optimization = config.optimization
     if optimization.warmup >= 1 and total <= optimization.warmup:

@@ -32,11 +32,14 @@ class StepCount:
         with_repeats = self.samples != (self.images - self.held_out) * self.resolutions
         samples = f"{images} x repeats = {self.samples} samples" if with_repeats else images
         batch = f"batch {self.batch_size}" + (f" x {self.accumulation}" if self.accumulation > 1 else "")
-        per_epoch = self.samples / (self.batch_size * self.accumulation)
         return (
-            f"{samples} / {batch} = {per_epoch:.4g} steps an epoch; "
-            f"{_count(self.steps, 'step')} = {self.epochs:.3g} epochs"
+            f"{samples} / {batch} = {_epochs_in_words(self.steps, self.epochs, bool(self.samples % self.batch_size))}"
         )
+
+
+def _epochs_in_words(steps: int, epochs: float, is_rounded: bool) -> str:
+    rounded = " (the last batch is smaller)" if is_rounded else ""
+    return f"{steps / epochs:.4g} steps an epoch{rounded}; {_count(steps, 'step')} = {epochs:.3g} epochs"
 
 
 def count_steps(config: TrainConfig) -> StepCount | None:

@@ -7,19 +7,21 @@ from dataclasses import dataclass
 
 from diffusers import UNet2DConditionModel
 
+from sdlora import disk
 from sdlora.adapters.live.layers import choose, layer_shape
 from sdlora.config.images import ImageFolder
 from sdlora.config.train import TrainConfig
-from sdlora.constants import LATENT_FACTOR, MIB
+from sdlora.constants import GIB, LATENT_FACTOR, MIB
+from sdlora.data.cache import default_cache_folder
 from sdlora.data.images import ImageRecord
-from sdlora.errors import SdloraError
+from sdlora.errors import ConfigError, SdloraError
 from sdlora.models.detection import Detection, detect
 from sdlora.models.dtypes import DTYPES
 from sdlora.models.layout import unet_layout
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.dry_run import BucketSamples, DryRun, Figures, SummaryLine, problems_of
-from sdlora.training.preflight.memory import MemoryEstimate, MemoryPlan, UNetShape, estimate, free_disk_gib
+from sdlora.training.preflight.memory import DiskPlan, MemoryEstimate, MemoryPlan, UNetShape, estimate
 from sdlora.training.preflight.remarks import cut_off, long_captions, remarks, some
 
 _NAMES_SHOWN = 5
@@ -146,20 +148,23 @@ def summarise(config: TrainConfig) -> Summary:
         total += target.rank * (inputs * kernel + outputs)
     trainable = total * (2 if config.adapter.algorithm == "loha" else 1)
     memory = estimate(_memory_plan(config, images, unet, trainable))
-    file_bytes = trainable * DTYPES[config.outputs.precision].itemsize
-    gradient_bytes = 4 * trainable
-    checkpoint_bytes = file_bytes + memory.adapter_bytes - gradient_bytes + memory.optimizer_bytes
+    room = DiskPlan.of(config, trainable)
     flips = 2 if config.images.horizontal_flip else 1
     pixels = sum(item.placement.bucket.width_px * item.placement.bucket.height_px for item in images.placed)
+    is_cached = config.images.cache and not config.images.is_live
+    cache_bytes = round(pixels * flips * _LATENT_BYTES_PER_PIXEL) if is_cached else 0
+    cache_folder = config.images.cache_folder or default_cache_folder()
+    if problem := room.problem(config.outputs.folder, cache_bytes, cache_folder):
+        raise ConfigError("this run", [problem])
     return Summary(
         config=config,
         images=images,
         model=model,
         total_steps=images.total_steps(config),
         long_captions=long_captions(config, images),
-        cache_bytes=round(pixels * flips * _LATENT_BYTES_PER_PIXEL) if config.images.cache else 0,
-        run_bytes=file_bytes + (config.outputs.keep_checkpoints + 1) * checkpoint_bytes,
-        free_disk_gib=free_disk_gib(config.outputs.folder),
+        cache_bytes=cache_bytes,
+        run_bytes=room.total_bytes,
+        free_disk_gib=disk.free_bytes(config.outputs.folder) / GIB,
         trainable_parameters=trainable,
         memory=memory,
     )

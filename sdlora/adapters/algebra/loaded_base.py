@@ -1,0 +1,88 @@
+"""A base model in memory with its configuration's adapters merged into it, for training and for generating."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from sdlora.adapters.algebra.operands import Operand, layer_update, load_operands, notes_of, told
+from sdlora.adapters.files.kohya import PARTS, kohya_name
+from sdlora.config.base_model import BaseModelConfig, FamilyName
+from sdlora.config.mix import MixedAdapter
+from sdlora.errors import AdapterError
+from sdlora.models.bundle import Bundle
+from sdlora.models.loading import load
+
+
+def load_base(
+    config: BaseModelConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Bundle:
+    """The base model as `models.loading.load` gives it, `config.adapters` merged into its weights.
+
+    Raises AdapterError when one can't be read, is of another family or doesn't fit, beside what `load` raises.
+    """
+    if not config.adapters:
+        return load(config, device=device, dtype=dtype)
+    return load(config, device=device, dtype=dtype, change=partial(_merge, config))
+
+
+def read_base_adapters(config: BaseModelConfig, family: FamilyName) -> list[Operand]:
+    """The adapters to merge, read and weighted. Raises AdapterError as `load_base` does."""
+    wanted = [MixedAdapter(file=adapter.file, weight=adapter.weight) for adapter in config.adapters]
+    return load_operands(wanted, family, "base_model.model") if wanted else []
+
+
+@torch.no_grad()
+def _merge(config: BaseModelConfig, family: FamilyName, models: Sequence[nn.Module]) -> list[str]:
+    layers = {
+        kohya_name(part, path, family): layer
+        for part, model in zip(PARTS, models, strict=False)
+        for path, layer in model.named_modules()
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm))
+    }
+    notes = []
+    for operand in read_base_adapters(config, family):
+        placed = [name for name in operand.file.layer_names if name in layers]
+        if not placed:
+            raise AdapterError(f"base_model.adapters: no layer of {operand.file.path.name} stands in {config.model}")
+        for name in placed:
+            if name in operand.file.modules:
+                _add(operand, name, layers[name].weight)
+            if name in operand.file.vectors:
+                _add_vectors(operand, name, layers[name])
+        missing = len(operand.file.layer_names) - len(placed)
+        ending = f"; {missing} of its layers are not in this model" if missing else ""
+        notes.append(f"merged {operand.file.path.name} at weight {operand.unet:g} into {len(placed)} layers{ending}")
+        notes += notes_of([operand.file])
+    return notes
+
+
+def _add(operand: Operand, name: str, weight: Tensor) -> None:
+    """Add one layer's update to its weight, in place; summed in float64, as half precision would round it away."""
+    weights = operand.file.modules[name]
+    if not weights.fits(weight.shape):
+        raise AdapterError(
+            f"base_model.adapters: {operand.file.path.name} doesn't fit the model: {name} is {told(weights)}, the model "
+            f"has {list(weight.shape)}"
+        )
+    update = layer_update(name, weights, lambda _: weight, operand.file.path.name).times(operand.weight_of(name))
+    weight.copy_((weight.double().flatten(1) + update.matrix().to(weight.device)).reshape(weight.shape))
+
+
+def _add_vectors(operand: Operand, name: str, layer: nn.Module) -> None:
+    """Add updates of a layer's norm weight and bias, in place."""
+    vector = operand.file.vectors[name].times(operand.weight_of(name))
+    for kind, own in (("weight", vector.weight), ("bias", vector.bias)):
+        if own is None:
+            continue
+        target = getattr(layer, kind)
+        if target is None or target.shape != own.shape:
+            has = "none" if target is None else str(list(target.shape))
+            raise AdapterError(
+                f"base_model.adapters: {operand.file.path.name} doesn't fit the model: {name}'s {kind} is "
+                f"{list(own.shape)}, the model has {has}"
+            )
+        target.copy_(target.double() + own.to(target.device))

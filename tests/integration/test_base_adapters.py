@@ -1,0 +1,74 @@
+"""Training and generating on top of adapters that are merged into the base model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdlora.adapters.algebra.loaded_base import load_base
+from sdlora.adapters.files.reading import read
+from sdlora.config import files
+from sdlora.config.base_model import BaseModelConfig, MergedAdapter
+from sdlora.config.generate import GenerateConfig
+from sdlora.errors import ConfigError
+from sdlora.generation.request.requests import resolve
+from sdlora.models.quantize import QuantizedLayer
+from sdlora.training.loop.run import train
+from tests.support.emoji_adapters import random_adapter
+
+
+@pytest.fixture
+def style(tmp_path: Path) -> Path:
+    return random_adapter(tmp_path / "style.safetensors", 1)
+
+
+def test_base_weights_hold_the_adapters_at_their_weights(style: Path, tmp_path: Path) -> None:
+    other = random_adapter(tmp_path / "other.safetensors", 2)
+    plain = load_base(BaseModelConfig(precision="fp32"))
+    merged = load_base(
+        BaseModelConfig(
+            precision="fp32",
+            adapters=(MergedAdapter(file=str(style)), MergedAdapter(file=str(other), weight=-0.5)),
+        )
+    )
+    path = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    name = f"lora_unet_{path.replace('.', '_')}"
+    change = merged.unet.get_submodule(path).weight - plain.unet.get_submodule(path).weight
+    expected = read(style).modules[name].delta() - 0.5 * read(other).modules[name].delta()
+    torch.testing.assert_close(change.double(), expected, rtol=1e-3, atol=1e-5)
+    assert merged.text_identity != plain.text_identity, "cached text states belong to one of them"
+    assert merged.identity != plain.identity
+    assert any("merged style.safetensors at weight 1 into" in note for note in merged.notes)
+
+
+def test_a_base_with_adapters_can_be_quantised(style: Path) -> None:
+    bundle = load_base(BaseModelConfig(quantization="int8", adapters=(MergedAdapter(file=str(style)),)))
+    assert any(isinstance(module, QuantizedLayer) for module in bundle.unet.modules())
+
+
+def test_a_run_on_top_of_an_adapter_says_so_in_its_file(style: Path, tiny_images: Path, tmp_path: Path) -> None:
+    settings = [
+        f"base_model.adapters=[{{file: {style}, weight: 0.8}}]", f"images.folder={tiny_images}",
+        "images.resolution=64", "images.bucket_step=32", "adapter.rank=2", "adapter.layers=attention",
+        "optimization.steps=1", "optimization.precision=fp32", f"outputs.folder={tmp_path / 'runs'}",
+    ]  # fmt: skip
+    result = train(files.load(overrides=settings))
+    told = read(result.adapter).metadata
+    assert json.loads(told["sdlora.base_adapters"]) == [{"file": "style.safetensors", "weight": 0.8}]
+    from sdlora.cli.grids import run_settings
+
+    assert run_settings(result.folder)["base_model"]["adapters"] == [{"file": str(style), "weight": 0.8}]
+
+
+def test_adapters_that_do_not_fit_the_base_are_refused_before_it_is_loaded(tmp_path: Path, tiny_images: Path) -> None:
+    wrong = random_adapter(tmp_path / "xl.safetensors", ss_base_model_version="sdxl_base_v1-0")
+    gone = tmp_path / "gone.safetensors"
+    for file, said in ((wrong, "different families|is for sdxl"), (gone, "gone.safetensors")):
+        config = files.load(overrides=[f"base_model.adapters=[{file}]", f"images.folder={tiny_images}"])
+        with pytest.raises(ConfigError, match=rf"(?s)base_model\.adapters.*({said})"):
+            train(config)
+        with pytest.raises(ConfigError, match=r"base_model\.adapters\.0"):
+            resolve(GenerateConfig(base_model=config.base_model, prompt="a cat"))

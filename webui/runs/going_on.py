@@ -1,0 +1,44 @@
+"""Going on with a run under other settings: more steps, another rate, other previews."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from sdlora.errors import ConfigError
+from sdlora.runs import changes
+from webui.context import QUICK, Context
+from webui.layout import problems_html
+from webui.problems import shown_problems
+
+
+class GoingOn:
+    """A closed section below a run's buttons; the change is checked, written into the run, and the run resumed."""
+
+    def __init__(self, context: Context, selected: gr.Textbox) -> None:
+        self.watch, self.runs = context.services.watch, context.workspace.runs
+        with gr.Accordion("Continue with changes", open=False, elem_id="runs-go-on") as self.section:
+            self.settings = gr.Textbox(
+                label="Settings to change", lines=2, max_lines=8, elem_id="runs-go-on-settings",
+                info="One a line, as on the command line. Kept in the run, with what was before.",
+                placeholder="optimization.steps=600",
+            )  # fmt: skip
+            self.go = gr.Button("Continue", elem_id="runs-go-on-go", size="sm")
+            self.problems = problems_html("runs-go-on-problems")
+        outputs = [self.settings, self.problems]
+        self.go.click(shown_problems(self._go, len(outputs)), [selected, self.settings], outputs, **QUICK)
+
+    def _go(self, selected: str, lines: str) -> tuple[Any, ...]:
+        overrides = [line.strip() for line in (lines or "").splitlines() if line.strip()]
+        run = self.watch.snapshot(now=True).find(selected)
+        if run is None:
+            raise ConfigError("the run", ["it is not there any more"])
+        if run.state.is_active or run.state.status == "queued":
+            words = f"{run.name} is {run.state.status}: stop it, or take it out of the queue, first"
+            raise ConfigError("the run", [words])
+        if not overrides:
+            raise ConfigError("the changes", ["write at least one, such as optimization.steps=600; Resume needs none"])
+        changes.change(run.handle.folder, overrides)
+        self.watch.resume(run.handle)
+        return "", ""
