@@ -65,8 +65,8 @@ def _add(operand: Operand, name: str, weight: Tensor) -> None:
     weights = operand.file.modules[name]
     if not weights.fits(weight.shape):
         raise AdapterError(
-            f"base_model.adapters: {operand.file.path.name} doesn't fit the model: {name} is {told(weights)}, the model "
-            f"has {list(weight.shape)}"
+            f"base_model.adapters: {operand.file.path.name} doesn't fit the model: {name} is {told(weights)}, the "
+            f"model has {list(weight.shape)}"
         )
     update = layer_update(name, weights, lambda _: weight, operand.file.path.name).times(operand.weight_of(name))
     weight.copy_((weight.double().flatten(1) + update.matrix().to(weight.device)).reshape(weight.shape))
