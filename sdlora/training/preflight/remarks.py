@@ -6,14 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from sdlora.config.interval import length
+from sdlora.config.shipped import BUILTIN_PREFIX, sample_images_folder
 from sdlora.config.train import TrainConfig
 from sdlora.data.focus import focus_of
 from sdlora.data.images import Skipped
+from sdlora.models.detection import detect
 from sdlora.models.prompts import count_tokens
 from sdlora.models.tokenizer import light_tokenizer
 from sdlora.training.inputs.images import RunImages
 
 _NAMES_SHOWN = 5
+_LEAST_SHARE, _LARGEST_SHARE = 0.6, 1.6
+"""Of a base model's own resolution: beyond these a training resolution is more likely forgotten than meant."""
+_MANY_EPOCHS = 250
 
 
 def remarks(config: TrainConfig, images: RunImages) -> Iterator[tuple[str, str]]:
@@ -24,6 +29,8 @@ def remarks(config: TrainConfig, images: RunImages) -> Iterator[tuple[str, str]]
         yield "left out", f"{some(names)}: {reason}"
     for note in (*images.scan.notes, *_without_effect(config, images)):
         yield "note", note
+    for advice in _unlikely_to_please(config, images):
+        yield "advice", advice
 
 
 def some(names: Sequence[str]) -> str:
@@ -91,6 +98,30 @@ def _without_effect(config: TrainConfig, images: RunImages) -> Iterator[str]:
                 f"optimization.epochs={optimization.epochs}: {batches} batches don't divide by "
                 f"optimization.accumulation={optimization.accumulation}; the last of {total} steps begins another epoch"
             )
+
+
+def _unlikely_to_please(config: TrainConfig, images: RunImages) -> Iterator[str]:
+    """What can be trained as written, but is more likely forgotten than meant."""
+    base = config.base_model.model
+    is_own = any(not folder.is_relative_to(sample_images_folder()) for folder in config.images.all_folders)
+    if base.startswith(BUILTIN_PREFIX) and is_own:
+        yield (
+            f"base_model.model={base} is a tiny model of icons, to try sdlora out: for your own pictures set it to a "
+            "Stable Diffusion model (a hub name, a folder or a .safetensors file) or choose a preset that does"
+        )
+    native_px = detect(config.resolved_base_model).native_resolution
+    far = [edge for edge in config.images.resolutions if not _LEAST_SHARE <= edge / native_px <= _LARGEST_SHARE]
+    if far:
+        yield (
+            f"images.resolution={', '.join(map(str, far))}: this base model was trained at {native_px} px; what is "
+            "learned at sizes so different shows little at its own"
+        )
+    epochs = images.total_steps(config) * config.optimization.accumulation / max(images.plan.batches, 1)
+    if epochs > _MANY_EPOCHS:
+        yield (
+            f"{epochs:.0f} epochs: each image is seen that often, which mostly teaches the images themselves. Fewer "
+            "optimization.steps or more images generalise better; validation.fraction=0.1 shows when it is enough"
+        )
 
 
 def long_captions(config: TrainConfig, images: RunImages) -> dict[str, int]:
