@@ -236,9 +236,7 @@ class DatasetTab:
         """Train what needs no pictures and no download."""
         services = self.context.services
         run = services.watch.start(presets.load(FIRST_RUN))
-        gr.Info(
-            f"{run.name} trains now, for about three minutes; its pictures come as it goes.", duration=8
-        )
+        gr.Info(f"{run.name} trains now, for about three minutes; its pictures come as it goes.", duration=8)
         return {self.context.shared["runs.selected"]: run.name, self.context.tabs: self.context.go_to("runs")}
 
     def _refuse_while_used(self, folder: Path) -> None:

@@ -68,7 +68,6 @@ class TrainTab:
         self._lay_out()
         self._wire()
         context.share("train.tab", self)
-        context.share("train.dataset", self.form.components["images.folder"])
 
     @property
     def outputs(self) -> list[Any]:
@@ -308,7 +307,8 @@ class TrainTab:
                 return {**act(sheet, *values), self.filled: sheet.asked}
             except SdloraError as error:
                 listed = error.problems if isinstance(error, ConfigError) else [str(error)]
-                return {self.problems: self.reporter.panel(listed), self.filled: sheet.asked}
+                shown = {self.problems: self.reporter.panel(listed), self.preset: sheet.standing}
+                return {**shown, self.filled: sheet.asked}
 
         filled.__name__ = act.__name__
         return filled
