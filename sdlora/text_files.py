@@ -1,12 +1,21 @@
-"""Text files as people's editors leave them: UTF-8 or UTF-16, with or without a mark; anything else is named."""
+"""Text files as people's editors leave them: UTF-8 or UTF-16, with or without a mark; anything else is named.
+
+Also what such files hold as JSON, TOML or YAML, with ValueError for whatever can be wrong with it.
+"""
 
 from __future__ import annotations
 
 import codecs
+import json
 import re
 import sys
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from sdlora.constants import MIB
 
 _MARKS = (
     # UTF-32's little-endian mark begins with UTF-16's: the longer ones come first.
@@ -16,6 +25,9 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
     (codecs.BOM_UTF8, "utf-8-sig"),
 )
+_PARSER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+_DEEPEST_YAML = 100
+_LARGEST_YAML = MIB
 _KANA = re.compile(r"[\u3040-\u30ff]")
 
 
@@ -45,13 +57,69 @@ def decode_text(content: bytes) -> str:
     return text
 
 
+def parse_json(text: str) -> Any:
+    """What a JSON text holds. Raises ValueError, also for one nested too deep or with halves of characters in it."""
+    try:
+        return _whole_characters(json.loads(text), text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def parse_toml(text: str) -> dict[str, Any]:
     """What a TOML text holds. Raises ValueError."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    return tomllib.loads(text)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds. Raises ValueError for what is no YAML, a key set twice, too large or nested too deep."""
+    if len(text) > _LARGEST_YAML:
+        raise ValueError(f"{len(text):,} characters are no settings")
+    try:
+        depth = 0
+        # One after the other: libyaml's own reader would go down with the process where they are nested very deep.
+        for event in yaml.parse(text, Loader=_PARSER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST_YAML:
+                raise ValueError("nested too deep")
+        return _whole_characters(yaml.load(text, Loader=_UniqueKeyLoader), text)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(re.sub(r' in "<[a-z ]+>",', " at", " ".join(str(error).split()))) from None
+
+
+class _UniqueKeyLoader(_PARSER):  # type: ignore[misc, valid-type]
+    """SafeLoader that refuses a key written twice, of which the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            # `<<: *other` takes another mapping's keys over: to write one of them again is what it is for.
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a list is no name", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is set twice", key_node.start_mark)
+            seen.add(key)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _whole_characters(value: Any, text: str) -> Any:
+    """The value, unless an escape such as \\ud800 put half of a character into it, which no file can hold."""
+    if "\\u" in text and re.search(r"\\[uU](?:0000)?[dD][89a-fA-F]", text):
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"holds half of a character ({error.object[error.start]!r})") from None
+    return value
 
 
 def read_text(path: Path) -> str:

@@ -129,7 +129,7 @@ def serve(
     if not server.started:
         return 2
     if open_browser:
-        webbrowser.open(f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}")
+        webbrowser.open(f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}")  # noqa: S104
     print("sdlora: ready; Ctrl-C ends the page, runs go on", flush=True)  # noqa: T201
     _wait_for_the_end()
     server.force_exit = server.should_exit = True

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel
 
+from sdlora import text_files
 from sdlora.config.files import validate
 from sdlora.config.schema import Setting, flatten, nest, settings
 from sdlora.errors import ConfigError
@@ -271,7 +272,7 @@ def _quote(text: str) -> str:
 def _unquote(text: str) -> str:
     if len(text) > 1 and text[0] == text[-1] == '"':
         try:
-            inside = json.loads(text)
+            inside = text_files.parse_json(text)
         except ValueError:
             return text
         return inside if isinstance(inside, str) else text
@@ -295,6 +296,6 @@ def _plain(value: Any) -> Any:
 
 def _read_scalar(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return text_files.parse_yaml(text)
+    except ValueError:
         return text

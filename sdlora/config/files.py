@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from sdlora import text_files
 from sdlora.config import schema
 from sdlora.config.shipped import presets_folder
 from sdlora.config.train import TrainConfig
@@ -20,19 +21,8 @@ from sdlora.text_files import UnreadableTextError, read_text
 Config = TypeVar("Config", bound=BaseModel)
 
 _PATH_SUFFIXES = (".yaml", ".yml")
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice: the first would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is set twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+EXCLUSIVE = (("optimization.steps", "optimization.epochs"), ("images.folder", "images.folders"))
+"""Settings of which one is given, not both."""
 
 
 def find(preset: str) -> Path:
@@ -48,8 +38,12 @@ def find(preset: str) -> Path:
         for name in names:
             if (presets_folder() / name).is_file():
                 return presets_folder() / name
-    known = ", ".join(sorted(file.name for file in shipped_presets()))
-    raise ConfigError(str(preset), [f"no such file, and no preset of that name; presets are: {known}"])
+    known = [file.name for file in shipped_presets()]
+    near = difflib.get_close_matches(path.name, [*known, *(name.removesuffix(".yaml") for name in known)], n=1)
+    meant = f"did you mean '{near[0]}'? " if near else ""
+    raise ConfigError(
+        str(preset), [f"no such file, and no preset of that name; {meant}presets are: {', '.join(known)}"]
+    )
 
 
 def shipped_presets() -> list[Path]:
@@ -73,11 +67,38 @@ def load(preset: str | Path | None = None, overrides: Sequence[str] = ()) -> Tra
     values: dict[str, Any] = {}
     source = "the command line"
     if preset is not None:
-        path = find(str(preset))
         source = str(preset)
-        values = read_yaml(path)
+        values = read_preset(find(source))
     override(values, overrides, source)
     return with_files_read(validate(values, source))
+
+
+def read_preset(path: Path, *, built_on: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The plain values of a preset, on top of those of the one that it names as `preset:`, if it does.
+
+    A name is looked up beside the file first, then among the shipped presets. Raises ConfigError.
+    """
+    if path.resolve() in built_on:
+        raise ConfigError(str(path), ["preset: the files build on each other in a circle"])
+    values = read_yaml(path)
+    base = values.pop("preset", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(str(path), [f"preset: must be a preset's name or a file, got {base!r}"])
+    beside = path.parent / base
+    below = read_preset(beside if beside.is_file() else find(base), built_on=(*built_on, path.resolve()))
+    return schema.joined(without_rivals(below, schema.dotted_names(values)), values)
+
+
+def without_rivals(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The values without those that exclude a setting in `names`: whoever asks for epochs asks for no steps."""
+    for pair in EXCLUSIVE:
+        for wanted, rival in (pair, pair[::-1]):
+            section, _, name = rival.partition(".")
+            if wanted in names and rival not in names and isinstance(values.get(section), dict):
+                values[section].pop(name, None)
+    return values
 
 
 def with_files_read(config: TrainConfig) -> TrainConfig:
@@ -98,6 +119,7 @@ def override(
 
     source: what is at fault then. kind: whose settings they are.
     """
+    without_rivals(values, [text.partition("=")[0].strip() for text in overrides])
     problems = [problem for text in overrides if (problem := _apply_override(values, text, kind))]
     if problems:
         raise ConfigError(source, problems)
@@ -146,12 +168,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """The plain values in YAML text. Raises ConfigError, naming the source, when it holds no settings."""
     try:
-        values = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
+        values = text_files.parse_yaml(text)
+    except ValueError as error:
         hint = ""
-        if "escape" in str(error):
+        if "escape" in str(error) or "hexdecimal" in str(error):  # the two readers' words for it
             hint = "; a backslash in double quotes is an escape: write Windows paths with / or in 'single quotes'"
-        raise ConfigError(source, [f"not valid YAML: {' '.join(str(error).split())}{hint}"]) from None
+        raise ConfigError(source, [f"not valid YAML: {error}{hint}"]) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -161,19 +183,29 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 def _apply_override(values: dict[str, Any], text: str, kind: type[BaseModel]) -> str | None:
     """Set one `section.name=value` in place; returns what is wrong with it, if anything."""
+    if not _is_text(text):
+        return f"--set {text!a}: is no valid text; your terminal may not send UTF-8"
     name, equals, raw = text.partition("=")
     if not equals or not name.strip():
         return f"--set {text}: write it as section.name=value"
     try:
         # As YAML, so that the command line and a file take the same spellings: 1e-4, [a, b], true.
-        value = yaml.safe_load(raw) if raw else ""
-    except yaml.YAMLError:
+        value = text_files.parse_yaml(raw) if raw else ""
+    except ValueError:
         value = raw
     try:
         schema.put(values, name.strip(), value, kind)
     except ValueError as error:
         return f"--set {text}: {error}"
     return None
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a command line that were no text in the terminal's encoding
+        return False
+    return True
 
 
 def _in_words(item: Any, location: str, kind: type[BaseModel]) -> list[str]:
@@ -215,4 +247,6 @@ def _suggestion(location: Sequence[Any], kind: type[BaseModel]) -> str:
         return f"; did you mean '{near[0]}'?"
     same_name = [name for name in known if name.split(".")[-1] == last]
     near = same_name[:1] or difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else "; `sdlora explain` lists all settings"
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return "; `sdlora explain" + (" generate` lists them" if kind is not TrainConfig else "` lists all settings")

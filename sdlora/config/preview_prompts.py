@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from sdlora.config.generate import Sampler
-from sdlora.text_files import UnreadableTextError, read_text
+from sdlora.text_files import UnreadableTextError, parse_json, parse_toml, read_text
 
 _OPTION = re.compile(r"\s--(?=[A-Za-z]+(?:\s|$))")
 _KOHYA_SAMPLERS: dict[str, Sampler] = {
@@ -93,10 +92,10 @@ def read_preview_file(path: Path) -> list[str]:
     suffix = path.suffix.lower()
     try:
         if suffix == ".json":
-            return [_line(entry, path) for entry in _listed(json.loads(text), path)]
+            return [_line(entry, path) for entry in _listed(parse_json(text), path)]
         if suffix == ".toml":
             return [_line(entry, path) for entry in _toml_prompts(text, path)]
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         if str(path) in str(error):
             raise
         raise ValueError(f"{path} is no valid {suffix[1:].upper()}: {' '.join(str(error).split())}") from None
@@ -153,11 +152,7 @@ def _listed(content: Any, path: Path) -> list[Any]:
 
 
 def _toml_prompts(text: str, path: Path) -> list[Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    shared = tomllib.loads(text).get("prompt")
+    shared = parse_toml(text).get("prompt")
     if not isinstance(shared, dict) or not isinstance(shared.get("subset"), list):
         raise ValueError(f"{path} must hold [prompt] with one [[prompt.subset]] a prompt")
     subsets = shared.pop("subset")

@@ -18,7 +18,7 @@ from typing import Any
 
 from sdlora.constants import MIB
 from sdlora.errors import MissingPackageError
-from sdlora.text_files import read_text
+from sdlora.text_files import parse_json, read_text
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
 CAPTION_COLUMNS = ("text", "caption", "prompt")
@@ -102,8 +102,8 @@ def _positive(value: Any) -> float | None:
 
 def _json_array_rows(text: str) -> Iterator[Row]:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         yield "the file", f"no JSON ({error})"
         return
     if isinstance(content, dict):
@@ -128,15 +128,18 @@ def _json_rows(text: str) -> Iterator[Row]:
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line)
+                yield f"line {number}", parse_json(line)
             except ValueError:
                 yield f"line {number}", line.strip()
 
 
 def _csv_rows(text: str) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    for values in reader:
-        yield f"line {reader.line_num}", values
+    try:
+        for values in reader:
+            yield f"line {reader.line_num}", values
+    except csv.Error as error:
+        yield f"line {reader.line_num + 1} and all after it", f"no CSV ({error})"
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

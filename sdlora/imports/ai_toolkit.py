@@ -1,10 +1,11 @@
-"""ai-toolkit's YAML in our terms. Facts from the example settings that come with it."""
+"""ai-toolkit's YAML in our terms. Facts from the example settings that come with it and its classes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from sdlora.imports.folders import LOSS_WEIGHT, SourceFolder, put_folders
 from sdlora.imports.translation import (
     OPTIMIZER,
     PRECISION,
@@ -17,12 +18,14 @@ from sdlora.imports.translation import (
     file_name,
     number,
     one_of,
+    preview_line,
     same,
     some,
     switch,
 )
 
 _FAMILIES = {"sd1": "sd1", "sd15": "sd1", "sd2": "sd2", "sdxl": "sdxl"}
+_JOBS = ("sd_trainer", "ui_trainer", "diffusion_trainer")
 
 
 def _noise_scheduler(value: Any) -> None:
@@ -30,9 +33,14 @@ def _noise_scheduler(value: Any) -> None:
         raise ValueError("noise is added as in DDPM")
 
 
-_SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
+def _schedule(value: Any) -> str | None:
+    found: str | None = SCHEDULE("constant" if value == "none" else value)
+    return found
+
+
+SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
     "network": {
-        "type": ("adapter.algorithm", one_of(lora="lora", locon="lora", loha="loha", lokr="lokr")),
+        "type": ("adapter.algorithm", one_of(lora="lora", locon="lora", loha="loha", lokr="lokr", dora="lora")),
         "linear": ("adapter.rank", count),
         "rank": ("adapter.rank", count),
         "linear_alpha": ("adapter.alpha", some),
@@ -40,6 +48,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
         "conv": ("adapter.conv_rank", count),
         "conv_alpha": ("adapter.conv_alpha", some),
         "dropout": ("adapter.dropout", some),
+        "pretrained_lora_path": ("adapter.start_from", same),
     },
     "save": {
         "dtype": ("outputs.precision", PRECISION),
@@ -55,20 +64,22 @@ _SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
         "optimizer": ("optimization.optimizer", OPTIMIZER),
         "lr": ("optimization.learning_rate", some),
         "unet_lr": ("optimization.learning_rate", some),
-        "lr_scheduler": ("optimization.schedule", SCHEDULE),
+        "lr_scheduler": ("optimization.schedule", _schedule),
         "train_text_encoder": ("adapter.text_encoder", switch),
         "text_encoder_lr": ("optimization.text_encoder_learning_rate", some),
         "max_grad_norm": ("optimization.max_gradient_norm", number),
         "dtype": ("optimization.precision", PRECISION),
         "noise_offset": ("objective.noise_offset", some),
-        "loss_type": ("objective.loss", one_of(mse="mse", mae="l1")),
+        "loss_type": ("objective.loss", one_of(mse="mse", mae="l1", pseudo_huber="huber")),
         "min_denoising_steps": ("objective.min_timestep", count),
         "max_denoising_steps": ("objective.max_timestep", lambda value: min(int(value), 999)),
+        "reg_weight": ("objective.prior_weight", some),
+        "prompt_dropout_prob": ("captions.dropout", some),
+        "text_dropout_rate": ("captions.dropout", some),
         "noise_scheduler": ("", _noise_scheduler),
     },
     "sample": {
-        "prompts": ("previews.prompts", same),
-        "neg": ("previews.negative", same),
+        "neg": ("previews.negative", lambda value: same(value) or None),
         "sample_every": ("previews.every", count),
         "sample_steps": ("previews.steps", count),
         "guidance_scale": ("previews.guidance", number),
@@ -76,10 +87,14 @@ _SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
         "height": ("previews.height_px", count),
         "seed": ("previews.seed", count),
     },
+    "logging": {
+        "use_wandb": ("outputs.wandb", switch),
+        "project_name": ("outputs.wandb_project", same),
+    },
 }
-_DATASET: dict[str, tuple[str, Convert]] = {
+DATASET: dict[str, tuple[str, Convert]] = {
     "resolution": ("images.resolution", edges),
-    "num_repeats": ("images.repeats", count),
+    "num_repeats": ("images.repeats", lambda value: repeats if (repeats := count(value)) != 1 else None),
     "flip_x": ("images.horizontal_flip", switch),
     "random_crop": ("images.random_crop", switch),
     "buckets": ("images.buckets", lambda value: None if value else False),
@@ -89,46 +104,94 @@ _DATASET: dict[str, tuple[str, Convert]] = {
     "keep_tokens": ("captions.keep_tags", count),
     "token_dropout_rate": ("captions.tag_dropout", some),
     "default_caption": ("captions.default", same),
+    "trigger_word": ("captions.trigger", same),
+    "loss_multiplier": (LOSS_WEIGHT, lambda value: some(value) if value != 1 else None),
+    "alpha_mask": ("images.mask", lambda value: "alpha" if switch(value) else None),
 }
-_WITHOUT_EFFECT = {"cache_latents", "cache_latents_to_disk", "sampler", "walk_seed", "num_workers", "prefetch_factor"}
-_WITHOUT_EFFECT |= {"train_unet", "skip_first_sample", "push_to_hub", "sample_start_step", "is_flux"}
+WITHOUT_EFFECT: dict[str, set[str]] = {
+    "network": {"transformer_only", "old_lokr_format", "lokr_factor", "lokr_full_rank", "layer_offloading"},
+    "save": {"save_format", "push_to_hub", "hf_repo_id", "hf_private"},
+    "train": {
+        "train_unet", "skip_first_sample", "force_first_sample", "disable_sampling", "xformers", "sdp",
+        "attention_backend", "cache_text_embeddings", "unload_text_encoder", "num_train_timesteps", "timestep_type",
+        "linear_timesteps", "linear_timesteps2", "loss_target", "ema_config.use_feedback", "switch_boundary_every",
+        "single_item_batching", "do_paramiter_swapping", "paramiter_swapping_factor", "gelu_acceleration_enabled",
+        "attention_f32_rope_enabled", "refiner_lr", "embedding_lr", "adapter_lr", "train_refiner",
+    },
+    "sample": {
+        "sampler", "walk_seed", "sample_start_step", "format", "ext", "num_frames", "fps", "refiner_start_at",
+        "extend_prompts", "use_embeddings", "network_multiplier",
+    },
+    "logging": {"log_every", "verbose", "use_ui_logger", "run_name"},
+    "datasets": {
+        "cache_latents", "cache_latents_to_disk", "cache_text_embeddings", "cache_clip_vision_to_disk", "num_workers",
+        "prefetch_factor", "type", "num_frames", "shrink_video_to_frames", "do_i2v", "do_audio", "fps", "is_reg",
+        "folder_path", "dataset_path", "bucket_tolerance", "debug", "fast_image_size", "extra_values",
+        "auto_frame_count", "persistent_workers",
+    },
+    "model": {"low_vram", "dtype", "qtype", "qtype_te", "quantize_te", "model_kwargs", "layer_offloading", "compile"},
+}  # fmt: skip
+"""About speed, caches, window or upload, or of models that aren't trained here."""
+NO_COUNTERPART: dict[str, set[str]] = {
+    "network": {"normalize", "network_kwargs", "conv_only", "all_tensors", "tensor_types", "block_dims"},
+    "save": set(),
+    "train": {
+        "learnable_snr_gos", "weight_jitter", "merge_network_on_save", "start_step", "free_u", "noise_multiplier",
+        "target_noise_multiplier", "random_noise_multiplier", "random_noise_shift", "img_multiplier",
+        "latent_multiplier", "noisy_latent_multiplier", "negative_prompt", "adaptive_scaling_factor",
+        "match_noise_norm", "short_and_long_captions", "short_and_long_captions_encoder_split", "standardize_images",
+        "standardize_latents", "dynamic_noise_offset", "do_cfg", "do_random_cfg", "cfg_scale", "correct_pred_norm",
+        "blank_prompt_preservation", "do_prior_divergence", "pred_scaler", "prompt_saturation_chance", "train_turbo",
+        "adapter_assist_name_or_path", "lr_scheduler_params", "do_differential_guidance", "max_loss",
+        "bypass_guidance_embedding",
+    },
+    "sample": {"guidance_rescale"},
+    "logging": set(),
+    "datasets": {
+        "random_triggers", "random_triggers_max", "random_scale", "scale", "flip_y", "augments", "augmentations",
+        "shuffle_augmentations", "control_path", "inpaint_path", "unconditional_path", "mask_path", "mask_min_value",
+        "invert_mask", "poi", "use_short_captions", "network_weight", "standardize_images", "square_crop",
+        "replacements", "clip_image_path", "loss_type", "prior_reg", "token_dropout_keep",
+    },
+    "model": {
+        "refiner_name_or_path", "lora_path", "assistant_lora_path", "inference_lora_path", "unet_path",
+        "te_name_or_path",
+    },
+}  # fmt: skip
+"""What ours can't hold; each is listed when it is switched on."""
 
 
 def from_job(job: Mapping[str, Any]) -> Translation:
-    """A job's settings; of several processes the first."""
+    """A job's settings; of several processes the first. Raises ValueError for jobs and models of other kinds."""
     result = Translation()
     config = job.get("config") or {}
     processes = config.get("process") or []
     if not processes:
         raise ValueError("it has no config.process")
     process = processes[0]
+    kind = str(process.get("type", "sd_trainer"))
+    if kind not in _JOBS:
+        raise ValueError(f"it is a job of type {kind}; only trainings of an adapter on images can be taken over")
     for other in processes[1:]:
         result.lose("config.process", other.get("type"), "only the first process is taken")
     result.put("name", file_name(config.get("name", "")))
     result.put("outputs.folder", process.get("training_folder"))
     result.put("captions.trigger", process.get("trigger_word"))
-    for section, table in _SECTIONS.items():
+    _model(process.get("model") or {}, result)
+    for section, table in SECTIONS.items():
         settings = _flattened(process.get(section) or {})
-        known = result.take(settings, table, f"{section}.") | _WITHOUT_EFFECT
-        known |= _special(section, settings, result)
+        known = result.take(settings, table, f"{section}.") | WITHOUT_EFFECT[section]
+        known |= _SPECIAL.get(section, _nothing)(settings, result)
         result.lose_rest(settings, known, f"{section}.")
+    if not result.values.get("outputs.wandb"):
+        result.values.pop("outputs.wandb_project", None)
     # Put the trigger into prompts that hold its place as [trigger]
     trigger, prompts = result.values.get("captions.trigger", ""), result.values.get("previews.prompts")
     if prompts:
         result.put("previews.prompts", [str(prompt).replace("[trigger]", trigger).strip() for prompt in prompts])
     _datasets(process.get("datasets") or [], result)
-    _model(process.get("model") or {}, result)
-    top = {
-        *_SECTIONS,
-        "datasets",
-        "model",
-        "type",
-        "training_folder",
-        "trigger_word",
-        "device",
-        "performance_log_every",
-    }
-    result.lose_rest(process, top)
+    top = {*SECTIONS, "datasets", "model", "type", "training_folder", "trigger_word", "device", "performance_log_every"}
+    result.lose_rest(process, top | {"sqlite_db_path", "meta"})
     return result
 
 
@@ -143,45 +206,100 @@ def _flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _special(section: str, settings: Mapping[str, Any], result: Translation) -> set[str]:
-    """What takes more than a table."""
-    if section == "network":
-        convolutions = count(settings.get("conv")) is not None
-        result.put("adapter.layers", "all+conv" if convolutions else None)
-        return set()
-    if section != "train":
-        return set()
-    if some(settings.get("min_snr_gamma")) or some(settings.get("snr_gamma")):
+def _nothing(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    return set()
+
+
+def _network(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    result.put("adapter.layers", "all+conv" if count(settings.get("conv")) is not None else None)
+    if settings.get("type") == "dora":
+        result.put("adapter.dora", True)
+    if settings.get("type") == "lokr":
+        result.put("adapter.lokr_full", switch(settings.get("lokr_full_rank")))
+        factor = int(settings.get("lokr_factor") or -1)
+        result.put("adapter.lokr_factor", factor if factor > 0 else None)
+    return set()
+
+
+def _train(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    gamma = some(settings.get("min_snr_gamma")) or some(settings.get("snr_gamma"))
+    if gamma:
         result.put("objective.weighting", "min_snr")
-        result.put("objective.min_snr_gamma", some(settings.get("min_snr_gamma")) or some(settings.get("snr_gamma")))
+        result.put("objective.min_snr_gamma", gamma)
+    if settings.get("train_unet") is False:
+        result.put("adapter.unet", False)
+        result.put("optimization.learning_rate", some(settings.get("text_encoder_lr")))
     if switch(settings.get("ema_config.use_ema")):
         result.put("optimization.ema", number(settings.get("ema_config.ema_decay", 0.999)))
+    if result.values.get("objective.loss") == "huber":
+        result.put("objective.huber_delta", some(settings.get("pseudo_huber_c", 0.01)))
+        result.put("objective.huber_schedule", "constant")
+    if switch(settings.get("inverted_mask_prior")):
+        result.put("objective.prior_outside_mask", number(settings.get("inverted_mask_prior_multiplier", 0.5)))
+    _preservation(settings, result)
+    kind = settings.get("content_or_style", "balanced")
+    if kind == "content":
+        result.put("objective.timestep_distribution", "cubic")
+    elif kind != "balanced":
+        result.lose("train.content_or_style", kind, "no draw favours little noise; objective.max_timestep bounds it")
     result.put("optimization.weight_decay", number(settings.get("optimizer_params.weight_decay")))
     prefix = "optimizer_params."
     options = {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
     options.pop("weight_decay", None)
     result.put("optimization.optimizer_options", options or None)
-    handled = {"min_snr_gamma", "snr_gamma", "ema_config.use_ema", "ema_config.ema_decay"}
+    handled = {
+        "min_snr_gamma", "snr_gamma", "ema_config.use_ema", "ema_config.ema_decay", "pseudo_huber_c",
+        "inverted_mask_prior", "inverted_mask_prior_multiplier", "content_or_style", "diff_output_preservation",
+        "diff_output_preservation_multiplier", "diff_output_preservation_class", "blank_prompt_preservation_multiplier",
+        "optimizer_params", "ema_config",
+    }  # fmt: skip
     return handled | {name for name in settings if name.startswith(prefix)}
 
 
-def _datasets(datasets: list[Mapping[str, Any]], result: Translation) -> None:
-    trained = [dataset for dataset in datasets if not switch(dataset.get("is_reg"))]
-    classes = [dataset for dataset in datasets if switch(dataset.get("is_reg"))]
-    folders = [str(dataset["folder_path"]) for dataset in trained if dataset.get("folder_path")]
-    result.put("images.folder", folders[0] if len(folders) == 1 else folders or None)
-    result.put("images.class_folder", classes[0].get("folder_path") if classes else None)
-    for dataset in classes[1:]:
-        result.lose("datasets", dataset.get("folder_path"), "there is one folder of class images")
-    if not trained:
+def _preservation(settings: Mapping[str, Any], result: Translation) -> None:
+    if not switch(settings.get("diff_output_preservation")):
         return
-    known = result.take(trained[0], _DATASET, "datasets.") | _WITHOUT_EFFECT | {"folder_path", "is_reg"}
-    result.lose_rest(trained[0], known, "datasets.")
-    for dataset in trained[1:]:
-        for name in dataset.keys() - known | (dataset.keys() & _DATASET.keys()):
-            if dataset[name] != trained[0].get(name):
-                what = f"{dataset.get('folder_path')}: {name}"
-                result.lose(what, dataset[name], "folders share the settings of the first")
+    result.put("objective.prior_preservation", "base_prediction")
+    result.put("objective.prior_weight", some(settings.get("diff_output_preservation_multiplier", 1.0)))
+    name = settings.get("diff_output_preservation_class")
+    result.change(
+        "train.diff_output_preservation", True, f"the trigger is taken out of the captions, not replaced by '{name}'"
+    )
+
+
+def _sample(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    """Prompts, or the samples of newer files, each with options of its own."""
+    letters = {"neg": "n", "width": "w", "height": "h", "seed": "d", "guidance_scale": "l", "sample_steps": "s"}
+    letters["network_multiplier"] = "am"
+    lines = [str(prompt) for prompt in settings.get("prompts") or ()]
+    for sample in settings.get("samples") or ():
+        if isinstance(sample, Mapping) and sample.get("prompt"):
+            options = {letter: sample.get(name) for name, letter in letters.items()}
+            lines.append(preview_line(result, "sample.samples", sample["prompt"], options))
+    result.put("previews.prompts", lines or None)
+    return {"prompts", "samples"}
+
+
+_SPECIAL = {"network": _network, "train": _train, "sample": _sample}
+
+
+def _datasets(datasets: list[Mapping[str, Any]], result: Translation) -> None:
+    put_folders(result, [_folder(each) for each in datasets if each.get("folder_path") or each.get("dataset_path")])
+
+
+def _folder(dataset: Mapping[str, Any]) -> SourceFolder:
+    own = Translation()
+    known = own.take(dataset, DATASET, "datasets.") | WITHOUT_EFFECT["datasets"]
+    if same(dataset.get("mask_path")):
+        why = "put the masks beside the images as NAME-masklabel.png and set images.mask=file"
+        own.lose("datasets.mask_path", dataset["mask_path"], why)
+        known |= {"mask_path", "mask_min_value"}
+    elif own.values.get("images.mask"):
+        own.put("images.unmasked_weight", some(dataset.get("mask_min_value")))
+        known |= {"mask_min_value"}
+    own.lose_rest(dataset, known, "datasets.")
+    path = str(dataset.get("folder_path") or dataset.get("dataset_path"))
+    return SourceFolder(path, own, bool(switch(dataset.get("is_reg"))))
 
 
 def _model(model: Mapping[str, Any], result: Translation) -> None:
@@ -190,13 +308,18 @@ def _model(model: Mapping[str, Any], result: Translation) -> None:
     flags = {"is_xl": "sdxl", "is_v2": "sd2"}
     families = [family for flag, family in flags.items() if switch(model.get(flag))]
     architecture = str(model.get("arch") or "")
+    others = [name for name in model if name.startswith("is_") and name not in (*flags, "is_v_pred") and model[name]]
     if architecture in _FAMILIES:
         families.append(_FAMILIES[architecture])
-    elif architecture or switch(model.get("is_flux")):
-        result.lose("model.arch", architecture or "flux", "only Stable Diffusion 1.x, 2.x and XL can be trained")
+    elif architecture or others:
+        named = architecture or others[0].removeprefix("is_")
+        raise ValueError(f"it trains {named}; only Stable Diffusion 1.x, 2.x and XL can be trained here")
     result.put("base_model.family", families[0] if families else None)
     result.put("base_model.prediction", "v_prediction" if switch(model.get("is_v_pred")) else None)
     if switch(model.get("quantize")):
         result.put("base_model.quantization", "int8")
-    known = {"name_or_path", "vae_path", "arch", "is_v_pred", "quantize", "low_vram", "is_flux", *flags}
+        if model.get("qtype") not in (None, "int8", "qint8"):
+            result.change("model.qtype", model["qtype"], "held in int8 here")
+    known = {"name_or_path", "vae_path", "arch", "is_v_pred", "quantize", *flags, *WITHOUT_EFFECT["model"]}
+    known |= {name for name in model if name.startswith("is_")}
     result.lose_rest(model, known, "model.")

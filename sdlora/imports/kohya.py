@@ -1,4 +1,4 @@
-"""kohya_ss GUI settings, sd-scripts' dataset.toml, folders and metadata, in our terms.
+"""kohya_ss GUI settings in our terms.
 
 Facts from the documentation of sd-scripts (train_network, dataset config) and from saved settings of kohya_ss.
 """
@@ -6,42 +6,32 @@ Facts from the documentation of sd-scripts (train_network, dataset config) and f
 from __future__ import annotations
 
 import ast
-import math
 import re
 import shlex
 from collections.abc import Mapping
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from sdlora.config.optimization import OWN_RATE
 from sdlora.config.preview_prompts import parse_preview
 from sdlora.constants import LATENT_FACTOR
+from sdlora.imports.sd_scripts_data import SUBSET, augmentation, resolution_of
 from sdlora.imports.translation import (
     OPTIMIZER,
+    OTHER_MODELS,
     PRECISION,
     SCHEDULE,
     Convert,
     Translation,
-    caption_ending,
     count,
     file_name,
     number,
     one_of,
-    opposite,
+    refuse_other_model,
     same,
     some,
     switch,
-    switched_off,
 )
-
-
-def _resolution(value: Any) -> int | None:
-    """An edge in pixels from 512, "512" or "512,768": of a rectangle, that of the square with its area."""
-    if value in ("", None):
-        return None
-    edges = [int(edge) for edge in (value if isinstance(value, list) else str(value).split(","))]
-    return round(math.sqrt(edges[0] * edges[-1]) / LATENT_FACTOR) * LATENT_FACTOR
 
 
 def _token_length(value: Any) -> int | None:
@@ -67,29 +57,8 @@ def _epochs(value: Any) -> str | None:
     return f"{number_of} epochs" if number_of else None
 
 
-_SUBSET: dict[str, tuple[str, Convert]] = {
-    "shuffle_caption": ("captions.shuffle_tags", switch),
-    "keep_tokens": ("captions.keep_tags", count),
-    "keep_tokens_separator": ("captions.keep_separator", same),
-    "secondary_separator": ("captions.group_separator", same),
-    "caption_dropout_rate": ("captions.dropout", some),
-    "caption_tag_dropout_rate": ("captions.tag_dropout", some),
-    "caption_prefix": ("captions.prefix", same),
-    "caption_suffix": ("captions.suffix", same),
-    "caption_separator": ("captions.separator", same),
-    "enable_wildcard": ("captions.wildcards", switch),
-    "caption_extension": ("captions.extension", caption_ending),
-    "flip_aug": ("images.horizontal_flip", switch),
-    "random_crop": ("images.random_crop", switch),
-    "enable_bucket": ("images.buckets", switched_off),
-    "min_bucket_reso": ("images.bucket_min", count),
-    "max_bucket_reso": ("images.bucket_max", count),
-    "bucket_no_upscale": ("images.upscale", opposite),
-    "alpha_mask": ("images.mask", lambda value: "alpha" if switch(value) else None),
-}
-
-_GUI: dict[str, tuple[str, Convert]] = {
-    **_SUBSET,
+SETTINGS: dict[str, tuple[str, Convert]] = {
+    **SUBSET,
     "output_name": ("name", file_name),
     "seed": ("seed", count),
     "pretrained_model_name_or_path": ("base_model.model", same),
@@ -149,8 +118,8 @@ WITHOUT_EFFECT = {
     "cache_latents", "cache_latents_to_disk", "sdxl_cache_text_encoder_outputs", "cache_text_encoder_outputs",
     "cache_text_encoder_outputs_to_disk", "xformers", "mem_eff_attn", "sdpa", "num_cpu_threads_per_process",
     "max_data_loader_n_workers", "persistent_data_loader_workers", "vae_batch_size", "save_model_as",
-    "sdxl_no_half_vae", "no_half_vae", "use_wandb", "wandb_api_key", "wandb_run_name", "logging_dir", "log_config",
-    "log_prefix", "log_tracker_name", "log_tracker_config", "log_with", "num_machines", "num_processes", "gpu_ids",
+    "sdxl_no_half_vae", "no_half_vae", "wandb_api_key", "wandb_run_name", "logging_dir", "log_config",
+    "log_prefix", "log_tracker_config", "num_machines", "num_processes", "gpu_ids",
     "multi_gpu", "model_list", "train_on_input", "unit", "main_process_port", "dynamo_backend", "dynamo_mode",
     "dynamo_use_dynamic", "dynamo_use_fullgraph", "extra_accelerate_launch_args", "highvram", "lowvram", "lowram",
     "no_metadata", "save_as_bool", "save_state", "save_state_on_train_end", "save_state_to_huggingface",
@@ -186,7 +155,6 @@ _LORA_TYPES = {
     "lycoris/loha": ("loha", "all+conv"),
     "lycoris/lokr": ("lokr", "all+conv"),
 }
-_OTHER_MODELS = ("flux", "sd3", "lumina", "chroma", "hunyuan", "anima", "qwen", "wan", "cascade", "kolors")
 _LYCORIS_PRESETS = {"full": None, "full-lin": "all", "attn-mlp": "all", "attn-only": "attention"}
 _LARGEST_RANK = 1024
 
@@ -195,11 +163,12 @@ def from_gui(settings: Mapping[str, Any]) -> Translation:
     """The settings that kohya_ss saves as JSON. Raises ValueError for models that are no Stable Diffusion."""
     result = Translation()
     settings = {**settings, **_more_parameters(settings, result)}
-    known = result.take(settings, _GUI) | WITHOUT_EFFECT | {"additional_parameters"}
+    known = result.take(settings, SETTINGS) | WITHOUT_EFFECT | {"additional_parameters"}
     known |= _families(settings, result) | _adapter_kind(settings, result) | _sizes(settings, result)
     known |= _rates(settings, result) | _steps(settings, result) | _noise(settings, result)
     known |= _weighting(settings, result) | _optimizer_options(settings, result) | _prompts(settings, result)
     known |= _images(settings, result) | _base_weights(settings, result)
+    known |= _logging(settings, result)
     result.lose_rest(settings, known)
     return result
 
@@ -225,7 +194,7 @@ def _families(settings: Mapping[str, Any], result: Translation) -> set[str]:
     families = {"sdxl": "sdxl", "v2": "sd2"}
     other = [
         name
-        for name in _OTHER_MODELS
+        for name in OTHER_MODELS
         if any(switch(settings.get(f"{name}{end}")) for end in ("1_checkbox", "_checkbox"))
     ]
     if other:
@@ -238,8 +207,7 @@ def _families(settings: Mapping[str, Any], result: Translation) -> set[str]:
 
 def _adapter_kind(settings: Mapping[str, Any], result: Translation) -> set[str]:
     kind = str(settings.get("LoRA_type", "Standard"))
-    if any(name in kind.lower() for name in _OTHER_MODELS):
-        raise ValueError(f"LoRA_type={kind}; only Stable Diffusion 1.x, 2.x and XL can be trained here")
+    refuse_other_model(kind)
     if kind.lower() not in _LORA_TYPES:
         result.change("LoRA_type", kind, "has no counterpart, so a plain LoRA is trained")
     algorithm, layers = _LORA_TYPES.get(kind.lower(), _LORA_TYPES["standard"])
@@ -380,6 +348,15 @@ def _base_weights(settings: Mapping[str, Any], result: Translation) -> set[str]:
     return {"base_weights", "base_weights_multiplier"}
 
 
+def _logging(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    trackers = str(settings.get("log_with") or "").lower()
+    result.put("outputs.tensorboard", True if trackers in ("tensorboard", "all") else None)
+    if switch(settings.get("use_wandb")) or trackers in ("wandb", "all"):
+        result.put("outputs.wandb", True)
+        result.put("outputs.wandb_project", same(settings.get("log_tracker_name")))
+    return {"use_wandb", "log_with", "log_tracker_name"}
+
+
 def _words(value: Any) -> list[str]:
     if isinstance(value, (list, tuple)):
         return [str(one) for one in value]
@@ -389,7 +366,7 @@ def _words(value: Any) -> list[str]:
 def _images(settings: Mapping[str, Any], result: Translation) -> set[str]:
     resolution = settings.get("max_resolution")
     try:
-        result.put("images.resolution", _resolution(resolution))
+        result.put("images.resolution", resolution_of(resolution))
     except (ValueError, TypeError):
         result.lose("max_resolution", resolution, "not understood")
     edges = str(resolution).replace(" ", "").strip("[]()").split(",")
@@ -415,28 +392,11 @@ def _images(settings: Mapping[str, Any], result: Translation) -> set[str]:
         result.lose(
             "masked_loss", True, "put the masks beside the images as NAME-masklabel.png and set images.mask=file"
         )
-    _augmentation(settings, result)
+    augmented = augmentation(settings, result)
     for name in ("full_bf16", "full_fp16"):
         if switch(settings.get(name)):
             result.change(name, True, "the adapter's weights are trained in fp32 here, which loses no small updates")
-    return {
-        "max_resolution", "bucket_reso_steps", "masked_loss", "full_bf16", "full_fp16", "color_aug",
-        "face_crop_aug_range",
-    }  # fmt: skip
-
-
-def _augmentation(settings: Mapping[str, Any], result: Translation) -> None:
-    if switch(settings.get("color_aug")):
-        # There a hue shift of up to 8 of 180 steps, or a gamma of 0.95 to 1.05
-        result.put("images.hue_jitter", 16)
-        result.put("images.colour_jitter", 0.05)
-        result.change("color_aug", True, "as hue_jitter and colour_jitter of about its size, both for every image")
-    if settings.get("face_crop_aug_range"):
-        result.put("images.crop_focus", "face")
-        result.put("images.random_crop", True)
-        result.change(
-            "face_crop_aug_range", settings["face_crop_aug_range"], "random crops around the face, at one size"
-        )
+    return {"max_resolution", "bucket_reso_steps", "masked_loss", "full_bf16", "full_fp16"} | augmented
 
 
 def _weighting(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -498,60 +458,3 @@ def _prompts(settings: Mapping[str, Any], result: Translation) -> set[str]:
         prompts.append(line)
     result.put("previews.prompts", prompts or None)
     return {"sample_prompts"}
-
-
-def from_dataset_config(settings: Mapping[str, Any]) -> Translation:
-    """sd-scripts' dataset.toml: [general], [[datasets]] and their [[datasets.subsets]], the nearest one winning."""
-    result = Translation()
-    general = dict(settings.get("general", {}))
-    subsets = [
-        {**general, **{name: value for name, value in dataset.items() if name != "subsets"}, **subset}
-        for dataset in settings.get("datasets", [])
-        for subset in dataset.get("subsets", [])
-    ]
-    if not subsets:
-        raise ValueError("it has no [[datasets.subsets]]")
-    trained = [subset for subset in subsets if not switch(subset.get("is_reg"))] or subsets
-    first = trained[0]
-    known = result.take(first, _SUBSET)
-    known |= result.take(
-        first,
-        {
-            "resolution": ("images.resolution", _resolution),
-            "batch_size": ("optimization.batch_size", count),
-            "num_repeats": ("images.repeats", count),
-            "class_tokens": ("captions.default", same),
-        },
-    )
-    folders = [str(subset["image_dir"]) for subset in trained if subset.get("image_dir")]
-    result.put("images.folder", folders[0] if len(folders) == 1 else folders or None)
-    class_folders = [
-        str(subset["image_dir"]) for subset in subsets if switch(subset.get("is_reg")) and "image_dir" in subset
-    ]
-    result.put("images.class_folder", class_folders[0] if class_folders else None)
-    for folder in class_folders[1:]:
-        result.lose("image_dir", folder, "there is one folder of class images")
-    known |= {"image_dir", "is_reg"}
-    result.lose_rest(first, known)
-    for subset in trained[1:]:
-        for name in subset.keys() - {"image_dir"}:
-            if subset[name] != first.get(name):
-                result.lose(f"{subset.get('image_dir')}: {name}", subset[name], _difference(name, subset))
-    return result
-
-
-def _difference(name: str, subset: Mapping[str, Any]) -> str:
-    if name == "num_repeats":
-        folder = Path(str(subset.get("image_dir", ""))).name
-        return f"folders share the settings of the first; rename this one to {subset[name]}_{folder}"
-    return "folders share the settings of the first"
-
-
-def from_metadata(entries: Mapping[str, Any]) -> Translation:
-    """sd-scripts' metadata JSON: image to {caption, tags}; both are joined, as in training there."""
-    result = Translation()
-    for image, entry in entries.items():
-        parts = [str(entry[key]).strip() for key in ("caption", "tags") if entry.get(key)]
-        result.captions[image] = ", ".join(part for part in parts if part)
-        result.lose_rest(entry, {"caption", "tags", "train_resolution"}, f"{image}: ")
-    return result

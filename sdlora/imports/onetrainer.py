@@ -3,55 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from sdlora.imports.translation import Translation, switch
+from sdlora.imports.folders import LOSS_WEIGHT, SourceFolder, put_folders
+from sdlora.imports.translation import Translation, some, switch
 
 _KNOWN = {"path", "type", "enabled", "name", "text", "image", "balancing", "balancing_strategy", "seed", "__version"}
 _KNOWN |= {"include_subdirectories", "image_variations", "text_variations", "loss_weight", "concept_stats"}
-_TEXT = {"prompt_source", "enable_tag_shuffling", "tag_delimiter", "keep_tags_count", "tag_dropout_enable", "__version"}
-_TEXT |= {"tag_dropout_mode", "tag_dropout_probability", "caps_randomize_mode", "tag_dropout_special_tags_mode"}
+_TEXT = {
+    "prompt_source", "enable_tag_shuffling", "tag_delimiter", "keep_tags_count", "tag_dropout_enable", "__version",
+    "tag_dropout_mode", "tag_dropout_probability", "tag_dropout_special_tags", "tag_dropout_special_tags_mode",
+    "tag_dropout_special_tags_regex", "caps_randomize_mode", "caps_randomize_probability", "caps_randomize_lowercase",
+    "prompt_path",
+}  # fmt: skip
 _IMAGE = {"enable_random_flip", "enable_crop_jitter", "enable_resolution_override", "resolution_override", "__version"}
-_SWITCHED = {
-    "rotate": "random_rotate_max_angle",
-    "brightness": "random_brightness_max_strength",
-    "contrast": "random_contrast_max_strength",
-    "saturation": "random_saturation_max_strength",
-    "hue": "random_hue_max_strength",
-}
+_VARIED = {"rotate": "random_rotate_max_angle", "hue": "random_hue_max_strength"}
+_VARIED |= {name: f"random_{name}_max_strength" for name in ("brightness", "contrast", "saturation")}
 """Strengths that matter only when `enable_random_...` or `enable_fixed_...` is on."""
+_HALF_CIRCLE_DEGREES = 180.0
 
 
 def from_concepts(concepts: Sequence[Mapping[str, Any]]) -> Translation:
-    """A list of concepts; those of a kind share the settings of the first."""
+    """A list of concepts, each with its settings. Raises ValueError when none is to be trained."""
     result = Translation()
     enabled = [concept for concept in concepts if concept.get("enabled", True)]
     trained = [concept for concept in enabled if concept.get("type", "STANDARD") == "STANDARD"]
     if not trained:
         raise ValueError("it has no enabled concept of type STANDARD")
-    folders = [str(concept["path"]) for concept in trained if concept.get("path")]
-    result.put("images.folder", folders[0] if len(folders) == 1 else folders or None)
     for concept in enabled:
         kind, path = concept.get("type", "STANDARD"), concept.get("path")
         if kind == "VALIDATION" and "validation.folder" not in result.values:
             result.put("validation.folder", path)
+        elif kind == "PRIOR_PREDICTION":
+            why = "its images are left out; objective.prior_preservation=base_prediction does so with the trained ones"
+            result.lose(f"{path}: type", kind, why)
         elif kind != "STANDARD":
             result.lose(f"{path}: type", kind, "no counterpart, its images are left out")
-    _settings(trained[0], result, first=True)
-    for concept in trained[1:]:
-        _settings(concept, result, first=False)
+    put_folders(result, [SourceFolder(str(one["path"]), _translated(one)) for one in trained if one.get("path")])
     return result
-
-
-def _settings(concept: Mapping[str, Any], result: Translation, *, first: bool) -> None:
-    translated = _translated(concept)
-    prefix = "" if first else f"{concept.get('path')}: "
-    result.lost += [prefix + sentence for sentence in translated.lost]
-    for name, value in translated.values.items():
-        if first:
-            result.put(name, value)
-        elif result.values.get(name) != value:
-            result.lose(f"{prefix}{name}", value, "folders share the settings of the first")
 
 
 def _translated(concept: Mapping[str, Any]) -> Translation:
@@ -63,26 +53,50 @@ def _translated(concept: Mapping[str, Any]) -> Translation:
     else:
         result.lose("balancing", f"{repeats:g} {concept.get('balancing_strategy')}", "only whole repeats are possible")
     if float(concept.get("loss_weight", 1)) != 1:
-        result.lose("loss_weight", concept["loss_weight"])
+        result.put(LOSS_WEIGHT, float(concept["loss_weight"]))
     source = text.get("prompt_source", "sample")
     if source != "sample":
         why = "put a .txt file beside each image, or one caption into captions.default"
         result.lose("text.prompt_source", f"{source} {text.get('prompt_path', '')}".strip(), why)
+    if not concept.get("include_subdirectories") and _has_subfolders(concept.get("path")):
+        result.change(
+            "include_subdirectories", False, "subfolders are read here too; move out what is not to be trained"
+        )
     _tags(text, result)
+    _image(image, result)
+    result.lose_rest(concept, _KNOWN)
+    unused = set() if switch(text.get("caps_randomize_enable")) else {"caps_randomize_enable"}
+    result.lose_rest(text, _TEXT | unused, "text.")
+    return result
+
+
+def _has_subfolders(path: object) -> bool:
+    folder = Path(str(path or "")).expanduser()
+    return folder.is_dir() and any(inner.is_dir() and not inner.name.startswith(".") for inner in folder.iterdir())
+
+
+def _image(image: Mapping[str, Any], result: Translation) -> None:
     result.put("images.horizontal_flip", switch(image.get("enable_random_flip")))
     result.put("images.random_crop", switch(image.get("enable_crop_jitter")))
     if switch(image.get("enable_resolution_override")):
         edges = [int(edge) for edge in str(image.get("resolution_override")).split(",") if edge.strip().isdigit()]
         result.put("images.resolution", edges[0] if len(edges) == 1 else edges or None)
-    unused = {
-        strength
-        for name, strength in _SWITCHED.items()
-        if not (image.get(f"enable_random_{name}") or image.get(f"enable_fixed_{name}"))
-    }
-    result.lose_rest(concept, _KNOWN)
-    result.lose_rest(text, _TEXT | {"prompt_path"}, "text.")
-    result.lose_rest(image, _IMAGE | unused, "image.")
-    return result
+    known = set(_IMAGE)
+    strengths = {name: some(image.get(amount)) for name, amount in _VARIED.items()}
+    for name, amount in _VARIED.items():
+        if not switch(image.get(f"enable_fixed_{name}")):
+            known.add(amount)
+        if not switch(image.get(f"enable_random_{name}")):
+            strengths[name] = None
+        known.add(f"enable_random_{name}")
+    result.put("images.rotation", strengths["rotate"] and min(strengths["rotate"], 45.0))
+    result.put("images.hue_jitter", strengths["hue"] and min(1.0, strengths["hue"]) * _HALF_CIRCLE_DEGREES)
+    colours = [strength for name in ("brightness", "contrast", "saturation") if (strength := strengths[name])]
+    if colours:
+        result.put("images.colour_jitter", min(max(colours), 0.99))
+        if len(set(colours)) > 1 or len(colours) < 3:
+            result.change("random brightness, contrast, saturation", colours, "one strength for the three of them")
+    result.lose_rest(image, known, "image.")
 
 
 def _tags(text: Mapping[str, Any], result: Translation) -> None:
@@ -92,9 +106,17 @@ def _tags(text: Mapping[str, Any], result: Translation) -> None:
         result.put("captions.separator", text["tag_delimiter"])
     if shuffled or dropped:
         result.put("captions.keep_tags", int(text.get("keep_tags_count", 1)) or None)
-    if dropped and text.get("tag_dropout_mode") == "RANDOM":
+    if not dropped:
+        return
+    if text.get("tag_dropout_mode", "FULL") == "RANDOM":
         result.put("captions.tag_dropout", float(text.get("tag_dropout_probability", 0)) or None)
-    elif dropped and text.get("tag_dropout_mode") == "FULL":
+    elif text.get("tag_dropout_mode", "FULL") == "FULL":
         result.lose("text.tag_dropout_mode", "FULL", "captions.dropout leaves out whole captions, kept tags too")
-    elif dropped:
+    else:
         result.lose("text.tag_dropout_mode", text.get("tag_dropout_mode"))
+    special, mode = str(text.get("tag_dropout_special_tags") or ""), text.get("tag_dropout_special_tags_mode", "NONE")
+    if special and mode == "WHITELIST" and not switch(text.get("tag_dropout_special_tags_regex")):
+        is_file = special.lower().endswith((".txt", ".csv"))
+        result.put("captions.protected_tags", special if is_file else [tag.strip() for tag in special.split(",")])
+    elif special and mode != "NONE":
+        result.lose("text.tag_dropout_special_tags", f"{mode} {special}", "captions.protected_tags takes plain tags")

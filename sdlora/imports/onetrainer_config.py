@@ -11,7 +11,19 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from sdlora.imports.onetrainer import from_concepts
-from sdlora.imports.translation import Convert, Translation, count, edges, file_name, number, one_of, same, some, switch
+from sdlora.imports.translation import (
+    Convert,
+    Translation,
+    count,
+    edges,
+    file_name,
+    number,
+    one_of,
+    preview_line,
+    same,
+    some,
+    switch,
+)
 
 _DEFAULTS: dict[str, Any] = {
     "model_type": "STABLE_DIFFUSION_15",
@@ -45,7 +57,16 @@ _OPTIMIZER = one_of(
     adafactor="adafactor",
     prodigy="prodigy",
     schedule_free_adamw="schedule_free_adamw",
+    prodigy_plus_schedule_free="prodigy_schedule_free",
+    dadapt_adam="dadapt_adam",
+    came="came",
+    ademamix="ademamix",
+    adopt="adopt",
+    muon="muon",
+    stableadamw="stable_adamw",
 )
+_END_OF_RUN = 1_000_000_000.0
+"""Steps that no run has: a text encoder that is trained to the end although the other one is not."""
 _TIMESTEPS = one_of(uniform="uniform", logit_normal="logit_normal")
 _SCHEDULE = one_of(
     constant="constant",
@@ -53,6 +74,7 @@ _SCHEDULE = one_of(
     cosine="cosine",
     cosine_with_restarts="cosine_with_restarts",
     cosine_with_hard_restarts="cosine_with_restarts",
+    rex="rex",
 )
 
 
@@ -62,7 +84,7 @@ def _quantization(value: Any) -> str | None:
     return {"INT_8": "int8", "NFLOAT_4": "nf4"}.get(value)
 
 
-_TABLE: dict[str, tuple[str, Convert]] = {
+SETTINGS: dict[str, tuple[str, Convert]] = {
     "base_model_name": ("base_model.model", same),
     "rescale_noise_scheduler_to_zero_terminal_snr": ("base_model.zero_terminal_snr", switch),
     "output_model_destination": ("name", lambda value: file_name(PureWindowsPath(str(value)).stem)),
@@ -87,6 +109,7 @@ _TABLE: dict[str, tuple[str, Convert]] = {
     "lora_model_name": ("adapter.start_from", same),
     "dropout_probability": ("adapter.dropout", some),
     "offset_noise_weight": ("objective.noise_offset", some),
+    "masked_prior_preservation_weight": ("objective.prior_outside_mask", some),
     "perturbation_noise_weight": ("objective.input_perturbation", some),
     "timestep_distribution": (
         "objective.timestep_distribution",
@@ -119,6 +142,13 @@ _OTHER_PREFIXES = (
 """Beginnings of names that are dealt with elsewhere, or belong to models that can't be trained here."""
 
 
+NO_COUNTERPART = {
+    "generalized_offset_noise", "log_cosh_strength", "custom_conditioning_image", "force_circular_padding",
+    "preserve_embedding_norm", "train_any_unet", "attention_mask", "additional_embeddings",
+}  # fmt: skip
+"""Settings that ours can't hold; each is listed when it is switched on."""
+
+
 def from_config(
     settings: Mapping[str, Any], concepts: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]]
 ) -> Translation:
@@ -126,7 +156,7 @@ def from_config(
     settings = {**_DEFAULTS, **settings}
     result = from_concepts(concepts) if concepts else Translation()
     own_resolution = result.values.get("images.resolution")
-    known = result.take(settings, _TABLE) | _WITHOUT_EFFECT
+    known = result.take(settings, SETTINGS) | _WITHOUT_EFFECT
     result.put("images.resolution", own_resolution)  # a concept's resolution goes before that of the run
     known |= _model(settings, result) | _layers(settings, result) | _parts(settings, result)
     known |= _optimizer(settings, result) | _loss(settings, result) | _masks(settings, result)
@@ -139,7 +169,7 @@ def _model(settings: Mapping[str, Any], result: Translation) -> set[str]:
     kind = str(settings["model_type"])
     family, prediction = _FAMILIES.get(kind, (None, None))
     if family is None:
-        result.lose("model_type", kind, "only Stable Diffusion 1.x, 2.x and XL can be trained")
+        raise ValueError(f"it trains {kind}; only Stable Diffusion 1.x, 2.x and XL can be trained here")
     method = settings.get("training_method", "LORA")
     if method != "LORA":
         result.lose("training_method", method, "adapters are trained here, so it is taken as LORA")
@@ -163,6 +193,12 @@ def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
     if settings.get("peft_type") == "LOKR":
         result.put("adapter.rank", count(settings.get("lokr_dim")))
         result.put("adapter.lokr_factor", int(settings.get("lokr_decompose_factor") or -1))
+        result.put("adapter.lokr_decompose_both", switch(settings.get("lokr_decompose_both")))
+        result.put("adapter.lokr_full", switch(settings.get("lokr_full_matrix")))
+        if result.values.get("adapter.layers") == "all+conv":
+            result.put("adapter.tucker", switch(settings.get("lokr_use_tucker")))
+        if switch(settings.get("lokr_weight_decompose")):
+            result.lose("lokr_weight_decompose", True, "DoRA goes with LoRA only")
     names = {"layer_filter", "layer_filter_preset", "layer_filter_regex"}
     return names | {"lora_layers", "lora_layer_preset", "lora_layers_regex"}
 
@@ -184,7 +220,9 @@ def _part(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
 def _parts(settings: Mapping[str, Any], result: Translation) -> set[str]:
     unet, text_encoder, second = (_part(settings, part) for part in ("unet", "text_encoder", "text_encoder_2"))
     if unet.get("train") is False:
-        result.lose("unet.train", False, "the UNet's layers are always trained")
+        result.put("adapter.unet", False)
+    if _stops(unet):
+        result.lose("unet.stop_training_after", _stop_in_words(unet), "the UNet is trained to the end")
     result.put("optimization.learning_rate", some(unet.get("learning_rate")))
     try:
         result.put("base_model.quantization", _quantization(unet.get("weight_dtype")))
@@ -211,15 +249,36 @@ def _text_encoders(
         if is_sdxl:
             result.put("optimization.text_encoder_2_learning_rate", rates[1] if trained[1] else 0.0)
     for name, part, is_trained in zip(("text_encoder", "text_encoder_2"), (first, second), trained, strict=True):
-        if is_trained and count(part.get("stop_training_after")) and part.get("stop_training_after_unit") != "NEVER":
-            what = f"{part['stop_training_after']} {part.get('stop_training_after_unit', 'EPOCH')}"
-            result.lose(f"{name}.stop_training_after", what, "it is trained to the end")
+        if is_trained and _stops(part):
+            _put_end(name, part, settings, result)
+    if _stops(first) and trained[0] and trained[1] and not _stops(second):
+        result.put("optimization.text_encoder_2_until", _END_OF_RUN)
     result.put("captions.dropout", some(first.get("dropout_probability")))
     skip = count(settings.get("text_encoder_layer_skip"))
     if skip and is_sdxl:
         result.lose("text_encoder_layer_skip", skip, "SDXL has its own fixed layer")
     elif skip:
         result.put("base_model.clip_skip", 1 + skip)
+
+
+def _stops(part: Mapping[str, Any]) -> bool:
+    return bool(count(part.get("stop_training_after"))) and part.get("stop_training_after_unit") not in ("NEVER", None)
+
+
+def _stop_in_words(part: Mapping[str, Any]) -> str:
+    return f"{part['stop_training_after']} {part.get('stop_training_after_unit')}"
+
+
+def _put_end(name: str, part: Mapping[str, Any], settings: Mapping[str, Any], result: Translation) -> None:
+    """Steps as they are, epochs as a share of the run's; what ends with the run needs no setting."""
+    after, unit = float(part["stop_training_after"]), part.get("stop_training_after_unit")
+    epochs = count(settings.get("epochs")) or 1
+    if unit == "STEP":
+        result.put(f"optimization.{name}_until", after)
+    elif unit == "EPOCH":
+        result.put(f"optimization.{name}_until", after / epochs if after < epochs else None)
+    else:
+        result.lose(f"{name}.stop_training_after", _stop_in_words(part), f"set optimization.{name}_until")
 
 
 def _optimizer(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -264,7 +323,7 @@ def _loss(settings: Mapping[str, Any], result: Translation) -> set[str]:
 
 
 def _masks(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    names = {"unmasked_weight", "normalize_masked_area_loss", "masked_prior_preservation_weight"}
+    names = {"unmasked_weight", "normalize_masked_area_loss"}
     if switch(settings.get("masked_training")):
         result.put("images.unmasked_weight", number(settings["unmasked_weight"]))
         asked = {name: settings.get(name) for name in (*sorted(names), "unmasked_probability")}
@@ -273,23 +332,31 @@ def _masks(settings: Mapping[str, Any], result: Translation) -> set[str]:
 
 
 def _samples(settings: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], result: Translation) -> set[str]:
-    """Prompts with the sizes and steps of the first; intervals that are counted in steps."""
+    """Prompts, each with its own size, steps, guidance, seed and negative; intervals in steps or epochs."""
     enabled = [sample for sample in samples if sample.get("enabled", True) and sample.get("prompt")]
-    result.put("previews.prompts", [str(sample["prompt"]) for sample in enabled] or None)
-    table: dict[str, tuple[str, Convert]] = {
-        "negative_prompt": ("previews.negative", same),
-        "width": ("previews.width_px", count),
-        "height": ("previews.height_px", count),
-        "diffusion_steps": ("previews.steps", count),
-        "cfg_scale": ("previews.guidance", some),
-        "seed": ("previews.seed", count),
-    }
-    for sample in enabled[:1]:
-        result.take(sample, table, "samples.")
+    result.put("previews.prompts", [_line(sample, result) for sample in enabled] or None)
     for name, ours in (("sample_after", "previews.every"), ("save_every", "outputs.checkpoint_every")):
-        unit = settings.get(f"{name}_unit", "NEVER")
+        unit, every = settings.get(f"{name}_unit", "NEVER"), count(settings.get(name))
         if unit == "STEP":
-            result.put(ours, count(settings.get(name)))
-        elif unit != "NEVER" and count(settings.get(name)) and (ours != "previews.every" or enabled):
-            result.lose(name, f"{settings[name]} {unit}", f"only steps are possible: set {ours}")
+            result.put(ours, every)
+        elif unit == "EPOCH":
+            result.put(ours, f"{every} epochs" if every else None)
+        elif unit != "NEVER" and every and (ours != "previews.every" or enabled):
+            result.lose(name, f"{settings[name]} {unit}", f"steps and epochs are possible: set {ours}")
     return {"samples"}
+
+
+def _line(sample: Mapping[str, Any], result: Translation) -> str:
+    """A sample as a preview prompt with options."""
+    letters = {
+        "negative_prompt": "n",
+        "width": "w",
+        "height": "h",
+        "seed": "d",
+        "cfg_scale": "l",
+        "diffusion_steps": "s",
+    }
+    options = {letter: sample.get(name) for name, letter in letters.items()}
+    if switch(sample.get("random_seed")):
+        options["d"] = None
+    return preview_line(result, "samples", sample["prompt"], options)

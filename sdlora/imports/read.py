@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import yaml
-
 from sdlora.config import files, schema
 from sdlora.config.train import TrainConfig
 from sdlora.errors import AdapterError, ConfigError
 from sdlora.imports.ai_toolkit import from_job
-from sdlora.imports.kohya import from_dataset_config, from_gui, from_metadata
+from sdlora.imports.kohya import from_gui
 from sdlora.imports.onetrainer import from_concepts
 from sdlora.imports.onetrainer_config import from_config
 from sdlora.imports.sd_scripts import from_file_metadata, from_training_config, is_training_config
+from sdlora.imports.sd_scripts_data import from_dataset_config, from_metadata
+from sdlora.imports.simpletuner import from_config as from_simpletuner
+from sdlora.imports.simpletuner_data import from_backends
 from sdlora.imports.translation import Translation, reconcile
 from sdlora.models.headers import read_header
-from sdlora.text_files import parse_toml, read_text
+from sdlora.text_files import parse_json, parse_toml, parse_yaml, read_text
 
 _REPEATS_FOLDER = re.compile(r"\d{1,3}_.+")
 
@@ -51,7 +51,7 @@ class Imported:
 
 
 def import_settings(path: Path) -> Imported:
-    """Read kohya_ss JSON, sd-scripts' dataset.toml, metadata JSON or folder, OneTrainer JSON or ai-toolkit YAML.
+    """Read settings of kohya_ss, sd-scripts (also in a LoRA file), LoRA_Easy, OneTrainer, ai-toolkit or SimpleTuner.
 
     Raises ConfigError for a file that is none of these, or whose values ours refuses.
     """
@@ -59,7 +59,7 @@ def import_settings(path: Path) -> Imported:
     try:
         tool, translation = _translate(path)
         reconcile(translation)
-    except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(str(path), [f"can't be imported: {' '.join(str(error).split())}"]) from error
     config = files.validate(schema.nest(translation.values), f"{path}, as imported,")
     return Imported(tool, config, tuple(translation.lost), tuple(translation.changed), translation.captions)
@@ -79,9 +79,9 @@ def _translate(path: Path) -> tuple[str, Translation]:
     if ending == ".safetensors":
         return "the metadata of a LoRA file", from_file_metadata(read_header(path, error=AdapterError).metadata)
     if ending in (".yaml", ".yml"):
-        return "ai-toolkit", from_job(_mapping(yaml.safe_load(read_text(path))))
+        return "ai-toolkit", from_job(_mapping(parse_yaml(read_text(path))))
     if ending == ".json":
-        return _json(json.loads(read_text(path)), path)
+        return _json(parse_json(read_text(path)), path)
     raise ValueError(
         f"{ending or 'a file without ending'} is not read; .json, .toml, .yaml, .safetensors and folders are"
     )
@@ -89,8 +89,16 @@ def _translate(path: Path) -> tuple[str, Translation]:
 
 def _json(content: Any, path: Path) -> tuple[str, Translation]:
     if isinstance(content, list):
+        if any(
+            isinstance(one, dict) and {"instance_data_dir", "dataset_type", "caption_strategy"} & one.keys()
+            for one in content
+        ):
+            return "SimpleTuner data backends", from_backends(content)
         return "OneTrainer concepts", from_concepts(content)
     settings = _mapping(content)
+    plain = {name.lstrip("-") for name in settings}
+    if {"data_backend_config", "model_family"} & plain:
+        return "SimpleTuner", from_simpletuner(settings, lambda name: _json_beside(path, name))
     if {"training_method", "model_type", "base_model_name", "output_model_destination"} & settings.keys():
         return "OneTrainer", _onetrainer(settings, path)
     if isinstance(settings.get("concepts"), list):
@@ -105,7 +113,9 @@ def _json(content: Any, path: Path) -> tuple[str, Translation]:
         return "sd-scripts metadata", translation
     if "datasets" in settings:
         return "sd-scripts dataset config", from_dataset_config(settings)
-    raise ValueError("neither kohya_ss settings, OneTrainer settings or concepts nor sd-scripts metadata")
+    raise ValueError(
+        "neither settings of kohya_ss, OneTrainer or SimpleTuner nor OneTrainer concepts or sd-scripts metadata"
+    )
 
 
 def _onetrainer(settings: Mapping[str, Any], path: Path) -> Translation:
@@ -115,7 +125,7 @@ def _onetrainer(settings: Mapping[str, Any], path: Path) -> Translation:
     for name, pointer in (("concepts", "concept_file_name"), ("samples", "sample_definition_file_name")):
         own, file = settings.get(name), settings.get(pointer)
         found = _beside(path, str(file)) if own is None and file else None
-        lists[name] = json.loads(read_text(found)) if found else own or []
+        lists[name] = parse_json(read_text(found)) if found else own or []
         if own is None and file and not found:
             missing.append((pointer, file))
     translation = from_config(settings, lists["concepts"], lists["samples"])
@@ -130,6 +140,11 @@ def _beside(path: Path, name: str) -> Path | None:
     plain = PureWindowsPath(name).as_posix()
     tried = [Path(plain), *(folder / plain for folder in path.resolve().parents)]
     return next((candidate for candidate in tried if candidate.is_file()), None)
+
+
+def _json_beside(path: Path, name: str) -> Any:
+    found = _beside(path, name)
+    return parse_json(read_text(found)) if found else None
 
 
 def _text_beside(path: Path, name: str) -> str | None:

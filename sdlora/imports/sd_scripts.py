@@ -6,14 +6,14 @@ What is missing there has sd-scripts' defaults, which differ from ours.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sdlora.imports.kohya import from_dataset_config, from_gui
-from sdlora.imports.translation import Translation
-from sdlora.text_files import parse_toml
+from sdlora.imports.kohya import from_gui
+from sdlora.imports.sd_scripts_data import from_dataset_config
+from sdlora.imports.translation import OTHER_MODELS, Translation
+from sdlora.text_files import parse_json, parse_toml
 
 _DEFAULTS: dict[str, Any] = {
     "enable_bucket": False,
@@ -119,7 +119,7 @@ def from_file_metadata(metadata: Mapping[str, str]) -> Translation:
         raise ValueError(f"it was trained on {version}; only Stable Diffusion 1.x, 2.x and XL can be trained here")
     given["v_parameterization"] = "True" if version.endswith("_v") else ""
     given["network_module"] = told.get("network_module", "")
-    given["network_args"] = json.loads(told.get("network_args", "{}"))
+    given["network_args"] = parse_json(told.get("network_args", "{}"))
     given["max_resolution"] = given.pop("resolution", "").strip("()[]")
     called = re.fullmatch(r"([\w.]+?)(?:\((.*)\))?", str(given.get("optimizer", "")))
     if called:
@@ -160,9 +160,10 @@ def _translated(
         gui["LyCORIS_preset"] = gui.pop("preset")
     result = from_gui(gui)
     if datasets is not None:
-        data = from_dataset_config(datasets)
+        data = from_dataset_config(datasets, {})
         result.values |= data.values
         result.lost += data.lost
+        result.changed += data.changed
     result.values |= notes.values
     result.lost += notes.lost
     return result
@@ -182,15 +183,15 @@ def _kind(module: str, arguments: Mapping[str, Any]) -> str:
         return _KINDS.get(algorithm or "lora", f"LyCORIS/{algorithm}")
     if "loha" in module or "lokr" in module:
         return _KINDS["loha" if "loha" in module else "lokr"]
-    for other in ("flux", "sd3", "lumina", "hunyuan", "anima", "qwen", "wan"):
-        if other in module.lower():
-            return other
+    other = next((name for name in OTHER_MODELS if name in module.lower().replace("_", "")), None)
+    if other:
+        return other
     return "Kohya LoCon" if arguments.get("conv_dim") else "Standard"
 
 
 def _json_object(text: str | None) -> dict[str, Any]:
     try:
-        found = json.loads(text or "{}")
+        found = parse_json(text or "{}")
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

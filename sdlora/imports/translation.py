@@ -8,10 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdlora.config.optimization import OWN_RATE, SCHEDULE_FREE
+from sdlora.config.preview_prompts import parse_preview
 
 Convert = Callable[[Any], Any]
 """Gives the value in our terms; None leaves the setting at our default. Raises ValueError for what we don't have."""
 
+OTHER_MODELS = (
+    "flux", "sd3", "stablediffusion3", "sd35", "lumina", "chroma", "hunyuan", "anima", "qwen", "wan", "cascade",
+    "kolors", "pixart", "sana", "auraflow", "hidream", "omnigen", "ltx", "cosmos", "zimage", "deepfloyd", "wuerstchen",
+    "ernie", "kontext", "playground", "bria", "kandinsky", "longcat", "acestep", "heartmula", "refiner", "inpaint",
+)  # fmt: skip
+"""Words, without - and _, that name models of other architectures, or of other inputs."""
+_OTHER_NAMES = re.compile(
+    r"flux[._-]?[12]|stable-diffusion-3|sd3[._-]|sd3\.5|qwen-?image|\bwan-?2|z-image|lumina-image|hunyuan|hidream"
+    r"|stable-cascade|kolors|pixart|auraflow|cosmos-|chroma1?-(?:hd|base)|lodestones/chroma|sana[._-]\d",
+    re.IGNORECASE,
+)
+"""Names of base models that are of another architecture for certain."""
 MAX_NORM = "optimization.max_weight_norm"
 _NOTHING: tuple[Any, ...] = (None, "", False, 0, "0", 0.0, "None", "none", [], {})
 
@@ -177,8 +190,14 @@ def file_name(value: Any) -> str | None:
 
 
 def reconcile(translation: Translation) -> None:
-    """Fix what each side allows and the other doesn't; what has to go is noted."""
+    """Fix what each side allows and the other doesn't; what has to go is noted.
+
+    Raises ValueError for a base model whose name says that it is of another architecture.
+    """
     values = translation.values
+    model = str(values.get("base_model.model", ""))
+    if _OTHER_NAMES.search(model):
+        raise ValueError(f"it trains {model}; only Stable Diffusion 1.x, 2.x and XL can be trained here")
     if values.get("optimization.optimizer") in OWN_RATE:
         for name in ("text_encoder_learning_rate", "text_encoder_2_learning_rate"):
             rate = values.get(f"optimization.{name}")
@@ -186,6 +205,9 @@ def reconcile(translation: Translation) -> None:
                 optimizer = values["optimization.optimizer"]
                 translation.lose(f"optimization.{name}", rate, f"{optimizer} takes one learning rate for all parts")
                 del values[f"optimization.{name}"]
+    if "objective.prior_outside_mask" in values and not _has_masks(values):
+        weight = values.pop("objective.prior_outside_mask")
+        translation.lose("objective.prior_outside_mask", weight, "has no effect without masks")
     optimizer = values.get("optimization.optimizer")
     if optimizer in SCHEDULE_FREE and values.get("optimization.schedule", "constant") != "constant":
         translation.lose("schedule", values.pop("optimization.schedule"), f"{optimizer} has none")
@@ -197,16 +219,48 @@ def reconcile(translation: Translation) -> None:
         for name in ("adapter.dora", "adapter.rslora", "adapter.rank_dropout", "adapter.module_dropout", MAX_NORM):
             if name in values:
                 translation.lose(name, values.pop(name), f"goes with LoRA only here, not {algorithm}")
-    if "images.class_folder" in values:
+    is_class = [folder.get("is_class") for folder in values.get("images.folders", ())]
+    if "images.class_folder" in values or any(is_class):
+        other = values.get("objective.prior_preservation", "class_images")
+        if other != "class_images":
+            translation.lose("objective.prior_preservation", other, "one kind at a time: class images are taken")
         values["objective.prior_preservation"] = "class_images"
-    elif "objective.prior_weight" in values:
-        del values["objective.prior_weight"]
+    elif "objective.prior_preservation" not in values:
+        values.pop("objective.prior_weight", None)
     if not values.get("adapter.text_encoder"):
         values.pop("optimization.text_encoder_learning_rate", None)
     if "optimization.steps" in values and "optimization.epochs" in values:
         steps = values.pop("optimization.steps")
         translation.change("steps", steps, f"epochs win over steps, as there: {values['optimization.epochs']} epochs")
     _settle_buckets(translation)
+
+
+def preview_line(result: Translation, name: str, prompt: object, options: Mapping[str, Any]) -> str:
+    """A prompt with its own options, by the letters of `config.preview_prompts`; those that ours refuses are noted."""
+    line = " ".join(str(prompt).split())
+    for letter, value in options.items():
+        if value in (None, ""):
+            continue
+        try:
+            parse_preview(f"x --{letter} {value}")
+        except ValueError as error:
+            result.lose(f"{name}: {line[:40]}", value, str(error))
+        else:
+            line += f" --{letter} {value}"
+    return line
+
+
+def _has_masks(values: Mapping[str, Any]) -> bool:
+    own = [folder.get("mask") for folder in values.get("images.folders", ())]
+    return any(mask not in (None, "none") for mask in (values.get("images.mask"), *own))
+
+
+def refuse_other_model(name: object) -> None:
+    """Raise ValueError for a word that names another architecture than Stable Diffusion 1.x, 2.x and XL."""
+    word = str(name).lower().replace("-", "").replace("_", "")
+    other = next((each for each in OTHER_MODELS if each in word), None)
+    if other:
+        raise ValueError(f"it trains {name}; only Stable Diffusion 1.x, 2.x and XL can be trained here")
 
 
 def _settle_buckets(translation: Translation) -> None:

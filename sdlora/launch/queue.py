@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdlora.config.train import TrainConfig
-from sdlora.errors import ConfigError, RunError
+from sdlora.errors import ConfigError, RunError, SdloraError
+from sdlora.events import RunFailed
 from sdlora.launch import queue_file
 from sdlora.launch.queue_file import QueueOrder
 from sdlora.launch.runs import RunHandle, list_runs, prepare
+from sdlora.sinks.jsonl import JsonlSink
 
 _SAME_ACCELERATOR = ("auto", "cpu", "cuda", "cuda:0", "mps")
 
@@ -84,7 +86,7 @@ def advance(runs_folder: Path) -> list[RunHandle]:
     """Start the next waiting run of each accelerator on which nothing runs; returns the started ones.
 
     May be called as often as you like and from several processes at once: one starts, the others see it running.
-    A run that can't be started (its folder is gone, it runs already) leaves the queue.
+    A run that can't be started (its folder is gone, it runs already, its configuration is damaged) leaves the queue.
     """
     runs_folder = runs_folder.resolve()
     if not queue_file.names(runs_folder):
@@ -104,10 +106,25 @@ def advance(runs_folder: Path) -> list[RunHandle]:
             if device in busy:
                 continue
             busy.add(device)
-            with suppress(RunError):  # begun on the command line at this moment
+            try:
                 handle.resume()
                 started.append(handle)
+            except RunError:  # begun on the command line at this moment
+                continue
+            except SdloraError as error:  # one run that can't begin must not keep the others waiting
+                busy.discard(device)
+                _record_failure(handle, error)
         return started
+
+
+def _record_failure(handle: RunHandle, error: SdloraError) -> None:
+    """Into the run's own log and events, where those look who ask why it stands still."""
+    with suppress(OSError):
+        with handle.files.log.open("a", encoding="utf-8") as log:
+            log.write(f"error: {error}\n")
+        sink = JsonlSink(handle.files.events)
+        sink.emit(RunFailed(step=handle.state().step, message=str(error)))
+        sink.close()
 
 
 def accelerator(handle: RunHandle) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,19 +95,22 @@ def read_pickled(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):  # files from before PyTorch 1.6 can't be mapped
-                raise
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols, by number
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap" not in str(error):  # files from before PyTorch 1.6 can't be mapped
+                    raise
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path}: holds more than plain tensors, and loading it could run code; it is not opened. "
             "Convert it to .safetensors with a tool you trust, or get that version of the model."
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise ModelError(f"{path}: can't be read as a checkpoint: {error}") from error
+    except Exception as error:
+        # In bytes that are no checkpoint torch's reader stumbles wherever it happens to be: nothing to list.
+        raise ModelError(f"{path}: can't be read as a checkpoint: {error or type(error).__name__}") from error
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     tensors = (

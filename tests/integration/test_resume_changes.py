@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.hub.inspection import inspect
 from sdlora.cli import app
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
@@ -76,6 +78,12 @@ def test_more_steps_continue_as_if_they_had_been_asked_for_at_once(configure) ->
     assert (resumed.outcome, resumed.step) == ("completed", 4)
     assert weights_hash(resumed.adapter) == weights_hash(straight.adapter)
     assert heard.has(r"changed optimization\.steps: 2 -> 3")
+    told = inspect(read(resumed.adapter))
+    assert told.lineage == [
+        {"step": 2, "changes": {"optimization.steps": [2, 3]}},
+        {"step": 3, "changes": {"optimization.steps": [3, 4]}},
+    ]
+    assert "changed         at step 2: optimization.steps 2 -> 3" in told.as_text()
     versions = changes.history(RunFolder(extended.folder))
     assert [[(one.name, one.before, one.after) for one in version.changes] for version in versions] == [
         [("optimization.steps", 2, 3)],

@@ -36,6 +36,42 @@ def test_a_preset_names_only_what_differs_from_the_defaults(preset: Path) -> Non
     assert same <= {"base_model.model", "images.resolution"}, f"set to the default: {same}"
 
 
+ANIME = ("pony", "illustrious", "noobai", "noobai_vpred", "animagine4")
+
+
+@pytest.mark.parametrize("preset", [path.stem for path in files.shipped_presets() if path.stem != "demo"])
+def test_previews_of_a_preset_suit_its_family(preset: str) -> None:
+    previews = files.load(preset).previews
+    assert "lowres" in previews.negative
+    assert 4 <= previews.guidance <= 7.5
+    if preset in ANIME:
+        assert "1girl" in previews.prompts[0]
+        assert len(previews.prompts[0].split(", ")) > 6, "quality tags beside the subject"
+        assert previews.sampler.startswith("Euler")
+
+
+def test_the_preset_of_a_v_prediction_model_does_not_rely_on_marks_that_merges_lose() -> None:
+    config = files.load("noobai_vpred")
+    assert (config.base_model.prediction, config.base_model.zero_terminal_snr) == ("v_prediction", True)
+    assert config.objective.v_loss_like_epsilon
+    assert files.load("noobai").base_model.prediction == "auto"
+
+
+def test_the_b_lora_preset_trains_the_attention_of_two_blocks(tiny_sdxl: Path) -> None:
+    from sdlora.adapters.algebra.blocks import block_label
+    from sdlora.adapters.files.kohya import kohya_name
+    from sdlora.adapters.live.layers import choose
+    from sdlora.models.detection import detect
+    from sdlora.models.layout import unet_layout
+
+    config = files.load("sdxl_blora", [f"base_model.model={tiny_sdxl}"])
+    unet = unet_layout(config.base_model, detect(config.base_model))
+    paths = [target.path for target in choose({"unet": unet}, config.adapter).targets]
+    assert {block_label(kohya_name("unet", path, "sdxl")) for path in paths} == {"OUT00", "OUT01"}
+    assert {path.partition(".attn")[2][2:] for path in paths} == {"to_q", "to_k", "to_v", "to_out.0"}
+    assert len(paths) == 2 * 10 * 8, "two blocks of ten transformer layers, each with two attentions of four layers"
+
+
 def flatten(values: dict, prefix: str = "") -> list[tuple[str, object]]:
     pairs: list[tuple[str, object]] = []
     for name, value in values.items():
@@ -68,7 +104,10 @@ def test_a_file_in_the_current_folder_wins_over_a_shipped_preset(
 
 
 def test_an_unknown_preset_lists_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"animee.yaml has 1 problem:\n.*presets are: anime.yaml, demo.yaml"):
+    with pytest.raises(
+        ConfigError,
+        match=r"animee.yaml has 1 problem:\n.*did you mean 'anime.yaml'\? presets are: animagine4.yaml",
+    ):
         files.load("animee.yaml")
 
 

@@ -144,7 +144,9 @@ def test_files_that_are_no_images_with_settings_are_named_with_the_reason(tmp_pa
     }.items():
         with pytest.raises(DataError, match=rf"{name}: .*{reason}"):
             read_image_settings(tmp_path / name)
-    with pytest.raises(DataError, match="carries no settings that sdlora reads: it holds a ComfyUI workflow"):
+    with pytest.raises(DataError, match="carries no settings that sdlora reads: it holds a ComfyUI workflow without"):
+        read_image_settings(png_with(tmp_path / "comfy.png", workflow="{}"))
+    with pytest.raises(DataError, match="its settings are JSON of an unknown program, with 3"):
         read_image_settings(png_with(tmp_path / "comfy.png", prompt='{"3": {}}', workflow="{}"))
 
 

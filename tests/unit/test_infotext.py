@@ -104,10 +104,67 @@ def test_hashes_are_read_where_model_sites_put_them() -> None:
     assert from_infotext(text_with(Hashes="{oops}")).adapter_hashes == {}
 
 
+NO_SEED = "it tells no seed that can be taken, so another picture comes of it; a seed is drawn"
+
+
 def test_a_text_without_settings_is_a_prompt() -> None:
-    read = from_infotext("just a cat\nSteps: 3")
-    assert read.values == {"prompt": "just a cat\nSteps: 3", "negative": ""}
+    read = from_infotext("just a cat\nSteps: 5, by night")
+    assert read.values == {"prompt": "just a cat\nSteps: 5, by night", "negative": ""}
+    assert read.warnings == (NO_SEED,)
+
+
+HEAD = "a cat\nNegative prompt: blurry\n"
+PARTS = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x768, RNG: CPU"
+WHOLE = {
+    "prompt": "a cat", "negative": "blurry", "sampler": "Euler a", "steps": 20, "guidance": 7.0, "seed": 5,
+    "width_px": 512, "height_px": 768,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [
+        (f"{HEAD}{PARTS}", {}),
+        (f"a cat\r\nNegative prompt: blurry\r\n{PARTS}\r\n", {}),
+        (f"a cat\n{PARTS}\nNegative prompt: blurry", {}),
+        (f"Negative prompt: blurry\nPrompt: a cat\n{PARTS}", {}),
+        (f"a cat\nnegative Prompt:blurry\n{PARTS.lower()}", {}),
+        (f"{HEAD}Steps: 20, Sampler: Euler a,\nCFG scale: 7, Seed: 5,\nSize: 512x768, RNG: CPU", {}),
+        (f"{HEAD}Seed: 5, Size: 512x768,\nSteps: 20, Sampler: Euler a, CFG scale: 7, RNG: CPU", {}),
+        (f"{HEAD}Steps: 20, Sampler: Euler\na, CFG scale: 7, Seed: 5, Size: 512x768, RNG: CPU", {}),
+        (f"{HEAD}{PARTS}\nTemplate: a __pet__,\nby night", {"Template": "a __pet__,\nby night"}),
+        (f'{HEAD}{PARTS}, Hires prompt: "a\nb, Seed: 9, c: d, e: f"',
+         {"Hires prompt": "a\nb, Seed: 9, c: d, e: f"}),
+        (f"{HEAD}Steps: 20, Sampler: k_euler_ancestral, CFG scale: 7.0, Seed: 5.0, Size-1: 512, Size-2: 768, RNG: CPU",
+         {}),
+        (f'{HEAD}{PARTS}, Created Date: 2025-01-02T03:04:05Z, '
+         'Civitai resources: [{"type":"lora","weight":0.8,"modelName":"ink, b"}], Civitai metadata: {}',
+         {"Created Date": "2025-01-02T03:04:05Z", "Civitai metadata": "{}",
+          "Civitai resources": '[{"type":"lora","weight":0.8,"modelName":"ink, b"}]'}),
+        (f'{HEAD}{PARTS}, ADetailer model: face_yolov8n.pt, ADetailer prompt: "a, b", Module 1: ae',
+         {"ADetailer model": "face_yolov8n.pt", "ADetailer prompt": "a, b", "Module 1": "ae"}),
+        (f"{HEAD}{PARTS}, App: SD.Next, Operations: txt2img; hires",
+         {"App": "SD.Next", "Operations": "txt2img; hires"}),
+    ],
+)  # fmt: skip
+def test_odd_forms_of_texts_are_read_as_what_they_mean(text: str, unknown: dict[str, str]) -> None:
+    read = from_infotext(text)
+    assert read.values == WHOLE
+    assert read.unknown == unknown
     assert read.warnings == ()
+
+
+def test_few_settings_are_settings_where_the_line_holds_nothing_else() -> None:
+    read = from_infotext("a cat\nSteps: 3, Seed: 4")
+    assert read.values == {"prompt": "a cat", "negative": "", "steps": 3, "seed": 4}
+    assert from_infotext("Steps: 20, Seed: 5, Size: 512x512").values["prompt"] == ""
+
+
+@pytest.mark.parametrize("seed", ["Seed: -1", "Seed: random", "Version: x"])
+def test_a_seed_that_is_not_told_is_not_drawn_in_silence(seed: str) -> None:
+    read = from_infotext(f"a cat\nSteps: 3, CFG scale: 4, {seed}, RNG: CPU")
+    assert "seed" not in read.values
+    assert NO_SEED in read.warnings
 
 
 @pytest.mark.parametrize("text", ["a" * 2**18, "a " * 2**17, 'aa: "' * 2**16, 'aa:"\\",' * 2**16, "aa:" * 2**17])

@@ -165,3 +165,18 @@ def test_two_processes_that_advance_at_once_start_one_run(new_run: Callable[...,
         process.stdin.flush()
     assert sorted(process.communicate(timeout=60)[0].strip() for process in pair) == ["", "a"]
     assert names(queue.read(folder).running) == ["a"]
+
+
+def test_a_run_with_a_damaged_configuration_fails_alone(new_run: Callable[..., RunHandle], folder: Path) -> None:
+    broken, sound = new_run("broken"), new_run("sound")
+    broken.files.config.write_text("seed: [", encoding="utf-8")
+    queue.enqueue(broken)
+    queue.enqueue(sound)
+
+    assert names(queue.advance(folder)) == ["sound"]
+
+    state = broken.state()
+    assert state.status == "failed"
+    assert "not valid YAML" in str(state.last_error)
+    assert "error: " in broken.log_tail()
+    assert names(queue.read(folder).waiting) == []

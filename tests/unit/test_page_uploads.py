@@ -157,8 +157,9 @@ def test_links_and_hidden_files_of_a_zip_file_are_left_out(tmp_path: Path) -> No
 
 def test_a_decompression_bomb_is_refused_by_what_it_says_and_by_what_it_does(tmp_path: Path) -> None:
     bomb = zipped(tmp_path / "bomb.zip", zeros_txt=bytes(8 << 20))
+    assert len(unpack(bomb, tmp_path / "text")[0]) == 1, "a text that repeats itself packs as well"
     with pytest.raises(RefusedArchiveError, match="decompression bomb"):
-        unpack(bomb, tmp_path / "out")
+        unpack(bomb, tmp_path / "out", Limits(harmless_bytes=1 << 20))
     assert not (tmp_path / "out").exists()
     with pytest.raises(RefusedArchiveError, match="larger than 1 MiB"):
         unpack(bomb, tmp_path / "out", Limits(ratio=10**9, file_bytes=1 << 20))
@@ -184,6 +185,21 @@ def test_damaged_and_locked_zip_files_are_named(dataset: Path, tmp_path: Path) -
     report = receive(dataset, [locked, *upload(tmp_path, damaged_zip=b"PK no zip")])
     assert "password" in report.refused["locked.zip"]
     assert "no intact zip file" in report.refused["damaged.zip"]
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_file_in_a_zip_file_is_left_out_alone(dataset: Path, tmp_path: Path, packing: int) -> None:
+    archive = tmp_path / "some.zip"
+    text = " ".join(str(number) for number in range(3000)).encode()
+    with zipfile.ZipFile(archive, "w", packing) as opened:
+        opened.writestr("bad.txt", text)
+        opened.writestr("good.png", png(2))
+    content = bytearray(archive.read_bytes())
+    content[60:120] = bytes(60)
+    archive.write_bytes(bytes(content))
+    report = receive(dataset, [archive, *upload(tmp_path, other_png=png(3))])
+    assert visible(dataset) == ["good.png", "other.png"]
+    assert any(name.endswith("bad.txt") for name in report.refused)
 
 
 def test_names_are_made_safe_for_any_system() -> None:

@@ -13,9 +13,11 @@ from sdlora.config.base_model import MergedAdapter
 from sdlora.errors import ConfigError
 from sdlora.imports import kohya
 from sdlora.imports.read import import_settings
+from sdlora.imports.sd_scripts_data import SUBSET
 from sdlora.training.optimization import optimizers
 from tests.support.foreign_settings import DATASET, KOHYA
 from tests.support.imported_settings import imported, lost_names, read_back
+from tests.support.kohya_presets import FLUX, ODD, PLAIN
 
 
 def test_kohya_settings_are_taken_over(tmp_path: Path) -> None:
@@ -54,7 +56,7 @@ def test_kohya_settings_without_counterpart_are_listed_and_others_are_not(tmp_pa
 
 def test_every_kohya_setting_is_of_one_class_only() -> None:
     """Taken over, without effect on the adapter or listed: no name is left to chance."""
-    taken = {*kohya._GUI, *kohya._SUBSET}
+    taken = {*kohya.SETTINGS, *SUBSET}
     assert not taken & kohya.WITHOUT_EFFECT
     assert not taken & kohya.NO_COUNTERPART
     assert not kohya.WITHOUT_EFFECT & kohya.NO_COUNTERPART
@@ -105,6 +107,7 @@ def test_what_is_taken_over_with_another_value_is_said(tmp_path: Path, changes: 
             "base_model.adapters",
             (MergedAdapter(file="a.safetensors", weight=0.5), MergedAdapter(file="b c.safetensors")),
         ),
+        ({"log_with": "wandb", "log_tracker_name": "mine"}, "outputs.wandb_project", "mine"),
         ({"color_aug": True}, "images.hue_jitter", 16),
         ({"face_crop_aug_range": "2.0,4.0"}, "images.crop_focus", "face"),
         ({"reg_data_dir": "people"}, "objective.prior_preservation", "class_images"),
@@ -142,14 +145,45 @@ def test_values_without_counterpart_say_why(tmp_path: Path) -> None:
 def test_a_dataset_config_gives_folders_and_says_what_differs(tmp_path: Path) -> None:
     result = imported(tmp_path, "dataset.toml", DATASET)
     images = result.config.images
-    assert images.folder == (Path("pictures/hero"), Path("pictures/friend"))
-    assert images.class_folder == Path("pictures/people")
-    assert (images.resolution, images.repeats) == (768, 10)
-    assert (result.config.captions.keep_tags, result.config.captions.default) == (2, "zeta hero")
+    hero, friend, people = images.folders
+    assert (hero.folder, hero.repeats, hero.default) == (Path("pictures/hero"), 10, "zeta hero")
+    assert (friend.folder, friend.repeats, friend.default) == (Path("pictures/friend"), 5, None)
+    assert (people.folder, people.is_class) == (Path("pictures/people"), True)
+    assert (images.resolution, images.folder, images.class_folder) == (768, None, None)
+    assert (images.buckets, images.crop_focus) == (False, "face"), "enable_bucket is off there unless it is set"
+    assert (result.config.captions.shuffle_tags, result.config.captions.keep_tags) == (True, 2)
+    assert result.config.objective.prior_preservation == "class_images"
     assert result.config.optimization.batch_size == 4
-    assert lost_names(result) == {"face_crop_aug_range", "pictures/friend: num_repeats"}
-    assert "rename this one to 5_friend" in "\n".join(result.lost)
+    assert {name for name in lost_names(result) if "crop" in name} == {
+        f"pictures/{one}: images.{name}" for one in ("friend", "people") for name in ("crop_focus", "random_crop")
+    }
+    assert len(result.lost) == 4
+    assert "face_crop_aug_range" in "\n".join(result.changed)
     read_back(result, tmp_path)
+
+
+def test_subsets_that_agree_stay_one_setting_for_all(tmp_path: Path) -> None:
+    text = """
+[general]
+enable_bucket = true
+[[datasets]]
+resolution = 512
+  [[datasets.subsets]]
+  image_dir = "a"
+  num_repeats = 2
+  [[datasets.subsets]]
+  image_dir = "b"
+  num_repeats = 2
+  [[datasets.subsets]]
+  is_reg = true
+  num_repeats = 2
+  image_dir = "c"
+"""
+    result = imported(tmp_path, "dataset.toml", text)
+    images = result.config.images
+    assert (images.folder, images.class_folder) == ((Path("a"), Path("b")), Path("c"))
+    assert (images.repeats, images.folders, images.buckets) == (2, (), True)
+    assert result.lost == ()
 
 
 def test_metadata_gives_captions(tmp_path: Path) -> None:
@@ -172,10 +206,12 @@ def test_a_folder_of_repeat_folders_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", {"hello": 1}, "neither kohya_ss settings, OneTrainer settings or concepts nor sd-scripts metadata"),
+        ("a.json", {"hello": 1}, "neither settings of kohya_ss, OneTrainer or SimpleTuner nor"),
         ("a.json", "{", "can't be imported"),
         ("a.json", [], "no enabled concept of type STANDARD"),
         ("a.toml", "[general]", r"it has no \[\[datasets.subsets\]\]"),
+        ("a.toml", "[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 2", "no subset of it names a folder"),
+        ("a.json", "[" * 100_000, "can't be imported: nested too deep"),
         ("a.toml", "=", "can't be imported"),
         ("a.yaml", {"job": "extension"}, "it has no config.process"),
         ("a.yaml", "- [", "can't be imported"),
@@ -277,7 +313,9 @@ def test_the_data_set_that_a_training_config_names_is_read(tmp_path: Path) -> No
     (tmp_path / "data.toml").write_text(DATASET, encoding="utf-8")
     text = 'network_dim = 8\ndataset_config = "data.toml"\n'
     config = imported(tmp_path, "train.toml", text).config
-    assert config.images.folder == (Path("pictures/hero"), Path("pictures/friend"))
+    assert [(one.folder.name, one.repeats) for one in config.images.folders] == [
+        ("hero", 10), ("friend", 5), ("people", None),
+    ]  # fmt: skip
     lost = imported(tmp_path, "train.toml", text.replace("data.toml", "gone.toml")).lost
     assert "dataset_config=gone.toml: no such file beside this one; set images.folder" in lost
 
@@ -357,3 +395,36 @@ def test_a_lora_file_that_tells_nothing_usable_says_so(tmp_path: Path, metadata:
     save_file({"x": np.zeros((1, 1), np.float32)}, path, metadata=metadata)
     with pytest.raises(ConfigError, match=said):
         import_settings(path)
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_settings_that_people_share_are_imported_and_can_be_built(tmp_path: Path, kind: str) -> None:
+    result = imported(tmp_path, "preset.json", {**PLAIN, **ODD[kind]})
+    read_back(result, tmp_path)
+    optimizers.check(result.config.optimization)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("an adapter kind that is not here, at the largest rank", "a plain LoRA is trained"),
+        ("a full matrix, steps of one pixel, options in quotes and a scheduler by class", "network_dim=100000"),
+        ("a full matrix, steps of one pixel, options in quotes and a scheduler by class", "bucket_reso_steps=1"),
+        ("a full matrix, steps of one pixel, options in quotes and a scheduler by class", "lr_scheduler_type="),
+        ("epochs and steps, two weightings", "epochs win over steps"),
+        ("epochs and steps, two weightings", "one weighting at a time: debiased is taken"),
+        ("Adafactor that finds its own rate", "Adafactor with relative_step finds its own"),
+        ("a rectangle without buckets", "a rectangle without buckets can't be held"),
+        ("a file to go on from, under a Windows path", "adaptive_noise_scale=0.00357: no counterpart"),
+    ],
+)
+def test_what_odd_settings_lose_or_change_is_said(tmp_path: Path, kind: str, said: str) -> None:
+    result = imported(tmp_path, "preset.json", {**PLAIN, **ODD[kind]})
+    assert said in "\n".join([*result.lost, *result.changed])
+
+
+def test_shared_settings_for_flux_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="only Stable Diffusion 1.x, 2.x and XL can be trained here"):
+        imported(tmp_path, "preset.json", {**PLAIN, **FLUX})
+    with pytest.raises(ConfigError, match=r"it trains flux1-dev\.safetensors; only Stable Diffusion"):
+        imported(tmp_path, "preset.json", {**PLAIN, "pretrained_model_name_or_path": "flux1-dev.safetensors"})

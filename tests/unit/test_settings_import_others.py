@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sdlora.errors import ConfigError
 from tests.support.foreign_settings import AI_TOOLKIT, CONCEPTS, ONETRAINER, SAMPLES
 from tests.support.imported_settings import imported, lost_names, read_back
 
@@ -15,18 +16,20 @@ from tests.support.imported_settings import imported, lost_names, read_back
 def test_concepts_give_folders_and_say_what_differs(tmp_path: Path) -> None:
     result = imported(tmp_path, "concepts.json", CONCEPTS)
     config = result.config
-    assert config.images.folder == (Path("pictures/hero"), Path("pictures/friend"))
+    hero, friend = config.images.folders
+    assert (hero.folder, hero.repeats, hero.loss_weight) == (Path("pictures/hero"), 3, 0.5)
+    assert (hero.resolution, hero.horizontal_flip) == ((512, 768), True)
+    assert (hero.shuffle_tags, hero.keep_tags, hero.tag_dropout) == (True, 2, 0.1)
+    assert (friend.folder, friend.repeats, friend.horizontal_flip) == (Path("pictures/friend"), None, None)
     assert config.validation.folder == Path("pictures/held-out")
-    assert (config.images.repeats, config.images.resolution) == (3, (512, 768))
-    assert (config.images.horizontal_flip, config.images.random_crop) == (True, True)
-    captions = config.captions
-    assert (captions.shuffle_tags, captions.keep_tags, captions.tag_dropout, captions.separator) == (True, 2, 0.1, ";")
+    assert (config.images.random_crop, config.images.rotation, config.captions.separator) == (True, 5, ";")
+    assert config.images.hue_jitter == 0, "a strength counts only where its switch is on"
     assert lost_names(result) == {
-        "loss_weight",
-        "text.prompt_source",
-        "image.enable_random_rotate",
-        "image.random_rotate_max_angle",
+        "pictures/hero: text.prompt_source",
         "pictures/friend: balancing",
+        "pictures/friend: images.random_crop",
+        "pictures/friend: images.rotation",
+        "pictures/friend: captions.separator",
         "pictures/prior: type",
     }
     read_back(result, tmp_path)
@@ -47,8 +50,10 @@ def test_a_onetrainer_configuration_is_taken_over_with_the_files_it_names(tmp_pa
     base = config.base_model
     assert (base.model, base.family) == ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl")
     assert (base.vae, base.quantization) == ("madebyollin/sdxl-vae-fp16-fix", "nf4")
-    assert (config.images.folder, config.images.repeats) == (Path("pictures/hero"), 3)
+    (hero,) = config.images.folders
+    assert (hero.folder, config.images.repeats, hero.loss_weight) == (Path("pictures/hero"), 3, 0.5)
     assert config.images.resolution == (512, 768), "the concept's own resolution goes before that of the run"
+    assert config.optimization.text_encoder_until is None, "it stops after the run's end"
     assert (config.images.mask, config.images.unmasked_weight) == ("file", 0.2)
     assert (config.captions.dropout, config.captions.tag_dropout) == (0.05, 0.1)
     adapter = config.adapter
@@ -64,15 +69,11 @@ def test_a_onetrainer_configuration_is_taken_over_with_the_files_it_names(tmp_pa
     assert (objective.weighting, objective.min_snr_gamma, objective.max_timestep) == ("min_snr", 7, 899)
     assert (objective.noise_offset, objective.timestep_distribution) == (0.03, "logit_normal")
     previews = config.previews
-    assert (previews.prompts, previews.negative, previews.width_px) == (("a zeta hero",), "blurry", 1024)
+    assert previews.prompts == ("a zeta hero --n blurry --w 1024 --h 768 --d 42 --l 6.0 --s 20",)
     assert (config.outputs.checkpoint_every, config.outputs.precision) == (250, "bf16")
     assert lost_names(result) == {
-        "loss_weight",
         "text.prompt_source",
-        "image.enable_random_rotate",
-        "image.random_rotate_max_angle",
         "generalized_offset_noise",
-        "text_encoder.stop_training_after",
         "unmasked_probability",
         "sample_after",
     }
@@ -95,7 +96,6 @@ def test_what_a_onetrainer_preset_leaves_out_has_its_own_defaults(tmp_path: Path
     ("changes", "setting", "value", "lost"),
     [
         ({"concept_file_name": "gone.json"}, "images.folder", None, "concept_file_name=gone.json: no such file near"),
-        ({"model_type": "FLUX_DEV_1"}, "base_model.family", "auto", "model_type=FLUX_DEV_1: only Stable Diffusion"),
         ({"training_method": "FINE_TUNE"}, "adapter.rank", 32, "taken as LORA"),
         ({"model_type": "STABLE_DIFFUSION_21"}, "base_model.prediction", "v_prediction", ""),
         ({"force_epsilon_prediction": True}, "base_model.prediction", "epsilon", ""),
@@ -104,7 +104,12 @@ def test_what_a_onetrainer_preset_leaves_out_has_its_own_defaults(tmp_path: Path
         ({"mae_strength": 0.5}, "objective.loss", "mse", "mae_strength=0.5: one loss at a time: mse is taken"),
         ({"loss_weight_fn": "P2"}, "objective.weighting", "none", "loss_weight_fn=P2: no counterpart"),
         ({"unet": {"weight_dtype": "FLOAT_8"}}, "base_model.quantization", "none", "int8 and nf4 are possible"),
-        ({"unet": {"train": False}}, "optimization.learning_rate", 3e-4, "the UNet's layers are always trained"),
+        ({"unet": {"train": False}}, "adapter.unet", False, ""),
+        ({"epochs": 60}, "optimization.text_encoder_until", 0.5, ""),
+        ({"masked_prior_preservation_weight": 0.5}, "objective.prior_outside_mask", 0.5, ""),
+        ({"learning_rate_scheduler": "REX"}, "optimization.schedule", "rex", ""),
+        ({"save_every_unit": "EPOCH", "save_every": 1}, "outputs.checkpoint_every", "1 epoch", ""),
+        ({"peft_type": "LOKR", "lokr_full_matrix": True}, "adapter.lokr_full", True, ""),
         ({"peft_type": "LOKR", "lokr_dim": 4, "lokr_decompose_factor": 8}, "adapter.lokr_factor", 8, ""),
         ({"peft_type": "OFT_2"}, "adapter.algorithm", "lora", "peft_type=OFT_2: no counterpart"),
         (
@@ -165,14 +170,73 @@ def test_an_ai_toolkit_job_is_taken_over(tmp_path: Path) -> None:
     assert config.objective.max_timestep == 999
     assert config.previews.prompts == ("zeta playing chess", "a bear")
     assert (config.outputs.checkpoint_every, config.outputs.keep_checkpoints) == (250, 4)
-    assert result.lost == ("datasets.mask_path=masks: no counterpart",)
+    assert lost_names(result) == {"datasets.mask_path"}
     read_back(result, tmp_path)
 
 
-def test_a_model_that_is_no_stable_diffusion_is_listed(tmp_path: Path) -> None:
+FLUX = {"name_or_path": "black-forest-labs/FLUX.1-dev"}
+AI_MODELS = [
+    {"arch": "qwen_image", "name_or_path": "a/b"},
+    {"is_flux": True, "name_or_path": "a/b"},
+    {"arch": "wan21", "name_or_path": "a/b"},
+    {"is_v3": True, "name_or_path": "a/b"},
+    FLUX,
+]
+
+
+@pytest.mark.parametrize("model", AI_MODELS)
+def test_ai_toolkit_jobs_for_other_models_are_refused(tmp_path: Path, model: dict[str, Any]) -> None:
     job = json.loads(json.dumps(AI_TOOLKIT))
-    job["config"]["process"][0]["model"] = {"name_or_path": "a/b", "is_flux": True}
-    job["config"]["process"][0]["train"]["noise_scheduler"] = "flowmatch"
-    lost = "\n".join(imported(tmp_path, "job.yaml", job).lost)
-    assert "model.arch=flux: only Stable Diffusion 1.x, 2.x and XL can be trained" in lost
-    assert "train.noise_scheduler=flowmatch: noise is added as in DDPM" in lost
+    job["config"]["process"][0]["model"] = model
+    with pytest.raises(ConfigError, match=r"it trains .*; only Stable Diffusion 1\.x, 2\.x and XL can be trained here"):
+        imported(tmp_path, "job.yaml", job)
+
+
+def test_jobs_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    job = json.loads(json.dumps(AI_TOOLKIT))
+    job["config"]["process"][0]["type"] = "concept_slider"
+    with pytest.raises(ConfigError, match="it is a job of type concept_slider"):
+        imported(tmp_path, "job.yaml", job)
+
+
+@pytest.mark.parametrize(
+    "kind", ["FLUX_DEV_1", "QWEN", "STABLE_DIFFUSION_35", "WUERSTCHEN_2", "STABLE_DIFFUSION_XL_10_BASE_INPAINTING"]
+)
+def test_onetrainer_settings_for_other_models_are_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ConfigError, match=rf"it trains {kind}; only Stable Diffusion"):
+        imported(tmp_path, "mine.json", {**ONETRAINER, "model_type": kind})
+
+
+def test_ai_toolkit_datasets_keep_their_settings(tmp_path: Path) -> None:
+    job = json.loads(json.dumps(AI_TOOLKIT))
+    process = job["config"]["process"][0]
+    process["datasets"] = [
+        {"folder_path": "a", "num_repeats": 3, "caption_ext": "txt", "flip_x": True, "trigger_word": "zeta one"},
+        {"folder_path": "b", "resolution": [512], "loss_multiplier": 0.5, "alpha_mask": True, "mask_min_value": 0.1},
+        {"folder_path": "c", "is_reg": True},
+    ]
+    process["train"] |= {"inverted_mask_prior": True, "loss_type": "pseudo_huber", "content_or_style": "content"}
+    process["sample"] = {"samples": [{"prompt": "[trigger] runs", "width": 768, "seed": 7}], "sample_every": 100}
+    result = imported(tmp_path, "job.yaml", job)
+    config = result.config
+    first, second, third = config.images.folders
+    assert (first.repeats, first.horizontal_flip, first.trigger) == (3, True, "zeta one")
+    assert (second.resolution, second.loss_weight, second.mask) == (512, 0.5, "alpha")
+    assert third.is_class
+    assert (config.images.unmasked_weight, config.objective.prior_outside_mask) == (0.1, 0.5)
+    assert (config.objective.loss, config.objective.huber_delta) == ("huber", 0.01)
+    assert config.objective.timestep_distribution == "cubic"
+    assert config.previews.prompts == ("zeta runs --w 768 --d 7",)
+    read_back(result, tmp_path)
+
+
+def test_preservation_of_other_captions_keeps_its_weight(tmp_path: Path) -> None:
+    job = json.loads(json.dumps(AI_TOOLKIT))
+    train = job["config"]["process"][0]["train"]
+    train |= {"diff_output_preservation": True, "diff_output_preservation_multiplier": 0.5}
+    objective = imported(tmp_path, "job.yaml", job).config.objective
+    assert (objective.prior_preservation, objective.prior_weight) == ("base_prediction", 0.5)
+    job["config"]["process"][0]["datasets"].append({"folder_path": "people", "is_reg": True})
+    result = imported(tmp_path, "job.yaml", job)
+    assert result.config.objective.prior_preservation == "class_images"
+    assert "objective.prior_preservation" in lost_names(result)

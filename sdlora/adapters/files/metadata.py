@@ -60,6 +60,8 @@ class TrainingFacts:
     vae_name: str | None = None
     base_adapters: tuple[tuple[str, float], ...] = ()
     """Names and weights of the adapters that were merged into the base model first."""
+    lineage: tuple[Mapping[str, Any], ...] = ()
+    """Changes of settings while it was trained, oldest first: step, and setting to [before, after]."""
     learning_rate: float | None = None
     unet_learning_rate: float | None = None
     text_encoder_learning_rate: float | None = None
@@ -132,6 +134,8 @@ class NetworkFacts:
 
 BASE_ADAPTERS = "sdlora.base_adapters"
 """Metadata entry (JSON) that names the adapters that an adapter was trained on top of."""
+LINEAGE = "sdlora.lineage"
+"""Metadata entry (JSON) that tells how settings changed while an adapter was trained."""
 _SIDE_CAR_VERSIONS: dict[FamilyName, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 _SITES_FAMILIES: dict[FamilyName, str] = {"sd1": "SD 1.5", "sd2": "SD 2.1", "sdxl": "SDXL 1.0"}
 _PREFERRED_WEIGHT = 1.0
@@ -183,10 +187,13 @@ def model_spec(facts: TrainingFacts, tensor_hash: str) -> dict[str, str]:
 
 def own_metadata(facts: TrainingFacts) -> dict[str, str]:
     """The sdlora.* entries: what no other tool has a name for."""
-    if not facts.base_adapters:
-        return {}
-    listed = [{"file": name, "weight": weight} for name, weight in facts.base_adapters]
-    return {BASE_ADAPTERS: json.dumps(listed, ensure_ascii=False)}
+    entries = {}
+    if facts.base_adapters:
+        listed = [{"file": name, "weight": weight} for name, weight in facts.base_adapters]
+        entries[BASE_ADAPTERS] = json.dumps(listed, ensure_ascii=False)
+    if facts.lineage:
+        entries[LINEAGE] = json.dumps([dict(version) for version in facts.lineage], ensure_ascii=False)
+    return entries
 
 
 def side_car(facts: TrainingFacts) -> dict[str, object]:

@@ -112,9 +112,10 @@ def _jpeg_quality(image: Image.Image) -> float | None:
 
 def _steps(luma: Image.Image) -> tuple[Image.Image, Image.Image]:
     """Differences between neighbours, beside and below each other, in mode L."""
-    width, height = luma.size
-    beside = ImageChops.difference(luma.crop((0, 0, width - 1, height)), luma.crop((1, 0, width, height)))
-    below = ImageChops.difference(luma.crop((0, 0, width, height - 1)), luma.crop((0, 1, width, height)))
+    # Cut out by numpy: Pillow's `crop` holds what is cut out of a large image for a decompression bomb.
+    levels = numpy.asarray(luma)
+    beside = ImageChops.difference(Image.fromarray(levels[:, :-1]), Image.fromarray(levels[:, 1:]))
+    below = ImageChops.difference(Image.fromarray(levels[:-1]), Image.fromarray(levels[1:]))
     return beside, below
 
 

@@ -8,7 +8,6 @@ The archive is read front to back, one sample at a time in memory. Nothing of it
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,7 +18,7 @@ from sdlora.constants import MIB
 from sdlora.data.decoding import IMAGE_SUFFIXES
 from sdlora.data.metadata_files import caption_of
 from sdlora.data.packed.samples import LARGEST_BYTES, PackedSample, Unusable
-from sdlora.text_files import UnreadableTextError, decode_text
+from sdlora.text_files import UnreadableTextError, decode_text, parse_json
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _TEXT_SUFFIXES = (".txt", ".caption")
@@ -74,7 +73,8 @@ def _caption(parts: dict[str, bytes]) -> str | None:
         if suffix in parts:
             return decode_text(parts[suffix]).strip() or None
     if _JSON_SUFFIX in parts:
-        with suppress(json.JSONDecodeError):
-            values = json.loads(decode_text(parts[_JSON_SUFFIX]))
+        text = decode_text(parts[_JSON_SUFFIX])
+        with suppress(ValueError):
+            values = parse_json(text)
             return (caption_of(values) or "").strip() or None if isinstance(values, dict) else None
     return None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +19,8 @@ from sdlora.data.sets.folders import clean_part
 from sdlora.words import size_in_words
 
 _CHUNK_BYTES = MIB
+_BROKEN = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error, lzma.LZMAError, struct.error, ValueError)
+"""What zipfile and the packers behind it raise for damaged files; RuntimeError for a password."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,10 @@ class Limits:
     files: int = 20_000
     file_bytes: int = 512 * MIB
     all_bytes: int = 16 * GIB
+    harmless_bytes: int = 256 * MIB
+    """What may come out of however little: text that repeats itself packs very well."""
     ratio: int = 200
-    """Unpacked over packed size, for files beyond a megabyte: pictures hardly shrink, bombs do."""
+    """Unpacked over packed size beyond that: pictures hardly shrink, bombs do."""
     spare_bytes: int = 512 * MIB
     """Left free on the disk."""
 
@@ -38,8 +45,9 @@ class RefusedArchiveError(Exception):
 def unpack(archive: Path, target: Path, limits: Limits | None = None) -> tuple[list[Path], dict[str, str]]:
     """Unpack a zip file below `target`; returns the files, and by name why others were left out.
 
-    A single folder around everything is taken away, unless its name means repeats (`10_name`). Raises
-    RefusedArchiveError for what is no zip file, has a password, or goes beyond the limits; what it unpacked is gone.
+    A file in it that is damaged or has a password is left out alone. A single folder around everything is taken away,
+    unless its name means repeats (`10_name`). Raises RefusedArchiveError for what is no zip file, holds nothing that
+    can be unpacked, or goes beyond the limits; what it unpacked is gone.
     """
     limits = limits or Limits()
     try:
@@ -56,10 +64,19 @@ def unpack(archive: Path, target: Path, limits: Limits | None = None) -> tuple[l
                     refused[entry.filename] = "its name is twice in the zip file"
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)
-                left -= _write(opened, entry, path, min(limits.file_bytes, left))
-                files.append(path)
+                try:
+                    left -= _write(opened, entry, path, min(limits.file_bytes, left))
+                except _BROKEN as error:
+                    path.unlink(missing_ok=True)
+                    if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
+                        raise
+                    refused[entry.filename] = _reason(error)
+                else:
+                    files.append(path)
+            if refused and not files:
+                raise RefusedArchiveError(f"nothing in it can be unpacked: {next(iter(refused.values()))}")
             return files, refused
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:  # all that zipfile is known to raise
+    except _BROKEN as error:
         shutil.rmtree(target, ignore_errors=True)
         raise RefusedArchiveError(_reason(error)) from error
     except RefusedArchiveError:
@@ -87,11 +104,11 @@ def _refuse_too_much(entries: list[zipfile.ZipInfo], target: Path, limits: Limit
         raise RefusedArchiveError(
             f"it unpacks to {size_in_words(told_bytes)}, more than {size_in_words(limits.all_bytes)}: split it"
         )
-    for entry in entries:
-        if entry.file_size > _CHUNK_BYTES and entry.file_size > limits.ratio * max(entry.compress_size, 1):
-            raise RefusedArchiveError(
-                f"'{entry.filename}' swells to {entry.file_size // MIB} MiB: a decompression bomb?"
-            )
+    packed_bytes = sum(entry.compress_size for entry in entries)
+    if told_bytes > limits.harmless_bytes and told_bytes > limits.ratio * max(packed_bytes, 1):
+        raise RefusedArchiveError(
+            f"it swells from {size_in_words(packed_bytes)} to {size_in_words(told_bytes)}: a decompression bomb?"
+        )
     existing = next(folder for folder in (target, *target.parents) if folder.exists())
     free_bytes = shutil.disk_usage(existing).free - limits.spare_bytes
     if told_bytes > free_bytes:

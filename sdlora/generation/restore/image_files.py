@@ -24,8 +24,10 @@ from sdlora.constants import GIB, MIB
 from sdlora.data.decoding import UnreadableImageError, open_image
 from sdlora.errors import DataError
 from sdlora.generation.generated import GeneratedImage
-from sdlora.generation.restore.infotext import Infotext, from_infotext, to_infotext
+from sdlora.generation.restore.foreign_json import PNG_KEYS, from_json
+from sdlora.generation.restore.infotext import Infotext, from_infotext, from_parsed, to_infotext
 from sdlora.generation.restore.request_json import read_request, request_of
+from sdlora.text_files import parse_json
 
 SUFFIXES: Mapping[str, ImageFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 SUFFIX_OF: Mapping[ImageFormat, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -140,12 +142,12 @@ def read_image_settings(path: Path) -> Infotext:
     if request is not None:
         try:
             return read_request(request)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             damaged = str(error)
     if text:
         try:
-            found = from_infotext(text)
-        except DataError as error:
+            found = from_parsed(from_json(text)) if _is_json(text) else from_infotext(text)
+        except (DataError, ValueError) as error:
             raise DataError(f"{path}: {error}") from error
         if damaged:
             warning = f"its request is damaged ({damaged}), so its text is read, which says less"
@@ -154,6 +156,16 @@ def read_image_settings(path: Path) -> Infotext:
     if damaged:
         raise DataError(f"{path}: its settings are damaged ({damaged})")
     raise DataError(f"{path} carries no settings{_perhaps(path)}")
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is an object or a list of JSON; a prompt may begin with a brace, too."""
+    if not text.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        return isinstance(parse_json(text), (dict, list))
+    except ValueError:
+        return False
 
 
 def read_image_text(path: Path) -> str:
@@ -184,12 +196,14 @@ def _embedded(path: Path) -> tuple[str | None, str | None]:
 def _png_texts(image: Image.Image) -> tuple[str | None, str | None]:
     texts = image.info
     small = image.width * image.height <= _LARGEST_DECODED_PX
-    if not any(isinstance(texts.get(key), str) for key in (_TEXT_KEY, _REQUEST_KEY)) and small:
+    if not any(isinstance(texts.get(key), str) for key in (_TEXT_KEY, _REQUEST_KEY, *PNG_KEYS)) and small:
         image.load()  # texts may stand behind the pixels
         texts = image.info
     if isinstance(texts.get(SHEET_KEY), str):
         raise UnreadableImageError("this is a grid's contact sheet; take one of the single images beside it")
     text, request = texts.get(_TEXT_KEY), texts.get(_REQUEST_KEY)
+    if not isinstance(text, str):
+        text = next((found for key in PNG_KEYS if isinstance(found := texts.get(key), str) and _is_json(found)), None)
     return text if isinstance(text, str) else None, request if isinstance(request, str) else None
 
 
@@ -209,6 +223,6 @@ def _user_comment(comment: Any) -> str | None:
 
 def _perhaps(path: Path) -> str:
     with suppress(UnreadableImageError), open_image(path) as image:
-        if "workflow" in image.info or "prompt" in image.info:
-            return " that sdlora reads: it holds a ComfyUI workflow"
+        if "workflow" in image.info:
+            return " that sdlora reads: it holds a ComfyUI workflow without the prompt that was run"
     return ": it was saved without, or by a program that removed them"

@@ -6,7 +6,7 @@ becomes a setting, the rest is listed by its name.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +16,22 @@ from sdlora.config import files, schema
 from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
 from sdlora.errors import ConfigError
 from sdlora.generation.generated import GenerationFacts
-from sdlora.generation.restore.infotext_grammar import parse_infotext, write_infotext
+from sdlora.generation.restore.infotext_grammar import ParsedInfotext, parse_infotext, write_infotext
 from sdlora.library.prompt_tags import plain_number, write_tags
+from sdlora.text_files import parse_json
 from sdlora.version import __version__
 
 _KARRAS = " Karras"
 _AUTOMATICALLY_KARRAS = ("DPM++ 2M", "DPM++ SDE")
 """Samplers for which the web UI's schedule type Automatic means Karras (since its version 1.9)."""
 _PLAIN_SCHEDULES = ("", "Automatic", "Uniform")
+_ALIASES: dict[str, Sampler] = {
+    "euler": "Euler", "euler_ancestral": "Euler a", "euler_a": "Euler a", "heun": "Heun", "ddim": "DDIM",
+    "ddim_v3": "DDIM", "unipc": "UniPC", "uni_pc": "UniPC", "lcm": "LCM", "dpmpp_2m": "DPM++ 2M",
+    "dpm++_2m": "DPM++ 2M", "dpmpp_sde": "DPM++ SDE", "dpm++_sde": "DPM++ SDE", "dpm_solver++": "DPM++ 2M",
+    "dpmpp_sde_gpu": "DPM++ SDE",
+}  # fmt: skip
+"""Samplers by the names of ComfyUI, InvokeAI, NovelAI and k-diffusion."""
 _UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}
 _UNTAGGABLE = str.maketrans("", "", ":<>=\n")
 
@@ -86,6 +94,8 @@ def _settings(config: GenerateConfig, facts: GenerationFacts) -> dict[str, objec
         "Size": None if None in sizes else f"{config.width_px}x{config.height_px}",
         "Model hash": facts.model_hash,
         "Model": facts.model_name,
+        "Merged adapters": ", ".join(f"{Path(one.file).stem}: {one.weight:g}" for one in config.base_model.adapters)
+        or None,
         "Denoising strength": None if strength is None else plain_number(strength),
         "Clip skip": config.base_model.clip_skip if config.base_model.clip_skip > 1 else None,
         "RNG": "CPU",
@@ -107,8 +117,13 @@ def _split_sampler(sampler: Sampler) -> tuple[str, str]:
 
 def from_infotext(text: str) -> Infotext:
     """The settings in a picture's text. Raises DataError when the text is too long to be one."""
-    parsed = parse_infotext(text)
+    return from_parsed(parse_infotext(text))
+
+
+def from_parsed(parsed: ParsedInfotext) -> Infotext:
+    """The settings behind the parts of a text, whichever tool wrote them."""
     found = _Found(dict(parsed.settings))
+    found.warnings += parsed.warnings
     found.put("prompt", parsed.prompt)
     found.put("negative", parsed.negative)
     _take_sampler(found)
@@ -116,8 +131,10 @@ def from_infotext(text: str) -> Infotext:
         found.take(name, setting, convert)
     _take_size(found)
     _take_second_pass(found)
-    if found.left.pop("RNG", "GPU") != "CPU" and parsed.settings:
+    if found.left.pop("RNG", "GPU").upper() != "CPU" and parsed.settings:
         found.warnings.append("its noise came from the graphics card: the same seed gives another picture here")
+    if "seed" not in found.values:
+        found.warnings.append("it tells no seed that can be taken, so another picture comes of it; a seed is drawn")
     hashes = _adapter_hashes(found.left.pop("Lora hashes", ""), found.left.pop("Hashes", ""))
     found.left.pop("Version", None)
     return Infotext(
@@ -130,10 +147,21 @@ def from_infotext(text: str) -> Infotext:
     )
 
 
+def _whole(text: str) -> int:
+    return int(text.removesuffix(".0"))
+
+
+def _seed(text: str) -> int:
+    seed = _whole(text)
+    if seed < 0:  # asked for a random one
+        raise ValueError
+    return seed
+
+
 _COUNTERPARTS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
-    "Steps": ("steps", int),
+    "Steps": ("steps", _whole),
     "CFG scale": ("guidance", float),
-    "Seed": ("seed", int),
+    "Seed": ("seed", _seed),
     "Clip skip": ("base_model.clip_skip", int),
     "Mask blur": ("start.mask_blur_px", float),
 }
@@ -170,12 +198,21 @@ def _take_sampler(found: _Found) -> None:
         return
     written, schedule = found.left["Sampler"], found.left.get("Schedule type", "")
     known = {name.casefold(): name for name in get_args(Sampler)}
-    plain = known.get(written.casefold())
+    plain, karras_too = known.get(written.casefold()), False
+    if plain is None:
+        word = re.sub(r"[^a-z0-9+]+", "_", written.lower()).removeprefix("k_").removeprefix("sample_k_")
+        for ending in ("_karras", "_k"):
+            if word.endswith(ending):
+                word, karras_too = word.removesuffix(ending), True
+        plain = _ALIASES.get(word)
+    if karras_too:
+        schedule = "Karras"
+    schedule = {"karras": "Karras", "uniform": "Uniform", "automatic": "Automatic"}.get(schedule, schedule)
     if plain is None:
         names = ", ".join(known.values())
         found.warnings.append(f"Sampler: there is no '{written}' here; choose one of {names}")
         return
-    karras = known.get(f"{written}{_KARRAS}".casefold())
+    karras = known.get(f"{plain}{_KARRAS}".casefold())
     automatic = schedule == "Automatic" and plain in _AUTOMATICALLY_KARRAS
     if karras and (schedule == "Karras" or automatic):
         plain = karras
@@ -190,6 +227,8 @@ def _take_sampler(found: _Found) -> None:
 
 
 def _take_size(found: _Found) -> None:
+    if "Size" not in found.left and {"Size-1", "Size-2"} <= found.left.keys():  # of versions before Size
+        found.left["Size"] = f"{found.left.pop('Size-1')}x{found.left.pop('Size-2')}"
     sides = _sides(found.left.get("Size", ""))
     if sides is None:
         return
@@ -227,7 +266,7 @@ def _take_second_pass(found: _Found) -> None:
 
 
 def _sides(text: str) -> tuple[int, int] | None:
-    width, _, height = text.partition("x")
+    width, _, height = (part.strip() for part in text.replace("×", "x").lower().partition("x"))
     both_numbers = width.isdecimal() and height.isdecimal() and len(text) < 20
     return (int(width), int(height)) if both_numbers else None
 
@@ -239,10 +278,10 @@ def _adapter_hashes(lora_hashes: str, civitai_hashes: str) -> dict[str, str]:
         if colon:
             found[name.strip()] = short.strip()
     try:
-        named = json.loads(civitai_hashes) if civitai_hashes else {}
+        named = parse_json(civitai_hashes) if civitai_hashes else {}
     except ValueError:
         return found
-    for name, short in named.items():
+    for name, short in named.items() if isinstance(named, dict) else ():
         if name.startswith("lora:") and isinstance(short, str):
             found.setdefault(name.removeprefix("lora:"), short)
     return found

@@ -6,7 +6,6 @@ tell the user's name.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from sdlora.generation.generated import GeneratedImage
 from sdlora.generation.restore.infotext import Infotext
 from sdlora.generation.restore.infotext_grammar import LONGEST_TEXT
+from sdlora.text_files import parse_json
 from sdlora.version import __version__
 
 _PATHS = {"base_model": ("model", "vae"), "start": ("image", "mask")}
@@ -33,10 +33,10 @@ def request_of(image: GeneratedImage) -> dict[str, Any]:
 
 
 def read_request(text: str) -> Infotext:
-    """The request in a file. Raises ValueError (or RecursionError) when there is none in it."""
+    """The request in a file. Raises ValueError when there is none in it."""
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"{len(text):,} characters")
-    content = json.loads(text)
+    content = parse_json(text)
     values = content.get("request") if isinstance(content, dict) else None
     if not isinstance(values, dict):
         raise ValueError("no request in it")
@@ -61,13 +61,14 @@ def _map_paths(values: dict[str, Any], change: Callable[[Any], Any]) -> dict[str
             changed[section] = {
                 name: change(value) if name in names else value for name, value in changed[section].items()
             }
-    if isinstance(changed.get("adapters"), list):
-        changed["adapters"] = [
-            {name: change(value) if name == "file" else value for name, value in adapter.items()}
-            if isinstance(adapter, dict)
-            else adapter
-            for adapter in changed["adapters"]
-        ]
+    for holder in (changed, changed.get("base_model")):
+        if isinstance(holder, dict) and isinstance(holder.get("adapters"), list):
+            holder["adapters"] = [
+                {name: change(value) if name == "file" else value for name, value in adapter.items()}
+                if isinstance(adapter, dict)
+                else adapter
+                for adapter in holder["adapters"]
+            ]
     if isinstance(changed.get("adapter_folders"), list):
         changed["adapter_folders"] = [change(folder) for folder in changed["adapter_folders"]]
     return changed

@@ -503,4 +503,5 @@ class _Run:
             step=trainer.progress.step,
             epoch=trainer.batches.epoch_of(trainer.progress.position * self.workers.count),
             started=self.started,
+            versions=changes.history(self.folder),
         )

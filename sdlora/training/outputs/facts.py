@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sdlora.adapters.files.metadata import BucketFacts, DatasetFolder, TrainingFacts
 from sdlora.config.train import TrainConfig
@@ -15,9 +16,13 @@ from sdlora.data.planning import DataPlan, tag_counts, triggers
 from sdlora.models.bundle import Bundle
 from sdlora.models.identity import file_hash
 from sdlora.models.source import locate
+from sdlora.runs.changes import Version
 from sdlora.training.optimization.schedules import warmup_steps
 
 _KOHYA_LOSS = {"mse": "l2", "l1": "l1", "huber": "huber", "smooth_l1": "smooth_l1"}
+_NOT_TOLD = ("images.folder", "images.class_folder", "images.cache", "validation.folder", "captions.", "previews.",
+             "outputs.", "base_model.")  # fmt: skip
+"""Settings whose values are paths, or words that a private file keeps to itself."""
 _KOHYA_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -31,8 +36,12 @@ def training_facts(
     step: int,
     epoch: int,
     started: float,
+    versions: Sequence[Version] = (),
 ) -> TrainingFacts:
-    """Everything the metadata can say after `step` steps. started: seconds since the epoch."""
+    """Everything the metadata can say after `step` steps.
+
+    started: seconds since the epoch. versions: the changes of the run's settings so far.
+    """
     optimization, objective, images, captions = (
         config.optimization,
         config.objective,
@@ -58,6 +67,7 @@ def training_facts(
         base_model_name=Path(config.base_model.model).name,
         base_model_hash=_file_hash(config.base_model.model),
         vae_name=Path(config.base_model.vae).name if config.base_model.vae else None,
+        lineage=tuple(_told(version) for version in versions),
         base_adapters=tuple((Path(one.file).name, one.weight) for one in config.base_model.adapters),
         learning_rate=optimization.learning_rate,
         unet_learning_rate=optimization.learning_rate if config.adapter.unet else None,
@@ -116,6 +126,16 @@ def training_facts(
         random_crop=images.random_crop,
         colour_jitter=bool(images.colour_jitter or images.hue_jitter),
     )
+
+
+def _told(version: Version) -> dict[str, Any]:
+    """One change of a run's settings as the file tells it; of paths and texts only that they changed."""
+    changes = {
+        one.name: "changed" if one.name.startswith(_NOT_TOLD) else [one.before, one.after] for one in version.changes
+    }
+    if version.images:
+        changes["images"] = "changed"
+    return {"step": version.step, "changes": changes}
 
 
 def _file_hash(model: str) -> str | None:

@@ -10,11 +10,16 @@ from importlib.util import find_spec
 from sdlora import disk
 from sdlora.adapters.algebra.loaded_base import read_base_adapters
 from sdlora.adapters.files.hub_files import local_file
+from sdlora.adapters.files.reading import read
+from sdlora.adapters.live.starting_point import check_fit
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.data.captions import protected_tags
-from sdlora.errors import AdapterError, ConfigError, MissingPackageError, SdloraError
+from sdlora.errors import AdapterError, ConfigError, MissingPackageError, ModelError, SdloraError
 from sdlora.models.detection import detect
+from sdlora.models.headers import read_header
+from sdlora.models.hub import model_file
+from sdlora.models.source import locate
 from sdlora.text_files import UnreadableTextError
 from sdlora.training.inputs.images import RunImages, find_images
 from sdlora.training.optimization import optimizers
@@ -32,6 +37,7 @@ def check(config: TrainConfig) -> RunImages:
         lambda: optimizers.check(config.optimization),
         lambda: _check_packages(config),
         lambda: _check_start(config),
+        lambda: _check_vae(config),
         lambda: _check_tags(config),
         lambda: _check_base(config),
         lambda: found.append(find_images(config)),
@@ -76,6 +82,16 @@ def _check_packages(config: TrainConfig) -> None:
             raise ConfigError("outputs.on_finish", [f"there is no program '{program}' here; give its path"])
 
 
+def _check_vae(config: TrainConfig) -> None:
+    if config.base_model.vae is None:
+        return
+    source = locate(config.base_model.vae)
+    if source.kind == "file" and source.path is not None:
+        read_header(source.path)
+    elif all(model_file(source, name, None) is None for name in ("config.json", "vae/config.json")):
+        raise ModelError(f"{config.base_model.vae}: holds no VAE: neither config.json nor vae/config.json is there")
+
+
 def _check_tags(config: TrainConfig) -> None:
     try:
         protected_tags(config.captions)
@@ -96,5 +112,13 @@ def _check_base(config: TrainConfig) -> None:
 def _check_start(config: TrainConfig) -> None:
     """A file on the hub is fetched here, so that a wrong name or a missing network shows before a model is loaded."""
     start = config.adapter.start_from
-    if start is not None and not local_file(start).is_file():
+    if start is None:
+        return
+    if not local_file(start).is_file():
         raise ConfigError("adapter.start_from", [f"no such file: {start}"])
+    file = read(start)
+    try:
+        family = detect(config.resolved_base_model).family
+    except SdloraError:  # told by the check of the base model
+        return
+    check_fit(file, config.adapter, family)

@@ -1,0 +1,98 @@
+"""Several image folders of another trainer, each with settings of its own, in our terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdlora.config.images import ImageFolder
+from sdlora.imports.translation import Translation
+
+LOSS_WEIGHT = "images.loss_weight"
+"""Stands for an entry's own loss weight, which has no setting for all folders."""
+_OF_FOLDERS = {
+    f"{section}.{name}": name
+    for name in ImageFolder.model_fields
+    for section in ("images", "captions")
+    if name not in ("folder", "is_class")
+}
+"""What a folder can hold for itself: name as a setting of all folders, name in images.folders."""
+
+
+@dataclass
+class SourceFolder:
+    """One folder as another trainer has it: `own` are its settings by our dotted names, and what was lost of them."""
+
+    path: str
+    own: Translation = field(default_factory=Translation)
+    is_class: bool = False
+
+
+def put_folders(result: Translation, sources: Sequence[SourceFolder]) -> None:
+    """Enter the folders: as plain ones where one setting holds for all, else as images.folders."""
+    if not sources:
+        return
+    _put_sentences(result, sources)
+    trained = [source for source in sources if not source.is_class]
+    classes = [source for source in sources if source.is_class]
+    if trained and len(classes) <= 1 and _are_alike(trained, classes):
+        paths = [source.path for source in trained]
+        result.put("images.folder", paths[0] if len(paths) == 1 else paths)
+        result.put("images.class_folder", classes[0].path if classes else None)
+        result.values |= trained[0].own.values
+        return
+    common = _common(sources)
+    result.values |= common
+    _put_first(result, sources, common)
+    result.put("images.folders", [_entry(source, common) for source in sources])
+
+
+def _are_alike(trained: Sequence[SourceFolder], classes: Sequence[SourceFolder]) -> bool:
+    first = trained[0].own.values
+    own = [LOSS_WEIGHT in first, *(source.own.values != first for source in trained[1:])]
+    # What a class folder doesn't say itself is as it is for the others.
+    of_classes = [first.get(name) != value for source in classes for name, value in source.own.values.items()]
+    return not any(own + of_classes)
+
+
+def _common(sources: Sequence[SourceFolder]) -> dict[str, Any]:
+    first = sources[0].own.values
+    return {
+        name: value
+        for name, value in first.items()
+        if name != LOSS_WEIGHT and all(source.own.values.get(name) == value for source in sources)
+    }
+
+
+def _put_first(result: Translation, sources: Sequence[SourceFolder], common: Mapping[str, Any]) -> None:
+    """What holds for all folders here and differs there: the first that says something is taken, the others told."""
+    names = dict.fromkeys(name for source in sources for name in source.own.values)
+    for name in (name for name in names if name not in common and name not in _OF_FOLDERS):
+        chosen = next(source for source in sources if name in source.own.values)
+        value = chosen.own.values[name]
+        result.put(name, value)
+        for source in sources:
+            if source.own.values.get(name) != value:
+                other = source.own.values.get(name, "not set")
+                result.lose(f"{source.path}: {name}", other, f"one value holds for all folders: {value}")
+
+
+def _entry(source: SourceFolder, common: Mapping[str, Any]) -> dict[str, Any]:
+    own = {
+        _OF_FOLDERS[name]: value
+        for name, value in source.own.values.items()
+        if name in _OF_FOLDERS and name not in common
+    }
+    return {"folder": source.path, **own, **({"is_class": True} if source.is_class else {})}
+
+
+def _put_sentences(result: Translation, sources: Sequence[SourceFolder]) -> None:
+    """What was lost or changed: once where it is true of all folders, else with the folder's name."""
+    for kind in ("lost", "changed"):
+        told: list[str] = getattr(result, kind)
+        by_source = [list(getattr(source.own, kind)) for source in sources]
+        everywhere = [one for one in by_source[0] if all(one in each for each in by_source)]
+        told += everywhere
+        for source, sentences in zip(sources, by_source, strict=True):
+            told += [f"{source.path}: {one}" for one in sentences if one not in everywhere]

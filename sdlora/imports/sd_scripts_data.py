@@ -1,0 +1,118 @@
+"""sd-scripts' data: dataset.toml with its subsets, and metadata JSON, in our terms. Facts from its documentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sdlora.constants import LATENT_FACTOR
+from sdlora.imports.folders import SourceFolder, put_folders
+from sdlora.imports.translation import (
+    Convert,
+    Translation,
+    caption_ending,
+    count,
+    opposite,
+    same,
+    some,
+    switch,
+    switched_off,
+)
+
+
+def resolution_of(value: Any) -> int | None:
+    """An edge in pixels from 512, "512" or "512,768": of a rectangle, that of the square with its area."""
+    if value in ("", None):
+        return None
+    edges = [int(edge) for edge in (value if isinstance(value, list) else str(value).split(","))]
+    return round(math.sqrt(edges[0] * edges[-1]) / LATENT_FACTOR) * LATENT_FACTOR
+
+
+SUBSET: dict[str, tuple[str, Convert]] = {
+    "shuffle_caption": ("captions.shuffle_tags", switch),
+    "keep_tokens": ("captions.keep_tags", count),
+    "keep_tokens_separator": ("captions.keep_separator", same),
+    "secondary_separator": ("captions.group_separator", same),
+    "caption_dropout_rate": ("captions.dropout", some),
+    "caption_tag_dropout_rate": ("captions.tag_dropout", some),
+    "caption_prefix": ("captions.prefix", same),
+    "caption_suffix": ("captions.suffix", same),
+    "caption_separator": ("captions.separator", same),
+    "enable_wildcard": ("captions.wildcards", switch),
+    "caption_extension": ("captions.extension", caption_ending),
+    "flip_aug": ("images.horizontal_flip", switch),
+    "random_crop": ("images.random_crop", switch),
+    "enable_bucket": ("images.buckets", switched_off),
+    "min_bucket_reso": ("images.bucket_min", count),
+    "max_bucket_reso": ("images.bucket_max", count),
+    "bucket_no_upscale": ("images.upscale", opposite),
+    "alpha_mask": ("images.mask", lambda value: "alpha" if switch(value) else None),
+}
+
+
+def augmentation(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    """Changed colours and crops around faces, in our terms; returns the names dealt with."""
+    if switch(settings.get("color_aug")):
+        # There a hue shift of up to 8 of 180 steps, or a gamma of 0.95 to 1.05
+        result.put("images.hue_jitter", 16)
+        result.put("images.colour_jitter", 0.05)
+        result.change("color_aug", True, "as hue_jitter and colour_jitter of about its size, both for every image")
+    if settings.get("face_crop_aug_range"):
+        result.put("images.crop_focus", "face")
+        result.put("images.random_crop", True)
+        result.change(
+            "face_crop_aug_range", settings["face_crop_aug_range"], "random crops around the face, at one size"
+        )
+    return {"color_aug", "face_crop_aug_range"}
+
+
+def from_dataset_config(settings: Mapping[str, Any], otherwise: Mapping[str, Any] | None = None) -> Translation:
+    """sd-scripts' dataset.toml: [general], [[datasets]] and their [[datasets.subsets]], the nearest one winning.
+
+    otherwise: options that hold where the file is silent; by default sd-scripts' own.
+    """
+    result = Translation()
+    general = {**({"enable_bucket": False} if otherwise is None else otherwise), **settings.get("general", {})}
+    subsets = [
+        {**general, **{name: value for name, value in dataset.items() if name != "subsets"}, **subset}
+        for dataset in settings.get("datasets", [])
+        for subset in dataset.get("subsets", [])
+    ]
+    if not subsets:
+        raise ValueError("it has no [[datasets.subsets]]")
+    with_folder = [subset for subset in subsets if subset.get("image_dir") is not None]
+    for subset in subsets:
+        if subset.get("image_dir") is None:
+            result.lose("subset", subset.get("metadata_file", "without image_dir"), "it names no folder of images")
+    if not with_folder:
+        raise ValueError("no subset of it names a folder: image_dir is missing")
+    put_folders(result, [_subset(subset) for subset in with_folder])
+    return result
+
+
+_TABLE: dict[str, tuple[str, Convert]] = {
+    **SUBSET,
+    "resolution": ("images.resolution", resolution_of),
+    "batch_size": ("optimization.batch_size", count),
+    "num_repeats": ("images.repeats", lambda value: repeats if (repeats := count(value)) != 1 else None),
+    "class_tokens": ("captions.default", same),
+}
+
+
+def _subset(subset: Mapping[str, Any]) -> SourceFolder:
+    own = Translation()
+    known = own.take(subset, _TABLE) | {"image_dir", "is_reg"}
+    known |= augmentation(subset, own)
+    own.lose_rest(subset, known)
+    return SourceFolder(str(subset["image_dir"]), own, bool(switch(subset.get("is_reg"))))
+
+
+def from_metadata(entries: Mapping[str, Any]) -> Translation:
+    """sd-scripts' metadata JSON: image to {caption, tags}; both are joined, as in training there."""
+    result = Translation()
+    for image, entry in entries.items():
+        parts = [str(entry[key]).strip() for key in ("caption", "tags") if entry.get(key)]
+        result.captions[image] = ", ".join(part for part in parts if part)
+        result.lose_rest(entry, {"caption", "tags", "train_resolution"}, f"{image}: ")
+    return result

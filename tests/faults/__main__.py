@@ -1,0 +1,75 @@
+"""`python -m tests.faults --minutes 20`: tries faults for so long and prints how many were survived."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    """Parse, prepare, try, print."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="kinds, with commas between")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sdlora-faults-") as folder:
+        _preload(Path(folder))
+        _campaign(Path(folder), arguments.minutes, arguments.seed, [name for name in arguments.only.split(",") if name])
+
+
+def _preload(folder: Path) -> None:
+    """Begin again with the failing disk loaded: a library can't get between a program and its calls later on."""
+    if "SDLORA_FAILING_DISK" in os.environ:
+        return
+    library = folder.with_suffix(".so")
+    source = Path(__file__).with_name("failing_disk.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(library), "SDLORA_FAILING_DISK": "1", "OMP_NUM_THREADS": "1"}
+    os.execve(sys.executable, [sys.executable, "-m", "tests.faults", *sys.argv[1:]], environment)
+
+
+def _campaign(root: Path, minutes: float, seed: int, only: list[str]) -> None:
+    from tests.faults.campaign import Lab, Try
+    from tests.faults.kinds import KINDS
+    from tests.support.tiny_models import build
+
+    lab = Lab(root, build("sd1", root / "model"), _pictures(root / "images"), random.Random(seed))
+    lab.learn()
+    print(f"undisturbed: {lab.seconds:.1f} s", flush=True)
+    kinds = [kind for kind in KINDS if not only or kind.__name__ in only]
+    tries: dict[str, list[Try]] = {kind.__name__: [] for kind in kinds}
+    deadline, turn = time.monotonic() + 60 * minutes, 0
+    while time.monotonic() < deadline:
+        kind = kinds[turn % len(kinds)]
+        turn += 1
+        result = kind(lab)
+        tries[kind.__name__].append(result)
+        if result.what or not result.survived:
+            print(f"{kind.__name__}: {result}", flush=True)
+    print(f"{'kind':<14}{'tries':>7}{'survived':>10}{'lost steps':>12}{'silently wrong':>16}{'tracebacks':>12}")
+    for name, found in tries.items():
+        lost = max((one.lost_steps for one in found), default=0)
+        figures = (len(found), sum(one.survived for one in found), f"at most {lost}", sum(one.wrong for one in found))
+        print(f"{name:<14}{figures[0]:>7}{figures[1]:>10}{figures[2]:>12}{figures[3]:>16}"
+              f"{sum(one.traceback for one in found):>12}")  # fmt: skip
+
+
+def _pictures(folder: Path) -> Path:
+    from PIL import Image
+
+    folder.mkdir()
+    for index in range(10):
+        Image.new("RGB", (96, 64 + 32 * (index % 2)), (20 * index, 60, 255 - 20 * index)).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"shape {index}, on blue", encoding="utf-8")
+    return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Texts that are meant to break a reader, or that were broken by accident: each ends in one clear error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdlora.config import files
+from sdlora.errors import ConfigError, SdloraError
+from sdlora.text_files import parse_json, parse_toml, parse_yaml
+from sdlora.training.preflight.checks import check
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: 2001-13-45", "month must be in 1..12"),
+        ("? [a]\n: b", "a list is no name"),
+        ("a: 1\na: 2", "'a' is set twice"),
+        ("seed: " + "9" * 5000, "digits"),
+        ("[" * 3000 + "]" * 3000, "nested too deep|nesting"),
+        ("- " * 100_000 + "a", "nested too deep"),
+        ('name: "\\ud800x"', "half of a character|invalid Unicode"),
+        ("!!python/object/apply:os.system [true]", "could not determine a constructor"),
+        ("a:\n\t- b", "cannot start any token"),
+        ("\n".join(f"k{number}: 1" for number in range(300_000)), "characters are no settings"),
+    ],
+)
+def test_yaml_that_is_none_is_refused_in_words(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        parse_yaml(text)
+    with pytest.raises(ConfigError, match="my.yaml has 1 problem"):
+        files.parse_yaml(text, "my.yaml")
+
+
+def test_yaml_may_take_another_mappings_settings_over() -> None:
+    text = "optimization: &rates {steps: 5, batch_size: 2}\nadapter: {<<: *rates, steps: 6}"
+    assert parse_yaml(text)["adapter"] == {"steps": 6, "batch_size": 2}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": "\\ud800"}', "{", "NaN x", "9" * 5000])
+def test_json_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_json(text)
+
+
+def test_json_with_whole_characters_of_two_escapes_is_read() -> None:
+    assert parse_json('{"a": "\\ud83d\\ude00"}') == {"a": "😀"}
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 5000, "a = 1979-13-01", "a"])
+def test_toml_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_toml(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("CON", "Windows keeps it"), ("nul.x", "Windows keeps it"), ("-rf", "take it for an option"),
+     ("..", "can't be used as a name"), ("x" * 121, "121 bytes is too long"), ("é" * 61, "122 bytes is too long")],
+)  # fmt: skip
+def test_names_that_some_system_can_not_have_are_refused(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        files.validate({"name": name}, "my.yaml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("adapter.start_from={file}", "not a safetensors file"),
+        ("base_model.vae={file}", "not a safetensors file"),
+        ("base_model.vae={folder}", "holds no VAE"),
+        ("name=\udcff", "is no valid text"),
+    ],
+)
+def test_files_that_are_something_else_are_found_before_a_model_is_loaded(
+    tmp_path: Path, setting: str, words: str
+) -> None:
+    (tmp_path / "notes.safetensors").write_text("root:x:0:0:root:/root:/bin/bash\n", encoding="utf-8")
+    text = setting.format(file=tmp_path / "notes.safetensors", folder=tmp_path)
+    with pytest.raises(SdloraError, match=words):
+        check(files.load("demo.yaml", [text]))
