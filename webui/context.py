@@ -44,7 +44,7 @@ class Context:
     clocks: dict[str, gr.HTML]
     """By tab: each ticks when there are news for its tab, and that is in view."""
     shared: dict[str, Any] = field(default_factory=dict)
-    """Components that other tabs address, by dotted name: `train.dataset`, `mix.prompt`."""
+    """Components that other tabs address, by dotted name: `runs.selected`, `mix.prompt`."""
     remembered: dict[str, gr.components.Component] = field(default_factory=dict)
     shown_as: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
     """For remembered fields, what a kept value becomes when a page opens."""

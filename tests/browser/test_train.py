@@ -122,7 +122,7 @@ def test_a_run_is_watched_stopped_resumed_and_survives_the_server(
     assert page.is_disabled("#runs-delete")
     queued_over_the_api(server, page)
 
-    other = new_page(server, "/?__theme=dark", viewport={"width": 390, "height": 844})
+    other = new_page(server, "/?__theme=dark#runs", viewport={"width": 390, "height": 844})
     wait_for_status(other, "running")
     assert other.evaluate("document.documentElement.scrollWidth") <= 390
     in_view = "(id) => { const box = document.getElementById(id).getBoundingClientRect(); return box.bottom <= 844; }"

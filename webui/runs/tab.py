@@ -20,6 +20,7 @@ from sdlora.launch.support import copy_log, support_zip, write_csv
 from sdlora.library import rows as rows_of
 from webui.context import EACH_COUNTS, PRIVATE, QUEUED, QUICK, Context, handler
 from webui.downloads import download_button
+from webui.gradio_quirks import COMES_AND_GOES
 from webui.layout import hidden_text, html
 from webui.news import each_second
 from webui.runs import view
@@ -100,6 +101,7 @@ class RunsTab:
                     info="Their curves are laid over each other, with the settings in which they differ.",
                     elem_id="runs-compare",
                     interactive=True,
+                    **COMES_AND_GOES,
                 )
                 self.compared = html("runs-compared", js_on_load=CHART)
 
@@ -193,7 +195,7 @@ class RunsTab:
         for chart in (self.chart, self.compared):
             chart.select(handler(self._zoom), inputs, [*told, self.first, self.last], **EACH_COUNTS)
         self.log_tab.select(None, None, None, js=TO_THE_END, **PRIVATE)
-        self.compare_tab.select(handler(self._offer_runs), None, self.compare, **QUICK)
+        self.compare_tab.select(handler(self._offer_runs), self.compare, self.compare, **QUICK)
         self.context.on_load.append((None, [], [self.selected], "() => [window.sdlora.place('runs')]"))
         self.context.when_built.append(self._wire_outcome)
 
@@ -366,8 +368,10 @@ class RunsTab:
         train = self.context.shared["train.tab"]
         return {**train.fill(config, asked), self.context.tabs: self.context.go_to("train")}
 
-    def _offer_runs(self) -> Any:
-        return gr.update(choices=[run.name for run in self.watch.snapshot().runs])
+    def _offer_runs(self, chosen: list[str]) -> Any:
+        """The runs that are there now; those chosen that are not any more are left out."""
+        names = [run.name for run in self.watch.snapshot().runs]
+        return gr.update(choices=names, value=[name for name in chosen or () if name in names])
 
     # Files
 

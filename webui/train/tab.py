@@ -68,7 +68,6 @@ class TrainTab:
         self._lay_out()
         self._wire()
         context.share("train.tab", self)
-        context.share("train.dataset", self.form.components["images.folder"])
 
     @property
     def outputs(self) -> list[Any]:
@@ -160,7 +159,7 @@ class TrainTab:
         self.aside = html("train-aside", js_on_load=LIVE + PRESSES)
         place = self.form.place
         with gr.Row():
-            place("images.folder", label="Dataset", info="One of yours, a sample set, or a folder's path typed in.")
+            place("images.folder", label="Dataset", info="Yours, a sample set, or a folder's path.")
             place("base_model.model", label="Base model", info="`builtin:emoji`, a folder, a file, or a hub name.")
         with gr.Row():
             place("name")
@@ -168,7 +167,7 @@ class TrainTab:
         with gr.Row():
             narrow = {"min_width": 130}
             place("optimization.steps", info="Optimizer updates. Empty: by epochs.", **narrow)
-            place("optimization.epochs", info="Passes over all images. Both empty: 10.", **narrow)
+            place("optimization.epochs", info="Passes over all images.", **narrow)
             place("images.resolution", label="Resolution (px)", info="Target edge; a list: several.", **narrow)
             place("optimization.batch_size", info="Images in a forward pass.", **narrow)
         with gr.Row():
@@ -308,7 +307,8 @@ class TrainTab:
                 return {**act(sheet, *values), self.filled: sheet.asked}
             except SdloraError as error:
                 listed = error.problems if isinstance(error, ConfigError) else [str(error)]
-                return {self.problems: self.reporter.panel(listed), self.filled: sheet.asked}
+                shown = {self.problems: self.reporter.panel(listed), self.preset: sheet.standing}
+                return {**shown, self.filled: sheet.asked}
 
         filled.__name__ = act.__name__
         return filled
