@@ -81,7 +81,13 @@ def from_dataset_config(settings: Mapping[str, Any], otherwise: Mapping[str, Any
     ]
     if not subsets:
         raise ValueError("it has no [[datasets.subsets]]")
-    put_folders(result, [_subset(subset) for subset in subsets if subset.get("image_dir") is not None])
+    with_folder = [subset for subset in subsets if subset.get("image_dir") is not None]
+    for subset in subsets:
+        if subset.get("image_dir") is None:
+            result.lose("subset", subset.get("metadata_file", "without image_dir"), "it names no folder of images")
+    if not with_folder:
+        raise ValueError("no subset of it names a folder: image_dir is missing")
+    put_folders(result, [_subset(subset) for subset in with_folder])
     return result
 
 

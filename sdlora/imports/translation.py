@@ -221,9 +221,12 @@ def reconcile(translation: Translation) -> None:
                 translation.lose(name, values.pop(name), f"goes with LoRA only here, not {algorithm}")
     is_class = [folder.get("is_class") for folder in values.get("images.folders", ())]
     if "images.class_folder" in values or any(is_class):
+        other = values.get("objective.prior_preservation", "class_images")
+        if other != "class_images":
+            translation.lose("objective.prior_preservation", other, "one kind at a time: class images are taken")
         values["objective.prior_preservation"] = "class_images"
-    elif "objective.prior_weight" in values:
-        del values["objective.prior_weight"]
+    elif "objective.prior_preservation" not in values:
+        values.pop("objective.prior_weight", None)
     if not values.get("adapter.text_encoder"):
         values.pop("optimization.text_encoder_learning_rate", None)
     if "optimization.steps" in values and "optimization.epochs" in values:

@@ -164,7 +164,9 @@ def open_run(path: Path) -> tuple[RunFolder, TrainConfig]:
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The same configuration, independent of the folder it was started from."""
     images, adapter, validation, outputs = config.images, config.adapter, config.validation, config.outputs
-    base = config.base_model
+    base, captions = config.base_model, config.captions
+    tags = captions.protected_tags
+    tags = tags.expanduser().resolve() if isinstance(tags, Path) else tags
     plain = () if images.folders else images.all_folders
     return config.model_copy(
         update={
@@ -183,8 +185,13 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
             "validation": validation.model_copy(update={"folder": validation.folder and validation.folder.resolve()}),
             "outputs": outputs.model_copy(update={"folder": outputs.folder.resolve()}),
             "base_model": base.model_copy(
-                update={"model": _absolute(base.model), "vae": base.vae and _absolute(base.vae)}
+                update={
+                    "model": _absolute(base.model),
+                    "vae": base.vae and _absolute(base.vae),
+                    "adapters": tuple(one.model_copy(update={"file": _absolute(one.file)}) for one in base.adapters),
+                }
             ),
+            "captions": captions.model_copy(update={"protected_tags": tags}),
         }
     )
 

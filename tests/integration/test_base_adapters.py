@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.files.reading import read
@@ -14,8 +15,13 @@ from sdlora.config import files
 from sdlora.config.base_model import BaseModelConfig, MergedAdapter
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import ConfigError
+from sdlora.generation.generated import GeneratedImage, GenerationFacts
 from sdlora.generation.request.requests import resolve
+from sdlora.generation.restore.infotext import to_infotext
+from sdlora.generation.restore.request_json import read_request, request_of
 from sdlora.models.quantize import QuantizedLayer
+from sdlora.runs import changes
+from sdlora.runs import folder as run_folder
 from sdlora.training.loop.run import train
 from tests.support.emoji_adapters import random_adapter
 
@@ -61,6 +67,39 @@ def test_a_run_on_top_of_an_adapter_says_so_in_its_file(style: Path, tiny_images
     from sdlora.cli.grids import run_settings
 
     assert run_settings(result.folder)["base_model"]["adapters"] == [{"file": str(style), "weight": 0.8}]
+
+
+def test_a_run_keeps_its_base_adapters_wherever_it_is_resumed(
+    style: Path, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tags.txt").write_text("red")
+    settings = [
+        f"base_model.adapters=[{style.name}]",
+        f"images.folder={tiny_images}",
+        "captions.protected_tags=tags.txt",
+    ]
+    config = files.load(overrides=[*settings, "captions.tag_dropout=0.5", "outputs.folder=runs"])
+    folder = run_folder.create(config)
+    _, kept = run_folder.open_run(folder.path)
+    assert [one.file for one in kept.base_model.adapters] == [str(style)]
+    assert kept.captions.protected_tags == tmp_path / "tags.txt"
+    with pytest.raises(ConfigError, match=r"base_model\.adapters: an adapter belongs to the base model it began on"):
+        changes.change(folder.path, ["base_model.adapters=[]"])
+
+
+def test_an_image_tells_of_the_adapters_in_its_base_without_the_users_name(
+    style: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: style.parent)
+    base = BaseModelConfig(adapters=(MergedAdapter(file=str(style), weight=0.8),))
+    config = GenerateConfig(base_model=base, prompt="a cat", seed=1, width_px=64, height_px=64)
+    facts = GenerationFacts("m", None, {}, "sd1", "epsilon", 0.0)
+    assert '"style: 0.8"' in to_infotext(config, facts)
+    request = request_of(GeneratedImage(Image.new("RGB", (8, 8)), config, facts))["request"]
+    assert request["base_model"]["adapters"] == [{"file": "~/style.safetensors", "weight": 0.8}]
+    read = read_request(json.dumps({"request": request}))
+    assert read.values["base_model"]["adapters"][0]["file"] == str(style)
 
 
 def test_adapters_that_do_not_fit_the_base_are_refused_before_it_is_loaded(tmp_path: Path, tiny_images: Path) -> None:

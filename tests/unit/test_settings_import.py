@@ -17,6 +17,7 @@ from sdlora.imports.sd_scripts_data import SUBSET
 from sdlora.training.optimization import optimizers
 from tests.support.foreign_settings import DATASET, KOHYA
 from tests.support.imported_settings import imported, lost_names, read_back
+from tests.support.kohya_presets import FLUX, ODD, PLAIN
 
 
 def test_kohya_settings_are_taken_over(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_kohya_settings_without_counterpart_are_listed_and_others_are_not(tmp_pa
 
 def test_every_kohya_setting_is_of_one_class_only() -> None:
     """Taken over, without effect on the adapter or listed: no name is left to chance."""
-    taken = {*kohya._GUI, *SUBSET}
+    taken = {*kohya.SETTINGS, *SUBSET}
     assert not taken & kohya.WITHOUT_EFFECT
     assert not taken & kohya.NO_COUNTERPART
     assert not kohya.WITHOUT_EFFECT & kohya.NO_COUNTERPART
@@ -209,6 +210,8 @@ def test_a_folder_of_repeat_folders_is_taken_as_it_is(tmp_path: Path) -> None:
         ("a.json", "{", "can't be imported"),
         ("a.json", [], "no enabled concept of type STANDARD"),
         ("a.toml", "[general]", r"it has no \[\[datasets.subsets\]\]"),
+        ("a.toml", "[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 2", "no subset of it names a folder"),
+        ("a.json", "[" * 100_000, "can't be imported: nested too deep"),
         ("a.toml", "=", "can't be imported"),
         ("a.yaml", {"job": "extension"}, "it has no config.process"),
         ("a.yaml", "- [", "can't be imported"),
@@ -392,3 +395,36 @@ def test_a_lora_file_that_tells_nothing_usable_says_so(tmp_path: Path, metadata:
     save_file({"x": np.zeros((1, 1), np.float32)}, path, metadata=metadata)
     with pytest.raises(ConfigError, match=said):
         import_settings(path)
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_settings_that_people_share_are_imported_and_can_be_built(tmp_path: Path, kind: str) -> None:
+    result = imported(tmp_path, "preset.json", {**PLAIN, **ODD[kind]})
+    read_back(result, tmp_path)
+    optimizers.check(result.config.optimization)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("an adapter kind that is not here, at the largest rank", "a plain LoRA is trained"),
+        ("a full matrix, steps of one pixel, options in quotes and a scheduler by class", "network_dim=100000"),
+        ("a full matrix, steps of one pixel, options in quotes and a scheduler by class", "bucket_reso_steps=1"),
+        ("a full matrix, steps of one pixel, options in quotes and a scheduler by class", "lr_scheduler_type="),
+        ("epochs and steps, two weightings", "epochs win over steps"),
+        ("epochs and steps, two weightings", "one weighting at a time: debiased is taken"),
+        ("Adafactor that finds its own rate", "Adafactor with relative_step finds its own"),
+        ("a rectangle without buckets", "a rectangle without buckets can't be held"),
+        ("a file to go on from, under a Windows path", "adaptive_noise_scale=0.00357: no counterpart"),
+    ],
+)
+def test_what_odd_settings_lose_or_change_is_said(tmp_path: Path, kind: str, said: str) -> None:
+    result = imported(tmp_path, "preset.json", {**PLAIN, **ODD[kind]})
+    assert said in "\n".join([*result.lost, *result.changed])
+
+
+def test_shared_settings_for_flux_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="only Stable Diffusion 1.x, 2.x and XL can be trained here"):
+        imported(tmp_path, "preset.json", {**PLAIN, **FLUX})
+    with pytest.raises(ConfigError, match=r"it trains flux1-dev\.safetensors; only Stable Diffusion"):
+        imported(tmp_path, "preset.json", {**PLAIN, "pretrained_model_name_or_path": "flux1-dev.safetensors"})

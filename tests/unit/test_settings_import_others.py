@@ -228,3 +228,15 @@ def test_ai_toolkit_datasets_keep_their_settings(tmp_path: Path) -> None:
     assert config.objective.timestep_distribution == "cubic"
     assert config.previews.prompts == ("zeta runs --w 768 --d 7",)
     read_back(result, tmp_path)
+
+
+def test_preservation_of_other_captions_keeps_its_weight(tmp_path: Path) -> None:
+    job = json.loads(json.dumps(AI_TOOLKIT))
+    train = job["config"]["process"][0]["train"]
+    train |= {"diff_output_preservation": True, "diff_output_preservation_multiplier": 0.5}
+    objective = imported(tmp_path, "job.yaml", job).config.objective
+    assert (objective.prior_preservation, objective.prior_weight) == ("base_prediction", 0.5)
+    job["config"]["process"][0]["datasets"].append({"folder_path": "people", "is_reg": True})
+    result = imported(tmp_path, "job.yaml", job)
+    assert result.config.objective.prior_preservation == "class_images"
+    assert "objective.prior_preservation" in lost_names(result)

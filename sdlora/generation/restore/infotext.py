@@ -94,6 +94,8 @@ def _settings(config: GenerateConfig, facts: GenerationFacts) -> dict[str, objec
         "Size": None if None in sizes else f"{config.width_px}x{config.height_px}",
         "Model hash": facts.model_hash,
         "Model": facts.model_name,
+        "Merged adapters": ", ".join(f"{Path(one.file).stem}: {one.weight:g}" for one in config.base_model.adapters)
+        or None,
         "Denoising strength": None if strength is None else plain_number(strength),
         "Clip skip": config.base_model.clip_skip if config.base_model.clip_skip > 1 else None,
         "RNG": "CPU",

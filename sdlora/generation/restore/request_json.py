@@ -61,13 +61,14 @@ def _map_paths(values: dict[str, Any], change: Callable[[Any], Any]) -> dict[str
             changed[section] = {
                 name: change(value) if name in names else value for name, value in changed[section].items()
             }
-    if isinstance(changed.get("adapters"), list):
-        changed["adapters"] = [
-            {name: change(value) if name == "file" else value for name, value in adapter.items()}
-            if isinstance(adapter, dict)
-            else adapter
-            for adapter in changed["adapters"]
-        ]
+    for holder in (changed, changed.get("base_model")):
+        if isinstance(holder, dict) and isinstance(holder.get("adapters"), list):
+            holder["adapters"] = [
+                {name: change(value) if name == "file" else value for name, value in adapter.items()}
+                if isinstance(adapter, dict)
+                else adapter
+                for adapter in holder["adapters"]
+            ]
     if isinstance(changed.get("adapter_folders"), list):
         changed["adapter_folders"] = [change(folder) for folder in changed["adapter_folders"]]
     return changed

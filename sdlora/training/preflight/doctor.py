@@ -28,7 +28,8 @@ _OPTIONAL = {
     "schedulefree": ("schedule-free", "the optimizer schedule_free_adamw"),
     "lion-pytorch": ("lion", "the optimizer lion"),
     "tensorboard": ("tensorboard", "outputs.tensorboard"),
-    "onnxruntime": ("caption", "WD14 taggers"),
+    "wandb": ("wandb", "outputs.wandb"),
+    "onnxruntime": ("caption", "WD14 taggers and masks by a network"),
     "pyarrow": ("parquet", "parquet files"),
 }
 _CUDA_TORCH = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
