@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from sdlora.adapters.algebra.base_weights import open_base
 from sdlora.adapters.algebra.convert import convert
+from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.algebra.making import merge_adapters, mix_adapters
 from sdlora.adapters.files.reading import read
 from sdlora.cli import adapters as _commands  # noqa: F401  (registers them)
@@ -236,3 +237,16 @@ def test_generate_takes_a_folder_and_a_pickle(tiny_sd1: Path, tmp_path: Path) ->
         (image,) = generator.generate(request)
         images.append(image.image.tobytes())
     assert images[0] == images[1] != images[2]
+
+
+def test_adapters_merged_in_memory_do_what_a_merged_model_does(tiny_sd1: Path, tmp_path: Path) -> None:
+    file = many_kinds(tiny_sd1, tmp_path / "kinds.safetensors")
+    save_file(load_file(file) | {"strange": torch.ones(1)}, tmp_path / "again.safetensors", {"ss_v2": "False"})
+    pair = [str(file), str(tmp_path / "again.safetensors")]
+    merge_adapters(str(tiny_sd1), [MixedAdapter(file=one, weight=0.5) for one in pair], tmp_path / "model")
+    adapters = [{"file": one, "weight": 0.5} for one in pair]
+    config = BaseModelConfig.model_validate({"model": str(tiny_sd1), "precision": "fp32", "adapters": adapters})
+    bundle = load_base(config)
+    for found, expected in zip(answer(bundle), answer(loaded(tmp_path / "model")), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert any("again.safetensors: 1 tensors are not used" in note for note in bundle.notes)
