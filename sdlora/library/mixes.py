@@ -49,7 +49,7 @@ def find_operands(texts: Sequence[str], library: Scan) -> list[MixedAdapter]:
     found, problems = [], []
     for text in texts:
         adapter = parse_adapter(text)
-        if not adapter.file.startswith("hf://") and not Path(adapter.file).is_file():
+        if not adapter.file.startswith("hf://") and not Path(adapter.file).exists():
             try:
                 adapter = adapter.model_copy(update={"file": str(library.find(adapter.file).path)})
             except ConfigError as error:
@@ -80,7 +80,7 @@ def load_mix(name: str, folder: Path, library: Scan) -> tuple[Rows, list[str]]:
     config = files.validate(files.read_yaml(path), path.name, MixConfig)
     adapters, notes = [], []
     for adapter in config.adapters:
-        if adapter.file.startswith("hf://") or Path(adapter.file).is_file():
+        if adapter.file.startswith("hf://") or Path(adapter.file).exists():
             adapters.append(adapter)
             continue
         try:

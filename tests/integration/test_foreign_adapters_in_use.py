@@ -13,14 +13,16 @@ from typer.testing import CliRunner
 
 from sdlora.adapters.algebra.base_weights import open_base
 from sdlora.adapters.algebra.convert import convert
+from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.algebra.making import merge_adapters, mix_adapters
 from sdlora.adapters.files.reading import read
 from sdlora.cli import adapters as _commands  # noqa: F401  (registers them)
 from sdlora.cli.app import app
 from sdlora.config.base_model import BaseModelConfig
-from sdlora.config.generate import UsedAdapter
+from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.config.mix import MixConfig, MixedAdapter
 from sdlora.errors import AdapterError
+from sdlora.generation.generate import Generator
 from sdlora.generation.sampling.adapted_base import AdaptedBase
 from sdlora.generation.sampling.pool import AdapterPool
 from sdlora.models.bundle import Bundle
@@ -198,3 +200,53 @@ def test_what_is_converted_keeps_every_update(tmp_path: Path, tiny_sd1: Path) ->
         torch.testing.assert_close(after.modules[name].delta_on(weight), weights.delta_on(weight), rtol=0, atol=0)
     with pytest.raises(AdapterError, match="diffusers' layout can't hold updates of biases and norms"):
         convert(file, tmp_path / "d.safetensors", "diffusers")
+
+
+def test_a_base_model_goes_before_a_guess_at_the_family(tiny_sdxl: Path, tiny_sd1: Path, tmp_path: Path) -> None:
+    name = "text_model_encoder_layers_0_self_attn_q_proj"
+    width = open_base(str(tiny_sdxl)).places[f"lora_te1_{name}"].shape[0]
+    down, up = torch.ones(2, width), torch.ones(width, 2)
+    tensors = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(2.0)}
+    file = tmp_path / "te.safetensors"
+    save_file({f"lora_te_{name}.{factor}": tensor for factor, tensor in tensors.items()}, file)
+    assert read(file).family == "sd1"
+    assert "alike: taken as sd1 for the prefix lora_te_" in read(file).notes[0]
+    for model, own in ((tiny_sdxl, f"lora_te1_{name}"), (tiny_sd1, f"lora_te_{name}")):
+        merged = merge_adapters(str(model), [MixedAdapter(file=str(file))], tmp_path / own)
+        assert merged.changed == (own,)
+
+
+def test_generate_takes_a_folder_and_a_pickle(tiny_sd1: Path, tmp_path: Path) -> None:
+    name = "up_blocks.3.attentions.2.proj_out"
+    keys = {"A": torch.ones(2, 32, 1, 1), "B": torch.ones(32, 2, 1, 1)}
+    peft = {f"base_model.model.{name}.lora_{letter}.weight": tensor for letter, tensor in keys.items()}
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    save_file(peft, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 6}))
+    flat = f"lora_unet_{name.replace('.', '_')}"
+    own = {"lora_down.weight": keys["A"], "lora_up.weight": keys["B"], "alpha": torch.tensor(6.0)}
+    torch.save({f"{flat}.{factor}": tensor for factor, tensor in own.items()}, tmp_path / "kohya.pt")
+    generator = Generator(BaseModelConfig(model=str(tiny_sd1)))
+    images = []
+    for file in (folder, tmp_path / "kohya.pt", None):
+        used = () if file is None else (UsedAdapter(file=str(file)),)
+        request = GenerateConfig(
+            base_model=BaseModelConfig(model=str(tiny_sd1)), adapters=used, steps=1, width_px=64, height_px=64, seed=1
+        )
+        (image,) = generator.generate(request)
+        images.append(image.image.tobytes())
+    assert images[0] == images[1] != images[2]
+
+
+def test_adapters_merged_in_memory_do_what_a_merged_model_does(tiny_sd1: Path, tmp_path: Path) -> None:
+    file = many_kinds(tiny_sd1, tmp_path / "kinds.safetensors")
+    save_file(load_file(file) | {"strange": torch.ones(1)}, tmp_path / "again.safetensors", {"ss_v2": "False"})
+    pair = [str(file), str(tmp_path / "again.safetensors")]
+    merge_adapters(str(tiny_sd1), [MixedAdapter(file=one, weight=0.5) for one in pair], tmp_path / "model")
+    adapters = [{"file": one, "weight": 0.5} for one in pair]
+    config = BaseModelConfig.model_validate({"model": str(tiny_sd1), "precision": "fp32", "adapters": adapters})
+    bundle = load_base(config)
+    for found, expected in zip(answer(bundle), answer(loaded(tmp_path / "model")), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert any("again.safetensors: 1 tensors are not used" in note for note in bundle.notes)

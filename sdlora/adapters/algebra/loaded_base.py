@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -44,13 +44,15 @@ def _merge(config: BaseModelConfig, family: FamilyName, models: Sequence[nn.Modu
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm))
     }
     notes = []
-    for operand in read_base_adapters(config, family):
+    operands = read_base_adapters(config, family)
+    originals = _originals(operands, layers)
+    for operand in operands:
         placed = [name for name in operand.file.layer_names if name in layers]
         if not placed:
             raise AdapterError(f"base_model.adapters: no layer of {operand.file.path.name} stands in {config.model}")
         for name in placed:
             if name in operand.file.modules:
-                _add(operand, name, layers[name].weight)
+                _add(operand, name, layers[name].weight, originals.get(name))
             if name in operand.file.vectors:
                 _add_vectors(operand, name, layers[name])
         missing = len(operand.file.layer_names) - len(placed)
@@ -60,15 +62,26 @@ def _merge(config: BaseModelConfig, family: FamilyName, models: Sequence[nn.Modu
     return notes
 
 
-def _add(operand: Operand, name: str, weight: Tensor) -> None:
-    """Add one layer's update to its weight, in place; summed in float64, as half precision would round it away."""
+def _originals(operands: Sequence[Operand], layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Copies of the weights that a later update depends on, before an earlier adapter changes them."""
+    later = [name for operand in operands[1:] for name, own in operand.file.modules.items() if own.needs_base]
+    kept = {name: layers[name].weight for name in dict.fromkeys(later) if name in layers}
+    return {name: weight.detach().clone() for name, weight in kept.items() if isinstance(weight, Tensor)}
+
+
+def _add(operand: Operand, name: str, weight: Tensor, original: Tensor | None) -> None:
+    """Add one layer's update to its weight, in place; summed in float64, as half precision would round it away.
+
+    original: the base's own weight, when other adapters have changed it already.
+    """
+    base = weight if original is None else original
     weights = operand.file.modules[name]
     if not weights.fits(weight.shape):
         raise AdapterError(
             f"base_model.adapters: {operand.file.path.name} doesn't fit the model: {name} is {told(weights)}, the "
             f"model has {list(weight.shape)}"
         )
-    update = layer_update(name, weights, lambda _: weight, operand.file.path.name).times(operand.weight_of(name))
+    update = layer_update(name, weights, lambda _: base, operand.file.path.name).times(operand.weight_of(name))
     weight.copy_((weight.double().flatten(1) + update.matrix().to(weight.device)).reshape(weight.shape))
 
 

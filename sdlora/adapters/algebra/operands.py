@@ -66,7 +66,8 @@ def common_family(
 ) -> FamilyName:
     """The one family of all files. Raises AdapterError when they differ or none tells."""
     told: dict[FamilyName, str] = {}
-    for file in files:
+    sure = [file for file in files if not file.family_is_guess]
+    for file in files if family is None and not any(one.family for one in sure) else sure:
         if file.family is not None:
             told.setdefault(file.family, f"{file.path.name} is for {file.family}")
     if family is not None:
@@ -80,7 +81,7 @@ def common_family(
 
 def with_family(file: AdapterFile, family: FamilyName) -> AdapterFile:
     """The file with the names of this family; unchanged when it knew it."""
-    if file.family is not None:
+    if file.family == family or (file.family is not None and not file.family_is_guess):
         return file
     named = replace(file, family=family, modules={canonical(name, family): w for name, w in file.modules.items()})
     return replace(named, vectors={canonical(name, family): vector for name, vector in file.vectors.items()})

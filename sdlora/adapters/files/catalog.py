@@ -90,7 +90,7 @@ def describe(path: Path, card: Path | None = None) -> Description | None:
         if all(len(shapes[key]) > 0 for factor, key in layer.items() if factor in _RANK_AXIS)
     )
     return Description(
-        family=resolution.family,
+        family=None if resolution.is_guess else resolution.family,
         kind=" and ".join(found or ["norms and biases"]) + (" with DoRA" if is_dora else ""),
         rank=ranks.most_common(1)[0][0] if ranks else 1,
         num_layers=len(resolution.names),

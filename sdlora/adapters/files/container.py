@@ -70,10 +70,12 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def adapter_header(path: Path) -> Header:
-    """Shapes by tensor name, and metadata, without reading the tensors. Loads no torch.
+    """Shapes by tensor name, and metadata, without reading the tensors. Loads no torch, but for a pickle.
 
     Raises AdapterError with one clear sentence: no such file, a pickle, a broken or oversized header, truncated data.
     """
+    if is_pickle(path):
+        return Header(path, {name: tuple(tensor.shape) for name, tensor in _load_pickle(path).items()})
     refuse_pickle(path)
     return read_header(path, error=AdapterError, longest=_LONGEST_HEADER_BYTES)
 

@@ -82,6 +82,7 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
         left_out,
         tuple(notes),
         vectors,
+        found.is_guess,
         embeddings,
     )
 

@@ -17,6 +17,7 @@ from sdlora.adapters.files.layer_table import FAMILY_NAMES, layers
 from sdlora.config.base_model import FamilyName
 
 FAMILY_TITLES: dict[FamilyName, str] = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
+_ALIKE = "alike: taken as"
 _LDM = re.compile(r"lora_unet_(?:input_blocks|middle_block|output_blocks)_")
 _PROJECTION = re.compile(r"lora_unet_(?:.*_)?proj_(?:in|out)")
 _TEXT_WIDTHS: dict[int | None, FamilyName] = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
@@ -46,13 +47,17 @@ class Resolution:
     strange: tuple[str, ...]
     """Names that no layer of the family has."""
     notes: tuple[str, ...]
+    is_guess: bool = False
+    """Whether other families fit as well, so that a base model's or a person's word goes before it."""
 
 
 def resolve(given: Given, metadata: Mapping[str, str], layout: str, family: FamilyName | None = None) -> Resolution:
     """What the layers of a file are. family: overrules what the file tells."""
     called = _with_second_encoder(given)
     told, notes = _told_family({called[name]: factors for name, factors in given.items()}, metadata, layout)
+    is_guess = any(_ALIKE in note for note in notes)
     if family is not None:
+        is_guess = False
         notes = [f"taken as {family} as asked, though it looks like {told}"] if told not in (None, family) else []
         told = family
     names: dict[str, str] = {}
@@ -64,7 +69,7 @@ def resolve(given: Given, metadata: Mapping[str, str], layout: str, family: Fami
             names[name] = own
         else:
             strange.append(name)
-    return Resolution(told, names, tuple(strange), tuple(notes))
+    return Resolution(told, names, tuple(strange), tuple(notes), is_guess)
 
 
 def _with_second_encoder(given: Given) -> dict[str, str]:
@@ -151,11 +156,11 @@ def _by_spelling(given: Given, possible: Sequence[FamilyName], layout: str) -> t
     families = " and ".join(possible)
     first_only = "kohya" in layout and any(name.startswith("lora_te_") for name in given)
     if "sdxl" in possible and any(_LDM.match(name) for name in given) and "kohya" in layout and not first_only:
-        return "sdxl", [f"its layers fit {families} alike: taken as sdxl for the names of its blocks"]
+        return "sdxl", [f"its layers fit {families} {_ALIKE} sdxl for the names of its blocks"]
     if "sdxl" in possible and any(name.startswith("lora_te1_") for name in given):
-        return "sdxl", [f"its layers fit {families} alike: taken as sdxl for the prefix lora_te1_"]
+        return "sdxl", [f"its layers fit {families} {_ALIKE} sdxl for the prefix lora_te1_"]
     if "sd1" in possible and first_only and all(name.startswith("lora_te_") for name in given):
-        return "sd1", [f"its layers fit {families} alike: taken as sd1 for the prefix lora_te_"]
+        return "sd1", [f"its layers fit {families} {_ALIKE} sd1 for the prefix lora_te_"]
     return None, []
 
 

@@ -198,6 +198,8 @@ class AdapterFile:
     """Remarks worth telling the user."""
     vectors: dict[str, VectorUpdate] = field(default_factory=dict)
     """Updates of biases and norms, by kohya name."""
+    family_is_guess: bool = False
+    """Whether other families fit as well, so that a base model's or a person's word goes before it."""
     embeddings: dict[str, Embedding] = field(default_factory=dict)
     """Textual-inversion embeddings bundled with it, by the name that a prompt uses."""
 

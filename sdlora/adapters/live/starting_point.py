@@ -61,7 +61,7 @@ def check_fit(file: AdapterFile, config: AdapterConfig, family: FamilyName) -> N
 
     Raises AdapterError and ConfigError.
     """
-    if file.family is not None and file.family != family:
+    if file.family not in (None, family) and not file.family_is_guess:
         raise AdapterError(
             f"{file.path.name} was trained on {file.family}, this base model is {family}: they don't fit each other"
         )

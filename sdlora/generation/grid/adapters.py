@@ -80,7 +80,7 @@ def _file_change(file: Path | str | None, number: int | None) -> Callable[[Gener
 def _adapter_file(value: str, number: int | None, config: GenerateConfig) -> AxisValue:
     if value == "none":
         return AxisValue("none", _file_change(None, number))
-    if value.startswith("hf:") or Path(value).expanduser().is_file():
+    if value.startswith("hf:") or Path(value).expanduser().exists():
         return AxisValue(Path(value).stem, _file_change(value, number))
     if value.endswith(".safetensors") and not config.adapter_folders:
         raise ValueError(f"'{value}': there is no such file")
