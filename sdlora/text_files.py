@@ -88,7 +88,7 @@ def parse_yaml(text: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _DEEPEST_YAML:
                 raise ValueError("nested too deep")
-        return _whole_characters(yaml.load(text, Loader=_UniqueKeyLoader), text)
+        return _whole_characters(yaml.load(text, Loader=_UniqueKeyLoader), text)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(re.sub(r' in "<[a-z ]+>",', " at", " ".join(str(error).split()))) from None
 

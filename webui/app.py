@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ from webui import api, theme
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import tab as datasets
 from webui.generate import tab as generate
-from webui.gradio_quirks import empty_numbers, spare_progress
+from webui.gradio_quirks import empty_numbers, slim, spare_progress
 from webui.mix import tab as mix
 from webui.runs import tab as runs
 from webui.runs.view import StatusLine
@@ -65,6 +66,8 @@ def build(workspace: Workspace, services: Services | None = None) -> gr.Blocks:
             wire()
         api.add_run_endpoints(context)
         api.add_image_endpoints(context)
+        shared = (f"window.sdlora[{json.dumps(name)}] = {value};" for name, value in context.scripts.items())
+        services.scripts = "".join(shared)
         line = StatusLine()
         services.news.status = lambda: line.told(services.watch.snapshot())
         _wire_memory(page, context)
@@ -90,7 +93,7 @@ def served(
         theme=theme.theme(),
         css_paths=list(theme.STYLES),
         js=theme.SCRIPT.read_text(encoding="utf-8"),
-        head=f"<script>{theme.SHARED.read_text(encoding='utf-8')}</script>",
+        head=f"<script>{theme.SHARED.read_text(encoding='utf-8')}{services.scripts}</script>",
         allowed_paths=[
             str(folder) for folder in (workspace.outputs, workspace.runs, workspace.thumbnails, workspace.exports)
         ],
@@ -101,6 +104,7 @@ def served(
         footer_links=["api"],
         ssr_mode=False,
     )
+    slim(page.config)
     return page, Guard(around, known_hosts(host, allowed_hosts), login)
 
 
@@ -125,7 +129,7 @@ def serve(
     if not server.started:
         return 2
     if open_browser:
-        webbrowser.open(f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}")
+        webbrowser.open(f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}")  # noqa: S104
     print("sdlora: ready; Ctrl-C ends the page, runs go on", flush=True)  # noqa: T201
     _wait_for_the_end()
     server.force_exit = server.should_exit = True

@@ -50,6 +50,8 @@ class Context:
     """For remembered fields, what a kept value becomes when a page opens."""
     on_load: list[tuple[Callable[..., Any] | None, list[Any], list[Any], str | None]] = field(default_factory=list)
     """Handlers with inputs, outputs and JavaScript, run when a page opens, after the remembered fields are there."""
+    scripts: dict[str, str] = field(default_factory=dict)
+    """JavaScript values that events share, by name in `window.sdlora`."""
     when_built: list[Callable[[], None]] = field(default_factory=list)
     """Run once when all tabs stand: the place to wire what reaches into a tab that is built later."""
 

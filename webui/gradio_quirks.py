@@ -1,7 +1,7 @@
 """Where Gradio behaves otherwise than the page needs, and what is done about it. Nothing else reaches into Gradio.
 
 Each entry says what Gradio 6.31 does. `tests/browser/test_gradio_quirks.py` shows that on bare pages, one test a quirk,
-and fails once a newer Gradio behaves: then the entry, and what it is used for, can go. Three more are mended in the
+and fails once a newer Gradio behaves: then the entry, and what it is used for, can go. Four more are mended in the
 browser, in the first section of `assets/page.js`.
 
 One rule follows from what can't be mended: a handler with queue=False must not call `gr.Info`, nor change a `gr.State`
@@ -37,17 +37,45 @@ def spare_progress(page: gr.Blocks) -> None:
             function.show_progress_on = []
 
 
-def collect(triggers: Any, components: Mapping[str, Any], into: Any, besides: str = "{}") -> Any:
+def collect(
+    triggers: Any, components: Mapping[str, Any], into: Any, besides: str = "{}", names: str | None = None
+) -> Any:
     """On these events, have the browser write what components show into one text component, as JSON by name.
 
-    besides: JavaScript of an object with more to be written. Go on with `.then(handler, into, ...)`. What
+    besides: JavaScript of an object with more to be written. names: JavaScript of the list of names, where many events
+    share it. Go on with `.then(handler, into, ...)`. What
     `spare_progress` says of outputs is so of inputs too and can't be turned off: a hundred inputs keep a browser busy,
     one doesn't.
     """
-    pairs = f"{json.dumps(list(components))}.map((name, place) => [name, values[place]])"
+    pairs = f"{names or json.dumps(list(components))}.map((name, place) => [name, values[place]])"
     script = f"(...values) => [JSON.stringify({{...Object.fromEntries({pairs}), ...{besides}}})]"
     options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     return gr.on(triggers, None, list(components.values()), into, js=script, trigger_mode="always_last", **options)
+
+
+def slim(config: Any) -> None:
+    """Take out of a served page's configuration what no browser and no client reads.
+
+    What programs read of the types of components stays where an event of the API uses them.
+    """
+    of_the_api = {
+        component
+        for event in config["dependencies"]
+        if event["api_visibility"] == "public"
+        for component in (*event["inputs"], *event["outputs"])
+    }
+    for component in config["components"]:
+        component["component_class_id"] = ""
+        component["props"].pop("preserved_by_key", None)
+        for name in ("api_info_as_input", "api_info_as_output", "example_inputs"):
+            if component["id"] not in of_the_api:
+                component.pop(name, None)
+        if component["id"] not in of_the_api and component["type"] not in ("file", "imageeditor", "uploadbutton"):
+            component.pop("api_info", None)
+    for event in config["dependencies"]:
+        for name in ("rendered_in", "render_id", "js_implementation", "event_specific_args", "api_description"):
+            if event.get(name) is None:
+                event.pop(name, None)
 
 
 def empty_numbers(page: gr.Blocks) -> dict[Any, None]:

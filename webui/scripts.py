@@ -5,24 +5,7 @@ from __future__ import annotations
 LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');"
 """What changes is read out by screen readers; the region must be there before what it says."""
 
-PRESSES = """element.addEventListener('click', (event) => {
-  const tab = event.target.closest('[data-tab]');
-  if (tab) { document.querySelector('#tab-' + tab.dataset.tab + '-button')?.click(); return; }
-  const pressed = event.target.closest(['act', 'fix', 'image', 'queue', 'run', 'step', 'reset', 'tile']
-    .map((name) => `[data-${name}]`).join());
-  if (!pressed) return;
-  if (pressed.dataset.act === 'upload') { document.querySelector('#dataset-upload button')?.click(); return; }
-  window.sdlora.pressed = {...pressed.dataset};
-  const {run, queue} = pressed.dataset;
-  if (run && !queue) {
-    window.sdlora.run = run;
-    document.querySelector('#runs-details')?.setAttribute('aria-busy', 'true');
-    element.querySelectorAll('[data-run]').forEach((one) => one.setAttribute('aria-pressed', one === pressed));
-  }
-  if (pressed.dataset.tile) window.sdlora.mark(element, pressed.dataset.tile);
-  if (pressed.dataset.image) window.sdlora.reveal = '#dataset-editor';
-  trigger('select', {pressed: {...pressed.dataset}});
-});"""
+PRESSES = "window.sdlora.presses(element, trigger);"
 """Hands the data of a pressed button to the component's select handler, as `event.pressed`.
 
 `data-tab` opens a tab instead, and the act `upload` the file dialog.
@@ -52,6 +35,7 @@ NEWS_OF_A_RUN = """(text, selected) => {
   const outputs = parts.length + buttons.length + 3;
   if (!news.sent || news.asked !== wanted) return Array(outputs).fill(nothing);
   window.sdlora.run = null;
+  setTimeout(window.sdlora.note, 50);
   document.querySelector('#runs-details')?.removeAttribute('aria-busy');
   return [
     ...parts.map((name) => name in news.parts ? news.parts[name] : nothing),
@@ -61,29 +45,7 @@ NEWS_OF_A_RUN = """(text, selected) => {
 }"""
 """Puts what is new of a run into the page, or drops it where the page has turned to another run meanwhile."""
 
-ROWS = """const open = new Set();
-const pair = (field) => field.closest('.adapter-line').querySelectorAll(`[data-set="${field.dataset.set}"]`);
-element.addEventListener('input', (event) => {
-  if (event.target.dataset.set) pair(event.target).forEach((field) => {
-    if (field !== event.target && field.type !== 'checkbox') field.value = event.target.value;
-  });
-});
-element.addEventListener('change', (event) => {
-  const {row, set} = event.target.dataset;
-  if (!set) return;
-  const value = event.target.type === 'checkbox' ? event.target.checked : event.target.value;
-  trigger('select', {pressed: {row, set, value}});
-});
-element.addEventListener('click', (event) => {
-  const pressed = event.target.closest('button');
-  if (!pressed) return;
-  const {words, sweep, row, act} = pressed.dataset;
-  if (words) trigger('words', {pressed: {words}});
-  else if (sweep) trigger('sweep', {pressed: {row: sweep, span: pressed.parentElement.querySelector('input').value}});
-  else if (row) trigger('select', {pressed: {row, act}});
-});
-element.addEventListener('toggle', (event) => open[event.target.open ? 'add' : 'delete'](event.target.id), true);
-watch('value', () => element.querySelectorAll('details').forEach((one) => { one.open = open.has(one.id); }));"""
+ROWS = "window.sdlora.rows(element, trigger, watch, ['words', 'sweep']);"
 """For rows of adapters: hands on each change as row, name and value; keeps slider and number alike, sections open."""
 
 SETTLED = "async (...values) => { await window.sdlora.settled(); return values; }"
@@ -93,6 +55,7 @@ MARKS = """watch('value', () => {
   window.sdlora.mark(document.querySelector('#dataset-gallery'), element.querySelector('[data-shown]')?.dataset.shown);
   if (window.sdlora.reveal) document.querySelector(window.sdlora.reveal)?.scrollIntoView({block: 'nearest'});
   window.sdlora.reveal = null;
+  setTimeout(window.sdlora.note, 50);
 });"""
 """For the words about the image in the editor: marks its tile, and shows the editor where a press asked for it."""
 
@@ -122,48 +85,7 @@ BEFORE_AFTER = """element.addEventListener('input', (event) => {
 });"""
 """Moves the line between two pictures."""
 
-CHART = """const place = (chart, event) => {
-  const box = chart.getBoundingClientRect();
-  return (event.clientX - box.left) / box.width * chart.viewBox.baseVal.width;
-};
-const stepAt = (chart, x) => {
-  const [first, last] = chart.dataset.steps.split(' ').map(Number), left = +chart.dataset.left;
-  const share = (x - left) / (chart.dataset.right - left);
-  return Math.round(first + Math.min(1, Math.max(0, share)) * (last - first));
-};
-let from = null;
-element.addEventListener('pointerdown', (event) => {
-  const chart = event.target.closest('svg[data-points]');
-  from = chart ? place(chart, event) : null;
-});
-element.addEventListener('pointermove', (event) => {
-  const chart = event.target.closest('svg[data-points]');
-  if (!chart) return;
-  const at = place(chart, event), marked = chart.querySelector('.zoomed');
-  if (from !== null && event.buttons) {
-    marked.setAttribute('x', Math.min(from, at));
-    marked.setAttribute('width', Math.abs(at - from));
-  }
-  let nearest = null;
-  for (const point of JSON.parse(chart.dataset.points))
-    if (!nearest || Math.abs(point[0] - at) < Math.abs(nearest[0] - at)) nearest = point;
-  if (!nearest) return;
-  const cursor = chart.querySelector('.cursor');
-  cursor.setAttribute('x1', nearest[0]);
-  cursor.setAttribute('x2', nearest[0]);
-  chart.closest('figure').querySelector('.readout').textContent = nearest[1];
-});
-element.addEventListener('pointerup', (event) => {
-  const chart = event.target.closest('svg[data-points]');
-  if (chart && from !== null && Math.abs(place(chart, event) - from) > 8) {
-    const ends = [stepAt(chart, from), stepAt(chart, place(chart, event))].sort((one, other) => one - other);
-    trigger('select', {pressed: {first: ends[0], last: ends[1]}});
-  }
-  from = null;
-});
-element.addEventListener('dblclick', (event) => {
-  if (event.target.closest('svg[data-points]')) trigger('select', {pressed: {first: 0, last: null}});
-});"""
+CHART = "window.sdlora.chart(element, trigger);"
 """Tells step and loss under the pointer; dragging over a stretch hands its first and last step to the select handler,
 a double press all steps."""
 

@@ -32,6 +32,8 @@ class Services:
         self.active = ActiveAdapters(state)
         self.history = History(workspace.outputs, workspace.internal / "history.json")
         self.news = News()
+        self.scripts = ""
+        """JavaScript that the page begins with."""
         self._library = Library((), workspace.internal / "library.json")
 
     @cached_property

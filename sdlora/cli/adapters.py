@@ -18,6 +18,7 @@ from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
     from sdlora.adapters.algebra.making import Made
+    from sdlora.adapters.files.embeddings import Embedding
     from sdlora.adapters.files.writing import Export
 
 AdaptersArgument = Annotated[
@@ -56,12 +57,16 @@ def inspect(
     """Show what an adapter is, how strong it is and where; with two, how far they agree."""
     from sdlora.adapters.algebra.analysis import analyse
     from sdlora.adapters.algebra.comparison import compare
+    from sdlora.adapters.files.embeddings import embedding_in
     from sdlora.adapters.files.reading import read
     from sdlora.adapters.hub.chart import save_chart
     from sdlora.adapters.hub.inspection import inspect as describe
 
     if quick and (chart or other):
         raise ConfigError("the command line", ["--quick does no analysis, so --chart and a second file go without it"])
+    if other is None and (embedding := embedding_in(file)) is not None:
+        _show_embedding(embedding, base, as_json=as_json)
+        return
     adapters = [read(name) for name in (file, other) if name is not None]
     base_weight = None
     if base is not None:
@@ -91,6 +96,16 @@ def inspect(
         typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         console.print("\n\n".join(texts), markup=False)
+
+
+def _show_embedding(embedding: Embedding, base: str | None, *, as_json: bool) -> None:
+    from sdlora.adapters.hub.embedding_facts import embedding_facts
+
+    facts = embedding_facts(embedding, base)
+    if as_json:
+        typer.echo(json.dumps(facts.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        console.print(facts.as_text(), markup=False)
 
 
 @app.command()
@@ -150,6 +165,8 @@ def merge(
     if merged.unplaced:
         listed = ", ".join(merged.unplaced[:3])
         console.print(f"note: the model has not {len(merged.unplaced)} layers of the adapters: {listed}", markup=False)
+    for note in merged.notes:
+        console.print(f"note: {note}", markup=False)
 
 
 @app.command()
@@ -263,7 +280,7 @@ def _show_made(made: Made, *, errors: bool) -> None:
     if errors:
         for layer in result.layers:
             console.print(f"{layer.relative_error:9.2e}  rank {layer.rank:<4} {layer.name}", markup=False)
-    console.print(summary(result.modules), markup=False)
+    console.print(summary(result.modules, result.vectors), markup=False)
     console.print(
         f"relative error {result.relative_error:.2e} in total, {result.worst.relative_error:.2e} in the worst layer "
         f"({result.worst.name})"

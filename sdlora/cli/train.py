@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import yaml
+from pydantic import TypeAdapter
 from rich.table import Table
 
 from sdlora.cli.app import INTERRUPTED, app, console
+from sdlora.cli.guesses import SettingsCommand, named, what_to_train
 from sdlora.config import files, schema
+from sdlora.config.generate import GenerateConfig
 from sdlora.config.train import TrainConfig
 from sdlora.constants import MIB
 from sdlora.errors import ConfigError
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
     from sdlora.sinks.terminal import TerminalSink
     from sdlora.training.loop.run import RunResult
 
+presets_app = typer.Typer(
+    help="List the presets that come with sdlora; `presets show NAME` prints one.", invoke_without_command=True
+)
+app.add_typer(presets_app, name="presets")
 cache_app = typer.Typer(help="Show and prune the cache of encoded images and captions.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
@@ -33,8 +41,11 @@ SetOption = Annotated[
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, for example runs/my-lora.")]
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def train(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[PRESET|FOLDER]", help="A preset or YAML file, or a folder of images.")
+    ] = None,
     preset: PresetOption = None,
     overrides: SetOption = None,
     dry_run: Annotated[
@@ -45,6 +56,7 @@ def train(
     ] = False,
 ) -> None:
     """Train an adapter, from a preset or a YAML file and single settings."""
+    preset, overrides = what_to_train(source, preset, list(overrides or ()))
     if as_json:
         _print_dry_run(preset, overrides or (), dry_run)
         return
@@ -61,7 +73,7 @@ def train(
         _exit_like(train_adapter(config, sinks=[_terminal()]))
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def resume(
     run: RunArgument,
     overrides: SetOption = None,
@@ -101,26 +113,42 @@ def preview(run: RunArgument) -> None:
     _ask(run, "preview")
 
 
-@app.command()
-def presets() -> None:
-    """List the presets that come with sdlora."""
+@presets_app.callback()
+def presets(context: typer.Context) -> None:
+    """List the presets that come with sdlora; `presets show NAME` prints one."""
+    if context.invoked_subcommand is not None:
+        return
     table = Table(box=None, show_header=False, pad_edge=False)
     for path in files.shipped_presets():
         table.add_row(path.name, files.purpose(path))
     console.print(table)
 
 
+@presets_app.command("show")
+def show_preset(name: Annotated[str, typer.Argument(help="A preset's name.")]) -> None:
+    """Print a preset, to read or to begin an own one from: sdlora presets show sd15_style > mine.yaml."""
+    typer.echo(files.find(name).read_text(encoding="utf-8"), nl=False)
+
+
 @app.command()
 def explain(
-    name: Annotated[str, typer.Argument(help="A setting or section, for example adapter.rank or images.")] = "",
+    name: Annotated[
+        str, typer.Argument(help="A setting or section (adapter.rank, images, generate), or its name in another tool.")
+    ] = "",
 ) -> None:
     """Explain settings: kind of value, default and meaning."""
-    known = list(schema.settings(TrainConfig))
-    found = [item for item in known if f"{item.name}.".startswith(f"{name}.") or not name]
+    known = [*schema.settings(TrainConfig), *schema.settings(GenerateConfig, "generate.")]
+    if not name:
+        found = [item for item in known if not item.name.startswith("generate.")]
+    else:
+        found = [item for item in known if f"{item.name}.".startswith(f"{name}.")]
+    if not found and (meant := named(name)):
+        console.print(f"'{name}' is here:", markup=False)
+        found = [item for item in known if item.name in meant]
     if not found:
         found = [item for item in known if name.lower() in f"{item.name} {item.description}".lower()]
     for item in found:
-        console.print(f"[bold]{item.name}[/] = {item.default!r}", f"[dim]({item.kind})[/]".replace("[]", ""))
+        console.print(f"[bold]{item.name}[/] = {_as_yaml(item.default)}", f"[dim]({item.kind})[/]".replace("[]", ""))
         console.print(f"    {item.description}", markup=False)
     if not found:
         console.print(f"no setting is called or mentions '{name}'", markup=False)
@@ -153,6 +181,14 @@ def cache_prune(
     older_than = None if older_than_days is None else timedelta(days=older_than_days)
     removed = Cache(folder or default_cache_folder()).prune(max_bytes=max_bytes, older_than=older_than)
     console.print(f"removed {removed.entries} entries, {removed.size_bytes / MIB:.1f} MiB")
+
+
+def _as_yaml(value: object) -> str:
+    """A default as one writes it into a file or behind --set."""
+    plain = TypeAdapter(object).dump_python(value, mode="json")
+    return (
+        yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10_000).removesuffix("...\n").strip()
+    )
 
 
 def _ask(run: Path, request: Request) -> None:

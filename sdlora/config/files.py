@@ -21,6 +21,8 @@ from sdlora.text_files import UnreadableTextError, read_text
 Config = TypeVar("Config", bound=BaseModel)
 
 _PATH_SUFFIXES = (".yaml", ".yml")
+EXCLUSIVE = (("optimization.steps", "optimization.epochs"), ("images.folder", "images.folders"))
+"""Settings of which one is given, not both."""
 
 
 def find(preset: str) -> Path:
@@ -36,8 +38,12 @@ def find(preset: str) -> Path:
         for name in names:
             if (presets_folder() / name).is_file():
                 return presets_folder() / name
-    known = ", ".join(sorted(file.name for file in shipped_presets()))
-    raise ConfigError(str(preset), [f"no such file, and no preset of that name; presets are: {known}"])
+    known = [file.name for file in shipped_presets()]
+    near = difflib.get_close_matches(path.name, [*known, *(name.removesuffix(".yaml") for name in known)], n=1)
+    meant = f"did you mean '{near[0]}'? " if near else ""
+    raise ConfigError(
+        str(preset), [f"no such file, and no preset of that name; {meant}presets are: {', '.join(known)}"]
+    )
 
 
 def shipped_presets() -> list[Path]:
@@ -61,11 +67,38 @@ def load(preset: str | Path | None = None, overrides: Sequence[str] = ()) -> Tra
     values: dict[str, Any] = {}
     source = "the command line"
     if preset is not None:
-        path = find(str(preset))
         source = str(preset)
-        values = read_yaml(path)
+        values = read_preset(find(source))
     override(values, overrides, source)
     return with_files_read(validate(values, source))
+
+
+def read_preset(path: Path, *, built_on: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The plain values of a preset, on top of those of the one that it names as `preset:`, if it does.
+
+    A name is looked up beside the file first, then among the shipped presets. Raises ConfigError.
+    """
+    if path.resolve() in built_on:
+        raise ConfigError(str(path), ["preset: the files build on each other in a circle"])
+    values = read_yaml(path)
+    base = values.pop("preset", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(str(path), [f"preset: must be a preset's name or a file, got {base!r}"])
+    beside = path.parent / base
+    below = read_preset(beside if beside.is_file() else find(base), built_on=(*built_on, path.resolve()))
+    return schema.joined(without_rivals(below, schema.dotted_names(values)), values)
+
+
+def without_rivals(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The values without those that exclude a setting in `names`: whoever asks for epochs asks for no steps."""
+    for pair in EXCLUSIVE:
+        for wanted, rival in (pair, pair[::-1]):
+            section, _, name = rival.partition(".")
+            if wanted in names and rival not in names and isinstance(values.get(section), dict):
+                values[section].pop(name, None)
+    return values
 
 
 def with_files_read(config: TrainConfig) -> TrainConfig:
@@ -86,6 +119,7 @@ def override(
 
     source: what is at fault then. kind: whose settings they are.
     """
+    without_rivals(values, [text.partition("=")[0].strip() for text in overrides])
     problems = [problem for text in overrides if (problem := _apply_override(values, text, kind))]
     if problems:
         raise ConfigError(source, problems)
@@ -213,4 +247,6 @@ def _suggestion(location: Sequence[Any], kind: type[BaseModel]) -> str:
         return f"; did you mean '{near[0]}'?"
     same_name = [name for name in known if name.split(".")[-1] == last]
     near = same_name[:1] or difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else "; `sdlora explain` lists all settings"
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return "; `sdlora explain" + (" generate` lists them" if kind is not TrainConfig else "` lists all settings")

@@ -111,6 +111,9 @@ class GenerateConfig(Section):
     adapter_folders: tuple[Path, ...] = ()
     """Folders, searched with what lies below them, for the names in `<lora:name:weight>`."""
 
+    embedding_folders: tuple[Path, ...] = ()
+    """Folders with textual-inversion embeddings; a prompt uses one by its file's name, `name` or `embedding:name`."""
+
     prompt: str = ""
     """What to generate. Takes (weights:1.2), [less], BREAK, <lora:name:weight>, [from:to:0.5] and [one|other] by step,
     `a AND b :0.8`, and {red|green} or __file__ settled by the seed."""

@@ -31,6 +31,7 @@ from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
 from sdlora.generation.sampling.batch_generator import BatchGenerator, OnStep
 from sdlora.generation.sampling.cpu_layers import PlainAttention, use_plain_convolutions
 from sdlora.generation.sampling.denoising import CancelledError
+from sdlora.generation.sampling.embeddings import ChosenEmbeddings, choose_embeddings
 from sdlora.generation.sampling.latent_colours import LatentColours
 from sdlora.generation.sampling.pool import DEFAULT_POOL_BYTES, AdapterPool
 from sdlora.models.detection import detect
@@ -155,6 +156,7 @@ class Generator:
         on_step: Callable[[StepPreview], None] | None,
         is_cancelled: Callable[[], bool],
     ) -> Iterator[GeneratedImage]:
+        embeddings = self._use_embeddings(rows)
         start = 0
         while start < len(rows) and not is_cancelled():
             # texts of other lengths would be filled up to the longest, and the picture depend on its neighbours
@@ -163,10 +165,27 @@ class Generator:
             batch = list(takewhile(lambda row: self._batch_generator.shape_of_texts(row) == shape, limit))  # noqa: B023
             preview = None if on_step is None else self._previewing(on_step, start, len(rows))
             try:
-                yield from self._generated(batch, preview, is_cancelled)
+                yield from self._generated(batch, embeddings, preview, is_cancelled)
             except CancelledError:
                 return
             start += len(batch)
+
+    def _use_embeddings(self, rows: Sequence[GenerateConfig]) -> ChosenEmbeddings:
+        """Give the model the embeddings that the prompts name, of the folders and of the adapters themselves."""
+        bundles = {
+            name.casefold(): embedding
+            for row in rows
+            for used in row.adapters
+            for name, embedding in self._pool.get(used).loaded.file.embeddings.items()
+        }
+        chosen = choose_embeddings(
+            [text for row in rows for text in (row.prompt, row.negative)],
+            list(dict.fromkeys(folder for row in rows for folder in row.embedding_folders)),
+            bundles,
+            [encoder.get_input_embeddings().weight.shape[1] for encoder in self.bundle.text_encoders],
+        )
+        self.bundle.new_tokens = chosen.tokens
+        return chosen
 
     def _previewing(self, on_step: Callable[[StepPreview], None], index: int, num_images: int) -> OnStep:
         def tell(step: int, total_steps: int, clean: Callable[[], Tensor]) -> None:
@@ -175,7 +194,11 @@ class Generator:
         return tell
 
     def _generated(
-        self, rows: Sequence[GenerateConfig], on_step: OnStep | None, is_cancelled: Callable[[], bool]
+        self,
+        rows: Sequence[GenerateConfig],
+        embeddings: ChosenEmbeddings,
+        on_step: OnStep | None,
+        is_cancelled: Callable[[], bool],
     ) -> Iterator[GeneratedImage]:
         began = time.monotonic()
         known_notes = len(self.bundle.notes)
@@ -188,7 +211,12 @@ class Generator:
         for row, own, picture in zip(rows, sets, pictures, strict=True):
             compute = row.compute.model_copy(update={"merge_adapters": merge})
             said = [text for adapter in own for text in adapter.loaded.warnings]
-            said += [*prompt_warnings(row), *notes, *([picture.warning] if picture.warning else [])]
+            said += [
+                *prompt_warnings(row, embeddings.names),
+                *embeddings.notes,
+                *notes,
+                *([picture.warning] if picture.warning else []),
+            ]
             yield GeneratedImage(
                 picture.image,
                 row.model_copy(update={"compute": compute}),

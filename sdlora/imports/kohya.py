@@ -57,7 +57,7 @@ def _epochs(value: Any) -> str | None:
     return f"{number_of} epochs" if number_of else None
 
 
-_GUI: dict[str, tuple[str, Convert]] = {
+SETTINGS: dict[str, tuple[str, Convert]] = {
     **SUBSET,
     "output_name": ("name", file_name),
     "seed": ("seed", count),
@@ -163,7 +163,7 @@ def from_gui(settings: Mapping[str, Any]) -> Translation:
     """The settings that kohya_ss saves as JSON. Raises ValueError for models that are no Stable Diffusion."""
     result = Translation()
     settings = {**settings, **_more_parameters(settings, result)}
-    known = result.take(settings, _GUI) | WITHOUT_EFFECT | {"additional_parameters"}
+    known = result.take(settings, SETTINGS) | WITHOUT_EFFECT | {"additional_parameters"}
     known |= _families(settings, result) | _adapter_kind(settings, result) | _sizes(settings, result)
     known |= _rates(settings, result) | _steps(settings, result) | _noise(settings, result)
     known |= _weighting(settings, result) | _optimizer_options(settings, result) | _prompts(settings, result)

@@ -84,7 +84,7 @@ def _quantization(value: Any) -> str | None:
     return {"INT_8": "int8", "NFLOAT_4": "nf4"}.get(value)
 
 
-_TABLE: dict[str, tuple[str, Convert]] = {
+SETTINGS: dict[str, tuple[str, Convert]] = {
     "base_model_name": ("base_model.model", same),
     "rescale_noise_scheduler_to_zero_terminal_snr": ("base_model.zero_terminal_snr", switch),
     "output_model_destination": ("name", lambda value: file_name(PureWindowsPath(str(value)).stem)),
@@ -156,7 +156,7 @@ def from_config(
     settings = {**_DEFAULTS, **settings}
     result = from_concepts(concepts) if concepts else Translation()
     own_resolution = result.values.get("images.resolution")
-    known = result.take(settings, _TABLE) | _WITHOUT_EFFECT
+    known = result.take(settings, SETTINGS) | _WITHOUT_EFFECT
     result.put("images.resolution", own_resolution)  # a concept's resolution goes before that of the run
     known |= _model(settings, result) | _layers(settings, result) | _parts(settings, result)
     known |= _optimizer(settings, result) | _loss(settings, result) | _masks(settings, result)

@@ -85,7 +85,7 @@ def _epochs(value: Any) -> str | None:
     return f"{found} epochs" if found else None
 
 
-_TABLE: dict[str, tuple[str, Convert]] = {
+SETTINGS: dict[str, tuple[str, Convert]] = {
     "pretrained_model_name_or_path": ("base_model.model", same),
     "pretrained_vae_model_name_or_path": ("base_model.vae", same),
     "vae_path": ("base_model.vae", same),
@@ -178,7 +178,7 @@ def from_config(settings: Mapping[str, Any], read_json: ReadJson) -> Translation
     result = Translation()
     family = _family(plain)
     given = {**_DEFAULTS, **plain}
-    known = result.take(given, _TABLE) | WITHOUT_EFFECT
+    known = result.take(given, SETTINGS) | WITHOUT_EFFECT
     result.put("base_model.family", family)
     if "base_model.model" not in result.values:
         result.put("base_model.model", _MODELS[family])

@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer
 
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
 from sdlora.models.components import TextEncoder
+from sdlora.models.new_tokens import NewTokens
 from sdlora.models.schedule import NoiseSchedule
 from sdlora.models.size_conditions import SizeConditions
 
@@ -104,6 +105,8 @@ class Bundle:
     vae_identity: str
     text_identity: str
     clip_skip: int = 1
+    new_tokens: NewTokens = field(default_factory=NewTokens)
+    """Words beside the vocabulary's, for the text encoders."""
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -27,6 +27,10 @@ _RESOLUTIONS: dict[FamilyName, int] = {"sd1": 512, "sd2": 512, "sdxl": 1024}
 _SD2_V_RESOLUTION = 768
 _SD2_TELLTALE = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _SD2_THRESHOLD = 0.09
+_USUAL = "usual for"
+_FLOW, _EDM = "rectified flow", "an EDM noise schedule"
+_FLOW_WORDS = ("flow", "rectified_flow", "rectified-flow", "flow_matching", "flow-matching", "flow_prediction", "rf")
+_EDM_KEYS = ("sigma_data", "edm_mean", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Detection:
     source_kind: SourceKind
     native_resolution: int
     notes: tuple[str, ...] = ()
+    prediction_told: bool = True
+    """Whether the model, or the user, tells what it predicts; else it is the family's usual."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class _Found:
     zero_terminal_snr_from: str
     native_resolution: int
     advice: tuple[str, ...] = ()
+    untrained: str = ""
+    """What it predicts instead, when that is nothing that is trained here."""
 
 
 def detect(config: BaseModelConfig) -> Detection:
@@ -75,9 +83,16 @@ def _overruled(found: _Found, config: BaseModelConfig, kind: SourceKind) -> Dete
         )
     notes = [f"{found.family}, {found.native_resolution} px"]
     prediction, zero_terminal_snr, advice = found.prediction, found.zero_terminal_snr, found.advice
+    if found.untrained and config.prediction == "auto":
+        raise ModelError(
+            f"{config.model}: this model is trained with {found.untrained} ({found.prediction_from}); sdlora trains "
+            "epsilon and v_prediction, which would spoil it. Take such a version of the model or, if you know that it "
+            "is one, set base_model.prediction"
+        )
     if config.prediction != "auto":
         prediction, advice = config.prediction, ()
-        changed = "" if prediction == found.prediction else f", overruling {found.prediction} ({found.prediction_from})"
+        before = found.untrained or found.prediction
+        changed = "" if prediction == before else f", overruling {before} ({found.prediction_from})"
         notes.append(f"prediction {prediction} (base_model.prediction{changed})")
     else:
         notes.append(f"prediction {prediction} ({found.prediction_from})")
@@ -98,6 +113,7 @@ def _overruled(found: _Found, config: BaseModelConfig, kind: SourceKind) -> Dete
         source_kind=kind,
         native_resolution=found.native_resolution,
         notes=("; ".join(notes), *advice),
+        prediction_told=config.prediction != "auto" or not found.prediction_from.startswith(_USUAL),
     )
 
 
@@ -130,6 +146,9 @@ def _detect_folder(source: Source, revision: str | None) -> _Found:
     where = "scheduler_config.json" if scheduler is not None else "the usual, as there is no scheduler_config.json"
     scheduler = scheduler or {}
     prediction = scheduler.get("prediction_type", "epsilon")
+    untrained = _untrained_schedule(scheduler)
+    if untrained:
+        prediction = "v_prediction" if prediction == "v_prediction" else "epsilon"
     if prediction not in ("epsilon", "v_prediction"):
         raise ModelError(
             f"{source.name}: its scheduler's prediction_type is '{prediction}'; sdlora trains epsilon and v_prediction"
@@ -141,7 +160,17 @@ def _detect_folder(source: Source, revision: str | None) -> _Found:
         zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)),
         zero_terminal_snr_from=where,
         native_resolution=int(unet.get("sample_size") or _RESOLUTIONS[family] // LATENT_FACTOR) * LATENT_FACTOR,
+        untrained=untrained,
     )
+
+
+def _untrained_schedule(scheduler: dict[str, Any]) -> str:
+    """What a scheduler's config says that is neither epsilon nor v-prediction over Stable Diffusion's noise levels."""
+    kind = str(scheduler.get("_class_name", ""))
+    flow = "FlowMatch" in kind or scheduler.get("use_flow_sigmas") or scheduler.get("prediction_type") in _FLOW_WORDS
+    if flow:
+        return _FLOW
+    return _EDM if kind.startswith("EDM") or "sigma_data" in scheduler else ""
 
 
 def _files_hint(folder: Path | None) -> str:
@@ -161,7 +190,7 @@ def _detect_file(header: Header) -> _Found:
     found = _Found(
         family=family,
         prediction="epsilon",
-        prediction_from=f"usual for {family}, the file doesn't say",
+        prediction_from=f"{_USUAL} {family}, the file doesn't say",
         zero_terminal_snr=False,
         zero_terminal_snr_from="",
         native_resolution=_RESOLUTIONS[family],
@@ -169,6 +198,8 @@ def _detect_file(header: Header) -> _Found:
     said = _metadata_prediction(header.metadata)
     if said is not None:
         found = replace(found, prediction=said, prediction_from="the file's metadata")
+    elif untrained := _untrained_file(header):
+        found = replace(found, untrained=untrained[0], prediction_from=untrained[1])
     elif "v_pred" in header.shapes:
         found = replace(found, prediction="v_prediction", prediction_from="marker tensor v_pred")
     elif family == "sd2":
@@ -193,6 +224,17 @@ def _metadata_prediction(metadata: dict[str, str]) -> Prediction | None:
     if architecture.startswith("stable-diffusion-v2"):
         return "v_prediction" if architecture.endswith("-v") else "epsilon"
     return None
+
+
+def _untrained_file(header: Header) -> tuple[str, str] | None:
+    """What a file says that is neither epsilon nor v-prediction, and where."""
+    said = header.metadata.get("modelspec.prediction_type", "").strip().lower().replace(" ", "_")
+    if said in _FLOW_WORDS:
+        return _FLOW, "the file's metadata"
+    if said.startswith("edm"):
+        return _EDM, "the file's metadata"
+    marker = next((key for key in _EDM_KEYS if key in header.shapes), None)
+    return None if marker is None else (_EDM, f"marker tensor {marker}")
 
 
 def _metadata_says(metadata: dict[str, str], *names: str) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from sdlora.config.base_model import BaseModelConfig, FamilyName
@@ -18,8 +19,9 @@ from sdlora.models.dtypes import DTYPES
 from sdlora.models.families import FAMILIES
 from sdlora.models.folder import DiffusersModel, load_vae_folder
 from sdlora.models.identity import weights_identity
+from sdlora.models.probe import probed_prediction
 from sdlora.models.quantize import quantize_, weight_bytes
-from sdlora.models.schedule import build_schedule
+from sdlora.models.schedule import NoiseSchedule, build_schedule
 from sdlora.models.single_file import SingleFile, load_vae_file
 from sdlora.models.source import locate
 from sdlora.models.text import check_clip_skip
@@ -61,6 +63,9 @@ def load(
     identity = weights_identity([unet, vae, *text_encoders])
     vae_identity = weights_identity([vae], repr(vae.config.scaling_factor))
     text_identity = weights_identity(text_encoders, config.clip_skip)
+    schedule = build_schedule(parts.scheduler_config(), detection.prediction, detection.zero_terminal_snr)
+    if not detection.prediction_told:
+        schedule = _asked(unet, schedule, dtype, notes)
     plain_bytes = weight_bytes(unet)
     quantize_(unet, config.quantization, device)
     if config.quantization != "none":
@@ -71,7 +76,7 @@ def load(
         vae=vae,
         text_encoders=text_encoders,
         tokenizers=parts.tokenizers(),
-        schedule=build_schedule(parts.scheduler_config(), detection.prediction, detection.zero_terminal_snr),
+        schedule=schedule,
         config=config,
         source=config.model,
         dtype=dtype,
@@ -83,6 +88,18 @@ def load(
         notes=notes,
     )
     return bundle.to(device)
+
+
+def _asked(unet: UNet2DConditionModel, schedule: NoiseSchedule, dtype: torch.dtype, notes: list[str]) -> NoiseSchedule:
+    """The schedule with what the UNet itself shows to predict, where its file doesn't say."""
+    found = probed_prediction(unet, schedule, dtype)
+    if found is None or found == schedule.prediction:
+        return schedule
+    notes.append(
+        f"its file doesn't say so, but two calls of the UNet show that it predicts {found}: taken as {found}; "
+        f"base_model.prediction={schedule.prediction} overrules that"
+    )
+    return replace(schedule, prediction=found)
 
 
 def _parts(config: BaseModelConfig, detection: Detection) -> Parts:

@@ -42,6 +42,7 @@ class StableDiffusion:
             lambda output, encoder: layer_states(output, encoder, bundle.clip_skip),
             max_tokens=max_tokens,
             weights=weights,
+            new_tokens=bundle.new_tokens,
         )
         return TextStates(states.states_BTD)
 

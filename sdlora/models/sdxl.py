@@ -36,8 +36,17 @@ class StableDiffusionXL:
     ) -> TextStates:
         """The last layer but one of both encoders side by side; pooled is the second's, of the first chunk."""
         first, second = (
-            encode_with(encoder, tokenizer, captions, penultimate_states, max_tokens=max_tokens, weights=weights)
-            for encoder, tokenizer in zip(bundle.text_encoders, bundle.tokenizers, strict=True)
+            encode_with(
+                encoder,
+                tokenizer,
+                captions,
+                penultimate_states,
+                max_tokens=max_tokens,
+                weights=weights,
+                new_tokens=bundle.new_tokens,
+                index=index,
+            )
+            for index, (encoder, tokenizer) in enumerate(zip(bundle.text_encoders, bundle.tokenizers, strict=True))
         )
         return TextStates(torch.cat([first.states_BTD, second.states_BTD], dim=-1), second.pooled_BD)
 

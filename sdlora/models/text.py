@@ -13,6 +13,7 @@ left out. Nothing here switches gradients off, so that text encoders can be trai
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from sdlora.errors import ModelError
 from sdlora.models.bundle import TextStates
+from sdlora.models.new_tokens import NewTokens
 from sdlora.models.prompts import CHUNK_TOKENS, Chunk, split_into_chunks, token_numbers
 
 _LARGEST_RATIO = 10.0
@@ -33,22 +35,29 @@ def encode_with(
     *,
     max_tokens: int,
     weights: bool,
+    new_tokens: NewTokens,
+    index: int = 0,
 ) -> TextStates:
     """Text states of one encoder. choose: from the encoder's output (and the encoder) to its states_NTD.
+
+    new_tokens: words beside the vocabulary's; index: the encoder's place in the model.
 
     pooled_BD is the projected state of each caption's first chunk, None for an encoder without projection.
     """
     most = max_tokens // CHUNK_TOKENS
     # Each caption is cut by itself, so that a long one changes nothing in the others.
     chunks = [
-        split_into_chunks(lambda text: token_numbers(tokenizer, text), caption, weights=weights)[:most]
+        split_into_chunks(partial(new_tokens.numbers, partial(token_numbers, tokenizer)), caption, weights=weights)[
+            :most
+        ]
         for caption in captions
     ]
     longest = max(len(caption_chunks) for caption_chunks in chunks)
     padded = [chunk for own in chunks for chunk in [*own, *[Chunk((), ())] * (longest - len(own))]]
     device = next(encoder.parameters()).device
     tokens_NT = torch.tensor([_with_marks(chunk, tokenizer) for chunk in padded], device=device)
-    output = encoder(tokens_NT, output_hidden_states=True)
+    with new_tokens.in_place(encoder, index, tokens_NT) as given_NT:
+        output = encoder(given_NT, output_hidden_states=True)
     states_NTD = choose(output, encoder)
     if any(weight != 1 for chunk in padded for weight in chunk.weights):
         weights_NT = [[1.0, *chunk.weights, *[1.0] * (CHUNK_TOKENS + 1 - len(chunk.weights))] for chunk in padded]

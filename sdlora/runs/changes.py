@@ -44,7 +44,6 @@ _NOTES = {
     "validation.timesteps": "validation is measured otherwise, so its curve breaks",
 }
 """What a change means beyond itself."""
-_EXCLUSIVE = (("optimization.steps", "optimization.epochs"), ("images.folder", "images.folders"))
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,6 @@ def change(path: Path, overrides: Sequence[str]) -> list[Change]:
     """
     folder, before = open_run(path)
     values = before.model_dump(mode="json")
-    given = [text.partition("=")[0].strip() for text in overrides]
-    for pair in _EXCLUSIVE:
-        for one, other in (pair, pair[::-1]):
-            if one in given and other not in given:
-                section, _, last = other.partition(".")
-                values[section].pop(last, None)
     files.override(values, overrides, "the command line")
     after = with_absolute_paths(files.with_files_read(files.validate(values, "the changed settings")))
     old, new = (schema.flatten(config) for config in (before, after))

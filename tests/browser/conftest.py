@@ -1,7 +1,9 @@
 """A real server and a real browser for the tests of the page, both without a way to the outside.
 
-`server` is `python -m webui` with a folder of its own, one a test file; `start_server` starts others. `page` is a fresh
-browser window on it. Without a browser the tests are skipped, except where CI=true: there its absence fails.
+`pytest tests/browser --throttled` gives them a slow machine: the browser's CPU six times slower, each answer of the
+server late by up to 0.8 s, drawn from a seed. `server` is `python -m webui` with a folder of its own, one a test
+file; `start_server` starts others. `page` is a fresh browser window on it. Without a browser the tests are skipped,
+except where CI=true: there its absence fails.
 """
 
 from __future__ import annotations
@@ -23,10 +25,17 @@ from typing import Any
 import pytest
 
 PROJECT = Path(__file__).parents[2]
+SLOW_SERVER = Path(__file__).parent / "slow_webui.py"
+CPU_SLOWDOWN = 6
 GUARD = Path(__file__).parent / "guard"
 """Holds a sitecustomize.py that refuses, and notes, every look-up of another machine."""
 START_SECONDS = 120
 WAIT_MILLISECONDS = 120_000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--throttled", action="store_true", help="page tests: a slow browser, late answers of the server")
+    parser.addoption("--throttle-seed", default="1", help="seed of the delays")
 
 
 @dataclass
@@ -36,6 +45,8 @@ class Server:
     root: Path
     port: int
     arguments: tuple[str, ...] = ()
+    delays_seed: str | None = None
+    """Seed of the delays before its answers, None for none."""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -67,7 +78,8 @@ class Server:
             "SDLORA_CACHE": str(self.root.parent / f"{self.root.name}-cache"),
             "GRADIO_TEMP_DIR": str(self.root.parent / f"{self.root.name}-uploads"),
         }
-        command = [sys.executable, "-m", "webui", "--root", str(self.root), "--port", str(self.port), "--no-browser"]
+        program = ["-m", "webui"] if self.delays_seed is None else [str(SLOW_SERVER), self.delays_seed]
+        command = [sys.executable, *program, "--root", str(self.root), "--port", str(self.port), "--no-browser"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *self.arguments],
@@ -157,13 +169,16 @@ def _without_browser(reason: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+def start_server(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Server]]:
     """Starts a server: `start_server(root=None, *arguments)`; all are ended with the session."""
     pytest.importorskip("gradio", reason="the page needs gradio")
     servers: list[Server] = []
 
     def start(root: Path | None = None, *arguments: str) -> Server:
-        server = Server(root or tmp_path_factory.mktemp("webui") / "root", free_port(), arguments)
+        seed = request.config.getoption("--throttle-seed") if request.config.getoption("--throttled") else None
+        server = Server(root or tmp_path_factory.mktemp("webui") / "root", free_port(), arguments, seed)
         server.root.mkdir(parents=True, exist_ok=True)
         servers.append(server)
         server.start()
@@ -183,7 +198,7 @@ def server(browser: Any, start_server: Callable[..., Server]) -> Iterator[Server
 
 
 @pytest.fixture
-def new_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def new_page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """Opens windows: `new_page(server, path="/", **context options)`. `page.elsewhere` lists requests to other hosts
     (all refused), `page.complaints` the errors of its scripts."""
     contexts: list[Any] = []
@@ -202,6 +217,9 @@ def new_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
         context.route("**/*", refuse_others)
         page = context.new_page()
+        if request.config.getoption("--throttled"):
+            slowed = context.new_cdp_session(page)
+            slowed.send("Emulation.setCPUThrottlingRate", {"rate": CPU_SLOWDOWN})
         page.elsewhere, page.complaints = elsewhere, []
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.set_default_timeout(WAIT_MILLISECONDS)

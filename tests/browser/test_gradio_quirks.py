@@ -112,6 +112,23 @@ def test_an_empty_gallery_is_labelled_without_a_role(open_bare: Callable[..., An
     assert window.locator("#gallery div.empty[role]").count() == 0
 
 
+def test_a_list_that_is_left_by_tab_stays_open(open_bare: Callable[..., Any]) -> None:
+    """page.js, quirk 4."""
+    with bare() as page:
+        gr.Dropdown(["a", "b"], elem_id="list", interactive=True)
+        gr.Textbox(elem_id="next")
+        end()
+    window = open_bare(page)
+    window.click("#list input")
+    window.keyboard.press("Tab")
+    window.wait_for_timeout(A_WHILE)
+    assert window.locator("ul[role=listbox]:visible").count() == 1
+    window.click("#list input")
+    window.click("#next textarea, #next input")
+    window.wait_for_timeout(A_WHILE)
+    assert window.locator("ul[role=listbox]:visible").count() == 0
+
+
 def polled(*, inputs: bool = False, gathered: bool = False, outputs: bool = False, spare: bool = True) -> Any:
     """A page that writes one field five times a second, beside many that were inputs or outputs of an event."""
     with bare() as page:

@@ -17,7 +17,8 @@ def server(browser: Any, start_server: Callable[..., Any], tmp_path_factory: pyt
 
 
 def test_the_page_shows_what_was_entered_in_0_1(page: Any, server: Any) -> None:
-    page.wait_for_selector("#runs-status .badge.stopped")  # the tab and the run that were open
+    open_tab(page, "runs")
+    page.wait_for_selector("#runs-status .badge.stopped")
     assert page.inner_text("#runs-figures .run-progress-text").startswith("3 / 6")
     page.wait_for_selector("#runs-list button[data-run=ink]")
 

@@ -63,10 +63,8 @@ def build(
 
     width: "tiny" (a few million weights, mostly the text encoders' vocabulary) or "true" (SD 1.5 in bf16 takes 2 GB).
     """
-    configs = shipped_configs(family, prediction)
+    configs = narrow_configs(family, prediction) if width == "tiny" else shipped_configs(family, prediction)
     configs["scheduler"]["rescale_betas_zero_snr"] = zero_terminal_snr
-    if width == "tiny":
-        _narrow(family, configs)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -81,8 +79,9 @@ def build(
     return folder
 
 
-def _narrow(family: FamilyName, configs: dict[str, ModelConfig]) -> None:
-    """Cut the widths; levels, layers and depths stay."""
+def narrow_configs(family: FamilyName, prediction: Prediction = "epsilon") -> dict[str, ModelConfig]:
+    """The configs of a family's parts with the widths cut; levels, layers and depths stay."""
+    configs = shipped_configs(family, prediction)
     unet, vae = configs["unet"], configs["vae"]
     unet["block_out_channels"] = _UNET_WIDTHS[family]
     if isinstance(unet["attention_head_dim"], list):
@@ -99,6 +98,7 @@ def _narrow(family: FamilyName, configs: dict[str, ModelConfig]) -> None:
                 num_attention_heads=width // 64,
                 projection_dim=width,
             )
+    return configs
 
 
 def _make(part: str, config: ModelConfig) -> Any:

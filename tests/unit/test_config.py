@@ -105,7 +105,8 @@ def test_a_file_in_the_current_folder_wins_over_a_shipped_preset(
 
 def test_an_unknown_preset_lists_those_there_are() -> None:
     with pytest.raises(
-        ConfigError, match=r"animee.yaml has 1 problem:\n.*presets are: animagine4.yaml, anime.yaml, demo.yaml"
+        ConfigError,
+        match=r"animee.yaml has 1 problem:\n.*did you mean 'anime.yaml'\? presets are: animagine4.yaml",
     ):
         files.load("animee.yaml")
 

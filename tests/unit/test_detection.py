@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.errors import ModelError
 from sdlora.models.detection import Detection, detect
 from sdlora.models.headers import read_header
+from sdlora.models.loading import load
+from sdlora.models.probe import probed_prediction
 
 UNET = "model.diffusion_model."
 SD1 = {
@@ -311,3 +315,74 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ModelError, match=r"a base model file ends in .safetensors or .ckpt or .pt, not '.txt'"):
         found(tmp_path / "notes.txt")
+
+
+# ---- models that are trained otherwise
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "what"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "rectified flow"),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "rectified flow"),
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "rectified flow"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction"}, "rectified flow"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_data": 1.0, "prediction_type": "v_prediction"}, "an EDM noise"),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_max": 80.0}, "an EDM noise"),
+    ],
+)
+def test_folders_of_flow_and_edm_models_are_refused_until_the_user_says_otherwise(
+    tmp_path: Path, scheduler: dict[str, object], what: str
+) -> None:
+    model = folder(tmp_path / "model", SD1_UNET, {}, **scheduler)
+    with pytest.raises(ModelError, match=f"trained with {what}.*scheduler_config.json.*set base_model.prediction"):
+        found(model)
+    overruled = found(model, prediction="epsilon")
+    assert overruled.prediction == "epsilon"
+    assert f"overruling {what}" in overruled.notes[0]
+
+
+@pytest.mark.parametrize("said", ["flow", "Flow", "rectified_flow", "flow-matching", "flow matching", "rf"])
+def test_files_whose_metadata_say_flow_are_refused(tmp_path: Path, said: str) -> None:
+    model = safetensors(tmp_path / "model.safetensors", SDXL, {"modelspec.prediction_type": said})
+    with pytest.raises(ModelError, match="trained with rectified flow .the file's metadata"):
+        found(model)
+
+
+@pytest.mark.parametrize("marker", ["edm_vpred.sigma_max", "edm_vpred.sigma_min", "sigma_data"])
+def test_files_with_the_marks_of_edm_are_refused(tmp_path: Path, marker: str) -> None:
+    model = safetensors(tmp_path / "model.safetensors", {**SDXL, marker: (1,), "v_pred": (0,)})
+    with pytest.raises(ModelError, match=f"an EDM noise schedule .marker tensor {marker}"):
+        found(model)
+
+
+def test_only_what_a_model_tells_counts_as_told(tmp_path: Path) -> None:
+    model = safetensors(tmp_path / "model.safetensors", SDXL)
+    assert not found(model).prediction_told
+    assert found(model, prediction="epsilon").prediction_told
+    assert found(safetensors(tmp_path / "v.safetensors", {**SDXL, "v_pred": (0,)})).prediction_told
+
+
+class AsVelocity(torch.nn.Module):
+    """A UNet that predicts noise, turned into one that predicts v."""
+
+    def __init__(self, unet: torch.nn.Module, alphas_cumprod_T: torch.Tensor) -> None:
+        super().__init__()
+        self.unet, self.config, self.alphas = unet, unet.config, alphas_cumprod_T
+
+    def forward(self, latents: torch.Tensor, timestep: int, text: torch.Tensor) -> SimpleNamespace:
+        noise = self.unet(latents, timestep, text).sample
+        alpha_bar = self.alphas[timestep]
+        image = (latents - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
+        return SimpleNamespace(sample=alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * image)
+
+
+def test_two_calls_of_a_unet_tell_what_it_predicts() -> None:
+    bundle = load(BaseModelConfig(model="builtin:emoji", precision="fp32"))
+    assert probed_prediction(bundle.unet, bundle.schedule, torch.float32) == "epsilon"
+    velocity = AsVelocity(bundle.unet, bundle.schedule.alphas_cumprod_T)
+    assert probed_prediction(velocity, bundle.schedule, torch.float32) == "v_prediction"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        untrained = UNet2DConditionModel.from_config(bundle.unet.config)
+    assert probed_prediction(untrained, bundle.schedule, torch.float32) is None

@@ -99,3 +99,16 @@ def test_hidden_folders_and_what_is_linked_twice_are_passed_over(tmp_path: Path)
     (folder / "linked").mkdir()
     (folder / "linked" / "ink.safetensors").symlink_to(ink)
     assert [each.path for each in list_adapters([folder, folder / "linked"])] == [ink]
+
+
+def test_typed_tags_set_the_order_too(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        random_adapter(tmp_path / f"{name}.safetensors", 1)
+    scan = Library((tmp_path,), tmp_path / "library.json").scan()
+    rows = apply_tags((), "<lora:a:1> <lora:b:1> <lora:c:1>", scan)
+    again = apply_tags(rows, "<lora:c:0.5> <lora:a:0.25>", scan)
+    assert [(row.name, row.weight, row.enabled) for row in again] == [
+        ("c", 0.5, True),
+        ("b", 1, False),
+        ("a", 0.25, True),
+    ]

@@ -14,6 +14,7 @@ from sdlora.data.fix.changes import undo
 from sdlora.data.sets import history, listing, shapes
 from sdlora.data.sets.edits import Edit, make_edit, plan_edit
 from sdlora.data.sets.listing import Filter
+from sdlora.data.sets.suggestions import Suggestion, suggest
 from sdlora.data.thumbnails import large_picture, thumbnail
 from sdlora.errors import ConfigError
 from sdlora.launch.dataset_jobs import caption_options, check_options
@@ -269,3 +270,27 @@ def test_an_upload_is_summed_up() -> None:
     assert "a.png is a-2.png" in shown
     assert "b.exe: &lt;no&gt;" in shown
     assert "Nothing new" in received(Received())
+
+
+def test_a_caption_that_somebody_else_changed_is_not_overwritten(dataset: Path) -> None:
+    image = listing.read(dataset)[0].path
+    before = listing.caption_of(image, dataset)
+    assert listing.save_caption(image, dataset, "mine", {before}) is None
+    assert listing.save_caption(image, dataset, "other", {before}) == "mine"
+    assert listing.caption_of(image, dataset) == "mine"
+    assert listing.save_caption(image, dataset, "mine", set()) is None  # it is what is there already
+    assert listing.save_caption(image, dataset, "mine again", {before, "mine"}) is None
+    assert listing.caption_of(image, dataset) == "mine again"
+
+
+def test_a_dataset_suggests_name_trigger_and_prompts(tmp_path: Path) -> None:
+    folder = tmp_path / "my cats"
+    folder.mkdir()
+    for number in range(6):
+        Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"zwx, a cat number {number}", encoding="utf-8")
+    assert suggest(folder) == Suggestion(
+        "my-cats", "zwx", ("zwx, a cat number 0", "zwx, a cat number 2", "zwx, a cat number 4")
+    )
+    (folder / "0.txt").write_text("something else", encoding="utf-8")
+    assert suggest(folder).trigger == ""

@@ -56,7 +56,7 @@ def test_kohya_settings_without_counterpart_are_listed_and_others_are_not(tmp_pa
 
 def test_every_kohya_setting_is_of_one_class_only() -> None:
     """Taken over, without effect on the adapter or listed: no name is left to chance."""
-    taken = {*kohya._GUI, *SUBSET}
+    taken = {*kohya.SETTINGS, *SUBSET}
     assert not taken & kohya.WITHOUT_EFFECT
     assert not taken & kohya.NO_COUNTERPART
     assert not kohya.WITHOUT_EFFECT & kohya.NO_COUNTERPART

@@ -57,7 +57,7 @@ def test_every_setting_of_ai_toolkit_has_a_class(handled: dict[str, set[str]], s
 def test_every_setting_of_simpletuner_has_a_class(handled: dict[str, set[str]]) -> None:
     simpletuner.from_config(SIMPLETUNER, lambda name: BACKENDS)
     backend = simpletuner_data.TAKEN | simpletuner_data.WITHOUT_EFFECT
-    known = handled[""] - (backend - simpletuner.WITHOUT_EFFECT - set(simpletuner._TABLE))
+    known = handled[""] - (backend - simpletuner.WITHOUT_EFFECT - set(simpletuner.SETTINGS))
     known |= {"resolution", "resolution_type"}
     assert without_a_class(SIMPLETUNER_KEYS, known, simpletuner.NO_COUNTERPART) == []
     assert without_a_class(SIMPLETUNER_BACKEND_KEYS, backend, simpletuner_data.NO_COUNTERPART) == []

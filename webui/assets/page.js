@@ -47,6 +47,11 @@
     pressed = false;
   });
 
+  // Quirk 4. Gradio 6.31 opens a Dropdown's list at every key, and at Tab only once the field has been left: it stays open.
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Tab" && event.target.getAttribute?.("role") === "combobox") event.stopPropagation();
+  }, true);
+
   // Quirk 3. Gradio 6.31 labels an empty Gallery with aria-label on a plain <div>, which may not carry one: screen
   // readers skip it and axe complains. So such boxes get a role that may, whenever they appear.
   const nameEmpty = () => document.querySelectorAll("div.empty[aria-label]:not([role])").forEach((box) => box.setAttribute("role", "img"));
@@ -116,6 +121,7 @@
     const isFirst = !location.hash || address.startsWith(`${location.hash}/`);
     history[isFirst ? "replaceState" : "pushState"](null, "", address);
   };
+  window.sdlora.note = noteThePlace;
   const until = async (holds) => {
     for (let tries = 0; !holds() && tries < 200; tries++) await new Promise((done) => setTimeout(done, 50));
   };
@@ -160,6 +166,15 @@
   setInterval(() => { if (quiet < QUIET_LOOKS || ++beats % 3 === 0) look(); }, EACH_MS);
   document.addEventListener("visibilitychange", look);
   document.addEventListener("pointerdown", () => { quiet = 0; }, true);
+
+  // Each press is answered at once, by the browser: the button waits visibly until the server has answered.
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.("#tabs button:not([role=tab])");
+    if (!button || button.disabled) return;
+    button.setAttribute("aria-busy", "true");
+    await Promise.all([window.sdlora.settled(), new Promise((done) => setTimeout(done, 400))]);
+    button.removeAttribute("aria-busy");
+  }, true);
 
   // A text to be had elsewhere: a button with data-copy says when it has been copied.
   document.addEventListener("click", async (event) => {
@@ -243,9 +258,9 @@
     } else if (event.altKey && !command && event.key in IMAGE_KEYS) {
       done = press(document.querySelector(`#dataset-${IMAGE_KEYS[event.key]}`));
     } else if (event.altKey || command) return;
-    else if (event.key === "Escape" && event.target.closest("#dataset-name")) {
-      done = press(document.querySelector("#dataset-cancel-naming"));
+    else if (event.key === "Escape" && press(document.querySelector("#dataset-cancel-naming"))) {
       document.querySelector("#dataset-new")?.focus();
+      done = true;
     } else if (event.key === "Escape" && isTyping(event.target)) leave(event.target);
     else if (event.key === "?" && !isTyping(event.target)) { dialog.showModal(); done = true; }
     else done = besideTab(event);

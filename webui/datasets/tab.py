@@ -7,21 +7,22 @@ from typing import Any
 
 import gradio as gr
 
+from sdlora.config import presets
 from sdlora.data.sets import folders, uploads
-from sdlora.data.sets.folders import list_sources
 from sdlora.errors import DataError
 from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, runs_on
 from sdlora.trash import move_to_trash
-from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
+from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUEUED, QUICK, Context, confirm, handler
 from webui.datasets import view
 from webui.datasets.browser import Browser
 from webui.datasets.bulk import BulkPanel
 from webui.datasets.work import WorkPanels
 from webui.gradio_quirks import COMES_AND_GOES
 from webui.layout import hidden_text, html, live_html, small_button
-from webui.scripts import PRESSES, focus, goes_to
+from webui.scripts import NEXT_ASKED, PRESSES, focus, goes_to
 
 FIRST_NAME = "my images"
+FIRST_RUN = "demo.yaml"
 
 
 def build(context: Context) -> None:
@@ -126,7 +127,6 @@ class DatasetTab:
             api_visibility="private",
             show_progress_on=[self.received],
         )
-        self.empty.select(handler(self._act), self.chosen, self._views, **QUICK)
         self.address.select(handler(self._go), None, self._views, **EACH_COUNTS)
         self.context.shared["tab.dataset"].select(handler(self._offer), None, self.chosen, **QUICK)
         self.context.remember("dataset.chosen", self.chosen, show=self._kept)
@@ -135,8 +135,11 @@ class DatasetTab:
 
     def _wire_train(self) -> None:
         """Send the dataset to the Train tab, which is built later."""
-        target = self.context.shared["train.dataset"]
-        self.train.click(handler(self._send_to_train), self.chosen, [target, self.context.tabs], **QUICK)
+        train = self.context.shared["train.tab"]
+        sent = [*train.outputs, *train.choices, self.context.tabs]
+        self.train.click(handler(self._send_to_train), [self.chosen, train.asked], sent, js=NEXT_ASKED, **QUICK)
+        begun = [self.context.shared["runs.selected"], self.context.tabs]
+        self.empty.select(handler(self._act), self.chosen, [*self._views, *begun], **QUEUED)
 
     def _kept(self, name: str) -> Any:
         """The remembered choice, if that dataset is still there."""
@@ -221,11 +224,20 @@ class DatasetTab:
 
     def _act(self, name: str | None, event: gr.EventData) -> dict[Any, Any]:
         """A button of the empty state."""
+        if event.pressed["act"] == "first-run":
+            return self._first_run()
         if event.pressed["act"] == "sample":
             return self._choose(folders.add_sample(self.datasets).name)
         if event.pressed["act"] == "create":
             return self._choose(folders.create(self.datasets, FIRST_NAME).name)
         return self._choose(name)
+
+    def _first_run(self) -> dict[Any, Any]:
+        """Train what needs no pictures and no download."""
+        services = self.context.services
+        run = services.watch.start(presets.load(FIRST_RUN))
+        gr.Info(f"{run.name} trains now, for about three minutes; its pictures come as it goes.", duration=8)
+        return {self.context.shared["runs.selected"]: run.name, self.context.tabs: self.context.go_to("runs")}
 
     def _refuse_while_used(self, folder: Path) -> None:
         """Raise DataError while a job or a run reads the folder."""
@@ -234,8 +246,9 @@ class DatasetTab:
         if users:
             raise DataError(f"{folder.name} is in use by {', '.join(users)}: stop that first.")
 
-    def _send_to_train(self, name: str) -> tuple[Any, Any]:
+    def _send_to_train(self, name: str, asked: str) -> dict[Any, Any]:
         folder = folders.folder_of(self.datasets, name)
         if not folders.count_images(folder):
             raise DataError(f"{name} has no images yet: upload some first.")
-        return gr.Dropdown(choices=list_sources(self.datasets), value=str(folder)), self.context.go_to("train")
+        filled: dict[Any, Any] = self.context.shared["train.tab"].take_dataset(folder, asked)
+        return {**filled, self.context.tabs: self.context.go_to("train")}

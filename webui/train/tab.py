@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import gradio as gr
 from sdlora import SdloraError, TrainConfig
 from sdlora.config import presets
 from sdlora.data.sets.folders import list_sources
+from sdlora.data.sets.suggestions import suggest
 from sdlora.errors import ConfigError
 from sdlora.imports.read import settings_as_yaml
 from sdlora.launch.runs import RunHandle
@@ -83,6 +85,24 @@ class TrainTab:
         preset, before = state.get("train.preset", FIRST_PRESET), state.get("train.form", {})
         sheet = Sheet(before, preset, preset, asked=asked)
         return {**self._show(self.form.show(config), preset, instead_of=sheet), self.filled: asked}
+
+    def take_dataset(self, folder: Path, asked: str) -> dict[Any, Any]:
+        """Show a dataset in the form, with the name, trigger and prompts it tells, where no person wrote others."""
+        state = self.context.state
+        preset, shown = state.get("train.preset", FIRST_PRESET), dict(state.get("train.form", {}))
+        standing = self._preset_shown(preset)
+        told = suggest(folder)
+        offered = {"name": told.name, "captions.trigger": told.trigger, "previews.prompts": "\n".join(told.prompts)}
+        last = state.get("train.from_dataset", {})
+        taken = {
+            name: value
+            for name, value in offered.items()
+            if shown.get(name) in (None, "", standing[name], last.get(name))
+        }
+        state.set("train.from_dataset", taken)
+        settings = {**standing, **shown, **taken, "images.folder": str(folder)}
+        updates = self._show(settings, preset, instead_of=Sheet(shown, preset, preset))
+        return {**updates, **self._with_choices(updates), self.filled: asked}
 
     # Layout
 
@@ -232,8 +252,8 @@ class TrainTab:
             [self.preset, self.standing, self.preset_name, self.preset_purpose, *self._views],
             **PRIVATE,
         )
-        self.context.on_load.append((self._restore, [], [*self.outputs, *self._choices], None))
-        self.context.shared["tab.train"].select(handler(self._offer), None, self._choices, **QUICK)
+        self.context.on_load.append((self._restore, [], [*self.outputs, *self.choices], None))
+        self.context.shared["tab.train"].select(handler(self._offer), None, self.choices, **QUICK)
         self.context.follow("train", self._stamp, self._tick, [self.draft, self.said], self._views)
 
     def _wire_fills(self) -> None:
@@ -275,7 +295,9 @@ class TrainTab:
             "yaml": self.yaml,
             "yaml_base": self.yaml_base,
         }
-        collected = collect(triggers, components, self.collected, besides=ASKED % ("ask" if fills else "asked"))
+        asked = ASKED % ("ask" if fills else "asked")
+        self.context.scripts["names.train"] = json.dumps(list(components))
+        collected = collect(triggers, components, self.collected, asked, names='window.sdlora["names.train"]')
         collected.then(handler(acted), [self.collected, *others], outputs, **{**LAST_COUNTS, **options})
 
     def _filling(self, act: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, Any]]:
@@ -292,7 +314,8 @@ class TrainTab:
         return filled
 
     @property
-    def _choices(self) -> list[Any]:
+    def choices(self) -> list[Any]:
+        """The inputs whose lists come and go."""
         return [self.form.components["base_model.model"], self.form.components["images.folder"]]
 
     def _offer(self) -> dict[Any, Any]:
@@ -316,10 +339,16 @@ class TrainTab:
             if name in self.form.components
         }
         updates = self._show({**self._preset_shown(preset), **kept}, preset)
-        for component, offered in self._offer().items():
-            updates[component] = gr.update(choices=offered["choices"], value=updates[component])
+        updates |= self._with_choices(updates)
         updates[self.preset] = gr.update(choices=presets.choices(self.context.workspace.presets), value=preset)
         return updates
+
+    def _with_choices(self, updates: dict[Any, Any]) -> dict[Any, Any]:
+        """The lists of datasets and base models as they are now, beside the values they get."""
+        return {
+            component: gr.update(choices=offered["choices"], value=updates[component])
+            for component, offered in self._offer().items()
+        }
 
     def _changed(self, sheet: Sheet) -> dict[Any, Any]:
         if sheet.settings["images.folder"] is None and sheet.settings["base_model.model"] is None:

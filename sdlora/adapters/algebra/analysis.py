@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from sdlora.adapters.algebra.blocks import block_label, block_names
+from sdlora.adapters.algebra.blocks import block_label, in_order
 from sdlora.adapters.algebra.low_rank import decompose, from_weights
 from sdlora.adapters.algebra.mix import OnProgress
 from sdlora.adapters.algebra.operands import BaseWeight, layer_update
-from sdlora.adapters.files.weights import AdapterFile
+from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
 
 _DORA_NOTE = "DoRA's magnitude is left out, as its effect depends on the base weights; give the model: --base MODEL"
 _NAMED_RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -64,6 +64,8 @@ class Analysis:
 
     def as_text(self) -> str:
         """A table by block, and the notes."""
+        if not self.blocks:
+            return "\n".join(f"note: {note}" for note in self.notes)
         ranks = list(self.blocks[0].energy_at_rank)
         relative = any(block.relative_norm is not None for block in self.blocks)
         head = ["block", "layers", "||dW||", *(["||dW||/||W||"] if relative else []), "eff. rank"]
@@ -91,11 +93,15 @@ def analyse(
     layers: list[LayerAnalysis] = []
     base_norms: dict[str, float] = {}
     largest = max(
-        weights.rank if weights.algorithm == "lora" and weights.dora_scale is None else _NAMED_RANKS[-1]
-        for weights in file.modules.values()
+        (
+            weights.rank if weights.algorithm == "lora" and weights.dora_scale is None else _NAMED_RANKS[-1]
+            for weights in file.modules.values()
+        ),
+        default=1,
     )
     ranks = [rank for rank in _NAMED_RANKS if rank < largest] + [largest]
-    for done, (name, weights) in enumerate(file.modules.items()):
+    alone = {name: weights for name, weights in file.modules.items() if base_weight or not _is_relative(weights)}
+    for done, (name, weights) in enumerate(alone.items()):
         if base_weight is None:
             parts = decompose(from_weights(weights))
         else:
@@ -114,11 +120,21 @@ def analyse(
             )
         )
         if on_progress is not None:
-            on_progress(done + 1, len(file.modules))
+            on_progress(done + 1, len(alone))
     is_dora = any(weights.dora_scale is not None for weights in file.modules.values())
-    notes = (_DORA_NOTE,) if is_dora and base_weight is None else ()
+    notes = [_DORA_NOTE] if is_dora and base_weight is None else []
+    if left_out := len(file.modules) - len(alone):
+        kinds = " and ".join(sorted({w.needs_base or "" for n, w in file.modules.items() if n not in alone}))
+        notes.append(f"{left_out} layers are {kinds}, whose effect depends on the base weights; give the model: --base")
+    if file.vectors:
+        notes.append(f"the biases and norms of {len(file.vectors)} layers are not counted")
     norm = sum(layer.norm**2 for layer in layers) ** 0.5
-    return Analysis(tuple(layers), _blocks(layers, base_norms, file), norm, notes)
+    return Analysis(tuple(layers), _blocks(layers, base_norms, file), norm, tuple(notes))
+
+
+def _is_relative(weights: ModuleWeights) -> bool:
+    """Whether nothing can be said without the base's weight; of DoRA, the update before its magnitude can."""
+    return weights.needs_base not in (None, "DoRA")
 
 
 def _blocks(
@@ -128,7 +144,7 @@ def _blocks(
     for layer in layers:
         grouped[layer.block].append(layer)
     blocks = []
-    for block in sorted(grouped, key=[*block_names(file.family), "UNET"].index):
+    for block in in_order(grouped, file.family):
         own = grouped[block]
         squares = sum(layer.norm**2 for layer in own)
         base = sum(base_norms.get(layer.name, 0.0) ** 2 for layer in own)

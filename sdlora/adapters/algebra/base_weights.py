@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sdlora.adapters.files.hub_files import local_file
-from sdlora.adapters.files.kohya import PARTS, Part, from_ldm, kohya_name, prefix, to_ldm
+from sdlora.adapters.files.kohya import PARTS, TEXT_PROJECTION, Part, from_ldm, kohya_name, prefix, to_ldm
 from sdlora.adapters.files.tensor_files import TensorFile
 from sdlora.config.base_model import BaseModelConfig, FamilyName
 from sdlora.errors import ModelError
@@ -42,6 +42,19 @@ _OPENCLIP_ENDS = {
     "mlp.c_fc.weight": "mlp.fc1",
     "mlp.c_proj.weight": "mlp.fc2",
 }
+_OPENCLIP_VECTOR = re.compile(
+    r"transformer\.resblocks\.(\d+)\.(attn\.out_proj|mlp\.c_fc|mlp\.c_proj|ln_1|ln_2)\.(weight|bias)"
+)
+_OPENCLIP_LAYERS = {
+    "attn.out_proj": "self_attn_out_proj",
+    "mlp.c_fc": "mlp_fc1",
+    "mlp.c_proj": "mlp_fc2",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+}
+_OPENCLIP_QKV_BIAS = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_bias")
+VectorPlace = tuple[str, Literal["weight", "bias"]]
+"""A layer by kohya name, and which of its vectors: a norm's weight, or the bias."""
 _HUB_FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
 _HUB_NOT = ["*.fp16.safetensors", "*non_ema*", "*flax*", "*onnx*", "*openvino*"]
 
@@ -53,15 +66,22 @@ class TensorSlice:
     file: TensorFile
     tensor: str
     rows: slice
+    transposed: bool = False
+    """OpenCLIP keeps the output projection so."""
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """This layer's part of the whole tensor, as a view."""
+        return (tensor.T if self.transposed else tensor)[self.rows]
 
     def read(self) -> Tensor:
         """The weight, in the file's number type."""
-        return self.file.read(self.tensor)[self.rows]
+        return self.of(self.file.read(self.tensor))
 
     @property
     def shape(self) -> torch.Size:
         """Shape of these rows of the tensor."""
         whole = self.file.shape(self.tensor)
+        whole = whole[::-1] if self.transposed else whole
         start, stop, _ = self.rows.indices(whole[0])
         return torch.Size((stop - start, *whole[1:]))
 
@@ -75,6 +95,8 @@ class BaseWeights:
     is_folder: bool
     places: dict[str, TensorSlice]
     """By kohya name as this package writes it."""
+    vectors: dict[VectorPlace, TensorSlice]
+    """Biases, and the weights of norms."""
 
     def facts(self) -> dict[str, Any]:
         """For provenance: the model's name, and the hash of each weight file's tensors."""
@@ -107,11 +129,17 @@ def open_base(model: str) -> BaseWeights:
     source = locate(model)
     path = _downloaded(model) if source.path is None else source.path
     if path.is_file():
-        return BaseWeights(path, family, False, dict(_places_in_file(TensorFile(path), family)))
+        file = TensorFile(path)
+        return BaseWeights(path, family, False, dict(_places_in_file(file, family)), dict(_vectors_in(file, family)))
     places = dict(_places_in_folder(path, family))
     if not places:
         raise ModelError(f"{path} holds no .safetensors weights; convert the model to safetensors first")
-    return BaseWeights(path, family, True, places)
+    vectors = {
+        place: TensorSlice(file, tensor, slice(None))
+        for part, file in _full_precision_last(path)
+        for place, tensor in vector_names(file, part, family).items()
+    }
+    return BaseWeights(path, family, True, places, vectors)
 
 
 def weight_files(folder: Path) -> Iterator[tuple[Part, Path]]:
@@ -130,10 +158,24 @@ def layer_names(file: TensorFile, part: Part, family: FamilyName) -> dict[str, s
     }
 
 
-def _places_in_folder(folder: Path, family: FamilyName) -> Iterator[tuple[str, TensorSlice]]:
-    # the variants (.fp16) come first in this order, so that the full-precision weights of a layer win
+def vector_names(file: TensorFile, part: Part, family: FamilyName) -> dict[VectorPlace, str]:
+    """The same for biases and the weights of norms."""
+    found: dict[VectorPlace, str] = {}
+    for tensor in file.names():
+        path, _, kind = tensor.rpartition(".")
+        if len(file.shape(tensor)) == 1 and kind in ("weight", "bias"):
+            found[kohya_name(part, path, family), "weight" if kind == "weight" else "bias"] = tensor
+    return found
+
+
+def _full_precision_last(folder: Path) -> Iterator[tuple[Part, TensorFile]]:
+    """The weight files, variants (.fp16) first, so that the full-precision weights of a layer win."""
     for part, path in sorted(weight_files(folder), key=lambda item: -item[1].name.count(".")):
-        file = TensorFile(path)
+        yield part, TensorFile(path)
+
+
+def _places_in_folder(folder: Path, family: FamilyName) -> Iterator[tuple[str, TensorSlice]]:
+    for part, file in _full_precision_last(folder):
         for name, tensor in layer_names(file, part, family).items():
             yield name, TensorSlice(file, tensor, slice(None))
 
@@ -156,6 +198,8 @@ def _text_places(
 ) -> Iterator[tuple[str, TensorSlice]]:
     match = _OPENCLIP.fullmatch(inside)
     if match is None:
+        if inside == TEXT_PROJECTION:
+            yield kohya_name(part, TEXT_PROJECTION, family), TensorSlice(file, tensor, slice(None), transposed=True)
         if inside.endswith(_WEIGHT) and ".encoder.layers." in f".{inside}":
             yield kohya_name(part, inside.removesuffix(_WEIGHT), family), TensorSlice(file, tensor, slice(None))
         return
@@ -167,6 +211,41 @@ def _text_places(
     width = file.shape(tensor)[0] // 3
     for index, letter in enumerate("qkv"):
         yield f"{start}self_attn_{letter}_proj", TensorSlice(file, tensor, slice(index * width, (index + 1) * width))
+
+
+def _vectors_in(file: TensorFile, family: FamilyName) -> Iterator[tuple[VectorPlace, TensorSlice]]:
+    for tensor in file.names():
+        path, _, ending = tensor.rpartition(".")
+        if len(file.shape(tensor)) != 1:
+            continue
+        kind: Literal["weight", "bias"] = "weight" if ending == "weight" else "bias"
+        whole = TensorSlice(file, tensor, slice(None))
+        if tensor.startswith(UNET_PREFIX) and ending in ("weight", "bias"):
+            flat = from_ldm(path.removeprefix(UNET_PREFIX).replace(".", "_"))
+            yield (f"lora_unet_{to_ldm(flat) if family == 'sdxl' else flat}", kind), whole
+        for part, start in zip(PARTS[1:], _TEXT_PREFIXES[family], strict=False):
+            if tensor.startswith(start):
+                yield from _text_vectors(whole, tensor.removeprefix(start), part, family)
+
+
+def _text_vectors(
+    whole: TensorSlice, inside: str, part: Part, family: FamilyName
+) -> Iterator[tuple[VectorPlace, TensorSlice]]:
+    path, _, ending = inside.rpartition(".")
+    kind: Literal["weight", "bias"] = "weight" if ending == "weight" else "bias"
+    start = f"{prefix(part, family)}_text_model_"
+    if match := _OPENCLIP_VECTOR.fullmatch(inside):
+        yield (f"{start}encoder_layers_{match[1]}_{_OPENCLIP_LAYERS[match[2]]}", kind), whole
+    elif match := _OPENCLIP_QKV_BIAS.fullmatch(inside):
+        width = whole.shape[0] // 3
+        for index, letter in enumerate("qkv"):
+            rows = slice(index * width, (index + 1) * width)
+            place = f"{start}encoder_layers_{match[1]}_self_attn_{letter}_proj"
+            yield (place, "bias"), TensorSlice(whole.file, whole.tensor, rows)
+    elif path == "ln_final":
+        yield (f"{start}final_layer_norm", kind), whole
+    elif ending in ("weight", "bias") and ("encoder.layers." in path or path.endswith("final_layer_norm")):
+        yield (kohya_name(part, path, family), kind), whole
 
 
 def _downloaded(name: str) -> Path:

@@ -8,7 +8,7 @@ blocks without attention, which then keep their full weight.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sdlora.adapters.files.kohya import to_ldm
 from sdlora.config.base_model import FamilyName
@@ -67,6 +67,12 @@ def block_label(name: str) -> str:
     if match:
         return f"{'IN' if match[1] == 'input' else 'OUT'}{int(match[2]):02}"
     return _MID if flat.startswith("middle_block_") else "UNET"
+
+
+def in_order(blocks: Iterable[str], family: FamilyName | None) -> list[str]:
+    """Block labels as lists have them; those that the family has not (or none is known) stand by number behind."""
+    order = [*block_names(family), *block_names(None), "UNET"]
+    return sorted(blocks, key=lambda block: (order.index(block) if block in order else len(order), block))
 
 
 def block_weights(

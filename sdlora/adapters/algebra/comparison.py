@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sdlora.adapters.algebra.blocks import block_label, block_names
+from sdlora.adapters.algebra.blocks import block_label, in_order
 from sdlora.adapters.algebra.mix import OnProgress
 from sdlora.adapters.algebra.operands import BaseWeight, common_family, layer_update, with_family
 from sdlora.adapters.files.weights import AdapterFile
@@ -107,7 +107,7 @@ def compare(
             sums[block].add(*matrices)
         if on_progress is not None:
             on_progress(done + 1, len(shared))
-    order = [block for block in (*block_names(family), "UNET") if block in sums]
+    order = in_order([block for block in sums if block != "all"], family)
     return Comparison(
         tuple(sums[block].result(block) for block in order),
         sums["all"].result("all"),

@@ -19,19 +19,30 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.algebra.derived import Provenance, derived_facts, input_facts, kept_metadata, kept_spec
-from sdlora.adapters.algebra.mix import unused_note
 from sdlora.adapters.algebra.operands import common_family, with_family
 from sdlora.adapters.files.container import refuse_overwriting, write_atomically
 from sdlora.adapters.files.key_names import Format
 from sdlora.adapters.files.kohya import PARTS, TEXT_MODEL, Part, module_path
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
-from sdlora.adapters.files.writing import Export, network_facts, travel_warnings, with_hashes
+from sdlora.adapters.files.writing import (
+    Export,
+    factor_key,
+    network_facts,
+    travel_warnings,
+    vector_tensors,
+    with_hashes,
+)
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.errors import AdapterError
 from sdlora.models.dtypes import DTYPES
 
-_SCALED_FACTOR = {"lora": ("lora_up",), "loha": ("hada_w1_a",), "lokr": ("lokr_w1", "lokr_w1_a")}
+_SCALED_FACTOR: dict[str, tuple[str, ...]] = {
+    "lora": ("lora_up",),
+    "loha": ("hada_w1_a",),
+    "lokr": ("lokr_w1", "lokr_w1_a"),
+    "glora": (),  # two products: its alpha stays
+}
 
 
 def convert(
@@ -50,15 +61,17 @@ def convert(
     Raises AdapterError: the file can't be read, `target` exists and not `force`, diffusers' layout can't hold it.
     """
     refuse_overwriting(target, force)
-    file = read(source)
+    file = read(source, family)
     file = with_family(file, common_family([file], family))
     modules = {name: _cast(weights, precision) for name, weights in file.modules.items()}
     facts = derived_facts(target, [file], common_family([file]))
     provenance = Provenance("convert", [input_facts(file)], {"format": file_format, "precision": precision or "kept"})
     if file_format == "kohya":
         tensors, alpha = _kohya(modules)
+        tensors |= vector_tensors(file.vectors, facts.family, None if precision is None else DTYPES[precision])
         more: dict[str, str] = {}
     else:
+        _refuse_vectors(file)
         tensors, more = _diffusers(modules, facts.family)
         alpha = float(next(iter(modules.values())).rank)
     entries = kept_metadata(file, facts, network_facts(modules, alpha))
@@ -69,18 +82,27 @@ def convert(
 
 def _kohya(modules: Mapping[str, ModuleWeights]) -> tuple[dict[str, Tensor], float]:
     # One alpha for all where that is exact: with several, diffusers scales attention layers wrongly.
-    common = Counter(_alpha(weights) for weights in modules.values()).most_common(1)[0][0]
+    scaled = [weights for weights in modules.values() if weights.has_scale] or list(modules.values())
+    common = Counter(_alpha(weights) for weights in scaled).most_common(1)[0][0] if scaled else 1.0
     tensors: dict[str, Tensor] = {}
     for name, weights in modules.items():
-        scaled, alpha = _with_alpha(weights, common), common
-        if scaled is None:
-            scaled, alpha = weights.factors, _alpha(weights)
-        suffix = ".weight" if weights.algorithm == "lora" else ""
-        tensors |= {f"{name}.{factor}{suffix}": tensor.contiguous() for factor, tensor in scaled.items()}
-        tensors[f"{name}.alpha"] = _exact_alpha(alpha, next(iter(scaled.values())).dtype)
+        factors, alpha = _with_alpha(weights, common), common
+        if factors is None or weights.algorithm == "oft":  # whose alpha is no scale
+            factors, alpha = weights.factors, _alpha(weights)
+        tensors |= {f"{name}.{factor_key(factor)}": tensor.contiguous() for factor, tensor in factors.items()}
+        if weights.has_scale or weights.is_full_lokr or (weights.algorithm == "oft" and weights.alpha is not None):
+            tensors[f"{name}.alpha"] = _exact_alpha(alpha, next(iter(factors.values())).dtype)
         if weights.dora_scale is not None:
             tensors[f"{name}.dora_scale"] = weights.dora_scale.contiguous()
     return tensors, common
+
+
+def _refuse_vectors(file: AdapterFile) -> None:
+    if file.vectors:
+        raise AdapterError(
+            f"diffusers' layout can't hold updates of biases and norms, which {len(file.vectors)} layers have, such as "
+            f"{next(iter(file.vectors))}; kohya's can"
+        )
 
 
 def _diffusers(modules: Mapping[str, ModuleWeights], family: FamilyName) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -148,12 +170,14 @@ def _alpha(weights: ModuleWeights) -> float:
 def _with_alpha(weights: ModuleWeights, alpha: float) -> Mapping[str, Tensor] | None:
     """The factors that go with another alpha, if they can be had exactly: by a power of two and without underflow."""
     ratio = _alpha(weights) / alpha if alpha else 0.0
-    if ratio == 1.0 or weights.is_full_lokr:
+    if ratio == 1.0 or not weights.has_scale:
         return weights.factors
     # Only a power of two scales a floating-point number without rounding it.
     if abs(frexp(ratio)[0]) != 0.5:
         return None
-    name = next(name for name in _SCALED_FACTOR[weights.algorithm] if name in weights.factors)
+    name = next((name for name in _SCALED_FACTOR[weights.algorithm] if name in weights.factors), None)
+    if name is None:
+        return None
     factor = weights.factors[name]
     scaled = (factor.double() * ratio).to(factor.dtype)
     return {**weights.factors, name: scaled} if torch.equal(scaled.double(), factor.double() * ratio) else None
@@ -185,8 +209,9 @@ def _warnings(
     declares: bool,
 ) -> tuple[str, ...]:
     warnings = [*travel_warnings(modules, tensors, file_format)]
-    if file.unused:
-        warnings.append(f"{unused_note(file.unused)}; the new file lacks them")
+    warnings += file.notes
+    if unused := file.unused_note():
+        warnings.append(f"{unused}; the new file lacks them")
     if declares:
         warnings.append("the scales stand in the header, which diffusers reads from 0.35 on; older ones ignore it")
     alphas = {float(tensor) for name, tensor in tensors.items() if name.endswith(".alpha")}

@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sdlora.adapters.algebra.operands import Operand
 from sdlora.adapters.files.container import refuse_overwriting, write_atomically
 from sdlora.adapters.files.metadata import NetworkFacts, TrainingFacts, derived_metadata
-from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
-from sdlora.adapters.files.writing import Export, named_tensors, travel_warnings, with_hashes
+from sdlora.adapters.files.weights import AdapterFile, ModuleWeights, VectorUpdate
+from sdlora.adapters.files.writing import Export, named_tensors, travel_warnings, vector_tensors, with_hashes
 from sdlora.config.base_model import FamilyName, Precision, Prediction
 from sdlora.errors import AdapterError
 from sdlora.models.dtypes import DTYPES
@@ -44,6 +44,15 @@ class Provenance:
             told["base"] = dict(self.base)
         names = ", ".join(str(one["file"]) for one in self.inputs)
         return {PROVENANCE: json.dumps(told, ensure_ascii=False), MERGED_FROM: names}
+
+
+class NewLayers(Protocol):
+    """What is written: updates of weights, and of biases and norms, by kohya name."""
+
+    @property
+    def modules(self) -> dict[str, ModuleWeights]: ...
+    @property
+    def vectors(self) -> dict[str, VectorUpdate]: ...
 
 
 def input_facts(file: AdapterFile) -> dict[str, Any]:
@@ -83,7 +92,7 @@ def derived_facts(path: Path, files: Sequence[AdapterFile], family: FamilyName) 
 
 def write_made(
     path: Path,
-    modules: Mapping[str, ModuleWeights],
+    made: NewLayers,
     facts: TrainingFacts,
     provenance: Provenance,
     *,
@@ -96,12 +105,13 @@ def write_made(
     Raises AdapterError: the file exists and not `force`, a value is too large for fp16, the disk.
     """
     refuse_overwriting(path, force)
-    tensors, network = named_tensors(modules, DTYPES[precision])
+    tensors, network = named_tensors(made.modules, DTYPES[precision])
+    tensors |= vector_tensors(made.vectors, facts.family, DTYPES[precision])
     entries = derived_metadata(facts, network) if kept is None else kept_metadata(kept, facts, network)
     spec = {} if kept is None else kept_spec(kept)
     data, model_hash = with_hashes(tensors, facts, entries, {**spec, **provenance.entries()})
     write_atomically(path, data)
-    return Export(path, len(data), model_hash, travel_warnings(modules, tensors, "kohya"))
+    return Export(path, len(data), model_hash, travel_warnings(made.modules, tensors, "kohya"))
 
 
 def kept_metadata(file: AdapterFile, facts: TrainingFacts, network: NetworkFacts) -> dict[str, str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sdlora.adapters.algebra.base_weights import BaseWeights
+from sdlora.adapters.algebra.base_weights import BaseWeights, VectorPlace
 from sdlora.adapters.algebra.low_rank import from_matrix
 from sdlora.adapters.algebra.mix import LayerReport, Mixed, OnProgress, truncated
 from sdlora.adapters.algebra.operands import weight_shape
@@ -66,6 +66,8 @@ def extract(tuned: BaseWeights, base: BaseWeights, ranks: Ranks, *, on_progress:
                 layers.append(report)
         if on_progress is not None:
             on_progress(done + 1, len(names))
+    vectors = [place for place in tuned.vectors if place in base.vectors and _differs(tuned, base, place)]
+    outside += [f"{name} ({kind})" for name, kind in vectors]
     if not modules:
         raise AdapterError(f"{tuned.path.name} and {base.path.name} don't differ in any layer an adapter can hold")
     notes: tuple[str, ...] = ()
@@ -73,3 +75,8 @@ def extract(tuned: BaseWeights, base: BaseWeights, ranks: Ranks, *, on_progress:
         listed = ", ".join(outside[:3]) + (", ..." if len(outside) > 3 else "")
         notes = (f"{len(outside)} layers differ and are left out: {listed}",)
     return Mixed(base.family, modules, tuple(layers), notes)
+
+
+def _differs(tuned: BaseWeights, base: BaseWeights, place: VectorPlace) -> bool:
+    one, other = tuned.vectors[place].read(), base.vectors[place].read()
+    return one.shape != other.shape or not torch.equal(one.double(), other.double())

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sdlora.adapters.algebra.operands import Operand, layer_update, load_operands
+from sdlora.adapters.algebra.operands import Operand, layer_update, load_operands, notes_of, told
 from sdlora.adapters.files.kohya import PARTS, kohya_name
 from sdlora.config.base_model import BaseModelConfig, FamilyName
 from sdlora.config.mix import MixedAdapter
@@ -41,29 +41,48 @@ def _merge(config: BaseModelConfig, family: FamilyName, models: Sequence[nn.Modu
         kohya_name(part, path, family): layer
         for part, model in zip(PARTS, models, strict=False)
         for path, layer in model.named_modules()
-        if isinstance(layer, (nn.Linear, nn.Conv2d))
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm))
     }
     notes = []
     for operand in read_base_adapters(config, family):
-        placed = [name for name in operand.file.modules if name in layers]
+        placed = [name for name in operand.file.layer_names if name in layers]
         if not placed:
             raise AdapterError(f"base_model.adapters: no layer of {operand.file.path.name} stands in {config.model}")
         for name in placed:
-            _add(operand, name, layers[name].weight)
-        missing = len(operand.file.modules) - len(placed)
+            if name in operand.file.modules:
+                _add(operand, name, layers[name].weight)
+            if name in operand.file.vectors:
+                _add_vectors(operand, name, layers[name])
+        missing = len(operand.file.layer_names) - len(placed)
         ending = f"; {missing} of its layers are not in this model" if missing else ""
         notes.append(f"merged {operand.file.path.name} at weight {operand.unet:g} into {len(placed)} layers{ending}")
+        notes += notes_of([operand.file])
     return notes
 
 
 def _add(operand: Operand, name: str, weight: Tensor) -> None:
     """Add one layer's update to its weight, in place; summed in float64, as half precision would round it away."""
     weights = operand.file.modules[name]
-    shape = weights.delta_shape
-    if (shape[0], shape.numel()) != (weight.shape[0], weight.numel()):
+    if not weights.fits(weight.shape):
         raise AdapterError(
-            f"base_model.adapters: {operand.file.path.name} doesn't fit the model: {name} is {list(shape)}, the model "
-            f"has {list(weight.shape)}"
+            f"base_model.adapters: {operand.file.path.name} doesn't fit the model: {name} is {told(weights)}, the "
+            f"model has {list(weight.shape)}"
         )
     update = layer_update(name, weights, lambda _: weight, operand.file.path.name).times(operand.weight_of(name))
     weight.copy_((weight.double().flatten(1) + update.matrix().to(weight.device)).reshape(weight.shape))
+
+
+def _add_vectors(operand: Operand, name: str, layer: nn.Module) -> None:
+    """Add updates of a layer's norm weight and bias, in place."""
+    vector = operand.file.vectors[name].times(operand.weight_of(name))
+    for kind, own in (("weight", vector.weight), ("bias", vector.bias)):
+        if own is None:
+            continue
+        target = getattr(layer, kind)
+        if target is None or target.shape != own.shape:
+            has = "none" if target is None else str(list(target.shape))
+            raise AdapterError(
+                f"base_model.adapters: {operand.file.path.name} doesn't fit the model: {name}'s {kind} is "
+                f"{list(own.shape)}, the model has {has}"
+            )
+        target.copy_(target.double() + own.to(target.device))

@@ -75,7 +75,7 @@ def from_weights(weights: ModuleWeights) -> LowRank:
     if weights.algorithm == "lora":
         plain = ModuleWeights("lora", factors, weights.alpha).without_tucker().factors
         pair = plain["lora_up"].flatten(1), plain["lora_down"].flatten(1)
-    elif "hada_t1" in factors or "lokr_t2" in factors:
+    elif weights.algorithm == "full" or "hada_t1" in factors or "lokr_t2" in factors:
         return from_matrix(weights.delta().flatten(1))
     elif weights.algorithm == "loha":
         first, second = (factors["hada_w1_a"], factors["hada_w1_b"]), (factors["hada_w2_a"], factors["hada_w2_b"])

@@ -51,7 +51,7 @@ def mix_adapters(
         settings.pop("density")
     facts = derived_facts(target, [operand.file for operand in operands], result.family)
     provenance = Provenance("mix", [operand_facts(one) for one in operands], settings, result.relative_error)
-    return Made(result, write_made(target, result.modules, facts, provenance, precision=config.precision, force=force))
+    return Made(result, write_made(target, result, facts, provenance, precision=config.precision, force=force))
 
 
 def merge_adapters(
@@ -90,7 +90,7 @@ def extract_adapter(
     settings = {"rank": ranks.rank, "conv_rank": ranks.conv_rank, "energy": ranks.energy}
     told = {name: value for name, value in settings.items() if value is not None}
     provenance = Provenance("extract", [tuned_model.facts()], told, result.relative_error, base_model.facts())
-    return Made(result, write_made(target, result.modules, facts, provenance, precision=precision, force=force))
+    return Made(result, write_made(target, result, facts, provenance, precision=precision, force=force))
 
 
 def resize_adapter(
@@ -106,14 +106,14 @@ def resize_adapter(
 ) -> Made:
     """An adapter of another rank as a new file, see `resize.resize`; precision: by default its own."""
     refuse_overwriting(target, force)
-    file = read(source)
+    file = read(source, family)
     file = with_family(file, common_family([file], family))
     result = resize(file, rank=rank, energy=energy, on_progress=on_progress)
     settings = {"rank": rank} if rank is not None else {"energy": energy}
     provenance = Provenance("resize", [input_facts(file)], settings, result.relative_error)
     facts = derived_facts(target, [file], result.family)
     own = precision or precision_of(file)
-    return Made(result, write_made(target, result.modules, facts, provenance, precision=own, force=force, kept=file))
+    return Made(result, write_made(target, result, facts, provenance, precision=own, force=force, kept=file))
 
 
 def precision_of(file: AdapterFile) -> Precision:

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sdlora import atomic
-from sdlora.adapters.algebra.base_weights import BaseWeights, TensorSlice, layer_names, weight_files
+from sdlora.adapters.algebra.base_weights import (
+    BaseWeights,
+    TensorSlice,
+    VectorPlace,
+    layer_names,
+    vector_names,
+    weight_files,
+)
 from sdlora.adapters.algebra.derived import Provenance, operand_facts
 from sdlora.adapters.algebra.mix import OnProgress
-from sdlora.adapters.algebra.operands import Operand, layer_update
+from sdlora.adapters.algebra.operands import Operand, layer_update, notes_of, summed_vectors, told
 from sdlora.adapters.files.container import refuse_overwriting
 from sdlora.adapters.files.tensor_files import TensorFile
+from sdlora.adapters.files.weights import VectorUpdate
 from sdlora.errors import AdapterError
 
 WeightChange = Callable[[Tensor], Tensor]
@@ -34,6 +43,8 @@ class Merged:
     path: Path
     changed: tuple[str, ...]
     unplaced: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """How the adapters were taken, and what of them is not used."""
 
 
 @torch.no_grad()
@@ -55,14 +66,35 @@ def merge(
     if target.resolve() == base.path.resolve():
         raise AdapterError(f"{target} is the base model itself; write to another place")
     _check(base, operands)
-    names = list(dict.fromkeys(name for operand in operands for name in operand.file.modules))
-    placed = [name for name in names if name in base.places]
+    names = list(dict.fromkeys(name for operand in operands for name in operand.file.layer_names))
+    vectors = summed_vectors(operands)
+    wanted = [(name, kind) for name, vector in vectors.items() for kind in _kinds(vector)]
+    lost = [f"{name} ({kind})" for name, kind in wanted if (name, kind) not in base.vectors]
+    placed = [name for name in names if _has_place(base, operands, name)]
     if not placed:
         raise AdapterError(f"no layer of the adapters stands in {base.path.name}; the first is {names[0]}")
     provenance = Provenance("merge", [operand_facts(operand) for operand in operands], base=base.facts()).entries()
     write = _write_folder if base.is_folder else _write_file
-    write(base, operands, placed, target, provenance, on_progress)
-    return Merged(target, tuple(placed), tuple(name for name in names if name not in base.places))
+    write(base, operands, vectors, target, provenance, on_progress)
+    notes = notes_of([operand.file for operand in operands])
+    if lost:
+        notes.append(f"the model has not {len(lost)} biases and norms of the adapters: {', '.join(lost[:3])}")
+    return Merged(target, tuple(placed), tuple(name for name in names if name not in placed), tuple(notes))
+
+
+def _has_place(base: BaseWeights, operands: Sequence[Operand], name: str) -> bool:
+    """Whether the model has anything of a layer that the adapters change."""
+    if any(name in operand.file.modules for operand in operands) and name in base.places:
+        return True
+    vectors = [operand.file.vectors[name] for operand in operands if name in operand.file.vectors]
+    return any((name, kind) in base.vectors for vector in vectors for kind in _kinds(vector))
+
+
+def _kinds(vector: VectorUpdate) -> Iterator[Literal["weight", "bias"]]:
+    if vector.weight is not None:
+        yield "weight"
+    if vector.bias is not None:
+        yield "bias"
 
 
 def _check(base: BaseWeights, operands: Sequence[Operand]) -> None:
@@ -74,10 +106,19 @@ def _check(base: BaseWeights, operands: Sequence[Operand]) -> None:
                 "fit each other"
             )
         for name, weights in operand.file.modules.items():
-            shape = weights.delta_shape
             place = base.places.get(name)
-            if place is not None and (shape[0], shape.numel()) != (place.shape[0], place.shape.numel()):
-                problems.append(f"{operand.file.path.name}: {name} is {list(shape)}, the model has {list(place.shape)}")
+            if place is not None and not weights.fits(place.shape):
+                source = operand.file.path.name
+                problems.append(f"{source}: {name} is {told(weights)}, the model has {list(place.shape)}")
+        for name, vector in operand.file.vectors.items():
+            for kind in _kinds(vector):
+                own = vector.weight if kind == "weight" else vector.bias
+                place = base.vectors.get((name, kind))
+                if place is not None and own is not None and own.shape != place.shape:
+                    problems.append(
+                        f"{operand.file.path.name}: {name}'s {kind} is {list(own.shape)}, the model has "
+                        f"{list(place.shape)}"
+                    )
     if problems:
         raise AdapterError(f"{len(problems)} layers don't fit the model: " + "; ".join(problems[:3]))
 
@@ -85,23 +126,23 @@ def _check(base: BaseWeights, operands: Sequence[Operand]) -> None:
 def _write_file(
     base: BaseWeights,
     operands: Sequence[Operand],
-    placed: Sequence[str],
+    vectors: Mapping[str, VectorUpdate],
     target: Path,
     provenance: Mapping[str, str],
     on_progress: OnProgress | None,
 ) -> None:
     if target.suffix != ".safetensors":
         raise AdapterError(f"{target.name}: a single-file model becomes one file; let its name end in .safetensors")
-    places = {name: base.places[name] for name in placed}
-    file = next(iter(places.values())).file
+    file = next(iter(base.places.values())).file
     count = _Counter(len(file.names()), on_progress)
-    file.copy_changed(target, _changes(places, operands), _metadata(file, provenance), count.one)
+    changes = _changes(base.places, base.vectors, operands, vectors)
+    file.copy_changed(target, changes, _metadata(file, provenance), count.one)
 
 
 def _write_folder(
     base: BaseWeights,
     operands: Sequence[Operand],
-    placed: Sequence[str],
+    vectors: Mapping[str, VectorUpdate],
     target: Path,
     provenance: Mapping[str, str],
     on_progress: OnProgress | None,
@@ -120,9 +161,14 @@ def _write_folder(
             )
             for part, file in files:
                 own = layer_names(file, part, base.family)
-                places = {name: TensorSlice(file, own[name], slice(None)) for name in placed if name in own}
+                places = {name: TensorSlice(file, tensor, slice(None)) for name, tensor in own.items()}
+                of_vectors = {
+                    place: TensorSlice(file, tensor, slice(None))
+                    for place, tensor in vector_names(file, part, base.family).items()
+                }
                 inside = building / file.path.relative_to(base.path)
-                file.copy_changed(inside, _changes(places, operands), _metadata(file, provenance), count.one)
+                changes = _changes(places, of_vectors, operands, vectors)
+                file.copy_changed(inside, changes, _metadata(file, provenance), count.one)
     except OSError as error:
         raise AdapterError(f"{target} can't be written: {error.strerror or error}") from error
 
@@ -137,11 +183,35 @@ def _left_out(folder: str, names: Sequence[str], changed_files: set[Path]) -> li
     ]
 
 
-def _changes(places: Mapping[str, TensorSlice], operands: Sequence[Operand]) -> dict[str, WeightChange]:
+def _changes(
+    places: Mapping[str, TensorSlice],
+    of_vectors: Mapping[VectorPlace, TensorSlice],
+    operands: Sequence[Operand],
+    vectors: Mapping[str, VectorUpdate],
+) -> dict[str, WeightChange]:
     by_tensor: dict[str, dict[str, TensorSlice]] = defaultdict(dict)
-    for name, place in places.items():
-        by_tensor[place.tensor][name] = place
-    return {tensor: _adding(layers, operands) for tensor, layers in by_tensor.items()}
+    for name in dict.fromkeys(name for operand in operands for name in operand.file.modules):
+        if name in places:
+            by_tensor[places[name].tensor][name] = places[name]
+    changes = {tensor: _adding(layers, operands) for tensor, layers in by_tensor.items()}
+    added: dict[str, list[tuple[TensorSlice, Tensor]]] = defaultdict(list)
+    for name, vector in vectors.items():
+        for kind in _kinds(vector):
+            own = vector.weight if kind == "weight" else vector.bias
+            if own is not None and (name, kind) in of_vectors:
+                place = of_vectors[name, kind]
+                added[place.tensor].append((place, own))
+    return changes | {tensor: _adding_vectors(parts) for tensor, parts in added.items()}
+
+
+def _adding_vectors(parts: Sequence[tuple[TensorSlice, Tensor]]) -> WeightChange:
+    def change(vector: Tensor) -> Tensor:
+        precise = vector.to(torch.float64, copy=True)
+        for place, own in parts:
+            place.of(precise).add_(own)
+        return precise
+
+    return change
 
 
 def _adding(layers: Mapping[str, TensorSlice], operands: Sequence[Operand]) -> WeightChange:
@@ -150,8 +220,8 @@ def _adding(layers: Mapping[str, TensorSlice], operands: Sequence[Operand]) -> W
         is_precise = weight.dtype in (torch.float32, torch.float64)
         precise = weight.to(torch.float64 if is_precise else torch.float32, copy=True)
         for name, place in layers.items():
-            rows = precise[place.rows]
-            original = weight[place.rows]
+            rows = place.of(precise)
+            original = place.of(weight)
             for operand in operands:
                 if name in operand.file.modules and operand.weight_of(name) != 0:
                     update = layer_update(

@@ -6,14 +6,23 @@ Updates are summed, never factors: (A1 + A2)(B1 + B2) is not A1 B1 + A2 B2.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sdlora.adapters.algebra.low_rank import LowRank, decompose, from_matrix, total
-from sdlora.adapters.algebra.operands import BaseWeight, Operand, as_lora, layer_update, weight_shape
-from sdlora.adapters.files.weights import ModuleWeights
+from sdlora.adapters.algebra.operands import (
+    BaseWeight,
+    Operand,
+    as_lora,
+    layer_update,
+    notes_of,
+    shapes_of,
+    summed_vectors,
+    weight_shape,
+)
+from sdlora.adapters.files.weights import ModuleWeights, VectorUpdate
 from sdlora.config.base_model import FamilyName
 from sdlora.config.mix import MixConfig, MixMethod
 from sdlora.errors import AdapterError
@@ -45,6 +54,8 @@ class Mixed:
     modules: dict[str, ModuleWeights]
     layers: tuple[LayerReport, ...]
     notes: tuple[str, ...] = ()
+    vectors: dict[str, VectorUpdate] = field(default_factory=dict)
+    """Updates of biases and norms."""
 
     @property
     def relative_error(self) -> float:
@@ -55,7 +66,7 @@ class Mixed:
     @property
     def worst(self) -> LayerReport:
         """The layer with the largest relative error."""
-        return max(self.layers, key=lambda layer: layer.relative_error)
+        return max(self.layers, key=lambda layer: layer.relative_error, default=LayerReport("none", 0, 0.0, 0.0))
 
 
 @torch.no_grad()
@@ -69,8 +80,9 @@ def mix(
 
     concat: exact, ranks add up. linear: exact, for operands that share a factor in every layer. svd: best
     approximation. ties, dare, dare-ties: of the updates thinned out by that method, with its error against the thinned
-    sum. LoHa, LoKr and DoRA count as the updates they make. Raises AdapterError: DoRA without a base, linear not
-    possible, layers of different shapes, nothing left.
+    sum. LoHa, LoKr, DoRA and the like count as the updates they make; biases and norms are summed exactly.
+
+    Raises AdapterError: DoRA or the like without a base, linear not possible, layers of different shapes, nothing left.
     """
     family = operands[0].file.family
     assert family is not None
@@ -81,32 +93,31 @@ def mix(
         present = [operand for operand in operands if name in operand.file.modules and operand.weight_of(name) != 0]
         if present:
             weights = [operand.file.modules[name] for operand in present]
-            shape = weight_shape(name, [one.delta_shape for one in weights], family)
-            modules[name], report = _mixed_layer(name, present, shape, config, base_weight)
+            if config.method == "linear" and any(layer.needs_base for layer in weights):
+                raise AdapterError(_needs_plain(name))
+            # asks for the base, where one is needed, before the shape that only it may tell
+            updates = [_weighted_update(name, operand, base_weight) for operand in present]
+            shape = weight_shape(name, shapes_of(name, weights, base_weight), family)
+            modules[name], report = _mixed_layer(name, present, updates, shape, config)
             layers.append(report)
         if on_progress is not None:
             on_progress(done + 1, len(names))
-    if not modules:
+    vectors = summed_vectors(operands)
+    if not modules and not vectors:
         raise AdapterError("every weight is 0: nothing is left to write")
-    notes: list[str] = []
-    for file in (operand.file for operand in operands):
-        notes += [f"{file.path.name}: {note}" for note in file.notes]
-        if file.unused:
-            notes.append(f"{file.path.name}: {unused_note(file.unused)}")
-    return Mixed(family, modules, tuple(layers), tuple(notes))
+    return Mixed(family, modules, tuple(layers), tuple(notes_of([operand.file for operand in operands])), vectors)
+
+
+def _weighted_update(name: str, operand: Operand, base_weight: BaseWeight | None) -> LowRank:
+    update = layer_update(name, operand.file.modules[name], base_weight, operand.file.path.name)
+    return update.times(operand.weight_of(name))
 
 
 def _mixed_layer(
-    name: str, present: Sequence[Operand], shape: torch.Size, config: MixConfig, base_weight: BaseWeight | None
+    name: str, present: Sequence[Operand], updates: Sequence[LowRank], shape: torch.Size, config: MixConfig
 ) -> tuple[ModuleWeights, LayerReport]:
     if config.method == "linear":
         return _linear(name, present, shape)
-    updates = [
-        layer_update(name, operand.file.modules[name], base_weight, operand.file.path.name).times(
-            operand.weight_of(name)
-        )
-        for operand in present
-    ]
     if config.method == "concat":
         # Ranks add up, so that of many adapters may pass the layer's own: then the singular values give a smaller form.
         exact = total([_without_surplus(update) for update in updates])
@@ -139,7 +150,7 @@ def _linear(name: str, present: Sequence[Operand], shape: torch.Size) -> tuple[M
     """Factors added up, which is the sum of the updates only when all operands share the other factor."""
     layers = [operand.file.modules[name] for operand in present]
     if any(layer.algorithm != "lora" or layer.dora_scale is not None for layer in layers):
-        raise AdapterError(f"linear needs plain LoRA, which {name} is not in all adapters; use method concat or svd")
+        raise AdapterError(_needs_plain(name))
     plain = [layer.without_tucker() for layer in layers]
     scales = [operand.weight_of(name) * layer.scale for operand, layer in zip(present, plain, strict=True)]
     for shared, summed in (("lora_down", "lora_up"), ("lora_up", "lora_down")):
@@ -155,6 +166,10 @@ def _linear(name: str, present: Sequence[Operand], shape: torch.Size) -> tuple[M
         f"linear adds factors, which gives the sum of the updates only when all adapters share one of them; in {name} "
         "they don't (adding both up would mix every A with every B). Use method concat (exact) or svd"
     )
+
+
+def _needs_plain(name: str) -> str:
+    return f"linear needs plain LoRA, which {name} is not in all adapters; use method concat or svd"
 
 
 _THINNING: dict[MixMethod, str] = {"ties": "ties", "dare": "dare_linear", "dare-ties": "dare_ties"}
@@ -174,14 +189,9 @@ def _thinned(name: str, updates: Sequence[LowRank], config: MixConfig) -> Tensor
     return joined
 
 
-def unused_note(unused: Sequence[str]) -> str:
-    """A sentence naming the first tensors that could not be used."""
-    listed = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
-    return f"{len(unused)} tensors are not used: {listed}"
-
-
-def summary(mixed: Mapping[str, ModuleWeights]) -> str:
-    """For the user: number of layers and their ranks."""
-    ranks = sorted({weights.rank for weights in mixed.values()})
+def summary(mixed: Mapping[str, ModuleWeights], vectors: Mapping[str, VectorUpdate] | None = None) -> str:
+    """For the user: number of layers and their ranks, and how many biases and norms are beside them."""
+    ranks = sorted({weights.rank for weights in mixed.values()}) or [0]
     span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    return f"{len(mixed)} layers of rank {span}"
+    beside = f", biases and norms of {len(vectors)} layers" if vectors else ""
+    return f"{len(mixed)} layers of rank {span}{beside}"

@@ -13,11 +13,12 @@ from sdlora.adapters.algebra.blocks import block_label, block_weights
 from sdlora.adapters.algebra.low_rank import LowRank, from_matrix, from_weights
 from sdlora.adapters.files.kohya import canonical, from_ldm
 from sdlora.adapters.files.reading import read
-from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
+from sdlora.adapters.files.weights import AdapterFile, ModuleWeights, VectorUpdate
 from sdlora.config.base_model import FamilyName
 from sdlora.config.mix import MixedAdapter
 from sdlora.errors import AdapterError
 
+ASKED_BY_PERSON = "--family"
 BaseWeight = Callable[[str], Tensor]
 """Gives the base model's weight of a layer by its kohya name."""
 
@@ -47,20 +48,21 @@ class Operand:
 
 
 def load_operands(
-    adapters: Sequence[MixedAdapter], family: FamilyName | None = None, asked_by: str = "--family"
+    adapters: Sequence[MixedAdapter], family: FamilyName | None = None, asked_by: str = ASKED_BY_PERSON
 ) -> list[Operand]:
     """Read all adapters. family: that they must have, or have when they don't tell; asked_by: what wants it.
 
     Raises AdapterError (a file can't be read; the families differ, both named; none tells its family) and ConfigError
     (block weights that don't fit).
     """
-    files = [read(adapter.file) for adapter in adapters]
+    # a family that a person gives overrules what the files tell; that of a base model doesn't
+    files = [read(adapter.file, family if asked_by == ASKED_BY_PERSON else None) for adapter in adapters]
     common = common_family(files, family, asked_by)
     return [weighted(with_family(file, common), adapter, common) for file, adapter in zip(files, adapters, strict=True)]
 
 
 def common_family(
-    files: Sequence[AdapterFile], family: FamilyName | None = None, asked_by: str = "--family"
+    files: Sequence[AdapterFile], family: FamilyName | None = None, asked_by: str = ASKED_BY_PERSON
 ) -> FamilyName:
     """The one family of all files. Raises AdapterError when they differ or none tells."""
     told: dict[FamilyName, str] = {}
@@ -80,23 +82,38 @@ def with_family(file: AdapterFile, family: FamilyName) -> AdapterFile:
     """The file with the names of this family; unchanged when it knew it."""
     if file.family is not None:
         return file
-    return replace(file, family=family, modules={canonical(name, family): w for name, w in file.modules.items()})
+    named = replace(file, family=family, modules={canonical(name, family): w for name, w in file.modules.items()})
+    return replace(named, vectors={canonical(name, family): vector for name, vector in file.vectors.items()})
 
 
 def layer_update(name: str, weights: ModuleWeights, base_weight: BaseWeight | None, source: str) -> LowRank:
     """A layer's whole update as it acts on the base weight W: dW, or for DoRA m * (W + dW) / ||W + dW|| - W.
 
-    Raises AdapterError for DoRA without a base model.
+    Raises AdapterError for what depends on the base weight (DoRA, OFT, ...) without a base model.
     """
     # In float64 throughout: a sum of many adapters is then exact far beyond any file's number type.
-    update = from_weights(weights)
-    if weights.dora_scale is None:
-        return update
+    if weights.needs_base is None:
+        return from_weights(weights)
     if base_weight is None:
-        raise AdapterError(f"{source} is DoRA, whose update depends on the base weights; give the model: --base MODEL")
-    base_oi = base_weight(name).double().flatten(1)
-    tuned_oi = base_oi + update.matrix()
-    return from_matrix(_rescaled(tuned_oi, weights.dora_scale.double(), base_weight(name).shape) - base_oi)
+        raise AdapterError(
+            f"{source} is {weights.needs_base}, whose update depends on the base weights; give the model: --base MODEL"
+        )
+    weight = base_weight(name)
+    if not weights.fits(weight.shape):
+        raise AdapterError(f"{source}: {name} doesn't fit the base model's layer {list(weight.shape)}")
+    return from_matrix(weights.delta_on(weight))
+
+
+def shapes_of(name: str, layers: Sequence[ModuleWeights], base_weight: BaseWeight | None) -> list[torch.Size]:
+    """The shapes of updates of one layer; where the factors don't tell (OFT, IA3), that of the base's weight."""
+    told = [shape for layer in layers if (shape := layer.delta_shape) is not None]
+    return told or ([base_weight(name).shape] if base_weight is not None else [])
+
+
+def told(weights: ModuleWeights) -> str:
+    """The shape of an update, for messages."""
+    shape = weights.delta_shape
+    return "for another size" if shape is None else str(list(shape))
 
 
 def weight_shape(name: str, shapes: Sequence[torch.Size], family: FamilyName) -> torch.Size:
@@ -132,6 +149,26 @@ def as_lora(update: LowRank, shape: torch.Size) -> ModuleWeights:
     return ModuleWeights("lora", factors, float(update.rank))
 
 
+def summed_vectors(operands: Sequence[Operand]) -> dict[str, VectorUpdate]:
+    """The weighted sum of all operands' updates of biases and norms, by layer."""
+    total: dict[str, VectorUpdate] = {}
+    for operand in operands:
+        for name, vector in operand.file.vectors.items():
+            if weight := operand.weight_of(name):
+                own = vector.times(weight)
+                total[name] = total[name].plus(own) if name in total else own
+    return total
+
+
+def notes_of(files: Sequence[AdapterFile]) -> list[str]:
+    """What is to be said of files that were read: how they were taken, and what of them is not used."""
+    notes = []
+    for file in files:
+        unused = file.unused_note()
+        notes += [f"{file.path.name}: {note}" for note in (*file.notes, *([unused] if unused else []))]
+    return notes
+
+
 def weighted(file: AdapterFile, adapter: MixedAdapter, family: FamilyName) -> Operand:
     """The file with the weights that a user gave it. Raises ConfigError for block weights that don't fit."""
     text_encoder = adapter.weight if adapter.text_encoder is None else adapter.text_encoder
@@ -142,12 +179,3 @@ def weighted(file: AdapterFile, adapter: MixedAdapter, family: FamilyName) -> Op
         text_encoder if adapter.text_encoder_2 is None else adapter.text_encoder_2,
         block_weights(adapter.blocks, family, file.path.name),
     )
-
-
-def _rescaled(tuned_oi: Tensor, magnitude: Tensor, shape: torch.Size) -> Tensor:
-    """The tuned weight with the magnitude's norm for every output, or (old files) for every input."""
-    if magnitude.shape[0] == tuned_oi.shape[0] and magnitude.numel() == tuned_oi.shape[0]:
-        return tuned_oi * (magnitude.reshape(-1, 1) / tuned_oi.norm(dim=1, keepdim=True))
-    tuned = tuned_oi.reshape(shape[0], shape[1], -1)
-    norm_i = tuned.transpose(0, 1).flatten(1).norm(dim=1)
-    return (tuned * (magnitude.reshape(-1) / norm_i)[None, :, None]).flatten(1)

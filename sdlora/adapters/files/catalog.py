@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.adapters.files.container import adapter_header
-from sdlora.adapters.files.family_guess import guess_family
-from sdlora.adapters.files.key_names import algorithm_of, by_layer
+from sdlora.adapters.files.key_names import ALGORITHM_NAMES, algorithm_of, by_layer
+from sdlora.adapters.files.resolution import resolve
 from sdlora.config.base_model import FamilyName
 from sdlora.constants import MIB
 from sdlora.errors import AdapterError
@@ -71,29 +71,30 @@ def describe(path: Path, card: Path | None = None) -> Description | None:
     keys = by_layer(shapes)
     if not keys.layers:
         return None
+    resolution = resolve(
+        {name: {factor: _Shaped(shapes[key]) for factor, key in layer.items()} for name, layer in keys.layers.items()},
+        metadata,
+        keys.layout,
+    )
+    if not resolution.names:
+        return None
     told = _read_card(card)
     factors = [factor for layer in keys.layers.values() for factor in layer]
     spec = {key.removeprefix("modelspec."): value for key, value in metadata.items() if key.startswith("modelspec.")}
-    is_dora = "dora_scale" in factors
-    names = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
-    found = sorted({names[algorithm_of(layer)] for layer in keys.layers.values()})
+    is_dora = "dora_scale" in factors or "magnitude" in factors
+    algorithms = {algorithm_of(layer) for layer in keys.layers.values()} - {None}
+    found = sorted(ALGORITHM_NAMES[algorithm] for algorithm in algorithms if algorithm is not None)
     ranks = Counter(
         next((shapes[layer[factor]][axis] for factor, axis in _RANK_AXIS.items() if factor in layer), 1)
         for layer in keys.layers.values()
         if all(len(shapes[key]) > 0 for factor, key in layer.items() if factor in _RANK_AXIS)
     )
     return Description(
-        family=guess_family(
-            {
-                name: {factor: _Shaped(shapes[key]) for factor, key in layer.items()}
-                for name, layer in keys.layers.items()
-            },
-            metadata,
-        ),
-        kind=" and ".join(found) + (" with DoRA" if is_dora else ""),
+        family=resolution.family,
+        kind=" and ".join(found or ["norms and biases"]) + (" with DoRA" if is_dora else ""),
         rank=ranks.most_common(1)[0][0] if ranks else 1,
-        num_layers=len(keys.layers),
-        trains_text_encoder=any(name.startswith("lora_te") for name in keys.layers),
+        num_layers=len(resolution.names),
+        trains_text_encoder=any(name.startswith("lora_te") for name in resolution.names),
         title=spec.get("title", "") or _text(metadata.get("ss_output_name")),
         own_names=own_names(metadata),
         trigger=_text(told.get("activation text")) or spec.get("trigger_phrase", ""),

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from sdlora import atomic
 from sdlora.constants import MIB
-from sdlora.errors import AdapterError
-from sdlora.models.headers import LENGTH_BYTES, Header, read_header
+from sdlora.errors import AdapterError, ModelError
+from sdlora.models.headers import LENGTH_BYTES, Header, file_tensor_hash, read_header, read_pickled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,17 +25,48 @@ _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x
 _PICKLE_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+def is_pickle(path: Path) -> bool:
+    """Whether a file is, by its name, one of PyTorch's own, of which only plain tensors are read."""
+    return path.suffix.lower() in _PICKLE_SUFFIXES
 
-    Raises AdapterError with one clear sentence: no such file, a pickle, a broken or oversized header, truncated data.
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, or the tensors of a .pt, .ckpt or .bin file, nothing else of it.
+
+    Raises AdapterError with one clear sentence: no such file, a pickle that holds more than tensors or is called
+    .safetensors, a broken or oversized header, truncated data.
     """
+    if is_pickle(path):
+        return _load_pickle(path), {}
     metadata = adapter_header(path).metadata
     try:
         with safe_open(path, framework="pt", device="cpu") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise AdapterError(f"{path.name} is damaged or not a safetensors file: {error}") from error
+
+
+def content_hash(path: Path) -> str:
+    """sha256 of a file's tensors, see `tensor_hash`; of all of a pickle."""
+    if not is_pickle(path):
+        return file_tensor_hash(path)
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(MIB):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _load_pickle(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise AdapterError(f"{path}: there is no such file")
+    try:
+        return read_pickled(path)
+    except ModelError as error:
+        raise AdapterError(
+            f"{path.name} is a pickle: opening one can run any program hidden in it, so only plain tensors are read, "
+            f"and these can't be ({str(error).removeprefix(f'{path}: ')})"
+        ) from error
 
 
 def adapter_header(path: Path) -> Header:

@@ -1,108 +1,195 @@
-"""The tensor names of adapter files, sorted by layer: kohya's, diffusers'/PEFT's, old attention processors'.
+"""The tensor names of adapter files, sorted by layer, whoever wrote them.
 
-Pure string maps: a library of a thousand files is described from their headers, without torch.
+kohya's sd-scripts and LyCORIS, diffusers with its old attention processors, PEFT, ComfyUI, OneTrainer, SimpleTuner,
+ai-toolkit. Pure string maps: a library of a thousand files is described from their headers, without torch.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from typing import Literal
 
+from sdlora.adapters.files.foreign import unread_part
 from sdlora.config.adapter import Algorithm
 
 Format = Literal["kohya", "diffusers"]
+"""The layouts that are written."""
+FileAlgorithm = Literal["lora", "loha", "lokr", "full", "glora", "ia3", "oft"]
+"""What a layer of a file may be: what can be trained here, and more. BOFT is counted as OFT."""
 
 LORA_FACTORS = ("lora_down", "lora_up", "lora_mid")
 LOHA_FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 LOKR_FACTORS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
-
-_KOHYA_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
-_KOHYA_FACTORS = {
-    **{f"{name}.weight": name for name in LORA_FACTORS},
-    **{name: name for name in (*LOHA_FACTORS, *LOKR_FACTORS)},
-    "lora_A.weight": "lora_down",
-    "lora_B.weight": "lora_up",
-    "alpha": "alpha",
-    "dora_scale": "dora_scale",
+GLORA_FACTORS = ("a1", "a2", "b1", "b2", "bm")
+IA3_FACTORS = ("ia3", "ia3_l", "on_input")
+OFT_FACTORS = ("oft_blocks", "rescale", "oft_R", "scaled_oft")
+FACTORS: dict[FileAlgorithm, tuple[str, ...]] = {
+    "lora": LORA_FACTORS,
+    "lokr": LOKR_FACTORS,
+    "loha": LOHA_FACTORS,
+    "full": ("diff",),
+    "glora": GLORA_FACTORS,
+    "ia3": IA3_FACTORS,
+    "oft": OFT_FACTORS,
 }
+ALGORITHM_NAMES: dict[FileAlgorithm, str] = {
+    "lora": "LoRA",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "full": "full weights",
+    "glora": "GLoRA",
+    "ia3": "IA3",
+    "oft": "OFT",
+}
+_KIND_OF = {factor: algorithm for algorithm, factors in FACTORS.items() for factor in factors}
+BESIDE = ("alpha", "dora_scale", "magnitude", "lora_bias", "diff_b", "w_norm", "b_norm")
+"""Tensors of a layer that go with any algorithm, or stand alone."""
+TRAINABLE: dict[FileAlgorithm, Algorithm] = {"lora": "lora", "loha": "loha", "lokr": "lokr"}
 
-_OLD_PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.")
-_DIFFUSERS_KEY = re.compile(
-    r"(?P<path>.+?)\.(?P<factor>lora_A|lora_B|lora\.down|lora\.up|lora_magnitude_vector|alpha|dora_scale"
-    r"|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?)(?:\.default)?(?:\.weight)?"
-)
-_DIFFUSERS_FACTORS = {
+_SPELLED = {
     "lora_A": "lora_down",
-    "lora.down": "lora_down",
     "lora_B": "lora_up",
+    "lora.down": "lora_down",
     "lora.up": "lora_up",
-    "lora_magnitude_vector": "dora_scale",
+    "lora_magnitude_vector": "magnitude",
 }
+_BARE = (*LORA_FACTORS, *LOHA_FACTORS, *LOKR_FACTORS, *GLORA_FACTORS, "ia3_l", "on_input", *OFT_FACTORS)
+_KEY = re.compile(
+    r"(?P<path>.+?)\.(?:"
+    # PEFT keeps the adapter's own name between factor and `weight`
+    r"(?P<peft>lora_A|lora_B|lora_magnitude_vector|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|oft_R|ia3_l)"
+    r"(?:\.(?!weight$|bias$)[\w-]+)?"
+    rf"|(?P<plain>{'|'.join(re.escape(name) for name in (*_BARE, *_SPELLED, 'diff', *BESIDE))})"
+    r")(?P<end>\.weight|\.bias)?"
+)
+_OLD_PROCESSOR = re.compile(r"(?:\.processor)?\.(to_q|to_k|to_v|to_out)_lora\.(?=down|up)")
+_KOHYA = re.compile(r"(?:lora|lycoris|oft)_(unet|te1|te2|te)[._](.+)|lycoris_(.+)|diffusion_model_(.+)")
+_WRAPPERS = ("base_model.model.", "_orig_mod.", "module.", "model.")
+"""Levels that wrapping a model for training puts before its names."""
+_DOTTED: tuple[tuple[str, str, str], ...] = (
+    ("diffusion_model.", "unet", "comfyui"),
+    ("text_encoders.clip_l.", "te", "comfyui"),
+    ("text_encoders.clip_g.", "te2", "comfyui"),
+    ("text_encoders.clip_h.", "te", "comfyui"),
+    ("clip_l.", "te", "comfyui"),
+    ("clip_g.", "te2", "comfyui"),
+    ("clip_h.", "te", "comfyui"),
+    ("conditioner.embedders.0.", "te1", "original"),
+    ("conditioner.embedders.1.", "te2", "original"),
+    ("cond_stage_model.", "te", "original"),
+    ("text_encoder_2.", "te2", "diffusers"),
+    ("text_encoder_1.", "te", "diffusers"),
+    ("text_encoder.", "te", "diffusers"),
+    ("unet.", "unet", "diffusers"),
+)
+_UNET_STARTS = ("down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "conv_norm_out.")
+_UNET_EMBEDDINGS = ("time_embedding.", "add_embedding.")
+_LDM_STARTS = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.")
+_TEXT_STARTS = ("text_model.", "encoder.layers.", "text_projection.", "final_layer_norm.")
+_OPENCLIP = {"attn_out_proj": "self_attn_out_proj", "mlp_c_fc": "mlp_fc1", "mlp_c_proj": "mlp_fc2"}
+_RESBLOCK = re.compile(r"(?:model_)?transformer_resblocks_(\d+)_(.+)")
 
 
 @dataclass(frozen=True)
 class LayerKeys:
-    """Which tensors of a file belong to which layer."""
+    """Which tensors of a file belong to which layer. Every name is in `layers` or in `unused`."""
 
-    file_format: Format
+    layout: str
+    """Who names layers so: kohya, diffusers, peft, comfyui, original, or several of them."""
     layers: dict[str, dict[str, str]]
-    """Layer by kohya-like name (diffusers' files keep diffusers' spelling) to factor name to the tensor's own name."""
-    unused: list[str]
-    """Names that mean no part of an adapter."""
+    """Layer by kohya-like name (in the file's own spelling of blocks) to factor name to the tensor's own name."""
+    paths: dict[str, str] = field(default_factory=dict)
+    """Dotted path of each layer inside its part, as the file spells it; PEFT's patterns are about these."""
+    unused: dict[str, str] = field(default_factory=dict)
+    """Names that mean no part of an adapter, with the reason."""
 
 
 def by_layer(keys: Iterable[str]) -> LayerKeys:
-    """Sort the tensor names of a file; every one of them is in `layers` or in `unused`."""
+    """Sort the tensor names of a file by layer."""
     keys = list(keys)
-    is_kohya = any(key.startswith(_KOHYA_PREFIXES) for key in keys)
+    scaled = {key.removesuffix(".on_input") for key in keys if key.endswith(".on_input")}
     grouped: dict[str, dict[str, str]] = defaultdict(dict)
-    unused: list[str] = []
+    layouts: dict[str, None] = {}
+    paths: dict[str, str] = {}
+    unused: dict[str, str] = {}
     for key in keys:
-        place = (_kohya_place if is_kohya else _diffusers_place)(key)
-        if place is None:
-            unused.append(key)
-        else:
-            name, factor = place
-            grouped[name][factor] = key
-    # Alphas (of .diff tensors and the like) that belong to no factor are unused, not an error.
-    for name in [name for name, given in grouped.items() if given.keys() <= {"alpha", "dora_scale"}]:
-        unused += grouped.pop(name).values()
-    return LayerKeys("kohya" if is_kohya else "diffusers", dict(grouped), unused)
+        split = _factor(key, scaled)
+        place = None if split is None else _place(split[0])
+        if split is None or place is None:
+            unused[key] = unread_part(key)
+            continue
+        name, path, layout = place
+        if split[1] in grouped[name]:
+            unused[key] = f"it means the same as {grouped[name][split[1]]}"
+            continue
+        grouped[name][split[1]] = key
+        paths[name] = path
+        layouts[layout] = None
+    for name in [name for name, given in grouped.items() if given.keys() == {"alpha"}]:
+        unused[grouped.pop(name)["alpha"]] = "an alpha without factors"
+    return LayerKeys(" and ".join(layouts), dict(grouped), paths, unused)
 
 
-def algorithm_of(factors: Iterable[str]) -> Algorithm:
-    """LoRA, LoHa or LoKr, by the names of a layer's factors."""
-    names = list(factors)
-    if "lora_down" in names or "lora_up" in names:
-        return "lora"
-    return "lokr" if any(name.startswith("lokr_") for name in names) else "loha"
+def algorithm_of(factors: Collection[str]) -> FileAlgorithm | None:
+    """What a layer is by the names of its factors; None for one of biases, norms or magnitudes only."""
+    kinds = {_KIND_OF[name] for name in factors if name in _KIND_OF}
+    return next((algorithm for algorithm in FACTORS if algorithm in kinds), None)
 
 
-def _kohya_place(key: str) -> tuple[str, str] | None:
-    name, _, rest = key.partition(".")
-    return (name, _KOHYA_FACTORS[rest]) if name.startswith(_KOHYA_PREFIXES) and rest in _KOHYA_FACTORS else None
-
-
-def _diffusers_place(key: str) -> tuple[str, str] | None:
-    plain = _OLD_PROCESSOR.sub(lambda m: f".{m[1]}{'.0' if m[1] == 'to_out' else ''}.lora.", key)
-    plain = plain.replace(".lora_linear_layer.", ".lora.").removeprefix("base_model.model.")
-    match = _DIFFUSERS_KEY.fullmatch(plain)
-    name = _kohya_like(match["path"]) if match else None
-    if match is None or name is None:
+def _factor(key: str, scaled: Collection[str]) -> tuple[str, str] | None:
+    """A key's path and the factor that it is of that path's layer."""
+    if key.removesuffix(".weight") in scaled:
+        return key.removesuffix(".weight"), "ia3"
+    plain = _OLD_PROCESSOR.sub(r".\1.lora.", key)
+    plain = re.sub(r"_lora\.(?=(?:down|up)(?:\.weight)?$)", ".lora.", plain)
+    plain = plain.replace(".processor.", ".").replace(".lora_linear_layer.", ".lora.")
+    match = _KEY.fullmatch(plain)
+    if match is None:
         return None
-    return name, _DIFFUSERS_FACTORS.get(match["factor"], match["factor"])
+    factor = match["peft"] or match["plain"]
+    factor = _SPELLED.get(factor, factor)
+    if match["end"] == ".bias":
+        return (match["path"], "lora_bias") if factor == "lora_up" else None
+    return match["path"], factor
 
 
-def _kohya_like(path: str) -> str | None:
-    """lora_unet_down_blocks_0_... from unet.down_blocks.0...; None when this is no part of a Stable Diffusion."""
-    for part, start in (("text_encoder_2", "lora_te2"), ("text_encoder", "lora_te"), ("unet", "lora_unet")):
-        if path.startswith(f"{part}."):
-            return f"{start}_{path.removeprefix(f'{part}.').replace('.', '_')}"
-    if path.startswith(("down_blocks.", "mid_block.", "up_blocks.")):
-        return f"lora_unet_{path.replace('.', '_')}"
-    if path.startswith("text_model."):
-        return f"lora_te_{path.replace('.', '_')}"
+def _place(path: str) -> tuple[str, str, str] | None:
+    """Kohya-like name, path inside the part, and layout; None when this is no part of a Stable Diffusion."""
+    match = _KOHYA.fullmatch(path)
+    if match:
+        if match[1]:
+            return _named(match[1], match[2], "kohya")
+        flat = match[3] or match[4]
+        return _named("te" if flat.startswith("text_model_") else "unet", flat, "kohya")
+    inner = _unwrapped(path)
+    layout = "peft" if "base_model.model." in path else ""
+    for start, part, whose in _DOTTED:
+        if inner.startswith(start):
+            return _named(part, _unwrapped(inner.removeprefix(start)), layout or whose)
+    dotted = f"{inner}."
+    if dotted.startswith((*_UNET_STARTS, *_UNET_EMBEDDINGS)):
+        return _named("unet", inner, layout or "diffusers")
+    if dotted.startswith(_LDM_STARTS):
+        return _named("unet", inner, layout or "original")
+    if dotted.startswith(_TEXT_STARTS):
+        return _named("te", inner, layout or "diffusers")
     return None
+
+
+def _unwrapped(path: str) -> str:
+    while start := next((wrapper for wrapper in _WRAPPERS if path.startswith(wrapper)), None):
+        path = path.removeprefix(start)
+    return path
+
+
+def _named(part: str, path: str, layout: str) -> tuple[str, str, str]:
+    path = path.removeprefix("transformer.") if path.startswith("transformer.text_model.") else path
+    flat = path.replace(".", "_")
+    if part != "unet" and (match := _RESBLOCK.fullmatch(flat)):
+        flat = f"text_model_encoder_layers_{match[1]}_{_OPENCLIP.get(match[2], match[2])}"
+    # the output projection is a list of two, whose second is a dropout: some leave its number out
+    flat = f"{flat}_0" if flat.endswith("_to_out") else flat
+    return f"lora_{part}_{flat}", path, layout

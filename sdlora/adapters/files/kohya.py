@@ -18,10 +18,14 @@ PARTS: tuple[Part, ...] = ("unet", "text_encoder", "text_encoder_2")
 
 TEXT_MODEL = "text_model."
 """The level that CLIPTextModel has in file names, whatever the installed transformers calls its modules."""
+TEXT_PROJECTION = "text_projection"
+"""The one layer of a text encoder that stands beside that level, not in it."""
 
 _RESNET_TO_LDM = {
+    "norm1": "in_layers_0",
     "conv1": "in_layers_2",
     "time_emb_proj": "emb_layers_1",
+    "norm2": "out_layers_0",
     "conv2": "out_layers_3",
     "conv_shortcut": "skip_connection",
 }
@@ -29,6 +33,7 @@ _RESNET_FROM_LDM = {ldm: diffusers for diffusers, ldm in _RESNET_TO_LDM.items()}
 
 _ENDS_TO_LDM = {
     "conv_in": "input_blocks_0_0",
+    "conv_norm_out": "out_0",
     "conv_out": "out_2",
     "time_embedding_linear_1": "time_embed_0",
     "time_embedding_linear_2": "time_embed_2",
@@ -43,6 +48,7 @@ _LAYERS_PER_BLOCK = 2
 _WORDS = re.compile(
     "(?:^|_)(down_blocks|mid_block|up_blocks|transformer_blocks|proj_in|proj_out|to_q|to_k|to_v|to_out|time_emb_proj"
     "|conv_shortcut|text_model|self_attn|q_proj|k_proj|v_proj|out_proj|text_projection|conv_in|conv_out"
+    "|conv_norm_out|layer_norm1|layer_norm2|final_layer_norm"
     "|time_embedding|add_embedding|linear_1|linear_2|[^_]+)(?=_|$)"
 )
 
@@ -61,7 +67,7 @@ def kohya_name(part: Part, path: str, family: FamilyName) -> str:
 
     path: dotted diffusers/transformers module path inside the part, with or without `text_model.`.
     """
-    if part != "unet":
+    if part != "unet" and path != TEXT_PROJECTION:
         path = TEXT_MODEL + path.removeprefix(TEXT_MODEL)
     flat = path.replace(".", "_")
     if part == "unet" and family == "sdxl":
@@ -91,19 +97,22 @@ def module_path(name: str, family: FamilyName) -> tuple[Part, str] | None:
 
 
 def canonical(name: str, family: FamilyName | None) -> str:
-    """The kohya name as this package writes it: LDM spelling for SDXL, `text_model_` and the right te prefix."""
+    """The kohya name as this package writes it: LDM spelling for SDXL and diffusers' for the others, `text_model_` and
+    the right te prefix.
+    """
     start, _, rest = name.partition("_")
     if start != "lora":
         return name
     kind, _, flat = rest.partition("_")
-    if kind == "unet" and family == "sdxl":
-        return f"lora_unet_{to_ldm(flat)}"
+    if kind == "unet" and family is not None:
+        return f"lora_unet_{to_ldm(flat) if family == 'sdxl' else from_ldm(flat)}"
     if kind in {"te", "te1", "te2"}:
         if family == "sdxl" and kind == "te":
             kind = "te1"
         if family in {"sd1", "sd2"} and kind == "te1":
             kind = "te"
-        flat = "text_model_" + flat.removeprefix("text_model_")
+        flat = flat.removeprefix("text_model_")
+        flat = flat if flat == TEXT_PROJECTION else f"text_model_{flat}"
         return f"lora_{kind}_{flat}"
     return name
 

@@ -1,27 +1,27 @@
-"""Reads adapter files of any common layout into `AdapterFile`: kohya, diffusers/PEFT, old attention processors."""
+"""Reads adapter files, whoever wrote them: names made uniform, every scale as its writer meant it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from math import sqrt
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdlora.adapters.files.container import load_tensors
-from sdlora.adapters.files.family_guess import guess_family
-from sdlora.adapters.files.hub_files import local_file
-from sdlora.adapters.files.key_names import LOHA_FACTORS, LOKR_FACTORS, LORA_FACTORS, algorithm_of, by_layer
-from sdlora.adapters.files.kohya import canonical
-from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
-from sdlora.config.adapter import Algorithm
+from sdlora.adapters.files.container import content_hash, load_tensors
+from sdlora.adapters.files.embeddings import bundled, is_bundled
+from sdlora.adapters.files.foreign import algorithm_named, model_of
+from sdlora.adapters.files.hub_files import PEFT_CONFIG, local_file
+from sdlora.adapters.files.key_names import BESIDE, FACTORS, FileAlgorithm, LayerKeys, algorithm_of, by_layer
+from sdlora.adapters.files.layer_table import kinds
+from sdlora.adapters.files.peft_settings import PeftSettings, peft_settings
+from sdlora.adapters.files.resolution import FAMILY_TITLES, Resolution, resolve
+from sdlora.adapters.files.weights import AdapterFile, ModuleWeights, VectorUpdate
+from sdlora.config.base_model import FamilyName
 from sdlora.errors import AdapterError
-from sdlora.models.headers import file_tensor_hash
 
-_NEEDED: dict[Algorithm, tuple[tuple[str, ...], ...]] = {
+_NEEDED: dict[FileAlgorithm, tuple[tuple[str, ...], ...]] = {
     "lora": (("lora_down", "lora_up"),),
     "loha": (("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),),
     "lokr": tuple(
@@ -29,116 +29,212 @@ _NEEDED: dict[Algorithm, tuple[tuple[str, ...], ...]] = {
         for first in (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b"))
         for second in (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))
     ),
+    "full": (("diff",),),
+    "glora": (("a1", "a2", "b1", "b2"),),
+    "ia3": (("ia3",), ("ia3_l",)),
+    "oft": (("oft_blocks",), ("oft_R",)),
 }
+_MARKS = {"on_input", "scaled_oft"}
+"""Factors that say yes or no, in whatever number type."""
+_PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 
 
-def read(path: Path | str) -> AdapterFile:
-    """All that an adapter file holds, with names made uniform. Every tensor is used, or named in `unused`.
+def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
+    """All that an adapter file holds, with names made uniform. Every tensor is used, or named in `left_out`.
 
-    path: a file, or hf://owner/name[/file] on the hub.
+    path: a file, a folder as PEFT saves it, or hf://owner/name[/file] on the hub. family: overrules what it tells.
 
-    Raises AdapterError, listing what is wrong: not safetensors, damaged, no adapter in it, factors missing or of
-    shapes that don't fit each other, non-finite values.
+    Raises AdapterError, listing what is wrong: damaged, no adapter in it or one for another model, factors missing or
+    of shapes that don't fit each other, a DoRA magnitude that isn't understood, non-finite values.
     """
     path = local_file(path)
     tensors, metadata = load_tensors(path)
     keys = by_layer(tensors)
-    is_kohya, unused = keys.file_format == "kohya", keys.unused
-    grouped = {
-        name: {factor: _as_stored(key, tensors[key]) for factor, key in given.items()}
-        for name, given in keys.layers.items()
-    }
-    problems = [
-        f"{key} has a value that is not finite"
-        for key, tensor in tensors.items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()
-    ]
-    modules: dict[str, ModuleWeights] = {}
-    # The family first: it decides which of two spellings the layers' names are turned into.
-    family = guess_family(grouped, metadata)
-    declared = _declared_alphas(metadata)
-    for name, given in grouped.items():
-        try:
-            weights = _module_weights(given)
-        except ValueError as error:
-            problems.append(f"{name}: {error}")
-            continue
-        own_name = canonical(name, family)
-        if own_name in modules:
-            problems.append(f"{name} and another key both mean {own_name}")
-        modules[own_name] = weights if is_kohya else _with_declared_alpha(name, weights, declared)
+    grouped = {name: {factor: tensors[key] for factor, key in given.items()} for name, given in keys.layers.items()}
+    found = resolve(grouped, metadata, keys.layout, family)
+    embeddings = bundled(tensors, path.name)
+    left_out = {key: reason for key, reason in keys.unused.items() if not is_bundled(key)}
+    of_family = "Stable Diffusion" if found.family is None else FAMILY_TITLES[found.family]
+    for name in found.strange:
+        left_out |= dict.fromkeys(keys.layers[name].values(), f"no layer of {of_family} is called so")
+    if not found.names:
+        raise AdapterError(f"{path.name} {_no_adapter(tensors, found, of_family)}")
+    settings = peft_settings(path, metadata, keys.layout)
+    for name in [name for name, own in found.names.items() if _misplaced(grouped[name], own, found.family)]:
+        found.names.pop(name)
+        left_out |= dict.fromkeys(keys.layers[name].values(), "its shape fits no layer of that kind")
+    modules, vectors, problems = _layers(grouped, keys, found, settings)
+    problems = [*_nonfinite(tensors), *problems]
     if problems:
         listed = "\n  ".join(problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else []))
         raise AdapterError(f"{path.name} can't be used:\n  {listed}")
-    if not modules:
-        first = next(iter(tensors), "nothing at all")
-        raise AdapterError(f"{path.name} holds no LoRA, LoHa or LoKr layer that is understood (it holds {first}, ...)")
-    model_hash = file_tensor_hash(path)
-    notes: list[str] = []
-    without = sum(weights.alpha is None for weights in modules.values())
-    if is_kohya and without:
-        notes.append(f"{without} of {len(modules)} layers have no alpha: their scale is taken as 1")
-    zero = sum(weights.alpha == 0 for weights in modules.values())
-    if zero:
-        notes.append(f"{zero} of {len(modules)} layers have alpha 0: no effect here, but full effect in kohya's tools")
+    model_hash = content_hash(path)
+    notes = [*found.notes, *_scale_notes(modules, keys.layout, settings)]
     if metadata.get("sshs_model_hash", model_hash) != model_hash:
         notes.append("its tensors are not those that its own hash was taken of: changed by another tool, or damaged")
-    return AdapterFile(path, keys.file_format, family, modules, metadata, model_hash, tuple(unused), tuple(notes))
+    return AdapterFile(
+        path,
+        keys.layout,
+        found.family,
+        {name: _without_zero(weights, keys.layout) for name, weights in modules.items()},
+        metadata,
+        model_hash,
+        left_out,
+        tuple(notes),
+        vectors,
+        embeddings,
+    )
 
 
-def _as_stored(key: str, tensor: Tensor) -> Tensor:
-    """The tensor; PEFT's magnitude [out] or [1,out,1,1] in the shape of kohya's files, [out,1(,1,1)]."""
-    if "lora_magnitude_vector" not in key:
-        return tensor
-    dimensions = 4 if tensor.ndim == 4 else 2
-    return tensor.reshape(-1, *[1] * (dimensions - 1))
+def _misplaced(given: Mapping[str, Tensor], own: str, family: FamilyName | None) -> bool:
+    """Whether a full update has the axes of another kind of layer."""
+    weight = given.get("diff", given.get("w_norm"))
+    axes = {"norm": 1, "linear": 2, "convolution": 4}
+    return weight is not None and weight.ndim not in {axes[kind] for kind in kinds(own, family)}
 
 
-def _module_weights(given: Mapping[str, Tensor]) -> ModuleWeights:
-    """One layer's weights. Raises ValueError saying what is wrong."""
-    factors = {name: tensor for name, tensor in given.items() if name not in ("alpha", "dora_scale")}
+def _no_adapter(tensors: Mapping[str, Tensor], found: Resolution, of_family: str) -> str:
+    """What a file is in which no layer of Stable Diffusion was found."""
+    if what := model_of(tensors):
+        return f"is for another model: {what}. Adapters for Stable Diffusion 1.x, 2.x and SDXL are read"
+    if what := algorithm_named(tensors):
+        return f"is of an algorithm that is not read: {what}"
+    if found.strange:
+        return f"holds {len(found.strange)} layers, but {of_family} has none of them; the first is {found.strange[0]}"
+    first = next(iter(tensors), "nothing at all")
+    return f"holds no LoRA, LoHa or LoKr layers, nor any of another kind that is understood (it holds {first}, ...)"
+
+
+def _nonfinite(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            yield f"{key} has a value that is not finite"
+
+
+def _layers(
+    grouped: Mapping[str, Mapping[str, Tensor]], keys: LayerKeys, found: Resolution, settings: PeftSettings
+) -> tuple[dict[str, ModuleWeights], dict[str, VectorUpdate], list[str]]:
+    """Updates of weights and of vectors by own name, and what is wrong with any of them."""
+    modules: dict[str, ModuleWeights] = {}
+    vectors: dict[str, VectorUpdate] = {}
+    problems: list[str] = []
+    for name, own in found.names.items():
+        given = grouped[name]
+        if own in modules or own in vectors:
+            problems.append(f"{name} and another key both mean {own}")
+            continue
+        try:
+            weights = _module_weights(given)
+            if weights is not None:
+                weights = settings.scaled(_PARTS[name.split("_")[1]], keys.paths[name], weights)
+                modules[own] = weights
+            vector = _vector(given, 1.0 if weights is None else weights.scale)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if vector.tensors:
+            vectors[own] = vector
+    return modules, vectors, problems
+
+
+def _module_weights(given: Mapping[str, Tensor]) -> ModuleWeights | None:
+    """One layer's weights, None for biases and norms alone. Raises ValueError saying what is wrong."""
+    factors = {name: tensor for name, tensor in given.items() if name not in BESIDE}
     algorithm = algorithm_of(factors)
-    allowed = {"lora": LORA_FACTORS, "loha": LOHA_FACTORS, "lokr": LOKR_FACTORS}[algorithm]
+    magnitude = given.get("dora_scale", given.get("magnitude"))
+    if algorithm is None or (algorithm == "full" and given["diff"].ndim == 1):
+        if magnitude is not None:
+            raise ValueError("a DoRA magnitude without factors")
+        return None
     shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in factors.items())
-    if not set(factors) <= set(allowed) or not any(set(needed) <= set(factors) for needed in _NEEDED[algorithm]):
+    if not set(factors) <= set(FACTORS[algorithm]) or not any(set(one) <= set(factors) for one in _NEEDED[algorithm]):
         raise ValueError(f"these factors make no {algorithm} layer: {shapes}")
-    if not all(tensor.is_floating_point() for tensor in given.values()):
+    if not all(tensor.is_floating_point() for name, tensor in factors.items() if name not in _MARKS):
         raise ValueError(f"holds whole numbers where factors should be: {shapes}")
     alpha = given.get("alpha")
     if alpha is not None and alpha.numel() != 1:
         raise ValueError(f"alpha has {alpha.numel()} values, not one")
-    weights = ModuleWeights(
-        algorithm, factors, None if alpha is None else float(alpha.float()), given.get("dora_scale")
-    )
-    try:
-        fits = weights.delta_shape.numel() > 0 and weights.rank > 0
-    except (RuntimeError, IndexError, ValueError, TypeError):
-        fits = False
-    if not fits:
+    weights = ModuleWeights(algorithm, factors, None if alpha is None else float(alpha.float()))
+    if not _consistent(weights):
         raise ValueError(f"the shapes don't fit each other: {shapes}")
-    return weights
-
-
-def _declared_alphas(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """diffusers' own header entry: PEFT settings by part, such as unet.lora_alpha and unet.alpha_pattern."""
-    try:
-        declared = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        return {}
-    return declared if isinstance(declared, dict) else {}
-
-
-def _with_declared_alpha(name: str, weights: ModuleWeights, declared: Mapping[str, Any]) -> ModuleWeights:
-    part = {"unet": "unet", "te": "text_encoder", "te2": "text_encoder_2"}[name.split("_")[1]]
-    settings = {key.removeprefix(f"{part}."): value for key, value in declared.items() if key.startswith(f"{part}.")}
-    alpha = settings.get("lora_alpha", settings.get("alpha"))
-    patterns = settings.get("alpha_pattern") or {}
-    if isinstance(patterns, dict):
-        for pattern, value in patterns.items():
-            if f"{name}$".endswith(f"_{pattern.lstrip('^').replace('.', '_')}$"):
-                alpha = value
-    if weights.alpha is not None or not isinstance(alpha, (int, float)):
+    if magnitude is None:
         return weights
-    if settings.get("use_rslora"):
-        alpha *= sqrt(weights.rank)
-    return ModuleWeights(weights.algorithm, weights.factors, float(alpha), weights.dora_scale)
+    return replace(weights, dora_scale=_magnitude(magnitude, weights, by_output="magnitude" in given))
+
+
+def _consistent(weights: ModuleWeights) -> bool:
+    """Whether the factors fit each other."""
+    try:
+        if weights.algorithm == "glora":
+            factors = weights.factors
+            inner = [factors["a1"].shape[1] == factors["a2"].shape[0], factors["b1"].shape[1] == factors["b2"].shape[0]]
+            if not all(inner) or factors["a1"].shape[0] != factors["a2"].shape[1]:
+                return False
+        if weights.algorithm == "oft":
+            blocks = weights.factors.get("oft_blocks")
+            return weights.rank > 0 and (blocks is None or (blocks.ndim in (3, 4) and blocks.shape[-1] == weights.rank))
+        shape = weights.delta_shape
+        return shape is None or (shape.numel() > 0 and weights.rank > 0 and len(shape) in (2, 4))
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        return False
+
+
+def _magnitude(magnitude: Tensor, weights: ModuleWeights, by_output: bool) -> Tensor:
+    """DoRA's magnitude as kohya's files have it, [out,1(,1,1)] or [1,in(,1,1)].
+
+    by_output: it is one of PEFT's or ai-toolkit's, [out] or [1,out,1,1].
+
+    Raises ValueError when it is neither: applied without, it would be another adapter.
+    """
+    shape = weights.delta_shape
+    if shape is None:
+        raise ValueError(f"a DoRA magnitude with {weights.algorithm}, which is not understood")
+    outputs, inputs = shape[0], shape[1]
+    ones = [1] * (len(shape) - 2)
+    given = list(magnitude.shape)
+    of_outputs = given in ([outputs], [outputs, 1], [outputs, 1, 1, 1])
+    if of_outputs or (by_output and given in ([1, outputs, 1, 1], [1, outputs])):
+        return magnitude.reshape(outputs, 1, *ones)
+    # LoHa's and LoKr's updates of convolutions don't tell how many of their columns are kernel elements
+    of_inputs = magnitude.ndim > 1 and given[0] == 1 and shape[1:].numel() % magnitude.numel() == 0
+    if of_inputs and not by_output and (len(shape) == 2 or magnitude.numel() == inputs):
+        return magnitude
+    raise ValueError(f"its DoRA magnitude {given} is neither for the {outputs} outputs nor for the {inputs} inputs")
+
+
+def _vector(given: Mapping[str, Tensor], scale: float) -> VectorUpdate:
+    """What a layer's tensors do to its bias, and to its weight if it is a norm. Raises ValueError for other shapes."""
+    weight = given.get("w_norm", given["diff"] if "diff" in given and given["diff"].ndim == 1 else None)
+    bias = given.get("diff_b", given.get("b_norm"))
+    if "lora_bias" in given:
+        # the bias of the second factor is scaled with its output
+        scaled = given["lora_bias"] if scale == 1 else given["lora_bias"].float() * scale
+        bias = scaled if bias is None else bias + scaled
+    for tensor in (weight, bias):
+        if tensor is not None and (tensor.ndim != 1 or not tensor.is_floating_point()):
+            raise ValueError(f"a bias or norm of shape {list(tensor.shape)} in {tensor.dtype}, not a vector of floats")
+    return VectorUpdate(weight, bias)
+
+
+def _without_zero(weights: ModuleWeights, layout: str) -> ModuleWeights:
+    """An alpha of 0 means the rank to kohya's tools and LyCORIS, which write it so."""
+    is_rank = weights.alpha == 0 and weights.has_scale and "kohya" in layout
+    return replace(weights, alpha=float(weights.rank)) if is_rank else weights
+
+
+def _scale_notes(modules: Mapping[str, ModuleWeights], layout: str, settings: PeftSettings) -> list[str]:
+    """What was taken for the scale of layers whose file doesn't tell it plainly."""
+    scaled = [weights for weights in modules.values() if weights.has_scale]
+    notes = []
+    without = sum(weights.alpha is None for weights in scaled)
+    if without:
+        beside = f", and there is no {PEFT_CONFIG} beside it" if "peft" in layout and not settings.source else ""
+        notes.append(f"{without} of {len(modules)} layers have no alpha{beside}: their scale is taken as 1")
+    zero = sum(weights.alpha == 0 for weights in scaled)
+    if zero and "kohya" in layout:
+        notes.append(f"{zero} of {len(modules)} layers have alpha 0, which kohya's tools take for the rank: scale 1")
+    elif zero:
+        notes.append(f"{zero} of {len(modules)} layers have alpha 0: they have no effect")
+    if any("oft_R" in weights.factors for weights in modules.values()) and not settings.source:
+        notes.append("its OFT doesn't tell its series: 5 Cayley-Neumann terms are taken, as OneTrainer has them")
+    return notes

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.files.container import legacy_hash, serialise, tensor_hash, write_atomically
-from sdlora.adapters.files.key_names import Format
+from sdlora.adapters.files.key_names import GLORA_FACTORS, LORA_FACTORS, Format
 from sdlora.adapters.files.kohya import TEXT_MODEL, Part, kohya_name
+from sdlora.adapters.files.layer_table import is_norm
 from sdlora.adapters.files.metadata import (
     NetworkFacts,
     TrainingFacts,
@@ -29,7 +30,7 @@ from sdlora.adapters.files.metadata import (
     side_car,
     site_side_car,
 )
-from sdlora.adapters.files.weights import ModuleWeights
+from sdlora.adapters.files.weights import ModuleWeights, VectorUpdate
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.errors import AdapterError
 from sdlora.models.dtypes import DTYPES
@@ -110,8 +111,7 @@ def named_tensors(modules: Mapping[str, ModuleWeights], dtype: torch.dtype) -> t
     tensors: dict[str, Tensor] = {}
     for name, weights in modules.items():
         for factor, tensor in _folded(weights, alpha).items():
-            suffix = ".weight" if weights.algorithm == "lora" else ""
-            tensors[f"{name}.{factor}{suffix}"] = _cast(tensor, dtype, name)
+            tensors[f"{name}.{factor_key(factor)}"] = _cast(tensor, dtype, name)
         # Always written: loaders take a missing alpha for the rank or for 1, each its own way.
         tensors[f"{name}.alpha"] = torch.tensor(alpha, dtype=dtype)
         if weights.dora_scale is not None:
@@ -142,6 +142,25 @@ def diffusers_tensors(modules: Modules, dtype: torch.dtype) -> tuple[dict[str, T
             tensors[f"{name}.lora_magnitude_vector"] = _cast(magnitude, dtype, path)
     rank = _most_common([weights.rank for weights in modules.values()])
     return tensors, network_facts(modules, float(rank))
+
+
+def factor_key(factor: str) -> str:
+    """What a factor is called in kohya's layout, behind the layer's name."""
+    if factor in (*LORA_FACTORS, *GLORA_FACTORS, "oft_R"):
+        return f"{factor}.weight"
+    return "weight" if factor == "ia3" else factor
+
+
+def vector_tensors(
+    vectors: Mapping[str, VectorUpdate], family: FamilyName | None, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Updates of biases and norms in kohya's layout, as LyCORIS and ComfyUI read them. dtype: by default their own."""
+    tensors: dict[str, Tensor] = {}
+    for name, vector in vectors.items():
+        for kind, tensor in (("w_norm", vector.weight), ("b_norm" if is_norm(name, family) else "diff_b", vector.bias)):
+            if tensor is not None:
+                tensors[f"{name}.{kind}"] = tensor.contiguous() if dtype is None else _cast(tensor, dtype, name)
+    return tensors
 
 
 def _folded(weights: ModuleWeights, alpha: float) -> dict[str, Tensor]:
@@ -188,7 +207,9 @@ def _all_tensors(weights: ModuleWeights) -> list[Tensor]:
 
 def network_facts(modules: Mapping[Any, ModuleWeights], alpha: float) -> NetworkFacts:
     """What the metadata says of these layers, whatever they are called."""
-    first = next(iter(modules.values()))
+    first = next(iter(modules.values()), None)
+    if first is None:
+        return NetworkFacts("lycoris.kohya", 0, alpha, {"algo": "full"})
     kernels = {key: weights for key, weights in modules.items() if _is_convolution(weights)}
     plain = [weights.rank for key, weights in modules.items() if key not in kernels]
     arguments: dict[str, str] = {}
@@ -206,7 +227,7 @@ def network_facts(modules: Mapping[Any, ModuleWeights], alpha: float) -> Network
 
 def _is_convolution(weights: ModuleWeights) -> bool:
     shape = weights.delta_shape
-    return len(shape) == 4 and shape[2:] != (1, 1)
+    return shape is not None and len(shape) == 4 and shape[2:] != (1, 1)
 
 
 def with_hashes(
@@ -231,16 +252,19 @@ def travel_warnings(
 ) -> tuple[str, ...]:
     """Where a file of these tensors will not be read as it should."""
     warnings: list[str] = []
-    algorithm = next(iter(modules.values())).algorithm
-    if any(weights.rank == 1 and not weights.is_full_lokr for weights in modules.values()) and algorithm == "lora":
+    algorithms = sorted({weights.algorithm for weights in modules.values()} - {"lora"})
+    if any(weights.rank == 1 and weights.algorithm == "lora" for weights in modules.values()):
         warnings.append("rank 1: stable-diffusion.cpp scales such layers wrongly; rank 2 or more travels better")
     if any(weights.dora_scale is not None for weights in modules.values()):
         warnings.append(
             "DoRA does not travel: only LyCORIS applies it rightly; diffusers and kohya ignore its magnitude, "
             "ComfyUI, A1111 and InvokeAI take its norm over the wrong axis"
         )
-    if algorithm != "lora":
-        warnings.append(f"diffusers and kohya's own loader can't read {algorithm}; ComfyUI, A1111 and LyCORIS can")
+    if algorithms:
+        listed = " and ".join(algorithms)
+        warnings.append(f"diffusers and kohya's own loader can't read {listed}; ComfyUI, A1111 and LyCORIS can")
+    if any(name.endswith((".diff_b", ".w_norm", ".b_norm")) for name in tensors):
+        warnings.append("biases and norms are read by ComfyUI and LyCORIS; kohya's own loader and diffusers skip them")
     if file_format == "diffusers":
         warnings.append("the diffusers format is read whole by diffusers only; other tools want the kohya format")
     empty = [name for name, tensor in tensors.items() if tensor.ndim > 0 and not bool(tensor.any())]

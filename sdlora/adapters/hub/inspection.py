@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sdlora.adapters.algebra.blocks import block_label, block_names
+from sdlora.adapters.algebra.blocks import block_label, in_order
 from sdlora.adapters.algebra.derived import PROVENANCE
 from sdlora.adapters.files.metadata import LINEAGE
 from sdlora.adapters.files.weights import AdapterFile
@@ -35,6 +35,15 @@ _SETTINGS = {
     "ss_training_comment": "comment",
 }
 _LISTED_TAGS = 24
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Tensors of a file that are not used, for one reason."""
+
+    reason: str
+    count: int
+    tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,11 @@ class Inspection:
     lineage: Any
     """Changes of settings while it was trained: [{step, changes: {setting: [before, after]}}]."""
     unused: tuple[str, ...]
+    """Tensors that no command uses."""
+    unused_because: tuple[Unused, ...]
+    """The same by reason."""
+    vectors: int
+    """Layers whose bias or norm is changed."""
     notes: tuple[str, ...]
 
     @property
@@ -87,6 +101,8 @@ class Inspection:
     def as_text(self) -> str:
         """The same for reading, a fact a line."""
         kind = " and ".join(self.algorithms) + (" with DoRA" if self.dora else "")
+        if self.vectors:
+            kind = " and ".join(filter(None, [kind, "biases or norms"]))
         lines = [
             f"{self.name}: {kind} for {self.family or 'an unknown family'}, {self.format} layout",
             f"size            {self.size_bytes / MIB:.1f} MiB, {self.num_parameters:,} numbers, "
@@ -105,8 +121,9 @@ class Inspection:
         if self.made_of is not None:
             lines.append(f"made by         {json.dumps(self.made_of, ensure_ascii=False)}")
         lines += [f"changed         {sentence}" for sentence in _lineage(self.lineage)]
-        if self.unused:
-            lines.append(f"not understood  {len(self.unused)} tensors: {_joined(self.unused)}")
+        lines += [
+            f"not understood  {one.count} tensors: {_joined(one.tensors)} ({one.reason})" for one in self.unused_because
+        ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
@@ -115,8 +132,8 @@ def inspect(file: AdapterFile) -> Inspection:
     modules = file.modules.values()
     tensors = [tensor for weights in modules for tensor in weights.factors.values()]
     tensors += [weights.dora_scale for weights in modules if weights.dora_scale is not None]
-    blocks = Counter(block_label(name) for name in file.modules)
-    order = [*block_names(file.family), "UNET"]
+    tensors += [tensor for vector in file.vectors.values() for tensor in vector.tensors]
+    blocks = Counter(block_label(name) for name in file.layer_names)
     stated = {words: file.metadata[key] for key, words in _SETTINGS.items() if key in file.metadata}
     counts: Counter[str] = Counter()
     folders = _parsed(file.metadata.get("ss_tag_frequency"))
@@ -130,9 +147,9 @@ def inspect(file: AdapterFile) -> Inspection:
         format=file.format,
         algorithms=file.algorithms,
         dtypes=tuple(dict.fromkeys(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)),
-        num_modules=len(file.modules),
+        num_modules=len(file.layer_names),
         num_parameters=sum(tensor.numel() for tensor in tensors),
-        modules_by_block={block: blocks[block] for block in sorted(blocks, key=order.index)},
+        modules_by_block={block: blocks[block] for block in in_order(blocks, file.family)},
         ranks=dict(Counter(weights.rank for weights in modules).most_common()),
         alphas=dict(Counter("none" if w.alpha is None else f"{w.alpha:g}" for w in modules).most_common()),
         dora=any(weights.dora_scale is not None for weights in modules),
@@ -144,6 +161,11 @@ def inspect(file: AdapterFile) -> Inspection:
         made_of=_parsed(file.metadata.get(PROVENANCE)),
         lineage=_parsed(file.metadata.get(LINEAGE)),
         unused=file.unused,
+        unused_because=tuple(
+            Unused(reason, count, tuple(name for name, why in file.left_out.items() if why == reason))
+            for reason, count in Counter(file.left_out.values()).items()
+        ),
+        vectors=len(file.vectors),
         notes=file.notes,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from sdlora.adapters.files.key_names import ALGORITHM_NAMES, TRAINABLE
 from sdlora.adapters.files.kohya import Part, canonical, kohya_names
 from sdlora.adapters.files.layer_sets import addressable
 from sdlora.adapters.files.reading import read
@@ -40,14 +41,16 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
     dora = any(weights.dora_scale is not None for weights in modules.values())
     _check_shapes(file, modules, models, dora)
     notes = [*file.notes]
-    if file.unused:
-        notes.append(f"{file.path.name}: {len(file.unused)} tensors are not understood, first: {file.unused[0]}")
+    if unused := file.unused_note():
+        notes.append(f"{file.path.name}: {unused}")
+    if file.vectors:
+        notes.append(f"{file.path.name}: the updates of {len(file.vectors)} biases and norms are not trained, but lost")
     if config.rslora:
         notes.append("rslora has no effect with start_from: every layer keeps the scale of the file")
     targets = tuple(Target(part, path, weights.rank, weights.scale) for (part, path), weights in modules.items())
     return StartingPoint(
         # The file's scales are exact for each layer, so rslora must not scale them once more.
-        config.model_copy(update={"algorithm": file.algorithms[0], "dora": dora, "rslora": False}),
+        config.model_copy(update={"algorithm": TRAINABLE[file.algorithms[0]], "dora": dora, "rslora": False}),
         Selection(targets, tuple(notes)),
         {key: _own_names(weights) for key, weights in modules.items()},
     )
@@ -62,8 +65,15 @@ def check_fit(file: AdapterFile, config: AdapterConfig, family: FamilyName) -> N
         raise AdapterError(
             f"{file.path.name} was trained on {file.family}, this base model is {family}: they don't fit each other"
         )
+    if not file.algorithms:
+        raise AdapterError(f"{file.path.name} holds updates of biases and norms only, which can't be trained on")
     if len(file.algorithms) != 1:
         raise AdapterError(f"{file.path.name} mixes {' and '.join(file.algorithms)}; training needs one algorithm")
+    if file.algorithms[0] not in TRAINABLE:
+        raise AdapterError(
+            f"{file.path.name} is {ALGORITHM_NAMES[file.algorithms[0]]}, which can't be trained here; sdlora mix "
+            "--method svd makes it LoRA"
+        )
     in_file = any(not name.startswith("lora_unet_") for name in file.modules)
     if in_file != config.text_encoder:
         holds, wanted = ("holds", "true") if in_file else ("holds no", "false")
@@ -98,6 +108,7 @@ def _check_shapes(
     for (part, path), weights in modules.items():
         inputs, outputs, kernel = layer_shape(models[part].get_submodule(path))
         shape = weights.delta_shape
+        assert shape is not None
         if shape[0] != outputs or shape.numel() != outputs * inputs * kernel:
             problems.append(f"{path} is for a layer of {shape[0]} outputs, {shape.numel()} weights, not {outputs}")
         magnitude = weights.dora_scale

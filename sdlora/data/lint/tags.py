@@ -10,6 +10,8 @@ from sdlora.config.images import CaptionsConfig
 from sdlora.data.captions import joint, split_tags
 
 _SHORTEST = 5
+_LONGEST = 100
+"""Letters of a tag that is compared with others: a sentence is no tag, and each letter costs a copy of it."""
 """Shorter words differ by a letter too often without being misspelt (cat, car)."""
 _TIMES_RARER = 5
 
@@ -54,7 +56,7 @@ def near_miss_spellings(captions: Sequence[str], config: CaptionsConfig) -> dict
     for same in by_letters.values():
         common = max(same, key=lambda tag: (counts[tag], tag))
         spellings |= {tag: common for tag in same if tag != common and counts[tag] < counts[common]}
-    for rare, common in _one_letter_apart([tag for tag in counts if len(tag) >= _SHORTEST]):
+    for rare, common in _one_letter_apart([tag for tag in counts if _SHORTEST <= len(tag) <= _LONGEST]):
         if counts[rare] * _TIMES_RARER <= counts[common] and rare not in spellings:
             spellings[rare] = common
     return {tag: right for tag, right in spellings.items() if right not in spellings}

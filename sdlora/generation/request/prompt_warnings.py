@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from sdlora.config.generate import GenerateConfig
 
@@ -25,7 +25,10 @@ _IN_BOTH: tuple[Rule, ...] = (
     ),
     (_INVOKE_WEIGHT, lambda found: f"'{found}': InvokeAI's + and - are words here; write (word:1.1) or (word:0.9)"),
     (_INVOKE_CALL, lambda found: f"'{found[2:-1]}': InvokeAI's functions are words here; write a AND b, or [a:b:0.5]"),
-    (_EMBEDDING, lambda found: f"{found}: embeddings are not loaded, so it is taken as words"),
+    (
+        _EMBEDDING,
+        lambda found: f"{found}: no embedding of that name is in embedding_folders or an adapter: taken as words",
+    ),
 )
 _IN_NEGATIVE: tuple[Rule, ...] = (
     (_ADAPTER_TAG, lambda found: f"{found} counts in the prompt only; in the negative prompt it is taken as words"),
@@ -33,10 +36,17 @@ _IN_NEGATIVE: tuple[Rule, ...] = (
 )
 
 
-def prompt_warnings(config: GenerateConfig) -> list[str]:
-    """A sentence for each such thing in the prompt and the negative prompt."""
-    found = [f"prompt: {sentence}" for sentence in _sentences(config.prompt, _IN_BOTH)]
-    return found + [f"negative prompt: {text}" for text in _sentences(config.negative, (*_IN_BOTH, *_IN_NEGATIVE))]
+def prompt_warnings(config: GenerateConfig, embeddings: Collection[str] = ()) -> list[str]:
+    """A sentence for each such thing in the prompt and the negative prompt. embeddings: names that are loaded."""
+    prompt, negative = (_without(text, embeddings) for text in (config.prompt, config.negative))
+    found = [f"prompt: {sentence}" for sentence in _sentences(prompt, _IN_BOTH)]
+    return found + [f"negative prompt: {text}" for text in _sentences(negative, (*_IN_BOTH, *_IN_NEGATIVE))]
+
+
+def _without(text: str, embeddings: Collection[str]) -> str:
+    """The text without the embeddings that have a meaning."""
+    known = {f"embedding:{name}" for name in embeddings}
+    return _EMBEDDING.sub(lambda match: "" if match[0].casefold() in known else match[0], text)
 
 
 def _sentences(text: str, rules: tuple[Rule, ...]) -> list[str]:

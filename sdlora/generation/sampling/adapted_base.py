@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sdlora.adapters.files.kohya import PARTS, kohya_name
+from sdlora.adapters.files.weights import VectorUpdate
 from sdlora.config.base_model import FamilyName
 from sdlora.generation.sampling.pool import WeightedAdapter
 from sdlora.models.bundle import Bundle
@@ -30,6 +31,7 @@ AdapterSet = tuple[WeightedAdapter, ...]
 """All adapters of one image."""
 
 _UNET = "lora_unet_"
+_NORMS = (nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,25 @@ class _Stack:
         return _Stack(self.down_SIR.to(device, dtype), self.up_SRO.to(device, dtype), self.copies)
 
 
+@dataclass(frozen=True)
+class _Vectors:
+    """What is added to a layer's bias and, of a norm, to its weight, for consecutive rows of its output."""
+
+    rows: slice
+    vector: VectorUpdate
+
+    def add_to(self, layer: nn.Module, inputs: Tensor, output: Tensor) -> None:
+        """Add the update to these outputs, in place."""
+        target, weight, bias = output[self.rows], self.vector.weight, self.vector.bias
+        if isinstance(layer, nn.GroupNorm) and weight is not None:
+            target.add_(functional.group_norm(inputs[self.rows], layer.num_groups, weight, None, layer.eps))
+        elif isinstance(layer, nn.LayerNorm) and weight is not None:
+            target.add_(functional.layer_norm(inputs[self.rows], layer.normalized_shape, weight, None, layer.eps))
+        if bias is not None:
+            is_spatial = isinstance(layer, (nn.Conv2d, nn.GroupNorm))
+            target.add_(bias.reshape(-1, *[1] * (target.ndim - 2)) if is_spatial else bias)
+
+
 class AdaptedBase:
     """A loaded base model and the adapters that are on it at the moment."""
 
@@ -88,7 +109,7 @@ class AdaptedBase:
             kohya_name(part, path, bundle.family.name): layer
             for part, model in zip(PARTS, parts, strict=False)
             for path, layer in model.named_modules()
-            if isinstance(layer, (nn.Linear, nn.Conv2d))
+            if isinstance(layer, (nn.Linear, nn.Conv2d, *_NORMS))
         }
         self._originals: dict[str, Tensor] = {}
         self._merged: tuple[object, ...] = ()
@@ -117,9 +138,19 @@ class AdaptedBase:
     def shape(self, name: str) -> torch.Size | None:
         """Shape of a layer's weight by kohya name; None when there is no such layer."""
         layer = self._layers.get(name)
-        if layer is None:
+        if layer is None or isinstance(layer, _NORMS):
             return None
         return layer.weight_shape if isinstance(layer, QuantizedLayer) else layer.weight.shape
+
+    def vector_sizes(self, name: str) -> tuple[int | None, int] | None:
+        """Lengths of a layer's norm weight (None: it is no norm) and bias; None when there is no such layer."""
+        layer = self._layers.get(name)
+        if layer is None:
+            return None
+        if isinstance(layer, _NORMS):
+            return (None, 0) if layer.weight is None else (layer.weight.numel(), layer.weight.numel())
+        shape = self.shape(name)
+        return None, 0 if shape is None else shape[0]
 
     def original_weight(self, name: str) -> Tensor:
         """A layer's own weight, without any adapter."""
@@ -131,6 +162,7 @@ class AdaptedBase:
         """Give the UNet's layers weights with these adapters in them, instead of any that were on it."""
         conditional = tuple(adapter.signature for adapter in adapters)
         self._remove_hooks()
+        self._hook_vectors(_vector_names(adapters, _UNET), [adapters], 1)
         if conditional == self._merged:
             return
         self._restore()
@@ -159,14 +191,16 @@ class AdaptedBase:
         copies: rows of a UNet call for each image, 2 with guidance.
         """
         self.clear()
-        names = _names([adapter for row in rows for adapter in row], _UNET)
-        self._hook(names, rows, copies)
+        adapters = [adapter for row in rows for adapter in row]
+        self._hook(_names(adapters, _UNET), rows, copies)
+        self._hook_vectors(_vector_names(adapters, _UNET), rows, copies)
 
     @torch.no_grad()
     def use_for_text(self, adapters: AdapterSet) -> None:
         """Put adapters on the text encoders live, instead of any that were on the model."""
         self._remove_hooks()
         self._hook(_names(adapters, "lora_te"), [adapters], 1)
+        self._hook_vectors(_vector_names(adapters, "lora_te"), [adapters], 1)
 
     def clear(self) -> None:
         """Take all adapters off, so that the bare base model is left."""
@@ -199,11 +233,21 @@ class AdaptedBase:
             placed = [piece.to(self.device, self.dtype) for piece in pieces]
             self._hooks.append(layer.register_forward_hook(_Adding(placed)))
 
+    def _hook_vectors(self, names: Sequence[str], rows: Sequence[AdapterSet], copies: int) -> None:
+        """Add updates of biases and norms to the outputs: live where weights are merged, too, as they are small."""
+        for name in names:
+            pieces = [
+                _Vectors(slots, vector.to(self.device, self.dtype))
+                for own, slots in _runs(rows, copies)
+                if (vector := _vector(name, own)) is not None
+            ]
+            self._hooks.append(self._layers[name].register_forward_hook(_Adding(pieces)))
+
 
 class _Adding:
     """A forward hook that adds pieces to a layer's output, in place."""
 
-    def __init__(self, pieces: Sequence[_Piece | _Stack]) -> None:
+    def __init__(self, pieces: Sequence[_Piece | _Stack | _Vectors]) -> None:
         self._pieces = pieces
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -215,6 +259,22 @@ def _names(adapters: Sequence[WeightedAdapter], prefix: str) -> list[str]:
     """The layers that the adapters change."""
     names = dict.fromkeys(name for adapter in adapters for name in adapter.loaded.updates if name.startswith(prefix))
     return [name for name in names if any(adapter.strength(name) for adapter in adapters)]
+
+
+def _vector_names(adapters: Sequence[WeightedAdapter], prefix: str) -> list[str]:
+    """The layers whose biases or norms the adapters change."""
+    names = dict.fromkeys(name for adapter in adapters for name in adapter.loaded.vectors if name.startswith(prefix))
+    return [name for name in names if any(adapter.vector_strength(name) for adapter in adapters)]
+
+
+def _vector(name: str, adapters: AdapterSet) -> VectorUpdate | None:
+    """All updates of a layer's bias and norm together; None without any."""
+    found = None
+    for adapter in adapters:
+        if strength := adapter.vector_strength(name):
+            own = adapter.loaded.vectors[name].times(strength)
+            found = own if found is None else found.plus(own)
+    return found
 
 
 def _whole(name: str, adapters: AdapterSet) -> list[Tensor]:

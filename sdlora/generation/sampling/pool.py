@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sdlora.adapters.algebra.operands import Operand, common_family, layer_update, weighted, with_family
+from sdlora.adapters.algebra.operands import Operand, common_family, layer_update, notes_of, told, weighted, with_family
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.adapters.files.reading import read
-from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
+from sdlora.adapters.files.weights import AdapterFile, ModuleWeights, VectorUpdate
 from sdlora.config.base_model import FamilyName
 from sdlora.config.generate import UsedAdapter
 from sdlora.constants import GIB
@@ -47,6 +47,9 @@ class Layers(Protocol):
     def original_weight(self, name: str) -> Tensor:
         """A layer's own weight, without any adapter."""
 
+    def vector_sizes(self, name: str) -> tuple[int | None, int] | None:
+        """Lengths of a layer's norm weight (None: it is no norm) and bias; None when there is no such layer."""
+
 
 @dataclass(frozen=True)
 class Update:
@@ -71,6 +74,8 @@ class LoadedAdapter:
     key: tuple[str, int, int]
     updates: Mapping[str, Update]
     warnings: tuple[str, ...]
+    vectors: Mapping[str, VectorUpdate] = field(default_factory=dict)
+    """Updates of biases and norms by layer."""
 
     @property
     def num_bytes(self) -> int:
@@ -91,6 +96,10 @@ class WeightedAdapter:
         """What the layer's update, without its scale, is multiplied by; 0 for layers it has not."""
         update = self.loaded.updates.get(name)
         return 0.0 if update is None else self.operand.weight_of(name) * update.scale
+
+    def vector_strength(self, name: str) -> float:
+        """What the layer's bias and norm updates are multiplied by; 0 for layers it has none for."""
+        return self.operand.weight_of(name) if name in self.loaded.vectors else 0.0
 
     @property
     def signature(self) -> tuple[object, ...]:
@@ -146,23 +155,30 @@ class AdapterPool:
             shape = self._layers.shape(name)
             if shape is None:
                 continue
-            given = weights.delta_shape
-            if (given[0], given.numel()) != (shape[0], shape.numel()):
-                problems.append(f"{name} is {list(given)}, the model has {list(shape)}")
+            if not weights.fits(shape):
+                problems.append(f"{name} is {told(weights)}, the model has {list(shape)}")
             else:
                 updates[name] = self._update(name, weights, shape, path.name)
-        if problems or not updates:
-            said = "; ".join(problems[:3]) or f"the model has none of its layers, such as {next(iter(file.modules))}"
+        vectors: dict[str, VectorUpdate] = {}
+        for name, vector in file.vectors.items():
+            sizes = self._layers.vector_sizes(name)
+            if sizes is None:
+                continue
+            if misfit := _misfit(vector.weight, sizes[0]) or _misfit(vector.bias, sizes[1]):
+                problems.append(f"{name} has {misfit}, which the model's layer can't take")
+            else:
+                own = (None if one is None else self._held(one) for one in (vector.weight, vector.bias))
+                vectors[name] = VectorUpdate(*own)
+        if problems or not (updates or vectors):
+            said = "; ".join(problems[:3]) or f"the model has none of its layers, such as {file.layer_names[0]}"
             raise AdapterError(f"{path.name} doesn't fit the base model: {said}")
-        warnings = [f"{path.name}: {note}" for note in file.notes]
-        if unplaced := len(file.modules) - len(updates):
-            warnings.append(f"{path.name}: {unplaced} of {len(file.modules)} layers have no place in this model")
-        if file.unused:
-            warnings.append(f"{path.name}: {len(file.unused)} tensors are not used, such as {file.unused[0]}")
-        return LoadedAdapter(replace(file, modules={}), key, updates, tuple(warnings))
+        warnings = notes_of([file])
+        if unplaced := len(set(file.layer_names) - updates.keys() - vectors.keys()):
+            warnings.append(f"{path.name}: {unplaced} of {len(file.layer_names)} layers have no place in this model")
+        return LoadedAdapter(replace(file, modules={}, vectors={}), key, updates, tuple(warnings), vectors)
 
     def _update(self, name: str, weights: ModuleWeights, shape: torch.Size, source: str) -> Update:
-        """LoRA keeps its own factors; LoHa, LoKr and DoRA become factors where those are smaller than the whole."""
+        """LoRA keeps its own factors; all else becomes factors where those are smaller than the whole."""
         if weights.algorithm == "lora" and weights.dora_scale is None:
             plain = weights.without_tucker().factors
             return self._placed(plain["lora_down"], plain["lora_up"], shape, weights.scale)
@@ -178,3 +194,8 @@ class AdapterPool:
 
     def _held(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._layers.device, self._layers.dtype, copy=True).contiguous()
+
+
+def _misfit(vector: Tensor | None, size: int | None) -> str | None:
+    """What is wrong with a vector for a layer that takes `size` numbers."""
+    return None if vector is None or len(vector) == size else f"a vector of {len(vector)} numbers"

@@ -33,8 +33,9 @@ class Texts:
 
     def num_chunks(self, *captions: str) -> int:
         """Chunks that the longest of these captions takes."""
-        tokenizer = self._bundle.tokenizers[0]
-        return max(len(split_into_chunks(partial(token_numbers, tokenizer), caption)) for caption in captions)
+        tokenize = partial(token_numbers, self._bundle.tokenizers[0])
+        numbers = partial(self._bundle.new_tokens.numbers, tokenize)
+        return max(len(split_into_chunks(numbers, caption)) for caption in captions)
 
     def conditional(self, captions: Sequence[str], adapters: Sequence[AdapterSet]) -> list[TextStates]:
         """Text states of each caption by itself, as long as it needs."""
@@ -63,9 +64,12 @@ class Texts:
     def _encoded(self, caption: str, adapters: AdapterSet) -> TextStates:
         bundle = self._bundle
         relevant = tuple(
-            adapter for adapter in adapters if any(name.startswith("lora_te") for name in adapter.loaded.updates)
+            adapter
+            for adapter in adapters
+            if any(name.startswith("lora_te") for name in (*adapter.loaded.updates, *adapter.loaded.vectors))
         )
-        key = (caption, bundle.clip_skip, bundle.dtype, *(adapter.signature for adapter in relevant))
+        words = bundle.new_tokens.signature(caption)
+        key = (caption, bundle.clip_skip, bundle.dtype, words, *(adapter.signature for adapter in relevant))
         if key not in self._known:
             if self._adapted is not None:
                 self._adapted.use_for_text(relevant)

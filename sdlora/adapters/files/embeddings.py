@@ -1,0 +1,124 @@
+"""Reads textual-inversion files: AUTOMATIC1111's, ComfyUI's and diffusers', and those bundled with a LoRA.
+
+Forms: `emb_params` or `string_to_param` (AUTOMATIC1111), `clip_l` and `clip_g` (SDXL), one tensor named by its token
+(diffusers); in a LoRA file each behind `bundle_emb.NAME.`. Pickles are read as plain tensors only.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdlora.adapters.files.container import is_pickle, load_tensors
+from sdlora.adapters.files.hub_files import local_file
+from sdlora.errors import AdapterError
+
+SUFFIXES = (".safetensors", ".pt", ".bin")
+_FIRST, _SECOND = "clip_l", "clip_g"
+_PREFIX = "bundle_emb."
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A word's vectors [number, D] by text encoder: `clip_l` (or the only one), and SDXL's `clip_g`."""
+
+    name: str
+    vectors: Mapping[str, Tensor]
+    left_out: tuple[str, ...] = field(default=())
+    """Tensors that are no vectors of a word."""
+
+    def for_widths(self, widths: Sequence[int]) -> list[Tensor]:
+        """The vectors for text encoders of these widths. Raises AdapterError when they don't fit."""
+        own = [self.vectors.get(_FIRST), self.vectors.get(_SECOND)][: len(widths)]
+        if len(widths) == 1 and own[0] is None:
+            own = [self.vectors.get(_SECOND)]
+        fits = [vectors is not None and vectors.shape[1] == width for vectors, width in zip(own, widths, strict=True)]
+        given = " and ".join(str(self.vectors[slot].shape[1]) for slot in (_FIRST, _SECOND) if slot in self.vectors)
+        if not all(fits) or (len(self.vectors) > len(widths)):
+            wanted = " and ".join(str(width) for width in widths)
+            raise AdapterError(f"embedding {self.name} is of width {given}, the base model's text encoder of {wanted}")
+        found = [vectors for vectors in own if vectors is not None]
+        if len({len(vectors) for vectors in found}) > 1:
+            raise AdapterError(f"embedding {self.name} has another number of vectors for each text encoder")
+        return found
+
+
+def read_embedding(path: Path) -> Embedding:
+    """A textual-inversion file's vectors; its name is the file's.
+
+    Raises AdapterError: not there, damaged, a pickle with more than tensors, no embedding, values that aren't finite.
+    """
+    tensors = _pickled(path) if is_pickle(path) else load_tensors(path)[0]
+    return _embedding(path.stem, tensors, path.name)
+
+
+def embedding_in(source: Path | str) -> Embedding | None:
+    """The embedding of a file that is one; None for any other file, and for one that can't be read."""
+    try:
+        path = local_file(source)
+        return read_embedding(path) if path.suffix.lower() in SUFFIXES else None
+    except AdapterError:
+        return None
+
+
+def is_bundled(key: str) -> bool:
+    """Whether a tensor of an adapter file belongs to an embedding."""
+    return key.startswith(_PREFIX)
+
+
+def bundled(tensors: Mapping[str, Tensor], source: str) -> dict[str, Embedding]:
+    """The embeddings in an adapter file, by name. Raises AdapterError for those that are none."""
+    grouped: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if is_bundled(key):
+            name, _, rest = key.removeprefix(_PREFIX).partition(".")
+            grouped.setdefault(name, {})[rest] = tensor
+    return {name: _embedding(name, own, source) for name, own in grouped.items()}
+
+
+def _embedding(name: str, tensors: Mapping[str, Tensor], source: str) -> Embedding:
+    named = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    found: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for key, tensor in named.items():
+        slot = _slot(key, len(named))
+        if slot is not None and slot not in found and tensor.ndim in (1, 2) and tensor.is_floating_point():
+            found[slot] = tensor.reshape(-1, tensor.shape[-1]).float()
+            used.add(key)
+    if not found or any(not len(vectors) for vectors in found.values()):
+        first = ", ".join(list(named)[:3]) or "nothing"
+        raise AdapterError(f"{source} holds no textual-inversion embedding (it holds {first})")
+    if not all(bool(torch.isfinite(vectors).all()) for vectors in found.values()):
+        raise AdapterError(f"{source} has a value that is not finite")
+    return Embedding(name, found, tuple(key for key in named if key not in used))
+
+
+def _slot(key: str, number: int) -> str | None:
+    """Which text encoder a tensor of this name is for."""
+    if key in (_FIRST, "emb_params", "*") or key.startswith("string_to_param"):
+        return _FIRST
+    if key == _SECOND:
+        return _SECOND
+    # diffusers names the only tensor by its token
+    return _FIRST if number == 1 and "." not in key else None
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise AdapterError(f"{path}: there is no such file")
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise AdapterError(
+            f"{path.name} is a pickle that holds more than plain tensors, or damaged: it is not opened, as that could "
+            "run code. Convert it to .safetensors with the tool that made it"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("string_to_param"), Mapping):
+        content = content["string_to_param"]
+    return dict(content) if isinstance(content, Mapping) else {}

@@ -1,0 +1,64 @@
+"""What a file or a tensor is that is no Stable Diffusion adapter, in words: told by names alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_MODELS: tuple[tuple[str, str], ...] = (
+    (r"lora_prior_(?:unet|te)_|clip_txt_(?:pooled_)?mapper|effnet_mapper", "Stable Cascade"),
+    (r"control_model\.|lllite_|controlnet_cond_embedding|input_hint_block", "a ControlNet"),
+    (r"motion_modules|temporal_transformer", "AnimateDiff"),
+    (r"image_proj\.|ip_adapter\.", "an IP-Adapter"),
+    (r"double_stream_modulation", "Flux 2"),
+    (r"joint_blocks|context_embedder.*pos_embed|lora_te3_", "Stable Diffusion 3"),
+    (r"single_transformer_blocks|double_blocks|single_blocks|guidance_in", "Flux (or Chroma, HunyuanVideo)"),
+    (r"transformer_blocks[._]\d+[._](?:img_mlp|txt_mlp|img_mod|txt_mod)", "Qwen-Image"),
+    (r"context_refiner|noise_refiner|cap_embedder", "Lumina or Z-Image"),
+    (r"blocks[._]\d+[._](?:cross_attn|self_attn)", "a video model (Wan and its kin)"),
+    (r"adaln_single|caption_projection", "PixArt, Sana or LTX-Video"),
+    (r"joint_transformer_blocks|joint_attn", "AuraFlow or HiDream"),
+    (r"transformer_blocks[._]\d+[._]attn[._](?:add_[qk]_proj|to_add_out)", "Stable Diffusion 3 or Flux"),
+    (r"(?:^|[._])transformer[._]", "a transformer model (Flux, Stable Diffusion 3, PixArt, ...)"),
+    (r"layers[._]\d+[._](?:attention|feed_forward|adaLN)", "Lumina or Z-Image"),
+)
+_ALGORITHMS: tuple[tuple[str, str], ...] = (
+    (r"\.boft_[RS]\b|\.boft_s\b", "PEFT's BOFT"),
+    (r"\.lora_E\b|\.ranknum\b", "AdaLoRA"),
+    (r"vera_lambda|vera_[AB]\b", "VeRA"),
+    (r"\.hra_u\b", "HRA"),
+    (r"vblora_", "VB-LoRA"),
+    (r"randlora_", "RandLoRA"),
+    (r"fourierft_", "FourierFT"),
+    (r"\.(?:p_layer|q_layer|lambda_layer)\b|base_(?:p|q|lambda)", "T-LoRA, whose update depends on the noise"),
+    (r"\.oft_diag\b", "an early OFT"),
+    (r"\.(?:glora|bypass)\b", "an unknown algorithm"),
+)
+_EMBEDDING = re.compile(r"bundle_emb\.|emb_params$|string_to_param|clip_[lg]$|<[^<>]+>$")
+
+
+def model_of(keys: Iterable[str]) -> str | None:
+    """The model, other than Stable Diffusion 1.x, 2.x and SDXL, that tensors of these names are for."""
+    keys = list(keys)
+    return next((what for pattern, what in _MODELS if any(re.search(pattern, key) for key in keys)), None)
+
+
+def algorithm_named(keys: Iterable[str]) -> str | None:
+    """The algorithm, other than those that are read, that tensors of these names are of."""
+    keys = list(keys)
+    return next((what for pattern, what in _ALGORITHMS if any(re.search(pattern, key) for key in keys)), None)
+
+
+def unread_part(key: str) -> str:
+    """Why a tensor of this name is no part of an adapter that is read."""
+    if what := algorithm_named([key]):
+        return f"{what} is not read"
+    if _EMBEDDING.search(key):
+        return "a textual-inversion embedding, which a prompt uses by its name"
+    if what := model_of([key]):
+        return f"for another model: {what}"
+    if key.endswith((".set_weight", ".reshape_weight")):
+        return "replaces a whole weight, which is no update"
+    if "modules_to_save" in key or key.endswith((".weight", ".bias")):
+        return "a whole weight, which is no update"
+    return "its name means no part of an adapter"

@@ -1,0 +1,40 @@
+"""What a dataset tells of the training it is for: a name, the word that calls it up, prompts to watch it by."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdlora.data.sets import listing
+
+_SHARED_BY = 0.9
+"""Share of the captions that begin with a tag for it to count as the trigger."""
+_PROMPTS = 3
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Settings to begin with; empty where the dataset doesn't tell."""
+
+    name: str
+    trigger: str
+    prompts: tuple[str, ...]
+
+
+def suggest(folder: Path) -> Suggestion:
+    """Settings for a dataset, from its name and captions."""
+    items = [item for item in listing.read(folder) if item.caption]
+    name = re.sub(r"[^\w.+-]+", "-", folder.name).strip("-.") or "my-lora"
+    spread = items[:: max(1, len(items) // _PROMPTS)][:_PROMPTS]
+    prompts = (" ".join(item.caption.split()) for item in spread)
+    return Suggestion(name, _trigger([item.tags for item in items]), tuple(dict.fromkeys(prompts)))
+
+
+def _trigger(tags: Sequence[Sequence[str]]) -> str:
+    """The tag with which nearly all captions begin."""
+    first = Counter(each[0] for each in tags if each)
+    tag, times = next(iter(first.most_common(1)), ("", 0))
+    return tag if len(tags) > 1 and times >= _SHARED_BY * len(tags) else ""

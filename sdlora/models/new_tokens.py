@@ -1,0 +1,87 @@
+"""Words that the vocabulary has not: each stands for vectors that go where its tokens would (textual inversion).
+
+Gal et al. 2023. Nothing of the token table changes: a text with such a word is encoded with another token in its place,
+whose vector is exchanged behind the table. So the end mark stays the largest number, by which encoders find it.
+
+Shapes: N chunks, T positions, R vectors of all words, D width of an encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tokenize = Callable[[str], Sequence[int]]
+_STAND_IN = 0
+
+
+class NewTokens:
+    """Words with their vectors [number, D], for each text encoder of a model."""
+
+    def __init__(self, words: Mapping[str, Sequence[Tensor]] | None = None) -> None:
+        self._rows: dict[str, list[int]] = {}
+        self._tables: list[Tensor] = []
+        self._signatures: dict[str, str] = {}
+        self._pattern: re.Pattern[str] | None = None
+        if not words:
+            return
+        start = 0
+        for word, vectors in words.items():
+            # row numbers are negative, so that none is a token's
+            self._rows[word.casefold()] = [-(start + index + 1) for index in range(len(vectors[0]))]
+            start += len(vectors[0])
+            digest = hashlib.sha256(b"".join(one.float().cpu().numpy().tobytes() for one in vectors))
+            self._signatures[word.casefold()] = digest.hexdigest()
+        encoders = range(len(next(iter(words.values()))))
+        self._tables = [torch.cat([vectors[encoder] for vectors in words.values()]) for encoder in encoders]
+        listed = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+        self._pattern = re.compile(rf"(?<!\w)(?:embedding:)?({listed})(?!\w)", re.IGNORECASE)
+
+    def numbers(self, tokenize: Tokenize, text: str) -> list[int]:
+        """A text's token numbers, with negative ones for the vectors of its new words."""
+        if self._pattern is None:
+            return list(tokenize(text))
+        found: list[int] = []
+        position = 0
+        for match in self._pattern.finditer(text):
+            found += self._tokens(tokenize, text[position : match.start()])
+            found += self._rows[match[1].casefold()]
+            position = match.end()
+        return found + self._tokens(tokenize, text[position:])
+
+    def words_in(self, text: str) -> list[str]:
+        """The new words of a text, in small letters."""
+        return [] if self._pattern is None else [match[1].casefold() for match in self._pattern.finditer(text)]
+
+    def signature(self, text: str) -> tuple[str, ...]:
+        """Equal where a text's new words are the same and have the same vectors."""
+        return tuple(self._signatures[word] for word in self.words_in(text))
+
+    @contextmanager
+    def in_place(self, encoder: Any, index: int, tokens_NT: Tensor) -> Iterator[Tensor]:
+        """The tokens to give to a text encoder (the model's `index`-th), whose vectors are exchanged meanwhile."""
+        is_new_NT = tokens_NT < 0
+        if not bool(is_new_NT.any()):
+            yield tokens_NT
+            return
+
+        def exchange(_: Any, __: Any, output_NTD: Tensor) -> Tensor:
+            rows_RD = self._tables[index].to(output_NTD)
+            chosen_NTD = rows_RD[(-tokens_NT - 1).clamp(min=0)]
+            return torch.where(is_new_NT[..., None], chosen_NTD, output_NTD)
+
+        hook = encoder.get_input_embeddings().register_forward_hook(exchange)
+        try:
+            yield torch.where(is_new_NT, _STAND_IN, tokens_NT)
+        finally:
+            hook.remove()
+
+    @staticmethod
+    def _tokens(tokenize: Tokenize, text: str) -> list[int]:
+        return list(tokenize(text)) if text.strip() else []
