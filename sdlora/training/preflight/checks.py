@@ -114,9 +114,10 @@ def _check_start(config: TrainConfig) -> None:
     start = config.adapter.start_from
     if start is None:
         return
-    if not local_file(start).is_file():
+    path = local_file(start)
+    if not path.is_file():
         raise ConfigError("adapter.start_from", [f"no such file: {start}"])
-    file = read(start)
+    file = read(path)
     try:
         family = detect(config.resolved_base_model).family
     except SdloraError:  # told by the check of the base model
