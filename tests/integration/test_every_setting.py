@@ -60,7 +60,7 @@ TRAINED: dict[str, tuple[str, Sequence[str]]] = {
     "images.bucket_min": ("64", ("images.bucket_step=32",)),
     "images.bucket_max": ("64", ("images.bucket_step=32",)),
     "images.upscale": ("false", (*LONGER, "images.bucket_step=8")),
-    "images.horizontal_flip": ("true", (*LONGER, "seed=5")),
+    "images.horizontal_flip": ("true", (*LONGER, "seed=2")),
     "images.random_crop": ("true", LONGER),
     "images.crop_focus": ("face", LONGER),
     "images.crop_jitter": ("0.3", ()),
