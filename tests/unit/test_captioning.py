@@ -137,7 +137,9 @@ def test_a_tagger_without_onnxruntime_says_what_to_install(tagger: Path, monkeyp
 def test_a_model_that_is_not_there_says_what_there_could_be(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"'nowhere' was not found: .*wd-vit-tagger-v3; no plug-in is installed"):
         load_captioner(CaptioningConfig(model="nowhere"))
-    with pytest.raises(ModelError, match=r"needed is a config.json of blip, blip-2, git, or model.onnx .* lacks both"):
+    with pytest.raises(
+        ModelError, match=r"needed is a config.json of blip, blip-2, git, florence2, or model.onnx .* lacks both"
+    ):
         load_captioner(CaptioningConfig(model=str(tmp_path)))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}', "utf-8")
     with pytest.raises(ModelError, match="it holds a model of type 'llama'"):
