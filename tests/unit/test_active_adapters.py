@@ -133,9 +133,9 @@ def test_editing_the_text_changes_adds_and_switches_off(library: Scan) -> None:
     rows = rows_of(library, "ink", "wash")
     after = apply_tags(rows, "<lora:chalk:0.4>, <lora:INK:te=0.1:unet=0.9>", library)
     assert [(row.name, row.enabled, row.weight, row.text_encoder) for row in after] == [
-        ("ink", True, 0.9, 0.1),
-        ("wash", False, 0.7, None),
         ("chalk", True, 0.4, None),
+        ("wash", False, 0.7, None),
+        ("ink", True, 0.9, 0.1),
     ]
     assert apply_tags(rows, "<lora:ink:1:lbw=OUTD> <lora:wash:1>", library)[0].blocks == "OUTD"
     assert apply_tags(after, "<lora:wash:0.5>", library)[1] == Row(2, rows[1].file, weight=0.5)

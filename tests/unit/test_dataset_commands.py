@@ -152,11 +152,11 @@ def test_masked_parts_are_tinted_in_the_sheet(tmp_path: Path) -> None:
 
 def test_import_prints_or_writes_yaml_that_loads(run, folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "concepts.json"
-    source.write_text(json.dumps([{"path": str(folder), "loss_weight": 2}]), encoding="utf-8")
+    source.write_text(json.dumps([{"path": str(folder), "colour": 2}]), encoding="utf-8")
     assert "# Imported from OneTrainer concepts" in run("import", source)[1]
     code, output, _ = run("import", source, "--out", tmp_path / "ours.yaml")
     assert code == 0
-    assert "not taken over: loss_weight=2: no counterpart" in output
+    assert "not taken over: colour=2: no counterpart" in output
     assert files.load(tmp_path / "ours.yaml").images.folder == folder
     code, _, errors = run("import", source, "--out", tmp_path / "ours.yaml")
     assert code == 2

@@ -133,7 +133,7 @@ def test_tags_that_cannot_be_meant_are_refused(prompt: str, words: str) -> None:
         ("a {cat}", "", r"prompt: \{cat\}: braces without \| are words here"),
         ("a cat++ here", "", "InvokeAI's . and - are words"),
         ('("a", "b").blend(1, 1)', "", r"'blend': InvokeAI's functions"),
-        ("embedding:easyneg", "", "embedding:easyneg: embeddings are not loaded"),
+        ("embedding:easyneg", "", "embedding:easyneg: no embedding of that name"),
         ("<random:a,b>", "", "<random:a,b> has no meaning here"),
         ("", "<lora:ink:1>", "negative prompt: <lora:ink:1> counts in the prompt only"),
         ("", "a AND b", "negative prompt: AND joins prompts in the prompt only"),
