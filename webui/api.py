@@ -27,11 +27,12 @@ def add_run_endpoints(context: Context) -> None:
     runs_folder = context.workspace.runs
 
     def train(preset: str, overrides: list[str]) -> str:
-        """Queue a run of a preset (a name or a YAML file) with `section.name=value` overrides; returns its name.
+        """Queue a run of a preset with `section.name=value` overrides; returns its name.
 
-        It starts at once if nothing else trains.
+        preset: the name of a shipped preset or of one of yours, or settings as YAML text. It starts at once if nothing
+        else trains.
         """
-        return queue.submit(files.load(preset, overrides), runs_folder).name
+        return queue.submit(files.load_foreign(preset, context.workspace.presets, overrides), runs_folder).name
 
     def status(run: str) -> dict[str, Any]:
         """How a run stands: status, step, total_steps, loss, steps_per_second, eta_seconds, last_error, adapter."""

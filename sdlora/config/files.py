@@ -91,6 +91,25 @@ def read_preset(path: Path, *, built_on: tuple[Path, ...] = ()) -> dict[str, Any
     return schema.joined(without_rivals(below, schema.dotted_names(values)), values)
 
 
+def load_foreign(preset: str, folder: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The configuration that a program elsewhere asks for: a preset's name, shipped or in `folder`, or YAML text.
+
+    No other file is read: an error would tell what stands in it. Raises ConfigError listing every problem.
+    """
+    values = parse_yaml(preset, "the preset") if "\n" in preset or ": " in preset else {"preset": preset}
+    base = values.pop("preset", None)
+    if base is not None:
+        name = str(base).removesuffix(".yaml")
+        places = [place / f"{name}.yaml" for place in (folder, presets_folder())]
+        found = [path for path in places if Path(name).name == name and path.is_file()]
+        if not found:
+            known = ", ".join(file.stem for file in (*folder.glob("*.yaml"), *shipped_presets()))
+            raise ConfigError(str(base), [f"no preset of that name, and files are not read here; there is: {known}"])
+        values = schema.joined(without_rivals(read_preset(found[0]), schema.dotted_names(values)), values)
+    override(values, overrides, "the preset")
+    return with_files_read(validate(values, "the preset"))
+
+
 def without_rivals(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """The values without those that exclude a setting in `names`: whoever asks for epochs asks for no steps."""
     for pair in EXCLUSIVE:

@@ -81,3 +81,16 @@ def test_files_that_are_something_else_are_found_before_a_model_is_loaded(
     text = setting.format(file=tmp_path / "notes.safetensors", folder=tmp_path)
     with pytest.raises(SdloraError, match=words):
         check(files.load("demo.yaml", [text]))
+
+
+def test_programs_elsewhere_name_presets_or_send_settings_and_read_no_files(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("preset: demo.yaml\nname: mine\n", encoding="utf-8")
+    (tmp_path / "secret.yaml").write_text("password: hunter22\n", encoding="utf-8")
+    assert files.load_foreign("demo", tmp_path).name == "blueprint-demo"
+    assert files.load_foreign("mine.yaml", tmp_path, ["seed=3"]).seed == 3
+    sent = files.load_foreign("preset: mine\noptimization: {epochs: 2}", tmp_path)
+    assert (sent.name, sent.optimization.epochs, sent.optimization.steps) == ("mine", 2, None)
+    for path in (str(tmp_path / "secret.yaml"), "../secret.yaml", f"preset: {tmp_path}/secret.yaml"):
+        with pytest.raises(ConfigError, match="files are not read here") as caught:
+            files.load_foreign(path, tmp_path / "presets")
+        assert "password" not in str(caught.value)
