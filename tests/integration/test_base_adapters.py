@@ -23,6 +23,7 @@ from sdlora.models.quantize import QuantizedLayer
 from sdlora.runs import changes
 from sdlora.runs import folder as run_folder
 from sdlora.training.loop.run import train
+from tests.support.adapter_files import random_adapter as adapter_of
 from tests.support.emoji_adapters import random_adapter
 
 
@@ -102,8 +103,10 @@ def test_an_image_tells_of_the_adapters_in_its_base_without_the_users_name(
     assert read.values["base_model"]["adapters"][0]["file"] == str(style)
 
 
-def test_adapters_that_do_not_fit_the_base_are_refused_before_it_is_loaded(tmp_path: Path, tiny_images: Path) -> None:
-    wrong = random_adapter(tmp_path / "xl.safetensors", ss_base_model_version="sdxl_base_v1-0")
+def test_adapters_that_do_not_fit_the_base_are_refused_before_it_is_loaded(
+    tmp_path: Path, tiny_images: Path, tiny_sdxl: Path
+) -> None:
+    wrong = adapter_of(tiny_sdxl, tmp_path / "xl.safetensors", layers=r"lora_te2.*_0_self_attn_q_proj")
     gone = tmp_path / "gone.safetensors"
     for file, said in ((wrong, "different families|is for sdxl"), (gone, "gone.safetensors")):
         config = files.load(overrides=[f"base_model.adapters=[{file}]", f"images.folder={tiny_images}"])

@@ -83,7 +83,7 @@ def test_cancelling_keeps_the_images_that_are_finished(generator: Generator) -> 
 def test_everything_wrong_is_told_at_once_before_a_model_is_loaded(
     tiny_sdxl: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdlora.generation.generate.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("sdlora.generation.generate.load_base", lambda *_, **__: pytest.fail("a model was loaded"))
     foreign = random_adapter(tiny_sdxl, tmp_path / "sdxl.safetensors", layers=r"lora_te2.*_0_self_attn_q_proj")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     Image.new("L", (100, 100)).save(tmp_path / "square.png")
