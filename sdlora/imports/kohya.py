@@ -24,6 +24,7 @@ from sdlora.imports.translation import (
     Convert,
     Translation,
     count,
+    epochs,
     file_name,
     number,
     one_of,
@@ -50,11 +51,6 @@ def _sampler(value: Any) -> str | None:
     if value in ("", None):
         return None
     return parse_preview(f"x --ss {value}").sampler
-
-
-def _epochs(value: Any) -> str | None:
-    number_of = count(value)
-    return f"{number_of} epochs" if number_of else None
 
 
 SETTINGS: dict[str, tuple[str, Convert]] = {
@@ -103,10 +99,10 @@ SETTINGS: dict[str, tuple[str, Convert]] = {
     "prior_loss_weight": ("objective.prior_weight", some),
     "sample_sampler": ("previews.sampler", _sampler),
     "sample_every_n_steps": ("previews.every", count),
-    "sample_every_n_epochs": ("previews.every", _epochs),
+    "sample_every_n_epochs": ("previews.every", epochs),
     "output_dir": ("outputs.folder", same),
     "save_every_n_steps": ("outputs.checkpoint_every", count),
-    "save_every_n_epochs": ("outputs.checkpoint_every", _epochs),
+    "save_every_n_epochs": ("outputs.checkpoint_every", epochs),
     "save_last_n_epochs": ("outputs.keep_checkpoints", count),
     "save_precision": ("outputs.precision", PRECISION),
     "metadata_author": ("outputs.author", same),

@@ -17,6 +17,7 @@ from sdlora.imports.translation import (
     Convert,
     Translation,
     count,
+    epochs,
     file_name,
     number,
     one_of,
@@ -80,11 +81,6 @@ def _sampler(value: Any) -> str | None:
     return names[value] if value in names else parse_preview(f"x --ss {value}").sampler if value else None
 
 
-def _epochs(value: Any) -> str | None:
-    found = count(value)
-    return f"{found} epochs" if found else None
-
-
 SETTINGS: dict[str, tuple[str, Convert]] = {
     "pretrained_model_name_or_path": ("base_model.model", same),
     "pretrained_vae_model_name_or_path": ("base_model.vae", same),
@@ -125,10 +121,10 @@ SETTINGS: dict[str, tuple[str, Convert]] = {
     "validation_noise_scheduler": ("previews.sampler", _sampler),
     "validation_steps": ("previews.every", count),
     "validation_step_interval": ("previews.every", count),
-    "validation_epoch_interval": ("previews.every", _epochs),
+    "validation_epoch_interval": ("previews.every", epochs),
     "checkpointing_steps": ("outputs.checkpoint_every", count),
     "checkpoint_step_interval": ("outputs.checkpoint_every", count),
-    "checkpoint_epoch_interval": ("outputs.checkpoint_every", _epochs),
+    "checkpoint_epoch_interval": ("outputs.checkpoint_every", epochs),
     "checkpoints_total_limit": ("outputs.keep_checkpoints", count),
     "tracker_project_name": ("outputs.wandb_project", same),
 }

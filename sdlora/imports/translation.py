@@ -92,6 +92,12 @@ def count(value: Any) -> int | None:
     return int(found) if found else None
 
 
+def epochs(value: Any) -> str | None:
+    """A number of epochs as an interval of ours; none for 0 and what is empty."""
+    number_of = count(value)
+    return f"{number_of} epochs" if number_of else None
+
+
 def some(value: Any) -> float | None:
     """A number above 0; None from 0 or an empty text."""
     found = number(value)
