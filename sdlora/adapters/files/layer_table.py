@@ -6,7 +6,7 @@ Pure arithmetic on the families' published widths; no model and no torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -69,9 +69,27 @@ def layers(family: FamilyName) -> Mapping[str, Layer]:
     return {kohya_name(layer.part, layer.path, family): layer for layer in found}
 
 
+@cache
+def possible_layers(family: FamilyName) -> Mapping[str, Layer]:
+    """`layers` and those that a model of the family's build has when its levels are of other widths or depths.
+
+    Pruned and reshaped models (BK-SDM, the embedded base) have attention and shortcuts where the published one has
+    none. The sizes of these further layers mean nothing.
+    """
+    unet = _UNETS[family]
+    found = [*_unet(replace(unet, depths=(max(unet.depths),) * len(unet.depths)))]
+    found += [
+        replace(layer, path=f"{layer.path.removesuffix('conv1')}conv_shortcut")
+        for layer in found
+        if layer.path.endswith(".conv1")
+    ]
+    return {kohya_name(layer.part, layer.path, family): layer for layer in found} | layers(family)
+
+
 def kinds(name: str, family: FamilyName | None) -> set[Kind]:
     """What a layer is, by kohya name; without a family: in any of them."""
-    found = [layers(each).get(canonical(name, each)) for each in (FAMILY_NAMES if family is None else (family,))]
+    families = FAMILY_NAMES if family is None else (family,)
+    found = [possible_layers(each).get(canonical(name, each)) for each in families]
     return {layer.kind for layer in found if layer is not None}
 
 

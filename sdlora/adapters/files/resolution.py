@@ -13,7 +13,7 @@ from math import prod
 from typing import Protocol
 
 from sdlora.adapters.files.kohya import canonical
-from sdlora.adapters.files.layer_table import FAMILY_NAMES, layers
+from sdlora.adapters.files.layer_table import FAMILY_NAMES, layers, possible_layers
 from sdlora.config.base_model import FamilyName
 
 FAMILY_TITLES: dict[FamilyName, str] = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
@@ -45,7 +45,7 @@ class Resolution:
     names: dict[str, str]
     """The file's names of layers that exist, to the names that this package writes."""
     strange: tuple[str, ...]
-    """Names that no layer of the family has."""
+    """Names that no layer of any model of the family's build has."""
     notes: tuple[str, ...]
     is_guess: bool = False
     """Whether other families fit as well, so that a base model's or a person's word goes before it."""
@@ -65,7 +65,7 @@ def resolve(given: Given, metadata: Mapping[str, str], layout: str, family: Fami
     for name in given:
         own = canonical(called[name], told)
         families = FAMILY_NAMES if told is None else (told,)
-        if any(canonical(own, each) in layers(each) for each in families):
+        if any(canonical(own, each) in possible_layers(each) for each in families):
             names[name] = own
         else:
             strange.append(name)
