@@ -99,8 +99,8 @@ class AdapterConfig(Section):
             problems.append(f"layers: unknown layer set '{self.layers}'; use one of {known}, or regex:PATTERN")
         if (self.conv_rank or self.conv_alpha) and self.layers in LAYER_SETS[:-1]:
             problems.append(f"conv_rank/conv_alpha have no effect with layers={self.layers}; use all+conv")
-        if self.algorithm != "lora" and (self.dora or self.rslora):
-            problems.append(f"dora and rslora go with algorithm lora only, not {self.algorithm}")
+        if self.algorithm != "lora" and self.rslora:
+            problems.append(f"rslora goes with algorithm lora only, not {self.algorithm}")
         if self.algorithm != "lora" and (self.rank_dropout or self.module_dropout):
             problems.append(f"rank_dropout and module_dropout go with algorithm lora only, not {self.algorithm}")
         for name, algorithms in (

@@ -218,7 +218,7 @@ def _adapter_kind(settings: Mapping[str, Any], result: Translation) -> set[str]:
     result.put("adapter.layers", layers)
     if layers == "all+conv" and algorithm == "lora":
         result.values.pop("adapter.tucker", None)
-    for name, algorithms in (("lokr_decompose_both", ("lokr",)), ("tucker", ("loha", "lokr")), ("dora", ("lora",))):
+    for name, algorithms in (("lokr_decompose_both", ("lokr",)), ("tucker", ("loha", "lokr"))):
         if algorithm not in algorithms and result.values.pop(f"adapter.{name}", None):
             result.lose(name, True, f"goes with {' and '.join(algorithms)} only")
     for name in ("rank_dropout", "module_dropout"):

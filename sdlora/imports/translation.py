@@ -222,7 +222,7 @@ def reconcile(translation: Translation) -> None:
             values.pop(name, None)
     algorithm = values.get("adapter.algorithm", "lora")
     if algorithm != "lora":
-        for name in ("adapter.dora", "adapter.rslora", "adapter.rank_dropout", "adapter.module_dropout", MAX_NORM):
+        for name in ("adapter.rslora", "adapter.rank_dropout", "adapter.module_dropout", MAX_NORM):
             if name in values:
                 translation.lose(name, values.pop(name), f"goes with LoRA only here, not {algorithm}")
     is_class = [folder.get("is_class") for folder in values.get("images.folders", ())]

@@ -135,8 +135,10 @@ def test_a_file_trained_on_a_quantised_base_passes_on_the_full_precision_one(loa
         ({"algorithm": "lokr", "lokr_factor": 4}, "it can't read lokr"),
         ({"algorithm": "lokr", "rank": 64}, "it can't read lokr"),
         ({"dora": True}, "it ignores DoRA's magnitude"),
+        ({"algorithm": "loha", "dora": True}, "it can't read loha"),
+        ({"algorithm": "lokr", "rank": 64, "dora": True}, "it can't read lokr"),
     ],
-    ids=["loha", "lokr", "full-lokr", "dora"],
+    ids=["loha", "lokr", "full-lokr", "dora", "loha-dora", "full-lokr-dora"],
 )
 def test_what_diffusers_cannot_read_is_compared_layer_by_layer_and_the_report_says_so(
     loader: Load, tmp_path: Path, settings: dict[str, Any], untested: str

@@ -169,7 +169,7 @@ def test_a_malformed_override_is_explained(override: str, message: str) -> None:
         (["adapter.layers=everything"], "unknown layer set 'everything'; use one of attention, .*regex:PATTERN"),
         (["adapter.layers=regex:("], "not a regular expression"),
         (["adapter.conv_rank=4"], "no effect with layers=all; use all.conv"),
-        (["adapter.algorithm=loha", "adapter.dora=true"], "go with algorithm lora only"),
+        (["adapter.algorithm=loha", "adapter.rslora=true"], "goes with algorithm lora only"),
         (["adapter.block_ranks.mid_block=-1"], "a rank must be 0"),
         (["images.bucket_min=512", "images.bucket_max=256"], r"bucket_min \(512\) is larger than bucket_max"),
         (["name='a:b'"], "other tools read it in <lora:name:1>"),

@@ -158,13 +158,13 @@ class Adapter:
             values = {name: parameter.detach() for name, parameter in module.weights.items()}
             scale, alpha = module.target.scale, module.target.scale * module.target.rank
             magnitude = values.pop("magnitude", None)
-            if magnitude is not None:  # PEFT keeps it flat, files as [out,1] or [out,1,1,1]
+            if magnitude is not None and self.algorithm == "lora":  # PEFT keeps it flat, files [out,1] or [out,1,1,1]
                 magnitude = magnitude.reshape(-1, *[1] * (values["lora_B"].ndim - 1))
             if self.algorithm == "lora":
                 values = {"lora_down": values["lora_A"], "lora_up": values["lora_B"]}
             weights = ModuleWeights(self.algorithm, values, alpha, magnitude)
             if weights.is_full_lokr:  # PEFT scales these too; every file format takes their scale as 1
-                weights = ModuleWeights("lokr", {**values, "lokr_w1": values["lokr_w1"] * scale}, None)
+                weights = ModuleWeights("lokr", {**values, "lokr_w1": values["lokr_w1"] * scale}, None, magnitude)
             factored[place] = weights
         return factored
 

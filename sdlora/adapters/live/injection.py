@@ -29,8 +29,12 @@ def inject(model: nn.Module, targets: Sequence[Target], config: AdapterConfig) -
     layers = {path: module for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     assert layers.keys() == {target.path for target in targets}
     for layer in layers.values():
-        if config.dora:
+        if config.algorithm == "loha":
+            _start_like_lycoris(layer)
+        if config.dora and config.algorithm == "lora":
             _reset_magnitude(layer)
+        elif config.dora:
+            _decompose(layer)
         if config.rank_dropout or config.module_dropout:
             layer.lora_A[ADAPTER_NAME].register_forward_hook(_RankDropout(config.rank_dropout, config.module_dropout))
         for parameter in trained_weights(layer, config).values():
@@ -53,6 +57,9 @@ def take_over(layer: BaseTunerLayer, factors: Mapping[str, Tensor], config: Adap
             own[ADAPTER_NAME] = nn.Parameter(factors[name].float().to(device))
         elif ADAPTER_NAME in own:
             del own[ADAPTER_NAME]
+    if config.dora:
+        magnitude: nn.Parameter = layer.dora_magnitude[ADAPTER_NAME]
+        magnitude.copy_(factors["magnitude"].reshape(magnitude.shape))
 
 
 def trained_weights(layer: BaseTunerLayer, config: AdapterConfig) -> dict[str, nn.Parameter]:
@@ -63,7 +70,8 @@ def trained_weights(layer: BaseTunerLayer, config: AdapterConfig) -> dict[str, n
             weights["magnitude"] = layer.lora_magnitude_vector[ADAPTER_NAME].weight
         return weights
     names = LOHA_FACTORS if config.algorithm == "loha" else LOKR_FACTORS
-    return {name: getattr(layer, name)[ADAPTER_NAME] for name in names if ADAPTER_NAME in getattr(layer, name)}
+    weights = {name: getattr(layer, name)[ADAPTER_NAME] for name in names if ADAPTER_NAME in getattr(layer, name)}
+    return weights | ({"magnitude": layer.dora_magnitude[ADAPTER_NAME]} if config.dora else {})
 
 
 @contextmanager
@@ -162,8 +170,51 @@ class _PreciseDoraConv2d(DoraConv2dLayer):
         self, weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None
     ) -> Tensor:
         """Norm of each output's weights, [1, out, 1, 1]."""
-        updated = weight.float() + scaling * lora_weight.float()
-        return updated.flatten(1).norm(dim=1).view(1, -1, 1, 1)
+        return _norms(weight.float() + scaling * lora_weight.float()).view(1, -1, 1, 1)
+
+
+@torch.no_grad()
+def _start_like_lycoris(layer: BaseTunerLayer) -> None:
+    """LyCORIS' first values of a LoHa: PEFT's are so small that rates of LyCORIS' recipes would train far less.
+
+    Half of them normal with std 1 (right factors) and 0.1 (left factors and Tucker cores), one left factor 0.
+    """
+    for name in LOHA_FACTORS:
+        own: nn.ParameterDict = getattr(layer, name)
+        if ADAPTER_NAME in own:
+            std = {"hada_w2_a": 0.0, "hada_w1_b": 1.0, "hada_w2_b": 1.0}.get(name, 0.1)
+            own[ADAPTER_NAME].normal_(0.0, std)
+
+
+def _decompose(layer: BaseTunerLayer) -> None:
+    """DoRA for a LoHa or LoKr layer, which PEFT has for LoRA only: m (W + dW) / ||W + dW||, as LyCORIS does it.
+
+    The layer's own answer (W + dW) x + b is scaled by output, which is the same and leaves the layer's arithmetic to
+    PEFT. As in the paper (Liu et al. 2024, section 4.3) no gradient goes through the norm.
+    """
+    weight = layer.get_base_layer().weight.float()
+    shape = (-1, *[1] * (weight.ndim - 1))
+    layer.dora_magnitude = nn.ParameterDict({ADAPTER_NAME: nn.Parameter(_norms(weight).reshape(shape).detach())})
+    layer.register_forward_hook(_rescale)
+
+
+def _rescale(layer: nn.Module, _: object, output: Tensor) -> Tensor:
+    assert isinstance(layer, BaseTunerLayer)
+    if layer.disable_adapters or layer.merged:
+        return output
+    base = layer.get_base_layer()
+    magnitude: Tensor = layer.dora_magnitude[ADAPTER_NAME]
+    with torch.no_grad():
+        norms = _norms(base.weight.float() + layer.get_delta_weight(ADAPTER_NAME).float())
+    shape = (1, -1, 1, 1) if isinstance(base, nn.Conv2d) else (-1,)
+    surplus = (magnitude.flatten() / norms - 1).reshape(shape).to(output.dtype)  # 0 at the start: no output bit changes
+    plain = output if base.bias is None else output - base.bias.reshape(shape).to(output.dtype)
+    return output + surplus * plain
+
+
+def _norms(weight: Tensor) -> Tensor:
+    """Norm of each output's weights, [out]."""
+    return weight.flatten(1).norm(dim=1)
 
 
 @torch.no_grad()

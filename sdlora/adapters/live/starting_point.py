@@ -120,10 +120,10 @@ def _check_shapes(
 
 
 def _own_names(weights: ModuleWeights) -> dict[str, Tensor]:
-    if weights.algorithm != "lora":
-        return dict(weights.factors)
-    plain = weights.without_tucker()
-    names = {"lora_A": plain.factors["lora_down"], "lora_B": plain.factors["lora_up"]}
+    names = dict(weights.factors)
+    if weights.algorithm == "lora":
+        plain = weights.without_tucker()
+        names = {"lora_A": plain.factors["lora_down"], "lora_B": plain.factors["lora_up"]}
     if weights.dora_scale is not None:
         names["magnitude"] = weights.dora_scale
     return names
