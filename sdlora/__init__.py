@@ -2,8 +2,10 @@
 
 The public API, loaded on first use so that `import sdlora` stays light:
 
-    from sdlora import load_config, train
-    result = train(load_config("demo.yaml"))
+    from sdlora import train
+    result = train("demo.yaml")
+
+Where settings are meant, their objects, values as in a YAML file, and names of presets and files are taken alike.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ if TYPE_CHECKING:  # for type checkers and editors; what runs is `_PUBLIC`, and 
     from sdlora.adapters.files.reading import read as read_adapter
     from sdlora.adapters.files.weights import AdapterFile
     from sdlora.adapters.hub.inspection import inspect as inspect_adapter
+    from sdlora.config.base_model import BaseModelConfig
     from sdlora.config.files import load as load_config
-    from sdlora.config.generate import GenerateConfig
-    from sdlora.config.mix import MixConfig
+    from sdlora.config.generate import GenerateConfig, UsedAdapter
+    from sdlora.config.mix import MixConfig, MixedAdapter
     from sdlora.config.train import TrainConfig
     from sdlora.data.lint.check import check as check_dataset
     from sdlora.errors import SdloraError
@@ -34,15 +37,18 @@ if TYPE_CHECKING:  # for type checkers and editors; what runs is `_PUBLIC`, and 
 
 __all__ = [
     "AdapterFile",
+    "BaseModelConfig",
     "Event",
     "EventSink",
     "GenerateConfig",
     "GeneratedImage",
     "Generator",
     "MixConfig",
+    "MixedAdapter",
     "RunResult",
     "SdloraError",
     "TrainConfig",
+    "UsedAdapter",
     "__version__",
     "check_dataset",
     "convert_adapter",
@@ -62,15 +68,18 @@ __all__ = [
 
 _PUBLIC = {
     "AdapterFile": ("sdlora.adapters.files.weights", "AdapterFile"),
+    "BaseModelConfig": ("sdlora.config.base_model", "BaseModelConfig"),
     "Event": ("sdlora.events", "Event"),
     "EventSink": ("sdlora.events", "EventSink"),
     "GenerateConfig": ("sdlora.config.generate", "GenerateConfig"),
     "GeneratedImage": ("sdlora.generation.generated", "GeneratedImage"),
     "Generator": ("sdlora.generation.generate", "Generator"),
     "MixConfig": ("sdlora.config.mix", "MixConfig"),
+    "MixedAdapter": ("sdlora.config.mix", "MixedAdapter"),
     "RunResult": ("sdlora.training.loop.run", "RunResult"),
     "SdloraError": ("sdlora.errors", "SdloraError"),
     "TrainConfig": ("sdlora.config.train", "TrainConfig"),
+    "UsedAdapter": ("sdlora.config.generate", "UsedAdapter"),
     "check_dataset": ("sdlora.data.lint.check", "check"),
     "convert_adapter": ("sdlora.adapters.algebra.convert", "convert"),
     "extract_adapter": ("sdlora.adapters.algebra.making", "extract_adapter"),

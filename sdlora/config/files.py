@@ -80,15 +80,22 @@ def read_preset(path: Path, *, built_on: tuple[Path, ...] = ()) -> dict[str, Any
     """
     if path.resolve() in built_on:
         raise ConfigError(str(path), ["preset: the files build on each other in a circle"])
-    values = read_yaml(path)
-    base = values.pop("preset", None)
+    return on_preset(read_yaml(path), str(path), path.parent, built_on=(*built_on, path.resolve()))
+
+
+def on_preset(
+    values: Mapping[str, Any], source: str, folder: Path, *, built_on: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """Plain values on top of those of the preset that they name as `preset`, if they do; it may lie in `folder`."""
+    own = dict(values)
+    base = own.pop("preset", None)
     if base is None:
-        return values
+        return own
     if not isinstance(base, str):
-        raise ConfigError(str(path), [f"preset: must be a preset's name or a file, got {base!r}"])
-    beside = path.parent / base
-    below = read_preset(beside if beside.is_file() else find(base), built_on=(*built_on, path.resolve()))
-    return schema.joined(without_rivals(below, schema.dotted_names(values)), values)
+        raise ConfigError(source, [f"preset: must be a preset's name or a file, got {base!r}"])
+    beside = folder / base
+    below = read_preset(beside if beside.is_file() else find(base), built_on=built_on)
+    return schema.joined(without_rivals(below, schema.dotted_names(own)), own)
 
 
 def load_foreign(preset: str, folder: Path, overrides: Sequence[str] = ()) -> TrainConfig:

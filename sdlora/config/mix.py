@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, TypeVar, overload
+from os import PathLike
+from typing import Any, Literal, TypeVar, overload
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -38,6 +39,17 @@ class MixedAdapter(Section):
     blocks: str | list[float] | dict[str, float] = "ALL"
     """Weight by block, on top: a name (ALL, NONE, INS, IND, INALL, MIDD, OUTD, OUTS, OUTALL), a list in sd-scripts'
     lbw order (12 or 20 numbers for SDXL, 17 or 26 for others), or weights by name such as {MID: 0.5, OUT03: 0}."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """As the command line spells it: ink.safetensors:0.8."""
+        if not isinstance(value, str | PathLike):
+            return value
+        try:
+            return parse_adapter(str(value), cls).model_dump(exclude_unset=True)
+        except ConfigError as error:
+            raise ValueError("; ".join(error.problems)) from None
 
 
 AnyAdapter = TypeVar("AnyAdapter", bound=MixedAdapter)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import ComputeConfig, GenerateConfig
+from sdlora.config.given import Values, base_model_config, generate_config
 from sdlora.data.cache import default_cache_folder
 from sdlora.errors import ConfigError
 from sdlora.generation.generated import GeneratedImage, GenerationFacts, StepPreview
@@ -51,33 +52,36 @@ def _never() -> bool:
 
 
 def generate(
-    config: GenerateConfig,
+    config: GenerateConfig | Values | str,
     *,
     on_step: Callable[[StepPreview], None] | None = None,
     is_cancelled: Callable[[], bool] = _never,
 ) -> Iterator[GeneratedImage]:
     """Generate a request's images one after the other, with a model loaded for this call.
 
+    config: also its prompt alone, or values: `generate({"prompt": "a fox", "adapters": ["ink.safetensors:0.8"]})`.
     Raises ConfigError listing every problem, before anything is loaded; ModelError or AdapterError for files whose
     content turns out damaged.
     """
-    config = resolve(config)
+    config = resolve(generate_config(config))
     return Generator(config.base_model, config.compute).generate(config, on_step=on_step, is_cancelled=is_cancelled)
 
 
 class Generator:
     """One loaded base model with the adapters used last, ready for any number of requests.
 
-    pool_bytes: memory for adapters that are kept (1 GiB). Raises ConfigError and ModelError.
+    base_model: also its name alone, `Generator("builtin:emoji")`. pool_bytes: memory for adapters that are kept
+    (1 GiB). Raises ConfigError and ModelError.
     """
 
     def __init__(
         self,
-        base_model: BaseModelConfig,
+        base_model: BaseModelConfig | Path | str,
         compute: ComputeConfig | None = None,
         *,
         pool_bytes: int | None = None,
     ) -> None:
+        base_model = base_model_config(base_model)
         self.compute = compute or ComputeConfig()
         self.detection = detect(base_model)
         try:
@@ -114,7 +118,7 @@ class Generator:
 
     def generate(
         self,
-        config: GenerateConfig,
+        config: GenerateConfig | Values | str,
         *,
         on_step: Callable[[StepPreview], None] | None = None,
         is_cancelled: Callable[[], bool] = _never,
@@ -123,6 +127,9 @@ class Generator:
 
         Raises ConfigError listing every problem at once, when called; AdapterError for a damaged adapter.
         """
+        if not isinstance(config, GenerateConfig):  # what it doesn't say is as it was loaded
+            values = {"prompt": config} if isinstance(config, str) else config
+            config = generate_config({"base_model": self.bundle.config, "compute": self.compute, **values})
         return self._generate(single_images(self._resolved(config)), on_step, is_cancelled)
 
     def generate_rows(

@@ -107,6 +107,11 @@ def _captions(backend: Mapping[str, Any], own: Translation) -> None:
     elif strategy == "textfile":
         if not switch(backend.get("disable_multiline_split")):
             own.put("captions.wildcards", True)
+            own.change(
+                "caption_strategy",
+                strategy,
+                "one line of a caption at random, as there; here {a|b} is a choice as well",
+            )
         if switch(backend.get("prepend_instance_prompt")) and prompt:
             own.put("captions.prefix", f"{prompt} ")
     else:

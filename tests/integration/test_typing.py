@@ -27,13 +27,15 @@ class Watcher:
 config: sdlora.TrainConfig = sdlora.load_config("demo.yaml", ["optimization.steps=100"])
 result: sdlora.RunResult = sdlora.train(config, sinks=[Watcher()])
 folder: Path = sdlora.resume(result.folder).folder
+sdlora.train({"images": {"folder": "my_pictures"}})
 file: sdlora.AdapterFile = sdlora.read_adapter(result.adapter)
 images: list[sdlora.GeneratedImage] = list(sdlora.generate(sdlora.GenerateConfig(prompt="a fox")))
+images += sdlora.Generator("builtin:emoji").generate("a fox")
 """
 WRONG = """
 import sdlora
 
-sdlora.train("demo.yaml")
+sdlora.train(3)
 sdlora.train(sdlora.load_config("demo.yaml")).adaptor
 sdlora.trian
 number: int = sdlora.load_config("demo.yaml")
@@ -61,7 +63,7 @@ def test_a_program_is_checked_against_the_public_names(checked) -> None:
     said, code = checked(WRONG)
     assert code == 1
     for line, message in (
-        (4, 'Argument 1 to "train" has incompatible type "str"; expected "TrainConfig"'),
+        (4, 'Argument 1 to "train" has incompatible type "int"; expected "TrainConfig | Mapping'),
         (5, '"RunResult" has no attribute "adaptor"; maybe "adapter"?'),
         (6, 'Module has no attribute "trian"; maybe "train"?'),
         (7, 'expression has type "TrainConfig", variable has type "int"'),

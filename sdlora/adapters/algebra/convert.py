@@ -47,7 +47,7 @@ _SCALED_FACTOR: dict[str, tuple[str, ...]] = {
 
 def convert(
     source: Path | str,
-    target: Path,
+    target: Path | str,
     file_format: Format,
     *,
     precision: Precision | None = None,
@@ -58,8 +58,10 @@ def convert(
 
     precision: another number type for the factors (rounds them); by default every tensor keeps its own. family: of
     files that don't tell. Training settings in the metadata are kept.
+    For example `convert_adapter("ink.safetensors", "ink-diffusers.safetensors", "diffusers")`.
     Raises AdapterError: the file can't be read, `target` exists and not `force`, diffusers' layout can't hold it.
     """
+    target = Path(target)
     refuse_overwriting(target, force)
     file = read(source, family)
     file = with_family(file, common_family([file], family))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from sdlora.adapters.algebra.operands import Operand, layer_update, load_operands, notes_of, told
 from sdlora.adapters.files.kohya import PARTS, kohya_name
 from sdlora.config.base_model import BaseModelConfig, FamilyName
+from sdlora.config.given import base_model_config
 from sdlora.config.mix import MixedAdapter
 from sdlora.errors import AdapterError
 from sdlora.models.bundle import Bundle
@@ -18,12 +20,14 @@ from sdlora.models.loading import load
 
 
 def load_base(
-    config: BaseModelConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    config: BaseModelConfig | Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Bundle:
     """The base model as `models.loading.load` gives it, `config.adapters` merged into its weights.
 
+    config: also the model's name, folder or file alone, as in `load_model("builtin:emoji")`.
     Raises AdapterError when one can't be read, is of another family or doesn't fit, beside what `load` raises.
     """
+    config = base_model_config(config)
     if not config.adapters:
         return load(config, device=device, dtype=dtype)
     return load(config, device=device, dtype=dtype, change=partial(_merge, config))

@@ -21,7 +21,8 @@ from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile
 from sdlora.adapters.files.writing import Export
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Precision
-from sdlora.config.mix import MixConfig, MixedAdapter
+from sdlora.config.given import Values, mix_config
+from sdlora.config.mix import MixConfig, MixedAdapter, parse_adapter
 from sdlora.models.detection import detect
 from sdlora.models.dtypes import DTYPES
 
@@ -35,12 +36,14 @@ class Made:
 
 
 def mix_adapters(
-    config: MixConfig, target: Path, *, force: bool = False, on_progress: OnProgress | None = None
+    config: MixConfig | Values, target: Path | str, *, force: bool = False, on_progress: OnProgress | None = None
 ) -> Made:
     """Mix adapters into a new file in kohya's layout, see `sdlora.adapters.algebra.mix.mix`.
 
+    config: also values, as in `mix_adapters({"adapters": ["ink.safetensors:0.8"]}, "new.safetensors")`.
     Raises AdapterError and ConfigError as that does, and when `target` exists and not `force`.
     """
+    config, target = mix_config(config), Path(target)
     refuse_overwriting(target, force)
     operands = load_operands(config.adapters, None if config.family == "auto" else config.family)
     base = open_base(config.base_model) if config.base_model is not None else None
@@ -55,31 +58,41 @@ def mix_adapters(
 
 
 def merge_adapters(
-    base: str,
-    adapters: Sequence[MixedAdapter],
-    target: Path,
+    base: Path | str,
+    adapters: Sequence[MixedAdapter | str],
+    target: Path | str,
     *,
     force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Merged:
-    """Bake adapters into a base model, see `merge.merge`. Raises what that and `open_base` raise."""
+    """Bake adapters into a base model, see `merge.merge`. Raises what that and `open_base` raise.
+
+    adapters: also as the command line spells them:
+    `merge_adapters("sd15.safetensors", ["ink.safetensors:0.8"], "new.safetensors")`.
+    """
+    base, target = str(base), Path(target)
+    wanted = [parse_adapter(one) if isinstance(one, str) else one for one in adapters]
     refuse_overwriting(target, force)
     model = open_base(base)
-    operands = load_operands(adapters, model.family, model.path.name)
+    operands = load_operands(wanted, model.family, model.path.name)
     return merge(model, operands, target, force=force, on_progress=on_progress)
 
 
 def extract_adapter(
-    tuned: str,
-    base: str,
-    target: Path,
+    tuned: Path | str,
+    base: Path | str,
+    target: Path | str,
     ranks: Ranks | None = None,
     *,
     precision: Precision = "fp16",
     force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Made:
-    """The difference of two models as a new adapter file, see `sdlora.adapters.algebra.extract.extract`."""
+    """The difference of two models as a new adapter file, see `sdlora.adapters.algebra.extract.extract`.
+
+    For example `extract_adapter("tuned.safetensors", "sd15.safetensors", "tuned-lora.safetensors")`.
+    """
+    tuned, base, target = str(tuned), str(base), Path(target)
     refuse_overwriting(target, force)
     ranks = ranks or Ranks()
     tuned_model, base_model = open_base(tuned), open_base(base)
@@ -95,7 +108,7 @@ def extract_adapter(
 
 def resize_adapter(
     source: Path | str,
-    target: Path,
+    target: Path | str,
     *,
     rank: int | None = None,
     energy: float | None = None,
@@ -104,7 +117,11 @@ def resize_adapter(
     force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Made:
-    """An adapter of another rank as a new file, see `resize.resize`; precision: by default its own."""
+    """An adapter of another rank as a new file, see `resize.resize`; precision: by default its own.
+
+    For example `resize_adapter("ink.safetensors", "ink-8.safetensors", rank=8)`.
+    """
+    target = Path(target)
     refuse_overwriting(target, force)
     file = read(source, family)
     file = with_family(file, common_family([file], family))

@@ -83,7 +83,7 @@ def possible_layers(family: FamilyName) -> Mapping[str, Layer]:
         for layer in found
         if layer.path.endswith(".conv1")
     ]
-    return {kohya_name(layer.part, layer.path, family): layer for layer in found} | layers(family)
+    return {kohya_name(layer.part, layer.path, family): layer for layer in found} | dict(layers(family))
 
 
 def kinds(name: str, family: FamilyName | None) -> set[Kind]:

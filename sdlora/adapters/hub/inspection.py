@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from sdlora.adapters.algebra.blocks import block_label, in_order
 from sdlora.adapters.algebra.derived import PROVENANCE
 from sdlora.adapters.files.metadata import LINEAGE
+from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile
 from sdlora.constants import MIB
 from sdlora.models.identity import sha256_of
@@ -127,8 +129,9 @@ class Inspection:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def inspect(file: AdapterFile) -> Inspection:
-    """Describe a file that was read."""
+def inspect(file: AdapterFile | Path | str) -> Inspection:
+    """Describe an adapter file, read already or by its path. Raises AdapterError when it can't be read."""
+    file = file if isinstance(file, AdapterFile) else read(file)
     modules = file.modules.values()
     tensors = [tensor for weights in modules for tensor in weights.factors.values()]
     tensors += [weights.dora_scale for weights in modules if weights.dora_scale is not None]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from sdlora.config.given import Values, train_config
 from sdlora.config.train import TrainConfig
 from sdlora.data.buckets import assign
 from sdlora.data.images import ImageRecord
@@ -18,15 +19,20 @@ from sdlora.data.scan_problems import refuse_missing_folders
 
 
 def check(
-    config: TrainConfig, folders: Sequence[Path] = (), *, on_progress: Callable[[int, int], None] | None = None
+    config: TrainConfig | Values | Path | str,
+    folders: Sequence[Path | str] = (),
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """The report on the folders (by default images.folder) as `config` would train them.
 
+    config: as for `train`; `check_dataset("sdxl_character.yaml", ["my_pictures"])`.
     validation.folder is read too, to find copies of training images in it. Memory holds figures, never pixels.
     on_progress: called with how much of the folders is read and how much there is.
     Raises DataError for a folder that doesn't exist or has no images.
     """
-    roots = tuple(folder.expanduser().absolute() for folder in (folders or config.images.all_folders))
+    config = train_config(config)
+    roots = tuple(Path(folder).expanduser().absolute() for folder in (folders or config.images.all_folders))
     refuse_missing_folders(roots)
     held_out = config.validation.folder
     if held_out is not None:

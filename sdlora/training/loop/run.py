@@ -18,7 +18,7 @@ from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.writing import Export, write_adapter, write_side_car
 from sdlora.adapters.live.self_test import self_test
-from sdlora.config.files import with_files_read
+from sdlora.config.given import Values, train_config
 from sdlora.config.interval import is_due
 from sdlora.config.train import TrainConfig
 from sdlora.errors import AdapterError, ConfigError, OutOfMemoryError, RunError, SdloraError, TrainingError
@@ -90,9 +90,14 @@ class _LastStep:
         """There is nothing to close."""
 
 
-def train(config: TrainConfig, sinks: Sequence[EventSink] = ()) -> RunResult:
-    """Train a new adapter. Everything that can be checked is checked before the run's folder or a model is touched."""
-    config = with_files_read(config)
+def train(config: TrainConfig | Values | Path | str, sinks: Sequence[EventSink] = ()) -> RunResult:
+    """Train a new adapter. Everything that can be checked is checked before the run's folder or a model is touched.
+
+    config: settings, or a preset's name, a YAML file, or values as they stand in one: `train("demo.yaml")`,
+    `train({"images": {"folder": "my_pictures"}, "captions": {"trigger": "ohwx"}})`.
+    Raises the SdloraError of what is wrong, with every problem at once.
+    """
+    config = train_config(config)
     images = check(config)
     workers = Workers(config.optimization.device)
     folder = workers.share(run_folder.create(config) if workers.is_main else None)
@@ -104,7 +109,7 @@ def train(config: TrainConfig, sinks: Sequence[EventSink] = ()) -> RunResult:
 
 
 def resume(
-    path: Path,
+    path: Path | str,
     sinks: Sequence[EventSink] = (),
     *,
     overrides: Sequence[str] = (),
@@ -117,6 +122,7 @@ def resume(
     Raises RunError when the run is complete, when another process trains it, and when images changed; ConfigError for
     a setting that can't change any more.
     """
+    path = Path(path)
     changed = changes.change(path, overrides) if overrides else []
     folder, config = run_folder.open_run(path)
     is_finished = folder.adapter(config.name).is_file()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from diffusers import UNet2DConditionModel
 
 from sdlora import disk
 from sdlora.adapters.live.layers import choose, layer_shape
+from sdlora.config.given import Values, train_config
 from sdlora.config.images import ImageFolder
 from sdlora.config.train import TrainConfig
 from sdlora.constants import GIB, LATENT_FACTOR, MIB
@@ -135,8 +137,12 @@ def dry_run(config: TrainConfig) -> DryRun:
         return DryRun(problems=problems_of(error))
 
 
-def summarise(config: TrainConfig) -> Summary:
-    """Check everything and count what the run would do. Raises the SdloraError of what is wrong."""
+def summarise(config: TrainConfig | Values | Path | str) -> Summary:
+    """Check everything and count what the run would do. Raises the SdloraError of what is wrong.
+
+    config: as for `train`, for example `summarise("demo.yaml")`.
+    """
+    config = train_config(config)
     images = check(config)
     model = detect(config.resolved_base_model)
     unet = unet_layout(config.base_model, model)
