@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +17,7 @@ from sdlora.cli.app import INTERRUPTED, app, console
 from sdlora.cli.guesses import SettingsCommand, named, what_to_train
 from sdlora.config import files, schema
 from sdlora.config.generate import GenerateConfig
+from sdlora.config.presets import as_typed
 from sdlora.config.train import TrainConfig
 from sdlora.constants import MIB
 from sdlora.errors import ConfigError
@@ -69,6 +70,7 @@ def train(
         return
     from sdlora.training.loop.run import train as train_adapter
 
+    _mention_unfinished(config)
     with _queue_goes_on(config.outputs.folder):
         _exit_like(train_adapter(config, sinks=[_terminal()]))
 
@@ -170,13 +172,16 @@ def cache_show(
 def cache_prune(
     keep_mib: Annotated[float | None, typer.Option(help="Keep the most recently used entries up to this size.")] = None,
     older_than_days: Annotated[float | None, typer.Option(help="Remove entries not used for so many days.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all entries; the next run encodes again.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Cache folder; by default the user's.")] = None,
 ) -> None:
-    """Remove cached entries by size or age; without an option all of them."""
+    """Remove cached entries by size or age."""
     from sdlora.data.cache import Cache, default_cache_folder
 
     max_bytes = None if keep_mib is None else int(keep_mib * MIB)
-    if max_bytes is None and older_than_days is None:
+    if everything == (max_bytes is not None or older_than_days is not None):
+        raise ConfigError("the command line", ["say what to remove: --keep-mib, --older-than-days, or --all"])
+    if everything:
         max_bytes = 0
     older_than = None if older_than_days is None else timedelta(days=older_than_days)
     removed = Cache(folder or default_cache_folder()).prune(max_bytes=max_bytes, older_than=older_than)
@@ -238,6 +243,32 @@ def _queue_goes_on(runs_folder: Path) -> Iterator[None]:
     queue.advance(runs_folder)
 
 
+def _mention_unfinished(config: TrainConfig) -> None:
+    """Say that a run with the very same settings was stopped or broke off: going on with it may be what was meant."""
+    from sdlora.launch.runs import list_runs
+    from sdlora.runs.folder import with_absolute_paths
+
+    wanted = with_absolute_paths(config)
+    for run in list_runs(config.outputs.folder):
+        state = run.state()
+        if state.status not in ("stopped", "failed", "crashed") or not state.step:
+            continue
+        with suppress(ConfigError):  # a damaged one is no candidate
+            if run.config() == wanted:
+                where = f"{_shown(run.folder)} is the same run, {state.status} at step {state.step}"
+                command = as_typed(["sdlora", "resume", _shown(run.folder)])
+                console.print(f"{where}: {command} goes on with it. This one begins anew beside it.", markup=False)
+                return
+
+
+def _shown(folder: Path) -> str:
+    """A folder as short as it can be typed here."""
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+
+
 def _exit_like(result: RunResult) -> None:
+    if result.outcome == "stopped":
+        console.print(f"to go on: {as_typed(['sdlora', 'resume', _shown(result.folder)])}", markup=False)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)

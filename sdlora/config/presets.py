@@ -116,6 +116,11 @@ def command_line(config: TrainConfig, preset: str) -> str:
     for name, value in flatten(config).items():
         if value != base[name]:
             arguments += ["--set", f"{name}={_on_one_line(value)}"]
+    return as_typed(arguments)
+
+
+def as_typed(arguments: Sequence[str]) -> str:
+    """A command as one types it into this system's terminal, quoted where that is needed."""
     return subprocess.list2cmdline(arguments) if os.name == "nt" else shlex.join(arguments)
 
 

@@ -43,13 +43,13 @@ class TerminalSink:
                 self._total_steps = event.total_steps
                 share = 100 * event.trainable_parameters / max(event.total_parameters, 1)
                 self._say(
-                    f"{event.name}: {event.total_steps} steps"
+                    f"{_plain(event.name)}: {event.total_steps} steps"
                     + (f", going on from step {event.first_step}" if event.first_step else "")
                 )
                 self._say(
                     f"trainable parameters: {event.trainable_parameters:,} of {event.total_parameters:,} ({share:.2f}%)"
                 )
-                self._say(f"run folder: {event.folder}")
+                self._say(f"run folder: {_plain(event.folder)}")
             case events.Progress():
                 self._advance(event.stage, event.done, event.total, "")
                 if event.done >= event.total:
@@ -68,9 +68,9 @@ class TerminalSink:
                     f"{100 * (event.relative_loss - 1):+.1f}% against the base model{best}"
                 )
             case events.CheckpointSaved():
-                self._say(f"step {event.step}: saved {event.path}")
+                self._say(f"step {event.step}: saved {_plain(event.path)}")
             case events.PreviewReady():
-                self._say(f"step {event.step}: previews " + ", ".join(event.paths))
+                self._say(f"step {event.step}: previews " + _plain(", ".join(event.paths)))
             case events.WarningRaised():
                 self._say(f"[yellow]warning:[/] {_plain(event.message)}")
             case events.Notice():
@@ -81,7 +81,7 @@ class TerminalSink:
                 self._finish("training")
                 self._say(f"[green]{event.reason}[/] at step {event.step} after {duration_in_words(event.seconds)}")
                 if event.adapter_path:
-                    self._say(f"adapter: {event.adapter_path}")
+                    self._say(f"adapter: {_plain(event.adapter_path)}")
             case events.RunFailed():
                 self._say(f"[red]failed[/] at step {event.step}: {_plain(event.message)}")
 

@@ -109,7 +109,11 @@ def test_epochs_that_accumulation_rounds_up_are_noted(cli, tiny_sd1: Path, tiny_
 
 def test_cache_can_be_shown_and_pruned(cli, tmp_path: Path) -> None:
     assert "0 entries" in cli("cache", "show", "--folder", str(tmp_path)).output
-    assert "removed 0 entries" in cli("cache", "prune", "--folder", str(tmp_path)).output
+    assert "removed 0 entries" in cli("cache", "prune", "--all", "--folder", str(tmp_path)).output
+    for options in ([], ["--all", "--keep-mib", "3"]):
+        refused = cli("cache", "prune", *options, "--folder", str(tmp_path))
+        assert refused.exit_code == 2
+        assert "say what to remove: --keep-mib, --older-than-days, or --all" in refused.output
 
 
 @pytest.mark.parametrize(

@@ -185,8 +185,8 @@ class DiskPlan:
             free = disk.free_bytes(cache_folder)
             return (
                 f"images.cache_folder: encoded images take up to {cache_bytes / MIB:,.0f} MiB, but the disk of "
-                f"{cache_folder} has {free / MIB:,.0f} MiB free. Make room (sdlora cache prune), choose another folder "
-                "or set images.cache=false"
+                f"{cache_folder} has {free / MIB:,.0f} MiB free. Make room (sdlora cache prune --all), choose another "
+                "folder or set images.cache=false"
             )
         return (
             f"outputs.folder: the run's folder takes up to {self.total_bytes / MIB:,.0f} MiB, of which a checkpoint "
