@@ -40,6 +40,9 @@ class PreviewsConfig(Section):
     file: Path | None = None
     """Instead: a file of such lines (.txt), or sd-scripts' .toml or .json prompt file."""
 
+    from_captions: int = Field(default=0, ge=0, le=16)
+    """Without prompts: take so many of the training captions, spread over the images, as they are trained."""
+
     negative: str = ""
     """Negative prompt."""
 

@@ -149,7 +149,7 @@ class RunHandle:
     def wants_previews(self) -> bool:
         """Whether its settings ask for any. Raises ConfigError when they are damaged."""
         previews = self.config().previews
-        return bool(previews.prompts or previews.file)
+        return bool(previews.prompts or previews.file or previews.from_captions)
 
     def previews(self) -> list[PreviewImage]:
         """All previews generated so far, by step and prompt."""

@@ -75,6 +75,11 @@ def parse_weights(caption: str) -> list[Span]:
     return _joined(spans)
 
 
+def literal(text: str) -> str:
+    """Text as a prompt spells it when its brackets mean themselves: `saber (fate)` becomes `saber \\(fate\\)`."""
+    return re.sub(r"([\\()\[\]])", r"\\\1", text)
+
+
 def _joined(spans: Sequence[Span]) -> list[Span]:
     joined: list[Span] = []
     for span in spans:

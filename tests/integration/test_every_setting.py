@@ -23,7 +23,7 @@ from sdlora.models.loading import load
 from sdlora.training.loop import prepare as preparing
 from sdlora.training.loop.trainer import Trainer
 from sdlora.training.loop.workers import Workers
-from sdlora.training.outputs.previews import planned
+from sdlora.training.outputs.previews import planned, with_captions
 from sdlora.training.preflight.checks import check
 from tests.support.emoji_adapters import random_adapter
 
@@ -164,6 +164,7 @@ PROMPT = ("previews.prompts=[a fox]",)
 PREVIEWED: dict[str, tuple[str, Sequence[str]]] = {
     "previews.prompts": ("[a fox]", ()),
     "previews.file": ("PROMPTS", ()),
+    "previews.from_captions": ("1", ()),
     "previews.negative": ("blurry", PROMPT),
     "previews.steps": ("9", PROMPT),
     "previews.guidance": ("3", PROMPT),
@@ -278,7 +279,8 @@ class Measuring:
         return self._known[overrides]
 
     def previewed(self, *overrides: str) -> object:
-        return planned(self.config(overrides))
+        config = self.config(overrides)
+        return planned(with_captions(config, check(config).trained))
 
 
 class _Losses:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdlora.config import files
+from sdlora.config.images import CaptionsConfig
+from sdlora.config.outputs import PreviewsConfig
 from sdlora.config.preview_prompts import PreviewPrompt, parse_preview, read_preview_file
+from sdlora.config.train import TrainConfig
+from sdlora.data.images import ImageRecord
 from sdlora.errors import ConfigError
-from sdlora.training.outputs.previews import planned
+from sdlora.training.outputs.previews import planned, with_captions
 
 LINE = "a fox in snow --n blurry, bad --w 768 --h 512 --d 42 --l 6.5 --s 20 --ss euler_a --am 0.8"
 ENTRY = {
@@ -95,3 +100,31 @@ def test_the_runs_settings_hold_where_a_line_says_nothing(tmp_path: Path) -> Non
     )
     assert (second.seed, second.guidance, second.steps, second.sampler) == (42, 6.5, 20, "Euler a")
     assert [preview.adapter_weight for preview in planned(config)] == [1.0, 0.8]
+
+
+def recorded(*captions: str, **more: Any) -> list[ImageRecord]:
+    one = CaptionsConfig(trigger="ohwx")
+    return [
+        ImageRecord(Path(f"{index}.png"), 64, 64, caption, str(index), 1, captions=one, **more)
+        for index, caption in enumerate(captions)
+    ]
+
+
+def prompts(config: PreviewsConfig, records: list[ImageRecord]) -> tuple[str, ...]:
+    return with_captions(TrainConfig(previews=config), records).previews.prompts
+
+
+def test_training_captions_become_prompts_as_they_are_trained() -> None:
+    records = recorded("a fox", "a fox", "an owl", "a castle (stone)", "a frog", "a bird")
+    assert prompts(PreviewsConfig(from_captions=2), records) == ("ohwx, a fox", r"ohwx, a castle \(stone\)")
+    assert prompts(PreviewsConfig(from_captions=1, prompts=("a car",)), records) == ("a car",)
+    assert prompts(PreviewsConfig(), records) == ()
+    assert prompts(PreviewsConfig(from_captions=2), recorded("a person", is_class=True)) == ()
+
+
+def test_a_caption_that_would_be_read_as_options_is_no_prompt() -> None:
+    assert prompts(PreviewsConfig(from_captions=2), recorded("a fox --n 5", "an owl")) == ("ohwx, an owl",)
+
+
+def test_more_captions_than_there_are_images_take_each_once() -> None:
+    assert prompts(PreviewsConfig(from_captions=5), recorded("a fox", "")) == ("ohwx, a fox", "ohwx")

@@ -18,6 +18,7 @@ from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.writing import Export, write_adapter, write_side_car
 from sdlora.adapters.live.self_test import self_test
+from sdlora.config import files
 from sdlora.config.given import Values, train_config
 from sdlora.config.interval import is_due
 from sdlora.config.train import TrainConfig
@@ -99,6 +100,7 @@ def train(config: TrainConfig | Values | Path | str, sinks: Sequence[EventSink] 
     """
     config = train_config(config)
     images = check(config)
+    config = previews.with_captions(config, images.trained)
     workers = Workers(config.optimization.device)
     folder = workers.share(run_folder.create(config) if workers.is_main else None)
     assert folder is not None
@@ -144,6 +146,10 @@ def resume(
     with _recorded(config, folder, sinks) as events:
         # Inside, so that a run that can't go on says so in its own log and events, where the page looks.
         images = check(config)
+        previewed = previews.with_captions(config, images.trained)
+        if previewed != config:  # a run that was only prepared so far, as the page and the queue do
+            config = previewed
+            atomic.write_text(folder.config, files.dump(config))
         for one in changed:
             events.notice(f"changed {one.sentence}")
         _compare_images(folder, images, events, accept_changes=accept_changes)

@@ -21,6 +21,7 @@ from sdlora.models.detection import Detection, detect
 from sdlora.models.dtypes import DTYPES
 from sdlora.models.layout import unet_layout
 from sdlora.training.inputs.images import RunImages
+from sdlora.training.outputs.previews import with_captions
 from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.dry_run import BucketSamples, DryRun, Figures, SummaryLine, problems_of
 from sdlora.training.preflight.memory import DiskPlan, MemoryEstimate, MemoryPlan, UNetShape, estimate
@@ -104,6 +105,8 @@ class Summary:
         count = f"{'at most ' if adapter.algorithm == 'lokr' else ''}{self.trainable_parameters:,}"
         where = "the UNet, and the text encoder's" if adapter.text_encoder else "the UNet"
         yield "adapter", f"{adapter.algorithm}, rank {adapter.rank}, {count} trainable parameters in {where}"
+        if prompts := with_captions(self.config, self.images.trained).previews.prompts:
+            yield "previews", "; ".join(prompts)
         yield "memory", f"about {self.memory.total_gib:.1f} GiB for the training steps (an estimate)"
         limit = self.config.captions.max_tokens
         yield "text", f"{len(self.long_captions)} captions over {limit} tokens" + cut_off(self.long_captions)
