@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from sdlora.cli.help import Commands
 from sdlora.version import __version__
 
 app = typer.Typer(
+    cls=Commands,
     name="sdlora",
     help="Train Stable Diffusion LoRA adapters whose files load everywhere; inspect, mix, merge and convert them.",
     no_args_is_help=True,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from sdlora import atomic
 from sdlora.cli.app import app, console
+from sdlora.cli.help import Commands
 from sdlora.cli.progress import progress
 from sdlora.cli.train import PresetOption, SetOption
 from sdlora.config import files
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from sdlora.data.fix.changes import Change
     from sdlora.data.lint.findings import Finding, Report
 
-dataset_app = typer.Typer(help="Check, fix and show a dataset before training on it.", no_args_is_help=True)
+dataset_app = typer.Typer(
+    cls=Commands, help="Check, fix and show a dataset before training on it.", no_args_is_help=True
+)
 app.add_typer(dataset_app, name="dataset")
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}

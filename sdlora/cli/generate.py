@@ -32,15 +32,19 @@ if TYPE_CHECKING:
 
 def _option(name: str, *spellings: str, metavar: str | None = None) -> Any:
     """The option of a setting, described by the setting itself."""
-    told = next(setting.description for setting in schema.settings(GenerateConfig) if setting.name == name)
+    setting = next(setting for setting in schema.settings(GenerateConfig) if setting.name == name)
+    default = "" if setting.default in (None, "", ()) else f" [default: {setting.default}]"
     # Square brackets are rich's markup.
-    return typer.Option(*spellings, help=told.replace("[", r"\["), metavar=metavar)
+    return typer.Option(*spellings, help=f"{setting.description}{default}".replace("[", r"\["), metavar=metavar)
 
 
 @app.command()
 def generate(
     request: Annotated[
-        Path | None, typer.Argument(metavar="[REQUEST.yaml]", help="A YAML file with settings; options overrule it.")
+        str | None,
+        typer.Argument(
+            metavar="[PROMPT|FILE.yaml]", help="A prompt, or a YAML file with settings; options overrule it."
+        ),
     ] = None,
     base: Annotated[str | None, _option("base_model.model", "--base")] = None,
     adapters: Annotated[
@@ -79,7 +83,13 @@ def generate(
 ) -> None:
     """Generate images from a prompt, with any number of adapters."""
     folders = adapter_folders or ()
-    values = files.read_yaml(request) if request is not None else {}
+    values: dict[str, Any] = {}
+    if request is not None and request.lower().endswith((".yaml", ".yml")):
+        values = files.read_yaml(Path(request))
+    elif request is not None and prompt is not None:
+        raise ConfigError("the command line", [f"the prompt is given twice: '{request}' and --prompt '{prompt}'"])
+    elif request is not None:
+        prompt = request
     if run is not None:
         values = schema.joined(values, run_settings(run))
     if repeated is not None:

@@ -12,13 +12,16 @@ import typer
 from rich.table import Table
 
 from sdlora.cli.app import app, console
+from sdlora.cli.help import Commands
 from sdlora.cli.train import PresetOption, SetOption
 
 if TYPE_CHECKING:
     from sdlora.launch.runs import RunHandle
     from sdlora.runs.state import RunState
 
-queue_app = typer.Typer(help="Let runs train one after the other in the background.", no_args_is_help=True)
+queue_app = typer.Typer(
+    cls=Commands, help="Let runs train one after the other in the background.", no_args_is_help=True
+)
 app.add_typer(queue_app, name="queue")
 
 RunsFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds the runs.")]

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from sdlora.cli.app import INTERRUPTED, app, console
 from sdlora.cli.guesses import SettingsCommand, named, what_to_train
+from sdlora.cli.help import Commands
 from sdlora.config import files, schema
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.presets import as_typed
@@ -28,10 +29,14 @@ if TYPE_CHECKING:
     from sdlora.training.loop.run import RunResult
 
 presets_app = typer.Typer(
-    help="List the presets that come with sdlora; `presets show NAME` prints one.", invoke_without_command=True
+    cls=Commands,
+    help="List the presets that come with sdlora; `presets show NAME` prints one.",
+    invoke_without_command=True,
 )
 app.add_typer(presets_app, name="presets")
-cache_app = typer.Typer(help="Show and prune the cache of encoded images and captions.", no_args_is_help=True)
+cache_app = typer.Typer(
+    cls=Commands, help="Show and prune the cache of encoded images and captions.", no_args_is_help=True
+)
 app.add_typer(cache_app, name="cache")
 
 PresetOption = Annotated[str | None, typer.Option("--preset", "-p", help="A preset's name, or a YAML file.")]
