@@ -14,6 +14,7 @@ from rich.table import Table
 from sdlora.cli.app import app, console
 from sdlora.cli.help import Commands
 from sdlora.cli.train import PresetOption, SetOption
+from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
     from sdlora.launch.runs import RunHandle
@@ -36,6 +37,7 @@ def runs(
     """List runs, newest first, and how they stand."""
     from sdlora.launch.runs import list_runs
 
+    _refuse_what_is_no_folder(folder)
     states = [(handle, handle.state()) for handle in list_runs(folder)]
     if as_json:
         typer.echo(json.dumps([{"folder": str(handle.folder), **asdict(state)} for handle, state in states], indent=2))
@@ -55,7 +57,6 @@ def queue_add(
 ) -> None:
     """Put a new run, or one that stands still, into the queue; it starts at once if nothing runs."""
     from sdlora.config import files
-    from sdlora.errors import ConfigError
     from sdlora.launch import queue
     from sdlora.launch.runs import find
 
@@ -75,6 +76,7 @@ def queue_list(folder: RunsFolder = RUNS) -> None:
     """Show what runs and what waits, next one first."""
     from sdlora.launch import queue
 
+    _refuse_what_is_no_folder(folder)
     found = queue.read(folder)
     _show([(handle, handle.state()) for handle in (*found.running, *found.waiting)])
     if not found.waiting:
@@ -110,6 +112,14 @@ def queue_start(folder: RunsFolder = RUNS) -> None:
     queue.hold(folder, is_held=False)
     for handle in queue.advance(folder):
         console.print(f"{handle.folder}: {handle.state().status}", markup=False)
+
+
+def _refuse_what_is_no_folder(folder: Path) -> None:
+    """A run's own folder, a file or a mistyped name must not read as "no runs"; the default may not be there yet."""
+    if (folder / "config.yaml").is_file():
+        raise ConfigError(str(folder), ["this is one run; give the folder that holds the runs"])
+    if folder != RUNS and not folder.is_dir():
+        raise ConfigError(str(folder), ["no such folder"])
 
 
 def _show(states: list[tuple[RunHandle, RunState]]) -> None:

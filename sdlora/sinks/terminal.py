@@ -13,11 +13,19 @@ _SMOOTHING = 0.95
 _PLAIN_LINES_PER_STAGE = 10
 
 
+class _LastingConsole(Console):
+    """A console whose reader may go away (`| head`): a run must not end with it, as rich would have it."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more."""
+        self.quiet = True
+
+
 class TerminalSink:
     """A rich progress bar with loss, learning rate, speed and memory; plain lines when output is not a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = console or _LastingConsole(stderr=True, highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

@@ -42,5 +42,5 @@ def test_help_shows_order_example_and_defaults(cli: Any) -> None:
     assert places == sorted(places)
     shown = cli("generate", "--help").output
     assert "Example: sdlora generate" in shown
-    assert "Sampling steps. [default: 25]" in shown
+    assert "[default: 25]" in shown
     assert "<bool>" not in cli("dataset", "edit", "--help").output.partition("--help")[0]

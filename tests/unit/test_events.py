@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sdlora.events import Event, EventStream, Notice, RunStarted, StepFinished, WarningRaised, parse_event
+from sdlora.events import (
+    CheckpointSaved,
+    Event,
+    EventStream,
+    Notice,
+    RunStarted,
+    StepFinished,
+    WarningRaised,
+    parse_event,
+)
 from sdlora.sinks.jsonl import JsonlSink
 from sdlora.sinks.terminal import TerminalSink
 
@@ -80,3 +89,21 @@ def test_terminal_shows_parameters_loss_and_warnings_in_plain_text() -> None:
     assert "trainable parameters: 10 of 1,000 (1.00%)" in text
     assert "training 2/2  loss 0.5000" in text
     assert "warning: odd [tag]" in text
+
+
+def test_a_run_outlives_whoever_read_its_output() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    sink = TerminalSink()
+    sink.console.file = Gone()
+    for _ in range(2):
+        sink.emit(Notice(message="loading"))
+    sink.close()
+
+
+def test_names_with_brackets_are_printed_whole() -> None:
+    sink = TerminalSink(Console(file=io.StringIO(), soft_wrap=True))
+    sink.emit(CheckpointSaved(step=1, path="runs/fox [v2]/[/]x"))
+    assert "runs/fox [v2]/[/]x" in sink.console.file.getvalue()  # type: ignore[attr-defined]
