@@ -168,11 +168,11 @@ def _without_browser(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not for the session: servers and image workers left over slow the tests behind them
 def start_server(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Server]]:
-    """Starts a server: `start_server(root=None, *arguments)`; all are ended with the session."""
+    """Starts a server: `start_server(root=None, *arguments)`; all are ended with the file."""
     pytest.importorskip("gradio", reason="the page needs gradio")
     servers: list[Server] = []
 
