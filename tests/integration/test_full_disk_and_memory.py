@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from sdlora.sinks.jsonl import JsonlSink
 from sdlora.training.loop import run as running
 from sdlora.training.loop.run import resume, train
 from sdlora.training.loss.loss_function import LossFunction
+from sdlora.training.outputs.checkpoint_state import _write_state
 from tests.integration.test_resume import weights_hash
 
 STEPS = 3
@@ -47,6 +49,29 @@ def configure(tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> Callable[...
 
 def refuse(number: int, path: Path | None = None) -> OSError:
     return OSError(number, os.strerror(number), *([str(path)] if path else []))
+
+
+class FillsUp(io.BytesIO):
+    """A disk with room for so many writes."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def write(self, data: Any) -> int:
+        self.room -= 1
+        if self.room < 0:
+            raise refuse(errno.ENOSPC)
+        return super().write(data)
+
+
+def test_the_disks_own_error_comes_out_of_every_write_of_a_checkpoint(tmp_path: Path) -> None:
+    state = {"adapter": {"a": torch.ones(3000)}, "optimizer": {}}
+    counted = FillsUp(10**6)
+    _write_state(state, counted)
+    for room in range(10**6 - counted.room):
+        with pytest.raises(OSError, match="No space left"):
+            _write_state(state, FillsUp(room))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ Forms: `emb_params` or `string_to_param` (AUTOMATIC1111), `clip_l` and `clip_g` 
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +113,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
         raise AdapterError(f"{path}: there is no such file")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # in bytes that are no pickle, torch's reader stumbles wherever it happens to be
         raise AdapterError(
             f"{path.name} is a pickle that holds more than plain tensors, or damaged: it is not opened, as that could "
             "run code. Convert it to .safetensors with the tool that made it"

@@ -52,7 +52,8 @@ def unpack(archive: Path, target: Path, limits: Limits | None = None) -> tuple[l
     limits = limits or Limits()
     try:
         with zipfile.ZipFile(archive) as opened:
-            entries = [entry for entry in opened.infolist() if not entry.is_dir()]
+            # Not `is_dir()`: that fails on an entry without a name.
+            entries = [entry for entry in opened.infolist() if not entry.filename.endswith("/")]
             _refuse_too_much(entries, target, limits)
             refused: dict[str, str] = {}
             wanted = list(_wanted(entries, refused))

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
@@ -26,9 +26,8 @@ def save(folder: RunFolder, step: int, state: dict[str, Any], write_adapter: Cal
     path = folder.checkpoint(step)
     with atomic.making_folder(path) as unfinished:
         write_adapter(unfinished)
-        # Into an open file: given a path, torch hides the disk's error behind one of its own.
         with (unfinished / STATE_FILE).open("wb") as file:
-            torch.save(state, file)
+            _write_state(state, file)
         sums = {file.name: _checksum(file) for file in sorted(unfinished.iterdir()) if file.is_file()}
         atomic.write_json(unfinished / _CHECKSUMS, sums)
     return Checkpoint(step, path)
@@ -65,6 +64,36 @@ def newest_sound(folder: RunFolder, tell: Callable[[str], None]) -> tuple[Checkp
             f"new run; what can still be read of an adapter file can be its start: adapter.start_from={found[-1].path}"
         )
     return None
+
+
+class _Remembering:
+    """A file that keeps the disk's error, which torch's zip writer hides behind one of its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """As the file does it."""
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """As the file does it."""
+        self.file.flush()
+
+
+def _write_state(state: dict[str, Any], file: BinaryIO) -> None:
+    remembering = _Remembering(file)
+    try:
+        torch.save(state, cast(IO[bytes], remembering))
+    except RuntimeError:
+        if remembering.error is not None:
+            raise remembering.error from None
+        raise
 
 
 def _damage(checkpoint: Checkpoint) -> str:
