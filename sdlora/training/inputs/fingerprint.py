@@ -58,6 +58,7 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[Difference]:
 
     def kinds() -> Iterator[Difference]:
         both = before.keys() & now.keys()
+        # What is gone here and has the same bytes elsewhere was moved; told as gone and new it would sound like a loss.
         moved = {before[path][0] for path in before.keys() - both}
         for what, names in (
             ("images are gone", before.keys() - now.keys()),

@@ -79,6 +79,7 @@ class PrecisionContext:
                 self._scaler.step(optimizer)
             # Also after a skipped step: that is when the scale has to come down.
             self._scaler.update()
+        # Spent: a second step without unscale_and_clip of its own would find it not finite and change nothing.
         self._norm = math.nan
         return is_finite
 

@@ -64,6 +64,7 @@ def training_facts(
         session_id=int(started),
         started=started,
         finished=time.time(),
+        # Names only: a path would tell the user's folders to everyone who gets the file.
         base_model_name=Path(config.base_model.model).name,
         base_model_hash=_file_hash(config.base_model.model),
         vae_name=Path(config.base_model.vae).name if config.base_model.vae else None,
