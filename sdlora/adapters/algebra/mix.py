@@ -184,6 +184,7 @@ def _thinned(name: str, updates: Sequence[LowRank], config: MixConfig) -> Tensor
     matrices = [update.matrix() for update in updates]
     with torch.random.fork_rng(devices=[]):
         # a seed by layer: what a layer becomes doesn't depend on the layers before it
+        # Not hash(), which Python salts anew in every process.
         torch.manual_seed(config.seed * 1_000_003 + sum(name.encode()))
         joined: Tensor = join(matrices, torch.ones(len(matrices), dtype=torch.float64), config.density)
     return joined

@@ -18,7 +18,7 @@ from sdlora.models.families import FAMILIES
 
 @dataclass(frozen=True)
 class DatasetFolder:
-    """One image folder as metadata names it."""
+    """One image folder as ss_dataset_dirs names it: never by its path."""
 
     name: str
     repeats: int
@@ -28,7 +28,7 @@ class DatasetFolder:
 
 @dataclass(frozen=True)
 class BucketFacts:
-    """How many images (with repeats) are trained at one size."""
+    """How many images (repeats counted) are trained at one size, for ss_bucket_info."""
 
     width_px: int
     height_px: int

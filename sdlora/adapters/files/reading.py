@@ -68,6 +68,7 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     if problems:
         listed = "\n  ".join(problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else []))
         raise AdapterError(f"{path.name} can't be used:\n  {listed}")
+    # Not the hash in the metadata: tools that change tensors often leave the old one there.
     model_hash = content_hash(path)
     notes = [*found.notes, *_scale_notes(modules, keys.layout, settings)]
     if metadata.get("sshs_model_hash", model_hash) != model_hash:
@@ -122,6 +123,7 @@ def _layers(
     for name, own in found.names.items():
         given = grouped[name]
         if own in modules or own in vectors:
+            # Two spellings of one layer: adding both would double it, and to choose one would be a guess.
             problems.append(f"{name} and another key both mean {own}")
             continue
         try:

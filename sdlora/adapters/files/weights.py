@@ -92,6 +92,7 @@ class ModuleWeights:
             return torch.Size((self.factors["b1"].shape[0], self.factors["b2"].shape[1], *down.shape[2:]))
         if self.algorithm not in formulas.PRODUCTS:
             return None
+        # Tensors without data: the very formulas that compute an update tell its shape, at no cost.
         bare = {name: tensor.to("meta") for name, tensor in self.factors.items()}
         return formulas.PRODUCTS[self.algorithm](bare).shape
 
@@ -144,6 +145,7 @@ class ModuleWeights:
         """The same LoRA with lora_mid multiplied into lora_down [r,in,k,k]; anything else unchanged."""
         if "lora_mid" not in self.factors:
             return self
+        # In half precision this product would round what the file holds exactly.
         precise = torch.promote_types(self.factors["lora_down"].dtype, torch.float32)
         down = formulas.joined_down(self.factors["lora_down"].to(precise), self.factors["lora_mid"].to(precise))
         return replace(self, factors={"lora_down": down, "lora_up": self.factors["lora_up"]})

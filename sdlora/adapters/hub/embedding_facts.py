@@ -86,5 +86,6 @@ def embedding_facts(embedding: Embedding, base: str | None = None) -> EmbeddingF
 def _nearest(vectors: Tensor, table: Tensor, words: list[str]) -> list[list[str]]:
     if len(table) < len(words):
         raise ModelError(f"the base model's vocabulary has {len(table)} words, not {len(words)}")
+    # Some models have more rows than the vocabulary has words: what was added has no word to show.
     angles = normalize(vectors, dim=1) @ normalize(table[: len(words)].float().cpu(), dim=1).T
     return [[words[number].removesuffix("</w>") for number in row] for row in angles.topk(_NEAREST).indices.tolist()]
