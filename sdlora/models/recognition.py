@@ -46,6 +46,7 @@ _OTHER_MARKS = {
 def recognise_header(header: Header) -> FamilyName:
     """The family of a single-file model. Raises ModelError for anything else, naming what it looks like."""
     names, path = header.shapes, header.path
+    # LoRA marks first: a file of an adapter for another model should still be told as a LoRA.
     if any(mark in name for name in names for mark in _LORA_MARKS):
         raise ModelError(
             f"{path}: this is a LoRA file, not a base model; use adapter.start_from to go on training it, and give the "

@@ -158,6 +158,7 @@ class Grid:
         from sdlora.generation.request.requests import resolve
 
         problems: dict[str, None] = {}
+        # One cell of each kind: 400 cells that differ in seeds alone need no 400 looks at the same files.
         for alike in _grouped(self._cells, lambda config: config.model_dump_json(exclude=_CANNOT_FAIL)):
             try:
                 resolve(alike[0].config)
@@ -226,6 +227,7 @@ def _new_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
+        # mkdir claims the number: of two grids that begin at once each gets its own.
         try:
             (folder / f"grid-{number:04d}").mkdir()
             return folder / f"grid-{number:04d}"

@@ -118,6 +118,7 @@ def _parse_until(text: str, start: int, stops: str) -> tuple[_Sequence, int]:
     while position < len(text):
         character = text[position]
         if character == "\\" and position + 1 < len(text):
+            # Kept with its backslash: the grammar of weights reads the text after this one and must see it as escaped.
             plain.append(text[position : position + 2])
             position += 2
             continue

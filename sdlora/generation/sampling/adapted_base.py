@@ -48,6 +48,8 @@ class _Piece:
         if isinstance(layer, nn.Conv2d):
             geometry = (layer.stride, layer.padding, layer.dilation)
             inner = functional.conv2d(given, self.down, None, *geometry)  # type: ignore[arg-type]
+            # A 1x1 convolution behind the strided one: only the first sees neighbours, so only it has the layer's
+            # geometry.
             target.add_(inner if self.up is None else functional.conv2d(inner, self.up))
         else:
             target.add_(functional.linear(given, self.down))
@@ -170,6 +172,7 @@ class AdaptedBase:
             layer = self._layers[name]
             weight = layer.weight.detach()
             merged = weight.float().flatten(1)
+            # float() gives an fp32 weight itself, and the layer's own must stay as it is.
             merged = merged.clone() if merged.data_ptr() == weight.data_ptr() else merged
             for adapter in adapters:
                 if strength := adapter.strength(name):
@@ -179,6 +182,7 @@ class AdaptedBase:
                     else:
                         merged.addmm_(update.up.float().flatten(1), update.down.float().flatten(1), alpha=strength)
             self._originals[name] = weight
+            # Copied into empty_like, which keeps channels innermost; a cast of the sum would lose that.
             layer.weight.data = torch.empty_like(weight).copy_(merged.view(weight.shape))
         self._merged = conditional
         # the layers' own weights are not needed until the next change; from a mapped file they can be read again

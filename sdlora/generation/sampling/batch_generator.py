@@ -143,6 +143,7 @@ class BatchGenerator:
 
         def put_on(share: float) -> None:
             nonlocal present
+            # Adapters of a share of the steps come and go here; most requests change nothing after the first call.
             active = [tuple(one for one in own if one.start <= share < one.end) for own in sets]
             signatures = [_signature(own) for own in active]
             if signatures == present:

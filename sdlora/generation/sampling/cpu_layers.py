@@ -84,6 +84,7 @@ def _by_head(projected: Tensor, heads: int) -> Tensor:
 
 
 def _attend(query_GND: Tensor, key_GMD: Tensor, value_GMD: Tensor, scale: float) -> Tensor:
+    # With beta 0 nothing of this is read, but baddbmm wants it; for that it scales without a pass of its own.
     nothing = query_GND.new_empty(1, 1, 1).expand(len(query_GND), query_GND.shape[1], key_GMD.shape[1])
     scores_GNM = torch.baddbmm(nothing, query_GND, key_GMD.transpose(1, 2), beta=0, alpha=scale)
     return torch.bmm(scores_GNM.softmax(dim=-1), value_GMD)

@@ -135,6 +135,7 @@ class AdapterPool:
         if not path.is_file():
             raise AdapterError(f"{path}: there is no such file")
         status = path.stat()
+        # Size and time too: a file that is written anew under its name is another adapter.
         key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
         if key not in self._kept:
             self._kept[key] = self._load(path, key)
@@ -175,6 +176,7 @@ class AdapterPool:
         warnings = notes_of([file])
         if unplaced := len(set(file.layer_names) - updates.keys() - vectors.keys()):
             warnings.append(f"{path.name}: {unplaced} of {len(file.layer_names)} layers have no place in this model")
+        # Without the file's tensors, which would be held a second time.
         return LoadedAdapter(replace(file, modules={}, vectors={}), key, updates, tuple(warnings), vectors)
 
     def _update(self, name: str, weights: ModuleWeights, shape: torch.Size, source: str) -> Update:

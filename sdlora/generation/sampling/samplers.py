@@ -62,6 +62,7 @@ def make_scheduler(sampler: Sampler, schedule: NoiseSchedule, steps: int, device
         "trained_betas": (1 - alpha_bar_T / previous_T).tolist(),
         "prediction_type": schedule.prediction,
         "timestep_spacing": "linspace",
+        # One step off 0, as in the scheduler configs of all Stable Diffusion models.
         "steps_offset": 1,
         **settings,
     }
