@@ -26,7 +26,9 @@ _FORMAT = 2
 """Part of every key: a change of how entries are made starts afresh."""
 _CHECKSUM = "checksum"
 _SHARD = re.compile(r"[0-9a-f]{2}")
+# Reading must not write to the disk each time; for pruning, ten minutes are exact enough.
 _USE_NOTED_SECONDS = 600.0
+# No entry takes an hour to write, so what is older was left by a process that died.
 _ABANDONED_SECONDS = 3600.0
 
 

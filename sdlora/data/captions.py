@@ -51,6 +51,7 @@ def variants(caption: str, config: CaptionsConfig, limit: int = 64) -> list[str]
     texts = [_one_line(caption, config)]
     if config.wildcards:
         lines = _lines(caption) or [""]
+        # Counted before they are made: a few braces with a few words each have millions of combinations.
         if sum(_count_alternatives(line) for line in lines) > limit:
             return None
         texts = [text for line in lines for text in _all_alternatives(line)]

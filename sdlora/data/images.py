@@ -74,6 +74,7 @@ class ImageRecord:
     """SHA-256 of the mask file's bytes, or empty."""
     alternatives: tuple[tuple[str, float], ...] = ()
     """Other captions of the image, each with its chance to be trained instead."""
+    # Without a hash, as it holds dictionaries; path and content tell records apart well enough.
     captions: CaptionsConfig = field(default=CaptionsConfig(), hash=False)
     """How its captions are trained: the run's settings with its folder's own."""
     resolutions: tuple[int, ...] = ()
@@ -326,6 +327,7 @@ def _unused(listing: Listing, captions: CaptionsConfig) -> dict[Path, str]:
     unused = dict(listing.left_out)
     stems = {path.with_suffix("") for path in listing.pictures}
     read = {*listing.pictures, *listing.masks.values()}
+    # The longest first: a-short.txt ends in .txt, too, and must be read as the -short.txt that is asked for.
     endings = sorted((captions.extension, *captions.alternatives), key=len, reverse=True)
     for path in listing.files:
         if path in read or path.name in METADATA_FILES or path.suffix.lower() in _COMPANIONS:

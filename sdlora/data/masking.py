@@ -28,6 +28,7 @@ from sdlora.models.source import is_hub_name
 
 ALPHA = "alpha"
 _HUB_FILES = ("onnx/model.onnx", "model.onnx")
+# Means and deviations that the networks were trained with: most on ImageNet's, isnet and RMBG on plain halves.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CENTRED = ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
 _CENTRED_KINDS = ("isnet", "rmbg")
@@ -94,6 +95,7 @@ def make_masks(
             changes = changes or ChangeSet.begin(folder)
             what = f"{100 * numpy.asarray(mask).mean() / 255:.0f} % of {picture.name} is trained"
             _apply(changes, Change(("mask",), target, partial(_as_png, mask), what))
+            # A mask of another file type would still be found, and could be the one that counts.
             if old is not None and old != target:
                 _apply(changes, Change(("mask",), old, None, "the mask before"))
             done.add(target)

@@ -144,6 +144,7 @@ def _csv_rows(text: str) -> Iterator[Row]:
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     parquet = open_parquet(path)
+    # No other column is read: one with the images themselves would be gigabytes.
     columns = [name for name in ("file_name", *CAPTION_COLUMNS, "loss_weight") if name in parquet.schema_arrow.names]
     number = 0
     for batch in parquet.iter_batches(columns=columns):

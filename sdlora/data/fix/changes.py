@@ -148,6 +148,7 @@ def _new_change_set(folder: Path) -> Path:
 
 
 def _target(path: Path, folder: Path) -> Path:
+    # Resolved up to its folder alone: of a link we want to see that it is one.
     target = path.parent.resolve() / path.name
     if not target.is_relative_to(folder) or target.is_symlink():
         raise DataError(f"{path} is a link or lies outside {folder}, so nothing was changed: go where it really lies.")

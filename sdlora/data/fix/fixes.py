@@ -201,6 +201,7 @@ def _written(image: Path, draft: _Draft, renamed_from: Path | None) -> Iterator[
     rules = tuple(draft.rules)
     content = draft.text.encode("utf-8")
     if renamed_from is not None:
+        # Where nothing but the name is wrong, every byte stays, line ends included.
         if draft.rules == ["caption-extension"]:
             content = renamed_from.read_bytes()
         yield Change(rules, renamed_from, None, f"becomes {target.name}")

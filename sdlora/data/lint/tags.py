@@ -10,9 +10,9 @@ from sdlora.config.images import CaptionsConfig
 from sdlora.data.captions import joint, split_tags
 
 _SHORTEST = 5
+"""Shorter words differ by a letter too often without being misspelt (cat, car)."""
 _LONGEST = 100
 """Letters of a tag that is compared with others: a sentence is no tag, and each letter costs a copy of it."""
-"""Shorter words differ by a letter too often without being misspelt (cat, car)."""
 _TIMES_RARER = 5
 
 

@@ -124,6 +124,7 @@ def _wanted(
         parts = safe_parts(entry.filename)
         if parts is None:
             refused[entry.filename] = "its name leads out of the folder"
+        # The upper half of the attributes is the mode that Unix gave the file.
         elif stat.S_ISLNK(entry.external_attr >> 16):
             refused[entry.filename] = "it is a link"
         elif parts:
