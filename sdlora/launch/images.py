@@ -117,6 +117,7 @@ class ImageQueue:
         self._training = training
         self._idle_seconds = idle_seconds
         self._command = command
+        # Reentrant: what a finished request sets off (the next one, the end of the worker) locks again.
         self._lock = threading.RLock()
         self._numbers = count(1)
         self._requests: dict[int, ImageRequest] = {}
@@ -243,6 +244,7 @@ class ImageQueue:
         return Generate(id=str(request.id), config=config, preview_path=str(preview))
 
     def _add(self, request: ImageRequest, message: Generate, wait: bool) -> int:
+        # Before the lock is taken: it looks at the disk.
         waits = wait and self._training() is not None
         with self._lock:
             if self._is_closed:

@@ -89,6 +89,7 @@ def advance(runs_folder: Path) -> list[RunHandle]:
     A run that can't be started (its folder is gone, it runs already, its configuration is damaged) leaves the queue.
     """
     runs_folder = runs_folder.resolve()
+    # Without the lock: this is asked every second and nearly always answered here.
     if not queue_file.names(runs_folder):
         return []
     with queue_file.lock(runs_folder):

@@ -104,6 +104,7 @@ class RunWatch:
     def curves(self, handle: RunHandle) -> Curves:
         """Everything a run has told so far; only what is new is read."""
         with self._lock:
+            # Taken out and put in again, so that the ones looked at longest ago come first.
             known = self._curves.pop(handle.folder, None) or Curves()
             stamp = stamp_of(handle.files.events)
             if known.offset > (stamp[1] if stamp else 0):  # another run of this name, or its log was replaced

@@ -18,6 +18,7 @@ from sdlora.file_memory import FileMemory
 from sdlora.library.listing import SUFFIX, ListedFile, list_files
 from sdlora.library.names import resolve, unique_names
 
+# Goes up when more is read of a file, so that all are described anew.
 _FORMAT = 2
 _COMPARED_BYTES = MIB
 

@@ -121,6 +121,7 @@ def smoothed(steps: Sequence[int], values: Sequence[float], amount: float, limit
         reach = np.arange(-math.ceil(3 * width), math.ceil(3 * width) + 1)
         kernel = np.exp(-0.5 * (reach / width) ** 2)
         weight = np.convolve(np.ones(len(means)), kernel)
+        # convolve's own mode `same` gives the kernel's length where that is the longer one.
         cut = slice(len(reach) // 2, len(reach) // 2 + len(means))
         means = np.convolve(means, kernel)[cut] / weight[cut]
     return [(float(step), float(mean)) for step, mean in zip(positions, means, strict=True)]

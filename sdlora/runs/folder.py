@@ -106,6 +106,7 @@ class RunFolder:
         taken: set[Request] = set()
         for request in wanted:
             try:
+                # Removing is taking: a request that is made again meanwhile is a new file and is not lost.
                 (self.requests / request).unlink()
             except FileNotFoundError:
                 continue
