@@ -91,6 +91,7 @@ def resume(
     from sdlora.launch import queue, runs
     from sdlora.training.loop.run import resume as resume_run
 
+    # Begun by hand it no longer waits for its turn.
     queue.remove(runs.find(run))
     with _queue_goes_on(run.expanduser().resolve().parent):
         sinks = [] if quiet else [_terminal()]

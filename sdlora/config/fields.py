@@ -114,6 +114,7 @@ def read(field: Field, shown: Any) -> Any:
     if field.kind == "flag":
         return bool(shown)
     if field.kind == "number":
+        # A whole number beyond 2**53 is no longer the one that was typed, and is left for the check to name.
         return int(shown) if isinstance(shown, float) and shown.is_integer() and abs(shown) < 2**53 else shown
     if field.kind == "choice":
         by_spelling = {_spell(choice): choice for choice in field.choices}
@@ -251,6 +252,7 @@ def _step(parts: Sequence[Any], default: Any, bounds: Mapping[str, float]) -> fl
     if float not in parts:
         return bounds.get("multiple_of", 1)
     if isinstance(default, float) and default > 0:
+        # A tenth of the default's own power of ten: 1e-5 for 1e-4.
         return float(10.0 ** (math.floor(math.log10(default)) - 1))
     return 0.05 if max(bounds.get("le", 2), bounds.get("lt", 2)) <= 1 else 0.1
 

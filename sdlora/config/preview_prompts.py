@@ -61,6 +61,7 @@ class PreviewPrompt:
 
 def parse_preview(line: str) -> PreviewPrompt:
     """The prompt and its options. Raises ValueError that names every option that can't be read."""
+    # With a blank in front, so that a line that begins with an option has an empty prompt.
     prompt, *options = _OPTION.split(f" {line.strip()}")
     values: dict[str, Any] = {}
     problems = []

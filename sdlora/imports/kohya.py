@@ -207,6 +207,7 @@ def _adapter_kind(settings: Mapping[str, Any], result: Translation) -> set[str]:
     if kind.lower() not in _LORA_TYPES:
         result.change("LoRA_type", kind, "has no counterpart, so a plain LoRA is trained")
     algorithm, layers = _LORA_TYPES.get(kind.lower(), _LORA_TYPES["standard"])
+    # 0 there means that convolutions get no adapter.
     if layers == "all+conv" and settings.get("conv_dim") in (0, "0"):
         layers = "all"
     preset = settings.get("LyCORIS_preset")
@@ -300,6 +301,7 @@ def _steps(settings: Mapping[str, Any], result: Translation) -> set[str]:
     result.put("optimization.steps", None if epochs else steps)
     schedule = settings.get("lr_scheduler")
     share, number_of = some(settings.get("lr_warmup")), some(settings.get("lr_warmup_steps"))
+    # kohya_ss counts lr_warmup in per cent of the run.
     warmup = number_of if number_of else share / 100 if share else None
     if warmup and schedule == "constant":
         result.lose("lr_warmup", warmup, "the scheduler 'constant' has no warm-up there either")
@@ -356,6 +358,7 @@ def _logging(settings: Mapping[str, Any], result: Translation) -> set[str]:
 def _words(value: Any) -> list[str]:
     if isinstance(value, (list, tuple)):
         return [str(one) for one in value]
+    # shlex reads backslashes as escapes, but these are Windows paths.
     return shlex.split(str(value or "").replace("\\", "/"))
 
 
