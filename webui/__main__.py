@@ -39,6 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--no-browser", action="store_true", help="don't open a browser window")
     options = parser.parse_args(arguments)
+    # `all` asks for both halves; only the first colon parts them, so a password may hold more.
     if options.auth is not None and not all(options.auth.partition(":")[::2]):
         parser.error("--auth: write it as user:password")
     if not is_local(options.host) and options.auth is None:
@@ -83,6 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     if find_spec("gradio") is None:
         print(f"sdlora: {MissingPackageError('the page', 'gradio', 'webui')}", file=sys.stderr)  # noqa: T201
         return 2
+    # Importing Gradio takes seconds; told before it, the address is on the terminal at once.
     print(f"sdlora: {address(options.host, options.port)} (starting)", flush=True)  # noqa: T201
     from webui.app import serve
     from webui.workspace import Workspace

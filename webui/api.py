@@ -111,6 +111,7 @@ def add_image_endpoints(context: Context) -> None:
 
 
 def _offer(function: Callable[..., Any]) -> None:
+    # With the page's limit of one, a call that waits minutes for its images would hold up every other.
     gr.api(handler(function), api_name=function.__name__, concurrency_limit=None)
 
 

@@ -40,12 +40,14 @@ TABS = (
     ("generate", "Generate", generate.build),
     ("settings", "Settings", settings.build),
 )
+# None is a value that a field can be left with, so "never set" needs a value of its own.
 _NEVER_SET = object()
 
 
 def build(workspace: Workspace, services: Services | None = None) -> gr.Blocks:
     """The whole page for one workspace, not yet served. services: what its server asks too."""
     workspace.prepare()
+    # Served from where they lie; anything else Gradio would first copy into its own cache, each picture once more.
     gr.set_static_paths([workspace.thumbnails, workspace.outputs])
     services = services or Services(workspace, PageState(workspace.state))
     with gr.Blocks(title="sdlora", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
@@ -94,12 +96,15 @@ def served(
         css_paths=list(theme.STYLES),
         js=theme.SCRIPT.read_text(encoding="utf-8"),
         head=f"<script>{theme.SHARED.read_text(encoding='utf-8')}{services.scripts}</script>",
+        # Pictures, previews, adapter files of runs and downloads; datasets are seen as thumbnails, and models never
+        # leave.
         allowed_paths=[
             str(folder) for folder in (workspace.outputs, workspace.runs, workspace.thumbnails, workspace.exports)
         ],
         max_file_size="512mb",
         run_history=False,
         enable_monitoring=False,
+        # What went wrong is told by `webui.context.handler`; the rest, with its paths, belongs in the log.
         show_error=False,
         footer_links=["api"],
         ssr_mode=False,
@@ -121,7 +126,9 @@ def serve(
     user, _, password = (auth or "").partition(":")
     login = Login(user, password) if auth else None
     page, application = served(workspace, host=host, allowed_hosts=allowed_hosts, login=login)
+    # Gradio speaks plain HTTP (server-sent events), so nothing has a use for WebSockets.
     server = uvicorn.Server(uvicorn.Config(application, host=host, port=port, log_level="warning", ws="none"))
+    # Off the main thread uvicorn leaves the signals alone: they are answered in `_wait_for_the_end`.
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
@@ -132,6 +139,7 @@ def serve(
         webbrowser.open(f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}")  # noqa: S104
     print("sdlora: ready; Ctrl-C ends the page, runs go on", flush=True)  # noqa: T201
     _wait_for_the_end()
+    # Without force the server would wait for the streams of every page that is still open.
     server.force_exit = server.should_exit = True
     thread.join(timeout=5)
     page.close(verbose=False)

@@ -95,6 +95,7 @@ class Context:
 
 def handler(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a handler: our own errors reach the person as a message, others too, with the traceback in the log only."""
+    # Called plainly, a generator function only makes the generator: its errors come later, outside of that `with`.
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
@@ -133,6 +134,7 @@ def _errors_as_messages(name: str) -> Iterator[None]:
     except gr.Error:
         raise
     except SdloraError as error:
+        # Gradio would print the traceback too, though this is a person's mistake and no fault of the program.
         raise gr.Error(as_message(str(error)), print_exception=False) from None
     except Exception as error:
         log.exception("%s failed", name)

@@ -16,5 +16,6 @@ def download_button(label: str, make: Callable[..., Path], inputs: Any, element_
     button = gr.Button(label, elem_id=element_id, size="sm", **options)
     file = gr.DownloadButton(label, elem_id=f"{element_id}-file", elem_classes="off-page")
     fetch = f"() => document.querySelector('#{element_id}-file')?.click()"
+    # Two steps: the browser can only fetch what the hidden button points to, and that file is made by the first.
     button.click(handler(make), inputs, file, **PRIVATE).success(None, None, None, js=fetch, **PRIVATE)
     return button

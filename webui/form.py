@@ -122,6 +122,7 @@ def _component(field: Field, suggestions: Suggestions | None, element_id: str, o
     }
     if suggestions is not None:
         return gr.Dropdown(**{"choices": list(suggestions), "allow_custom_value": True, **common})
+    # Not filterable: what is typed into a list of few fixed choices could only be refused.
     if field.kind == "choice":
         return gr.Dropdown(**{"choices": field.spelled_choices, "filterable": False, **common})
     if field.kind == "flag":

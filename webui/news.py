@@ -39,6 +39,8 @@ class News:
             self._safely(act)
         stamps = [self._safely(stamp) for stamp in self.stamps.get(tab, ())]
         told = self._safely(self.status) or Told()
+        # Hashes of texts hold within one process only: after a restart open pages see another stamp and fetch
+        # everything.
         return {"status": told, "stamp": str(hash(tuple(stamps)))}
 
     def _safely(self, act: Callable[[], object]) -> object:

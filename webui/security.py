@@ -55,6 +55,7 @@ _POLICY = "; ".join(
 )
 
 
+# Sent with every answer, those to refused requests too: no sniffing, framing or reading by other origins.
 _PROTECTIVE = (
     (b"x-content-type-options", b"nosniff"),
     (b"cross-origin-resource-policy", b"same-origin"),
@@ -75,6 +76,7 @@ def known_hosts(bound: str, allowed: Iterable[str] = ()) -> Callable[[str], bool
         return lambda host: host in names
     names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
+    # A rebinding attack needs a name that resolves elsewhere first; an address written out can't be redirected.
     def knows(host: str) -> bool:
         if host in names:
             return True
@@ -92,6 +94,7 @@ class Login:
 
     user: str
     password: str
+    # Not the wall clock: setting the machine's time must neither end sessions nor cut a wait short.
     clock: Callable[[], float] = time.monotonic
     _sessions: dict[str, float] = field(default_factory=dict)
     """Token to the time it ends."""
@@ -100,6 +103,7 @@ class Login:
 
     def accepts(self, user: str, password: str) -> bool:
         """Whether both are right, in a time that tells nothing about how nearly."""
+        # Both are always compared: an answer that came sooner for a wrong name would tell which names are right.
         right = [hmac.compare_digest(a.encode(), b.encode()) for a, b in ((user, self.user), (password, self.password))]
         return all(right)
 
@@ -113,8 +117,10 @@ class Login:
         count = self._failures.get(address, (0, 0.0))[0] + 1
         rounds = count // _FREE_TRIES
         wait = 0.0 if count % _FREE_TRIES else min(_FIRST_WAIT_SECONDS * 2 ** (rounds - 1), _LONGEST_WAIT_SECONDS)
+        # Taken out and put in again, an address is the newest; the oldest are those that the bound below forgets.
         self._failures.pop(address, None)
         self._failures[address] = (count, self.clock() + wait)
+        # One entry an address that ever failed would let whoever has many addresses fill the memory.
         while len(self._failures) > _MOST_ADDRESSES:
             self._failures.pop(next(iter(self._failures)))
 
@@ -151,6 +157,7 @@ class Guard:
             return
         if scope["type"] != "http":
             return  # nothing here speaks anything else; a closed connection is the answer
+        # Header names arrive in any case, their values as bytes that HTTP reads as Latin-1.
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if problem := self._foreign(scope, headers):
             await _answer(send, 403, {"error": problem})
@@ -166,6 +173,7 @@ class Guard:
         site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
         if origin is not None and not _is_same(origin, host):
             return f"requests from {origin} are refused; only this page may use the server"
+        # Older browsers say nothing about the site and programs never do; "none" is an address typed by hand.
         if site in (None, "same-origin", "none"):
             return None
         is_visit = headers.get(b"sec-fetch-mode") == "navigate" and headers.get(b"sec-fetch-dest") == "document"
@@ -221,6 +229,7 @@ class Guard:
         if wants_page:
             await _answer(send, 303, {}, [(b"location", b"/"), cookie])
         else:
+            # What Gradio's own login answers, for clients written for that.
             await _answer(send, 200, {"success": True}, [cookie])
 
     def _basic(self, login: Login, address: str, headers: dict[bytes, str]) -> bool:
@@ -252,6 +261,7 @@ def _host_name(host: str) -> str | None:
 
 def _is_same(origin: str, host: str) -> bool:
     """Whether an Origin header is the page's own; its scheme may be a proxy's https."""
+    # Behind a proxy that ends TLS the page's origin says https while this server sees http.
     parts = urlsplit(origin)
     return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
 
@@ -265,6 +275,7 @@ def _cookie(header: str) -> str:
 
 
 def _set_cookie(token: str, scope: Scope, headers: dict[bytes, str]) -> bytes:
+    # A Secure cookie over plain http would never come back, and nobody could log in.
     is_secure = scope.get("scheme") == "https" or headers.get(b"x-forwarded-proto") == "https"
     seconds = _SESSION_SECONDS if token else 0
     text = f"{COOKIE}={token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax" + ("; Secure" if is_secure else "")
@@ -277,6 +288,7 @@ def _with_headers(send: Send, path: str) -> Send:
     async def sending(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             kept = [
+                # Gradio's CORS headers would let pages of other origins read the answers.
                 (name, value)
                 for name, value in message.get("headers", [])
                 if not name.lower().startswith(b"access-control-") and name.lower() != b"content-security-policy"
@@ -293,6 +305,7 @@ def _with_headers(send: Send, path: str) -> Send:
 
 
 async def _body(receive: Receive) -> bytes:
+    # Whoever sends this isn't logged in yet, so the size is bounded; a longer form counts as an empty one.
     content = b""
     while len(content) <= _LARGEST_LOGIN_BYTES:
         message = await receive()

@@ -40,6 +40,7 @@ class Services:
     def images(self) -> ImageQueue:
         """The requests for images; no process is started before the first of them."""
         images = ImageQueue(self.workspace.internal / "image_worker", training=self.watch.training)
+        # The worker is a process of its own with a model in its memory: it must not outlive the page.
         atexit.register(images.close)
         return images
 
@@ -52,6 +53,7 @@ class Services:
 
     def scan(self) -> Scan:
         """Look through the adapter folders again."""
+        # The settings may name other folders by now; the index file is kept, so known adapters aren't read again.
         if self._library.folders != self.adapter_folders:
             self._library = Library(self.adapter_folders, self.workspace.internal / "library.json")
         return self._library.scan()

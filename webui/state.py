@@ -19,6 +19,7 @@ class PageState:
         self._values = _read(path)
 
     def get(self, name: str, default: Any = None) -> Any:
+        # Needs no lock: the dictionary is replaced as a whole, never changed.
         """The remembered value, or the default."""
         return self._values.get(name, default)
 

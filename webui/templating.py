@@ -45,6 +45,7 @@ def _lines(text: object) -> Markup:
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
+    # A misspelt name fails loudly instead of leaving a hole in the page.
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

@@ -95,6 +95,7 @@ class TrainTab:
         last = state.get("train.from_dataset", {})
         taken = {
             name: value
+            # What the last dataset told was typed by nobody either, so the next one may replace it.
             for name, value in offered.items()
             if shown.get(name) in (None, "", standing[name], last.get(name))
         }
@@ -237,6 +238,7 @@ class TrainTab:
         self._with_form(form.triggers, self._changed, self._views)
         self._with_form([form.components["images.folder"].change, self.yaml.input], self._changed, self._views)
         begun = [self.selected_run, self.context.tabs, *self._views]
+        # "once": a second press while the first is under way would begin a second run.
         self._with_form(self.start.click, self._start, begun, trigger_mode="once")
         self._with_form(self.enqueue.click, self._enqueue, begun, trigger_mode="once")
         self._wire_fills()
@@ -321,6 +323,7 @@ class TrainTab:
     def _offer(self) -> dict[Any, Any]:
         """Datasets and base models as they are now, without changing what is chosen."""
         used = [model for run in self.services.watch.snapshot().runs if (model := _base_model(run.handle))]
+        # Choices alone: a value given here would overwrite one that was typed a moment ago.
         return {
             self.form.components["images.folder"]: gr.update(
                 choices=list_sources(self.context.workspace.datasets)  # type: ignore[arg-type]
