@@ -11,6 +11,7 @@ from pathlib import Path
 from sdlora.config.images import CaptionsConfig
 from sdlora.text_files import read_text
 
+# Without braces inside, so that the innermost alternatives are picked first.
 _ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 _OPENING, _CLOSING = "([", ")]"
 _DANGLING = re.compile(r"(?:^|\s+)(?:(?:of|by|with|from|in|on|as|and|the|an?|called|named)\s*)+$", re.IGNORECASE)
@@ -83,6 +84,7 @@ def _split(text: str, config: CaptionsConfig) -> list[str]:
 
 def has_trigger(text: str, trigger: str) -> bool:
     """Whether the text has the trigger as a whole word or tag; case doesn't matter, as CLIP ignores it."""
+    # A hyphen belongs to the word: "ohwx-style" doesn't hold the trigger "ohwx".
     return re.search(rf"(?<![\w-]){re.escape(trigger.strip())}(?![\w-])", text, re.IGNORECASE) is not None
 
 
@@ -114,6 +116,7 @@ def joint(config: CaptionsConfig) -> str:
 
 def _with_trigger(text: str, config: CaptionsConfig) -> str:
     trigger = (config.trigger or "").strip()
+    # A trigger in prefix or suffix stands in every caption already.
     if not trigger or has_trigger(f"{config.prefix} {text} {config.suffix}", trigger):
         return text
     return (joint(config) or " ").join(part for part in (trigger, text) if part)

@@ -94,6 +94,7 @@ class ImageRecord:
         """The caption as trained this time; what is drawn by chance comes from `generator`."""
         text = self.caption or ""
         if self.alternatives:
+            # One draw decides among all captions: each other one takes its share of [0, 1), the image's own the rest.
             chance = generator.random()
             for other, share in self.alternatives:
                 if chance < share:
@@ -256,6 +257,7 @@ def load_mask(record: ImageRecord, size: tuple[int, int]) -> Image.Image:
         mask = load_grey(record.mask_path)
     if mask is None:
         return Image.new("L", size, 255)
+    # A mask of another size is taken to show the whole picture too, as tools that make masks often scale it.
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 

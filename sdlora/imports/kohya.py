@@ -278,6 +278,7 @@ def _rates(settings: Mapping[str, Any], result: Translation) -> set[str]:
     until = number(settings.get("stop_text_encoder_training_pct", settings.get("stop_text_encoder_training"))) or 0
     if until > 0 and result.values.get("adapter.text_encoder"):
         result.put("optimization.text_encoder_until", until / 100)
+    # Below 0 it is not trained at all there, whatever its rate.
     elif until < 0:
         result.values.pop("adapter.text_encoder", None)
     ratios = {name: some(settings.get(f"loraplus_{name}lr_ratio")) for name in ("", "unet_", "text_encoder_")}

@@ -100,6 +100,7 @@ class ModuleWeights:
         """Whether this can be the update of a weight [out, in] or [out, in, k, k]."""
         told = self.delta_shape
         if told is not None:
+            # Convolutions' LoHa and LoKr come flattened, so outputs and size are compared, not the shapes.
             return (told[0], told.numel()) == (shape[0], prod(shape))
         if self.algorithm == "oft":
             outputs, width = formulas.oft_width(self.factors)

@@ -69,6 +69,7 @@ def caption_folder(
             f"{len(unread)} images have captions in {endings} files, which are not read, so they count as none: "
             "`sdlora dataset fix --rules caption-extension` renames them"
         )
+    # Before the model is loaded, which may be a download of gigabytes, for nothing to do.
     if not _wanted(folder, listing, config, set())[0]:
         return Captioned(skipped=len(listing.pictures))
     captioner = captioner or load_captioner(config)

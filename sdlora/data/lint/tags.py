@@ -59,6 +59,7 @@ def near_miss_spellings(captions: Sequence[str], config: CaptionsConfig) -> dict
     for rare, common in _one_letter_apart([tag for tag in counts if _SHORTEST <= len(tag) <= _LONGEST]):
         if counts[rare] * _TIMES_RARER <= counts[common] and rare not in spellings:
             spellings[rare] = common
+    # No chains: a tag that is a slip itself is nothing to put others right by.
     return {tag: right for tag, right in spellings.items() if right not in spellings}
 
 

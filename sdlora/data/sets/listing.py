@@ -98,6 +98,7 @@ def neighbour(items: Sequence[Item], name: str, step: int) -> int:
     """
     at = position(items, name)
     if at is None:
+        # It would stand between two: the one after it has this index, the one before has one less.
         at = sum(item.name < name for item in items) - (step > 0)
     return min(max(0, at + step), len(items) - 1)
 
