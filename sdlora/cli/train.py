@@ -180,6 +180,7 @@ def cache_prune(
     from sdlora.data.cache import Cache, default_cache_folder
 
     max_bytes = None if keep_mib is None else int(keep_mib * MIB)
+    # Either everything, or by size and age: not both, and not neither.
     if everything == (max_bytes is not None or older_than_days is not None):
         raise ConfigError("the command line", ["say what to remove: --keep-mib, --older-than-days, or --all"])
     if everything:
@@ -236,6 +237,7 @@ def _queue_goes_on(runs_folder: Path) -> Iterator[None]:
 
     try:
         yield
+    # A run that was interrupted at this terminal leaves the queue to the person who did it.
     except (KeyboardInterrupt, typer.Exit):
         raise
     except BaseException:

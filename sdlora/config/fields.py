@@ -104,8 +104,10 @@ def show(field: Field, value: Any) -> Any:
         if value in (None, {}, (), []):
             return ""
         if isinstance(value, str):
+            # In quotes where YAML would read something else than text, such as 1 or true.
             return value if _read_scalar(value) == value else json.dumps(value)
         return yaml.safe_dump(_plain(value), sort_keys=False, allow_unicode=True).removesuffix("...\n").strip()
+    # Empty stands for "not set" there, so a text that is empty needs quotes.
     return "" if value is None else _quote(str(value)) if field.is_optional else str(value)
 
 

@@ -160,6 +160,8 @@ class ImageQueue:
             if request is None or request.is_over:
                 return
             if number == self._current:
+                # Only asked: the worker ends between two steps, and its answer tells when; what is finished by then
+                # stays.
                 assert self._worker is not None
                 self._worker.send(Cancel(id=str(number)))
                 return

@@ -169,6 +169,7 @@ class JobHandle:
         ending: CommandFinished | None = None
         newest: Progress | None = None
         oldest: Progress | None = None
+        # From the end: the newest events tell all, and a long job has written thousands.
         for event in iterate_backwards(self._events):
             if isinstance(event, CommandFinished):
                 ending = event

@@ -198,6 +198,7 @@ def apply_tags(rows: Rows, text: str, library: Scan) -> Rows:
     if problems:
         raise ConfigError("the tags", problems)
     in_order = iter(wanted.values())
+    # Rows with a tag come in the tags' order, in the places that such rows had; the others keep theirs.
     return tuple(next(in_order) if row.id in wanted else replace(row, enabled=False) for row in after)
 
 

@@ -9,6 +9,7 @@ from sdlora import events
 from sdlora.events import Event
 from sdlora.words import duration_in_words, speed_in_words
 
+# The newest step counts 5 %, so that about the last twenty make up what is shown.
 _SMOOTHING = 0.95
 _PLAIN_LINES_PER_STAGE = 10
 
@@ -17,6 +18,7 @@ class TerminalSink:
     """A rich progress bar with loss, learning rate, speed and memory; plain lines when output is not a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
+        # On standard error: standard output is for what a command prints to be read on by programs.
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),

@@ -164,6 +164,7 @@ class AdaptedBase:
         """Give the UNet's layers weights with these adapters in them, instead of any that were on it."""
         conditional = tuple(adapter.signature for adapter in adapters)
         self._remove_hooks()
+        # Hooks are gone by now in any case, so these come anew even where the merged weights can stay.
         self._hook_vectors(_vector_names(adapters, _UNET), [adapters], 1)
         if conditional == self._merged:
             return
@@ -234,6 +235,7 @@ class AdaptedBase:
             else:
                 pairs = [_factors(name, own) for own in (rows if len(runs) > 1 else rows[:1])]
                 pieces += [_stacked(pairs, copies)] if any(pair is not None for pair in pairs) else []
+            # Weighted and put together in float32, and rounded to the calculation's type only here.
             placed = [piece.to(self.device, self.dtype) for piece in pieces]
             self._hooks.append(layer.register_forward_hook(_Adding(placed)))
 

@@ -141,6 +141,7 @@ class AdapterPool:
             self._kept[key] = self._load(path, key)
         self._kept.move_to_end(key)
         loaded = self._kept[key]
+        # The one that was just asked for stays, however large it is.
         while len(self._kept) > 1 and self.num_bytes > self._max_bytes:
             self._kept.popitem(last=False)
         return WeightedAdapter(loaded, weighted(loaded.file, used, self._layers.family), used.start, used.end)
