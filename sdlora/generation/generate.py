@@ -108,6 +108,7 @@ class Generator:
                 unet.set_attn_processor(PlainAttention())
                 use_plain_convolutions(unet)
         if self.compute.compile:
+            # Only what repeats, compiled once each: the whole UNet in one piece would take many times as long.
             unet.compile_repeated_blocks()
 
     def fits(self, config: GenerateConfig) -> bool:

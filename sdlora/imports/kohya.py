@@ -437,6 +437,7 @@ def _optimizer_options(settings: Mapping[str, Any], result: Translation) -> set[
                     result.put(name, 1e-3)
     elif kind in OWN_RATE and rate and rate < 0.1:
         result.change("learning_rate", rate, f"{kind} finds its own and takes a factor, usually 1")
+        # The dadaptation package calls decouple what pytorch_optimizer, whose optimizer ours is, calls weight_decouple.
         result.put("optimization.learning_rate", 1.0)
     if kind == "dadapt_adam" and "decouple" in options:
         options["weight_decouple"] = options.pop("decouple")

@@ -85,6 +85,8 @@ class RunWatch:
     def snapshot(self, *, now: bool = False) -> Snapshot:
         """The runs as they were at most half a second ago; `now` reads them again, as after an action."""
         with self._lock:
+            # All under the lock, so that of many pages that ask at once one looks at the disk and the others get its
+            # answer.
             if now or time.monotonic() - self._read_at >= FRESH_SECONDS:
                 queue.advance(self.runs_folder)
                 order = queue_file.read(self.runs_folder)

@@ -109,6 +109,7 @@ def _no_adapter(tensors: Mapping[str, Tensor], found: Resolution, of_family: str
 
 def _nonfinite(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     for key, tensor in tensors.items():
+        # Through float32, as isfinite knows no 8-bit floats.
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             yield f"{key} has a value that is not finite"
 
@@ -129,6 +130,7 @@ def _layers(
         try:
             weights = _module_weights(given)
             if weights is not None:
+                # lora_unet_..., lora_te1_...: the second word names the part.
                 weights = settings.scaled(_PARTS[name.split("_")[1]], keys.paths[name], weights)
                 modules[own] = weights
             vector = _vector(given, 1.0 if weights is None else weights.scale)

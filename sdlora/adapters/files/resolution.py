@@ -187,6 +187,7 @@ def _size(factors: Mapping[str, Shaped]) -> tuple[int | None, int | None]:
         if "oft_blocks" in shape:
             return shape["oft_blocks"][-3] * shape["oft_blocks"][-2], None
         if "oft_R" in shape:
+            # oft_R holds the n(n-1)/2 values above the diagonal of each skew-symmetric block: solved for n.
             return None, shape["oft_R"][0] * round((1 + (1 + 8 * shape["oft_R"][1]) ** 0.5) / 2)
     except (IndexError, KeyError):  # no layer: whoever reads the tensors says so
         pass

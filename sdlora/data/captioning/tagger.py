@@ -87,6 +87,7 @@ class Tagger:
             ]
             chosen += [name for _, name in sorted(likely, key=lambda pair: -pair[0])]
         words = [spelled(name) for name in chosen]
+        # Tags such as "fox (animal)": in prompts and captions with weights a plain bracket would be a weight.
         return [re.sub(r"([\\()\[\]])", r"\\\1", word) for word in words] if config.escape_brackets else words
 
 

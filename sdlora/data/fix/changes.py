@@ -130,6 +130,7 @@ def undo(folder: Path) -> Undone:
     _refuse_later_changes(folder, entries)
     for entry in reversed(entries):
         _restore(folder, change_set, entry)
+    # The log first: what is left of a folder without one is nothing that could be undone a second time.
     (change_set / LOG).unlink()
     shutil.rmtree(change_set)
     with suppress(OSError):  # not empty: older changes are still in it

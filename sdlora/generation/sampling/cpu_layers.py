@@ -75,7 +75,9 @@ class PlainConvolution(nn.Conv2d):
 def use_plain_convolutions(unet: nn.Module) -> None:
     """Give the UNet's 3x3 convolutions `PlainConvolution`'s forward; weights stay the same tensors."""
     for layer in unet.modules():
+        # This very class alone: quantised and adapted layers have a forward of their own.
         if type(layer) is nn.Conv2d and layer.kernel_size == (3, 3) and layer.groups == 1:
+            # The module stays the same object, with its hooks and its place in the model.
             layer.__class__ = PlainConvolution
 
 

@@ -109,6 +109,7 @@ def training_facts(
         max_timestep=objective.max_timestep,
         resolution=(edge, edge),
         buckets=images.buckets,
+        # As `data.buckets` settles them where they are left open.
         bucket_min=images.bucket_min or edge // 2 if images.buckets else None,
         bucket_max=images.bucket_max or edge * 2 if images.buckets else None,
         bucket_counts=tuple(
