@@ -147,6 +147,7 @@ class Cache:
         removed = removed_bytes = 0
         for entry in entries:
             too_many = max_bytes is not None and total_bytes - removed_bytes > max_bytes
+            # In the order of their last use: where one may stay, all after it do.
             if entry.last_use >= oldest_kept and not too_many:
                 break
             entry.path.unlink(missing_ok=True)
@@ -192,5 +193,6 @@ def _checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(key.encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}/".encode())
+        # As bytes, since numpy knows no bf16.
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -56,6 +56,7 @@ def open_image(path: Path, max_megapixels: float | None = None) -> Iterator[Imag
                     f"{megapixels:.3g} megapixels, more than images.max_megapixels={max_megapixels:g}"
                 )
             yield image
+    # Too little memory is no fault of the file.
     except (UnreadableImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins let broken files raise almost anything

@@ -157,6 +157,7 @@ class SubjectFinder:
     def __call__(self, path: Path, /) -> Image.Image | None:
         """The mask; None for a picture in which nothing stands out."""
         image = load_rgb(path, _BACKGROUND)
+        # Squeezed to the network's shape, as rembg does, and the map is stretched back below.
         pixels_HWC = numpy.asarray(image.resize(self._size, Image.Resampling.LANCZOS), numpy.float32) / 255
         normal_HWC = (pixels_HWC - self._mean_C) / self._std_C
         found = numpy.asarray(self._session.run(None, {self._input: normal_HWC.transpose(2, 0, 1)[None]})[0])
@@ -164,6 +165,7 @@ class SubjectFinder:
         if map_HW.min() < 0 or map_HW.max() > 1:  # logits
             map_HW = 1 / (1 + numpy.exp(-map_HW))
         spread = map_HW.max() - map_HW.min()
+        # What follows gives any map full contrast: of one that tells nothing it would make a mask of noise.
         if spread < _LEAST_SPREAD:
             return None
         mask = Image.fromarray(((map_HW - map_HW.min()) / spread * 255).round().astype(numpy.uint8))

@@ -107,6 +107,7 @@ def _jpeg_quality(image: Image.Image) -> float | None:
     tables = getattr(image, "quantization", None)
     if image.format != "JPEG" or not tables:
         return None
+    # libjpeg scales the standard's table by 200 - 2 q per cent from quality 50 on, by 5000 / q below: turned round.
     percent = 100 * sum(tables[min(tables)]) / _JPEG_LUMINANCE_SUM
     return 100 - percent / 2 if percent <= 100 else 5000 / percent
 

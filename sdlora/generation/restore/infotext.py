@@ -151,6 +151,7 @@ def from_parsed(parsed: ParsedInfotext) -> Infotext:
 
 
 def _whole(text: str) -> int:
+    # Some tools write whole numbers as 7.0.
     return int(text.removesuffix(".0"))
 
 

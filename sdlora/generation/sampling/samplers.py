@@ -44,6 +44,7 @@ _KINDS: dict[Sampler, tuple[type, dict[str, Any]]] = {
     "Euler": (EulerDiscreteScheduler, {}),
     "Euler a": (EulerAncestralDiscreteScheduler, {}),
     "Heun": (HeunDiscreteScheduler, {}),
+    # As the scheduler configs of Stable Diffusion have them.
     "DDIM": (DDIMScheduler, {"timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": False}),
     "UniPC": (UniPCMultistepScheduler, {}),
     "LCM": (LCMScheduler, {"timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": False}),
