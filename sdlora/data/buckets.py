@@ -12,7 +12,7 @@ from sdlora.data.images import ImageRecord
 
 @dataclass(frozen=True, order=True)
 class Bucket:
-    """The size of all images of a batch."""
+    """The size in pixels that all images of a batch are brought to; ordered by width, then height."""
 
     width_px: int
     height_px: int

@@ -28,7 +28,7 @@ _REPEATS_FOLDER = re.compile(r"\d{1,3}_.+")
 
 @dataclass(frozen=True)
 class Imported:
-    """A foreign settings file in our terms."""
+    """A foreign settings file in our terms, and what of it could not be said in them."""
 
     tool: str
     """Which tool and file it was read as."""

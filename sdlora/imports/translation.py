@@ -191,7 +191,7 @@ def caption_ending(value: Any) -> str | None:
 
 
 def file_name(value: Any) -> str | None:
-    """A name that ours allows."""
+    """A name that ours allows: what file systems refuse becomes a dash; None where nothing is left."""
     return re.sub(r"[^\w.+() -]+", "-", str(value)).strip(" .-") or None
 
 

@@ -21,7 +21,7 @@ _FRESH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Forecast:
-    """Everything that can be said of a run now."""
+    """Everything that can be said of a run now; what is not known yet is None, empty, or `is_checking`."""
 
     problems: tuple[str, ...] = ()
     steps: StepCount | None = None

@@ -65,7 +65,7 @@ class ImageRequest:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether nothing more will come: it is finished, cancelled or failed."""
         return self.status in ("finished", "cancelled", "failed")
 
     @property

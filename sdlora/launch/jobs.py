@@ -88,7 +88,7 @@ class JobHandle:
         return shlex.join(["sdlora", *self.arguments])
 
     def state(self) -> JobState:
-        """How the job stands now."""
+        """How the job stands now, found out from its process and its events each time it is asked for."""
         # In this order: what a process writes last is written before it is gone.
         record = ProcessRecord.read(self._process)
         alive = record is not None and record.is_alive(self._process)

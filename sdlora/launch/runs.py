@@ -57,7 +57,7 @@ class RunHandle:
             return 0.0
 
     def state(self) -> RunState:
-        """How the run stands now."""
+        """How the run stands now, found out from its process, its events and the queue each time it is asked for."""
         return derive(self.files, is_queued=self.name in queue_file.names(self.folder.parent))
 
     def config(self) -> TrainConfig:

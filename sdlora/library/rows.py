@@ -24,7 +24,7 @@ BLOCK_PRESETS = NAMED_WEIGHTS
 
 @dataclass(frozen=True)
 class Row:
-    """One adapter in use."""
+    """One adapter in use, as the page's rows show it; `id` names it wherever it is moved to."""
 
     id: int
     file: str
@@ -81,7 +81,7 @@ def use(rows: Rows, entry: LibraryEntry, *, alone: bool) -> Rows:
 
 
 def remove(rows: Rows, row_id: int) -> Rows:
-    """Without the row."""
+    """The rows without the one of this id."""
     return tuple(row for row in rows if row.id != row_id)
 
 

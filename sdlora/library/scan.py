@@ -34,7 +34,7 @@ class LibraryEntry:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file's path, by which rows and runs mean this entry."""
         return self.file.path
 
     @property
@@ -62,7 +62,7 @@ class LibraryEntry:
 
 @dataclass(frozen=True)
 class Scan:
-    """The library at one moment."""
+    """The library as it was found at one moment; never changed, a new scan makes a new one."""
 
     entries: tuple[LibraryEntry, ...] = ()
     """Newest first."""
@@ -70,7 +70,7 @@ class Scan:
     """Files that can't be read, with the reason."""
 
     def by_path(self, path: str | Path) -> LibraryEntry | None:
-        """The entry of a file."""
+        """The entry of a file, None for one that the scan didn't find or couldn't read."""
         return next((entry for entry in self.entries if entry.path == Path(path)), None)
 
     def find(self, name: str) -> LibraryEntry:
@@ -155,7 +155,7 @@ def _read(file: ListedFile) -> dict[str, Any]:
 
 
 def _as_tuple(value: Any) -> Any:
-    """JSON has lists only."""
+    """Lists as tuples, which a Description holds: JSON has lists only."""
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -119,7 +119,7 @@ class Generating:
         return decide
 
     def shown(self, problems: list[str]) -> tuple[Any, ...]:
-        """The outputs that show problems."""
+        """The outputs that list problems, close the question and forget the request it was about."""
         return panel(problems, self._place_of), gr.Column(visible=False), "", None
 
     def show(self, shown: dict[str, Any]) -> dict[Any, Any]:

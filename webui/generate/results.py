@@ -36,7 +36,7 @@ _DROPS = [".png", ".jpg", ".jpeg", ".webp"]
 
 
 class ResultsPanel:
-    """The right-hand side of the tab."""
+    """The right-hand side of the tab: newest request, history, settings out of a picture, the chosen picture."""
 
     def __init__(self, generating: Generating) -> None:
         self.generating = generating

@@ -129,7 +129,7 @@ class _Exports:
         return self._shown(), gr.Button(visible=False)
 
     def stamp(self) -> str:
-        """Changes with the newest export."""
+        """Changes with the newest export's state; empty where there was none."""
         if self.job is None:
             return ""
         state = self.job.state()

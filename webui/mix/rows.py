@@ -48,7 +48,7 @@ class RowsPanel:
 
     @classmethod
     def of(cls, context: Context) -> RowsPanel:
-        """The page's one panel."""
+        """The page's one panel, made at the first call: Mix and Generate share it."""
         if "rows" not in context.shared:
             context.share("rows", cls(context))
         panel: RowsPanel = context.shared["rows"]

@@ -39,7 +39,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's curve."""
+    """One run's losses by step, with its validations and its learning rate."""
 
     label: str
     steps: Sequence[int]
@@ -73,7 +73,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class ChartOptions:
-    """What a person chose to see."""
+    """How a person wants the chart: smoothing, scale, learning rate, and which steps."""
 
     smoothing: float = 0.3
     """0 shows the losses as they are, 1 their mean over half the run."""

@@ -18,7 +18,7 @@ LOG_LINES = 400
 
 @dataclass(frozen=True)
 class Choice:
-    """What a person chose to see of the runs."""
+    """What a person chose to see of the runs; it stays with the page and comes with each request."""
 
     run: str | None = None
     """None: whatever trains now, else the newest run."""

@@ -51,7 +51,7 @@ class BlockAnalysis:
 
 @dataclass(frozen=True)
 class Analysis:
-    """An adapter by layer and by block."""
+    """An adapter's strength by layer and by block, its total norm, and what could not be counted."""
 
     layers: tuple[LayerAnalysis, ...]
     blocks: tuple[BlockAnalysis, ...]

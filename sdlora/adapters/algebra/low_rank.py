@@ -58,7 +58,7 @@ def total(parts: Sequence[LowRank]) -> LowRank:
 
 
 def from_matrix(matrix_oi: Tensor) -> LowRank:
-    """Any matrix in this form."""
+    """Any matrix in this form, in float64: beside it stands a unit matrix of its shorter side."""
     matrix_oi = matrix_oi.double()
     rows, columns = matrix_oi.shape
     if rows <= columns:

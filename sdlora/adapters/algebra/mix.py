@@ -42,7 +42,7 @@ class LayerReport:
 
     @property
     def relative_error(self) -> float:
-        """lost / norm."""
+        """The share of the exact update's norm that the result lacks; 0 for an update that is nothing."""
         return self.lost / self.norm if self.norm > 0 else 0.0
 
 

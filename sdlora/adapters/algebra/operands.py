@@ -30,7 +30,7 @@ _SD1_KERNEL_1 = re.compile(r"lora_unet_.*_attentions_\d+_proj_(?:in|out)")
 
 @dataclass(frozen=True)
 class Operand:
-    """One adapter with its weights."""
+    """One adapter as an input of a mix or merge, with what each part of its update is multiplied by."""
 
     file: AdapterFile
     unet: float = 1.0

@@ -55,7 +55,7 @@ def lokr(factors: Factors) -> Tensor:
 
 
 def full(factors: Factors) -> Tensor:
-    """The update itself."""
+    """`diff`, which is the update already: it stands beside the algorithms whose update is a product."""
     return factors["diff"]
 
 

@@ -173,7 +173,7 @@ class VectorUpdate:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Those that there are."""
+        """Those of the two that are not None, the weight first."""
         return [tensor for tensor in (self.weight, self.bias) if tensor is not None]
 
 
@@ -218,7 +218,7 @@ class AdapterFile:
 
     @property
     def layer_names(self) -> list[str]:
-        """All layers that it changes."""
+        """Kohya names of all layers whose weight, bias or norm it changes, each once."""
         return list(dict.fromkeys([*self.modules, *self.vectors]))
 
     def unused_note(self) -> str | None:

@@ -43,7 +43,7 @@ class EmbeddingFacts:
         return asdict(self)
 
     def as_text(self) -> str:
-        """The same for reading."""
+        """A line for each vector: its norm and, if a model was given, the words nearest to it."""
         lines = [f"{self.name}: a textual-inversion embedding; a prompt uses it as embedding:{self.name}"]
         for one in self.encoders:
             lines.append(f"{one.encoder}  {one.number} vectors of width {one.width}")

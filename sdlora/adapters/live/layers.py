@@ -20,7 +20,7 @@ FULL_RANK = 100_000
 
 @dataclass(frozen=True)
 class Target:
-    """One layer that gets an adapter."""
+    """One layer of the UNet or a text encoder that gets an adapter, as `attach` needs to know it."""
 
     part: Part
     path: str

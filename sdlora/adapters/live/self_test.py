@@ -55,7 +55,7 @@ class SelfTestReport:
     untested: tuple[str, ...]
 
     def summary(self) -> str:
-        """One line for the log."""
+        """The errors that were measured and what could not be tested, in one line for the log."""
         parts = [
             f"{self.num_modules} layers read back within {self.relative_error:.1e} of their updates "
             f"(worst: {self.max_relative_error:.1e} in {self.worst_module})"

@@ -39,7 +39,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Undone:
-    """What an undo put back."""
+    """The files that an undo put back (or took away again), and which changes it took back."""
 
     files: tuple[Path, ...]
     change_set: str
@@ -100,7 +100,7 @@ class ChangeSet:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no file was changed."""
+        """Whether no file was changed yet: there is no log then, and nothing that undo could take back."""
         return not (self.path / LOG).is_file()
 
     def make(self, change: Change) -> None:

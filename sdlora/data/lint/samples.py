@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass
 class Dataset:
-    """What lies in the folders."""
+    """What lies in the folders, sorted by what the rules need: readable pictures, and each kind of trouble."""
 
     folders: tuple[Path, ...]
     records: list[ImageRecord] = field(default_factory=list)

@@ -46,7 +46,7 @@ class Unpacked:
 
 @dataclass
 class _Marker:
-    """The state of an import, on disk."""
+    """The state of an import, on disk: of which files it is, and which of them are done, for the call that goes on."""
 
     files: dict[str, int]
     """Packed files and their sizes."""

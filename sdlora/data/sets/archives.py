@@ -25,7 +25,7 @@ _BROKEN = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error, lzma
 
 @dataclass(frozen=True)
 class Limits:
-    """What one zip file may hold."""
+    """What one zip file may hold and how far it may swell; beyond that nothing of it is unpacked."""
 
     files: int = 20_000
     file_bytes: int = 512 * MIB

@@ -28,7 +28,7 @@ _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 
 @dataclass(frozen=True)
 class Edit:
-    """What is done to each caption."""
+    """What is done to each caption: one of OPERATIONS with its text, and how that is compared."""
 
     operation: str
     text: str = ""

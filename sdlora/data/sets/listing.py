@@ -60,11 +60,11 @@ class Filter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether every image passes."""
+        """Whether every image passes, as nothing is asked for."""
         return not self.text.strip() and self.kind == "all" and not self.tags
 
     def passes(self, item: Item) -> bool:
-        """Whether an image is wanted."""
+        """Whether an image has every word in caption or name, is of the kind and has all tags; case doesn't matter."""
         words = f"{item.caption} {item.name}".casefold()
         if not all(word in words for word in self.text.casefold().split()):
             return False

@@ -61,7 +61,7 @@ class Update:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that its tensors take."""
+        """Memory in bytes that its factors take."""
         tensors = (self.down,) if self.up is None else (self.down, self.up)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -79,7 +79,7 @@ class LoadedAdapter:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that its tensors take."""
+        """Memory in bytes that its updates take, those of biases and norms, which are small, left out."""
         return sum(update.num_bytes for update in self.updates.values())
 
 

@@ -62,7 +62,7 @@ class Summary:
         return "\n".join(f"{label + ':':<16} {text}" for label, text in self.lines())
 
     def as_dry_run(self) -> DryRun:
-        """The same as plain values."""
+        """Lines and figures as plain values, for the page and for `--json`."""
         plan = self.images.plan
         return DryRun(
             lines=[SummaryLine(label=label, text=text) for label, text in self.lines()],
