@@ -62,6 +62,8 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The options of all sections in one place, however deep; sections are only for the reader there."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
+        # A table of arguments is a value, but LoRA_Easy_Training_Scripts has sections of these names with `args` in
+        # them.
         is_section = isinstance(value, dict) and not (name in _ARGUMENTS and "args" not in value)
         if is_section:
             found |= flat(value)

@@ -164,6 +164,7 @@ OPTIMIZER = one_of(
     adamwschedulefree="schedule_free_adamw",
     schedule_free_adamw="schedule_free_adamw",
 )
+# Warm-up and a lowest rate are settings of their own here, so schedules that differ in those alone become one.
 SCHEDULE = one_of(
     constant="constant",
     constant_with_warmup="constant",

@@ -113,6 +113,7 @@ class TrainTab:
         self.said = gr.State(None)
         self.before = gr.State(None)  # the sheet that Undo brings back
         with gr.Column(elem_classes="off-page"):
+            # Texts out of view: the page's scripts write and read them without asking the server.
             self.collected = hidden_text("train-collected", "The form as JSON")
             self.standing = hidden_text("train-standing", "The preset that the form stands on")
             self.asked = hidden_text("train-asked", "Asked for")
@@ -190,6 +191,7 @@ class TrainTab:
         )
         self.found = html("train-found")
         with gr.Column(elem_id="train-advanced"):
+            # What is in view above, so that a search hides nothing of it.
             placed = set(self.form.components)
             self.form.accordions(SECTIONS, columns=2)
             self.advanced = [field for field in self.form.fields if field.name not in placed]
