@@ -18,7 +18,6 @@ class TerminalSink:
     """A rich progress bar with loss, learning rate, speed and memory; plain lines when output is not a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        # On standard error: standard output is for what a command prints to be read on by programs.
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
