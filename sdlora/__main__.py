@@ -32,6 +32,7 @@ def main() -> None:
     except SdloraError as error:
         _end(str(error), error.exit_code)
     except BrokenPipeError:  # `sdlora explain | head`: who read has seen enough
+        # Or Python flushes the broken pipe once more as it ends, and complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         _end(disk.explain(error), 2)
@@ -49,7 +50,7 @@ def _end(message: str, exit_code: int) -> None:
 
 
 def _unexpected(error: Exception) -> str:
-    """One line for a person, the traceback in a file for who mends it."""
+    """One line for a person, the traceback in a file for whoever fixes it."""
     words = " ".join(f"{type(error).__name__}: {error}".split())[:500]
     try:
         descriptor, path = tempfile.mkstemp(prefix="sdlora-error-", suffix=".txt")

@@ -26,6 +26,7 @@ TEMPORARY_SUFFIX = ".sdlora-tmp"
 _HIDDEN = re.compile(r"\.(\d+)-[0-9a-f]{8}" + re.escape(TEMPORARY_SUFFIX) + "$")
 _NAME_BYTES = 120
 """Of the final name within the hidden one: together they must stay below the 255 that file systems allow."""
+# A second in all: readers and virus scanners let go of a file long before.
 _WINDOWS_TRIES, _WINDOWS_WAIT_SECONDS = 20, 0.05
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class _Event(BaseModel):
+    # JSON has no NaN: the loss of a run that diverges must not make its own event unreadable.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     time: float = Field(default_factory=time.time)
@@ -165,6 +166,7 @@ class EventStream:
             except Exception as error:
                 if getattr(sink, "fatal", False):
                     raise
+                # Taken out first, so that it isn't told of its own failure.
                 self.sinks.remove(sink)
                 self.emit(WarningRaised(message=f"{type(sink).__name__} failed and is switched off: {error}"))
 

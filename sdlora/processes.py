@@ -19,6 +19,7 @@ import psutil
 
 from sdlora import atomic
 
+# Twelve beats to a silence: a network disk, or a machine that swaps, may well delay some.
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 60.0
 """A process elsewhere whose record was not touched for so long counts as gone."""

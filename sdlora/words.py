@@ -23,7 +23,7 @@ def speed_in_words(seconds_per_step: float) -> str:
 
 
 def duration_in_words(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """`1 h 2 min 3 s`; what is 0 in front is left out."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (f"{hours} h " if hours else "") + (f"{minutes} min " if minutes or hours else "") + f"{rest} s"

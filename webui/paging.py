@@ -1,4 +1,4 @@
-"""A stretch of a long list."""
+"""A stretch of a long list, so that a page never shows, or loads, hundreds of pictures at once."""
 
 from __future__ import annotations
 

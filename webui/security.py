@@ -125,7 +125,7 @@ class Login:
             self._failures.pop(next(iter(self._failures)))
 
     def begin(self, address: str) -> str:
-        """A new session's token."""
+        """A new session's token for whoever gave the password; the address's failures are forgotten."""
         self._failures.pop(address, None)
         now = self.clock()
         self._sessions = {token: end for token, end in self._sessions.items() if end > now}

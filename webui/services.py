@@ -22,7 +22,7 @@ FOLDERS_STATE = "settings.adapter_folders"
 
 
 class Services:
-    """Made once, with the page."""
+    """What outlives any request of a page: runs, images, adapters, news. Made once, with the page."""
 
     def __init__(self, workspace: Workspace, state: PageState) -> None:
         self.workspace = workspace

@@ -140,6 +140,7 @@ def mix(
     }
     values |= {name: value for name, value in given.items() if value is not None}
     settings = files.validate(values, str(config or "the command line"), MixConfig)
+    # After the check: a wrong setting is told at once, without the seconds that loading torch takes.
     from sdlora.adapters.algebra.making import mix_adapters
 
     with progress("mixing") as on_progress:

@@ -15,6 +15,7 @@ app = typer.Typer(
     name="sdlora",
     help="Train Stable Diffusion LoRA adapters whose files load everywhere; inspect, mix, merge and convert them.",
     no_args_is_help=True,
+    # `main` puts errors into words, and a traceback into a file.
     pretty_exceptions_enable=False,
     add_completion=True,
 )

@@ -146,6 +146,7 @@ def _generate(config: GenerateConfig) -> None:
                 warnings.update(dict.fromkeys(generated.warnings))
                 paths.append(save_image(generated, config.files.folder))
         finally:
+            # After Ctrl-C too: what was finished lies on the disk, and its path is wanted.
             for warning in warnings:
                 console.print(f"note: {warning}", markup=False)
             for path in paths:

@@ -46,6 +46,7 @@ RunOption = Annotated[
 ]
 YesOption = Annotated[bool, typer.Option("--yes", help="Generate a grid of more than 400 images.")]
 
+# --yes lifts the usual limit; a slip in a range must still end somewhere.
 _MOST_CELLS_IF_ASKED = 10_000
 _PARTS = 100
 """What a cell counts in the progress bar, so that its steps can be told."""

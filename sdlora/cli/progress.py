@@ -72,6 +72,7 @@ def recorded_end() -> Iterator[None]:
         yield
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        # 1 is an answer, as of a check that found errors: what it says is in the output.
         _tell(CommandFinished(exit_code=code, error=None if code in (0, 1) else _own_words(error)))
         raise
     except SdloraError as error:

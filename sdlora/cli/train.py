@@ -96,6 +96,7 @@ def resume(
     from sdlora.launch import queue, runs
     from sdlora.training.loop.run import resume as resume_run
 
+    # Begun by hand it no longer waits for its turn.
     queue.remove(runs.find(run))
     with _queue_goes_on(run.expanduser().resolve().parent):
         sinks = [] if quiet else [_terminal()]
@@ -184,6 +185,7 @@ def cache_prune(
     from sdlora.data.cache import Cache, default_cache_folder
 
     max_bytes = None if keep_mib is None else int(keep_mib * MIB)
+    # Either everything, or by size and age: not both, and not neither.
     if everything == (max_bytes is not None or older_than_days is not None):
         raise ConfigError("the command line", ["say what to remove: --keep-mib, --older-than-days, or --all"])
     if everything:
@@ -240,6 +242,7 @@ def _queue_goes_on(runs_folder: Path) -> Iterator[None]:
 
     try:
         yield
+    # A run that was interrupted at this terminal leaves the queue to the person who did it.
     except (KeyboardInterrupt, typer.Exit):
         raise
     except BaseException:

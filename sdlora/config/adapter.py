@@ -84,6 +84,7 @@ class AdapterConfig(Section):
         ratio = 0.5 if self.alpha is None else self.alpha / self.rank
         if is_conv and self.conv_alpha is not None:
             ratio = self.conv_alpha / (self.conv_rank or self.rank)
+        # alpha / sqrt(rank) is alpha / rank times sqrt(rank).
         return ratio * math.sqrt(rank) if self.rslora else ratio
 
     @model_validator(mode="after")

@@ -104,8 +104,10 @@ def show(field: Field, value: Any) -> Any:
         if value in (None, {}, (), []):
             return ""
         if isinstance(value, str):
+            # In quotes where YAML would read something else than text, such as 1 or true.
             return value if _read_scalar(value) == value else json.dumps(value)
         return yaml.safe_dump(_plain(value), sort_keys=False, allow_unicode=True).removesuffix("...\n").strip()
+    # Empty stands for "not set" there, so a text that is empty needs quotes.
     return "" if value is None else _quote(str(value)) if field.is_optional else str(value)
 
 
@@ -114,6 +116,7 @@ def read(field: Field, shown: Any) -> Any:
     if field.kind == "flag":
         return bool(shown)
     if field.kind == "number":
+        # A whole number beyond 2**53 is no longer the one that was typed, and is left for the check to name.
         return int(shown) if isinstance(shown, float) and shown.is_integer() and abs(shown) < 2**53 else shown
     if field.kind == "choice":
         by_spelling = {_spell(choice): choice for choice in field.choices}
@@ -251,6 +254,7 @@ def _step(parts: Sequence[Any], default: Any, bounds: Mapping[str, float]) -> fl
     if float not in parts:
         return bounds.get("multiple_of", 1)
     if isinstance(default, float) and default > 0:
+        # A tenth of the default's own power of ten: 1e-5 for 1e-4.
         return float(10.0 ** (math.floor(math.log10(default)) - 1))
     return 0.05 if max(bounds.get("le", 2), bounds.get("lt", 2)) <= 1 else 0.1
 

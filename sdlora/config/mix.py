@@ -14,6 +14,7 @@ from sdlora.errors import ConfigError
 
 MixMethod = Literal["concat", "svd", "linear", "ties", "dare", "dare-ties"]
 _WEIGHT = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+# The file takes as little as it can, and with it whatever behind a colon is no weight: C:\loras\ink.safetensors.
 _SPELLED = re.compile(rf"(?P<file>.+?)(?::(?P<weight>{_WEIGHT}))?(?::(?P<settings>[A-Za-z]\w*=.+))?")
 _SETTING = re.compile(r"(\w+)=(\[[^\]]*\]|[^,]+)(?:,|$)")
 _NAMES = {"unet": "unet", "te": "text_encoder", "te2": "text_encoder_2"}

@@ -138,6 +138,7 @@ def base_models(used: Sequence[str] = ()) -> list[str]:
 def _on_one_line(value: Any) -> str:
     """A value as YAML on one line, as `--set` reads it back."""
     text = yaml.safe_dump(_plain(value), default_flow_style=True, allow_unicode=True, width=2**20)
+    # YAML ends a lone scalar with "...", the mark of a document's end.
     return text.removesuffix("\n").removesuffix("\n...").strip()
 
 

@@ -21,6 +21,7 @@ from typing import Any, get_args
 from sdlora.config.generate import Sampler
 from sdlora.text_files import UnreadableTextError, parse_json, parse_toml, read_text
 
+# Only before a word of letters: "a -- b" and "--5" are prompt.
 _OPTION = re.compile(r"\s--(?=[A-Za-z]+(?:\s|$))")
 _KOHYA_SAMPLERS: dict[str, Sampler] = {
     "ddim": "DDIM",
@@ -61,6 +62,7 @@ class PreviewPrompt:
 
 def parse_preview(line: str) -> PreviewPrompt:
     """The prompt and its options. Raises ValueError that names every option that can't be read."""
+    # With a blank in front, so that a line that begins with an option has an empty prompt.
     prompt, *options = _OPTION.split(f" {line.strip()}")
     values: dict[str, Any] = {}
     problems = []
@@ -96,6 +98,7 @@ def read_preview_file(path: Path) -> list[str]:
         if suffix == ".toml":
             return [_line(entry, path) for entry in _toml_prompts(text, path)]
     except ValueError as error:
+        # Our own sentences name the file already.
         if str(path) in str(error):
             raise
         raise ValueError(f"{path} is no valid {suffix[1:].upper()}: {' '.join(str(error).split())}") from None
@@ -119,6 +122,7 @@ def _number(low: float, high: float) -> Any:
         try:
             value = float(text)
         except ValueError:
+            # Compares as false with any bound, and so is refused with what is out of range.
             value = float("nan")
         if not low <= value <= high:
             raise ValueError(f"must be a number from {low:g} to {high:g}")

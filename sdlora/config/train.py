@@ -52,6 +52,7 @@ class TrainConfig(Section):
     @field_validator("name")
     @classmethod
     def _name_fits_other_tools(cls, name: str) -> str:
+        # A1111 takes no adapter called `none` or `addams`.
         if not re.fullmatch(r"[\w.+() -]+", name) or name.strip(" .") != name or name.lower() in {"none", "addams"}:
             raise ValueError(
                 f"'{name}' can't be used as a name: other tools read it in <lora:name:1>, so use letters, digits, "

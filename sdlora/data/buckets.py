@@ -12,7 +12,7 @@ from sdlora.data.images import ImageRecord
 
 @dataclass(frozen=True, order=True)
 class Bucket:
-    """The size of all images of a batch."""
+    """The size in pixels that all images of a batch are brought to; ordered by width, then height."""
 
     width_px: int
     height_px: int
@@ -88,6 +88,7 @@ def bucket_sizes(resolution: int, images: ImagesConfig) -> list[Bucket]:
 
 def place(width_px: int, height_px: int, sizes: Sequence[Bucket], images: ImagesConfig) -> Placement:
     """The placement that crops an image of this size least; without `images.upscale`, in a smaller bucket if needed."""
+    # Of the buckets that crop alike the largest, which shrinks the image least.
     fitting = max(sizes, key=lambda size: (_kept_share(width_px, height_px, size), size.width_px * size.height_px))
     placement = _cover(width_px, height_px, fitting)
     if images.upscale or not placement.upscaled:
@@ -104,6 +105,7 @@ def _cover(width_px: int, height_px: int, bucket: Bucket) -> Placement:
     scale = max(bucket.width_px / width_px, bucket.height_px / height_px)
     return Placement(
         bucket=bucket,
+        # At least the bucket's edge: rounding may come out a pixel short.
         resized_width_px=max(bucket.width_px, round(width_px * scale)),
         resized_height_px=max(bucket.height_px, round(height_px * scale)),
         scale=scale,

@@ -26,7 +26,9 @@ _FORMAT = 2
 """Part of every key: a change of how entries are made starts afresh."""
 _CHECKSUM = "checksum"
 _SHARD = re.compile(r"[0-9a-f]{2}")
+# Reading must not write to the disk each time; for pruning, ten minutes are exact enough.
 _USE_NOTED_SECONDS = 600.0
+# No entry takes an hour to write, so what is older was left by a process that died.
 _ABANDONED_SECONDS = 3600.0
 
 
@@ -145,6 +147,7 @@ class Cache:
         removed = removed_bytes = 0
         for entry in entries:
             too_many = max_bytes is not None and total_bytes - removed_bytes > max_bytes
+            # In the order of their last use: where one may stay, all after it do.
             if entry.last_use >= oldest_kept and not too_many:
                 break
             entry.path.unlink(missing_ok=True)
@@ -190,5 +193,6 @@ def _checksum(key: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(key.encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}/".encode())
+        # As bytes, since numpy knows no bf16.
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

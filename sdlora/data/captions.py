@@ -11,6 +11,7 @@ from pathlib import Path
 from sdlora.config.images import CaptionsConfig
 from sdlora.text_files import read_text
 
+# Without braces inside, so that the innermost alternatives are picked first.
 _ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 _OPENING, _CLOSING = "([", ")]"
 _DANGLING = re.compile(r"(?:^|\s+)(?:(?:of|by|with|from|in|on|as|and|the|an?|called|named)\s*)+$", re.IGNORECASE)
@@ -51,6 +52,7 @@ def variants(caption: str, config: CaptionsConfig, limit: int = 64) -> list[str]
     texts = [_one_line(caption, config)]
     if config.wildcards:
         lines = _lines(caption) or [""]
+        # Counted before they are made: a few braces with a few words each have millions of combinations.
         if sum(_count_alternatives(line) for line in lines) > limit:
             return None
         texts = [text for line in lines for text in _all_alternatives(line)]
@@ -82,6 +84,7 @@ def _split(text: str, config: CaptionsConfig) -> list[str]:
 
 def has_trigger(text: str, trigger: str) -> bool:
     """Whether the text has the trigger as a whole word or tag; case doesn't matter, as CLIP ignores it."""
+    # A hyphen belongs to the word: "ohwx-style" doesn't hold the trigger "ohwx".
     return re.search(rf"(?<![\w-]){re.escape(trigger.strip())}(?![\w-])", text, re.IGNORECASE) is not None
 
 
@@ -113,6 +116,7 @@ def joint(config: CaptionsConfig) -> str:
 
 def _with_trigger(text: str, config: CaptionsConfig) -> str:
     trigger = (config.trigger or "").strip()
+    # A trigger in prefix or suffix stands in every caption already.
     if not trigger or has_trigger(f"{config.prefix} {text} {config.suffix}", trigger):
         return text
     return (joint(config) or " ").join(part for part in (trigger, text) if part)

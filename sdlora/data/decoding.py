@@ -24,6 +24,7 @@ _READY = tuple(suffix for suffix, (module, _) in _PLUGINS.items() if find_spec(m
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", *_READY)
 UNREAD_SUFFIXES = (*(suffix for suffix in _PLUGINS if suffix not in _READY), ".psd", ".svg", ".tif", ".tiff")
 _SUFFIX_OF = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif"}
+# Only these: of Pillow's other plugins some start programs (EPS), and none is for what a dataset holds.
 _FORMATS = (*_SUFFIX_OF, *{"JXL" if suffix == ".jxl" else "HEIF" for suffix in _READY})
 
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
@@ -55,6 +56,7 @@ def open_image(path: Path, max_megapixels: float | None = None) -> Iterator[Imag
                     f"{megapixels:.3g} megapixels, more than images.max_megapixels={max_megapixels:g}"
                 )
             yield image
+    # Too little memory is no fault of the file.
     except (UnreadableImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins let broken files raise almost anything
@@ -166,6 +168,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     values = numpy.asarray(image).astype(numpy.float64)
+    # 65535 / 257 is 255.
     return Image.fromarray((values / 257).round().clip(0, 255).astype(numpy.uint8))
 
 
@@ -176,6 +179,7 @@ def _to_srgb(image: Image.Image, profile_bytes: bytes | None) -> Image.Image:
     if profile_bytes:
         try:
             profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
+            # Converting sRGB to itself would only round the pixels once more.
             if not ImageCms.getProfileDescription(profile).startswith("sRGB"):
                 converted = ImageCms.profileToProfile(image, profile, _SRGB, outputMode="RGB")
                 return converted if converted is not None else image.convert("RGB")

@@ -74,6 +74,7 @@ class ImageRecord:
     """SHA-256 of the mask file's bytes, or empty."""
     alternatives: tuple[tuple[str, float], ...] = ()
     """Other captions of the image, each with its chance to be trained instead."""
+    # Without a hash, as it holds dictionaries; path and content tell records apart well enough.
     captions: CaptionsConfig = field(default=CaptionsConfig(), hash=False)
     """How its captions are trained: the run's settings with its folder's own."""
     resolutions: tuple[int, ...] = ()
@@ -93,6 +94,7 @@ class ImageRecord:
         """The caption as trained this time; what is drawn by chance comes from `generator`."""
         text = self.caption or ""
         if self.alternatives:
+            # One draw decides among all captions: each other one takes its share of [0, 1), the image's own the rest.
             chance = generator.random()
             for other, share in self.alternatives:
                 if chance < share:
@@ -255,6 +257,7 @@ def load_mask(record: ImageRecord, size: tuple[int, int]) -> Image.Image:
         mask = load_grey(record.mask_path)
     if mask is None:
         return Image.new("L", size, 255)
+    # A mask of another size is taken to show the whole picture too, as tools that make masks often scale it.
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 
@@ -326,6 +329,7 @@ def _unused(listing: Listing, captions: CaptionsConfig) -> dict[Path, str]:
     unused = dict(listing.left_out)
     stems = {path.with_suffix("") for path in listing.pictures}
     read = {*listing.pictures, *listing.masks.values()}
+    # The longest first: a-short.txt ends in .txt, too, and must be read as the -short.txt that is asked for.
     endings = sorted((captions.extension, *captions.alternatives), key=len, reverse=True)
     for path in listing.files:
         if path in read or path.name in METADATA_FILES or path.suffix.lower() in _COMPANIONS:

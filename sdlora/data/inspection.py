@@ -9,6 +9,7 @@ from pathlib import Path
 from sdlora.data.decoding import open_image, oriented_size
 from sdlora.file_memory import FileMemory
 
+# Goes up when more is found out of a file, so that all are looked at again.
 _FORMAT = 2
 
 

@@ -28,6 +28,7 @@ from sdlora.models.source import is_hub_name
 
 ALPHA = "alpha"
 _HUB_FILES = ("onnx/model.onnx", "model.onnx")
+# Means and deviations that the networks were trained with: most on ImageNet's, isnet and RMBG on plain halves.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CENTRED = ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
 _CENTRED_KINDS = ("isnet", "rmbg")
@@ -94,6 +95,7 @@ def make_masks(
             changes = changes or ChangeSet.begin(folder)
             what = f"{100 * numpy.asarray(mask).mean() / 255:.0f} % of {picture.name} is trained"
             _apply(changes, Change(("mask",), target, partial(_as_png, mask), what))
+            # A mask of another file type would still be found, and could be the one that counts.
             if old is not None and old != target:
                 _apply(changes, Change(("mask",), old, None, "the mask before"))
             done.add(target)
@@ -155,6 +157,7 @@ class SubjectFinder:
     def __call__(self, path: Path, /) -> Image.Image | None:
         """The mask; None for a picture in which nothing stands out."""
         image = load_rgb(path, _BACKGROUND)
+        # Squeezed to the network's shape, as rembg does, and the map is stretched back below.
         pixels_HWC = numpy.asarray(image.resize(self._size, Image.Resampling.LANCZOS), numpy.float32) / 255
         normal_HWC = (pixels_HWC - self._mean_C) / self._std_C
         found = numpy.asarray(self._session.run(None, {self._input: normal_HWC.transpose(2, 0, 1)[None]})[0])
@@ -162,6 +165,7 @@ class SubjectFinder:
         if map_HW.min() < 0 or map_HW.max() > 1:  # logits
             map_HW = 1 / (1 + numpy.exp(-map_HW))
         spread = map_HW.max() - map_HW.min()
+        # What follows gives any map full contrast: of one that tells nothing it would make a mask of noise.
         if spread < _LEAST_SPREAD:
             return None
         mask = Image.fromarray(((map_HW - map_HW.min()) / spread * 255).round().astype(numpy.uint8))

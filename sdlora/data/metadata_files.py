@@ -81,6 +81,7 @@ def _texts(rows: Iterable[Row]) -> tuple[ImageTexts, list[str]]:
             problems.append(f"{where}: loss_weight must be a number above 0, up to 100; got {values['loss_weight']!r}")
             continue
         if isinstance(file_name, str) and (caption is not None or weight is not None):
+            # Rows made on Windows have backslashes, and "./a.png" is a.png.
             texts[posixpath.normpath(file_name.replace("\\", "/"))] = ImageText(caption, weight)
         else:
             shown = values if isinstance(values, str) else json.dumps(values, default=str, ensure_ascii=False)
@@ -109,6 +110,7 @@ def _json_array_rows(text: str) -> Iterator[Row]:
     if isinstance(content, dict):
         for name, entry in content.items():
             if isinstance(entry, dict):
+                # As sd-scripts reads it: the caption, then its tags.
                 parts = [str(entry[key]) for key in ("caption", "tags") if entry.get(key)]
                 yield f"'{name}'", {"file_name": name, "text": ", ".join(parts), **_weight_of(entry)}
             else:
@@ -134,6 +136,7 @@ def _json_rows(text: str) -> Iterator[Row]:
 
 
 def _csv_rows(text: str) -> Iterator[Row]:
+    # A quoted caption may hold line ends, which the reader must get as they are.
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         for values in reader:
@@ -144,6 +147,7 @@ def _csv_rows(text: str) -> Iterator[Row]:
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     parquet = open_parquet(path)
+    # No other column is read: one with the images themselves would be gigabytes.
     columns = [name for name in ("file_name", *CAPTION_COLUMNS, "loss_weight") if name in parquet.schema_arrow.names]
     number = 0
     for batch in parquet.iter_batches(columns=columns):

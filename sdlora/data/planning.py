@@ -46,6 +46,7 @@ class DataPlan:
 
 def plan(scan: ScanResult, placed: Sequence[BucketedImage], batch_size: int) -> DataPlan:
     """The numbers of one epoch, taken from the batches that training would generate."""
+    # Any seed will do: it decides the order, and no number here depends on that.
     batches = plan_epoch(placed, batch_size, seed=0, epoch=0)
     trained = Counter(placed[index].record.path for batch in batches for index in batch)
     buckets = Counter(placed[index].placement.bucket for batch in batches for index in batch)

@@ -37,6 +37,8 @@ def thumbnail(image: Path, folder: Path, edge_px: int = EDGE_PX) -> Path:
         return target
     try:
         with open_image(image) as opened:
+            # A JPEG is decoded at the smallest scale that leaves twice the pixels, from which a good thumbnail can be
+            # made.
             opened.draft("RGB", (2 * edge_px, 2 * edge_px))
             small = to_rgb(opened, "#ffffff")
             small.thumbnail((edge_px, edge_px), Image.Resampling.LANCZOS)

@@ -36,6 +36,7 @@ def draw_variation(images: ImagesConfig, generator: random.Random) -> Variation:
     """A variation within the bounds of the settings; PLAIN, without any draw, where all of them are off."""
     if not images.varies:
         return PLAIN
+    # Each value is drawn, also where its bound is 0: switching one on must not change the others.
     zoom = 1 + images.crop_jitter * generator.random()
     degrees = images.rotation * generator.uniform(-1, 1)
     brightness, contrast, saturation = (1 + images.colour_jitter * generator.uniform(-1, 1) for _ in range(3))
@@ -61,6 +62,7 @@ def turned(image: Image.Image, degrees: float) -> Image.Image:
     angle = math.radians(degrees)
     width, height = image.size
     longer = max(width / height, height / width)
+    # Turned back, every corner of the result must lie inside the source; for this shape that takes just this zoom.
     scale = math.cos(angle) + abs(math.sin(angle)) * longer
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     x, y = width / 2, height / 2

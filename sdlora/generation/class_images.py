@@ -54,6 +54,7 @@ def generate_class_images(
         return ClassImages(0, count)
     rows: dict[int, GenerateConfig] = {}
     for number in missing:
+        # By its number, so that an interrupted call goes on with the very images it would have generated.
         seed = (max(request.seed, 0) + number) % _SEEDS
         prompt = render(prompts[number % len(prompts)], CaptionsConfig(wildcards=True), random.Random(seed))
         rows[number] = request.model_copy(update={"prompt": prompt, "seed": seed, "num_images": 1})

@@ -108,6 +108,7 @@ class Generator:
                 unet.set_attn_processor(PlainAttention())
                 use_plain_convolutions(unet)
         if self.compute.compile:
+            # Only what repeats, compiled once each: the whole UNet in one piece would take many times as long.
             unet.compile_repeated_blocks()
 
     def fits(self, config: GenerateConfig) -> bool:
@@ -216,6 +217,8 @@ class Generator:
         seconds = (time.monotonic() - began) / len(rows)
         notes = self.bundle.notes[known_notes:]
         for row, own, picture in zip(rows, sets, pictures, strict=True):
+            # What was decided is kept: merged and live adapters differ in the last bits, and the config must repeat the
+            # image.
             compute = row.compute.model_copy(update={"merge_adapters": merge})
             said = [text for adapter in own for text in adapter.loaded.warnings]
             said += [
@@ -233,6 +236,7 @@ class Generator:
 
     def _facts(self, row: GenerateConfig, adapters: AdapterSet, seconds: float) -> GenerationFacts:
         source = locate(row.base_model.model)
+        # Not when loading: reading gigabytes once more for a hash should not delay the first image.
         if source.kind == "file" and self._model_hash is None:
             assert source.path is not None
             self._model_hash = file_hash(source.path, default_cache_folder())[:_MODEL_HASH_LETTERS]

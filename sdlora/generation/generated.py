@@ -26,7 +26,7 @@ class StepPreview:
 
 @dataclass(frozen=True)
 class GenerationFacts:
-    """What an image was generated with, beside its request."""
+    """What an image was generated with, beside its request: names and hashes of its files, the model's kind, time."""
 
     model_name: str
     model_hash: str | None

@@ -72,6 +72,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
         "noise_offset": ("objective.noise_offset", some),
         "loss_type": ("objective.loss", one_of(mse="mse", mae="l1", pseudo_huber="huber")),
         "min_denoising_steps": ("objective.min_timestep", count),
+        # Theirs is 1000, one past the last timestep.
         "max_denoising_steps": ("objective.max_timestep", lambda value: min(int(value), 999)),
         "reg_weight": ("objective.prior_weight", some),
         "prompt_dropout_prob": ("captions.dropout", some),

@@ -207,6 +207,7 @@ def _adapter_kind(settings: Mapping[str, Any], result: Translation) -> set[str]:
     if kind.lower() not in _LORA_TYPES:
         result.change("LoRA_type", kind, "has no counterpart, so a plain LoRA is trained")
     algorithm, layers = _LORA_TYPES.get(kind.lower(), _LORA_TYPES["standard"])
+    # 0 there means that convolutions get no adapter.
     if layers == "all+conv" and settings.get("conv_dim") in (0, "0"):
         layers = "all"
     preset = settings.get("LyCORIS_preset")
@@ -277,6 +278,7 @@ def _rates(settings: Mapping[str, Any], result: Translation) -> set[str]:
     until = number(settings.get("stop_text_encoder_training_pct", settings.get("stop_text_encoder_training"))) or 0
     if until > 0 and result.values.get("adapter.text_encoder"):
         result.put("optimization.text_encoder_until", until / 100)
+    # Below 0 it is not trained at all there, whatever its rate.
     elif until < 0:
         result.values.pop("adapter.text_encoder", None)
     ratios = {name: some(settings.get(f"loraplus_{name}lr_ratio")) for name in ("", "unet_", "text_encoder_")}
@@ -300,6 +302,7 @@ def _steps(settings: Mapping[str, Any], result: Translation) -> set[str]:
     result.put("optimization.steps", None if epochs else steps)
     schedule = settings.get("lr_scheduler")
     share, number_of = some(settings.get("lr_warmup")), some(settings.get("lr_warmup_steps"))
+    # kohya_ss counts lr_warmup in per cent of the run.
     warmup = number_of if number_of else share / 100 if share else None
     if warmup and schedule == "constant":
         result.lose("lr_warmup", warmup, "the scheduler 'constant' has no warm-up there either")
@@ -356,6 +359,7 @@ def _logging(settings: Mapping[str, Any], result: Translation) -> set[str]:
 def _words(value: Any) -> list[str]:
     if isinstance(value, (list, tuple)):
         return [str(one) for one in value]
+    # shlex reads backslashes as escapes, but these are Windows paths.
     return shlex.split(str(value or "").replace("\\", "/"))
 
 
@@ -433,6 +437,7 @@ def _optimizer_options(settings: Mapping[str, Any], result: Translation) -> set[
                     result.put(name, 1e-3)
     elif kind in OWN_RATE and rate and rate < 0.1:
         result.change("learning_rate", rate, f"{kind} finds its own and takes a factor, usually 1")
+        # The dadaptation package calls decouple what pytorch_optimizer, whose optimizer ours is, calls weight_decouple.
         result.put("optimization.learning_rate", 1.0)
     if kind == "dadapt_adam" and "decouple" in options:
         options["weight_decouple"] = options.pop("decouple")

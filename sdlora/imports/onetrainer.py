@@ -89,6 +89,7 @@ def _image(image: Mapping[str, Any], result: Translation) -> None:
         if not switch(image.get(f"enable_random_{name}")):
             strengths[name] = None
         known.add(f"enable_random_{name}")
+    # Cut to the bounds of our settings, which would refuse more.
     result.put("images.rotation", strengths["rotate"] and min(strengths["rotate"], 45.0))
     result.put("images.hue_jitter", strengths["hue"] and min(1.0, strengths["hue"]) * _HALF_CIRCLE_DEGREES)
     colours = [strength for name in ("brightness", "contrast", "saturation") if (strength := strengths[name])]

@@ -115,6 +115,7 @@ SETTINGS: dict[str, tuple[str, Convert]] = {
         "objective.timestep_distribution",
         _TIMESTEPS,
     ),
+    # Strengths are shares of the 1000 timesteps; our last timestep counts as trained, so it is one less.
     "min_noising_strength": ("objective.min_timestep", lambda value: round(1000 * float(value)) or None),
     "max_noising_strength": ("objective.max_timestep", lambda value: round(1000 * float(value)) - 1),
 }
@@ -258,6 +259,7 @@ def _text_encoders(
     if skip and is_sdxl:
         result.lose("text_encoder_layer_skip", skip, "SDXL has its own fixed layer")
     elif skip:
+        # Skipped layers there, the layer taken here, counted from the end with 1 for the last.
         result.put("base_model.clip_skip", 1 + skip)
 
 

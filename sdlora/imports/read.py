@@ -28,7 +28,7 @@ _REPEATS_FOLDER = re.compile(r"\d{1,3}_.+")
 
 @dataclass(frozen=True)
 class Imported:
-    """A foreign settings file in our terms."""
+    """A foreign settings file in our terms, and what of it could not be said in them."""
 
     tool: str
     """Which tool and file it was read as."""
@@ -59,6 +59,7 @@ def import_settings(path: Path) -> Imported:
     try:
         tool, translation = _translate(path)
         reconcile(translation)
+    # Foreign files hold anything anywhere: what a translator trips over is wrong with the file, and no crash of ours.
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(str(path), [f"can't be imported: {' '.join(str(error).split())}"]) from error
     config = files.validate(schema.nest(translation.values), f"{path}, as imported,")
@@ -96,6 +97,7 @@ def _json(content: Any, path: Path) -> tuple[str, Translation]:
             return "SimpleTuner data backends", from_backends(content)
         return "OneTrainer concepts", from_concepts(content)
     settings = _mapping(content)
+    # SimpleTuner writes its names as on its command line, with dashes in front.
     plain = {name.lstrip("-") for name in settings}
     if {"data_backend_config", "model_family"} & plain:
         return "SimpleTuner", from_simpletuner(settings, lambda name: _json_beside(path, name))
@@ -192,6 +194,7 @@ def settings_as_yaml(path: Path) -> str:
     """
     if path.suffix.lower() not in (".yaml", ".yml"):
         return import_settings(path).as_yaml()
+    # A YAML file is ours or ai-toolkit's; of one that is neither, what is wrong with it as ours is told.
     try:
         files.load(path)
         return read_text(path)

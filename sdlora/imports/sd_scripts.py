@@ -62,6 +62,8 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The options of all sections in one place, however deep; sections are only for the reader there."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
+        # A table of arguments is a value, but LoRA_Easy_Training_Scripts has sections of these names with `args` in
+        # them.
         is_section = isinstance(value, dict) and not (name in _ARGUMENTS and "args" not in value)
         if is_section:
             found |= flat(value)
@@ -124,6 +126,7 @@ def from_file_metadata(metadata: Mapping[str, str]) -> Translation:
     called = re.fullmatch(r"([\w.]+?)(?:\((.*)\))?", str(given.get("optimizer", "")))
     if called:
         given["optimizer"] = called[1].rpartition(".")[2]
+        # Commas within brackets, as in betas=(0.9, 0.99), part nothing.
         given["optimizer_args"] = [part.strip() for part in re.split(r",(?![^(\[]*[)\]])", called[2] or "") if part]
     folders = _json_object(told.get("dataset_dirs")), _json_object(told.get("reg_dataset_dirs"))
     for name, about in {**folders[0], **folders[1]}.items():
@@ -140,6 +143,7 @@ def _translated(
     given: Mapping[str, Any], names: Mapping[str, str], notes: Translation, datasets: Mapping[str, Any] | None
 ) -> Translation:
     gui: dict[str, Any] = {name: value for name, value in _DEFAULTS.items() if value is not None}
+    # Its 1600 steps are there only where nobody asks for epochs.
     if given.get("max_train_epochs"):
         del gui["max_train_steps"]
     gui |= {names.get(name, name): value for name, value in given.items() if name not in _ARGUMENTS[:1]}

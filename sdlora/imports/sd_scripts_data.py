@@ -73,6 +73,7 @@ def from_dataset_config(settings: Mapping[str, Any], otherwise: Mapping[str, Any
     otherwise: options that hold where the file is silent; by default sd-scripts' own.
     """
     result = Translation()
+    # sd-scripts makes buckets only when asked to, sdlora unless told not to.
     general = {**({"enable_bucket": False} if otherwise is None else otherwise), **settings.get("general", {})}
     subsets = [
         {**general, **{name: value for name, value in dataset.items() if name != "subsets"}, **subset}

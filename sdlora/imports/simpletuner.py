@@ -237,6 +237,7 @@ def _lycoris(settings: Mapping[str, Any], result: Translation) -> None:
     if algorithm != "lokr":
         for name in ("lokr_factor", "lokr_decompose_both", "lokr_full"):
             result.values.pop(f"adapter.{name}", None)
+    # LyCORIS' way to ask for whole matrices: a dimension that no layer reaches.
     if rank and rank >= 10000 and algorithm == "lokr":
         result.put("adapter.lokr_full", True)
         result.change("linear_dim", rank, "stands for a full matrix: adapter.lokr_full, whose scale is always 1")

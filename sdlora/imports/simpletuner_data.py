@@ -35,6 +35,7 @@ def edge_of(resolution: Any, kind: str) -> int | None:
     value = number(resolution)
     if not value:
         return None
+    # Megapixels, unless the number is too large to be any: then it is an edge in pixels.
     edge = math.sqrt(value * 1e6) if kind == "area" and value < 64 else value
     return round(edge / LATENT_FACTOR) * LATENT_FACTOR
 

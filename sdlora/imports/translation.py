@@ -164,6 +164,7 @@ OPTIMIZER = one_of(
     adamwschedulefree="schedule_free_adamw",
     schedule_free_adamw="schedule_free_adamw",
 )
+# Warm-up and a lowest rate are settings of their own here, so schedules that differ in those alone become one.
 SCHEDULE = one_of(
     constant="constant",
     constant_with_warmup="constant",
@@ -191,7 +192,7 @@ def caption_ending(value: Any) -> str | None:
 
 
 def file_name(value: Any) -> str | None:
-    """A name that ours allows."""
+    """A name that ours allows: what file systems refuse becomes a dash; None where nothing is left."""
     return re.sub(r"[^\w.+() -]+", "-", str(value)).strip(" .-") or None
 
 

@@ -56,6 +56,7 @@ class DatasetJobs:
     def _known(self) -> dict[tuple[str, str], JobHandle]:
         if self._newest is None:
             self._newest = {}
+            # From the oldest on, so that the newest of each kind is what stays.
             for handle in reversed(list_jobs(self._jobs)):
                 arguments = handle.arguments
                 if len(arguments) >= 3 and arguments[0] == "dataset":
@@ -75,6 +76,7 @@ def caption_options(config: CaptioningConfig) -> list[str]:
         elif isinstance(value, tuple):
             options += [part for each in value for part in (spelling, str(each))]
         else:
+            # In one word: a value that begins with a dash would be taken for an option.
             options.append(f"{spelling}={value}")
     return options
 

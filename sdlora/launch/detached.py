@@ -34,7 +34,9 @@ def spawn(
     What it writes to standard error is appended to `log`, standard output too unless `output` is given. Ctrl-C in the
     terminal of this process, and its end, don't reach it.
     """
+    # The events of whoever starts this command, itself a job perhaps, are not those of the child.
     inherited = {name: value for name, value in os.environ.items() if name != EVENTS_VARIABLE}
+    # With the fault handler a crash in native code leaves a trace in the log, which `last_words` finds.
     settings = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "PYTHONIOENCODING": "utf-8"}
     with log.open("ab") as log_file, (output or log).open("ab") as output_file:
         child = subprocess.Popen(
@@ -61,6 +63,7 @@ def end(record: ProcessRecord, path: Path, grace_seconds: float, ask: signal.Sig
         return not record.is_alive(path)
     try:
         process = psutil.Process(record.process_id)
+        # Asked while the parent lives: afterwards nobody can tell which were its children.
         family = [process, *process.children(recursive=True)]
     except psutil.Error:
         return not record.is_alive(path)

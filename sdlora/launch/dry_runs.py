@@ -87,6 +87,7 @@ class DryRuns:
             if self._job[0] == asked.key:
                 return
             job, self._job = self._job[1], None
+            # In a thread, as ending a process takes a moment and others wait for the lock.
             threading.Thread(target=_abandon, args=(job,), daemon=True).start()
         self._job = (asked.key, start_dry_run(asked.config, self._jobs_folder))
 

@@ -21,7 +21,7 @@ _FRESH_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Forecast:
-    """Everything that can be said of a run now."""
+    """Everything that can be said of a run now; what is not known yet is None, empty, or `is_checking`."""
 
     problems: tuple[str, ...] = ()
     steps: StepCount | None = None
@@ -86,6 +86,7 @@ class Forecaster:
             return Forecast()
         problems, steps = self._folders_of(config)
         pace = self._paces.find(config, (run.handle for run in self._watch.snapshot().runs))
+        # A dry run of a draft whose folders are missing would tell the same, seconds later.
         self._dry_runs.ask(None if problems else config)
         if problems:
             return Forecast(problems, steps, pace)

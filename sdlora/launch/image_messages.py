@@ -50,7 +50,7 @@ class Loading(_Message):
 
 
 class Stepped(_Message):
-    """A sampling step is done."""
+    """A sampling step of the images at work is done."""
 
     kind: Literal["stepped"] = "stepped"
     id: str
@@ -76,7 +76,7 @@ class Saved(_Message):
 
 
 class Ended(_Message):
-    """A request is over."""
+    """A request is over: nothing more will be said of it, and the next one may be sent."""
 
     kind: Literal["ended"] = "ended"
     id: str

@@ -70,6 +70,7 @@ class WorkerProcess:
 
     def end(self) -> None:
         """Have it end, by force if it takes long."""
+        # The worker ends when its input does, and tidies up; the signal below is for one that hangs.
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:

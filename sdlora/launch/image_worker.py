@@ -133,6 +133,7 @@ class ImageServer:
 
     def _generator_for(self, config: GenerateConfig) -> Generator:
         if self._generator is None or not self._generator.fits(config):
+            # Before the old one goes: a request that can't be met must not cost the model that is loaded.
             load = self._find(config)
             self._unload()
             self._generator = load()
@@ -142,6 +143,7 @@ class ImageServer:
         """Let go of the model before another is loaded: two at once may not fit."""
         self._generator = None
         gc.collect()
+        # Never imported for this alone: a worker that has generated nothing has no torch.
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()

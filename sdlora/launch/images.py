@@ -65,7 +65,7 @@ class ImageRequest:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether nothing more will come: it is finished, cancelled or failed."""
         return self.status in ("finished", "cancelled", "failed")
 
     @property
@@ -117,6 +117,7 @@ class ImageQueue:
         self._training = training
         self._idle_seconds = idle_seconds
         self._command = command
+        # Reentrant: what a finished request sets off (the next one, the end of the worker) locks again.
         self._lock = threading.RLock()
         self._numbers = count(1)
         self._requests: dict[int, ImageRequest] = {}
@@ -159,6 +160,8 @@ class ImageQueue:
             if request is None or request.is_over:
                 return
             if number == self._current:
+                # Only asked: the worker ends between two steps, and its answer tells when; what is finished by then
+                # stays.
                 assert self._worker is not None
                 self._worker.send(Cancel(id=str(number)))
                 return
@@ -243,6 +246,7 @@ class ImageQueue:
         return Generate(id=str(request.id), config=config, preview_path=str(preview))
 
     def _add(self, request: ImageRequest, message: Generate, wait: bool) -> int:
+        # Before the lock is taken: it looks at the disk.
         waits = wait and self._training() is not None
         with self._lock:
             if self._is_closed:

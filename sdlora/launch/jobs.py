@@ -88,7 +88,8 @@ class JobHandle:
         return shlex.join(["sdlora", *self.arguments])
 
     def state(self) -> JobState:
-        """How the job stands now."""
+        """How the job stands now, found out from its process and its events each time it is asked for."""
+        # In this order: what a process writes last is written before it is gone.
         record = ProcessRecord.read(self._process)
         alive = record is not None and record.is_alive(self._process)
         ending, stage, eta = self._newest_events()
@@ -168,6 +169,7 @@ class JobHandle:
         ending: CommandFinished | None = None
         newest: Progress | None = None
         oldest: Progress | None = None
+        # From the end: the newest events tell all, and a long job has written thousands.
         for event in iterate_backwards(self._events):
             if isinstance(event, CommandFinished):
                 ending = event
@@ -191,6 +193,7 @@ class JobHandle:
     ) -> JobState:
         if alive and ending is None and record is not None:
             return replace(state, eta_seconds=eta_seconds, process_id=record.process_id)
+        # A command that was done before the signal came has finished, not been cancelled.
         if self._cancelled.exists() and (ending is None or ending.error):
             return replace(state, status="cancelled", ended_at=_modified(self._cancelled))
         if ending is not None:
@@ -240,6 +243,7 @@ def _start(folder: Path, arguments: Sequence[str]) -> JobHandle:
         environment={EVENTS_VARIABLE: str(handle._events)},
     )
     ProcessRecord.of(process_id).write(handle._process)
+    # Last: whoever lists jobs takes a folder with this file for one.
     atomic.write_json(folder / "job.json", about, indent=2)
     return handle
 

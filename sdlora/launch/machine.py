@@ -63,6 +63,7 @@ def memory() -> list[tuple[str, str]]:
 
 def cards() -> list[tuple[str, str]]:
     """NVIDIA cards with their memory, as nvidia-smi tells them; empty where there are none."""
+    # The driver's own program: torch would take seconds here, and some hundred MiB of the card for good.
     program = shutil.which("nvidia-smi")
     if program is None:
         return []

@@ -23,7 +23,7 @@ _SAME_ACCELERATOR = ("auto", "cpu", "cuda", "cuda:0", "mps")
 
 @dataclass(frozen=True)
 class Queue:
-    """The queue at one moment."""
+    """The queue of a runs folder at one moment: what waits, what runs, whether it is held."""
 
     waiting: tuple[RunHandle, ...]
     """Next one first."""
@@ -33,7 +33,7 @@ class Queue:
 
 
 def read(runs_folder: Path) -> Queue:
-    """What waits and what runs."""
+    """The queue as it is now; runs that wait by the file but train already count as running."""
     runs_folder = runs_folder.resolve()
     order = queue_file.read(runs_folder)
     waiting = tuple(handle for handle in _handles(runs_folder, order) if not handle.state().is_active)
@@ -89,6 +89,7 @@ def advance(runs_folder: Path) -> list[RunHandle]:
     A run that can't be started (its folder is gone, it runs already, its configuration is damaged) leaves the queue.
     """
     runs_folder = runs_folder.resolve()
+    # Without the lock: this is asked every second and nearly always answered here.
     if not queue_file.names(runs_folder):
         return []
     with queue_file.lock(runs_folder):

@@ -23,7 +23,7 @@ class QueueOrder:
     """While true, nothing is started."""
 
     def without(self, name: str) -> QueueOrder:
-        """The same without one run."""
+        """The order without one run; the same if that doesn't wait."""
         return replace(self, names=tuple(each for each in self.names if each != name))
 
 

@@ -57,7 +57,7 @@ class RunHandle:
             return 0.0
 
     def state(self) -> RunState:
-        """How the run stands now."""
+        """How the run stands now, found out from its process, its events and the queue each time it is asked for."""
         return derive(self.files, is_queued=self.name in queue_file.names(self.folder.parent))
 
     def config(self) -> TrainConfig:
@@ -114,6 +114,7 @@ class RunHandle:
         """Begin the run, or go on from its newest checkpoint, in a detached process. It waits in no queue any more."""
         queue_file.change(self.folder.parent, lambda queue: queue.without(self.name))
         _refuse_commands(self.config())
+        # The run's own lock comes with its process, seconds later: until then two presses could start two.
         with FileLock(self.folder / ".launch.lock"):
             state = derive(self.files)
             if not state.can_start and not self._changed_since(state):

@@ -85,6 +85,8 @@ class RunWatch:
     def snapshot(self, *, now: bool = False) -> Snapshot:
         """The runs as they were at most half a second ago; `now` reads them again, as after an action."""
         with self._lock:
+            # All under the lock, so that of many pages that ask at once one looks at the disk and the others get its
+            # answer.
             if now or time.monotonic() - self._read_at >= FRESH_SECONDS:
                 queue.advance(self.runs_folder)
                 order = queue_file.read(self.runs_folder)
@@ -104,6 +106,7 @@ class RunWatch:
     def curves(self, handle: RunHandle) -> Curves:
         """Everything a run has told so far; only what is new is read."""
         with self._lock:
+            # Taken out and put in again, so that the ones looked at longest ago come first.
             known = self._curves.pop(handle.folder, None) or Curves()
             stamp = stamp_of(handle.files.events)
             if known.offset > (stamp[1] if stamp else 0):  # another run of this name, or its log was replaced

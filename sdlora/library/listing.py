@@ -59,6 +59,7 @@ def _list_folder(place: str, root: Path, seen: set[str]) -> Iterator[ListedFile]
     for name in sorted(files):
         if not name.endswith(SUFFIX) or name.startswith("."):
             continue
+        # realpath asks the disk for every part of a path, which for thousands of files is slow: only links need it.
         real = os.path.realpath(files[name].path) if files[name].is_symlink() else files[name].path
         if real in seen:
             continue

@@ -91,6 +91,7 @@ def unique_names(adapters: Sequence[Placed]) -> dict[Path, str]:
     unique = {}
     for adapter in adapters:
         name, long_name = adapter.name, adapter.long_name
+        # A name that is some file's long name too means that one, as `matching` tries long names first.
         is_clear = long_names[name] == 1 and long_name == name if name in long_names else names[name] == 1
         unique[adapter.path] = name if is_clear else long_name if long_names[long_name] == 1 else _path(adapter)
     return unique
@@ -117,6 +118,7 @@ def find_adapter(name: str, folders: Sequence[Path]) -> Path:
 def find_adapter_by_hash(hash_: str, folders: Sequence[Path]) -> Path | None:
     """The adapter file whose hash begins so; files whose metadata tell their hash are asked first."""
     wanted = hash_.lower()[:SHORT_HASH_LETTERS]
+    # Fewer letters could be the beginning of several files' hashes.
     if len(wanted) < SHORT_HASH_LETTERS:
         return None
     adapters = _told_first(list_adapters(folders))

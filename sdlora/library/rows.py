@@ -24,7 +24,7 @@ BLOCK_PRESETS = NAMED_WEIGHTS
 
 @dataclass(frozen=True)
 class Row:
-    """One adapter in use."""
+    """One adapter in use, as the page's rows show it; `id` names it wherever it is moved to."""
 
     id: int
     file: str
@@ -81,7 +81,7 @@ def use(rows: Rows, entry: LibraryEntry, *, alone: bool) -> Rows:
 
 
 def remove(rows: Rows, row_id: int) -> Rows:
-    """Without the row."""
+    """The rows without the one of this id."""
     return tuple(row for row in rows if row.id != row_id)
 
 
@@ -198,6 +198,7 @@ def apply_tags(rows: Rows, text: str, library: Scan) -> Rows:
     if problems:
         raise ConfigError("the tags", problems)
     in_order = iter(wanted.values())
+    # Rows with a tag come in the tags' order, in the places that such rows had; the others keep theirs.
     return tuple(next(in_order) if row.id in wanted else replace(row, enabled=False) for row in after)
 
 

@@ -18,6 +18,7 @@ from sdlora.file_memory import FileMemory
 from sdlora.library.listing import SUFFIX, ListedFile, list_files
 from sdlora.library.names import resolve, unique_names
 
+# Goes up when more is read of a file, so that all are described anew.
 _FORMAT = 2
 _COMPARED_BYTES = MIB
 
@@ -33,7 +34,7 @@ class LibraryEntry:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file's path, by which rows and runs mean this entry."""
         return self.file.path
 
     @property
@@ -61,7 +62,7 @@ class LibraryEntry:
 
 @dataclass(frozen=True)
 class Scan:
-    """The library at one moment."""
+    """The library as it was found at one moment; never changed, a new scan makes a new one."""
 
     entries: tuple[LibraryEntry, ...] = ()
     """Newest first."""
@@ -69,7 +70,7 @@ class Scan:
     """Files that can't be read, with the reason."""
 
     def by_path(self, path: str | Path) -> LibraryEntry | None:
-        """The entry of a file."""
+        """The entry of a file, None for one that the scan didn't find or couldn't read."""
         return next((entry for entry in self.entries if entry.path == Path(path)), None)
 
     def find(self, name: str) -> LibraryEntry:
@@ -154,7 +155,7 @@ def _read(file: ListedFile) -> dict[str, Any]:
 
 
 def _as_tuple(value: Any) -> Any:
-    """JSON has lists only."""
+    """Lists as tuples, which a Description holds: JSON has lists only."""
     return tuple(value) if isinstance(value, list) else value
 
 

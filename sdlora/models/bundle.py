@@ -50,7 +50,7 @@ class Family(Protocol):
         """ModelSpec's name of the reference implementation."""
 
     def base_model_version(self, prediction: Prediction) -> str:
-        """kohya's ss_base_model_version."""
+        """What kohya's ss_base_model_version says of the family, such as sd_v1 or sdxl_base_v1-0."""
 
     def modelspec_architecture(self, prediction: Prediction) -> str:
         """ModelSpec's architecture, without the `/lora` of an adapter."""

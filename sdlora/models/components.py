@@ -50,6 +50,7 @@ def check_complete(where: str, missing: Iterable[str], unexpected: Iterable[str]
 
 def build_unet(config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype, where: str) -> UNet2DConditionModel:
     """A UNet that holds `weights` (diffusers names), cast to `dtype` one by one; empties `weights`."""
+    # On meta nothing is allocated or initialised: every weight is about to be replaced anyway.
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     _fill(unet, weights, dtype, f"{where} (UNet)")
@@ -76,6 +77,7 @@ def build_text_encoder(config: ModelConfig, weights: dict[str, Tensor], dtype: t
         for name in list(weights):
             weights[name.removeprefix("text_model.")] = weights.pop(name)
     _fill(encoder, weights, dtype, f"{where} (text encoder)")
+    # No file holds these numbers, and on meta they were not made: without them every position would be garbage.
     embeddings = getattr(encoder, "text_model", encoder).embeddings
     positions = torch.arange(embeddings.position_embedding.num_embeddings).expand((1, -1))
     embeddings.register_buffer("position_ids", positions, persistent=False)

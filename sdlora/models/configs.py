@@ -33,6 +33,7 @@ def fit_unet(config: ModelConfig, shapes: Shapes) -> ModelConfig:
     """`config` with the widths of a UNet in original names (`input_blocks.1.0...`)."""
     per_level = config["layers_per_block"] + 1
     widths = [
+        # The first resnet of a level stands behind conv_in (block 0) and the levels before, a downsampler each.
         shapes[f"input_blocks.{1 + level * per_level}.0.out_layers.3.weight"][0]
         for level in range(len(config["block_out_channels"]))
     ]
@@ -40,6 +41,7 @@ def fit_unet(config: ModelConfig, shapes: Shapes) -> ModelConfig:
     fitted = {**config, "block_out_channels": widths, "cross_attention_dim": cross_width}
     if isinstance(config["attention_head_dim"], list):  # diffusers' name for the number of heads
         fitted["attention_head_dim"] = [width // _HEAD_WIDTH for width in widths]
+    # Checkpoints of SD 1.x project with 1x1 convolutions, later ones with linear layers; diffusers must know which.
     projection = shapes["input_blocks.4.1.proj_in.weight"]
     fitted["use_linear_projection"] = len(projection) == 2
     if "label_emb.0.0.weight" in shapes:

@@ -148,6 +148,7 @@ def _detect_folder(source: Source, revision: str | None) -> _Found:
     prediction = scheduler.get("prediction_type", "epsilon")
     untrained = _untrained_schedule(scheduler)
     if untrained:
+        # For people who overrule it by base_model.prediction; all others are refused.
         prediction = "v_prediction" if prediction == "v_prediction" else "epsilon"
     if prediction not in ("epsilon", "v_prediction"):
         raise ModelError(

@@ -111,6 +111,7 @@ def read_pickled(path: Path) -> dict[str, Any]:
     except Exception as error:
         # In bytes that are no checkpoint torch's reader stumbles wherever it happens to be: nothing to list.
         raise ModelError(f"{path}: can't be read as a checkpoint: {error or type(error).__name__}") from error
+    # PyTorch Lightning's checkpoints keep the weights one level down, beside the optimizer's.
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     tensors = (

@@ -20,6 +20,7 @@ _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
 
+# The largest number that mallopt takes, which is as good as never trimming.
 _KEEP_BYTES = 2**31 - 1
 _BLOCK_BYTES = GIB
 _OLD_BLOCK_LIMIT_BYTES = 32 * MIB
@@ -65,6 +66,7 @@ def forget_mapped(tensors: Iterable[Tensor]) -> None:
     page = mmap.PAGESIZE
     for tensor in tensors:
         address, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+        # Whole pages only: those at the edges may hold a neighbour's values.
         start, end = -(-address // page) * page, (address + size) // page * page
         if start < end and any(first <= start and end <= last for first, last in areas):
             madvise(start, end - start, mmap.MADV_DONTNEED)

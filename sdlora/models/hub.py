@@ -33,6 +33,8 @@ class HubModel:
                     hf_hub_download(self.name, filename, revision=self.revision, local_files_only=self.cached_only)
                 )
             except EntryNotFoundError:
+                # Offline, "no such file" may also mean "never downloaded": the index tells whether the model is here at
+                # all.
                 if self.cached_only and not self._is_cached():
                     raise
                 return None
@@ -59,6 +61,7 @@ def reach(name: str, revision: str | None) -> HubModel:
         except HfHubHTTPError:
             raise
         except Exception as error:
+            # No network shows as an OSError, or as one of httpx's own; anything else is a fault that must be seen.
             if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
                 raise
             return HubModel(name, revision, True)

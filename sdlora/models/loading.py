@@ -61,6 +61,7 @@ def load(
     if change is not None:
         notes += change(detection.family, [unet, *text_encoders])
     identity = weights_identity([unet, vae, *text_encoders])
+    # Neither is a weight, but both change what is cached: the factor scales latents, clip_skip chooses the layer.
     vae_identity = weights_identity([vae], repr(vae.config.scaling_factor))
     text_identity = weights_identity(text_encoders, config.clip_skip)
     schedule = build_schedule(parts.scheduler_config(), detection.prediction, detection.zero_terminal_snr)

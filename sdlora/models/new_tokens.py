@@ -40,6 +40,7 @@ class NewTokens:
             self._signatures[word.casefold()] = digest.hexdigest()
         encoders = range(len(next(iter(words.values()))))
         self._tables = [torch.cat([vectors[encoder] for vectors in words.values()]) for encoder in encoders]
+        # The longest first: of `cat` and `cat girl` a text with both words means the second.
         listed = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
         self._pattern = re.compile(rf"(?<!\w)(?:embedding:)?({listed})(?!\w)", re.IGNORECASE)
 

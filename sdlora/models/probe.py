@@ -31,6 +31,7 @@ def probed_prediction(unet: nn.Module, schedule: NoiseSchedule, dtype: torch.dty
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(0)
     noise_BCHW = torch.randn(1, config.in_channels, _EDGE, _EDGE, generator=generator)
+    # No words at all: what it predicts shows without them, and no text encoder has to be there.
     text_BTD = torch.zeros(1, _TOKENS, config.cross_attention_dim, device=device, dtype=dtype)
     extra: dict[str, Any] = {}
     if getattr(config, "addition_embed_type", None) == "text_time":

@@ -22,6 +22,7 @@ MAX_TOKENS = 3 * CHUNK_TOKENS
 
 _FACTORS = {"(": 1.1, "[": 1 / 1.1}
 _OPENING = {")": "(", "]": "["}
+# A stretch of text ends before any B, so that BREAK is tried at each of them.
 _PIECES = re.compile(
     r"""\\(?P<escaped>[\\()\[\]])
       | (?P<open>[(\[])

@@ -28,8 +28,10 @@ from torch.nn.grad import conv2d_input
 from sdlora.config.base_model import Quantization
 from sdlora.errors import MissingPackageError
 
+# A small part of the weights, through which all of the signal passes: saving here costs most.
 _SPARED = ("conv_in", "conv_out", "time_embedding", "add_embedding")
 _BLOCK = 64
+# bitsandbytes' own block for 8-bit scales, which an unpacked state must name again.
 _SCALE_BLOCK = 256
 
 
@@ -110,6 +112,7 @@ class QuantizedLayer(nn.Module, ABC):
         self.train(layer.training)
         if kind == "int8":
             rows_OI = weight.reshape(len(weight), -1).float()
+            # A row of zeros has no largest value: dividing by tiny leaves zeros, dividing by 0 would not.
             scale_O = rows_OI.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
             packed_OI = (rows_OI / scale_O[:, None]).round().to(torch.int8)
             self.register_buffer("packed", packed_OI)
@@ -171,6 +174,7 @@ class _Unpacking(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, layer: QuantizedLayer) -> Tensor:
         ctx.layer, ctx.input_shape, ctx.input_dtype = layer, inputs.shape, inputs.dtype
         kind = inputs.device.type
+        # Autocast does not reach into an autograd.Function, so its number type is taken over by hand.
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
         bias: Any = layer.bias
         bias = None if bias is None else bias.to(dtype)

@@ -46,6 +46,7 @@ _OTHER_MARKS = {
 def recognise_header(header: Header) -> FamilyName:
     """The family of a single-file model. Raises ModelError for anything else, naming what it looks like."""
     names, path = header.shapes, header.path
+    # LoRA marks first: a file of an adapter for another model should still be told as a LoRA.
     if any(mark in name for name in names for mark in _LORA_MARKS):
         raise ModelError(
             f"{path}: this is a LoRA file, not a base model; use adapter.start_from to go on training it, and give the "
@@ -137,6 +138,7 @@ def recognise_config(name: str, index: Mapping[str, Any], unet: Mapping[str, Any
     if depth == 2 and levels == 3 and size_embedding == "text_time" and "text_encoder_2" in index:
         return "sdxl"
     if depth == 2 and levels == 4 and size_embedding is None and unet.get("class_embed_type") is None:
+        # By linear projections and not by widths, which tiny models of a family don't share with its large ones.
         return "sd2" if unet.get("use_linear_projection") else "sd1"
     raise ModelError(
         f"{name}: a {pipeline} model of unknown family; {_TRAINED}. Looked at unet/config.json: {levels} levels (4 in "

@@ -32,6 +32,7 @@ def build_schedule(
     scheduler_config: Mapping[str, Any], prediction: Prediction, zero_terminal_snr: bool
 ) -> NoiseSchedule:
     """The schedule of a scheduler_config.json. Raises ModelError for a kind of schedule that SD never used."""
+    # Without a config, those of Stable Diffusion: all its versions were trained with these two.
     start, end = float(scheduler_config.get("beta_start", 0.00085)), float(scheduler_config.get("beta_end", 0.012))
     steps = int(scheduler_config.get("num_train_timesteps", 1000))
     kind = scheduler_config.get("beta_schedule", "scaled_linear")
@@ -45,6 +46,7 @@ def build_schedule(
         raise ModelError(
             f"beta_schedule '{kind}' in scheduler_config.json is not supported: scaled_linear or linear is"
         )
+    # In float64: a product of a thousand factors gathers fp32's rounding.
     alphas_cumprod_T = torch.cumprod(1 - betas_T, dim=0)
     if zero_terminal_snr:
         alphas_cumprod_T = rescale_to_zero_terminal_snr(alphas_cumprod_T)

@@ -150,6 +150,7 @@ def _convert_clip(original: Weights, prefix: str) -> Weights:
 def _convert_openclip(original: Weights, prefix: str) -> Weights:
     """An OpenCLIP encoder's weights by transformers' names. SD 2.x takes the last layer but one: 23 of 24 are kept."""
     width = original[f"{prefix}positional_embedding"].shape[1]
+    # All that diffusers' function asks of a model is its width, so none has to be built.
     stand_in = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
     converted: Weights = conversion.convert_open_clip_checkpoint(stand_in, original, prefix=prefix)
     return converted

@@ -43,6 +43,7 @@ def locate(model: str) -> Source:
         if path.suffix.lower() not in FILE_SUFFIXES:
             raise ModelError(f"{path}: a base model file ends in {' or '.join(FILE_SUFFIXES)}, not '{path.suffix}'")
         return Source("file", model, path)
+    # Before the hub: models/sd15.safetensors has the form of a hub name, too.
     if path.suffix.lower() in FILE_SUFFIXES:
         raise ModelError(f"{path}: no such file")
     if is_hub_name(model):

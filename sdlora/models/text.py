@@ -60,10 +60,12 @@ def encode_with(
         output = encoder(given_NT, output_hidden_states=True)
     states_NTD = choose(output, encoder)
     if any(weight != 1 for chunk in padded for weight in chunk.weights):
+        # One more before the tokens and one behind, for the marks, which have no weight.
         weights_NT = [[1.0, *chunk.weights, *[1.0] * (CHUNK_TOKENS + 1 - len(chunk.weights))] for chunk in padded]
         states_NTD = emphasise(states_NTD, torch.tensor(weights_NT))
     width = states_NTD.shape[-1]
     pooled_ND = getattr(output, "text_embeds", None)
+    # Every longest-th row is the first chunk of a caption, whose pooled state SDXL was trained with.
     return TextStates(states_NTD.reshape(len(captions), -1, width), None if pooled_ND is None else pooled_ND[::longest])
 
 

@@ -24,6 +24,7 @@ def encode_moments(bundle: Bundle, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]
     def encode() -> tuple[Tensor, Tensor]:
         distribution = bundle.vae.encode(pixels_BCHW.to(bundle.vae.device, bundle.vae.dtype)).latent_dist
         scale, shift = _scale_and_shift(bundle)
+        # In fp32 from here on: what is cached is read by runs in any precision.
         return (distribution.mean.float() - shift) * scale, distribution.std.float() * scale
 
     with torch.no_grad(), _no_autocast(bundle):
@@ -55,6 +56,7 @@ def decode_latents(bundle: Bundle, latents_BCHW: Tensor) -> Tensor:
 
     with torch.no_grad(), _no_autocast(bundle):
         pixels_BCHW = decode()
+        # Latents that are not finite already are the UNet's doing, which another VAE type does not change.
         if not _finite(pixels_BCHW) and _finite(latents_BCHW) and _to_fp32(bundle):
             pixels_BCHW = decode()
     return pixels_BCHW

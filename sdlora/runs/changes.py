@@ -29,6 +29,7 @@ _FIXED = {
     "outputs.folder": "the run lies where it lies",
 }
 """Settings, or beginnings of their names, that a run keeps for ever, and why."""
+# It has no weights, so nothing that is trained depends on it.
 _FREE_IN_ADAPTER = ("adapter.dropout",)
 _NOTES = {
     "optimization.optimizer": "its state begins afresh",
@@ -97,6 +98,7 @@ def change(path: Path, overrides: Sequence[str]) -> list[Change]:
     if problems:
         raise ConfigError(str(path), problems)
     if changes:
+        # History first: a kill in between leaves a version too many, never a change that nobody wrote down.
         record(folder, changes=changes)
         atomic.write_text(folder.config, files.dump(after))
     return changes
@@ -108,6 +110,7 @@ def record(folder: RunFolder, changes: Sequence[Change] = (), images: str = "") 
     version = Version(time.time(), newest.step if newest else 0, list(changes), images)
     number = len(history(folder)) + 1
     atomic.write_text(folder.history / f"{number:04d}.yaml", folder.config.read_text(encoding="utf-8"), parents=True)
+    # A version counts from here on: `history` goes by these files.
     atomic.write_text(folder.history / f"{number:04d}.json", json.dumps(asdict(version), indent=2, default=str))
 
 

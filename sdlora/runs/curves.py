@@ -116,11 +116,14 @@ def smoothed(steps: Sequence[int], values: Sequence[float], amount: float, limit
     bins = _bins(steps, values, min(limit, len(steps)))
     positions = np.array([places.mean() for places, _ in bins])
     means = np.array([inside.mean() for _, inside in bins])
+    # In bins: at most the deviation of the Gaussian is an eighth of the run, so that it spans about half of it.
     width = amount * len(bins) / 8
     if width >= 0.5:
         reach = np.arange(-math.ceil(3 * width), math.ceil(3 * width) + 1)
         kernel = np.exp(-0.5 * (reach / width) ** 2)
+        # At the ends a part of the kernel has no values under it: what was summed is divided by the weight it had.
         weight = np.convolve(np.ones(len(means)), kernel)
+        # convolve's own mode `same` gives the kernel's length where that is the longer one.
         cut = slice(len(reach) // 2, len(reach) // 2 + len(means))
         means = np.convolve(means, kernel)[cut] / weight[cut]
     return [(float(step), float(mean)) for step, mean in zip(positions, means, strict=True)]

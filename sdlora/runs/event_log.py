@@ -80,6 +80,7 @@ def text_tail(path: Path, lines: int = 200, *, offset: int = 0) -> str:
     except OSError:
         return ""
     text = data.decode("utf-8", errors="replace")
+    # The block began somewhere within a line.
     if start > offset:
         text = text.partition("\n")[2]
     shown = [_TERMINAL_CODE.sub("", line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")]

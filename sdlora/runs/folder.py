@@ -106,6 +106,7 @@ class RunFolder:
         taken: set[Request] = set()
         for request in wanted:
             try:
+                # Removing is taking: a request that is made again meanwhile is a new file and is not lost.
                 (self.requests / request).unlink()
             except FileNotFoundError:
                 continue
@@ -198,6 +199,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 def _absolute(name: str) -> str:
     path = Path(name).expanduser()
+    # A name on the hub or of a built-in model is no path, and stays as it is.
     return str(path.resolve()) if path.exists() else name
 
 

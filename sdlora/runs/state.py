@@ -178,6 +178,7 @@ def _figures(folder: RunFolder, newest: _Newest, offset: int) -> RunState:
     step = _step(folder, newest, began)
     steps = newest.steps
     speed = eta = None
+    # The first steps are slow: compilers, caches and the disk warm up.
     if began and first and len(steps) >= 2 and step - began.first_step >= MIN_STEPS_FOR_SPEED:
         speed = len(steps) / max(sum(event.seconds for event in steps), 1e-9)
         per_step = (steps[0].time - first.time) / max(steps[0].step - first.step, 1)

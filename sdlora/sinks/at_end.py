@@ -66,12 +66,14 @@ class AtEndSink:
             self._start(self._command, ending)
 
     def _post(self, address: str, ending: _Ending) -> None:
+        # `text` is what Slack and Mattermost show, `content` what Discord does.
         body = {**asdict(ending), "text": ending.sentence, "content": ending.sentence}
         request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS):
                 pass
         except (urllib.error.URLError, OSError, ValueError) as error:
+            # Without what follows the question mark, which is often a key.
             self.tell(f"outputs.webhook: {address.partition('?')[0]} can't be told: {error}")
 
     def _start(self, command: str, ending: _Ending) -> None:

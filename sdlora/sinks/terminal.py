@@ -9,6 +9,7 @@ from sdlora import events
 from sdlora.events import Event
 from sdlora.words import duration_in_words, speed_in_words
 
+# The newest step counts 5 %, so that about the last twenty make up what is shown.
 _SMOOTHING = 0.95
 _PLAIN_LINES_PER_STAGE = 10
 

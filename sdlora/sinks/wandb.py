@@ -34,6 +34,7 @@ class WandbSink:
                 config=config,
                 id=_identity(folder),
                 resume="allow",
+                # console: it would put itself between us and standard output, where the progress bar is.
                 settings=wandb.Settings(console="off", silent=True),
             )
         except Exception as error:  # of many kinds: no key, no network, no such project

@@ -218,6 +218,7 @@ class Browser:
             if not found:
                 return self._page(found, 1, None) | self.editor.edit(found, 0)
             at = listing.neighbour(found, editing, step)
+            # The tiles of this page stand already: only the editor moves on.
             page = page_of(found, None, IMAGES_A_PAGE, at).number
             if page == number:
                 moved: dict[Any, Any] = {self.number: number}
@@ -238,6 +239,7 @@ class Browser:
         at = listing.position(before, editing)
         if at is None:
             raise DataError("No image is chosen.")
+        # The image after the deleted one takes its place in the editor, at the end of the list the one before.
         following = before[at + 1 : at + 2] or before[at - 1 : at]
         history.delete_image(folder, before[at])
         return self.refreshed(folder, text, kind, tags, number, following[0].name if following else "")

@@ -107,6 +107,7 @@ class Editor:
 
         Raises DataError when the caption was changed elsewhere meanwhile: the page stays, and asks.
         """
+        # An image that was deleted meanwhile takes its caption along: there is nothing left to keep.
         if editing and (self._folder(name) / editing).is_file():
             theirs = self._save(name, editing, caption, loaded, own)
             if theirs is not None:
@@ -121,9 +122,11 @@ class Editor:
 
     def _save(self, name: str, editing: str, caption: str, loaded: str, own: Own) -> str | None:
         """Write the caption if it was typed here; where somebody else has changed it, their text instead."""
+        # As it was read, and nothing that this page wrote since lies on the disk: nobody typed here.
         if [editing, caption] == json.loads(loaded or "[]") and editing not in own:
             return None
         folder, known = self._folder(name), _known(editing, loaded, own)
+        # Noted before it is written: the next save, a key later, must know this text as this page's own.
         own.setdefault(editing, set()).add(caption)
         theirs = listing.save_caption(folder / editing, folder, caption, known)
         if theirs is not None:

@@ -130,6 +130,7 @@ class DatasetTab:
         self.address.select(handler(self._go), None, self._views, **EACH_COUNTS)
         self.context.shared["tab.dataset"].select(handler(self._offer), None, self.chosen, **QUICK)
         self.context.remember("dataset.chosen", self.chosen, show=self._kept)
+        # A dataset named in the page's address comes before the one that was remembered.
         kept = "(chosen) => [window.sdlora.place('dataset') || chosen]"
         self.context.on_load.append((self._choose, [self.chosen], self._views, kept))
 
@@ -154,6 +155,7 @@ class DatasetTab:
         """Another dataset. A list that was opened and left is no choice; a name that is none is told of."""
         if name == opened:
             return {self.opened: gr.skip()}
+        # Gradio takes any text for such a list, so a name that was typed is looked up here.
         if name not in folders.names(self.datasets):
             raise DataError(f"There is no dataset '{name}' any more." if name else "Choose a dataset from the list.")
         return self._choose(name)
@@ -217,6 +219,7 @@ class DatasetTab:
 
     def _receive(self, name: str | None, files: list[str] | None) -> dict[Any, Any]:
         known = folders.names(self.datasets)
+        # Pictures dropped onto an empty page need no dataset to be made first.
         if name not in known:
             name = next(iter(known), None) or folders.create(self.datasets, FIRST_NAME).name
         report = uploads.receive(self.datasets / name, [Path(file) for file in files or []])

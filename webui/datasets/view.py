@@ -94,6 +94,7 @@ def crop(item: Item, picture: Path, resolution: int) -> str:
 
 def buckets(counts: shapes.BucketCounts) -> str:
     """How many images share a bucket: bars, which a screen reader reads as a sentence, and a table."""
+    # From tall to wide, so that the bars show the spread of shapes.
     ordered = sorted(counts.items(), key=lambda each: each[0].width_px / each[0].height_px)
     most = max(counts.values(), default=0)
     label = f"{sum(counts.values())} images an epoch in {count(len(counts), 'bucket')}, {most} in the largest"

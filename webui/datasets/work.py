@@ -210,6 +210,7 @@ class WorkPanels:
             self._check_again(folder, resolution, trigger)
         writes = ended & {"caption", "fix"} or ("caption" in now and now["caption"].is_active)
         updates = self._shown(folder)
+        # Reading a folder's captions anew takes longer than a look at the jobs, so that is done less often.
         if not writes or not (ended or time.time() - seen.followed_at > _FOLLOW_SECONDS):
             return updates | {self.seen: Seen(now, seen.followed_at)}
         is_typing = self.browser.editor.is_typed(around[-1], caption, loaded, own)  # then the box is left alone

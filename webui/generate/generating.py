@@ -38,6 +38,7 @@ class Generating:
         self.context = context
         self.services = context.services
         self.rows = RowsPanel.of(context)
+        # The request that the question is about, as the function that would hand it in; it stays on the server.
         self.pending = gr.State(None)
         self.form = Form(
             GenerateConfig, PREFIX, leave_out=LEFT_OUT, suggestions={"base_model.model": self.services.models()}
@@ -118,7 +119,7 @@ class Generating:
         return decide
 
     def shown(self, problems: list[str]) -> tuple[Any, ...]:
-        """The outputs that show problems."""
+        """The outputs that list problems, close the question and forget the request it was about."""
         return panel(problems, self._place_of), gr.Column(visible=False), "", None
 
     def show(self, shown: dict[str, Any]) -> dict[Any, Any]:
@@ -138,6 +139,7 @@ class Generating:
     def _submit(self, submit: Submit) -> tuple[Any, ...]:
         """Ask for it at once; where a training is active, ask the person first."""
         training = self.services.watch.training()
+        # With requests under way or waiting the question was answered before: a new one goes behind them.
         if training is not None and not self.services.images.is_busy:
             words = f"**{training}** is training on this machine: generating now slows it and shares its memory."
             return "", gr.Column(visible=True), words, submit

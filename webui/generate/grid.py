@@ -50,6 +50,7 @@ class GridPanel:
         """Connect the inputs."""
         axis_inputs = list(self.axes.values())
         self.context.shared["tab.generate"].select(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
+        # The axes name adapters by their place, so every change of the rows changes what is offered.
         self.generating.rows.html["generate"].change(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
         for name, component in self.axes.items():
             component.input(

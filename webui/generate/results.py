@@ -36,11 +36,12 @@ _DROPS = [".png", ".jpg", ".jpeg", ".webp"]
 
 
 class ResultsPanel:
-    """The right-hand side of the tab."""
+    """The right-hand side of the tab: newest request, history, settings out of a picture, the chosen picture."""
 
     def __init__(self, generating: Generating) -> None:
         self.generating = generating
         self.context, self.services = generating.context, generating.services
+        # One for all open pages, as there is one folder of images: Undo brings back what any of them deleted last.
         self._deleted: list[Deleted] = []
         with gr.Tabs(elem_id="generate-views"):
             with gr.Tab("Result", id="result", elem_id="generate-result"):
@@ -130,6 +131,7 @@ class ResultsPanel:
         follow("mix", self._stamp, self._poll_for_mix, [seen], [seen, shared["mix.progress"], shared["mix.sheet"]])
         for tab in ("mix", "generate"):
             follow(tab, lambda: self.services.active.now()[1], rows.follow, [rows.revision], rows.outputs)
+        # Whatever tab is in view, even if it shows no images, a training gets the worker's memory back.
         self.services.news.always.append(lambda: self.services.images.yield_to_training())
 
     def _stamp(self) -> str:
@@ -145,6 +147,7 @@ class ResultsPanel:
         if request is None or now == seen:
             return gr.skip()
         requests = images.requests()
+        # Tiles are sent only when a picture came: with each step they would be drawn, and scrolled, anew.
         is_new = _pictures_part(now) != _pictures_part(seen)
         return [
             now,
@@ -182,6 +185,7 @@ class ResultsPanel:
     def _select(self, event: gr.EventData) -> tuple[Any, ...]:
         """The pressed picture, by its path: the lists may have changed since they were shown."""
         path = Path(str(event.pressed["tile"]))
+        # The path comes from the browser: no file outside of the outputs is read for it.
         if not path.resolve().is_relative_to(self.context.workspace.outputs.resolve()) or not path.is_file():
             raise DataError(f"{path.name} is not among the images any more.")
         return self._selected(path)

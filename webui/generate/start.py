@@ -46,6 +46,7 @@ class StartPanel:
         context.remember(_IS_ON, self.is_on)
         context.on_load.append((self._kept, [], [self.editor], None))
         self.editor.upload(None, None, [self.is_on], js="() => [true]", api_visibility="private")
+        # At the upload, not at Generate: a page that is loaded anew before that has its picture still.
         self.editor.upload(handler(self._take), [self.editor], None, **LAST_COUNTS)
         self.editor.clear(handler(self._forget), None, [self.is_on], **QUICK)
 

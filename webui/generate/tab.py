@@ -108,6 +108,7 @@ class GenerateTab:
         self.to_mix.click(lambda: gr.Tabs(selected="mix"), None, [self.context.tabs], **QUICK)
         sides = [components["width_px"], components["height_px"]]
         self.size.input(handler(self._set_size), [self.size, *sides], sides, **LAST_COUNTS)
+        # `change`, so that sides which a handler filled in, such as Swap's, move the list too.
         gr.on([side.change for side in sides], handler(_size_of), sides, self.size, **LAST_COUNTS)
         self.swap.click(handler(self._swap), sides, sides, **QUICK)
         self.random.click(handler(self._random), None, [components["seed"]], **QUICK)
@@ -139,6 +140,7 @@ class GenerateTab:
     def _sweep(self, values: dict[Any, Any], event: gr.EventData) -> tuple[Any, ...]:
         """A grid over one row's weights."""
         row_id, span = int(event.pressed["row"]), str(event.pressed["span"])
+        # Axes count the adapters of the request, which are the rows that are switched on.
         rows = [row for row in self.services.active.rows if row.enabled]
         index = next((index for index, row in enumerate(rows, 1) if row.id == row_id), None)
         if index is None:
@@ -167,6 +169,7 @@ class GenerateTab:
         return self._keep_sides(height, width)
 
     def _keep_sides(self, width: Any, height: Any) -> tuple[Any, Any]:
+        # Only what a person changes is remembered by itself; a handler that fills a field remembers it too.
         self.context.state.update({"generate.width_px": width, "generate.height_px": height})
         return width, height
 

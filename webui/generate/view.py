@@ -79,6 +79,7 @@ def _short(text: str) -> str:
 
 def tiles(request: ImageRequest, thumbnails: Path) -> list[Tile]:
     """The files of a request with what stands below each, a grid's sheet first."""
+    # A grid's cells differ in its axes, where the seed is mostly the same.
     labels = (
         [", ".join(each) for each in request.labels] if request.is_grid else [f"seed {each}" for each in request.seeds]
     )

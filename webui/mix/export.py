@@ -93,6 +93,7 @@ class _Exports:
 
     def __init__(self, services: Services, library: LibraryPanel) -> None:
         self.services, self.panel = services, library
+        # An export is a process of its own and outlives the page: one that still runs is followed again.
         self.job: JobHandle | None = exports.newest_export(services.workspace.jobs)
         if self.job is not None and not self.job.state().is_active:
             self.job = None
@@ -114,6 +115,7 @@ class _Exports:
         """Begin to bake the adapters into a copy of a model."""
         rows, family = self.services.active.rows, family_of(base)
         is_file = Path(base).is_file()
+        # A single file is merged into one, a folder of diffusers into a folder, which has no suffix.
         target = mixes.new_file(name or "", self.services.workspace.models, _SUFFIX if is_file else "")
         check_family(rows, self.services.adapters, None if family is None else (base, family))
         adapters = mixes.mixed(rows)
@@ -127,7 +129,7 @@ class _Exports:
         return self._shown(), gr.Button(visible=False)
 
     def stamp(self) -> str:
-        """Changes with the newest export."""
+        """Changes with the newest export's state; empty where there was none."""
         if self.job is None:
             return ""
         state = self.job.state()

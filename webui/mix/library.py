@@ -123,6 +123,7 @@ class LibraryPanel:
     def _select(self, event: gr.EventData) -> tuple[Any, str]:
         """The pressed adapter, by its path: the list may have changed since it was shown."""
         path = str(event.pressed["tile"])
+        # Looked up among what the scan found, so a path made up by whoever sends it leads nowhere.
         entry = self.services.adapters.by_path(path)
         if entry is None:
             raise AdapterError(f"{Path(path).name} is not in the library any more: press Look again.")

@@ -48,7 +48,7 @@ class RowsPanel:
 
     @classmethod
     def of(cls, context: Context) -> RowsPanel:
-        """The page's one panel."""
+        """The page's one panel, made at the first call: Mix and Generate share it."""
         if "rows" not in context.shared:
             context.share("rows", cls(context))
         panel: RowsPanel = context.shared["rows"]
@@ -96,6 +96,8 @@ class RowsPanel:
             except (ConfigError, AdapterError) as error:
                 reason = error.problems[0] if isinstance(error, ConfigError) else str(error)
                 return self.shown(Refused(row_id, name, str(pressed["value"]), reason))
+            # A row isn't drawn anew for a value: the slider under the pointer or the field with the cursor would be
+            # replaced.
             updates = self.shown()
             if name in ("linked", "blocks"):  # other inputs come, go, or lose what was said of them
                 return updates

@@ -40,6 +40,7 @@ def _wire_tags(context: Context, rows: RowsPanel, problems: gr.HTML) -> None:
     services = context.services
 
     def read(text: str) -> dict[Any, Any]:
+        # Leaving the field fires too, also where nothing was typed.
         if text.strip() == to_tags(services.active.rows, services.adapters):
             return {problems: ""}
         scan = services.scan()

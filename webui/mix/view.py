@@ -51,7 +51,7 @@ def summary(entry: LibraryEntry) -> str:
 
 
 def export(state: JobState | None, output: str, target: str) -> str:
-    """How an export stands."""
+    """An export's bar while it runs, then what it printed, or why it failed; empty without one. target: its file."""
     if state is None:
         return ""
     if state.is_active:

@@ -39,7 +39,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's curve."""
+    """One run's losses by step, with its validations and its learning rate."""
 
     label: str
     steps: Sequence[int]
@@ -50,6 +50,8 @@ class Curve:
 
     @classmethod
     def of(cls, label: str, curves: Curves) -> Curve:
+        # Another page's request may be adding a step to these very lists; seconds come last, so the steps counted are
+        # whole.
         """The curve of what a run has told so far."""
         count = len(curves.seconds)
         rates = [
@@ -71,7 +73,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class ChartOptions:
-    """What a person chose to see."""
+    """How a person wants the chart: smoothing, scale, learning rate, and which steps."""
 
     smoothing: float = 0.3
     """0 shows the losses as they are, 1 their mean over half the run."""
@@ -158,16 +160,20 @@ class _Scale:
     def around(cls, raw: Sequence[Points], others: Sequence[Points], options: ChartOptions, last_step: float) -> _Scale:
         losses = sorted(value for points in raw for _, value in points)
         shown = [*losses[: max(1, math.ceil(_CLIPPED_SHARE * len(losses)))]]
+        # Smoothed curves and validations always fit in: they have no spikes to be cut off.
         shown += [value for points in others for _, value in points]
         low = max(_SMALLEST, min(shown)) if options.log_scale else min(shown)
+        # A run with one step yet still needs a width to divide by.
         high, last = max(_SMALLEST, *shown), max(options.first_step + 1.0, float(last_step))
         if options.log_scale:
             return cls(options.first_step, last, low * 0.9, high * 1.1, True)
+        # A flat curve has no height of its own: a share of its value, or of one, stands in.
         margin = 0.06 * (high - low or high or 1.0)
         return cls(options.first_step, last, max(0.0, low - margin), high + margin, False)
 
     def x(self, step: float) -> float:
         share = (step - self.first_step) / (self.last_step - self.first_step)
+        # A tenth of a unit is less than a pixel; more digits would only make the page longer.
         return round(self.box.left + (self.box.right - self.box.left) * share, 1)
 
     def y(self, value: float) -> float:
@@ -175,6 +181,7 @@ class _Scale:
         if self.is_log:
             value, low, high = (math.log10(max(_SMALLEST, number)) for number in (value, low, high))
         share = (value - low) / (high - low)
+        # What the scale leaves out is drawn along its edge instead of beyond the box.
         return round(self.box.top + (self.box.bottom - self.box.top) * (1 - min(1.0, max(0.0, share))), 1)
 
     def points(self, points: Points) -> Points:
@@ -194,6 +201,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     rough = (high - low) / count or 1.0
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    # A hair more than the division gives: rounding must not lose a tick that lies exactly on an end.
     first = math.ceil(low / step - 1e-9)
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -208,6 +216,7 @@ def _lines(
     curves: Sequence[Curve], raw: Sequence[Points], smooth: Sequence[Points], scale: _Scale, options: ChartOptions
 ) -> tuple[list[tuple[str, Points]], list[tuple[float, str]]]:
     """All lines with their classes, and the two ends of the learning rate's own axis."""
+    # Laid over each other, raw losses of several runs would hide all the curves.
     is_alone = len(curves) == 1
     lines = []
     for index, curve in enumerate(curves):

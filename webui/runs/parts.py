@@ -18,7 +18,7 @@ LOG_LINES = 400
 
 @dataclass(frozen=True)
 class Choice:
-    """What a person chose to see of the runs."""
+    """What a person chose to see of the runs; it stays with the page and comes with each request."""
 
     run: str | None = None
     """None: whatever trains now, else the newest run."""
@@ -77,6 +77,7 @@ class RunParts:
         headline, figures = view.headline(run), view.figures(state)
         hint = view.kill_hint(state, self._asked_to_stop(run))
         generated = (name, curves.version, state.status)
+        # Until the first picture is there, its place tells how far the first previews are.
         awaited = None if curves.previews else (state.stage, state.stage_done)
         options = choice.chart
         return {
@@ -117,6 +118,7 @@ class RunParts:
 
     def _pair(self, run: WatchedRun, choice: Choice) -> str:
         images = self.previews(run)
+        # Without a step the newest is meant, also when a newer one comes.
         prompt, step = choice.preview
         if step is None and images:
             step = previews.steps_of(images)[-1]
@@ -126,6 +128,7 @@ class RunParts:
         if len(runs) < 2:
             return {"compared": Part(None, view.compare_more)}
         curves = {run.name: self.watch.curves(run.handle) for run in runs}
+        # A stretch chosen for one run says nothing about others, and one axis can't show several learning rates.
         options = replace(choice.chart, with_rate=False, first_step=0, last_step=None)
 
         def make() -> str:

@@ -26,6 +26,7 @@ def grid(images: Sequence[PreviewImage], thumbnails: Path, nothing: str) -> str:
     if not images:
         return str(_HTML.no_previews(nothing))
     steps = steps_of(images)
+    # Step 0 stays, since every other step is compared with it; of the rest the newest do.
     shown = steps if len(steps) <= _SHOWN_STEPS else [steps[0], *steps[-_SHOWN_STEPS + 1 :]]
     by_place = {(image.prompt_index, image.step): image for image in images}
     prompts = {image.prompt_index: image.prompt for image in images}

@@ -203,6 +203,7 @@ class RunsTab:
         """What can be done with a finished run's file."""
         generate = self.context.shared["generate.tab"].generating
         outputs = [*generate.rows.outputs, *generate.form.outputs, self.context.tabs]
+        # Queued, since the handler tells what it did by `gr.Info`.
         self.outcome.select(handler(self._use), None, outputs, **QUEUED)
 
     @property
@@ -242,6 +243,7 @@ class RunsTab:
         *charted, compared = chosen
         parts = self.made.parts(Choice(selected, tuple(preview), _chart_options(*charted), tuple(compared or ())))
         before: dict[str, int] = json.loads(sent or "{}")
+        # Hashes of texts hold within one process: after a restart all differ, and the page is sent everything once.
         now = {name: hash(part.key) for name, part in parts.items()}
         run = self.made.chosen(self.watch.snapshot(), selected)
         new = {name: part.make() for name, part in parts.items() if before.get(name) != now[name]}
@@ -254,6 +256,7 @@ class RunsTab:
             "parts": new,
             "buttons": buttons,
             "sent": json.dumps(now),
+            # Makes every text another one: the same news twice would be no change, and the page's script would not run.
             "number": next(self._numbers),
         }
         return {self.news: json.dumps(news)}
@@ -275,6 +278,7 @@ class RunsTab:
 
         def acted(selected: str | None, *inputs: Any) -> Any:
             act(self._handle(selected))
+            # Looked at anew, or the answer would show what was so before the act.
             self.watch.snapshot(now=True)
             return self._tell(selected, *inputs)
 
@@ -350,6 +354,7 @@ class RunsTab:
         """Generate with a run's file, or put it into the mix."""
         act, run = event.pressed["act"], RunHandle(self.context.workspace.runs / str(event.pressed["of"]))
         entry = self.context.services.scan().by_path(str(event.pressed["file"]))
+        # The file's name comes from the browser, so it counts only where it lies in that run.
         if entry is None or run.folder not in entry.path.parents:
             raise RunError("This file is not there any more.")
         generate = self.context.shared["generate.tab"].generating

@@ -105,6 +105,7 @@ def first_request(handle: RunHandle, prompt: str) -> dict[str, Any]:
     config = handle.config()
     trigger = config.captions.trigger or ""
     first = next(iter(config.previews.prompts or ()), trigger)
+    # A prompt with the trigger in it was written for this adapter; any other would not call it up.
     words = prompt if prompt.strip() and trigger.casefold() in prompt.casefold() else first
     return {"base_model.model": config.base_model.model, "prompt": words}
 
@@ -186,6 +187,7 @@ class StatusLine:
     def told(self, seen: Snapshot) -> Told:
         """The line for the runs as they are now."""
         active = frozenset(run.name for run in seen.active)
+        # A run that is gone without a trace was deleted, which needs no words.
         for name in self._active - active:
             if (run := seen.find(name)) is not None:
                 self._ended = f"{name} {sentences.ending(run.state)}"

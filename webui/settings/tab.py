@@ -101,6 +101,7 @@ class SettingsTab:
         facts = [self.folders, self.machine, self.versions, self.cache, self.trash, self.empty]
         tab = self.context.shared["tab.settings"]
         tab.select(handler(self._look), None, facts, **QUICK)
+        # Kept by the browser: page.js sets the colours before the server is asked for anything.
         tab.select(None, None, self.theme, js=_KEPT_THEME, **PRIVATE)
         self.refresh.click(handler(self._look), None, facts, **QUICK)
         self.ask_torch.click(

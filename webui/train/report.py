@@ -48,7 +48,7 @@ class Report:
 
 
 class Reporter:
-    """Reads drafts and reports on them."""
+    """Turns what a form shows into a draft (a configuration and its problems), and that into what stands beside it."""
 
     def __init__(
         self, services: Services, runs_folder: Path, among: Sequence[Field], place: Callable[[str], tuple[str, str]]
@@ -65,7 +65,7 @@ class Reporter:
         return Draft(config, (*problems, *self._services.forecaster.forecast(config).problems))
 
     def report(self, sheet: Sheet) -> Report:
-        """Everything there is to say."""
+        """Problems, summary, differences and command for what the form shows, and whether a run may start or wait."""
         config, found = self._read(sheet)
         forecast, seen = self._services.forecaster.forecast(config), self._services.watch.snapshot()
         problems = (*found, *forecast.problems)

@@ -95,6 +95,7 @@ class TrainTab:
         last = state.get("train.from_dataset", {})
         taken = {
             name: value
+            # What the last dataset told was typed by nobody either, so the next one may replace it.
             for name, value in offered.items()
             if shown.get(name) in (None, "", standing[name], last.get(name))
         }
@@ -112,6 +113,7 @@ class TrainTab:
         self.said = gr.State(None)
         self.before = gr.State(None)  # the sheet that Undo brings back
         with gr.Column(elem_classes="off-page"):
+            # Texts out of view: the page's scripts write and read them without asking the server.
             self.collected = hidden_text("train-collected", "The form as JSON")
             self.standing = hidden_text("train-standing", "The preset that the form stands on")
             self.asked = hidden_text("train-asked", "Asked for")
@@ -189,6 +191,7 @@ class TrainTab:
         )
         self.found = html("train-found")
         with gr.Column(elem_id="train-advanced"):
+            # What is in view above, so that a search hides nothing of it.
             placed = set(self.form.components)
             self.form.accordions(SECTIONS, columns=2)
             self.advanced = [field for field in self.form.fields if field.name not in placed]
@@ -211,7 +214,9 @@ class TrainTab:
                     "Import a file", file_types=[".yaml", ".yml", ".json", ".toml"], elem_id="train-import"
                 )
             self.yaml_problems = problems_html("train-yaml-problems", elem_classes="bare")
-            gr.Markdown("Imports YAML of sdlora and settings of kohya_ss, sd-scripts, OneTrainer, ai-toolkit and SimpleTuner.")
+            gr.Markdown(
+                "Imports YAML of sdlora and settings of kohya_ss, sd-scripts, OneTrainer, ai-toolkit and SimpleTuner."
+            )
 
     def _lay_out_saving(self) -> None:
         with gr.Accordion("Save as a preset", open=False):
@@ -237,6 +242,7 @@ class TrainTab:
         self._with_form(form.triggers, self._changed, self._views)
         self._with_form([form.components["images.folder"].change, self.yaml.input], self._changed, self._views)
         begun = [self.selected_run, self.context.tabs, *self._views]
+        # "once": a second press while the first is under way would begin a second run.
         self._with_form(self.start.click, self._start, begun, trigger_mode="once")
         self._with_form(self.enqueue.click, self._enqueue, begun, trigger_mode="once")
         self._wire_fills()
@@ -321,6 +327,7 @@ class TrainTab:
     def _offer(self) -> dict[Any, Any]:
         """Datasets and base models as they are now, without changing what is chosen."""
         used = [model for run in self.services.watch.snapshot().runs if (model := _base_model(run.handle))]
+        # Choices alone: a value given here would overwrite one that was typed a moment ago.
         return {
             self.form.components["images.folder"]: gr.update(
                 choices=list_sources(self.context.workspace.datasets)  # type: ignore[arg-type]

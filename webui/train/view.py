@@ -67,6 +67,7 @@ def only_these(found: Sequence[Field], among: Sequence[Field], query: str, eleme
     """A style sheet that leaves only the found settings in view, and a line that counts them."""
     if not query.strip():
         return ""
+    # Hidden by a style sheet: an update for each setting would be sent at every key that is pressed.
     kept = {element_id(field.name) for field in found}
     hidden = ",".join(f"#{element_id(field.name)}" for field in among if element_id(field.name) not in kept)
     empty = {field.section for field in among} - {field.section for field in found}

@@ -51,7 +51,7 @@ class BlockAnalysis:
 
 @dataclass(frozen=True)
 class Analysis:
-    """An adapter by layer and by block."""
+    """An adapter's strength by layer and by block, its total norm, and what could not be counted."""
 
     layers: tuple[LayerAnalysis, ...]
     blocks: tuple[BlockAnalysis, ...]
@@ -92,6 +92,7 @@ def analyse(
     """
     layers: list[LayerAnalysis] = []
     base_norms: dict[str, float] = {}
+    # A plain LoRA keeps everything at its own rank; updates that can have any rank are shown up to the last named one.
     largest = max(
         (
             weights.rank if weights.algorithm == "lora" and weights.dora_scale is None else _NAMED_RANKS[-1]

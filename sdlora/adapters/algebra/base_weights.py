@@ -34,6 +34,7 @@ _TEXT_PREFIXES: dict[FamilyName, tuple[str, ...]] = {
     "sd2": (SD2_TEXT_PREFIX,),
     "sdxl": (SDXL_TEXT_PREFIX, SDXL_TEXT_2_PREFIX),
 }
+# Single files of SD 2.x and SDXL have OpenCLIP's names, folders those of transformers.
 _OPENCLIP = re.compile(
     r"transformer\.resblocks\.(\d+)\.(attn\.in_proj_weight|attn\.out_proj\.weight|mlp\.c_(?:fc|proj)\.weight)"
 )
@@ -56,6 +57,7 @@ _OPENCLIP_QKV_BIAS = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_b
 VectorPlace = tuple[str, Literal["weight", "bias"]]
 """A layer by kohya name, and which of its vectors: a norm's weight, or the bias."""
 _HUB_FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+# Twins of the same weights: each would double the download.
 _HUB_NOT = ["*.fp16.safetensors", "*non_ema*", "*flax*", "*onnx*", "*openvino*"]
 
 
@@ -170,6 +172,7 @@ def vector_names(file: TensorFile, part: Part, family: FamilyName) -> dict[Vecto
 
 def _full_precision_last(folder: Path) -> Iterator[tuple[Part, TensorFile]]:
     """The weight files, variants (.fp16) first, so that the full-precision weights of a layer win."""
+    # A variant's name has a dot more; of two files with one layer the later one is taken.
     for part, path in sorted(weight_files(folder), key=lambda item: -item[1].name.count(".")):
         yield part, TensorFile(path)
 

@@ -28,6 +28,7 @@ _WITHOUT_ATTENTION = {
     False: (*_span("IN", 0, 0), "IN03", "IN06", *_span("IN", 9, 11), *_span("OUT", 0, 2)),
     True: (*_span("IN", 0, 3), "IN06", *_span("OUT", 6, 8)),
 }
+# The names are those of the LoRA Block Weight extension.
 _WEIGHTED: dict[bool, dict[str, tuple[str, ...]]] = {
     False: {
         "INS": _span("IN", 0, 4),

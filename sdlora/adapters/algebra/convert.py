@@ -126,6 +126,7 @@ def _diffusers(modules: Mapping[str, ModuleWeights], family: FamilyName) -> tupl
     if problems:
         raise AdapterError(f"diffusers' layout can't hold {len(problems)} of {len(modules)} layers: {problems[0]}")
     folded = {name: _with_alpha(weights, float(weights.rank)) for name, weights in modules.items()}
+    # Without the entry, as long as folding is exact: older versions of diffusers don't read it.
     if not any(factors is None for factors in folded.values()):
         declared: dict[str, str] = {}
     else:
@@ -186,6 +187,7 @@ def _with_alpha(weights: ModuleWeights, alpha: float) -> Mapping[str, Tensor] | 
 
 
 def _exact_alpha(alpha: float, dtype: torch.dtype) -> Tensor:
+    # The factors' own type if it holds the number exactly, else one that does: a rounded alpha is another scale.
     for kind in (dtype, torch.float32):
         if float(torch.tensor(alpha, dtype=kind)) == alpha:
             return torch.tensor(alpha, dtype=kind)

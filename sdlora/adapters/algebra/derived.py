@@ -82,6 +82,7 @@ def derived_facts(path: Path, files: Sequence[AdapterFile], family: FamilyName) 
     resolution = next(((int(match[1]), int(match[2])) for match in told if match), (native, native))
     triggers = dict.fromkeys(file.metadata.get("modelspec.trigger_phrase", "") for file in files)
     return TrainingFacts(
+        # A1111 takes the name from here into <lora:name:weight>, whose syntax these characters would break.
         name=re.sub(r"[:,<>]", "_", path.stem),
         family=family,
         prediction=_prediction(files),
@@ -116,6 +117,7 @@ def write_made(
 
 def kept_metadata(file: AdapterFile, facts: TrainingFacts, network: NetworkFacts) -> dict[str, str]:
     """What stays true of a file's ss_* entries when only its layout or ranks change."""
+    # What is true of the new layers goes over what the file said of its own.
     kept = {key: value for key, value in file.metadata.items() if key.startswith("ss_")}
     return {**kept, **derived_metadata(facts, network)}
 

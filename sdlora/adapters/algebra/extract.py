@@ -53,6 +53,7 @@ def extract(tuned: BaseWeights, base: BaseWeights, ranks: Ranks, *, on_progress:
             raise AdapterError(
                 f"{name} is {list(tuned_weight.shape)} in one model, {list(base_weight.shape)} in the other"
             )
+        # In float64: the difference of two half-precision weights is a few of their last bits.
         difference_oi = tuned_weight.double().flatten(1) - base_weight.double().flatten(1)
         if bool(difference_oi.any()):
             place = module_path(name, base.family)

@@ -43,6 +43,7 @@ def read_base_adapters(config: BaseModelConfig, family: FamilyName) -> list[Oper
 def _merge(config: BaseModelConfig, family: FamilyName, models: Sequence[nn.Module]) -> list[str]:
     layers = {
         kohya_name(part, path, family): layer
+        # SD 1.x and 2.x have fewer parts than there are names for.
         for part, model in zip(PARTS, models, strict=False)
         for path, layer in model.named_modules()
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm))

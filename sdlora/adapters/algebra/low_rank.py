@@ -58,7 +58,7 @@ def total(parts: Sequence[LowRank]) -> LowRank:
 
 
 def from_matrix(matrix_oi: Tensor) -> LowRank:
-    """Any matrix in this form."""
+    """Any matrix in this form, in float64: beside it stands a unit matrix of its shorter side."""
     matrix_oi = matrix_oi.double()
     rows, columns = matrix_oi.shape
     if rows <= columns:
@@ -79,12 +79,14 @@ def from_weights(weights: ModuleWeights) -> LowRank:
         return from_matrix(weights.delta().flatten(1))
     elif weights.algorithm == "loha":
         first, second = (factors["hada_w1_a"], factors["hada_w1_b"]), (factors["hada_w2_a"], factors["hada_w2_b"])
+        # (A1 B1) * (A2 B2), entry by entry, is the product of all pairs of A's columns with all pairs of B's rows.
         pair = (
             (first[0][:, :, None] * second[0][:, None, :]).flatten(1),
             (first[1][:, None, :] * second[1][None, :, :]).flatten(0, 1),
         )
     else:
         first, second = _halves(factors, "lokr_w1"), _halves(factors, "lokr_w2")
+        # (A kron C)(B kron D) = AB kron CD, so the whole product never has to be made.
         pair = torch.kron(first[0], second[0].contiguous()), torch.kron(first[1], second[1].contiguous())
     return LowRank(pair[0] * weights.scale, pair[1])
 
@@ -149,6 +151,7 @@ class Decomposition:
 def decompose(update: LowRank) -> Decomposition:
     """Singular values and vectors; cheap when the inner size is small. The two factors share every value evenly."""
     if update.rank < min(update.size):
+        # Two thin QR decompositions leave an SVD of R x R, which costs next to nothing beside that of the whole matrix.
         left_oR, core_left = torch.linalg.qr(update.up_oR)
         right_iR, core_right = torch.linalg.qr(update.down_Ri.T)
         u_RR, values_n, v_RR = torch.linalg.svd(core_left @ core_right.T)
@@ -162,6 +165,7 @@ def _decompose_matrix(matrix_oi: Tensor) -> Decomposition:
     if matrix_oi.shape[0] > matrix_oi.shape[1]:
         turned = _decompose_matrix(matrix_oi.T)
         return Decomposition(turned.down_ni.T, turned.up_on.T, turned.values_n)
+    # Eigenvalues are squares, of which small ones drown in rounding: the norms of the projections are precise.
     _, vectors_oo = torch.linalg.eigh(matrix_oi @ matrix_oi.T)
     projected_oi = vectors_oo.T @ matrix_oi
     values_o, order_o = projected_oi.norm(dim=1).sort(descending=True)

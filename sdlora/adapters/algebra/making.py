@@ -48,6 +48,7 @@ def mix_adapters(
     operands = load_operands(config.adapters, None if config.family == "auto" else config.family)
     base = open_base(config.base_model) if config.base_model is not None else None
     result = mix(operands, config, base.weight if base else None, on_progress)
+    # Provenance tells only what shaped the result: a seed that nothing drew from would pretend it did.
     unspoken = {"adapters", "precision", "family"} | (set() if config.method.startswith("dare") else {"seed"})
     settings = config.model_dump(mode="json", exclude_none=True, exclude=unspoken)
     if config.method in ("concat", "linear", "svd"):

@@ -63,6 +63,7 @@ def merge(
     Raises AdapterError: `target` exists and not `force`, families or shapes don't fit, no layer fits, the disk.
     """
     refuse_overwriting(target, force)
+    # Before the long work: writing over the very weights that are being read would spoil both.
     if target.resolve() == base.path.resolve():
         raise AdapterError(f"{target} is the base model itself; write to another place")
     _check(base, operands)
@@ -221,6 +222,7 @@ def _adding(layers: Mapping[str, TensorSlice], operands: Sequence[Operand]) -> W
         precise = weight.to(torch.float64 if is_precise else torch.float32, copy=True)
         for name, place in layers.items():
             rows = place.of(precise)
+            # From the weight as it was: DoRA and OFT must not see what another adapter has added already.
             original = place.of(weight)
             for operand in operands:
                 if name in operand.file.modules and operand.weight_of(name) != 0:

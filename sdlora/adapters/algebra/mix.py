@@ -42,7 +42,7 @@ class LayerReport:
 
     @property
     def relative_error(self) -> float:
-        """lost / norm."""
+        """The share of the exact update's norm that the result lacks; 0 for an update that is nothing."""
         return self.lost / self.norm if self.norm > 0 else 0.0
 
 
@@ -184,6 +184,7 @@ def _thinned(name: str, updates: Sequence[LowRank], config: MixConfig) -> Tensor
     matrices = [update.matrix() for update in updates]
     with torch.random.fork_rng(devices=[]):
         # a seed by layer: what a layer becomes doesn't depend on the layers before it
+        # Not hash(), which Python salts anew in every process.
         torch.manual_seed(config.seed * 1_000_003 + sum(name.encode()))
         joined: Tensor = join(matrices, torch.ones(len(matrices), dtype=torch.float64), config.density)
     return joined

@@ -22,6 +22,7 @@ ASKED_BY_PERSON = "--family"
 BaseWeight = Callable[[str], Tensor]
 """Gives the base model's weight of a layer by its kohya name."""
 
+# Kernels by name, for LoHa and LoKr, whose factors are of flattened matrices: 3x3, 1x1, and 1x1 in SD 1.x only.
 _KERNEL_3 = re.compile(r"lora_unet_.*(?:_conv1|_conv2|samplers_0_conv|_conv_in|_conv_out)|lora_unet_conv_(?:in|out)")
 _KERNEL_1 = re.compile(r"lora_unet_.*_conv_shortcut")
 _SD1_KERNEL_1 = re.compile(r"lora_unet_.*_attentions_\d+_proj_(?:in|out)")
@@ -29,7 +30,7 @@ _SD1_KERNEL_1 = re.compile(r"lora_unet_.*_attentions_\d+_proj_(?:in|out)")
 
 @dataclass(frozen=True)
 class Operand:
-    """One adapter with its weights."""
+    """One adapter as an input of a mix or merge, with what each part of its update is multiplied by."""
 
     file: AdapterFile
     unet: float = 1.0
@@ -147,6 +148,7 @@ def as_lora(update: LowRank, shape: torch.Size) -> ModuleWeights:
         "lora_down": update.down_Ri.reshape(down_shape).float().contiguous(),
         "lora_up": update.up_oR.reshape(up_shape).float().contiguous(),
     }
+    # alpha is the rank: with a scale of 1 no loader can misread it.
     return ModuleWeights("lora", factors, float(update.rank))
 
 

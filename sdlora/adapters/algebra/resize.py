@@ -34,6 +34,7 @@ def resize(
     layers: list[LayerReport] = []
     for done, (name, weights) in enumerate(file.modules.items()):
         update = from_weights(weights)
+        # Cutting would only rewrite the same update in other factors, and round it.
         if rank is not None and weights.algorithm == "lora" and weights.rank <= rank:
             # an explicit alpha, so that writing can't take a missing one for another scale
             modules[name] = replace(weights, alpha=weights.scale * weights.rank)

@@ -25,6 +25,7 @@ PREVIEW_SUFFIXES = (".png", ".preview.png", ".webp", ".jpg", ".jpeg")
 """What a preview picture beside an adapter may be called, the likeliest first."""
 _LISTED_TAGS = 12
 _LARGEST_CARD_BYTES = MIB
+# Only these matrices tell it without knowing the layer: [r, ...] in every tool's layout.
 _RANK_AXIS = {"lora_down": 0, "hada_w1_b": 0, "lokr_w1_b": 0, "lokr_w2_b": 0}
 """Factors whose first axis is the rank."""
 
@@ -90,6 +91,7 @@ def describe(path: Path, card: Path | None = None) -> Description | None:
         if all(len(shapes[key]) > 0 for factor, key in layer.items() if factor in _RANK_AXIS)
     )
     return Description(
+        # A guess is not shown as a family: it would hide the adapter from the base models of the others.
         family=None if resolution.is_guess else resolution.family,
         kind=" and ".join(found or ["norms and biases"]) + (" with DoRA" if is_dora else ""),
         rank=ranks.most_common(1)[0][0] if ranks else 1,
@@ -97,6 +99,7 @@ def describe(path: Path, card: Path | None = None) -> Description | None:
         trains_text_encoder=any(name.startswith("lora_te") for name in resolution.names),
         title=spec.get("title", "") or _text(metadata.get("ss_output_name")),
         own_names=own_names(metadata),
+        # The card before the metadata: its owner wrote it, after training.
         trigger=_text(told.get("activation text")) or spec.get("trigger_phrase", ""),
         tags=_tags(metadata.get("ss_tag_frequency")),
         preferred_weight=_weight(told.get("preferred weight")),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _LONGEST_HEADER_BYTES = 16 * MIB
 """Far above what any adapter needs; a longer one is an attempt to eat memory."""
+# A zip archive, as torch.save writes since 1.6, and bare pickles of protocol 2 to 5.
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _PICKLE_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 
@@ -110,6 +111,7 @@ def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byt
     # another hash.
     ordered = {"__metadata__": header.pop("__metadata__"), **header}
     raw = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    # The format wants the data to begin at a multiple of 8; spaces are JSON that means nothing.
     raw += b" " * (-len(raw) % LENGTH_BYTES)
     return struct.pack("<Q", len(raw)) + raw + data[LENGTH_BYTES + length :]
 

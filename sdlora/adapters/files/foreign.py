@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+# The first that matches is told, so what only one model has stands above what several share.
 _MODELS: tuple[tuple[str, str], ...] = (
     (r"lora_prior_(?:unet|te)_|clip_txt_(?:pooled_)?mapper|effnet_mapper", "Stable Cascade"),
     (r"control_model\.|lllite_|controlnet_cond_embedding|input_hint_block", "a ControlNet"),

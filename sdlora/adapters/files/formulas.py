@@ -50,11 +50,12 @@ def lokr(factors: Factors) -> Tensor:
         second = torch.einsum("rsxy,ro,si->oixy", factors["lokr_t2"], factors["lokr_w2_a"], factors["lokr_w2_b"])
     else:
         second = factors["lokr_w2_a"] @ factors["lokr_w2_b"]
+    # The first factor has no kernel axes; ones in their place make kron repeat the second's whole kernels.
     return torch.kron(first.reshape(*first.shape, *[1] * (second.ndim - 2)), second.contiguous())
 
 
 def full(factors: Factors) -> Tensor:
-    """The update itself."""
+    """`diff`, which is the update already: it stands beside the algorithms whose update is a product."""
     return factors["diff"]
 
 
@@ -91,10 +92,12 @@ def oft(factors: Factors, weight: Tensor, constraint: float | None) -> Tensor:
         return _turned_inputs(factors, weight) - weight
     blocks = factors["oft_blocks"]
     skew = blocks - blocks.transpose(-1, -2)
+    # The norm is bounded by alpha times the outputs, as both tools count it.
     bound, norm = (constraint or 0.0) * weight.shape[0], float(skew.norm())
     if 0 < bound < norm:
         skew = skew * (bound / norm)
     unit = torch.eye(blocks.shape[-1], dtype=blocks.dtype)
+    # The Cayley transform: (I + S)(I - S)^-1 is orthogonal for every skew-symmetric S.
     turn = (unit + skew) @ torch.linalg.inv(unit - skew)
     turned = _butterfly(turn, weight) if turn.ndim == 4 else _turned_outputs(turn, weight)
     if "rescale" in factors:
@@ -130,6 +133,7 @@ def _turned_inputs(factors: Factors, weight: Tensor) -> Tensor:
     skew = torch.zeros(len(upper_rn), size, size, dtype=upper_rn.dtype)
     skew[:, rows, columns] = upper_rn
     skew = skew - skew.transpose(1, 2)
+    # (I + S)(I - S)^-1 as the series I + 2S + 2S^2 + ..., whose last power both tools add once only.
     turn = torch.eye(size, dtype=skew.dtype) + 2 * skew
     power = skew
     for term in range(2, _NEUMANN_TERMS):

@@ -40,8 +40,10 @@ def local_file(source: Path | str) -> Path:
             name = match["file"] or _only_file(repository)
             path = Path(hf_hub_download(repository, name))
             if path.name in _PEFT_FILES:
+                # PEFT keeps the scale beside its tensors, and a lone file would be taken at the wrong strength.
                 _download_beside(repository, name)
             return path
+        # A kind of the next one that means no network: it must not be told as a missing file.
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError as error:

@@ -110,6 +110,7 @@ class LayerKeys:
 def by_layer(keys: Iterable[str]) -> LayerKeys:
     """Sort the tensor names of a file by layer."""
     keys = list(keys)
+    # LyCORIS calls IA3's factor plainly `weight`; only `on_input` beside it tells it from a weight of the model.
     scaled = {key.removesuffix(".on_input") for key in keys if key.endswith(".on_input")}
     grouped: dict[str, dict[str, str]] = defaultdict(dict)
     layouts: dict[str, None] = {}
@@ -151,6 +152,7 @@ def _factor(key: str, scaled: Collection[str]) -> tuple[str, str] | None:
         return None
     factor = match["peft"] or match["plain"]
     factor = _SPELLED.get(factor, factor)
+    # Of LoRA's two biases PEFT trains the second's; a first one would have to go through B.
     if match["end"] == ".bias":
         return (match["path"], "lora_bias") if factor == "lora_up" else None
     return match["path"], factor
@@ -162,6 +164,7 @@ def _place(path: str) -> tuple[str, str, str] | None:
     if match:
         if match[1]:
             return _named(match[1], match[2], "kohya")
+        # `lycoris_` and `diffusion_model_` stand before UNet and text encoder alike; the path itself tells which.
         flat = match[3] or match[4]
         return _named("te" if flat.startswith("text_model_") else "unet", flat, "kohya")
     inner = _unwrapped(path)

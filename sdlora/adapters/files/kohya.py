@@ -45,6 +45,7 @@ _ENDS_FROM_LDM = {ldm: diffusers for diffusers, ldm in _ENDS_TO_LDM.items()}
 _LAYERS_PER_BLOCK = 2
 """Of SDXL (as of all Stable Diffusion): down blocks have 2 resnets and a downsampler, up blocks 3 and an upsampler."""
 
+# Underscores stand for dots and for themselves; only this list of names tells one from the other.
 _WORDS = re.compile(
     "(?:^|_)(down_blocks|mid_block|up_blocks|transformer_blocks|proj_in|proj_out|to_q|to_k|to_v|to_out|time_emb_proj"
     "|conv_shortcut|text_model|self_attn|q_proj|k_proj|v_proj|out_proj|text_projection|conv_in|conv_out"
@@ -87,6 +88,7 @@ def module_path(name: str, family: FamilyName) -> tuple[Part, str] | None:
     """
     for part in PARTS:
         start = prefix(part, family) + "_"
+        # A family without a second encoder would find the first one's layers under this part as well.
         if not name.startswith(start) or (part == "text_encoder_2" and family != "sdxl"):
             continue
         flat = name.removeprefix(start)
@@ -123,6 +125,7 @@ def to_ldm(flat: str) -> str:
     if match:
         side, block, kind, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
         if side == "down_blocks":
+            # input_blocks_0 is conv_in, so down blocks count from 1; nothing stands before the up blocks.
             first = 1 + block * (_LAYERS_PER_BLOCK + 1)
             if kind == "downsamplers":
                 return f"input_blocks_{first + _LAYERS_PER_BLOCK}_0_op"
@@ -137,6 +140,7 @@ def to_ldm(flat: str) -> str:
     if match:
         if match[1] == "attentions":
             return f"middle_block_1_{match[3]}"
+        # The resnets are 0 and 2, as the attention stands between them.
         return f"middle_block_{2 * int(match[2])}_{_RESNET_TO_LDM.get(match[3], match[3])}"
     return _ENDS_TO_LDM.get(flat, flat)
 

@@ -15,6 +15,7 @@ from sdlora.config.base_model import FamilyName
 
 Kind = Literal["linear", "convolution", "norm"]
 
+# Four times the width of the first level, which is 320 in all three families.
 _TIME_WIDTH = 1280
 
 
@@ -50,6 +51,7 @@ class _Text:
 _UNETS: dict[FamilyName, _Unet] = {
     "sd1": _Unet((320, 640, 1280, 1280), (1, 1, 1, 0), 768, "convolution", None),
     "sd2": _Unet((320, 640, 1280, 1280), (1, 1, 1, 0), 1024, "linear", None),
+    # 2816: SDXL's pooled text of 1280 and six numbers of size and crop, 256 values each.
     "sdxl": _Unet((320, 640, 1280), (0, 2, 10), 2048, "linear", 2816),
 }
 _TEXTS: dict[FamilyName, tuple[_Text, ...]] = {
@@ -115,6 +117,7 @@ def _unet(unet: _Unet) -> Iterator[Layer]:
             before = width
         if level < len(unet.widths) - 1:
             yield Layer("unet", f"{block}downsamplers.0.conv", "convolution", width, width * 9)
+    # The middle block attends even where the lowest level beside it (SD 1.x, 2.x) does not.
     for index in range(2):
         yield from _resnet(f"mid_block.resnets.{index}.", last, last)
     yield from _attention("mid_block.attentions.0.", last, max(1, unet.depths[-1]), unet)
@@ -123,6 +126,7 @@ def _unet(unet: _Unet) -> Iterator[Layer]:
         block = f"up_blocks.{level}."
         skipped = upwards[min(level + 1, len(upwards) - 1)][0]
         for index in range(3):
+            # The third skip comes out of the next finer level's downsampler (at the finest level: out of conv_in).
             inputs = before + (skipped if index == 2 else width)
             yield from _resnet(f"{block}resnets.{index}.", inputs, width)
             yield from _attention(f"{block}attentions.{index}.", width, depth, unet)
@@ -156,6 +160,7 @@ def _attention(start: str, width: int, depth: int, unet: _Unet) -> Iterator[Laye
             yield Layer("unet", f"{block}{norm}", "norm", width, 1)
         yield from _linears(f"{block}attn1.", {"to_q": square, "to_k": square, "to_v": square, "to_out.0": square})
         yield from _linears(f"{block}attn2.", {"to_q": square, "to_k": cross, "to_v": cross, "to_out.0": square})
+        # GEGLU's inner width is four times the outer, and made twice: one half gates the other.
         yield from _linears(f"{block}ff.net.", {"0.proj": (8 * width, width), "2": (width, 4 * width)})
 
 

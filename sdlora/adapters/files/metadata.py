@@ -18,7 +18,7 @@ from sdlora.models.families import FAMILIES
 
 @dataclass(frozen=True)
 class DatasetFolder:
-    """One image folder as metadata names it."""
+    """One image folder as ss_dataset_dirs names it: never by its path."""
 
     name: str
     repeats: int
@@ -28,7 +28,7 @@ class DatasetFolder:
 
 @dataclass(frozen=True)
 class BucketFacts:
-    """How many images (with repeats) are trained at one size."""
+    """How many images (repeats counted) are trained at one size, for ss_bucket_info."""
 
     width_px: int
     height_px: int
@@ -136,7 +136,9 @@ BASE_ADAPTERS = "sdlora.base_adapters"
 """Metadata entry (JSON) that names the adapters that an adapter was trained on top of."""
 LINEAGE = "sdlora.lineage"
 """Metadata entry (JSON) that tells how settings changed while an adapter was trained."""
+# The words of A1111's own list of versions.
 _SIDE_CAR_VERSIONS: dict[FamilyName, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
+# Sites tell versions apart, not families: of each that for which nearly all adapters are made.
 _SITES_FAMILIES: dict[FamilyName, str] = {"sd1": "SD 1.5", "sd2": "SD 2.1", "sdxl": "SDXL 1.0"}
 _PREFERRED_WEIGHT = 1.0
 _LEFT_OUT_IF_UNKNOWN = {"ss_training_started_at", "ss_training_finished_at", "ss_network_args", "ss_bucket_info"}
@@ -172,6 +174,7 @@ def model_spec(facts: TrainingFacts, tensor_hash: str) -> dict[str, str]:
         "title": facts.name,
         "resolution": "{}x{}".format(*facts.resolution),
         "prediction_type": "v" if facts.prediction == "v_prediction" else "epsilon",
+        # ModelSpec wants hexadecimal numbers with 0x in front.
         "hash_sha256": f"0x{tensor_hash}",
         "date": date,
         "author": facts.author,
@@ -309,6 +312,7 @@ def _about_images(facts: TrainingFacts) -> dict[str, Any]:
         "ss_batch_size_per_device": facts.batch_size,
         "ss_total_batch_size": facts.batch_size * facts.accumulation,
         "ss_cache_latents": facts.cache_latents,
+        # Becomes "(512, 512)", the text of a tuple, as kohya writes it.
         "ss_resolution": facts.resolution,
         "ss_enable_bucket": facts.buckets,
         "ss_min_bucket_reso": facts.bucket_min,

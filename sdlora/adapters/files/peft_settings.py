@@ -42,11 +42,13 @@ class PeftSettings:
             return weights
         if weights.algorithm == "lora":
             # the tensors tell the rank, whatever rank_pattern says
+            # Our scale is alpha / rank, so rsLoRA's alpha / sqrt(rank) becomes alpha * sqrt(rank).
             return replace(weights, alpha=alpha * sqrt(weights.rank) if settings.get("use_rslora") else float(alpha))
         rank = _by_pattern(settings.get("rank_pattern"), path, settings.get("r"))
         if weights.algorithm not in ("loha", "lokr") or not isinstance(rank, int) or rank < 1:
             return weights
         if not weights.is_full_lokr:
+            # PEFT divides by the r of its settings, from which the inner size of a file's factors may differ.
             return replace(weights, alpha=alpha / rank * weights.rank)
         # PEFT scales this one too, LyCORIS and all others don't: so it goes into a factor
         first = weights.factors["lokr_w1"]

@@ -68,6 +68,7 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     if problems:
         listed = "\n  ".join(problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else []))
         raise AdapterError(f"{path.name} can't be used:\n  {listed}")
+    # Not the hash in the metadata: tools that change tensors often leave the old one there.
     model_hash = content_hash(path)
     notes = [*found.notes, *_scale_notes(modules, keys.layout, settings)]
     if metadata.get("sshs_model_hash", model_hash) != model_hash:
@@ -108,6 +109,7 @@ def _no_adapter(tensors: Mapping[str, Tensor], found: Resolution, of_family: str
 
 def _nonfinite(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     for key, tensor in tensors.items():
+        # Through float32, as isfinite knows no 8-bit floats.
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             yield f"{key} has a value that is not finite"
 
@@ -122,11 +124,13 @@ def _layers(
     for name, own in found.names.items():
         given = grouped[name]
         if own in modules or own in vectors:
+            # Two spellings of one layer: adding both would double it, and to choose one would be a guess.
             problems.append(f"{name} and another key both mean {own}")
             continue
         try:
             weights = _module_weights(given)
             if weights is not None:
+                # lora_unet_..., lora_te1_...: the second word names the part.
                 weights = settings.scaled(_PARTS[name.split("_")[1]], keys.paths[name], weights)
                 modules[own] = weights
             vector = _vector(given, 1.0 if weights is None else weights.scale)

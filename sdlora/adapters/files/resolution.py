@@ -91,6 +91,7 @@ def _told_family(given: Given, metadata: Mapping[str, str], layout: str) -> tupl
     if len(possible) > 1 and (family := _by_projection(given)) is not None:
         possible = [each for each in possible if each in (family, "sdxl")]
     said = _by_metadata(metadata)
+    # Shapes go before metadata, which is edited by hand or carried over from other files; widths are not.
     if said is not None:
         if said in possible:
             return said, []
@@ -154,6 +155,7 @@ def _by_metadata(metadata: Mapping[str, str]) -> FamilyName | None:
 def _by_spelling(given: Given, possible: Sequence[FamilyName], layout: str) -> tuple[FamilyName | None, list[str]]:
     """By the habits of tools: only SDXL's trainers write LDM names, or lora_te1_; a guess, which is said."""
     families = " and ".join(possible)
+    # SD 1.x and 2.x have one text encoder, whose prefix has no number.
     first_only = "kohya" in layout and any(name.startswith("lora_te_") for name in given)
     if "sdxl" in possible and any(_LDM.match(name) for name in given) and "kohya" in layout and not first_only:
         return "sdxl", [f"its layers fit {families} {_ALIKE} sdxl for the names of its blocks"]
@@ -185,6 +187,7 @@ def _size(factors: Mapping[str, Shaped]) -> tuple[int | None, int | None]:
         if "oft_blocks" in shape:
             return shape["oft_blocks"][-3] * shape["oft_blocks"][-2], None
         if "oft_R" in shape:
+            # oft_R holds the n(n-1)/2 values above the diagonal of each skew-symmetric block: solved for n.
             return None, shape["oft_R"][0] * round((1 + (1 + 8 * shape["oft_R"][1]) ** 0.5) / 2)
     except (IndexError, KeyError):  # no layer: whoever reads the tensors says so
         pass

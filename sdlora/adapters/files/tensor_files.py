@@ -67,6 +67,7 @@ class TensorFile:
 
         Raises AdapterError: a changed value is not finite in the file's number type, or the disk.
         """
+        # The table stays, offsets and all: shapes and number types don't change, so every tensor keeps its place.
         header = {"__metadata__": dict(metadata), **self._table}
         raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         raw += b" " * (-len(raw) % LENGTH_BYTES)

@@ -92,6 +92,7 @@ class ModuleWeights:
             return torch.Size((self.factors["b1"].shape[0], self.factors["b2"].shape[1], *down.shape[2:]))
         if self.algorithm not in formulas.PRODUCTS:
             return None
+        # Tensors without data: the very formulas that compute an update tell its shape, at no cost.
         bare = {name: tensor.to("meta") for name, tensor in self.factors.items()}
         return formulas.PRODUCTS[self.algorithm](bare).shape
 
@@ -99,6 +100,7 @@ class ModuleWeights:
         """Whether this can be the update of a weight [out, in] or [out, in, k, k]."""
         told = self.delta_shape
         if told is not None:
+            # Convolutions' LoHa and LoKr come flattened, so outputs and size are compared, not the shapes.
             return (told[0], told.numel()) == (shape[0], prod(shape))
         if self.algorithm == "oft":
             outputs, width = formulas.oft_width(self.factors)
@@ -144,6 +146,7 @@ class ModuleWeights:
         """The same LoRA with lora_mid multiplied into lora_down [r,in,k,k]; anything else unchanged."""
         if "lora_mid" not in self.factors:
             return self
+        # In half precision this product would round what the file holds exactly.
         precise = torch.promote_types(self.factors["lora_down"].dtype, torch.float32)
         down = formulas.joined_down(self.factors["lora_down"].to(precise), self.factors["lora_mid"].to(precise))
         return replace(self, factors={"lora_down": down, "lora_up": self.factors["lora_up"]})
@@ -170,7 +173,7 @@ class VectorUpdate:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Those that there are."""
+        """Those of the two that are not None, the weight first."""
         return [tensor for tensor in (self.weight, self.bias) if tensor is not None]
 
 
@@ -215,7 +218,7 @@ class AdapterFile:
 
     @property
     def layer_names(self) -> list[str]:
-        """All layers that it changes."""
+        """Kohya names of all layers whose weight, bias or norm it changes, each once."""
         return list(dict.fromkeys([*self.modules, *self.vectors]))
 
     def unused_note(self) -> str | None:

@@ -40,6 +40,7 @@ from sdlora.models.identity import sha256_of
 Modules = Mapping[tuple[Part, str], ModuleWeights]
 
 
+# One factor alone takes the ratio, so that the others stay bit for bit what was trained.
 _FOLDED_INTO = {"lora": ("lora_up",), "loha": ("hada_w1_a",), "lokr": ("lokr_w1", "lokr_w1_a")}
 
 

@@ -43,7 +43,7 @@ class EmbeddingFacts:
         return asdict(self)
 
     def as_text(self) -> str:
-        """The same for reading."""
+        """A line for each vector: its norm and, if a model was given, the words nearest to it."""
         lines = [f"{self.name}: a textual-inversion embedding; a prompt uses it as embedding:{self.name}"]
         for one in self.encoders:
             lines.append(f"{one.encoder}  {one.number} vectors of width {one.width}")
@@ -86,5 +86,6 @@ def embedding_facts(embedding: Embedding, base: str | None = None) -> EmbeddingF
 def _nearest(vectors: Tensor, table: Tensor, words: list[str]) -> list[list[str]]:
     if len(table) < len(words):
         raise ModelError(f"the base model's vocabulary has {len(table)} words, not {len(words)}")
+    # Some models have more rows than the vocabulary has words: what was added has no word to show.
     angles = normalize(vectors, dim=1) @ normalize(table[: len(words)].float().cpu(), dim=1).T
     return [[words[number].removesuffix("</w>") for number in row] for row in angles.topk(_NEAREST).indices.tolist()]

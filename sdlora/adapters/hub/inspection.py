@@ -157,6 +157,7 @@ def inspect(file: AdapterFile | Path | str) -> Inspection:
         alphas=dict(Counter("none" if w.alpha is None else f"{w.alpha:g}" for w in modules).most_common()),
         dora=any(weights.dora_scale is not None for weights in modules),
         trigger=file.metadata.get("modelspec.trigger_phrase", ""),
+        # kohya writes "None" for what was off; a 0 tells as little.
         settings={words: value for words, value in stated.items() if value not in ("None", "", "0")},
         tags=dict(counts.most_common(_LISTED_TAGS)),
         model_hash=file.model_hash,

@@ -81,6 +81,7 @@ def model_card(
     pictures = [name for name in names if name.startswith("images/")]
     family_tag = "stable-diffusion-xl" if file.family == "sdxl" else "stable-diffusion"
     header: dict[str, object] = {
+        # Only a repository's name: the hub would show a path or builtin: as a broken link.
         **({"base_model": base_model, "base_model_relation": "adapter"} if _HUB_NAME.fullmatch(base_model) else {}),
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
@@ -122,6 +123,7 @@ def push(publication: Publication, *, private: bool = False) -> str:
     api = HfApi()
     with explained(publication.repository, None):
         address = api.create_repo(publication.repository, private=private, exist_ok=True)
+        # One commit for all files, so that nobody finds an adapter without its card.
         api.create_commit(publication.repository, operations, commit_message="Upload adapter with sdlora")
     return str(address)
 

@@ -24,7 +24,7 @@ from sdlora.models.quantize import parameter_count
 
 @dataclass(frozen=True)
 class Weight:
-    """One trainable tensor and where it belongs, for parameter groups."""
+    """One trainable tensor, where it belongs in the model, and whether it is LoRA's B."""
 
     name: str
     part: Part
@@ -123,12 +123,14 @@ class Adapter:
                 f"name or shape, the first is {differing[0]}. Resume with the settings the run began with."
             )
         for name, parameter in own.items():
+            # In place: the optimizer and the moving average hold these very tensors.
             parameter.copy_(state[name])
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The bare base model inside the `with` block, for base predictions."""
         for module in self._modules.values():
+            # PEFT also takes requires_grad from the weights here; enabling gives it back.
             module.layer.enable_adapters(False)
         try:
             yield
@@ -139,6 +141,7 @@ class Adapter:
     def set_scale(self, scale: float) -> None:
         """Multiply the whole update by `scale` from now on (1 is as trained); files always hold scale 1."""
         for module in self._modules.values():
+            # PEFT multiplies alpha / rank anew each time, so two calls don't multiply up.
             module.layer.set_scale(ADAPTER_NAME, scale)
 
     def train(self, mode: bool = True) -> None:
@@ -177,10 +180,13 @@ class Adapter:
         largest = 0.0
         for module in self._modules.values():
             down, up = (module.weights[name].flatten(1) for name in ("lora_A", "lora_B"))
+            # Rounding can leave a sum of squares just below 0, whose root would be NaN.
             squared = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0.0)
             norm = module.target.scale * float(squared) ** 0.5
             if norm > limit:
                 for name in ("lora_A", "lora_B"):
+                    # The square root on each of both factors: their product then has the ratio, and A and B keep their
+                    # balance.
                     module.weights[name].mul_((limit / norm) ** 0.5)
             largest = max(largest, norm)
         return largest

@@ -81,6 +81,7 @@ def names_in_file(adapter: Adapter) -> dict[tuple[str, str], str]:
     names: dict[tuple[str, str], str] = {}
     for part, path, _ in adapter.modules():
         if part == "unet":
+            # Compared with a dot behind, or resnets.1 would also be found in resnets.10.
             block = next((start for start in original if f"{path}.".startswith(f"{start}.")), None)
             spelled = path if block is None else original[block] + _inside(path.removeprefix(block))
             names[part, path] = "lora_unet_" + spelled.replace(".", "_")
@@ -106,6 +107,7 @@ def _original_names(unet: nn.Module) -> Iterator[tuple[str, str]]:
     yield "mid_block.resnets.1", "middle_block.2"
     number = 0
     for i, block in enumerate(unet.get_submodule("up_blocks").children()):
+        # An upsampler stands behind the attention where its block has one, else right behind the resnet.
         slots = 2 if getattr(block, "attentions", None) is not None else 1
         for j, _ in enumerate(block.get_submodule("resnets").children()):
             yield f"up_blocks.{i}.resnets.{j}", f"output_blocks.{number}.0"

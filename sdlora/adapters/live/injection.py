@@ -36,6 +36,7 @@ def inject(model: nn.Module, targets: Sequence[Target], config: AdapterConfig) -
         elif config.dora:
             _decompose(layer)
         if config.rank_dropout or config.module_dropout:
+            # On A's output, where the ranks are an axis: PEFT's LoRA can drop inputs only.
             layer.lora_A[ADAPTER_NAME].register_forward_hook(_RankDropout(config.rank_dropout, config.module_dropout))
         for parameter in trained_weights(layer, config).values():
             # bf16 has 8 bits: a step of a thousandth of a weight would be rounded away, again and again.
@@ -117,6 +118,7 @@ class _RankDropout:
             kept = (torch.rand((), device=low_rank.device) >= self.modules).to(low_rank.dtype)
         if self.ranks:
             at = 1 if isinstance(down, nn.Conv2d) else low_rank.ndim - 1  # where the ranks are
+            # One draw for each image and rank, the same at all its positions.
             shape = [size if place in (0, at) else 1 for place, size in enumerate(low_rank.shape)]
             mask = (torch.rand(shape, device=low_rank.device) >= self.ranks).to(low_rank.dtype)
             kept = kept * mask / (1.0 - self.ranks)
@@ -137,11 +139,13 @@ def _peft_config(targets: Sequence[Target], config: AdapterConfig) -> LoraConfig
             alphas[_alpha(target)].append(re.escape(target.path))
     layout = {
         "target_modules": [target.path for target in targets],
+        # PEFT lets any path stand before a pattern; the ^ forbids that, so layers of the same ending keep apart.
         "rank_pattern": {f"^(?:{'|'.join(paths)})": value for value, paths in ranks.items()},
         "alpha_pattern": {f"^(?:{'|'.join(paths)})": value for value, paths in alphas.items()},
     }
     if config.algorithm == "lora":
         return LoraConfig(r=rank, lora_alpha=alpha, use_dora=config.dora, lora_dropout=config.dropout, **layout)
+    # rank_dropout is the only dropout that PEFT has for LoHa and LoKr.
     if config.algorithm == "loha":
         return LoHaConfig(
             r=rank, alpha=alpha, rank_dropout=config.dropout, use_effective_conv2d=config.tucker, **layout
@@ -200,6 +204,7 @@ def _decompose(layer: BaseTunerLayer) -> None:
 
 def _rescale(layer: nn.Module, _: object, output: Tensor) -> Tensor:
     assert isinstance(layer, BaseTunerLayer)
+    # A merged layer holds the update in its weight: scaling its answer would count it twice.
     if layer.disable_adapters or layer.merged:
         return output
     base = layer.get_base_layer()

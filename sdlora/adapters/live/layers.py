@@ -20,7 +20,7 @@ FULL_RANK = 100_000
 
 @dataclass(frozen=True)
 class Target:
-    """One layer that gets an adapter."""
+    """One layer of the UNet or a text encoder that gets an adapter, as `attach` needs to know it."""
 
     part: Part
     path: str
@@ -59,9 +59,11 @@ def choose(models: Mapping[Part, nn.Module], config: AdapterConfig) -> Selection
                     rank = block_rank
                     unmatched.pop(pattern, None)
             if config.lokr_full and rank > 0:
+                # All tools take the scale of a whole LoKr as 1, whatever alpha stands in its file.
                 targets.append(Target(part, path, FULL_RANK, 1.0))
             elif rank > 0:
                 targets.append(Target(part, path, rank, config.scale(rank, is_conv=kernel > 1)))
+                # A matrix has no more rank than its shorter side; what goes beyond is trained and stored for nothing.
                 if rank > min(inputs * kernel, outputs):
                     too_large.append((targets[-1], min(inputs * kernel, outputs)))
     problems = [

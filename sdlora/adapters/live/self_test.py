@@ -31,6 +31,7 @@ _PREDICTION_TOLERANCE = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat1
 _NOISE_FLOOR = 1e-5
 """Differences below this share of the prediction itself are arithmetic, not the adapter."""
 _TINY_FP16 = 2.0**-24
+# 128 px: the lowest level of the UNet still has 2x2 cells, and a CPU answers at once.
 _LATENT_EDGE = 16
 _TOKENS = 77
 
@@ -54,7 +55,7 @@ class SelfTestReport:
     untested: tuple[str, ...]
 
     def summary(self) -> str:
-        """One line for the log."""
+        """The errors that were measured and what could not be tested, in one line for the log."""
         parts = [
             f"{self.num_modules} layers read back within {self.relative_error:.1e} of their updates "
             f"(worst: {self.max_relative_error:.1e} in {self.worst_module})"
@@ -120,6 +121,7 @@ def _compare_deltas(
         if dtype == torch.float16:
             # Values below 6e-5 lose digits in fp16: as much as a shift of all factors by its smallest step.
             allowed += 2 * float((stored[key].delta(_TINY_FP16) - actual).norm())
+        # Not `distance > allowed`, which a NaN would pass.
         if not distance <= allowed:
             raise AdapterError(
                 f"self-test: {path.name} does not hold what was trained: {'.'.join(key)} differs by {error:.2e} of its "
@@ -151,6 +153,7 @@ def _through_diffusers(
     for model in models.values():
         model.float().eval()
     base = {part: _outputs(part, model) for part, model in models.items()}
+    # Added to the weights: what is expected then owes nothing to any adapter layer, neither PEFT's nor ours.
     with _merged(models, live):
         expected = {part: _outputs(part, model) for part, model in models.items()}
     _load_with_diffusers(bundle, path)
@@ -228,6 +231,7 @@ def _outputs(part: str, model: nn.Module) -> Tensor:
     device = next(model.parameters()).device
     config: Any = model.config
     if part != "unet":
+        # The highest number is CLIP's end of text, by which it finds where a caption ends: it may stand last only.
         tokens = torch.randint(0, config.vocab_size - 1, (1, _TOKENS), generator=generator)
         tokens[:, -1] = config.vocab_size - 1
         return model(tokens.to(device), output_hidden_states=True).hidden_states[-1].cpu()
@@ -268,6 +272,7 @@ def _pipeline(bundle: Bundle) -> Any:
         "unet": bundle.unet,
         "text_encoder": encoders[0],
         "tokenizer": tokenizers[0],
+        # Any scheduler will do: the pipeline is loaded into and never run.
         "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
     }
     if bundle.family.name == "sdxl":

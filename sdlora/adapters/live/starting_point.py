@@ -95,6 +95,7 @@ def _placed(
             f"{file.path.name}: {len(strange)} of {len(file.modules)} layers can't be trained on this {family} model, "
             f"first: {strange[0]}"
         )
+    # In the model's order, which a new adapter has too: optimizer states and group names follow it.
     return {place: by_place[place] for place in known.values() if place in by_place}
 
 

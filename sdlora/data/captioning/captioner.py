@@ -40,6 +40,7 @@ def load_captioner(config: CaptioningConfig) -> Captioner:
 
         return EndpointCaptioner(config)
     plugins = metadata.entry_points(group=ENTRY_POINTS)
+    # Before folders and the hub: whoever installs a plug-in means its name.
     if config.model in plugins.names:
         return plugins[config.model].load()(config)
     place = _locate(config, sorted(plugins.names))

@@ -51,6 +51,7 @@ class VisionCaptioner:
                     place.location, revision=place.revision, dtype=self._dtype
                 )
             except (OSError, ValueError, KeyError) as error:
+                # The hub's errors are put into words by `explained` around this.
                 if type(error).__module__.startswith("huggingface_hub"):
                     raise
                 raise ModelError(f"{place.name} can't be loaded: {' '.join(str(error).split())}") from error

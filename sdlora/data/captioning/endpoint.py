@@ -54,6 +54,7 @@ class EndpointCaptioner:
             "model": self.config.model,
             "messages": [{"role": "user", "content": content}],
             "max_tokens": self.config.max_tokens,
+            # The likeliest words: asked again, a server says the same, as far as its arithmetic allows.
             "temperature": 0,
         }
         answer = self._ask(request)

@@ -4,7 +4,7 @@
                                                      their captions are; a last line when all is done
     <dataset>/.sdlora-trash/<time>/process.json     who is at it
 
-It lies in the folder of its changes (see `repair.changes`), so that `undo` takes both away.
+It lies in the folder of its changes (see `fix.changes`), so that `undo` takes both away.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def caption_folder(
     """Caption the images of a folder and its subfolders in .txt files beside them.
 
     captioner: by default the one that `config.model` names. Killed at any moment, the next call with the same settings
-    goes on where this one was; `repair.changes.undo` takes all of it back. Events: progress, and a warning for each
+    goes on where this one was; `fix.changes.undo` takes all of it back. Events: progress, and a warning for each
     image that can't be read. Raises DataError for a folder without images, one that can't be written or is being
     captioned already; ModelError and MissingPackageError as `load_captioner` does.
     """
@@ -69,6 +69,7 @@ def caption_folder(
             f"{len(unread)} images have captions in {endings} files, which are not read, so they count as none: "
             "`sdlora dataset fix --rules caption-extension` renames them"
         )
+    # Before the model is loaded, which may be a download of gigabytes, for nothing to do.
     if not _wanted(folder, listing, config, set())[0]:
         return Captioned(skipped=len(listing.pictures))
     captioner = captioner or load_captioner(config)

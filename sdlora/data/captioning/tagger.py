@@ -64,6 +64,7 @@ class Tagger:
         return [", ".join(self._chosen(probabilities_T)) for probabilities_T in probabilities_BT]
 
     def _run(self, pixels_BHWC: numpy.ndarray, at_once: int) -> numpy.ndarray:
+        # Some models were exported for a fixed number of images, and take no fewer.
         missing = at_once - len(pixels_BHWC)
         padded = numpy.pad(pixels_BHWC, ((0, missing), (0, 0), (0, 0), (0, 0)))
         return numpy.asarray(self._session.run(None, {self._input: padded})[0])[: len(pixels_BHWC)]
@@ -86,6 +87,7 @@ class Tagger:
             ]
             chosen += [name for _, name in sorted(likely, key=lambda pair: -pair[0])]
         words = [spelled(name) for name in chosen]
+        # Tags such as "fox (animal)": in prompts and captions with weights a plain bracket would be a weight.
         return [re.sub(r"([\\()\[\]])", r"\\\1", word) for word in words] if config.escape_brackets else words
 
 

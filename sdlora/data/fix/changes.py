@@ -39,7 +39,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Undone:
-    """What an undo put back."""
+    """The files that an undo put back (or took away again), and which changes it took back."""
 
     files: tuple[Path, ...]
     change_set: str
@@ -100,7 +100,7 @@ class ChangeSet:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no file was changed."""
+        """Whether no file was changed yet: there is no log then, and nothing that undo could take back."""
         return not (self.path / LOG).is_file()
 
     def make(self, change: Change) -> None:
@@ -130,6 +130,7 @@ def undo(folder: Path) -> Undone:
     _refuse_later_changes(folder, entries)
     for entry in reversed(entries):
         _restore(folder, change_set, entry)
+    # The log first: what is left of a folder without one is nothing that could be undone a second time.
     (change_set / LOG).unlink()
     shutil.rmtree(change_set)
     with suppress(OSError):  # not empty: older changes are still in it
@@ -148,6 +149,7 @@ def _new_change_set(folder: Path) -> Path:
 
 
 def _target(path: Path, folder: Path) -> Path:
+    # Resolved up to its folder alone: of a link we want to see that it is one.
     target = path.parent.resolve() / path.name
     if not target.is_relative_to(folder) or target.is_symlink():
         raise DataError(f"{path} is a link or lies outside {folder}, so nothing was changed: go where it really lies.")

@@ -90,9 +90,11 @@ def _pixel_changes(path: Path, rules: Sequence[str]) -> Iterator[Change]:
     with open_image(path) as image:
         animated, exif_rotated = is_animated(image), is_exif_rotated(image)
     if animated and "animated" in rules:
+        # A still GIF would be cut down to 256 colours once more; a PNG keeps what the frame has.
         still = path if path.suffix.lower() != ".gif" else path.with_suffix(".png")
         if still == path:
             yield Change(("animated",), path, partial(_first_frame, path), "keep the first frame")
+        # Another picture of that name stays, and so does the animation: nothing is ever overwritten.
         elif not still.exists():
             yield Change(("animated",), still, partial(_first_frame, path), f"the first frame of {path.name}")
             yield Change(("animated",), path, None, "to the trash: animated")
@@ -162,6 +164,7 @@ def _read_text(path: Path, encoding: str | None) -> str | None:
 
 
 def _change_texts(drafts: Sequence[_Draft], rules: Sequence[str], config: CaptionsConfig) -> None:
+    # In this order: a slip put right may be a tag that was there already, and goes as a double then.
     spellings = {}
     if "near-miss-spelling" in rules:
         spellings = near_miss_spellings([draft.text for draft in drafts], config)
@@ -189,6 +192,7 @@ def _with_trigger(text: str, config: CaptionsConfig) -> str:
     def put(line: str) -> str:
         return line if not line.strip() or has_trigger(line, trigger) else front + line
 
+    # With wildcards each line is a caption of its own.
     if config.wildcards:
         return "".join(put(line) for line in text.splitlines(keepends=True))
     return text if has_trigger(text, trigger) else front + text
@@ -201,6 +205,7 @@ def _written(image: Path, draft: _Draft, renamed_from: Path | None) -> Iterator[
     rules = tuple(draft.rules)
     content = draft.text.encode("utf-8")
     if renamed_from is not None:
+        # Where nothing but the name is wrong, every byte stays, line ends included.
         if draft.rules == ["caption-extension"]:
             content = renamed_from.read_bytes()
         yield Change(rules, renamed_from, None, f"becomes {target.name}")

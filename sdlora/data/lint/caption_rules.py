@@ -47,6 +47,7 @@ def _files(data: Dataset, config: CaptionsConfig) -> Iterator[Finding]:
     if unread:
         endings = ", ".join(sorted({path.suffix for path in unread.values()}))
         yield Finding("caption-extension", f"{endings} files are not read: rename them to .txt", tuple(unread.values()))
+    # One that can't be decoded is told of as that, not as a missing caption besides.
     badly_encoded = {path.with_suffix("") for path in encodings}
     missing = [
         record.path
@@ -71,6 +72,7 @@ def _lengths(records: Sequence[ImageRecord], config: TrainConfig) -> Iterator[Fi
     if not longer:
         return
     most = max(longer.values())
+    # Limits are whole windows of CLIP's 75 tokens, as more windows cost time with every caption.
     fitting = next((size for size in (150, MAX_TOKENS) if size >= most), None)
     remedy = f"set captions.max_tokens={fitting}" if fitting else f"shorten them: {MAX_TOKENS} is the most there is"
     yield Finding(
@@ -83,6 +85,7 @@ def _lengths(records: Sequence[ImageRecord], config: TrainConfig) -> Iterator[Fi
 
 def _brackets(records: Sequence[ImageRecord], config: CaptionsConfig) -> Iterator[Finding]:
     """Brackets that are read otherwise than most data sets mean them, with what would be trained."""
+    # With weights on, plain brackets are weights and escaped ones are text; off, a backslash itself is trained.
     kind = re.compile(r"(?<!\\)[()\[\]]") if config.weights else re.compile(r"\\[()\[\]]")
     with_brackets = [record for record in records if kind.search(record.caption or "")]
     if not with_brackets:

@@ -85,6 +85,7 @@ def _duplicates(samples: Sequence[Sample], config: TrainConfig) -> Iterator[Find
             f"{len(same)} files with the same bytes{differ}",
             tuple(record.path for record in same),
         )
+    # Exact copies were told of already, so each group is compared by its first file alone.
     left_out = {record.path for same in copies for record in same[1:]}
     different = [sample for sample in samples if sample.record.path not in left_out]
     may_leak = "; one of them may be held out by validation.fraction" if config.validation.fraction else ""

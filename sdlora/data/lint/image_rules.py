@@ -81,6 +81,7 @@ def _looks(data: Dataset, images: ImagesConfig) -> Iterator[Finding]:
     def where(condition: Callable[[Sample], bool]) -> tuple[Path, ...]:
         return tuple(sample.record.path for sample in data.samples if condition(sample))
 
+    # Black and white sheets are without colour too, but have a finding of their own.
     grey = where(lambda sample: sample.measures.grey and not _is_blank(sample))
     transparent = where(lambda sample: sample.measures.transparent) if images.mask != "alpha" else ()
     found: dict[str, tuple[str, tuple[Path, ...]]] = {
@@ -92,6 +93,7 @@ def _looks(data: Dataset, images: ImagesConfig) -> Iterator[Finding]:
         "alpha": (f"transparent parts are trained as {images.background} (images.background)", transparent),
         "grey": (
             "without colour among coloured images: the adapter may learn to leave colour out",
+            # Where most images are grey, grey is meant.
             grey if 2 * len(grey) < len(data.samples) else (),
         ),
         "near-black": ("almost black", where(lambda sample: sample.measures.brightest < _DARK)),
@@ -124,6 +126,7 @@ def _quality(sample: Sample) -> Iterator[Finding]:
             files,
             {"jpeg_quality": round(measures.jpeg_quality)},
         )
+    # JPEG quality is known only of JPEG files; blocks betray one that was saved as a PNG later.
     elif measures.blockiness > _BLOCKINESS:
         yield Finding(
             "jpeg-artefacts",

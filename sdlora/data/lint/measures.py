@@ -74,6 +74,7 @@ def measure(path: Path, edge_px: int) -> Measures:
         animated=animated,
         exif_rotated=exif_rotated,
         transparent=transparent,
+        # JPEG's rounding of colours moves grey by a few levels.
         grey=bool((cells_HWC.max(axis=2) - cells_HWC.min(axis=2)).max() <= 6),
         darkest=darkest,
         brightest=brightest,
@@ -106,6 +107,7 @@ def _jpeg_quality(image: Image.Image) -> float | None:
     tables = getattr(image, "quantization", None)
     if image.format != "JPEG" or not tables:
         return None
+    # libjpeg scales the standard's table by 200 - 2 q per cent from quality 50 on, by 5000 / q below: turned round.
     percent = 100 * sum(tables[min(tables)]) / _JPEG_LUMINANCE_SUM
     return 100 - percent / 2 if percent <= 100 else 5000 / percent
 
@@ -151,7 +153,9 @@ def _blockiness(luma: Image.Image) -> float:
     ratios = []
     for steps, axis in zip(_steps(luma), (0, 1), strict=True):
         means = numpy.asarray(steps).mean(axis=axis, dtype=numpy.float32)
+        # Every eighth step lies between two blocks.
         border = means[7::8].mean()
         inside = numpy.delete(means, numpy.s_[7::8]).mean()
         ratios.append((border + 0.5) / (inside + 0.5))  # half a level: a flat image has no blocks
+    # The smaller of both directions: a grid in the picture itself seldom runs both ways.
     return float(min(ratios))

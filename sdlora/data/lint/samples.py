@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass
 class Dataset:
-    """What lies in the folders."""
+    """What lies in the folders, sorted by what the rules need: readable pictures, and each kind of trouble."""
 
     folders: tuple[Path, ...]
     records: list[ImageRecord] = field(default_factory=list)
@@ -90,6 +90,7 @@ def gather(
         for record, measures in _measure_all(found.records, max(images.resolutions)):
             advance()
             if isinstance(measures, str):
+                # A file that breaks off in the middle shows that only here, where it is decoded whole.
                 found.broken[record.path] = measures
             else:
                 found.samples.append(Sample(record, measures))
@@ -130,6 +131,7 @@ def _gather_folder(
         record = make_record(path, facts, source, files, mask_path)
         if record.repeats == 0:
             found.zero_repeats.append(path)
+            # That it is never trained is a finding of its own; for the other rules the image counts once.
             record = replace(record, repeats=1)
         found.records.append(record)
     encodings = files.wrongly_encoded.values()

@@ -10,9 +10,9 @@ from sdlora.config.images import CaptionsConfig
 from sdlora.data.captions import joint, split_tags
 
 _SHORTEST = 5
+"""Shorter words differ by a letter too often without being misspelt (cat, car)."""
 _LONGEST = 100
 """Letters of a tag that is compared with others: a sentence is no tag, and each letter costs a copy of it."""
-"""Shorter words differ by a letter too often without being misspelt (cat, car)."""
 _TIMES_RARER = 5
 
 
@@ -59,6 +59,7 @@ def near_miss_spellings(captions: Sequence[str], config: CaptionsConfig) -> dict
     for rare, common in _one_letter_apart([tag for tag in counts if _SHORTEST <= len(tag) <= _LONGEST]):
         if counts[rare] * _TIMES_RARER <= counts[common] and rare not in spellings:
             spellings[rare] = common
+    # No chains: a tag that is a slip itself is nothing to put others right by.
     return {tag: right for tag, right in spellings.items() if right not in spellings}
 
 

@@ -15,6 +15,7 @@ from sdlora.data.packed.samples import LARGEST_BYTES, PackedSample, Unusable
 from sdlora.errors import DataError
 
 PARQUET_SUFFIX = ".parquet"
+# A row holds a whole image, so eight of them may be some hundred megabytes.
 _ROWS_AT_ONCE = 8
 
 

@@ -11,6 +11,7 @@ LARGEST_BYTES = 256 * MIB
 """Larger images are left out: a packed file may come from anywhere."""
 
 _LONGEST_NAME = 100
+# Names of devices on Windows, which no file there can have, whatever its ending.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 

@@ -46,7 +46,7 @@ class Unpacked:
 
 @dataclass
 class _Marker:
-    """The state of an import, on disk."""
+    """The state of an import, on disk: of which files it is, and which of them are done, for the call that goes on."""
 
     files: dict[str, int]
     """Packed files and their sizes."""
@@ -86,6 +86,7 @@ def unpack(
     if missing or not files:
         what = f"lacks {', '.join(missing)}" if missing else f"holds no {', '.join(_SUFFIXES)} files"
         raise DataError(f"{source} {what}.")
+    # The first speaks for all: the files of one set have one schema.
     for path in [path for path in files if path.suffix == PARQUET_SUFFIX][:1]:
         check_columns(path, caption_column)
     marker = _begin(out, files, caption_column)
@@ -103,6 +104,7 @@ def unpack(
 
         folder = out / f"{index:05d}-{file_stem(path.name.partition('.')[0])}"
         _unpack_file(path, folder, caption_column, result, advance)
+        # On the disk before it is called done, or a power cut would leave a gap that nothing fills.
         atomic.settle(folder)
         marker.done.append(str(path))
         atomic.write_json(out / MARKER, asdict(marker))

@@ -25,7 +25,7 @@ _BROKEN = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error, lzma
 
 @dataclass(frozen=True)
 class Limits:
-    """What one zip file may hold."""
+    """What one zip file may hold and how far it may swell; beyond that nothing of it is unpacked."""
 
     files: int = 20_000
     file_bytes: int = 512 * MIB
@@ -125,6 +125,7 @@ def _wanted(
         parts = safe_parts(entry.filename)
         if parts is None:
             refused[entry.filename] = "its name leads out of the folder"
+        # The upper half of the attributes is the mode that Unix gave the file.
         elif stat.S_ISLNK(entry.external_attr >> 16):
             refused[entry.filename] = "it is a link"
         elif parts:

@@ -28,7 +28,7 @@ _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 
 @dataclass(frozen=True)
 class Edit:
-    """What is done to each caption."""
+    """What is done to each caption: one of OPERATIONS with its text, and how that is compared."""
 
     operation: str
     text: str = ""
@@ -60,6 +60,7 @@ class Rewritten:
         """The caption in pieces, each `same`, `gone` or `come`."""
         old, new = _WORDS.findall(self.before), _WORDS.findall(self.after)
         parts: list[tuple[str, str]] = []
+        # autojunk would take the blanks and commas of a long caption for noise.
         matcher = difflib.SequenceMatcher(a=old, b=new, autojunk=False)
         for kind, old_from, old_to, new_from, new_to in matcher.get_opcodes():
             gone, come = "".join(old[old_from:old_to]), "".join(new[new_from:new_to])
@@ -119,6 +120,7 @@ def _replace(edit: Edit) -> Rewrite:
     flags = re.MULTILINE | (0 if edit.match_case else re.IGNORECASE)
     try:
         pattern = re.compile(edit.text if edit.is_regex else re.escape(edit.text), flags)
+        # re.sub reads backslashes in a replacement; a person who asks for plain text means them as they stand.
         replacement = edit.replacement if edit.is_regex else edit.replacement.replace("\\", "\\\\")
         pattern.sub(replacement, "")
     except (re.error, IndexError) as error:

@@ -102,6 +102,7 @@ def _checked(datasets: Path, name: str) -> str:
             f"'{name}' can't be a folder's name: no < > : \" / \\ | ? * in it, no dot at either end, "
             f"at most {MAX_NAME} characters"
         )
+    # To the disks of macOS and Windows names that differ in case only are one.
     elif plain.casefold() in {other.casefold() for other in names(datasets)}:
         problems.append(f"'{plain}' is there already: choose another name")
     if problems:

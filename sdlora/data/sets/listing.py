@@ -60,11 +60,11 @@ class Filter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether every image passes."""
+        """Whether every image passes, as nothing is asked for."""
         return not self.text.strip() and self.kind == "all" and not self.tags
 
     def passes(self, item: Item) -> bool:
-        """Whether an image is wanted."""
+        """Whether an image has every word in caption or name, is of the kind and has all tags; case doesn't matter."""
         words = f"{item.caption} {item.name}".casefold()
         if not all(word in words for word in self.text.casefold().split()):
             return False
@@ -98,6 +98,7 @@ def neighbour(items: Sequence[Item], name: str, step: int) -> int:
     """
     at = position(items, name)
     if at is None:
+        # It would stand between two: the one after it has this index, the one before has one less.
         at = sum(item.name < name for item in items) - (step > 0)
     return min(max(0, at + step), len(items) - 1)
 

@@ -33,6 +33,7 @@ class Window:
 def size_of(path: Path) -> tuple[int, int] | None:
     """Width and height of an image as it is shown, None for one that can't be read. Only the file's head is read."""
     try:
+        # The time is a part of the cache's key: a replaced image is measured anew.
         return _size(path, path.stat().st_mtime_ns)
     except OSError:
         return None

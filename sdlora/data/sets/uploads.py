@@ -28,6 +28,7 @@ from sdlora.data.sets.folders import is_image_name, plain_stem
 
 ACCEPTED = (*IMAGE_SUFFIXES, ".txt", ".zip", *(Path(name).suffix for name in METADATA_FILES))
 MAX_CAPTION_BYTES = MIB
+# Two uploads at once would find the same free names.
 _one_at_a_time = threading.Lock()
 
 
@@ -53,6 +54,7 @@ class Received:
 def receive(folder: Path, uploads: Sequence[Path], limits: Limits | None = None) -> Received:
     """Move uploaded files into a dataset; zip files are unpacked, with the folders that are in them."""
     report = Received()
+    # Below the dataset, so that files get their places by renaming; hidden, so that no list shows them before.
     staging = folder / f".incoming-{uuid.uuid4().hex}"
     staging.mkdir()
     try:
@@ -156,6 +158,7 @@ def _place_image(folder: Path, stem: str, image: Path, report: Received) -> str:
         if same := next((other for other in taken if hash_of(other) == hash_of(image)), None):
             report.same += 1
             return same.stem
+        # At its own name a caption may wait for it; at a numbered one it is another image's.
         if not taken and (free == stem or not (folder / f"{free}.txt").exists()):
             break
     if free != stem:

@@ -58,6 +58,7 @@ def _chosen(config: GenerateConfig, number: int | None) -> UsedAdapter:
 
 
 def _with_adapter(config: GenerateConfig, old: UsedAdapter, new: UsedAdapter | None) -> GenerateConfig:
+    # By identity: the same file may be there twice with equal weights.
     place = next(index for index, adapter in enumerate(config.adapters) if adapter is old)
     adapters = list(config.adapters)
     adapters[place : place + 1] = [] if new is None else [new]

@@ -95,6 +95,7 @@ def parse_axis(spec: str, config: GenerateConfig, checkpoints: Mapping[str, Path
     if setting.is_number:
         values = expand_numbers(values)
     if name == "seed":
+        # Drawn when the axis is read, so that all cells of a column have the same seed.
         values = [str(random.randrange(2**32)) if value == "-1" else value for value in values]
     stage = TEXT if name in ("prompt", "negative") else SETTING
     return Axis(spec, name, stage, tuple(AxisValue(value, _setter(name, value)) for value in values))
@@ -117,6 +118,7 @@ def _setting(name: str) -> schema.Setting:
 
 def _setter(name: str, value: str) -> Callable[[GenerateConfig], GenerateConfig]:
     def apply(config: GenerateConfig) -> GenerateConfig:
+        # Validated anew: model_copy would take any value without a check.
         values = config.model_dump()
         schema.put(values, name, value)
         return files.validate(values, "the grid", GenerateConfig)

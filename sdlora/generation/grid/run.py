@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MOST_CELLS = 400
 """More than this is asked for explicitly."""
 _MOST_AXES = 3
+# What each image of a batch has for itself; all else is shared by a call of the UNet or by the whole pass.
 _DIFFER_IN_A_BATCH = {"prompt", "negative", "seed", "guidance", "adapters", "adapter_folders", "files"}
 _CANNOT_FAIL = {"prompt", "negative", "seed", "guidance", "files"}
 """Settings that every value of which can be generated."""
@@ -142,6 +143,7 @@ class Grid:
                 rows = [cell.config for cell in batch]
                 tell = None if on_step is None else self._counting(on_step, done)
                 generated = generator.generate_rows(rows, on_step=tell, is_cancelled=is_cancelled)
+                # Cancelled midway, a batch has fewer images than cells.
                 for cell, image in zip(batch, generated, strict=False):
                     done += 1
                     yield GeneratedCell(cell, image, done, len(self._cells))
@@ -158,6 +160,7 @@ class Grid:
         from sdlora.generation.request.requests import resolve
 
         problems: dict[str, None] = {}
+        # One cell of each kind: 400 cells that differ in seeds alone need no 400 looks at the same files.
         for alike in _grouped(self._cells, lambda config: config.model_dump_json(exclude=_CANNOT_FAIL)):
             try:
                 resolve(alike[0].config)
@@ -226,6 +229,7 @@ def _new_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
+        # mkdir claims the number: of two grids that begin at once each gets its own.
         try:
             (folder / f"grid-{number:04d}").mkdir()
             return folder / f"grid-{number:04d}"

@@ -31,11 +31,13 @@ def choose_dtype(base_model: BaseModelConfig, compute: ComputeConfig, device: to
         if precision != "auto":
             return DTYPES[precision]
     if device.type != "cpu":
+        # Every card since 2016 has fp16; bf16 came with Ampere, and older ones emulate it slowly.
         return torch.float16
     return torch.bfloat16 if processor_has_bf16() else torch.float32
 
 
 def processor_has_bf16() -> bool:
     """Whether bf16 is arithmetic of the processor's own: emulated it would be slower than fp32."""
+    # Private names, which not every version of torch has.
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(check is not None and check() for check in checks)

@@ -39,6 +39,7 @@ def _flat(picture: Image.Image) -> Image.Image:
 
 
 def _keep(picture: Image.Image, folder: Path) -> Path:
+    # Mode and size too: the same bytes in other rows are another picture.
     name = hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()[:24]
     target = folder / f"{name}.png"
     if not target.is_file():

@@ -57,6 +57,7 @@ def _settle(prompt: str, generator: random.Random) -> str:
         kept.append(match[0])
         return f"\0{len(kept) - 1}\0"  # out of the way of the brackets around it
 
+    # The pattern takes no braces inside, so each round settles the innermost level.
     while (settled := _CHOICE.sub(replace, prompt)) != prompt:
         prompt = settled
     while (restored := re.sub(r"\0(\d+)\0", lambda match: kept[int(match[1])], prompt)) != prompt:
@@ -91,6 +92,7 @@ def _picked(inside: str, generator: random.Random) -> str:
 
 
 def _line_of(name: str, generator: random.Random, folders: Sequence[Path]) -> str:
+    # Sorted, or the order in which a disk lists files would decide what a seed means.
     found = sorted(
         path
         for folder in folders

@@ -100,6 +100,7 @@ def _text(nodes: _Sequence, step: int, steps: int) -> str:
         elif isinstance(node, _Turns):
             parts.append(_text(node.options[(step - 1) % len(node.options)], step, steps))
         else:
+            # Rounded down, as the web UI does.
             changes_after = int(node.number * steps) if node.is_share else int(node.number)
             parts.append(_text(node.before if step <= changes_after else node.after, step, steps))
     return "".join(parts)
@@ -118,6 +119,7 @@ def _parse_until(text: str, start: int, stops: str) -> tuple[_Sequence, int]:
     while position < len(text):
         character = text[position]
         if character == "\\" and position + 1 < len(text):
+            # Kept with its backslash: the grammar of weights reads the text after this one and must see it as escaped.
             plain.append(text[position : position + 2])
             position += 2
             continue

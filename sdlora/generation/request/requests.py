@@ -40,6 +40,7 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
     if detection is None:
         detection = _try(problems, "base_model", lambda: detect(config.base_model))
     config = _try(problems, "prompt", lambda: take_tags(config)) or config
+    # With any seed: this only asks whether all wildcards can be read.
     _try(problems, "prompt", lambda: _chosen(config, 0))
     files_at_fault = start_problems(config.start)
     problems += files_at_fault

@@ -19,6 +19,7 @@ from sdlora.data.decoding import UnreadableImageError, load_grey, load_rgb, open
 
 _SMALLEST_PX = 64
 _BACKGROUND = "#ffffff"
+# Two per cent: a mask that was resized by another tool may be off by the rounding of an edge.
 _SAME_SHAPE = 0.02
 
 
@@ -40,6 +41,7 @@ class StartImage:
         if self.hard_mask is None:
             return None
         values = torch.from_numpy(numpy.array(self.hard_mask)).float()[None, None] / 255
+        # A cell of which only a part was kept would hold old and new at once, which 8x8 pixels can't.
         return functional.max_pool2d((values > 0.5).float(), LATENT_FACTOR)
 
     def outside_kept(self, generated: Image.Image) -> Image.Image:

@@ -44,6 +44,7 @@ def from_graph(content: Mapping[str, Node]) -> ParsedInfotext:
     samplers = graph.samplers()
     if not samplers:
         raise ValueError("its ComfyUI graph has no sampler that is known here")
+    # Found on the way back from the picture, so the last of them is the one that ran first.
     sampler = samplers[-1]
     warnings = []
     if len(samplers) > 1:
@@ -116,6 +117,7 @@ class _Graph:
             settings["Schedule type"] = "Uniform"
         settings |= self._size(inputs)
         skip = self._clip_skip(sampler)
+        # ComfyUI draws its noise on the processor, as sdlora does.
         return {**settings, **({"Clip skip": str(skip)} if skip else {}), "RNG": "CPU"}
 
     def _is_plain(self, value: Any) -> bool:
@@ -178,6 +180,7 @@ class _Graph:
         guider = self.linked(self.inputs(sampler).get("guider"))
         start = self.linked(self.inputs(sampler if guider is None else guider).get("model"))
         tags: list[str] = []
+        # From the sampler back to the checkpoint: what was applied last is met first.
         for node in self._way(start, ("model",)):
             inputs = self.inputs(node)
             tags += reversed(list(_tags(inputs)))

@@ -31,6 +31,7 @@ _NAMES = {
 }  # fmt: skip
 """Names in small letters and digits alone, as ours or A1111's."""
 _NOTHING: tuple[Any, ...] = (None, "", [], {}, False)
+# What one pair of NovelAI's braces multiplies by; A1111's brackets have 1.1.
 _NOVELAI_STEP = 1.05
 _NOVELAI_DEFAULTS = {
     "n_samples", "sm", "sm_dyn", "request_type", "signed_hash", "version", "lora_unet_weights", "lora_clip_weights",

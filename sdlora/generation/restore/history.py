@@ -17,6 +17,7 @@ from sdlora.errors import DataError
 from sdlora.file_memory import FileMemory
 from sdlora.generation.restore.image_files import SUFFIXES, read_image_settings
 
+# Goes up when more is kept of an image, so that all are read again.
 _FORMAT = 2
 
 
@@ -63,6 +64,7 @@ class History:
 def write_zip(images: Sequence[Path], target: Path) -> Path:
     """All images in one zip file, not compressed again; equal names get a number. Missing ones are left out."""
     taken: set[str] = set()
+    # Made for one download and never needed after a power cut, so it isn't forced to the disk.
     writing = atomic.writing(target, parents=True, durable=False)
     with writing as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for image in images:

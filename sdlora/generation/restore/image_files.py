@@ -36,6 +36,7 @@ SHEET_KEY = "sdlora_grid"
 """PNG text of a contact sheet: the grid's axes and the request they vary."""
 
 _EXIF_IFD, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
+# EXIF's three ways to begin a comment: UTF-16, ASCII, and eight zeros for "not told".
 _UNICODE, _ASCII, _UNDEFINED = b"UNICODE\0", b"ASCII\0\0\0", bytes(8)
 _NOTE_START = b"sdlora\0"
 _NUMBERED = re.compile(r"(\d{5,})-")

@@ -33,6 +33,7 @@ _ALIASES: dict[str, Sampler] = {
 }  # fmt: skip
 """Samplers by the names of ComfyUI, InvokeAI, NovelAI and k-diffusion."""
 _UPSCALERS = {"latent": "Latent", "lanczos": "Lanczos"}
+# What would end a tag, or the line that it stands in.
 _UNTAGGABLE = str.maketrans("", "", ":<>=\n")
 
 
@@ -98,6 +99,7 @@ def _settings(config: GenerateConfig, facts: GenerationFacts) -> dict[str, objec
         or None,
         "Denoising strength": None if strength is None else plain_number(strength),
         "Clip skip": config.base_model.clip_skip if config.base_model.clip_skip > 1 else None,
+        # A1111 then draws the noise on the processor, too, which brings the picture nearer to ours.
         "RNG": "CPU",
         "Mask blur": plain_number(config.start.mask_blur_px) if config.start.mask else None,
         "Hires upscale": plain_number(second_pass.scale) if second_pass else None,
@@ -131,6 +133,7 @@ def from_parsed(parsed: ParsedInfotext) -> Infotext:
         found.take(name, setting, convert)
     _take_size(found)
     _take_second_pass(found)
+    # Not told means the card, A1111's default.
     if found.left.pop("RNG", "GPU").upper() != "CPU" and parsed.settings:
         found.warnings.append("its noise came from the graphics card: the same seed gives another picture here")
     if "seed" not in found.values:
@@ -148,6 +151,7 @@ def from_parsed(parsed: ParsedInfotext) -> Infotext:
 
 
 def _whole(text: str) -> int:
+    # Some tools write whole numbers as 7.0.
     return int(text.removesuffix(".0"))
 
 
@@ -237,6 +241,7 @@ def _take_size(found: _Found) -> None:
         found.put("height_px", sides[1])
         del found.left["Size"]
     except ConfigError as error:
+        # A width without its height would be a size that nobody asked for.
         found.values.pop("width_px", None)
         found.warnings.append(f"Size: {'; '.join(error.problems)}")
 
@@ -253,6 +258,7 @@ def _take_second_pass(found: _Found) -> None:
         return
     found.take("Hires upscale", "second_pass.scale", float)
     found.take("Denoising strength", "second_pass.strength", float)
+    # 0 is A1111's "as many as the first pass", which is what no number means here.
     if found.left.get("Hires steps") == "0":
         del found.left["Hires steps"]
     found.take("Hires steps", "second_pass.steps", int)

@@ -117,6 +117,7 @@ def _block(lines: list[str]) -> tuple[str, dict[str, list[str]]]:
     behind: dict[str, list[str]] = {}
     current: list[str] | None = None
     for line in lines[1:]:
+        # A quoted value may hold line breaks, and lines that look like anything.
         inside_quotes = "\n".join(block).count('"') % 2 == 1
         named = _NAMED_LINE.fullmatch(line)
         if _NEGATIVE_LINE.match(line):
@@ -169,6 +170,7 @@ def _unquoted(value: str) -> str:
     if len(value) < 2 or value[0] != '"' or value[-1] != '"':
         return " ".join(value.split())
     try:
+        # JSON allows no line break inside a text, but A1111 writes them as they are.
         return str(parse_json(value.replace("\n", "\\n")))
     except ValueError:
         return value

@@ -48,6 +48,8 @@ class _Piece:
         if isinstance(layer, nn.Conv2d):
             geometry = (layer.stride, layer.padding, layer.dilation)
             inner = functional.conv2d(given, self.down, None, *geometry)  # type: ignore[arg-type]
+            # A 1x1 convolution behind the strided one: only the first sees neighbours, so only it has the layer's
+            # geometry.
             target.add_(inner if self.up is None else functional.conv2d(inner, self.up))
         else:
             target.add_(functional.linear(given, self.down))
@@ -162,6 +164,7 @@ class AdaptedBase:
         """Give the UNet's layers weights with these adapters in them, instead of any that were on it."""
         conditional = tuple(adapter.signature for adapter in adapters)
         self._remove_hooks()
+        # Hooks are gone by now in any case, so these come anew even where the merged weights can stay.
         self._hook_vectors(_vector_names(adapters, _UNET), [adapters], 1)
         if conditional == self._merged:
             return
@@ -170,6 +173,7 @@ class AdaptedBase:
             layer = self._layers[name]
             weight = layer.weight.detach()
             merged = weight.float().flatten(1)
+            # float() gives an fp32 weight itself, and the layer's own must stay as it is.
             merged = merged.clone() if merged.data_ptr() == weight.data_ptr() else merged
             for adapter in adapters:
                 if strength := adapter.strength(name):
@@ -179,6 +183,7 @@ class AdaptedBase:
                     else:
                         merged.addmm_(update.up.float().flatten(1), update.down.float().flatten(1), alpha=strength)
             self._originals[name] = weight
+            # Copied into empty_like, which keeps channels innermost; a cast of the sum would lose that.
             layer.weight.data = torch.empty_like(weight).copy_(merged.view(weight.shape))
         self._merged = conditional
         # the layers' own weights are not needed until the next change; from a mapped file they can be read again
@@ -230,6 +235,7 @@ class AdaptedBase:
             else:
                 pairs = [_factors(name, own) for own in (rows if len(runs) > 1 else rows[:1])]
                 pieces += [_stacked(pairs, copies)] if any(pair is not None for pair in pairs) else []
+            # Weighted and put together in float32, and rounded to the calculation's type only here.
             placed = [piece.to(self.device, self.dtype) for piece in pieces]
             self._hooks.append(layer.register_forward_hook(_Adding(placed)))
 

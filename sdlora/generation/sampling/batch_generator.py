@@ -64,6 +64,7 @@ class BatchGenerator:
         is_shared = len({_signature(own) for own in sets}) == 1
         if config.compute.merge_adapters is False or not is_shared or not sets[0] or not self._adapted.can_merge:
             return False
+        # One that comes or goes on the way would be merged and taken out again in the middle of each image.
         is_constant = all(adapter.start == 0 and adapter.end == 1 for adapter in sets[0])
         return config.compute.merge_adapters is True or (is_constant and config.steps >= MERGED_FROM_STEPS)
 
@@ -143,6 +144,7 @@ class BatchGenerator:
 
         def put_on(share: float) -> None:
             nonlocal present
+            # Adapters of a share of the steps come and go here; most requests change nothing after the first call.
             active = [tuple(one for one in own if one.start <= share < one.end) for own in sets]
             signatures = [_signature(own) for own in active]
             if signatures == present:
@@ -193,5 +195,6 @@ def _start(row: GenerateConfig) -> StartImage | None:
 def _fault(picture: SampledImage) -> str | None:
     if not picture.is_finite:
         return "without finite numbers"
+    # NaN from the VAE becomes black in 8 bits, however finite the latents were.
     brightest = int(np.asarray(picture.image).max())
     return "black" if brightest <= _BRIGHTEST_BLACK else None

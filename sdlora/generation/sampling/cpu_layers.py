@@ -75,7 +75,9 @@ class PlainConvolution(nn.Conv2d):
 def use_plain_convolutions(unet: nn.Module) -> None:
     """Give the UNet's 3x3 convolutions `PlainConvolution`'s forward; weights stay the same tensors."""
     for layer in unet.modules():
+        # This very class alone: quantised and adapted layers have a forward of their own.
         if type(layer) is nn.Conv2d and layer.kernel_size == (3, 3) and layer.groups == 1:
+            # The module stays the same object, with its hooks and its place in the model.
             layer.__class__ = PlainConvolution
 
 
@@ -84,6 +86,7 @@ def _by_head(projected: Tensor, heads: int) -> Tensor:
 
 
 def _attend(query_GND: Tensor, key_GMD: Tensor, value_GMD: Tensor, scale: float) -> Tensor:
+    # With beta 0 nothing of this is read, but baddbmm wants it; for that it scales without a pass of its own.
     nothing = query_GND.new_empty(1, 1, 1).expand(len(query_GND), query_GND.shape[1], key_GMD.shape[1])
     scores_GNM = torch.baddbmm(nothing, query_GND, key_GMD.transpose(1, 2), beta=0, alpha=scale)
     return torch.bmm(scores_GNM.softmax(dim=-1), value_GMD)

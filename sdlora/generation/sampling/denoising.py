@@ -85,7 +85,7 @@ class Hooks:
 
 
 class CancelledError(Exception):
-    """Generation was cancelled between two steps."""
+    """Generation was cancelled between two steps; what was finished before is kept by whoever called."""
 
 
 @torch.no_grad()
@@ -106,6 +106,7 @@ def denoise(
     """
     hooks = hooks or Hooks()
     timesteps = scheduler.timesteps[first:]
+    # Or the scheduler looks its place up by the timestep, which in Heun's list stands twice.
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     # Samplers that add noise take it from each image's own generator, so that a seed means one image in any batch.
@@ -157,6 +158,7 @@ def _clean(bundle: Bundle, inputs_BCHW: Tensor, predicted_BCHW: Tensor, timestep
         signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
         if bundle.schedule.prediction == "v_prediction":
             return signal * inputs_BCHW - noise * predicted_BCHW
+        # Near pure noise the signal is almost 0; the floor keeps the preview from dividing by it.
         return (inputs_BCHW - noise * predicted_BCHW) / max(signal, 1e-3)
 
     return clean

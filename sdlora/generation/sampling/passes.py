@@ -67,6 +67,7 @@ def plan_pass(bundle: Bundle, sampler: Sampler, steps: int, strength: float | No
         return Pass(scheduler)
     # At least one step, as a strength near 0 would otherwise give the start image back unchanged without a word.
     generated = max(1, min(int(steps * strength), steps))
+    # In Heun's list each step has two timesteps, which is what `order` counts.
     first = (steps - generated) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)

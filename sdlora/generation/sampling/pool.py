@@ -61,7 +61,7 @@ class Update:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that its tensors take."""
+        """Memory in bytes that its factors take."""
         tensors = (self.down,) if self.up is None else (self.down, self.up)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -79,7 +79,7 @@ class LoadedAdapter:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that its tensors take."""
+        """Memory in bytes that its updates take, those of biases and norms, which are small, left out."""
         return sum(update.num_bytes for update in self.updates.values())
 
 
@@ -135,11 +135,13 @@ class AdapterPool:
         if not path.is_file():
             raise AdapterError(f"{path}: there is no such file")
         status = path.stat()
+        # Size and time too: a file that is written anew under its name is another adapter.
         key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
         if key not in self._kept:
             self._kept[key] = self._load(path, key)
         self._kept.move_to_end(key)
         loaded = self._kept[key]
+        # The one that was just asked for stays, however large it is.
         while len(self._kept) > 1 and self.num_bytes > self._max_bytes:
             self._kept.popitem(last=False)
         return WeightedAdapter(loaded, weighted(loaded.file, used, self._layers.family), used.start, used.end)
@@ -175,6 +177,7 @@ class AdapterPool:
         warnings = notes_of([file])
         if unplaced := len(set(file.layer_names) - updates.keys() - vectors.keys()):
             warnings.append(f"{path.name}: {unplaced} of {len(file.layer_names)} layers have no place in this model")
+        # Without the file's tensors, which would be held a second time.
         return LoadedAdapter(replace(file, modules={}, vectors={}), key, updates, tuple(warnings), vectors)
 
     def _update(self, name: str, weights: ModuleWeights, shape: torch.Size, source: str) -> Update:

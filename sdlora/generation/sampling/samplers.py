@@ -44,6 +44,7 @@ _KINDS: dict[Sampler, tuple[type, dict[str, Any]]] = {
     "Euler": (EulerDiscreteScheduler, {}),
     "Euler a": (EulerAncestralDiscreteScheduler, {}),
     "Heun": (HeunDiscreteScheduler, {}),
+    # As the scheduler configs of Stable Diffusion have them.
     "DDIM": (DDIMScheduler, {"timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": False}),
     "UniPC": (UniPCMultistepScheduler, {}),
     "LCM": (LCMScheduler, {"timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": False}),
@@ -62,6 +63,7 @@ def make_scheduler(sampler: Sampler, schedule: NoiseSchedule, steps: int, device
         "trained_betas": (1 - alpha_bar_T / previous_T).tolist(),
         "prediction_type": schedule.prediction,
         "timestep_spacing": "linspace",
+        # One step off 0, as in the scheduler configs of all Stable Diffusion models.
         "steps_offset": 1,
         **settings,
     }

@@ -38,7 +38,7 @@ class RowTexts:
 
     @property
     def texts(self) -> list[str]:
-        """Every text that comes up."""
+        """Every text that comes up at any step, prompts and negative ones, each once: what has to be encoded."""
         return list(dict.fromkeys([*_texts_in(self.prompts), *_texts_in(self.negatives)]))
 
     @property
@@ -48,7 +48,7 @@ class RowTexts:
 
     @property
     def num_prompts(self) -> int:
-        """Prompts joined by AND."""
+        """Prompts joined by AND; 1 without it."""
         return self.prompts.num_prompts
 
 
@@ -71,7 +71,7 @@ class TextConditions:
 
     @property
     def copies(self) -> int:
-        """UNet rows an image takes."""
+        """Rows of a UNet call for each image: one a prompt joined by AND, and one for the negative prompt if guided."""
         return self._rows[0].num_prompts + (1 if self.is_guided else 0)
 
     def at_size(self, size: SizeConditions, device: torch.device, *, one_by_one: bool = False) -> ConditionsAt:

@@ -19,6 +19,7 @@ from sdlora.models.prompts import CHUNK_TOKENS, split_into_chunks, token_numbers
 
 _MOST_TOKENS = 100 * CHUNK_TOKENS
 _KEPT = 256
+# As diffusers' pipelines do (force_zeros_for_empty_prompt).
 _ZEROS_WHEN_EMPTY: tuple[FamilyName, ...] = ("sdxl",)
 """Families whose empty negative prompt is zeros, not the encoded empty text."""
 
@@ -55,6 +56,7 @@ class Texts:
     @staticmethod
     def joined(states: Sequence[TextStates], longest: int, empty: TextStates) -> TextStates:
         """One batch, each filled up to `longest` positions with chunks of the empty caption."""
+        # A row of the wanted length makes join_text_states fill up to it; then it is taken off again.
         filler = TextStates(empty.states_BTD.repeat(1, longest // empty.states_BTD.shape[1], 1), empty.pooled_BD)
         joined = join_text_states([*states, filler], empty)
         pooled = None if joined.pooled_BD is None else joined.pooled_BD[:-1]
@@ -74,6 +76,7 @@ class Texts:
             if self._adapted is not None:
                 self._adapted.use_for_text(relevant)
             self._known[key] = bundle.family.encode_text(bundle, [caption], _MOST_TOKENS)
+            # They rest until the next new prompt, and come from the file again then.
             forget_mapped(weight for encoder in bundle.text_encoders for weight in encoder.parameters())
         self._known.move_to_end(key)
         while len(self._known) > _KEPT:

@@ -102,6 +102,7 @@ class BatchSource:
             else []
         )
         return Batch(
+            # This uses up the first draws of each generator, so noise and timesteps come from where it left off.
             latents_BCHW=torch.stack([crop.sample(each) for crop, each in zip(crops, generators, strict=True)]),
             captions=[
                 item.record.trained_caption(sample_random(self._seed, "caption", position, row))

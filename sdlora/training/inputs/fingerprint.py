@@ -32,7 +32,7 @@ class Difference:
 
 
 def fingerprint(records: Sequence[ImageRecord]) -> Fingerprint:
-    """The records' files by path."""
+    """Hashes of each record's image, of its caption with the alternatives, and of its mask, by the image's path."""
     return {
         str(record.path): [record.content_hash, _hash(record.caption, *record.alternatives), record.mask_hash]
         for record in records
@@ -54,10 +54,11 @@ def read(path: Path) -> Fingerprint | None:
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> list[Difference]:
-    """What changed, by kind."""
+    """What changed from one fingerprint to another: a Difference for each kind of change that there is."""
 
     def kinds() -> Iterator[Difference]:
         both = before.keys() & now.keys()
+        # What is gone here and has the same bytes elsewhere was moved; told as gone and new it would sound like a loss.
         moved = {before[path][0] for path in before.keys() - both}
         for what, names in (
             ("images are gone", before.keys() - now.keys()),

@@ -33,6 +33,7 @@ class RunImages:
         if optimization.steps is not None:
             return optimization.steps
         epochs = optimization.epochs or DEFAULT_EPOCHS
+        # Rounded up: the last update takes the batches that it lacks from another epoch.
         return max(1, -(-self.plan.batches * epochs // optimization.accumulation))
 
     def steps_per_epoch(self, config: TrainConfig, workers: int = 1) -> float:
@@ -72,6 +73,7 @@ def find_images(config: TrainConfig) -> RunImages:
     if config.objective.prior_preservation == "base_prediction":
         _refuse_priors_that_are_trained(trained, config.objective.prior_prompt)
     placed = assign(trained, images)
+    # The plan counts what is trained, so held-out images are not in it.
     kept = ScanResult(trained, found.skipped, found.files_seen)
     return RunImages(
         scan=found,
@@ -127,6 +129,7 @@ def _hold_out(records: list[ImageRecord], config: TrainConfig) -> tuple[list[Ima
             f"validation.fraction={validation.fraction} would hold out all {len(records)} images; "
             "add images, or set validation.fraction=0"
         )
+    # By a hash and not by shuffling: adding images moves few others over, and renaming moves none.
     ranked = sorted(
         {record.content_hash for record in records}, key=lambda each: derive_seed(config.seed, "held out", each)
     )

@@ -94,6 +94,7 @@ class LatentSource:
             moments = self._moments(placed, flip, crop_xy, variation)
         else:
             moments = self._cache.get_or_encode(self._key(placed, flip), lambda: self._moments(placed, flip, None))
+        # Never from the cache, whose key knows the image's bytes only: a mask may change beside an unchanged image.
         mask_HW = None
         if placed.record.mask != "none":
             mask = prepare_mask(placed.record, placed.placement, flip=flip, crop_xy=crop_xy, variation=variation)
@@ -126,6 +127,7 @@ class LatentSource:
         assert self._cache is not None
         placement = placed.placement
         focus = focus_of(placed.record)
+        # Only images with a focus have this entry, so that all others keep the key they always had.
         place = {} if focus is None else {"window": str(fixed_crop(placement, focus))}
         return self._cache.key(
             {
@@ -133,6 +135,7 @@ class LatentSource:
                 "kind": "latents",
                 # By content, not by name: a renamed image is found again, a changed one is not.
                 "image": placed.record.content_hash,
+                # Opaque images don't show it, and are not encoded again for another colour.
                 "background": self._config.background if placed.record.has_alpha else "",
                 "resized": f"{placement.resized_width_px}x{placement.resized_height_px}",
                 "bucket": f"{placement.bucket.width_px}x{placement.bucket.height_px}",

@@ -12,6 +12,7 @@ from sdlora.data.cache import Cache
 from sdlora.events import EventStream
 from sdlora.models.bundle import Bundle, TextStates, join_text_states
 
+# At most about 1 GiB for SD 1.5 and 2.6 GiB for SDXL, in fp32 and with 75 tokens a caption.
 _KEEP_IN_MEMORY = 4096
 _ENCODE_AT_ONCE = 16
 
@@ -34,6 +35,7 @@ class TextSource:
         """Encode these texts, so that the text encoders can leave the card."""
         if self.live:
             return
+        # The empty text too: longer captions beside shorter ones need it when the encoders may have left the card.
         todo = list(dict.fromkeys(["", *texts]))
         for start in range(0, len(todo), _ENCODE_AT_ONCE):
             self.states(todo[start : start + _ENCODE_AT_ONCE])
@@ -47,6 +49,7 @@ class TextSource:
         for text in missing:
             self._memory[text] = self._cached(text)
         states = join_text_states([self._memory[text] for text in texts], self._empty())
+        # After the batch is joined, or captions of this very batch might be the ones that go.
         while len(self._memory) > _KEEP_IN_MEMORY:
             self._memory.pop(next(iter(self._memory)))
         return states.to(self._bundle.device)

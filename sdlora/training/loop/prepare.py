@@ -26,7 +26,7 @@ from sdlora.training.preflight.remarks import cut_off, long_captions, remarks
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to begin."""
+    """Model, encoded data and loss function of a run, on its device, for the trainer and the previews."""
 
     bundle: Bundle
     adapter: Adapter
@@ -45,6 +45,7 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
         events.warn(f"{len(counts)} captions over {config.captions.max_tokens} tokens{cut_off(counts)}")
     events.notice(f"loading {config.base_model.model}")
     bundle = load_base(config.resolved_base_model, device=workers.device)
+    # Not before the model is loaded: the process would keep every buffer that reading the weights has freed.
     tune_malloc()
     for note in bundle.notes:
         events.notice(note)
@@ -61,11 +62,13 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
         events.notice(note)
     if config.optimization.gradient_checkpointing:
         _checkpoint_activations(bundle, adapter)
+    # Previews decode with the VAE and encode prompts of their own, so with them nothing may leave.
     if not config.previews.prompts:
         _leave_device(bundle, vae=not latents.is_live, text_encoders=not texts.live)
     batches = BatchSource(images.placed, latents, batch_size=config.optimization.batch_size, seed=config.seed)
     validation = None
     if images.bucketed_held_out:
+        # A context of its own: validation only casts, and the trainer's, which owns fp16's loss scale, is not made yet.
         precision = PrecisionContext(config.optimization.precision, workers.device)
         validation = Validation(images.bucketed_held_out, config, bundle, adapter, latents, texts, precision)
     return Prepared(bundle, adapter, batches, LossFunction(config, bundle, adapter, texts), validation)
@@ -79,6 +82,7 @@ def _texts(
     forms = [record.trained_captions() for record in records]
     live = config.adapter.text_encoder or any(each is None for each in forms)
     texts = TextSource(bundle, config.captions, cache, live=live)
+    # Held-out captions are never shuffled or dropped, so each has this one form only.
     known = [form for each in forms for form in each or ()] + [record.plain_caption() for record in images.held_out]
     if config.objective.prior_preservation == "base_prediction":
         known += [
@@ -94,6 +98,8 @@ def _checkpoint_activations(bundle: Bundle, adapter: Adapter) -> None:
     bundle.unet.train()
     for encoder in bundle.text_encoders:
         if any(parameter.requires_grad for parameter in encoder.parameters()):
+            # The reentrant form lets no gradient through a block whose
+            # inputs need none, as after a frozen token embedding.
             encoder.gradient_checkpointing_enable({"use_reentrant": False})
             encoder.train()
     adapter.train(True)
@@ -108,5 +114,6 @@ def _leave_device(bundle: Bundle, *, vae: bool, text_encoders: bool) -> None:
     if text_encoders:
         for encoder in bundle.text_encoders:
             encoder.to("cpu")
+    # PyTorch's allocator would keep what the two models took, and other programs on the card would not get it.
     if bundle.device.type == "cuda":
         torch.cuda.empty_cache()

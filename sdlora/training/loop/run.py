@@ -58,6 +58,7 @@ from sdlora.training.outputs.facts import training_facts
 from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.memory import DiskPlan, is_out_of_memory, release
 
+# For checkpoint_every=auto: short runs are not slowed down by saving, and a long one loses ten minutes at most.
 _SHORTEST_UNSAVED_SECONDS, _LONGEST_UNSAVED_SECONDS = 60.0, 600.0
 
 
@@ -102,6 +103,7 @@ def train(config: TrainConfig | Values | Path | str, sinks: Sequence[EventSink] 
     images = check(config)
     config = previews.with_captions(config, images.trained)
     workers = Workers(config.optimization.device)
+    # One process makes the folder; with a number added to a taken name, each of the others would make another.
     folder = workers.share(run_folder.create(config) if workers.is_main else None)
     assert folder is not None
     with _recorded(config, folder, sinks) as events:
@@ -154,6 +156,7 @@ def resume(
             events.notice(f"changed {one.sentence}")
         _compare_images(folder, images, events, accept_changes=accept_changes)
         found = checkpoint_state.newest_sound(folder, events.warn)
+        # Another optimizer can't make sense of these moments; without them the new one begins with its own.
         if found is not None and any(one.name == "optimization.optimizer" for one in changed):
             found[1].pop("optimizer")
         return _run(config, folder, images, events, Workers(config.optimization.device), found and found[1])
@@ -189,6 +192,7 @@ def _run(
     started = time.time()
     with Interrupts() as interrupts:
         prepared = prepare(config, images, events, workers)
+        # Once more after the dry run: only now are the text encoder's and LoKr's values counted, and not estimated.
         if problem := DiskPlan.of(config, prepared.adapter.trainable_parameters).problem(config.outputs.folder):
             raise ConfigError("this run", [problem])
         run = _Run(config, folder, images, prepared, events, workers, interrupts, started)
@@ -218,6 +222,7 @@ def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]
         stream = EventStream([*own, *sinks, at_end])  # last, so that everyone else has heard of the end before
         at_end.tell = stream.warn
         try:
+            # The folder is locked, so whatever is half written here belongs to a process that was killed.
             atomic.sweep(folder.path)
             yield stream
         except BaseException as error:
@@ -314,6 +319,7 @@ class _Run:
             try:
                 outcome = trainer.run(self._after_step)
             except OutOfMemoryError:
+                # The step that failed has changed nothing: the weights are those of the step before.
                 if trainer.progress.step:
                     self._save()
                 raise
@@ -343,6 +349,7 @@ class _Run:
         requests = self._requests()
         if self._is_asked_to_stop(requests):
             return "stop"
+        # Measured before saving, so that the checkpoint of the best step is always there to be kept.
         improved = (is_last or self._is_due(self.config.validation.every)) and self._validate()
         if improved or is_last or "save" in requests or self._is_checkpoint_due():
             self._save()
@@ -391,6 +398,7 @@ class _Run:
         if validation is None:
             return False
         progress.validated_step = progress.step
+        # The base never changes: measured once and carried on by the checkpoints.
         if progress.step == 0:
             progress.base_loss = validation.base_loss()
         with self.trainer.evaluating():
@@ -425,6 +433,7 @@ class _Run:
                     self.events,
                     self.trainer.precision.autocast(),
                 )
+        # A training of hours must not end because its pictures need more memory than its steps.
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -440,6 +449,7 @@ class _Run:
             ending = f"{round(step / self.images.steps_per_epoch(self.config, self.workers.count)):06d}"
         name = f"{self.config.name}-{ending}.safetensors"
         if self.workers.is_main:
+            # Outside `evaluating`: going on needs the weights that are trained, other tools get the averaged ones.
             state = self.trainer.state()
             with self.trainer.evaluating():
                 saved = checkpoint_state.save(self.folder, step, state, lambda folder: self._export(folder / name))
@@ -481,6 +491,8 @@ class _Run:
         return path
 
     def _load_fresh_base(self) -> Bundle:
+        # In full precision whatever the run used: the file must hold
+        # its updates exactly, and a quantised base would blur them.
         base = self.config.base_model.model_copy(update={"quantization": "none", "precision": "fp32"})
         return load_base(base, device=self.workers.device)
 

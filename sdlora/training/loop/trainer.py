@@ -30,6 +30,7 @@ from sdlora.training.optimization.parameter_groups import parameter_groups, trai
 from sdlora.training.optimization.precision import PrecisionContext
 from sdlora.training.preflight import memory
 
+# By then every layer that can learn has had gradients in both factors: B leaves 0 with the first step.
 DEAD_MODULE_STEP = 10
 _SNAPSHOT_EVERY = 25
 _NAMES_SHOWN = 8
@@ -83,6 +84,7 @@ class Trainer:
         self._weight_norm: float | None = None
         self._pieces = 1
         """In how many parts a batch goes through the model: more than one where memory ran out."""
+        # From the start, so that a run whose very first update fails has weights to go back to.
         self._last_good = self._changing_state()
         for note in optimizers.notes(self.groups, optimization, workers.device):
             events.notice(note)
@@ -166,6 +168,7 @@ class Trainer:
                 told = str(error)
             # Not in the handler: there the error still holds the tensors of the pass that failed.
             self._halve_pieces(told)
+            # The draws hang on the position, so the same images, captions and noise are seen once more.
             self.progress.position = before
 
     def _add_gradients(self) -> float | None:
@@ -178,6 +181,8 @@ class Trainer:
             # Dropout draws from torch's global generator, on whatever device.
             torch.manual_seed(derive_seed(self.seed, "dropout", position))
             for piece in batch.pieces(self._pieces):
+                # By size, not by number of pieces: their gradients then
+                # sum up to those of the batch's mean, however it was cut.
                 share = len(piece.names) / (len(batch.names) * self.config.accumulation)
                 with self.precision.autocast():
                     loss = self.loss_function.loss(piece) * share
@@ -212,6 +217,7 @@ class Trainer:
     def _update(self) -> float | None:
         """Clip and apply the gradients; returns their norm before clipping, None when they are not finite."""
         self.workers.average_gradients(self.parameters)
+        # After averaging: every process clips by the same norm, and the adapters stay alike.
         norm = self.precision.unscale_and_clip(self.optimizer, self.config.max_gradient_norm)
         # Not in the first steps: while LoRA's B is 0, A gets no gradient either.
         if self.progress.step + 1 == DEAD_MODULE_STEP:
@@ -237,6 +243,7 @@ class Trainer:
             return None
         self.optimizer.zero_grad(set_to_none=True)
         if self.config.max_weight_norm:
+            # Before the average takes the weights in, so that it holds limited ones only.
             self._weight_norm = self.adapter.limit_norms(self.config.max_weight_norm)
         if self.average is not None:
             self.average.update()
@@ -278,6 +285,8 @@ class Trainer:
             for group, settings in zip(self.optimizer.param_groups, chosen, strict=True):
                 group.update(settings)
         if self.average is not None and state["average"] is not None:
+            # A run that goes on from a state without an average, say of
+            # other settings, has nothing better than its weights.
             self.average.load_state_dict(state["average"])
         elif self.average is not None:
             self.average.restart()

@@ -67,6 +67,7 @@ class Workers:
         return float(reduce(torch.tensor(value, device=self.device), "mean"))
 
     def any(self, value: bool) -> bool:
+        # accelerate reduces by sum or mean only; a mean above 0 is an "or".
         """Whether the value is true in any process."""
         return self.mean(float(value)) > 0
 
@@ -82,6 +83,7 @@ class Workers:
 def _checked(name: str) -> torch.device:
     try:
         device = torch.device(name)
+        # A name that parses may still be a card that isn't there: only an allocation finds out.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -50,6 +50,7 @@ class LossFunction:
             random_strength=objective.input_perturbation_random,
         )
         noisy_BCHW = add_noise(latents_BCHW, input_noise_BCHW, timesteps_B, self._alphas_cumprod_T)
+        # Perturbed noise goes into the input alone: the target stays the noise that it was before.
         prediction = self._bundle.schedule.prediction
         target_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, self._alphas_cumprod_T, prediction)
         predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(batch.captions))
@@ -60,6 +61,8 @@ class LossFunction:
         if objective.prior_outside_mask and batch.mask_B1HW is not None:
             outside_B = self._loss_outside(batch, batch.mask_B1HW, noisy_BCHW, timesteps_B, predicted_BCHW)
             loss_B = loss_B + objective.prior_outside_mask * outside_B
+        # Divided by the images, not by their weights: a weight of 0.5
+        # halves an image's say, in a batch of its kind too.
         return loss_B.mean()
 
     def _loss_outside(
@@ -67,6 +70,7 @@ class LossFunction:
     ) -> Tensor:
         """How far the adapter moves predictions outside the mask (loss_B), each pixel there counting alike."""
         with torch.no_grad(), self._adapter.disabled():
+            # Encoded inside as well: where a text encoder is trained, its adapter must be off for the base's answer.
             base_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(batch.captions))
         return self._distance(predicted_BCHW, base_BCHW, timesteps_B, 1.0 - mask_B1HW, 0.0)
 

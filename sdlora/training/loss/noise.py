@@ -40,6 +40,7 @@ def make_noise(
     for generator in generators:
         noise_CHW = torch.randn(shape_CHW, generator=generator)
         if multires_iterations:
+            # What is switched off draws nothing, so a run without it has the noise it would have if it did not exist.
             noise_CHW = _add_coarse_levels(noise_CHW, generator, multires_iterations, multires_discount)
         if noise_offset:
             offset = noise_offset * (torch.rand((), generator=generator) if random_offset else 1.0)

@@ -44,6 +44,7 @@ def loss_per_image(
         delta_B111 = delta_B[:, None, None, None]
         distance_BCHW = pseudo_huber(residual_BCHW, delta_B111)
         if objective.loss == "smooth_l1":
+            # Divided by delta the slope far out is 2 everywhere; Huber's shrinks with delta towards the noisy end.
             distance_BCHW = distance_BCHW / delta_B111
     elif objective.loss == "l1":
         distance_BCHW = residual_BCHW.abs()
@@ -86,6 +87,7 @@ def min_snr_weights(snr_B: Tensor, gamma: float, prediction: Prediction) -> Tens
     pure noise has no weight, as in the paper.
     """
     if prediction == "epsilon":
+        # At snr 0 this is inf, which the clamp makes 1; min(snr, gamma) / snr would be NaN there.
         return (gamma / snr_B).clamp(max=1.0)
     return snr_B.clamp(max=gamma) / (snr_B + 1.0)
 
@@ -150,4 +152,5 @@ def masked_mean(distance_BCHW: Tensor, mask_B1HW: Tensor | None, unmasked_weight
     weights_B1HW = unmasked_weight + (1.0 - unmasked_weight) * inside_B1HW
     total_B = (distance_BCHW * weights_B1HW).sum(dim=(1, 2, 3))
     weight_B = weights_B1HW.sum(dim=(1, 2, 3)) * distance_BCHW.shape[1]
+    # The clamp is for the gradient: where() also runs back through the branch not taken, and 0 / 0 there gives NaN.
     return torch.where(weight_B > 0, total_B / weight_B.clamp(min=torch.finfo(torch.float32).tiny), 0.0)

@@ -36,6 +36,7 @@ class MovingAverage:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the model's weights are the average; after, what they were, to the last bit."""
+        # Copies and not a subtraction of the difference, which would leave rounding behind after every preview.
         originals = [parameter.detach().clone() for parameter in self.parameters]
         _copy(self.averages, self.parameters)
         try:

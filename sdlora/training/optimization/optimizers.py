@@ -54,12 +54,15 @@ _KINDS = {
         defaults={"scale_parameter": False, "relative_step": False, "warmup_init": False},
     ),
     "prodigy": _Kind(
+        # safeguard_warmup keeps the small rates of a warm-up out of Prodigy's estimate of its own step.
         "prodigyopt.Prodigy",
         "prodigy",
         {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
     ),
     "schedule_free_adamw": _Kind("schedulefree.AdamWScheduleFree", "schedule-free"),
     "prodigy_schedule_free": _Kind("prodigyplus.ProdigyPlusScheduleFree", "optimizers", {"use_speed": False}),
+    # Decoupled as in AdamW, which is what optimization.weight_decay
+    # means; this package's default is L2 in the gradient.
     "adan": _Kind("pytorch_optimizer.Adan", "optimizers", {"weight_decouple": True}),
     "ademamix": _Kind("pytorch_optimizer.AdEMAMix", "optimizers", {"weight_decouple": True}),
     "adopt": _Kind("pytorch_optimizer.ADOPT", "optimizers", {"weight_decouple": True}),
@@ -88,6 +91,7 @@ def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
     optimizer_class = _import_class(config.optimizer, kind)
     options = {**kind.defaults, **config.optimizer_options}
     if config.optimizer == "adamw" and device.type in _FUSED_DEVICES:
+        # One kernel instead of a loop over hundreds of small tensors: a quarter of the time for a LoRA.
         options.setdefault("fused", True)
     # YAML knows lists only, optimizers want tuples (betas).
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
@@ -126,6 +130,7 @@ def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
 def check(config: OptimizationConfig) -> None:
     """Find everything `build` would refuse, before any model is loaded; raises what it raises."""
     device = torch.device("cpu")
+    # One value is enough: classes and options are refused when the optimizer is made, not when it steps.
     group = ParameterGroup("check", [nn.Parameter(torch.zeros(1))], config.learning_rate, config.weight_decay)
     build([group], config, device)
 
@@ -180,6 +185,7 @@ def _relative_step_size(optimizer: Optimizer, torch_group: Mapping[str, Any]) ->
 
 
 def chosen_settings(optimizer: Optimizer, config: OptimizationConfig) -> list[dict[str, Any]]:
+    # Not lr, which set_learning_rates sets before every step, nor entries such as Prodigy's d, which are state.
     """Of each of a fresh optimizer's groups the settings that a person chooses, apart from what it keeps as state."""
     names = {"weight_decay", *_CHOSEN, *config.optimizer_options}
     return [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
@@ -236,6 +242,7 @@ def _option_problems(optimizer_class: type[Any], options: Mapping[str, Any]) -> 
     # This package's classes take any keyword and pass over what they don't know: a misspelt one would be lost.
     takes_any = takes_any and not optimizer_class.__module__.startswith("pytorch_optimizer.")
     names = [name for name in accepted if name not in (*_SETTINGS, "kwargs")]
+    # A dotted path may name a class that wants a closure; the trainer computes each step's loss only once.
     problems = []
     for name in options:
         if name in _SETTINGS:

@@ -65,6 +65,8 @@ def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> l
             weight_decay = 0.0  # it would pull the norms of the base's own weights towards 0
         if learning_rate > 0:
             group = ParameterGroup(" ".join(name), [], learning_rate, weight_decay, weight.part)
+            # Weights at a rate of 0 stay out: in a group they would
+            # cost optimizer state and still take part in clipping.
             groups.setdefault(group.name, group).parameters.append(weight.parameter)
     if not groups:
         raise ConfigError("optimization", ["every learning rate is 0, nothing remains to train"])

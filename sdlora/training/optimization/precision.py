@@ -41,7 +41,7 @@ class PrecisionContext:
         return 1.0 if self._scaler is None else self._scaler.get_scale()
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Context for the forward pass."""
+        """The context for the forward pass: bf16 or fp16 where that is safe, nothing for fp32."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -79,6 +79,7 @@ class PrecisionContext:
                 self._scaler.step(optimizer)
             # Also after a skipped step: that is when the scale has to come down.
             self._scaler.update()
+        # Spent: a second step without unscale_and_clip of its own would find it not finite and change nothing.
         self._norm = math.nan
         return is_finite
 

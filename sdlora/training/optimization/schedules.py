@@ -18,6 +18,7 @@ def factor(step: int, total_steps: int, config: OptimizationConfig) -> float:
     """
     warmup = warmup_steps(total_steps, config)
     if step < warmup:
+        # Over warmup + 1, so that the first step after the warm-up is the first at the full rate.
         return (step + 1) / (warmup + 1)
     if config.schedule == "inverse_sqrt":
         timescale = config.schedule_timescale or warmup or _TIMESCALE
@@ -64,6 +65,7 @@ def _decay(progress: float, config: OptimizationConfig) -> float:
     if config.schedule == "cosine":
         return _half_cosine(progress)
     if config.schedule == "cosine_with_restarts":
+        # At the very end the remainder would be 0, which is a restart at the full rate.
         return _half_cosine(progress * config.schedule_cycles % 1.0) if progress < 1.0 else 0.0
     return 1.0
 

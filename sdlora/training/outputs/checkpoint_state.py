@@ -38,6 +38,7 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
     if damage := _damage(checkpoint):
         raise TrainingError(f"the checkpoint {checkpoint.path.name} is damaged: {damage}")
     try:
+        # weights_only, as run folders are passed around and a full pickle can run code.
         state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch's reader stumbles over: there is nothing to list
         reason = " ".join(f"{error or type(error).__name__}".split())[:200]

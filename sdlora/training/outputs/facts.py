@@ -64,6 +64,7 @@ def training_facts(
         session_id=int(started),
         started=started,
         finished=time.time(),
+        # Names only: a path would tell the user's folders to everyone who gets the file.
         base_model_name=Path(config.base_model.model).name,
         base_model_hash=_file_hash(config.base_model.model),
         vae_name=Path(config.base_model.vae).name if config.base_model.vae else None,
@@ -108,6 +109,7 @@ def training_facts(
         max_timestep=objective.max_timestep,
         resolution=(edge, edge),
         buckets=images.buckets,
+        # As `data.buckets` settles them where they are left open.
         bucket_min=images.bucket_min or edge // 2 if images.buckets else None,
         bucket_max=images.bucket_max or edge * 2 if images.buckets else None,
         bucket_counts=tuple(

@@ -48,6 +48,8 @@ def planned(config: TrainConfig) -> list[Preview]:
             negative=either(own.negative, previews.negative),
             width_px=either(own.width_px, previews.width_px or edge),
             height_px=either(own.height_px, previews.height_px or edge),
+            # Each prompt keeps its seed over the whole run, so that
+            # what differs between two steps is the adapter's doing.
             seed=either(own.seed, previews.seed + index),
             steps=either(own.steps, previews.steps),
             guidance=either(own.guidance, previews.guidance),

@@ -47,6 +47,7 @@ class Validation:
     def loss(self) -> float:
         """Mean squared error over images and timesteps, unweighted."""
         losses = [self._loss(item) for item in self.placed]
+        # fsum rounds once, so the mean doesn't hang on the order of the images.
         return math.fsum(losses) / len(losses)
 
     def _loss(self, item: BucketedImage) -> float:
@@ -71,4 +72,5 @@ class Validation:
             predicted_BCHW = self.bundle.family.predict(
                 self.bundle, noisy_BCHW, timesteps_B, states, [crop.size_conditions] * count
             )
+        # Plain MSE whatever the objective is, so that runs with other losses and weightings compare.
         return (predicted_BCHW.float() - conditional_BCHW).square().mean().item()

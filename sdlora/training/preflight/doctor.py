@@ -132,13 +132,14 @@ def _torch(torch: Any) -> Iterator[Finding]:
 
 
 def _card() -> str:
-    """What the system says of an NVIDIA or AMD card, "" for none; asks no library that may be wrong itself."""
+    """What the system says of an NVIDIA card, "" for none; asks no library that may be wrong itself."""
     if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").is_file() or Path("/dev/nvidia0").exists():
         return "an NVIDIA card"
     vendors = []
     for path in Path("/sys/class/drm").glob("card*/device/vendor"):
         with suppress(OSError):
             vendors.append(path.read_text(encoding="ascii").strip())
+    # 0x10de is NVIDIA's PCI vendor number.
     return "an NVIDIA card" if "0x10de" in vendors else ""
 
 
@@ -151,6 +152,7 @@ def _precisions(torch: Any) -> Iterator[Finding]:
             with torch.autocast(device, dtype=dtype):
                 result = torch.ones(8, 64, device=device) @ weight
             result.float().sum().backward()
+            # The product of ones with the identity is ones again, in any number type.
             right = bool((result.float() - 1).abs().max() < _UNITY and torch.isfinite(weight.grad).all())
         except (RuntimeError, NotImplementedError, ValueError) as error:
             yield Finding(name, "note", f"does not work on {device} ({error})", "set optimization.precision=fp32")
@@ -163,6 +165,7 @@ def _precisions(torch: Any) -> Iterator[Finding]:
 
 def _emulated(torch: Any, device: str, name: str) -> str:
     if device == "cuda":
+        # Ampere brought bf16, Volta the tensor cores that make fp16 pay.
         native = torch.cuda.get_device_capability() >= ((8, 0) if name == "bf16" else (7, 0))
         return "" if native else ", emulated: slow on this card"
     if device == "cpu":
@@ -205,6 +208,7 @@ def _try_bitsandbytes(torch: Any) -> None:
     values = torch.randn(64, 64, device=device)
     packed, state = bitsandbytes.functional.quantize_4bit(values, quant_type="nf4")
     error = (bitsandbytes.functional.dequantize_4bit(packed, state) - values).abs().mean()
+    # Unit normals lose less than 0.1 to NF4's rounding; what is unpacked wrongly is off by about 1.
     if not float(error) < 0.2:
         raise RuntimeError(f"4-bit values come back wrong (mean error {float(error):.2f})")
 

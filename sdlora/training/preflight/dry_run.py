@@ -22,7 +22,7 @@ class _Values(BaseModel):
 
 
 class Problem(_Values):
-    """One thing that is wrong."""
+    """One thing that keeps the run from beginning."""
 
     setting: str | None
     """The setting to look at, by its dotted name, where the message tells one."""

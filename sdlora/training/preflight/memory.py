@@ -20,6 +20,7 @@ from sdlora.constants import GIB, LATENT_FACTOR, MIB
 from sdlora.models.dtypes import DTYPES
 
 # Bytes of optimizer state per trained value.
+# Moments in fp32 take 4 each, in 8 bits 1 and a share of their blocks' scales; Adafactor keeps rows and columns only.
 _STATE_BYTES = {
     "adamw": 8.0,
     "adamw8bit": 2.03,
@@ -166,6 +167,7 @@ class DiskPlan:
     def of(cls, config: TrainConfig, trained_parameters: int) -> DiskPlan:
         """From the settings and the number of trained values."""
         optimization = config.optimization
+        # A checkpoint holds the weights that are trained and, with ema, their average, both in fp32.
         weights = 8 if optimization.ema else 4
         adapter = trained_parameters * DTYPES[config.outputs.precision].itemsize
         state = trained_parameters * (weights + _STATE_BYTES.get(optimization.optimizer, _OTHER_STATE_BYTES))

@@ -58,6 +58,7 @@ def count_steps(config: TrainConfig) -> StepCount | None:
     if not samples:
         return None
     fraction = config.validation.fraction if config.validation.folder is None else 0.0
+    # The same rounding as where images are really held out, or the page's sum would be one off the run's.
     held_out = max(1, round(fraction * images)) if fraction else 0
     resolutions = len(config.images.resolutions)
     samples = max(1, round(samples * (images - held_out) / images)) * resolutions

@@ -63,7 +63,7 @@ class Summary:
         return "\n".join(f"{label + ':':<16} {text}" for label, text in self.lines())
 
     def as_dry_run(self) -> DryRun:
-        """The same as plain values."""
+        """Lines and figures as plain values, for the page and for `--json`."""
         plan = self.images.plan
         return DryRun(
             lines=[SummaryLine(label=label, text=text) for label, text in self.lines()],
@@ -158,6 +158,7 @@ def summarise(config: TrainConfig | Values | Path | str) -> Summary:
     trainable = total * (2 if config.adapter.algorithm == "loha" else 1)
     memory = estimate(_memory_plan(config, images, unet, trainable))
     room = DiskPlan.of(config, trainable)
+    # With flips an image is cached twice, as a mirrored latent is not the latent of the mirrored image.
     flips = 2 if config.images.horizontal_flip else 1
     pixels = sum(item.placement.bucket.width_px * item.placement.bucket.height_px for item in images.placed)
     is_cached = config.images.cache and not config.images.is_live
@@ -186,6 +187,7 @@ def _memory_plan(config: TrainConfig, images: RunImages, unet: UNet2DConditionMo
     base = config.resolved_base_model
     precision = config.optimization.precision if base.precision == "auto" else base.precision
     bits = _QUANTIZED_BITS[base.quantization] or 8 * DTYPES[precision].itemsize
+    # The whole UNet counts at these bits: they were measured with the layers that quantising leaves alone.
     return MemoryPlan(
         frozen_bytes=int(sum(parameter.numel() for parameter in unet.parameters()) * bits / 8),
         trained_parameters=trainable,
