@@ -75,7 +75,12 @@ def save_mix(rows: Rows, name: str, folder: Path) -> Path:
 
 
 def load_mix(name: str, folder: Path, library: Scan) -> tuple[Rows, list[str]]:
-    """The rows of a saved mix, and sentences on adapters that are gone. One that moved is found by its name."""
+    """The rows of a saved mix, and sentences on adapters that are gone. One that moved is found by its name.
+
+    Raises ConfigError when there is no such mix, or when its file is damaged.
+    """
+    if name not in list_mixes(folder):
+        raise ConfigError("saved mixes", [f"there is none called '{name}'"])
     path = folder / f"{name}{_SUFFIX}"
     config = files.validate(files.read_yaml(path), path.name, MixConfig)
     adapters, notes = [], []

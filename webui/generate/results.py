@@ -232,7 +232,8 @@ class ResultsPanel:
 
     def _delete(self, path: str | None, text: str, number: float) -> tuple[Any, ...]:
         chosen = Path(path) if path else None
-        if chosen is None or self.context.workspace.outputs not in chosen.parents:
+        # The path comes from the browser: `outputs/../x` lies elsewhere.
+        if chosen is None or not chosen.resolve().is_relative_to(self.context.workspace.outputs.resolve()):
             raise gr.Error("Only images of this workspace's outputs can be deleted.", print_exception=False)
         self._deleted = move_to_trash([chosen], self.context.workspace.trash)
         gr.Info(f"{chosen.name} is in the trash.", duration=4)

@@ -194,7 +194,8 @@ def build_saved(context: Context, in_use: RowsPanel) -> None:
         return {**in_use.shown(), problems: notes(missing, "Not everything could be loaded")}
 
     def drop(chosen: str | None) -> Any:
-        move_to_trash([folder / f"{chosen}.yaml"] if chosen else [], services.workspace.trash)
+        if chosen in mixes.list_mixes(folder):  # a name from the browser leads nowhere else
+            move_to_trash([folder / f"{chosen}.yaml"], services.workspace.trash)
         return gr.Dropdown(choices=mixes.list_mixes(folder), value=None)
 
     save.click(shown_problems(keep, 2), [name], [saved, problems], **QUICK)

@@ -43,7 +43,7 @@ def _section(finding: Finding, report: Report) -> str:
     figures = "".join(_figure(path, report) for path in shown)
     more = "".join(f"<li>{escape(report.name(path))}</li>" for path in rest)
     listed = f"<details><summary>and {len(rest)} more</summary><ul>{more}</ul></details>" if rest else ""
-    fix = f"<p>Mends it: <code>sdlora dataset fix --rules {finding.fix}</code></p>" if finding.fix else ""
+    fix = f"<p>Fixes it: <code>sdlora dataset fix --rules {finding.fix}</code></p>" if finding.fix else ""
     return (
         f'<section class="{finding.severity}"><h2>{finding.severity}: {finding.rule}</h2>'
         f"<p>{escape(finding.message)}</p>{figures}{listed}{fix}</section>"
