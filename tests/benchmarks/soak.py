@@ -58,7 +58,7 @@ def main() -> None:
                     memory, files = measured.memory_info().rss / 1e6, measured.num_fds()
                 except psutil.NoSuchProcess:
                     break
-                if step := newest_step(log):
+                if (step := newest_step(log)) and memory:  # nothing is left of a process that has just ended
                     samples.append((step, memory, files))
         finally:
             if process.poll() is None:
