@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sdlora.cli.app import app, console
+from sdlora.cli.early import require_files
 from sdlora.cli.progress import progress
 from sdlora.config import files
 from sdlora.config.base_model import FamilyName, Precision
@@ -55,6 +56,7 @@ def inspect(
     force: ForceOption = False,
 ) -> None:
     """Show what an adapter is, how strong it is and where; with two, how far they agree."""
+    require_files([file, other], [base], out=chart, force=force)
     from sdlora.adapters.algebra.analysis import analyse
     from sdlora.adapters.algebra.comparison import compare
     from sdlora.adapters.files.embeddings import embedding_in
@@ -140,6 +142,7 @@ def mix(
     }
     values |= {name: value for name, value in given.items() if value is not None}
     settings = files.validate(values, str(config or "the command line"), MixConfig)
+    require_files([adapter.file for adapter in settings.adapters], [settings.base_model], out=out, force=force)
     # After the check: a wrong setting is told at once, without the seconds that loading torch takes.
     from sdlora.adapters.algebra.making import mix_adapters
 
@@ -156,12 +159,12 @@ def merge(
     force: ForceOption = False,
 ) -> None:
     """Bake adapters into a base model: a folder becomes a folder, a single file a single file."""
+    weighted = [parse_adapter(text) for text in adapters or ()]
+    require_files([adapter.file for adapter in weighted], [base], out=out, force=force)
     from sdlora.adapters.algebra.making import merge_adapters
 
     with progress("merging") as on_progress:
-        merged = merge_adapters(
-            base, [parse_adapter(text) for text in adapters or ()], out, force=force, on_progress=on_progress
-        )
+        merged = merge_adapters(base, weighted, out, force=force, on_progress=on_progress)
     console.print(f"{merged.path}: {len(merged.changed)} layers changed", markup=False)
     if merged.unplaced:
         listed = ", ".join(merged.unplaced[:3])
@@ -186,6 +189,7 @@ def extract(
 ) -> None:
     """Make an adapter of the difference of two models."""
     _check_size(rank, energy, 32)
+    require_files([], [tuned, base], out=out, force=force)
     from sdlora.adapters.algebra.extract import Ranks
     from sdlora.adapters.algebra.making import extract_adapter
 
@@ -210,6 +214,7 @@ def resize(
 ) -> None:
     """Cut an adapter to a smaller rank, or to what keeps a share of every layer's energy."""
     _check_size(rank, energy, None)
+    require_files([file], out=out, force=force)
     from sdlora.adapters.algebra.making import resize_adapter
 
     with progress("resizing") as on_progress:
@@ -236,6 +241,7 @@ def convert(
     force: ForceOption = False,
 ) -> None:
     """Write an adapter in kohya's or diffusers' layout; the effective weights stay the same to the last bit."""
+    require_files([file], out=out, force=force)
     from sdlora.adapters.algebra.convert import convert as convert_file
 
     _show_export(convert_file(file, out, to, precision=precision, family=family, force=force))
@@ -251,6 +257,7 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the card and the files, upload nothing.")] = False,
 ) -> None:
     """Upload an adapter to the Hugging Face hub with a model card and preview pictures."""
+    require_files([str(source)])
     from sdlora.adapters.hub.publishing import prepare
     from sdlora.adapters.hub.publishing import push as upload
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdlora.cli.app import app, console
+from sdlora.cli.early import require_files
 from sdlora.cli.grids import (
     CompareOption,
     FromOption,
@@ -118,7 +119,7 @@ def generate(
         "files.folder": out,
     }
     values = schema.joined(values, schema.nest({name: value for name, value in given.items() if value is not None}))
-    source = "the command line" if request is None else str(request)
+    source = "the command line" if request is None or request == prompt else request
     files.override(values, overrides or (), source, GenerateConfig)
     config = files.validate(values, source, GenerateConfig)
     if grid or compare:
@@ -129,6 +130,7 @@ def generate(
 
 def _generate(config: GenerateConfig) -> None:
     """Generate and save all images, with a progress bar; prints their paths and what is worth knowing."""
+    require_files([adapter.file for adapter in config.adapters], [config.base_model.model])
     from sdlora.generation.generate import generate as generate_images
     from sdlora.generation.restore.image_files import save_image
 

@@ -67,6 +67,7 @@ def train(
         _print_dry_run(preset, overrides or (), dry_run)
         return
     config = files.load(preset, overrides or ())
+    _refuse_missing(config)
     if dry_run:
         from sdlora.training.preflight.summary import summarise
 
@@ -94,10 +95,12 @@ def resume(
     With --set other settings hold from here on: more steps, another rate, other previews.
     """
     from sdlora.launch import queue, runs
-    from sdlora.training.loop.run import resume as resume_run
 
     # Begun by hand it no longer waits for its turn.
     queue.remove(runs.find(run))
+    # After that: a folder that is no run is told without the seconds that loading torch takes.
+    from sdlora.training.loop.run import resume as resume_run
+
     with _queue_goes_on(run.expanduser().resolve().parent):
         sinks = [] if quiet else [_terminal()]
         _exit_like(resume_run(run, sinks, overrides=overrides or (), accept_changes=accept_changes))
@@ -249,6 +252,14 @@ def _queue_goes_on(runs_folder: Path) -> Iterator[None]:
         queue.advance(runs_folder)
         raise
     queue.advance(runs_folder)
+
+
+def _refuse_missing(config: TrainConfig) -> None:
+    """Folders and files that aren't there, before torch is loaded."""
+    from sdlora.training.preflight.paths import missing_paths
+
+    if problems := missing_paths(config, "no image folder is set: use --set images.folder=FOLDER"):
+        raise ConfigError("this run", problems)
 
 
 def _mention_unfinished(config: TrainConfig) -> None:

@@ -137,7 +137,7 @@ def test_missing_folders_and_files_are_problems_before_anything_starts(tmp_path:
     assert found.problems == ("images.folder: there is no folder /nowhere/at/all",)
     assert "no image" in read(shown_of("demo.yaml", images__folder=str(empty)), tmp_path).problems[0]
     found = read(shown_of("demo.yaml", base_model__model="gone.safetensors"), tmp_path)
-    assert found.problems == ("base_model.model: there is no gone.safetensors",)
+    assert found.problems == ("base_model.model: gone.safetensors: no such file",)
     assert read(shown_of("demo.yaml"), tmp_path).problems == ()
 
 

@@ -7,21 +7,31 @@ from pathlib import Path
 from sdlora.config.train import TrainConfig
 from sdlora.data.images import list_folder
 from sdlora.errors import SdloraError
+from sdlora.models.source import locate
 
-_FILE_SUFFIXES = (".safetensors", ".ckpt")
 
+def missing_paths(config: TrainConfig, no_folder: str = "choose a dataset") -> list[str]:
+    """A sentence for each, beginning with its setting's name; also for a folder without images.
 
-def missing_paths(config: TrainConfig) -> list[str]:
-    """A sentence for each, beginning with its setting's name; also for a folder without images."""
+    no_folder: what to do where no image folder is set.
+    """
     problems = []
     if not config.images.all_folders:
-        problems.append("images.folder: choose a dataset")
+        problems.append(f"images.folder: {no_folder}")
     named = {"images.class_folder": config.images.class_folder, "validation.folder": config.validation.folder}
     folders = [*(("images.folder", path) for path in config.images.all_folders), *named.items()]
     problems += [text for name, path in folders if path is not None and (text := _folder_problem(name, path))]
-    model = Path(config.base_model.model).expanduser()
-    if (model.suffix in _FILE_SUFFIXES or model.is_absolute()) and not model.exists():
-        problems.append(f"base_model.model: there is no {model}")
+    for name, model in (("base_model.model", config.base_model.model), ("base_model.vae", config.base_model.vae)):
+        try:
+            if model is not None:
+                locate(model)
+        except SdloraError as error:
+            problems.append(f"{name}: {error}")
+    files = {"adapter.start_from": config.adapter.start_from}
+    files |= {f"base_model.adapters.{index}": each.file for index, each in enumerate(config.base_model.adapters)}
+    for name, file in files.items():
+        if file is not None and not file.startswith("hf:") and not Path(file).expanduser().exists():
+            problems.append(f"{name}: no such file: {file}")
     return problems
 
 

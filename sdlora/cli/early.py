@@ -1,0 +1,34 @@
+"""Wrong paths told at once: the commands that need them would first load torch, which takes eight seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sdlora.errors import AdapterError, ConfigError
+
+_MODEL_SUFFIXES = (".safetensors", ".ckpt")
+
+
+def require_files(
+    adapters: Iterable[str | None], models: Iterable[str | None] = (), *, out: Path | None = None, force: bool = False
+) -> None:
+    """Raise AdapterError, or a ConfigError that lists several, for what the library would refuse after loading.
+
+    adapters, models: as they were given; names on the hub are left to it. out: where a new file goes.
+    """
+    problems = [
+        f"{name}: there is no such file"
+        for name in adapters
+        if name is not None and not name.startswith("hf:") and not Path(name).expanduser().exists()
+    ]
+    for name in models:
+        # A hub name looks like a folder's, so only what can be nothing but a file is judged here.
+        if name is not None and name.endswith(_MODEL_SUFFIXES) and not Path(name).expanduser().exists():
+            problems.append(f"{name}: no such file")
+    if out is not None and out.exists() and not force:
+        problems.append(f"{out} exists already; choose another name, or give --force to replace it")
+    if len(problems) == 1:
+        raise AdapterError(problems[0])
+    if problems:
+        raise ConfigError("the command line", problems)
