@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from sdlora.config.adapter import LAYER_SETS, REGEX_PREFIX
 from sdlora.config.preview_prompts import parse_preview
 from sdlora.constants import LATENT_FACTOR
+from sdlora.imports.block_weights import block_weights
+from sdlora.imports.kohya_adapter import adapter_kind, sizes
 from sdlora.imports.optimizers import optimizer, put_options
 from sdlora.imports.sd_scripts_data import SUBSET, augmentation, resolution_of
 from sdlora.imports.translation import (
@@ -23,14 +24,12 @@ from sdlora.imports.translation import (
     SCHEDULE,
     Convert,
     Translation,
-    alpha,
     count,
     epochs,
     file_name,
     legible,
     number,
     one_of,
-    refuse_other_model,
     same,
     some,
     switch,
@@ -160,32 +159,14 @@ WITHOUT_EFFECT = {
 without them."""
 
 NO_COUNTERPART = {
-    "adaptive_noise_scale", "caption_dropout_every_n_epochs", "block_dims",
-    "block_alphas", "conv_block_dims", "conv_block_alphas", "conv_dims", "conv_alphas", "block_lr_zero_threshold",
-    "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr", "constrain", "rescaled", "use_scalar",
-    "train_norm", "rank_dropout_scale", "v_pred_like_loss", "save_last_n_steps",
+    "adaptive_noise_scale", "caption_dropout_every_n_epochs", "conv_dims", "conv_alphas", "block_lr", "constrain",
+    "rescaled", "use_scalar", "train_norm", "rank_dropout_scale", "v_pred_like_loss", "save_last_n_steps",
     "token_warmup_min", "token_warmup_step", "initial_step", "initial_epoch", "skip_until_initial_step",
-    "huber_scale", "dataset_repeats",
-    "sample_at_first", "sdxl_network_text_encoder", "no_vae", "additional_parameters",
+    "huber_scale", "dataset_repeats", "sample_at_first", "sdxl_network_text_encoder", "no_vae",
+    "additional_parameters",
 }  # fmt: skip
 """Settings that ours can't hold; each is listed when it is switched on."""
 
-_LORA_TYPES = {
-    "standard": ("lora", "all"),
-    "locon": ("lora", "all+conv"),
-    "kohya locon": ("lora", "all+conv"),
-    "lycoris/locon": ("lora", "all+conv"),
-    "lycoris/loha": ("loha", "all+conv"),
-    "lycoris/lokr": ("lokr", "all+conv"),
-}
-_LYCORIS_PRESETS = {
-    "full": None,
-    "full-lin": "all",
-    "attn-mlp": "all",
-    "attn-only": "attention",
-    "unet-transformer-only": "all",
-    "unet-convblock-only": rf"{REGEX_PREFIX}(resnets|downsamplers|upsamplers)\.",
-}
 _WINDOW_NAMES = {
     "optimizer_type": "optimizer",
     "resolution": "max_resolution",
@@ -194,7 +175,6 @@ _WINDOW_NAMES = {
 }
 """Options of sd-scripts that kohya_ss calls otherwise."""
 _OPTION = re.compile(r"(\w+)=(\([^)]*\)|\[[^\]]*\]|\S+)")
-_LARGEST_RANK = 1024
 _MOST_LEVELS = 10
 _WHOLE_RUN = 0.9999
 """As a share; 1 would be a step."""
@@ -223,13 +203,13 @@ def from_gui(settings: Mapping[str, Any]) -> Translation:
     settings = legible({**settings, **_more_parameters(settings, result)}, result, _NUMBERS, _SWITCHES)
     settings = _with_old_switches(settings)
     known = result.take(settings, SETTINGS) | WITHOUT_EFFECT | {"additional_parameters"}
-    known |= _families(settings, result) | _adapter_kind(settings, result) | _sizes(settings, result)
+    known |= _families(settings, result) | adapter_kind(settings, result) | sizes(settings, result)
     known |= _rates(settings, result) | _steps(settings, result) | _noise(settings, result)
     known |= _weighting(settings, result) | _optimizer_options(settings, result) | _prompts(settings, result)
     known |= _images(settings, result) | _base_weights(settings, result)
     if same(settings.get("metadata_description")) and same(settings.get("training_comment")):
         result.lose("training_comment", settings["training_comment"], "metadata_description is the description")
-    known |= _logging(settings, result) | _scheduler(settings, result)
+    known |= _logging(settings, result) | _scheduler(settings, result) | block_weights(settings, result)
     result.lose_rest(settings, known)
     return result
 
@@ -283,81 +263,6 @@ def _families(settings: Mapping[str, Any], result: Translation) -> set[str]:
     if result.values.get("base_model.family") == "sdxl" and result.values.get("base_model.clip_skip", 1) > 1:
         result.drop("base_model.clip_skip", "SDXL has its own fixed layer")
     return {*families, "v_parameterization"}
-
-
-def _adapter_kind(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    kind = str(settings.get("LoRA_type", "Standard"))
-    refuse_other_model(kind)
-    if kind.lower() not in _LORA_TYPES:
-        result.change("LoRA_type", kind, "has no counterpart, so a plain LoRA is trained")
-    algorithm, layers = _LORA_TYPES.get(kind.lower(), _LORA_TYPES["standard"])
-    if layers == "all+conv" and settings.get("conv_dim") in (0, "0"):
-        layers = "all"
-    preset, is_lycoris = settings.get("LyCORIS_preset"), kind.lower().startswith(("lycoris", "locon"))
-    if preset and is_lycoris and preset not in _LYCORIS_PRESETS:
-        result.lose("LyCORIS_preset", preset, "set adapter.layers")
-    elif preset and is_lycoris:
-        layers = _LYCORIS_PRESETS[preset] or layers
-        result.put("adapter.text_encoder_layers", "attention" if preset == "attn-only" else None)
-    result.put("adapter.algorithm", algorithm)
-    result.put("adapter.layers", layers)
-    _leave_out_of_other_kinds(result, algorithm, is_lycoris)
-    for name in ("rank_dropout", "module_dropout"):
-        if (share := some(settings.get(name))) is None:
-            continue
-        if algorithm == "lora":
-            result.put(f"adapter.{name}", share)
-        elif name == "rank_dropout" and "adapter.dropout" not in result.values:
-            result.put("adapter.dropout", share)
-        else:
-            result.lose(name, share, f"{algorithm} has one dropout here, adapter.dropout")
-    return {"LoRA_type", "LyCORIS_preset", "rank_dropout", "module_dropout"}
-
-
-def _leave_out_of_other_kinds(result: Translation, algorithm: str, is_lycoris: bool) -> None:
-    """Settings that the window keeps from another kind of adapter, without effect there; and what ours can't do."""
-    if algorithm != "lokr":
-        for name in ("lokr_decompose_both", "lokr_factor"):
-            result.values.pop(f"adapter.{name}", None)
-    if not is_lycoris:
-        for name in ("tucker", "dora"):
-            result.values.pop(f"adapter.{name}", None)
-    elif algorithm == "lora":
-        result.drop("adapter.tucker", "goes with loha and lokr only")
-    elif result.values["adapter.layers"] in LAYER_SETS[:-1]:
-        result.values.pop("adapter.tucker", None)  # of convolutions
-    if algorithm != "lora":
-        result.drop("adapter.dropout", f"{algorithm} has no such dropout there either; adapter.dropout leaves out rows")
-
-
-def _sizes(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    """Ranks and alphas: an alpha of 0 means the rank, a LoKr of more than any layer holds is a full matrix."""
-    is_lokr = result.values.get("adapter.algorithm") == "lokr"
-    for rank_name, alpha_name, ours in (("network_dim", "network_alpha", ""), ("conv_dim", "conv_alpha", "conv_")):
-        rank = count(settings.get(rank_name))
-        given = number(settings.get(alpha_name))
-        if ours and result.values.get("adapter.layers") in LAYER_SETS[:-1]:
-            continue
-        if rank and rank > _LARGEST_RANK and is_lokr and not ours:
-            result.put("adapter.lokr_full", True)
-            result.values.pop("adapter.lokr_decompose_both", None)  # no rank is below such a one
-            result.change(rank_name, rank, "stands for a full matrix: adapter.lokr_full, whose scale is always 1")
-            continue
-        if ours and result.values.get("adapter.lokr_full"):
-            if rank and rank <= _LARGEST_RANK:
-                result.change(rank_name, rank, "adapter.lokr_full holds for all layers, convolutions too")
-            continue
-        if rank and rank > _LARGEST_RANK and is_lokr:
-            given = float(_LARGEST_RANK)  # a full matrix there, whose scale is 1
-        if rank and rank > _LARGEST_RANK:
-            result.change(rank_name, rank, f"the largest rank is {_LARGEST_RANK}")
-            rank = _LARGEST_RANK
-        result.put(f"adapter.{ours}rank", rank)
-        if given == 0 and rank:
-            result.change(alpha_name, 0, f"means the rank there, {rank}")
-        has_default = not ours or str(settings.get("LoRA_type")).lower() == "kohya locon"
-        result.put(f"adapter.{ours}alpha", alpha(given, rank, 1.0 if has_default else None))
-    return {"network_dim", "network_alpha", "conv_dim", "conv_alpha"}
 
 
 _SECOND_RATE: dict[str, tuple[str, Convert]] = {

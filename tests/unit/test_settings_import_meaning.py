@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 
+from sdlora.adapters.live.layers import choose, matches_block
 from sdlora.errors import ConfigError
 from sdlora.imports import kohya, optimizers
 from sdlora.imports.read import Imported, import_settings
+from sdlora.models.configs import shipped_configs
 from sdlora.training.optimization import optimizers as trained
 from tests.support.foreign_settings import AI_TOOLKIT, CONCEPTS, KOHYA, ONETRAINER
 from tests.support.imported_settings import imported, read_back
@@ -44,6 +48,62 @@ def test_kohya_settings_mean_what_they_mean_there(
     assert said in told(result)
     trained.check(result.config.optimization)
     read_back(result, tmp_path)
+
+
+PRODIGY = {"optimizer": "Prodigy", "learning_rate": 1}
+ZEROS = {"down_lr_weight": "zeros", "up_lr_weight": "zeros", "mid_lr_weight": "0"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        ({"mid_lr_weight": "0.5"}, {"mid_block": 0.5}),
+        ({"down_lr_weight": "1,1,1,0.2"}, {"down_blocks.1.attentions.0": 0.2}),
+        ({"up_lr_weight": "1,1,1,1,0.05,2", "block_lr_zero_threshold": 0.1},
+         {"up_blocks.1.attentions.1": 0.0, "up_blocks.1.attentions.2": 2.0}),
+        ({"down_lr_weight": "linear+.25"}, {
+            "down_blocks.0.attentions.0": 0.25, "down_blocks.0.attentions.1": 0.340909,
+            "down_blocks.1.attentions.0": 0.522727, "down_blocks.1.attentions.1": 0.613636,
+            "down_blocks.2.attentions.0": 0.795455, "down_blocks.2.attentions.1": 0.886364,
+        }),
+    ],
+)  # fmt: skip
+def test_learning_rates_by_block_are_taken_over(
+    tmp_path: Path, changes: dict[str, Any], rates: dict[str, float]
+) -> None:
+    result = imported(tmp_path, "preset.json", {**PLAIN, **changes})
+    assert result.config.optimization.block_learning_rates == rates
+    assert not [name for name in changes if name in told(result)]
+    read_back(result, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["Standard", "Kohya LoCon"])
+def test_rates_by_block_name_every_layer_of_the_unet(tmp_path: Path, kind: str) -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(shipped_configs("sd1", "epsilon")["unet"])
+    result = imported(tmp_path, "preset.json", {**PLAIN, **ZEROS, "LoRA_type": kind, "conv_dim": 4})
+    patterns = result.config.optimization.block_learning_rates
+    chosen = choose({"unet": unet}, result.config.adapter).targets
+    left_out = [each.path for each in chosen if not any(matches_block(one, "unet", each.path) for one in patterns)]
+    assert left_out == []
+    unused = [one for one in patterns if not any(matches_block(one, "unet", each.path) for each in chosen)]
+    assert unused == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sdxl": True, "mid_lr_weight": 0.5}, "mid_lr_weight=0.5: for SDXL set optimization.block_learning_rates"),
+        (
+            {"mid_lr_weight": "0.5", "optimizer": "Prodigy", "learning_rate": 1},
+            "prodigy takes one learning rate for all blocks",
+        ),
+        ({"down_lr_weight": "steep"}, "down_lr_weight=steep: not understood; set optimization.block_learning_rates"),
+        ({"block_dims": "4,8"}, "block_dims=4,8: adapter.block_ranks holds ranks by block"),
+    ],
+)
+def test_what_cannot_be_held_by_block_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    assert said in told(imported(tmp_path, "preset.json", {**PLAIN, **changes}))
 
 
 @pytest.mark.parametrize("name", [*optimizers.NAMES, "prodigyplus.ProdigyPlusScheduleFree", "torch.optim.AdamW"])
