@@ -169,7 +169,7 @@ _NUMBERS = (
 )  # fmt: skip
 _SWITCHES = (
     "force_v_prediction", "force_epsilon_prediction", "masked_training", "lokr_decompose_both", "lokr_full_matrix",
-    "lokr_use_tucker", "lokr_weight_decompose",
+    "lokr_use_tucker", "lokr_weight_decompose", "lora_decompose_output_axis",
 )  # fmt: skip
 _NUMBERS_OF_PARTS = ("learning_rate", "stop_training_after", "dropout_probability")
 """What is read outside `SETTINGS`, where each conversion answers for itself."""
@@ -221,6 +221,8 @@ def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
     result.put("adapter.layers", layers)
     if settings.get("peft_type", "LORA") != "LORA":
         result.values.pop("adapter.dora", None)  # lora_decompose is LoRA's alone there
+    elif result.values.get("adapter.dora") and not switch(settings.get("lora_decompose_output_axis")):
+        result.change("lora_decompose", True, "with a magnitude for each output here, for each input there")
     if settings.get("peft_type") == "LOKR":
         result.put("adapter.rank", count(settings.get("lokr_dim")))
         result.put("adapter.lokr_factor", count(settings.get("lokr_decompose_factor")) or -1)

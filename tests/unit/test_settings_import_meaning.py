@@ -185,6 +185,7 @@ def test_ai_toolkit_settings_mean_what_they_mean_there(
     [
         ({"peft_type": "LOKR", "lokr_weight_decompose": True}, "adapter.dora", True, ""),
         ({"peft_type": "LOHA", "lora_decompose": True}, "adapter.dora", False, ""),
+        ({"lora_decompose": True}, "adapter.dora", True, "lora_decompose=True: with a magnitude for each output here"),
         (
             {"optimizer": {"optimizer": "ADAFACTOR", "relative_step": True}},
             "optimization.learning_rate",
