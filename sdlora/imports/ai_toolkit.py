@@ -6,25 +6,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdlora.imports.folders import LOSS_WEIGHT, SourceFolder, put_folders
+from sdlora.imports.optimizers import optimizer, put_options
 from sdlora.imports.translation import (
-    OPTIMIZER,
     PRECISION,
     SCHEDULE,
     Convert,
     Translation,
+    alpha,
     caption_ending,
     count,
     edges,
     file_name,
+    legible,
     number,
     one_of,
     preview_line,
     same,
     some,
     switch,
+    switched_off,
 )
 
 _FAMILIES = {"sd1": "sd1", "sd15": "sd1", "sd2": "sd2", "sdxl": "sdxl"}
+_NOISIEST = 999
+_TRAIN_DEFAULTS: dict[str, Any] = {
+    "steps": 1000, "lr": 1e-6, "optimizer": "adamw", "dtype": "fp32", "gradient_checkpointing": True,
+}  # fmt: skip
+"""What a file leaves out, where ours differs."""
 _JOBS = ("sd_trainer", "ui_trainer", "diffusion_trainer")
 
 
@@ -43,10 +51,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
         "type": ("adapter.algorithm", one_of(lora="lora", locon="lora", loha="loha", lokr="lokr", dora="lora")),
         "linear": ("adapter.rank", count),
         "rank": ("adapter.rank", count),
-        "linear_alpha": ("adapter.alpha", some),
-        "alpha": ("adapter.alpha", some),
         "conv": ("adapter.conv_rank", count),
-        "conv_alpha": ("adapter.conv_alpha", some),
         "dropout": ("adapter.dropout", some),
         "pretrained_lora_path": ("adapter.start_from", same),
     },
@@ -61,7 +66,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
         "gradient_accumulation_steps": ("optimization.accumulation", count),
         "gradient_accumulation": ("optimization.accumulation", count),
         "gradient_checkpointing": ("optimization.gradient_checkpointing", switch),
-        "optimizer": ("optimization.optimizer", OPTIMIZER),
+        "optimizer": ("optimization.optimizer", optimizer),
         "lr": ("optimization.learning_rate", some),
         "unet_lr": ("optimization.learning_rate", some),
         "lr_scheduler": ("optimization.schedule", _schedule),
@@ -71,9 +76,6 @@ SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
         "dtype": ("optimization.precision", PRECISION),
         "noise_offset": ("objective.noise_offset", some),
         "loss_type": ("objective.loss", one_of(mse="mse", mae="l1", pseudo_huber="huber")),
-        "min_denoising_steps": ("objective.min_timestep", count),
-        # Theirs is 1000, one past the last timestep.
-        "max_denoising_steps": ("objective.max_timestep", lambda value: min(int(value), 999)),
         "reg_weight": ("objective.prior_weight", some),
         "prompt_dropout_prob": ("captions.dropout", some),
         "text_dropout_rate": ("captions.dropout", some),
@@ -98,7 +100,7 @@ DATASET: dict[str, tuple[str, Convert]] = {
     "num_repeats": ("images.repeats", lambda value: repeats if (repeats := count(value)) != 1 else None),
     "flip_x": ("images.horizontal_flip", switch),
     "random_crop": ("images.random_crop", switch),
-    "buckets": ("images.buckets", lambda value: None if value else False),
+    "buckets": ("images.buckets", switched_off),
     "caption_ext": ("captions.extension", caption_ending),
     "caption_dropout_rate": ("captions.dropout", some),
     "shuffle_tokens": ("captions.shuffle_tags", switch),
@@ -162,6 +164,20 @@ NO_COUNTERPART: dict[str, set[str]] = {
 """What ours can't hold; each is listed when it is switched on."""
 
 
+_READ_APART: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "network": (
+        ("linear", "rank", "conv", "alpha", "linear_alpha", "conv_alpha", "lokr_factor"), ("lokr_full_rank",)
+    ),
+    "train": (
+        ("min_snr_gamma", "snr_gamma", "ema_config.ema_decay", "pseudo_huber_c", "inverted_mask_prior_multiplier",
+         "text_encoder_lr", "lr", "min_denoising_steps", "max_denoising_steps", "optimizer_params.weight_decay",
+         "diff_output_preservation_multiplier"),
+        ("train_unet", "ema_config.use_ema", "inverted_mask_prior", "diff_output_preservation"),
+    ),
+}  # fmt: skip
+"""Numbers and switches of a section that are read outside `SECTIONS`."""
+
+
 def from_job(job: Mapping[str, Any]) -> Translation:
     """A job's settings; of several processes the first. Raises ValueError for jobs and models of other kinds."""
     result = Translation()
@@ -181,6 +197,9 @@ def from_job(job: Mapping[str, Any]) -> Translation:
     _model(process.get("model") or {}, result)
     for section, table in SECTIONS.items():
         settings = _flattened(process.get(section) or {})
+        if section == "train":
+            settings = {**_TRAIN_DEFAULTS, **settings}
+        settings = legible(settings, result, *_READ_APART.get(section, ((), ())), f"{section}.")
         known = result.take(settings, table, f"{section}.") | WITHOUT_EFFECT[section]
         known |= _SPECIAL.get(section, _nothing)(settings, result)
         result.lose_rest(settings, known, f"{section}.")
@@ -198,6 +217,8 @@ def from_job(job: Mapping[str, Any]) -> Translation:
 
 def _flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Inner mappings as `outer.inner`."""
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"'{settings}' stands where a section of settings belongs")
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -212,14 +233,23 @@ def _nothing(settings: Mapping[str, Any], result: Translation) -> set[str]:
 
 
 def _network(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    result.put("adapter.layers", "all+conv" if count(settings.get("conv")) is not None else None)
+    rank, conv_rank = count(settings.get("rank")) or count(settings.get("linear")), count(settings.get("conv"))
+    result.put("adapter.layers", "all+conv" if conv_rank is not None else None)
+    linear_alpha = settings.get("linear_alpha", settings.get("alpha"))
+    result.put("adapter.alpha", alpha(linear_alpha, rank, 1.0))
+    result.put("adapter.conv_alpha", alpha(settings.get("conv_alpha"), conv_rank, float(conv_rank or 1)))
+    for name, value in (("linear_alpha", linear_alpha), ("conv_alpha", settings.get("conv_alpha"))):
+        if value is not None and number(value) == 0:
+            result.change(f"network.{name}", value, "means the rank there")
+    if result.values.get("adapter.algorithm") in ("loha", "lokr"):
+        result.drop("adapter.dropout", "has no effect on LoHa and LoKr there either; adapter.dropout leaves out rows")
     if settings.get("type") == "dora":
         result.put("adapter.dora", True)
     if settings.get("type") == "lokr":
         result.put("adapter.lokr_full", switch(settings.get("lokr_full_rank")))
-        factor = int(settings.get("lokr_factor") or -1)
+        factor = count(settings.get("lokr_factor")) or -1
         result.put("adapter.lokr_factor", factor if factor > 0 else None)
-    return set()
+    return {"alpha", "linear_alpha", "conv_alpha"}
 
 
 def _train(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -227,7 +257,7 @@ def _train(settings: Mapping[str, Any], result: Translation) -> set[str]:
     if gamma:
         result.put("objective.weighting", "min_snr")
         result.put("objective.min_snr_gamma", gamma)
-    if settings.get("train_unet") is False:
+    if "train_unet" in settings and not switch(settings["train_unet"]):
         result.put("adapter.unet", False)
         result.put("optimization.learning_rate", some(settings.get("text_encoder_lr")))
     if switch(settings.get("ema_config.use_ema")):
@@ -243,18 +273,38 @@ def _train(settings: Mapping[str, Any], result: Translation) -> set[str]:
         result.put("objective.timestep_distribution", "cubic")
     elif kind != "balanced":
         result.lose("train.content_or_style", kind, "no draw favours little noise; objective.max_timestep bounds it")
-    result.put("optimization.weight_decay", number(settings.get("optimizer_params.weight_decay")))
     prefix = "optimizer_params."
     options = {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
-    options.pop("weight_decay", None)
-    result.put("optimization.optimizer_options", options or None)
+    if options.get("weight_decay") is not None:
+        options["weight_decay"] = number(options["weight_decay"])
+    is_adafactor = result.values.get("optimization.optimizer") == "adafactor"
+    put_options(result, options, {"relative_step": False, "scale_parameter": False} if is_adafactor else None)
+    if result.values.get("adapter.text_encoder"):
+        rate = some(settings.get("text_encoder_lr")) or some(settings.get("lr"))
+        result.put("optimization.text_encoder_learning_rate", rate)
+    _timesteps(settings, result)
     handled = {
         "min_snr_gamma", "snr_gamma", "ema_config.use_ema", "ema_config.ema_decay", "pseudo_huber_c",
         "inverted_mask_prior", "inverted_mask_prior_multiplier", "content_or_style", "diff_output_preservation",
         "diff_output_preservation_multiplier", "diff_output_preservation_class", "blank_prompt_preservation_multiplier",
-        "optimizer_params", "ema_config",
+        "min_denoising_steps", "max_denoising_steps",
     }  # fmt: skip
+    handled |= {"optimizer_params", "ema_config"} - settings.keys()  # sections, which are flattened by now
     return handled | {name for name in settings if name.startswith(prefix)}
+
+
+def _timesteps(settings: Mapping[str, Any], result: Translation) -> None:
+    """Denoising steps are counted from the noisiest one."""
+    first, last = (settings.get(f"{end}_denoising_steps") for end in ("min", "max"))
+    lowest, highest = _NOISIEST - min(count(last) or 1000, _NOISIEST), _NOISIEST - (count(first) or 0)
+    if (lowest, highest) != (0, _NOISIEST):
+        result.put("objective.min_timestep", lowest)
+        result.put("objective.max_timestep", highest)
+        result.change(
+            "train.min_denoising_steps, max_denoising_steps",
+            f"{first or 0}, {last or 1000}",
+            f"counted from the noisiest there: timesteps {lowest} to {highest}",
+        )
 
 
 def _preservation(settings: Mapping[str, Any], result: Translation) -> None:
@@ -272,11 +322,20 @@ def _sample(settings: Mapping[str, Any], result: Translation) -> set[str]:
     """Prompts, or the samples of newer files, each with options of its own."""
     letters = {"neg": "n", "width": "w", "height": "h", "seed": "d", "guidance_scale": "l", "sample_steps": "s"}
     letters["network_multiplier"] = "am"
-    lines = [str(prompt) for prompt in settings.get("prompts") or ()]
-    for sample in settings.get("samples") or ():
+    prompts = settings.get("prompts") or ()
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    for name in ("prompts", "samples"):
+        if settings.get(name) and not isinstance(settings[name], (list, str) if name == "prompts" else list):
+            result.lose(f"sample.{name}", settings[name], "no list")
+    lines = [str(prompt) for prompt in prompts] if isinstance(prompts, list) else []
+    samples = settings.get("samples")
+    for sample in samples if isinstance(samples, list) else ():
         if isinstance(sample, Mapping) and sample.get("prompt"):
             options = {letter: sample.get(name) for name, letter in letters.items()}
             lines.append(preview_line(result, "sample.samples", sample["prompt"], options))
+        else:
+            result.lose("sample.samples", sample, "it has no prompt")
     result.put("previews.prompts", lines or None)
     return {"prompts", "samples"}
 
@@ -290,6 +349,7 @@ def _datasets(datasets: list[Mapping[str, Any]], result: Translation) -> None:
 
 def _folder(dataset: Mapping[str, Any]) -> SourceFolder:
     own = Translation()
+    dataset = legible(dataset, own, ("mask_min_value",), ("is_reg",), "datasets.")
     known = own.take(dataset, DATASET, "datasets.") | WITHOUT_EFFECT["datasets"]
     if same(dataset.get("mask_path")):
         why = "put the masks beside the images as NAME-masklabel.png and set images.mask=file"
@@ -304,6 +364,7 @@ def _folder(dataset: Mapping[str, Any]) -> SourceFolder:
 
 
 def _model(model: Mapping[str, Any], result: Translation) -> None:
+    model = legible(model, result, (), ("is_xl", "is_v2", "is_v_pred", "quantize"), "model.")
     result.put("base_model.model", same(model.get("name_or_path")))
     result.put("base_model.vae", same(model.get("vae_path")))
     flags = {"is_xl": "sdxl", "is_v2": "sd2"}

@@ -34,6 +34,8 @@ def put_folders(result: Translation, sources: Sequence[SourceFolder]) -> None:
     if not sources:
         return
     _put_sentences(result, sources)
+    for source in sources:
+        result.sources |= source.own.sources
     trained = [source for source in sources if not source.is_class]
     classes = [source for source in sources if source.is_class]
     if trained and len(classes) <= 1 and _are_alike(trained, classes):

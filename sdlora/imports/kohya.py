@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from sdlora.config.optimization import OWN_RATE
 from sdlora.config.preview_prompts import parse_preview
 from sdlora.constants import LATENT_FACTOR
+from sdlora.imports.block_weights import block_weights
+from sdlora.imports.kohya_adapter import adapter_kind, sizes
+from sdlora.imports.optimizers import optimizer, put_options
 from sdlora.imports.sd_scripts_data import SUBSET, augmentation, resolution_of
 from sdlora.imports.translation import (
-    OPTIMIZER,
     OTHER_MODELS,
     PRECISION,
     SCHEDULE,
@@ -26,9 +27,9 @@ from sdlora.imports.translation import (
     count,
     epochs,
     file_name,
+    legible,
     number,
     one_of,
-    refuse_other_model,
     same,
     some,
     switch,
@@ -42,9 +43,24 @@ def _token_length(value: Any) -> int | None:
     return length
 
 
-def _timestep(value: Any) -> int | None:
-    step = number(value)
-    return None if step is None else min(int(step), 999)
+def _last_timestep(value: Any) -> int | None:
+    """The last one trained; there it is the first that is not."""
+    end = count(value)
+    return None if end is None else min(end, 1000) - 1
+
+
+def _seed(value: Any) -> int | None:
+    seed = count(value)
+    if seed is not None and not 0 < seed < 2**31:
+        raise ValueError("seeds go from 0 to 2147483647")
+    return seed
+
+
+def _decay(value: Any) -> float | None:
+    share = some(value)
+    if share and share >= 1:
+        raise ValueError("a share of all steps is possible: set optimization.schedule_decay")
+    return share
 
 
 def _sampler(value: Any) -> str | None:
@@ -56,7 +72,7 @@ def _sampler(value: Any) -> str | None:
 SETTINGS: dict[str, tuple[str, Convert]] = {
     **SUBSET,
     "output_name": ("name", file_name),
-    "seed": ("seed", count),
+    "seed": ("seed", _seed),
     "pretrained_model_name_or_path": ("base_model.model", same),
     "vae": ("base_model.vae", same),
     "clip_skip": ("base_model.clip_skip", count),
@@ -67,7 +83,7 @@ SETTINGS: dict[str, tuple[str, Convert]] = {
     "weighted_captions": ("captions.weights", switch),
     "network_dropout": ("adapter.dropout", some),
     "dora_wd": ("adapter.dora", switch),
-    "factor": ("adapter.lokr_factor", lambda value: int(value) if value not in ("", None) else None),
+    "factor": ("adapter.lokr_factor", count),
     "decompose_both": ("adapter.lokr_decompose_both", switch),
     "use_tucker": ("adapter.tucker", switch),
     "use_cp": ("adapter.tucker", switch),
@@ -79,23 +95,20 @@ SETTINGS: dict[str, tuple[str, Convert]] = {
     "mixed_precision": ("optimization.precision", PRECISION),
     "max_grad_norm": ("optimization.max_gradient_norm", number),
     "scale_weight_norms": ("optimization.max_weight_norm", some),
-    "optimizer": ("optimization.optimizer", OPTIMIZER),
+    "optimizer": ("optimization.optimizer", optimizer),
     "lr_scheduler": ("optimization.schedule", SCHEDULE),
     "lr_scheduler_num_cycles": ("optimization.schedule_cycles", count),
     "lr_scheduler_power": ("optimization.schedule_power", some),
     "lr_scheduler_min_lr_ratio": ("optimization.schedule_floor", some),
     "lr_scheduler_timescale": ("optimization.schedule_timescale", some),
-    "lr_decay_steps": (
-        "optimization.schedule_decay",
-        lambda value: share if (share := some(value)) and share < 1 else None,
-    ),
+    "lr_decay_steps": ("optimization.schedule_decay", _decay),
     "ip_noise_gamma": ("objective.input_perturbation", some),
     "loss_type": ("objective.loss", one_of(l2="mse", l1="l1", huber="huber", smooth_l1="smooth_l1")),
     "huber_c": ("objective.huber_delta", some),
     "huber_schedule": ("objective.huber_schedule", one_of(snr="snr", constant="constant", exponential="exponential")),
     "scale_v_pred_loss_like_noise_pred": ("objective.v_loss_like_epsilon", switch),
-    "min_timestep": ("objective.min_timestep", _timestep),
-    "max_timestep": ("objective.max_timestep", _timestep),
+    "min_timestep": ("objective.min_timestep", count),
+    "max_timestep": ("objective.max_timestep", _last_timestep),
     "prior_loss_weight": ("objective.prior_weight", some),
     "sample_sampler": ("previews.sampler", _sampler),
     "sample_every_n_steps": ("previews.every", count),
@@ -106,8 +119,8 @@ SETTINGS: dict[str, tuple[str, Convert]] = {
     "save_last_n_epochs": ("outputs.keep_checkpoints", count),
     "save_precision": ("outputs.precision", PRECISION),
     "metadata_author": ("outputs.author", same),
-    "metadata_description": ("outputs.description", same),
     "training_comment": ("outputs.description", same),
+    "metadata_description": ("outputs.description", same),
 }
 
 WITHOUT_EFFECT = {
@@ -128,51 +141,84 @@ WITHOUT_EFFECT = {
     "ddp_gradient_as_bucket_view", "ddp_static_graph", "console_log_level", "console_log_file",
     "console_log_simple", "disable_mmap_load_safetensors", "debug_dataset", "deepspeed",
     "cpu_offload_checkpointing", "blocks_to_swap", "fused_backward_pass", "offload_optimizer_device",
+    "training_preset", "fused_optimizer_groups", "blockwise_fused_optimizers", "flux_fused_backward_pass",
+    "mem_eff_save", "ae", "clip_l", "clip_g", "t5xxl", "discrete_flow_shift", "model_prediction_type",
+    "timestep_sampling", "split_qkv", "train_t5xxl", "t5xxl_lr", "t5xxl_max_token_length", "t5xxl_device",
+    "t5xxl_dtype", "enable_all_linear", "apply_t5_attn_mask", "single_blocks_to_swap", "double_blocks_to_swap",
+    "img_attn_dim", "img_mlp_dim", "img_mod_dim", "txt_attn_dim", "txt_mlp_dim", "txt_mod_dim", "single_dim",
+    "single_mod_dim", "in_dims", "train_blocks", "train_double_block_indices", "train_single_block_indices",
+    "train_lora_ggpo", "ggpo_sigma", "ggpo_beta", "clip_g_dropout_rate", "logit_mean", "logit_std", "mode_scale",
+    "pos_emb_random_crop_rate", "save_clip", "save_t5xxl", "weighting_scheme",
+    *(f"flux1_{name}" for name in ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "clip_l",
+                                   "t5xxl")),
+    *(f"sd3_{name}" for name in ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "clip_l", "t5xxl",
+                                 "fused_backward_pass", "clip_l_dropout_rate", "disable_mmap_load_safetensors",
+                                 "enable_scaled_pos_embed", "t5_dropout_rate", "text_encoder_batch_size")),
 }  # fmt: skip
 """Settings about speed, machine, window or upload, or of models that aren't trained here: the adapter is the same
 without them."""
 
 NO_COUNTERPART = {
-    "adaptive_noise_scale", "caption_dropout_every_n_epochs", "block_dims",
-    "block_alphas", "conv_block_dims", "conv_block_alphas", "conv_dims", "conv_alphas", "block_lr_zero_threshold",
-    "down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr", "constrain", "rescaled", "use_scalar",
-    "train_norm", "rank_dropout_scale", "v_pred_like_loss", "lr_scheduler_type", "save_last_n_steps",
-    "token_warmup_min", "token_warmup_step", "train_blocks", "train_double_block_indices",
-    "train_single_block_indices", "in_dims", "initial_step", "initial_epoch", "skip_until_initial_step",
-    "weighting_scheme", "huber_scale", "dataset_repeats",
-    "sample_at_first", "sdxl_network_text_encoder", "no_vae", "additional_parameters",
+    "adaptive_noise_scale", "caption_dropout_every_n_epochs", "conv_dims", "conv_alphas", "block_lr", "constrain",
+    "rescaled", "use_scalar", "train_norm", "rank_dropout_scale", "v_pred_like_loss", "save_last_n_steps",
+    "token_warmup_min", "token_warmup_step", "initial_step", "initial_epoch", "skip_until_initial_step",
+    "huber_scale", "dataset_repeats", "sample_at_first", "sdxl_network_text_encoder", "no_vae",
+    "additional_parameters",
 }  # fmt: skip
 """Settings that ours can't hold; each is listed when it is switched on."""
 
-_LORA_TYPES = {
-    "standard": ("lora", "all"),
-    "kohya locon": ("lora", "all+conv"),
-    "lycoris/locon": ("lora", "all+conv"),
-    "lycoris/loha": ("loha", "all+conv"),
-    "lycoris/lokr": ("lokr", "all+conv"),
+_WINDOW_NAMES = {
+    "optimizer_type": "optimizer",
+    "resolution": "max_resolution",
+    "debiased_estimation": "debiased_estimation_loss",
+    "preset": "LyCORIS_preset",
 }
-_LYCORIS_PRESETS = {"full": None, "full-lin": "all", "attn-mlp": "all", "attn-only": "attention"}
-_LARGEST_RANK = 1024
+"""Options of sd-scripts that kohya_ss calls otherwise."""
+_OPTION = re.compile(r"(\w+)=(\([^)]*\)|\[[^\]]*\]|\S+)")
+_MOST_LEVELS = 10
+_WHOLE_RUN = 0.9999
+"""As a share; 1 would be a step."""
+
+
+_NUMBERS = (
+    "network_dim", "network_alpha", "conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "learning_rate",
+    "unet_lr", "stop_text_encoder_training", "stop_text_encoder_training_pct", "loraplus_lr_ratio",
+    "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio", "max_train_epochs", "epoch", "max_train_steps",
+    "lr_warmup", "lr_warmup_steps", "save_every_n_steps", "save_every_n_epochs", "sample_every_n_steps",
+    "sample_every_n_epochs", "noise_offset", "multires_noise_iterations", "multires_noise_discount",
+    "bucket_reso_steps", "min_snr_gamma",
+)  # fmt: skip
+_SWITCHES = (
+    "sdxl", "v2", "v_parameterization", "sd3_checkbox", "flux1_checkbox", "network_train_unet_only",
+    "network_train_text_encoder_only", "noise_offset_random_strength", "ip_noise_gamma_random_strength", "use_wandb",
+    "use_8bit_adam", "use_lion_optimizer", "masked_loss", "alpha_mask", "color_aug", "full_bf16", "full_fp16",
+    "debiased_estimation_loss",
+)  # fmt: skip
+"""What is read outside `SETTINGS`, where each conversion answers for itself."""
 
 
 def from_gui(settings: Mapping[str, Any]) -> Translation:
     """The settings that kohya_ss saves as JSON. Raises ValueError for models that are no Stable Diffusion."""
     result = Translation()
-    settings = {**settings, **_more_parameters(settings, result)}
+    settings = legible({**settings, **_more_parameters(settings, result)}, result, _NUMBERS, _SWITCHES)
+    settings = _with_old_switches(settings)
     known = result.take(settings, SETTINGS) | WITHOUT_EFFECT | {"additional_parameters"}
-    known |= _families(settings, result) | _adapter_kind(settings, result) | _sizes(settings, result)
+    known |= _families(settings, result) | adapter_kind(settings, result) | sizes(settings, result)
     known |= _rates(settings, result) | _steps(settings, result) | _noise(settings, result)
     known |= _weighting(settings, result) | _optimizer_options(settings, result) | _prompts(settings, result)
     known |= _images(settings, result) | _base_weights(settings, result)
-    known |= _logging(settings, result)
+    if same(settings.get("metadata_description")) and same(settings.get("training_comment")):
+        result.lose("training_comment", settings["training_comment"], "metadata_description is the description")
+    known |= _logging(settings, result) | _scheduler(settings, result) | block_weights(settings, result)
     result.lose_rest(settings, known)
     return result
 
 
 def _more_parameters(settings: Mapping[str, Any], result: Translation) -> dict[str, Any]:
-    """The command-line options that kohya_ss passes on, as settings."""
+    """The command-line options that kohya_ss passes on, as settings by its names."""
+    text = re.sub(r"\\(?![\"'])", "/", str(settings.get("additional_parameters") or ""))  # paths of Windows
     try:
-        words = shlex.split(str(settings.get("additional_parameters") or ""))
+        words = shlex.split(text)
     except ValueError as error:
         result.lose("additional_parameters", settings["additional_parameters"], f"not understood ({error})")
         return {}
@@ -183,7 +229,23 @@ def _more_parameters(settings: Mapping[str, Any], result: Translation) -> dict[s
             found[name] = [value] if equals else []
         elif found:
             found[next(reversed(found))].append(word)
-    return {name: values[0] if len(values) == 1 else " ".join(values) or True for name, values in found.items()}
+        else:
+            result.lose("additional_parameters", word, "not understood, it belongs to no option")
+    for argument in found.pop("network_args", ()):
+        name, _, value = argument.partition("=")
+        found[name] = [value]
+    return {
+        _WINDOW_NAMES.get(name, name): values[0] if len(values) == 1 else " ".join(values) or True
+        for name, values in found.items()
+    }
+
+
+def _with_old_switches(settings: dict[str, Any]) -> dict[str, Any]:
+    """Optimizers were switches once; they count where no other optimizer is named."""
+    for name, kind in (("use_8bit_adam", "AdamW8bit"), ("use_lion_optimizer", "Lion")):
+        if switch(settings.pop(name, None)) and settings.get("optimizer") in (None, "", "AdamW"):
+            settings["optimizer"] = kind
+    return settings
 
 
 def _families(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -198,63 +260,14 @@ def _families(settings: Mapping[str, Any], result: Translation) -> set[str]:
     result.put("base_model.family", next((ours for name, ours in families.items() if switch(settings.get(name))), None))
     if switch(settings.get("v_parameterization")):
         result.put("base_model.prediction", "v_prediction")
+    if result.values.get("base_model.family") == "sdxl" and result.values.get("base_model.clip_skip", 1) > 1:
+        result.drop("base_model.clip_skip", "SDXL has its own fixed layer")
     return {*families, "v_parameterization"}
 
 
-def _adapter_kind(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    kind = str(settings.get("LoRA_type", "Standard"))
-    refuse_other_model(kind)
-    if kind.lower() not in _LORA_TYPES:
-        result.change("LoRA_type", kind, "has no counterpart, so a plain LoRA is trained")
-    algorithm, layers = _LORA_TYPES.get(kind.lower(), _LORA_TYPES["standard"])
-    # 0 there means that convolutions get no adapter.
-    if layers == "all+conv" and settings.get("conv_dim") in (0, "0"):
-        layers = "all"
-    preset = settings.get("LyCORIS_preset")
-    if preset and kind.lower().startswith("lycoris") and preset not in _LYCORIS_PRESETS:
-        result.lose("LyCORIS_preset", preset, "set adapter.layers")
-    elif preset and kind.lower().startswith("lycoris"):
-        layers = _LYCORIS_PRESETS[preset] or layers
-    result.put("adapter.algorithm", algorithm)
-    result.put("adapter.layers", layers)
-    if layers == "all+conv" and algorithm == "lora":
-        result.values.pop("adapter.tucker", None)
-    for name, algorithms in (("lokr_decompose_both", ("lokr",)), ("tucker", ("loha", "lokr"))):
-        if algorithm not in algorithms and result.values.pop(f"adapter.{name}", None):
-            result.lose(name, True, f"goes with {' and '.join(algorithms)} only")
-    for name in ("rank_dropout", "module_dropout"):
-        if (share := some(settings.get(name))) is None:
-            continue
-        if algorithm == "lora":
-            result.put(f"adapter.{name}", share)
-        elif name == "rank_dropout" and "adapter.dropout" not in result.values:
-            result.put("adapter.dropout", share)
-        else:
-            result.lose(name, share, f"{algorithm} has one dropout here, adapter.dropout")
-    return {"LoRA_type", "LyCORIS_preset", "rank_dropout", "module_dropout"}
-
-
-def _sizes(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    """Ranks and alphas: an alpha of 0 means the rank, a LoKr of more than any layer holds is a full matrix."""
-    is_lokr = result.values.get("adapter.algorithm") == "lokr"
-    for rank_name, alpha_name, ours in (("network_dim", "network_alpha", ""), ("conv_dim", "conv_alpha", "conv_")):
-        rank = count(settings.get(rank_name))
-        alpha = number(settings.get(alpha_name))
-        if ours and result.values.get("adapter.layers") != "all+conv":
-            continue
-        if rank and rank > _LARGEST_RANK and is_lokr:
-            result.put("adapter.lokr_full", True)
-            result.change(rank_name, rank, "stands for a full matrix: adapter.lokr_full, whose scale is always 1")
-            continue
-        if rank and rank > _LARGEST_RANK:
-            result.change(rank_name, rank, f"the largest rank is {_LARGEST_RANK}")
-            rank = _LARGEST_RANK
-        result.put(f"adapter.{ours}rank", rank)
-        if alpha == 0 and rank:
-            result.change(alpha_name, 0, f"means the rank there, {rank}")
-            alpha = float(rank)
-        result.put(f"adapter.{ours}alpha", alpha or None)
-    return {"network_dim", "network_alpha", "conv_dim", "conv_alpha"}
+_SECOND_RATE: dict[str, tuple[str, Convert]] = {
+    "text_encoder_lr": ("optimization.text_encoder_2_learning_rate", lambda value: number(value or None))
+}
 
 
 def _rates(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -264,21 +277,31 @@ def _rates(settings: Mapping[str, Any], result: Translation) -> set[str]:
     if isinstance(text_encoder, (list, tuple)) or " " in str(text_encoder).strip():
         rates = list(text_encoder) if isinstance(text_encoder, (list, tuple)) else str(text_encoder).split()
         text_encoder = rates[0] if rates else None
-        result.put("optimization.text_encoder_2_learning_rate", number(rates[1]) if len(rates) > 1 else None)
-    text_encoder = number(text_encoder)
+        result.take({"text_encoder_lr": rates[1:2] and rates[1]}, _SECOND_RATE)
+    try:
+        text_encoder = number(text_encoder)
+    except ValueError as error:
+        result.lose("text_encoder_lr", text_encoder, str(error))
+        text_encoder = None
+    if not unet and not text_encoder:  # two rates of 0 are as good as none there
+        unet = text_encoder = None
     unet = everywhere if unet is None else unet
     text_encoder = everywhere if text_encoder is None else text_encoder
     only_text = switch(settings.get("network_train_text_encoder_only")) or (unet == 0 and text_encoder)
     result.put("optimization.learning_rate", (text_encoder if only_text else unet) or None)
     if only_text:
         result.put("adapter.unet", False)
-    if text_encoder and not switch(settings.get("network_train_unet_only")):
+    is_lycoris = str(settings.get("LoRA_type")).lower().startswith("lycoris")
+    is_unet_only = is_lycoris and str(settings.get("LyCORIS_preset")).startswith("unet-")
+    if text_encoder and not (is_unet_only or switch(settings.get("network_train_unet_only"))):
         result.put("adapter.text_encoder", True)
         result.put("optimization.text_encoder_learning_rate", text_encoder)
     until = number(settings.get("stop_text_encoder_training_pct", settings.get("stop_text_encoder_training"))) or 0
     if until > 0 and result.values.get("adapter.text_encoder"):
-        result.put("optimization.text_encoder_until", until / 100)
-    # Below 0 it is not trained at all there, whatever its rate.
+        result.put("optimization.text_encoder_until", until / 100 if until < 100 else None)
+        result.change(
+            "stop_text_encoder_training", f"{until:g}", "percent, at its word; kohya_ss passes over it for LoRA"
+        )
     elif until < 0:
         result.values.pop("adapter.text_encoder", None)
     ratios = {name: some(settings.get(f"loraplus_{name}lr_ratio")) for name in ("", "unet_", "text_encoder_")}
@@ -293,17 +316,18 @@ def _rates(settings: Mapping[str, Any], result: Translation) -> set[str]:
 
 
 def _steps(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    """Epochs win over steps, as there; kohya_ss writes its own field `epoch` beside max_train_epochs."""
-    epochs = count(settings.get("max_train_epochs")) or count(settings.get("epoch"))
+    """max_train_epochs wins over max_train_steps as there, and that over the window's own field `epoch`."""
+    epochs, shown = count(settings.get("max_train_epochs")), count(settings.get("epoch"))
     steps = count(settings.get("max_train_steps"))
     if epochs and steps:
         result.change("max_train_steps", steps, f"epochs win over steps, as there: {epochs} epochs")
-    result.put("optimization.epochs", epochs)
+    elif steps and shown:
+        result.change("epoch", shown, f"max_train_steps wins over it, as there: {steps} steps")
+    result.put("optimization.epochs", epochs or (None if steps else shown))
     result.put("optimization.steps", None if epochs else steps)
     schedule = settings.get("lr_scheduler")
     share, number_of = some(settings.get("lr_warmup")), some(settings.get("lr_warmup_steps"))
-    # kohya_ss counts lr_warmup in per cent of the run.
-    warmup = number_of if number_of else share / 100 if share else None
+    warmup = number_of if number_of else min(share / 100, _WHOLE_RUN) if share else None
     if warmup and schedule == "constant":
         result.lose("lr_warmup", warmup, "the scheduler 'constant' has no warm-up there either")
     else:
@@ -321,14 +345,53 @@ def _steps(settings: Mapping[str, Any], result: Translation) -> set[str]:
     return {"max_train_epochs", "epoch", "max_train_steps", "lr_warmup", "lr_warmup_steps"}
 
 
+def _scheduler(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    """A scheduler by its class can't be had; the steps of a piecewise one stand among its arguments."""
+    schedule, arguments = settings.get("lr_scheduler"), settings.get("lr_scheduler_args") or ""
+    text = " ".join(map(str, arguments)) if isinstance(arguments, list) else str(arguments)
+    by_class = settings.get("lr_scheduler_type")
+    if same(by_class):
+        used = result.values.get("optimization.schedule", "constant")
+        result.lose(
+            "lr_scheduler_type", by_class, f"schedules by class are not here; '{used}' of lr_scheduler is taken"
+        )
+    elif result.values.get("optimization.schedule") == "piecewise":
+        rules = re.search(r"step_rules=[\"']?([\d.:,eE+-]+)", text)
+        try:
+            result.put("optimization.schedule_points", _points(rules[1] if rules else ""))
+            text = ""
+        except ValueError:
+            result.values.pop("optimization.schedule")
+            result.lose("lr_scheduler", schedule, "its step_rules are not understood; a constant rate is taken")
+    if text:
+        result.lose("lr_scheduler_args", text)
+    return {"lr_scheduler_type", "lr_scheduler_args"}
+
+
+def _points(rules: str) -> list[list[float]]:
+    """Steps and factors from diffusers' rules: 1:10,0.1:20,0.01 is 1 up to step 10, 0.1 up to step 20, then 0.01."""
+    *parts, last = rules.split(",")
+    points, start = [], 0.0
+    for part in parts:
+        factor, _, end = part.partition(":")
+        points.append([start, float(factor)])
+        start = float(end)
+    return [*points, [start, float(last)]]
+
+
 def _noise(settings: Mapping[str, Any], result: Translation) -> set[str]:
     """noise_offset_type chooses one of the two noises; without it both hold."""
     kind = str(settings.get("noise_offset_type") or "").lower()
+    if kind not in ("", "original", "multires"):
+        result.lose("noise_offset_type", settings["noise_offset_type"], "neither Original nor Multires; both count")
     offset, levels = some(settings.get("noise_offset")), count(settings.get("multires_noise_iterations"))
     if kind != "multires":
         result.put("objective.noise_offset", offset)
         result.put("objective.noise_offset_random", offset and switch(settings.get("noise_offset_random_strength")))
     if kind != "original" and levels:
+        if levels > _MOST_LEVELS:
+            result.change("multires_noise_iterations", levels, f"no picture has more than {_MOST_LEVELS} levels")
+            levels = _MOST_LEVELS
         result.put("objective.multires_noise_iterations", levels)
         result.put("objective.multires_noise_discount", some(settings.get("multires_noise_discount")))
     if result.values.get("objective.input_perturbation"):
@@ -349,6 +412,8 @@ def _base_weights(settings: Mapping[str, Any], result: Translation) -> set[str]:
 
 def _logging(settings: Mapping[str, Any], result: Translation) -> set[str]:
     trackers = str(settings.get("log_with") or "").lower()
+    if trackers not in ("", "none", "tensorboard", "wandb", "all"):
+        result.lose("log_with", settings["log_with"], "outputs.tensorboard and outputs.wandb are possible")
     result.put("outputs.tensorboard", True if trackers in ("tensorboard", "all") else None)
     if switch(settings.get("use_wandb")) or trackers in ("wandb", "all"):
         result.put("outputs.wandb", True)
@@ -383,15 +448,18 @@ def _images(settings: Mapping[str, Any], result: Translation) -> set[str]:
         result.put("images.bucket_step", nearest)
         if nearest != step:
             result.change("bucket_reso_steps", step, f"a multiple of {LATENT_FACTOR} is needed: {nearest}")
-    for name in ("bucket_min", "bucket_max"):
+    for name, theirs in (("bucket_min", "min_bucket_reso"), ("bucket_max", "max_bucket_reso")):
         edge = result.values.get(f"images.{name}")
         if edge and edge < 32:
-            result.change(f"{name}_reso", edge, "at least 32")
+            result.change(theirs, edge, "at least 32")
             result.put(f"images.{name}", 32)
     if switch(settings.get("masked_loss")) and not switch(settings.get("alpha_mask")):
         result.lose(
             "masked_loss", True, "put the masks beside the images as NAME-masklabel.png and set images.mask=file"
         )
+    if settings.get("caption_extension") == "":
+        result.put("captions.extension", ".caption")
+        result.change("caption_extension", "", "empty means .caption there")
     augmented = augmentation(settings, result)
     for name in ("full_bf16", "full_fp16"):
         if switch(settings.get(name)):
@@ -408,45 +476,37 @@ def _weighting(settings: Mapping[str, Any], result: Translation) -> set[str]:
     elif gamma:
         result.put("objective.weighting", "min_snr")
         result.put("objective.min_snr_gamma", gamma)
-    return {"min_snr_gamma", "debiased_estimation_loss"}
+    is_plain = settings.get("huber_scale") in (1, "1", "1.0")
+    return {"min_snr_gamma", "debiased_estimation_loss", *(["huber_scale"] if is_plain else [])}
 
 
 def _optimizer_options(settings: Mapping[str, Any], result: Translation) -> set[str]:
     """`weight_decay=0.1 betas=0.9,0.99` and the like, in quotes or not."""
     options: dict[str, Any] = {}
     given = settings.get("optimizer_args") or ""
-    for part in re.findall(
-        r"(\w+)=(\([^)]*\)|\[[^\]]*\]|\S+)", " ".join(given) if isinstance(given, list) else str(given)
-    ):
+    text = " ".join(str(one) for one in given) if isinstance(given, list) else str(given)
+    for name, value in _OPTION.findall(text):
         try:
-            value = ast.literal_eval(part[1].strip("\"'"))
+            options[name] = _literal(value.strip("\"'"))
         except (ValueError, SyntaxError):
-            result.lose("optimizer_args", "=".join(part), "not understood")
-            continue
-        options[part[0]] = list(value) if isinstance(value, tuple) else value
-    result.put("optimization.weight_decay", options.pop("weight_decay", None))
-    kind, rate = result.values.get("optimization.optimizer"), result.values.get("optimization.learning_rate")
-    if kind == "adafactor":
-        # transformers' Adafactor finds its own step unless told not to; sd-scripts leaves that default alone.
-        if options.setdefault("relative_step", True):
-            options.setdefault("scale_parameter", True)
-            result.change("learning_rate", rate, "Adafactor with relative_step finds its own")
-            result.put("optimization.learning_rate", 1e-3)
-            for name in ("optimization.text_encoder_learning_rate", "optimization.text_encoder_2_learning_rate"):
-                if name in result.values:
-                    result.put(name, 1e-3)
-    elif kind in OWN_RATE and rate and rate < 0.1:
-        result.change("learning_rate", rate, f"{kind} finds its own and takes a factor, usually 1")
-        # The dadaptation package calls decouple what pytorch_optimizer, whose optimizer ours is, calls weight_decouple.
-        result.put("optimization.learning_rate", 1.0)
-    if kind == "dadapt_adam" and "decouple" in options:
-        options["weight_decouple"] = options.pop("decouple")
-    result.put("optimization.optimizer_options", options or None)
+            result.lose("optimizer_args", f"{name}={value}", "not understood")
+    for word in _OPTION.sub("", text).replace('"', " ").replace("'", " ").split():
+        result.lose("optimizer_args", word, "not understood, options are name=value")
+    is_nesterov = str(settings.get("optimizer")).lower().startswith("sgdnesterov")
+    put_options(result, options, {"momentum": 0.9, "nesterov": True} if is_nesterov else None)
     return {"optimizer_args"}
 
 
+def _literal(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None, "inf": float("inf")}
+    value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _prompts(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    lines = [line.strip() for line in str(settings.get("sample_prompts") or "").splitlines()]
+    given = settings.get("sample_prompts") or ""
+    text = "\n".join(map(str, given)) if isinstance(given, list) else str(given)
+    lines = [line.strip() for line in text.splitlines()]
     prompts = []
     for line in lines:
         if not line or line.startswith("#"):

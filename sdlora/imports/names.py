@@ -8,6 +8,7 @@ _MORE = {
     # Settings whose meaning hangs on others, so that no table translates them.
     "network_dim": ["adapter.rank"],
     "network_alpha": ["adapter.alpha"],
+    "linear_alpha": ["adapter.alpha"],
     "conv_dim": ["adapter.conv_rank"],
     "conv_alpha": ["adapter.conv_alpha"],
     "network_module": ["adapter.algorithm", "adapter.layers"],
@@ -26,6 +27,8 @@ _MORE = {
     "lr_warmup_steps": ["optimization.warmup"],
     "optimizer_type": ["optimization.optimizer"],
     "optimizer_args": ["optimization.optimizer_options"],
+    "min_denoising_steps": ["objective.max_timestep"],
+    "max_denoising_steps": ["objective.min_timestep"],
     "use_8bit_adam": ["optimization.optimizer"],
     "min_snr_gamma": ["objective.weighting", "objective.min_snr_gamma"],
     "snr_gamma": ["objective.weighting", "objective.min_snr_gamma"],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.imports.folders import LOSS_WEIGHT, SourceFolder, put_folders
-from sdlora.imports.translation import Translation, some, switch
+from sdlora.imports.translation import Translation, count, legible, number, some, switch
 
 _KNOWN = {"path", "type", "enabled", "name", "text", "image", "balancing", "balancing_strategy", "seed", "__version"}
 _KNOWN |= {"include_subdirectories", "image_variations", "text_variations", "loss_weight", "concept_stats"}
@@ -21,13 +21,20 @@ _IMAGE = {"enable_random_flip", "enable_crop_jitter", "enable_resolution_overrid
 _VARIED = {"rotate": "random_rotate_max_angle", "hue": "random_hue_max_strength"}
 _VARIED |= {name: f"random_{name}_max_strength" for name in ("brightness", "contrast", "saturation")}
 """Strengths that matter only when `enable_random_...` or `enable_fixed_...` is on."""
+_IMAGE_SWITCHES = (
+    "enable_random_flip", "enable_crop_jitter", "enable_resolution_override",
+    *(f"enable_{kind}_{name}" for name in _VARIED for kind in ("random", "fixed")),
+)  # fmt: skip
 _HALF_CIRCLE_DEGREES = 180.0
 
 
 def from_concepts(concepts: Sequence[Mapping[str, Any]]) -> Translation:
     """A list of concepts, each with its settings. Raises ValueError when none is to be trained."""
     result = Translation()
-    enabled = [concept for concept in concepts if concept.get("enabled", True)]
+    if not all(isinstance(concept, Mapping) for concept in concepts):
+        raise ValueError("a list of concepts holds something else than concepts")
+    concepts = [legible(concept, result, (), ("enabled",), f"{concept.get('path')}: ") for concept in concepts]
+    enabled = [concept for concept in concepts if switch(concept.get("enabled", True))]
     trained = [concept for concept in enabled if concept.get("type", "STANDARD") == "STANDARD"]
     if not trained:
         raise ValueError("it has no enabled concept of type STANDARD")
@@ -46,14 +53,22 @@ def from_concepts(concepts: Sequence[Mapping[str, Any]]) -> Translation:
 
 def _translated(concept: Mapping[str, Any]) -> Translation:
     result = Translation()
-    text, image = concept.get("text") or {}, concept.get("image") or {}
-    repeats = float(concept.get("balancing", 1))
+    concept = legible(concept, result, ("balancing", "loss_weight"), ("include_subdirectories",))
+    text = legible(
+        concept.get("text") or {},
+        result,
+        ("keep_tags_count", "tag_dropout_probability"),
+        ("enable_tag_shuffling", "tag_dropout_enable", "tag_dropout_special_tags_regex"),
+        "text.",
+    )
+    image = legible(concept.get("image") or {}, result, _VARIED.values(), _IMAGE_SWITCHES, "image.")
+    repeats = number(concept.get("balancing", 1)) or 0.0
     if concept.get("balancing_strategy", "REPEATS") == "REPEATS" and repeats == int(repeats) >= 1:
         result.put("images.repeats", int(repeats) if repeats > 1 else None)
     else:
         result.lose("balancing", f"{repeats:g} {concept.get('balancing_strategy')}", "only whole repeats are possible")
-    if float(concept.get("loss_weight", 1)) != 1:
-        result.put(LOSS_WEIGHT, float(concept["loss_weight"]))
+    if some(concept.get("loss_weight", 1)) != 1:
+        result.put(LOSS_WEIGHT, some(concept["loss_weight"]))
     source = text.get("prompt_source", "sample")
     if source != "sample":
         why = "put a .txt file beside each image, or one caption into captions.default"
@@ -72,14 +87,20 @@ def _translated(concept: Mapping[str, Any]) -> Translation:
 
 def _has_subfolders(path: object) -> bool:
     folder = Path(str(path or "")).expanduser()
-    return folder.is_dir() and any(inner.is_dir() and not inner.name.startswith(".") for inner in folder.iterdir())
+    try:
+        return folder.is_dir() and any(inner.is_dir() and not inner.name.startswith(".") for inner in folder.iterdir())
+    except OSError:  # not to be read, or no name that a folder can have
+        return False
 
 
 def _image(image: Mapping[str, Any], result: Translation) -> None:
     result.put("images.horizontal_flip", switch(image.get("enable_random_flip")))
     result.put("images.random_crop", switch(image.get("enable_crop_jitter")))
     if switch(image.get("enable_resolution_override")):
-        edges = [int(edge) for edge in str(image.get("resolution_override")).split(",") if edge.strip().isdigit()]
+        parts = str(image.get("resolution_override")).split(",")
+        edges = [int(edge) for edge in parts if edge.strip().isdigit()]
+        if len(edges) != len(parts):
+            result.lose("image.resolution_override", image.get("resolution_override"), "not understood")
         result.put("images.resolution", edges[0] if len(edges) == 1 else edges or None)
     known = set(_IMAGE)
     strengths = {name: some(image.get(amount)) for name, amount in _VARIED.items()}
@@ -106,11 +127,11 @@ def _tags(text: Mapping[str, Any], result: Translation) -> None:
     if text.get("tag_delimiter", ",") != ",":
         result.put("captions.separator", text["tag_delimiter"])
     if shuffled or dropped:
-        result.put("captions.keep_tags", int(text.get("keep_tags_count", 1)) or None)
+        result.put("captions.keep_tags", count(text.get("keep_tags_count", 1)))
     if not dropped:
         return
     if text.get("tag_dropout_mode", "FULL") == "RANDOM":
-        result.put("captions.tag_dropout", float(text.get("tag_dropout_probability", 0)) or None)
+        result.put("captions.tag_dropout", some(text.get("tag_dropout_probability", 0)))
     elif text.get("tag_dropout_mode", "FULL") == "FULL":
         result.lose("text.tag_dropout_mode", "FULL", "captions.dropout leaves out whole captions, kept tags too")
     else:

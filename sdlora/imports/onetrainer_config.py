@@ -11,12 +11,14 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from sdlora.imports.onetrainer import from_concepts
+from sdlora.imports.optimizers import optimizer, put_options
 from sdlora.imports.translation import (
     Convert,
     Translation,
     count,
     edges,
     file_name,
+    legible,
     number,
     one_of,
     preview_line,
@@ -48,23 +50,27 @@ _FAMILIES = {
 }
 _LAYERS = {"full": "all+conv", "attn-mlp": "all", "attn-only": "attention"}
 _PRECISION = one_of(float_32="fp32", tfloat_32="fp32", float_16="fp16", bfloat_16="bf16")
-_OPTIMIZER = one_of(
-    adam="adamw",
-    adamw="adamw",
-    adam_8bit="adamw8bit",
-    adamw_8bit="adamw8bit",
-    lion="lion",
-    adafactor="adafactor",
-    prodigy="prodigy",
-    schedule_free_adamw="schedule_free_adamw",
-    prodigy_plus_schedule_free="prodigy_schedule_free",
-    dadapt_adam="dadapt_adam",
-    came="came",
-    ademamix="ademamix",
-    adopt="adopt",
-    muon="muon",
-    stableadamw="stable_adamw",
-)
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "adamw": ("eps", "amsgrad"),
+    "adamw8bit": ("eps",),
+    "torch.optim.Adam": ("eps", "amsgrad"),
+    "torch.optim.SGD": ("momentum", "dampening", "nesterov"),
+    "adafactor": ("clip_threshold", "decay_rate", "scale_parameter", "relative_step", "warmup_init"),
+    "prodigy": ("beta3", "eps", "d0", "d_coef", "decouple", "use_bias_correction", "safeguard_warmup", "slice_p"),
+    "prodigy_schedule_free": ("d0", "d_coef", "prodigy_steps", "use_bias_correction", "use_stableadamw", "use_speed"),
+    "dadapt_adam": ("eps", "d0", "decouple", "use_bias_correction"),
+    "schedule_free_adamw": ("eps", "r", "weight_lr_power"),
+}
+"""An optimizer's options that are called the same in its class."""
+_NUMBERS_OF_OPTIMIZERS = (
+    "weight_decay", "beta1", "beta2", "beta3", "eps", "momentum", "dampening", "clip_threshold", "decay_rate", "d0",
+    "d_coef", "slice_p", "prodigy_steps", "r", "weight_lr_power",
+)  # fmt: skip
+_OF_SPEED = {
+    "optimizer", "stochastic_rounding", "fused_back_pass", "foreach", "fused", "capturable", "differentiable",
+    "block_wise", "is_paged", "fsdp_in_use", "no_prox", "bias_correction", "adam_w_mode", "correct_bias", "use_triton",
+    "decoupled_decay", "split_groups", "factored", "weight_decay_by_lr", "d_limiter", "compiled_optimizer",
+}  # fmt: skip
 _END_OF_RUN = 1_000_000_000.0
 """Steps that no run has: a text encoder that is trained to the end although the other one is not."""
 _TIMESTEPS = one_of(uniform="uniform", logit_normal="logit_normal")
@@ -78,10 +84,17 @@ _SCHEDULE = one_of(
 )
 
 
+def _optimizer_named(value: Any) -> str | None:
+    return optimizer(str(value or "").replace("_", ""))
+
+
 def _quantization(value: Any) -> str | None:
-    if value in ("FLOAT_8", "GGUF"):
+    if value in (None, "", "NONE", "FLOAT_32", "TFLOAT_32", "FLOAT_16", "BFLOAT_16"):
+        return None
+    kinds = {"INT_8": "int8", "NFLOAT_4": "nf4"}
+    if str(value) not in kinds:
         raise ValueError("int8 and nf4 are possible")
-    return {"INT_8": "int8", "NFLOAT_4": "nf4"}.get(value)
+    return kinds[str(value)]
 
 
 SETTINGS: dict[str, tuple[str, Convert]] = {
@@ -150,15 +163,31 @@ NO_COUNTERPART = {
 """Settings that ours can't hold; each is listed when it is switched on."""
 
 
+_NUMBERS = (
+    "learning_rate", "epochs", "batch_size", "mse_strength", "mae_strength", "huber_strength", "huber_delta",
+    "min_snr_gamma", "loss_weight_strength", "unmasked_weight", "ema_decay", "sample_after", "save_every", "lokr_dim",
+    "lokr_decompose_factor", "text_encoder_layer_skip", "weight_decay", "min_noising_strength", "max_noising_strength",
+)  # fmt: skip
+_SWITCHES = (
+    "force_v_prediction", "force_epsilon_prediction", "masked_training", "lokr_decompose_both", "lokr_full_matrix",
+    "lokr_use_tucker", "lokr_weight_decompose", "lora_decompose_output_axis",
+)  # fmt: skip
+_NUMBERS_OF_PARTS = ("learning_rate", "stop_training_after", "dropout_probability")
+"""What is read outside `SETTINGS`, where each conversion answers for itself."""
+
+
 def from_config(
     settings: Mapping[str, Any], concepts: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]]
 ) -> Translation:
     """The whole configuration; concepts and samples are those of the file, or of the files that it names."""
-    settings = {**_DEFAULTS, **settings}
     result = from_concepts(concepts) if concepts else Translation()
+    settings = legible({**_DEFAULTS, **settings}, result, _NUMBERS, _SWITCHES)
     own_resolution = result.values.get("images.resolution")
     known = result.take(settings, SETTINGS) | _WITHOUT_EFFECT
     result.put("images.resolution", own_resolution)  # a concept's resolution goes before that of the run
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        if isinstance(settings.get(part), Mapping):
+            settings[part] = legible(settings[part], result, _NUMBERS_OF_PARTS, ("train",), f"{part}.")
     known |= _model(settings, result) | _layers(settings, result) | _parts(settings, result)
     known |= _optimizer(settings, result) | _loss(settings, result) | _masks(settings, result)
     known |= _samples(settings, samples, result) | {"concepts", "concept_file_name"}
@@ -191,15 +220,18 @@ def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
         pattern = settings.get("layer_filter") or settings.get("lora_layers")
         result.lose("layer_filter", pattern or preset, "set adapter.layers to a layer set or regex:PATTERN")
     result.put("adapter.layers", layers)
+    if settings.get("peft_type", "LORA") != "LORA":
+        result.values.pop("adapter.dora", None)  # lora_decompose is LoRA's alone there
+    elif result.values.get("adapter.dora") and not switch(settings.get("lora_decompose_output_axis")):
+        result.change("lora_decompose", True, "with a magnitude for each output here, for each input there")
     if settings.get("peft_type") == "LOKR":
         result.put("adapter.rank", count(settings.get("lokr_dim")))
-        result.put("adapter.lokr_factor", int(settings.get("lokr_decompose_factor") or -1))
+        result.put("adapter.lokr_factor", count(settings.get("lokr_decompose_factor")) or -1)
         result.put("adapter.lokr_decompose_both", switch(settings.get("lokr_decompose_both")))
         result.put("adapter.lokr_full", switch(settings.get("lokr_full_matrix")))
         if result.values.get("adapter.layers") == "all+conv":
             result.put("adapter.tucker", switch(settings.get("lokr_use_tucker")))
-        if switch(settings.get("lokr_weight_decompose")):
-            result.lose("lokr_weight_decompose", True, "DoRA goes with LoRA only")
+        result.put("adapter.dora", switch(settings.get("lokr_weight_decompose")))
     names = {"layer_filter", "layer_filter_preset", "layer_filter_regex"}
     return names | {"lora_layers", "lora_layer_preset", "lora_layers_regex"}
 
@@ -286,15 +318,18 @@ def _put_end(name: str, part: Mapping[str, Any], settings: Mapping[str, Any], re
 def _optimizer(settings: Mapping[str, Any], result: Translation) -> set[str]:
     own = settings.get("optimizer", "ADAMW")
     options = own if isinstance(own, Mapping) else {"optimizer": own, "weight_decay": settings.get("weight_decay")}
-    result.take(options, {"optimizer": ("optimization.optimizer", _OPTIMIZER)}, "optimizer.")
+    options = legible(options, result, _NUMBERS_OF_OPTIMIZERS, (), "optimizer.")
+    result.take(options, {"optimizer": ("optimization.optimizer", _optimizer_named)}, "optimizer.")
     result.put("optimization.weight_decay", number(options.get("weight_decay")))
-    taken: dict[str, Any] = {}
-    if options.get("beta1") is not None and options.get("beta2") is not None:
-        taken["betas"] = [options["beta1"], options["beta2"]]
-    kind = result.values.get("optimization.optimizer")
-    names = {"prodigy": ("d_coef", "d0", "safeguard_warmup", "use_bias_correction"), "adamw": ("eps", "amsgrad")}
-    taken |= {name: options[name] for name in names.get(str(kind), ()) if options.get(name) not in (None, False)}
-    result.put("optimization.optimizer_options", taken if kind != "adafactor" and taken else None)
+    kind = str(result.values.get("optimization.optimizer"))
+    taken = {name: options[name] for name in _OPTIONS.get(kind, ()) if options.get(name) is not None}
+    betas = [options.get(f"beta{index}") for index in ((1, 2, 3) if kind in ("came", "adan") else (1, 2))]
+    if kind not in ("adafactor", "muon", "torch.optim.SGD") and None not in betas:
+        taken["betas"] = betas
+    is_adafactor = kind == "adafactor"
+    put_options(result, taken, {"relative_step": False, "scale_parameter": False} if is_adafactor else None)
+    known = {*taken, *_OF_SPEED}
+    result.lose_rest({name: value for name, value in options.items() if value is True}, known, "optimizer.")
     if result.values.get("optimization.schedule") != "cosine_with_restarts":
         result.values.pop("optimization.schedule_cycles", None)
     if settings.get("ema", "OFF") != "OFF":
@@ -335,7 +370,11 @@ def _masks(settings: Mapping[str, Any], result: Translation) -> set[str]:
 
 def _samples(settings: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], result: Translation) -> set[str]:
     """Prompts, each with its own size, steps, guidance, seed and negative; intervals in steps or epochs."""
-    enabled = [sample for sample in samples if sample.get("enabled", True) and sample.get("prompt")]
+    if not isinstance(samples, list) or not all(isinstance(sample, Mapping) for sample in samples):
+        result.lose("samples", samples, "no list of samples")
+        samples = []
+    samples = [legible(sample, result, (), ("enabled",), "samples.") for sample in samples]
+    enabled = [sample for sample in samples if switch(sample.get("enabled", True)) and sample.get("prompt")]
     result.put("previews.prompts", [_line(sample, result) for sample in enabled] or None)
     for name, ours in (("sample_after", "previews.every"), ("save_every", "outputs.checkpoint_every")):
         unit, every = settings.get(f"{name}_unit", "NEVER"), count(settings.get(name))

@@ -12,10 +12,10 @@ from sdlora.config import files, schema
 from sdlora.config.train import TrainConfig
 from sdlora.errors import AdapterError, ConfigError
 from sdlora.imports.ai_toolkit import from_job
-from sdlora.imports.kohya import from_gui
 from sdlora.imports.onetrainer import from_concepts
 from sdlora.imports.onetrainer_config import from_config
-from sdlora.imports.sd_scripts import from_file_metadata, from_training_config, is_training_config
+from sdlora.imports.optimizers import settle
+from sdlora.imports.sd_scripts import from_file_metadata, from_saved_window, from_training_config, is_training_config
 from sdlora.imports.sd_scripts_data import from_dataset_config, from_metadata
 from sdlora.imports.simpletuner import from_config as from_simpletuner
 from sdlora.imports.simpletuner_data import from_backends
@@ -58,10 +58,13 @@ def import_settings(path: Path) -> Imported:
     path = path.expanduser()
     try:
         tool, translation = _translate(path)
+        settle(translation)
         reconcile(translation)
-    # Foreign files hold anything anywhere: what a translator trips over is wrong with the file, and no crash of ours.
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ConfigError(str(path), [f"can't be imported: {' '.join(str(error).split())}"]) from error
+    except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
+        shape = "a text, a number or nothing stands where a section or a list belongs, or the other way round"
+        raise ConfigError(str(path), [f"can't be imported: {shape} ({' '.join(str(error).split())})"]) from error
     config = files.validate(schema.nest(translation.values), f"{path}, as imported,")
     return Imported(tool, config, tuple(translation.lost), tuple(translation.changed), translation.captions)
 
@@ -73,19 +76,27 @@ def _translate(path: Path) -> tuple[str, Translation]:
         raise ConfigError(str(path), ["no such file or folder"])
     ending = path.suffix.lower()
     if ending == ".toml":
-        settings = parse_toml(read_text(path))
+        settings = parse_toml(_filled(path))
         if is_training_config(settings):
             return "sd-scripts training config", from_training_config(settings, lambda name: _text_beside(path, name))
         return "sd-scripts dataset config", from_dataset_config(settings)
     if ending == ".safetensors":
         return "the metadata of a LoRA file", from_file_metadata(read_header(path, error=AdapterError).metadata)
     if ending in (".yaml", ".yml"):
-        return "ai-toolkit", from_job(_mapping(parse_yaml(read_text(path))))
+        content = _mapping(parse_yaml(_filled(path)))
+        return ("ai-toolkit", from_job(content)) if {"job", "config"} & content.keys() else _json(content, path)
     if ending == ".json":
-        return _json(parse_json(read_text(path)), path)
+        return _json(parse_json(_filled(path)), path)
     raise ValueError(
         f"{ending or 'a file without ending'} is not read; .json, .toml, .yaml, .safetensors and folders are"
     )
+
+
+def _filled(path: Path) -> str:
+    text = read_text(path)
+    if not text.strip():
+        raise ValueError("it is empty")
+    return text
 
 
 def _json(content: Any, path: Path) -> tuple[str, Translation]:
@@ -107,9 +118,13 @@ def _json(content: Any, path: Path) -> tuple[str, Translation]:
         translation = from_concepts(settings["concepts"])
         translation.lose_rest(settings, {"concepts", "__version"})
         return "OneTrainer concepts", translation
-    if {"pretrained_model_name_or_path", "train_data_dir", "LoRA_type"} & settings.keys():
-        return "kohya_ss", from_gui(settings)
-    if settings and all(isinstance(entry, dict) for entry in settings.values()):
+    if {"pretrained_model_name_or_path", "train_data_dir", "LoRA_type", "network_dim"} & settings.keys():
+        return "kohya_ss", from_saved_window(settings, lambda name: _text_beside(path, name))
+    if isinstance(settings.get("config"), dict) and "process" in settings["config"]:
+        return "ai-toolkit", from_job(settings)
+    if all(isinstance(entry, dict) for entry in settings.values()) and any(
+        {"caption", "tags", "train_resolution"} & entry.keys() for entry in settings.values()
+    ):
         translation = from_metadata(settings)
         translation.put("images.folder", str(path.parent))
         return "sd-scripts metadata", translation
@@ -141,7 +156,10 @@ def _beside(path: Path, name: str) -> Path | None:
     """A file that settings name, relative to their own folder or one above it."""
     plain = PureWindowsPath(name).as_posix()
     tried = [Path(plain), *(folder / plain for folder in path.resolve().parents)]
-    return next((candidate for candidate in tried if candidate.is_file()), None)
+    try:
+        return next((candidate for candidate in tried if candidate.is_file()), None)
+    except OSError:  # no name that a file can have
+        return None
 
 
 def _json_beside(path: Path, name: str) -> Any:

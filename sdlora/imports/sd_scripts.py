@@ -16,6 +16,7 @@ from sdlora.imports.translation import OTHER_MODELS, Translation
 from sdlora.text_files import parse_json, parse_toml
 
 _DEFAULTS: dict[str, Any] = {
+    "caption_extension": ".caption",
     "enable_bucket": False,
     "learning_rate": 2e-6,
     "lr_scheduler": "constant",
@@ -53,6 +54,10 @@ _ARGUMENTS = ("network_args", "optimizer_args", "lr_scheduler_args")
 _KINDS = {"lora": "LyCORIS/LoCon", "locon": "LyCORIS/LoCon", "loha": "LyCORIS/LoHa", "lokr": "LyCORIS/LoKr"}
 
 
+_PLAIN_MODULES = ("lora", "kohya")
+"""What makes a plain LoRA: sd-scripts' own module and LyCORIS'."""
+
+
 def is_training_config(settings: Mapping[str, Any]) -> bool:
     """Whether a TOML holds options of the trainer, in sections or not, and not only data sets."""
     return bool({"network_module", "network_dim", "pretrained_model_name_or_path"} & flat(settings).keys())
@@ -80,27 +85,47 @@ def from_training_config(settings: Mapping[str, Any], read_beside: Callable[[str
     given = flat(settings)
     notes = Translation()
     subsets = given.pop("subsets", None)  # of LoRA_Easy_Training_Scripts
-    dataset_file = given.pop("dataset_config", None)
     datasets: Mapping[str, Any] | None = {"datasets": [{"subsets": subsets}]} if subsets else None
     if "datasets" in given:
         datasets = {"general": settings.get("general", {}), "datasets": given.pop("datasets")}
-    if dataset_file:
-        text = read_beside(str(dataset_file))
-        if text is None:
-            notes.lose("dataset_config", dataset_file, "no such file beside this one; set images.folder")
-        else:
-            datasets = parse_toml(text)
+    datasets = _dataset_file(given.pop("dataset_config", None), read_beside, notes) or datasets
     prompts = given.get("sample_prompts")
     if isinstance(prompts, list):
         prompts = given["sample_prompts"] = "\n".join(str(one) for one in prompts)
-    if given.pop("network_train_text_encoder", True) is False:
+    trains_text = given.pop("network_train_text_encoder", True)
+    if trains_text in (False, "false", "False"):
         given["network_train_unet_only"] = True
+    elif trains_text not in (True, "true", "True"):
+        notes.lose("network_train_text_encoder", trains_text, "is neither on nor off")
     if prompts and str(prompts).lower().endswith((".txt", ".toml", ".json")):
         text = read_beside(str(prompts)) if str(prompts).lower().endswith(".txt") else None
         given["sample_prompts"] = text or ""
         if text is None:
             notes.lose("sample_prompts", prompts, "not read; previews.prompts takes such a file, or its lines")
     return _translated(given, _GUI_NAMES, notes, datasets)
+
+
+def from_saved_window(settings: Mapping[str, Any], read_beside: Callable[[str], str | None]) -> Translation:
+    """The settings that kohya_ss saves, with the data set of the TOML that they name, if any."""
+    notes = Translation()
+    given = dict(settings)
+    file = given.pop("dataset_config", None)
+    datasets = _dataset_file(file, read_beside, notes)
+    if file and not (given.get("max_train_epochs") or given.get("max_train_steps")):
+        given |= {"epoch": None, "max_train_steps": _DEFAULTS["max_train_steps"]}
+        notes.change("epoch", settings.get("epoch"), "has no effect there beside a dataset_config: 1600 steps")
+    result = from_gui(given)
+    if datasets is not None:
+        result.join(from_dataset_config(datasets, {}))
+    result.join(notes)
+    return result
+
+
+def _dataset_file(file: Any, read_beside: Callable[[str], str | None], notes: Translation) -> dict[str, Any] | None:
+    text = read_beside(str(file)) if file else None
+    if file and text is None:
+        notes.lose("dataset_config", file, "no such file beside this one; set images.folder")
+    return None if text is None else parse_toml(text)
 
 
 def from_file_metadata(metadata: Mapping[str, str]) -> Translation:
@@ -136,26 +161,24 @@ def from_file_metadata(metadata: Mapping[str, str]) -> Translation:
         notes.lose("dataset_dirs", "", "the images' folder isn't told; set images.folder")
     if told.get("ema_decay"):
         notes.put("optimization.ema", float(told["ema_decay"]))
+    given["caption_extension"] = None  # of which metadata tell nothing
     return _translated(given, _METADATA_NAMES, notes, None)
 
 
 def _translated(
     given: Mapping[str, Any], names: Mapping[str, str], notes: Translation, datasets: Mapping[str, Any] | None
 ) -> Translation:
-    gui: dict[str, Any] = {name: value for name, value in _DEFAULTS.items() if value is not None}
-    # Its 1600 steps are there only where nobody asks for epochs.
+    gui = dict(_DEFAULTS)
     if given.get("max_train_epochs"):
         del gui["max_train_steps"]
     gui |= {names.get(name, name): value for name, value in given.items() if name not in _ARGUMENTS[:1]}
     for name, value in gui.items():
         if isinstance(value, str) and value in ("True", "False"):
             gui[name] = value == "True"
-    arguments = _arguments(given.get("network_args"))
-    gui |= arguments
-    module = str(gui.pop("network_module", "networks.lora"))
+    arguments = _arguments(given.get("network_args"), notes)
+    module = str(gui.pop("network_module", None) or "networks.lora")
+    gui |= {name: value for name, value in arguments.items() if name not in ("algo", "algorithm")}
     gui["LoRA_type"] = _kind(module, arguments)
-    for name in ("algo", "algorithm"):
-        gui.pop(name, None)
     if isinstance(gui.get("optimizer_args"), dict):
         gui["optimizer_args"] = [f"{name}={value}" for name, value in gui["optimizer_args"].items()]
     if isinstance(gui.get("max_resolution"), list):
@@ -164,21 +187,20 @@ def _translated(
         gui["LyCORIS_preset"] = gui.pop("preset")
     result = from_gui(gui)
     if datasets is not None:
-        data = from_dataset_config(datasets, {})
-        result.values |= data.values
-        result.lost += data.lost
-        result.changed += data.changed
-    result.values |= notes.values
-    result.lost += notes.lost
+        result.join(from_dataset_config(datasets, {}))
+    result.join(notes)
     return result
 
 
-def _arguments(given: Any) -> dict[str, Any]:
+def _arguments(given: Any, notes: Translation) -> dict[str, Any]:
     """`network_args` as a mapping, from ["conv_dim=4", ...], "conv_dim=4 ..." or a mapping."""
     if isinstance(given, Mapping):
         return dict(given)
-    words = given if isinstance(given, list) else str(given or "").split()
-    return {name: value for name, _, value in (str(word).partition("=") for word in words)}
+    words = [str(word) for word in (given if isinstance(given, list) else str(given or "").split())]
+    for word in words:
+        if "=" not in word:
+            notes.lose("network_args", word, "not understood, arguments are name=value")
+    return {name: value for name, equals, value in (word.partition("=") for word in words) if equals}
 
 
 def _kind(module: str, arguments: Mapping[str, Any]) -> str:
@@ -190,6 +212,8 @@ def _kind(module: str, arguments: Mapping[str, Any]) -> str:
     other = next((name for name in OTHER_MODELS if name in module.lower().replace("_", "")), None)
     if other:
         return other
+    if module.rpartition(".")[2] not in _PLAIN_MODULES:
+        return module
     return "Kohya LoCon" if arguments.get("conv_dim") else "Standard"
 
 

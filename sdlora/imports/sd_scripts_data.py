@@ -13,6 +13,7 @@ from sdlora.imports.translation import (
     Translation,
     caption_ending,
     count,
+    legible,
     opposite,
     same,
     some,
@@ -23,7 +24,7 @@ from sdlora.imports.translation import (
 
 def resolution_of(value: Any) -> int | None:
     """An edge in pixels from 512, "512" or "512,768": of a rectangle, that of the square with its area."""
-    if value in ("", None):
+    if value in ("", None, []):
         return None
     edges = [int(edge) for edge in (value if isinstance(value, list) else str(value).split(","))]
     return round(math.sqrt(edges[0] * edges[-1]) / LATENT_FACTOR) * LATENT_FACTOR
@@ -67,14 +68,16 @@ def augmentation(settings: Mapping[str, Any], result: Translation) -> set[str]:
     return {"color_aug", "face_crop_aug_range"}
 
 
+_DEFAULTS = {"enable_bucket": False, "caption_extension": ".caption"}
+
+
 def from_dataset_config(settings: Mapping[str, Any], otherwise: Mapping[str, Any] | None = None) -> Translation:
     """sd-scripts' dataset.toml: [general], [[datasets]] and their [[datasets.subsets]], the nearest one winning.
 
     otherwise: options that hold where the file is silent; by default sd-scripts' own.
     """
     result = Translation()
-    # sd-scripts makes buckets only when asked to, sdlora unless told not to.
-    general = {**({"enable_bucket": False} if otherwise is None else otherwise), **settings.get("general", {})}
+    general = {**(_DEFAULTS if otherwise is None else otherwise), **settings.get("general", {})}
     subsets = [
         {**general, **{name: value for name, value in dataset.items() if name != "subsets"}, **subset}
         for dataset in settings.get("datasets", [])
@@ -103,6 +106,7 @@ _TABLE: dict[str, tuple[str, Convert]] = {
 
 def _subset(subset: Mapping[str, Any]) -> SourceFolder:
     own = Translation()
+    subset = legible(subset, own, (), ("is_reg", "color_aug"))
     known = own.take(subset, _TABLE) | {"image_dir", "is_reg"}
     known |= augmentation(subset, own)
     own.lose_rest(subset, known)

@@ -10,15 +10,18 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from sdlora.config.preview_prompts import parse_preview
+from sdlora.imports.optimizers import put_options
 from sdlora.imports.simpletuner_data import edge_of, from_backends
 from sdlora.imports.translation import (
     PRECISION,
     SCHEDULE,
     Convert,
     Translation,
+    alpha,
     count,
     epochs,
     file_name,
+    legible,
     number,
     one_of,
     same,
@@ -168,12 +171,21 @@ NO_COUNTERPART = {
 """Settings that ours can't hold; each is listed when it is switched on."""
 
 
+_NUMBERS = (
+    "lora_rank", "lora_alpha", "lora_dropout", "train_batch_size", "gradient_accumulation_steps", "lr_end", "ema_decay",
+    "adam_epsilon", "max_grad_norm", "snr_gamma", "soft_min_snr_sigma_data", "noise_offset",
+    "noise_offset_probability", "resolution",
+)  # fmt: skip
+_SWITCHES = ("lr_scale", "use_ema", "use_soft_min_snr", "offset_noise")
+"""What is read outside `SETTINGS`, where each conversion answers for itself."""
+
+
 def from_config(settings: Mapping[str, Any], read_json: ReadJson) -> Translation:
     """The whole configuration. Raises ValueError for models that are no Stable Diffusion, and for ControlNets."""
     plain = {name.lstrip("-").replace("-", "_"): value for name, value in settings.items()}
     result = Translation()
     family = _family(plain)
-    given = {**_DEFAULTS, **plain}
+    given = legible({**_DEFAULTS, **plain}, result, _NUMBERS, _SWITCHES)
     known = result.take(given, SETTINGS) | WITHOUT_EFFECT
     result.put("base_model.family", family)
     if "base_model.model" not in result.values:
@@ -205,6 +217,10 @@ def _kind(given: Mapping[str, Any], result: Translation, read_json: ReadJson) ->
         result.change("model_type", given["model_type"], "adapters are trained here, so it is taken as lora")
     if given.get("prediction_type") in ("epsilon", "v_prediction"):
         result.put("base_model.prediction", given["prediction_type"])
+    elif same(given.get("prediction_type")):
+        result.lose("prediction_type", given["prediction_type"], "epsilon and v_prediction are possible")
+    if given.get("lora_type", "standard") not in ("standard", "lycoris"):
+        result.lose("lora_type", given["lora_type"], "standard and lycoris are possible; standard is taken")
     known = {"lora_type", "lora_rank", "lora_alpha", "lora_dropout"}
     if given.get("lora_type", "standard") != "lycoris":
         rank = count(given.get("lora_rank"))
@@ -232,6 +248,7 @@ def _lycoris(settings: Mapping[str, Any], result: Translation) -> None:
         "dropout": ("adapter.dropout", some),
         "weight_decompose": ("adapter.dora", switch),
     }
+    settings = legible(settings, result, ("linear_dim", "linear_alpha"), (), "lycoris_config: ")
     known = result.take(settings, table, "lycoris_config: ")
     algorithm, rank = result.values.get("adapter.algorithm", "lora"), count(settings.get("linear_dim"))
     if algorithm != "lokr":
@@ -240,10 +257,13 @@ def _lycoris(settings: Mapping[str, Any], result: Translation) -> None:
     # LyCORIS' way to ask for whole matrices: a dimension that no layer reaches.
     if rank and rank >= 10000 and algorithm == "lokr":
         result.put("adapter.lokr_full", True)
+        result.values.pop("adapter.lokr_decompose_both", None)  # no rank is below such a one
         result.change("linear_dim", rank, "stands for a full matrix: adapter.lokr_full, whose scale is always 1")
     else:
         result.put("adapter.rank", rank)
-        result.put("adapter.alpha", some(settings.get("linear_alpha")))
+        result.put("adapter.alpha", alpha(settings.get("linear_alpha"), rank, 1.0))
+    if algorithm in ("loha", "lokr"):
+        result.drop("adapter.dropout", "has no effect on LoHa and LoKr there either; adapter.dropout leaves out rows")
     preset = settings.get("apply_preset") or {}
     targets = {str(one) for one in preset.get("target_module") or ()}
     layers = "attention+ff" if "FeedForward" in targets else "attention" if targets == {"Attention"} else "all"
@@ -294,14 +314,15 @@ def _optimizer(given: Mapping[str, Any], result: Translation) -> set[str]:
         name, equals, value = part.strip().partition("=")
         if equals:
             options[name] = _number_or_word(value)
+        elif name:
+            result.lose("optimizer_config", name, "not understood, options are name=value")
     betas = [given.get(f"{kind}_beta{index}") for kind in ("optimizer", "adam") for index in (1, 2)]
     for first, second in (betas[:2], betas[2:]):
         if first is not None and second is not None:
             options.setdefault("betas", [first, second])
     if given.get("adam_epsilon") is not None:
         options["eps"] = number(given["adam_epsilon"])
-    result.put("optimization.weight_decay", options.pop("weight_decay", None))
-    result.put("optimization.optimizer_options", options or None)
+    put_options(result, options)
     if given.get("grad_clip_method", "value") == "value" and number(given.get("max_grad_norm")):
         result.change("grad_clip_method", "value", "gradients are clipped by their norm here")
     return {
@@ -343,6 +364,8 @@ def _previews(given: Mapping[str, Any], result: Translation) -> set[str]:
     result.put("previews.prompts", [" ".join(str(prompt).split())] if prompt else None)
     sizes = str(given.get("validation_resolution") or "").lower().split(",")
     edges = [edge_of(edge, "area") for edge in sizes[0].split("x") if edge.strip().replace(".", "").isdigit()]
+    if not edges and same(given.get("validation_resolution")):
+        result.lose("validation_resolution", given["validation_resolution"], "not understood")
     if edges:
         result.put("previews.width_px", edges[0])
         result.put("previews.height_px", edges[-1])
@@ -362,7 +385,5 @@ def _data(given: Mapping[str, Any], result: Translation, read_json: ReadJson) ->
         result.lose("data_backend_config", file or "", "no such file near this one; set images.folder")
         return {"resolution", "resolution_type"}
     data = from_backends(backends)
-    result.values |= data.values
-    result.lost += data.lost
-    result.changed += data.changed
+    result.join(data)
     return {"resolution", "resolution_type"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdlora.constants import LATENT_FACTOR
 from sdlora.imports.folders import SourceFolder, put_folders
-from sdlora.imports.translation import Translation, number, switch
+from sdlora.imports.translation import Translation, legible, number, switch
 
 WITHOUT_EFFECT = {
     "id", "type", "dataset_type", "disabled", "disable", "cache_dir", "cache_dir_vae", "metadata_backend",
@@ -30,6 +30,12 @@ TAKEN = {
 }  # fmt: skip
 
 
+_SWITCHES = (
+    "crop", "only_instance_prompt", "disable_multiline_split", "prepend_instance_prompt", "is_regularisation_data",
+    "is_regularization_data",
+)  # fmt: skip
+
+
 def edge_of(resolution: Any, kind: str) -> int | None:
     """An edge in pixels from a resolution in pixels, of an area in megapixels or as the edge of an area."""
     value = number(resolution)
@@ -44,6 +50,8 @@ def from_backends(backends: Sequence[Mapping[str, Any]]) -> Translation:
     """The data backends of a run: folders of images, with settings of their own. Raises ValueError without any."""
     result = Translation()
     sources = []
+    if not all(isinstance(backend, Mapping) for backend in backends):
+        raise ValueError("a list of data backends holds something else than backends")
     for backend in backends:
         kind = str(backend.get("dataset_type", "image"))
         if switch(backend.get("disabled")) or switch(backend.get("disable")) or kind.endswith("embeds"):
@@ -74,6 +82,7 @@ def _source(backend: Mapping[str, Any], kind: str, result: Translation) -> Sourc
         result.put("validation.folder", str(place))
         return None
     own = Translation()
+    backend = legible(backend, own, ("repeats", "resolution"), _SWITCHES)
     _sizes(backend, own)
     _captions(backend, own)
     repeats = int(number(backend.get("repeats")) or 0)
@@ -87,6 +96,8 @@ def _source(backend: Mapping[str, Any], kind: str, result: Translation) -> Sourc
 
 def _sizes(backend: Mapping[str, Any], own: Translation) -> None:
     kind = str(backend.get("resolution_type", "pixel_area"))
+    if kind not in ("area", "pixel", "pixel_area"):
+        own.lose("resolution_type", kind, "area, pixel and pixel_area are possible; pixels are taken")
     own.put("images.resolution", edge_of(backend.get("resolution"), kind))
     if not switch(backend.get("crop")):
         return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdlora.config.adapter import REGEX_PREFIX
 from sdlora.config.optimization import OWN_RATE, SCHEDULE_FREE
 from sdlora.config.preview_prompts import parse_preview
 
@@ -26,6 +28,7 @@ _OTHER_NAMES = re.compile(
 )
 """Names of base models that are of another architecture for certain."""
 MAX_NORM = "optimization.max_weight_norm"
+_EMPTY = ("", "none", "null")
 _NOTHING: tuple[Any, ...] = (None, "", False, 0, "0", 0.0, "None", "none", [], {})
 
 
@@ -39,6 +42,8 @@ class Translation:
     """What was taken over with another value than it had, and why."""
     captions: dict[str, str] = field(default_factory=dict)
     """Captions by image, for metadata files: a path, relative or absolute, with or without ending."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """What a setting of ours is called in the file, to speak of it by that name."""
 
     def put(self, name: str, value: Any) -> None:
         """Give one of our settings a value; None leaves it as it is."""
@@ -62,12 +67,27 @@ class Translation:
         for name in (name for name in table if name in source):
             ours, convert = table[name]
             try:
-                self.put(ours, convert(source[name]))
+                value = convert(source[name])
+                self.put(ours, value)
+                if value is not None:
+                    self.sources[ours] = prefix + name
             except (ValueError, TypeError) as error:
                 self.lose(
                     prefix + name, source[name], str(error) if isinstance(error, ValueError) else "not understood"
                 )
         return set(table)
+
+    def drop(self, name: str, why: str) -> None:
+        """Take one of our settings back, if it was entered, and note the foreign one that it came from."""
+        if name in self.values:
+            self.lose(self.sources.get(name, name), self.values.pop(name), why)
+
+    def join(self, other: Translation) -> None:
+        """Add what another part of the file says, which wins where both say something."""
+        self.values |= other.values
+        self.sources |= other.sources
+        self.lost += other.lost
+        self.changed += other.changed
 
     def lose_rest(self, source: Mapping[str, Any], known: set[str], prefix: str = "") -> None:
         """Note every other setting that is switched on."""
@@ -82,14 +102,22 @@ def same(value: Any) -> Any:
 
 
 def number(value: Any) -> float | None:
-    """A number from a number or a text, None from an empty one."""
-    return None if value in ("", None) else float(value)
+    """A number from a number or a text, None from an empty one. Raises ValueError for all else, and for infinity."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in _EMPTY):
+        return None
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError("is no number")
+    return found
 
 
 def count(value: Any) -> int | None:
     """A whole number above 0; None from 0 or an empty text."""
     found = number(value)
-    return int(found) if found else None
+    return (int(found) or None) if found else None
 
 
 def epochs(value: Any) -> str | None:
@@ -104,9 +132,34 @@ def some(value: Any) -> float | None:
     return found or None
 
 
+def alpha(value: Any, rank: int | None, default: float | None) -> float | None:
+    """An alpha as trainers have it that take 0 for the rank; default where none is given."""
+    given = number(value)
+    return float(rank) if given == 0 and rank else default if given is None and rank else given or None
+
+
 def switch(value: Any) -> bool | None:
-    """True, or None for what is off."""
-    return True if value in (True, "true", "True", 1) else None
+    """True, or None for what is off. Raises ValueError for what is neither."""
+    word = str(value).strip().lower() if isinstance(value, (bool, int, float, str)) else value
+    if word in ("true", "1", "1.0", "yes", "on"):
+        return True
+    if word in ("false", "0", "0.0", "no", "off", *_EMPTY, None):
+        return None
+    raise ValueError("is neither on nor off")
+
+
+def legible(
+    source: Mapping[str, Any], result: Translation, numbers: Iterable[str], switches: Iterable[str], prefix: str = ""
+) -> dict[str, Any]:
+    """The settings without those that should be numbers or switches and are not, which are noted."""
+    found = dict(source)
+    for names, read in ((numbers, number), (switches, switch)):
+        for name in (name for name in names if name in found):
+            try:
+                read(found[name])
+            except ValueError as error:
+                result.lose(prefix + name, found.pop(name), str(error))
+    return found
 
 
 def switched_off(value: Any) -> bool | None:
@@ -140,31 +193,6 @@ def one_of(**choices: str) -> Convert:
     return convert
 
 
-OPTIMIZER = one_of(
-    adamweightdecay="adamw",
-    adamw="adamw",
-    adam="adamw",
-    adamw8bit="adamw8bit",
-    adam8bit="adamw8bit",
-    pagedadamw8bit="paged_adamw8bit",
-    lion="lion",
-    adafactor="adafactor",
-    prodigy="prodigy",
-    prodigyplusschedulefree="prodigy_schedule_free",
-    dadaptation="dadapt_adam",
-    dadaptadam="dadapt_adam",
-    dadaptadampreprint="dadapt_adam",
-    came="came",
-    adan="adan",
-    adopt="adopt",
-    soap="soap",
-    muon="muon",
-    ademamix="ademamix",
-    stableadamw="stable_adamw",
-    adamwschedulefree="schedule_free_adamw",
-    schedule_free_adamw="schedule_free_adamw",
-)
-# Warm-up and a lowest rate are settings of their own here, so schedules that differ in those alone become one.
 SCHEDULE = one_of(
     constant="constant",
     constant_with_warmup="constant",
@@ -185,14 +213,16 @@ PRECISION = one_of(
 
 
 def caption_ending(value: Any) -> str | None:
-    """The ending of caption files; nothing for .txt, which ours reads anyhow."""
-    if value in ("", None, ".txt", "txt"):
+    """The ending of caption files, with its dot; nothing for an empty one."""
+    if value in ("", None):
         return None
     return value if str(value).startswith(".") else f".{value}"
 
 
 def file_name(value: Any) -> str | None:
-    """A name that ours allows: what file systems refuse becomes a dash; None where nothing is left."""
+    """A name that ours allows."""
+    if value is None:
+        return None
     return re.sub(r"[^\w.+() -]+", "-", str(value)).strip(" .-") or None
 
 
@@ -210,22 +240,19 @@ def reconcile(translation: Translation) -> None:
             rate = values.get(f"optimization.{name}")
             if rate not in (None, 0, values.get("optimization.learning_rate")):
                 optimizer = values["optimization.optimizer"]
-                translation.lose(f"optimization.{name}", rate, f"{optimizer} takes one learning rate for all parts")
-                del values[f"optimization.{name}"]
-    if "objective.prior_outside_mask" in values and not _has_masks(values):
-        weight = values.pop("objective.prior_outside_mask")
-        translation.lose("objective.prior_outside_mask", weight, "has no effect without masks")
+                translation.drop(f"optimization.{name}", f"{optimizer} takes one learning rate for all parts")
+    if not _has_masks(values):
+        translation.drop("objective.prior_outside_mask", "has no effect without masks")
     optimizer = values.get("optimization.optimizer")
     if optimizer in SCHEDULE_FREE and values.get("optimization.schedule", "constant") != "constant":
-        translation.lose("schedule", values.pop("optimization.schedule"), f"{optimizer} has none")
-    if values.get("adapter.layers") != "all+conv":
+        translation.drop("optimization.schedule", f"{optimizer} has none")
+    if not str(values.get("adapter.layers")).startswith(("all+conv", REGEX_PREFIX)):
         for name in ("adapter.conv_rank", "adapter.conv_alpha"):
             values.pop(name, None)
     algorithm = values.get("adapter.algorithm", "lora")
     if algorithm != "lora":
         for name in ("adapter.rslora", "adapter.rank_dropout", "adapter.module_dropout", MAX_NORM):
-            if name in values:
-                translation.lose(name, values.pop(name), f"goes with LoRA only here, not {algorithm}")
+            translation.drop(name, f"goes with LoRA only here, not {algorithm}")
     is_class = [folder.get("is_class") for folder in values.get("images.folders", ())]
     if "images.class_folder" in values or any(is_class):
         other = values.get("objective.prior_preservation", "class_images")
@@ -280,4 +307,4 @@ def _settle_buckets(translation: Translation) -> None:
     }
     for name in (name for name in fits if name in values):
         if not (values.get("images.buckets", True) and fits[name]):
-            translation.lose(name, values.pop(name), f"has no effect at resolution {resolution}")
+            translation.drop(name, f"has no effect at resolution {resolution}")

@@ -70,7 +70,8 @@ def test_a_kohya_setting_without_counterpart_is_listed(tmp_path: Path, name: str
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"max_train_steps": "1600"}, "epochs win over steps"),
+        ({"max_train_steps": "1600", "max_train_epochs": "3"}, "epochs win over steps, as there: 3 epochs"),
+        ({"max_train_steps": "1600"}, "epoch=10: max_train_steps wins over it, as there: 1600 steps"),
         ({"bucket_reso_steps": 50}, "bucket_reso_steps=50"),
         ({"max_resolution": "512,768"}, "max_resolution=512,768"),
         ({"network_alpha": 0}, "means the rank there"),
@@ -139,7 +140,7 @@ def test_values_without_counterpart_say_why(tmp_path: Path) -> None:
     }
     text = "\n".join(imported(tmp_path, "kohya.json", {**KOHYA, **changes}).lost)
     assert "max_token_length=100: 75, 150 or 225 is possible" in text
-    assert "images.bucket_max=512: has no effect at resolution 768" in text
+    assert "max_bucket_reso=512: has no effect at resolution 768" in text
 
 
 def test_a_dataset_config_gives_folders_and_says_what_differs(tmp_path: Path) -> None:
@@ -411,7 +412,7 @@ def test_odd_settings_that_people_share_are_imported_and_can_be_built(tmp_path: 
         ("a full matrix, steps of one pixel, options in quotes and a scheduler by class", "network_dim=100000"),
         ("a full matrix, steps of one pixel, options in quotes and a scheduler by class", "bucket_reso_steps=1"),
         ("a full matrix, steps of one pixel, options in quotes and a scheduler by class", "lr_scheduler_type="),
-        ("epochs and steps, two weightings", "epochs win over steps"),
+        ("epochs and steps, two weightings", "epoch=100: max_train_steps wins over it, as there: 160 steps"),
         ("epochs and steps, two weightings", "one weighting at a time: debiased is taken"),
         ("Adafactor that finds its own rate", "Adafactor with relative_step finds its own"),
         ("a rectangle without buckets", "a rectangle without buckets can't be held"),

@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 
-from sdlora.imports import ai_toolkit, onetrainer_config, simpletuner, simpletuner_data
+from sdlora.imports import ai_toolkit, kohya, onetrainer_config, simpletuner, simpletuner_data
 from sdlora.imports.translation import Translation
-from tests.support.foreign_keys import AI_TOOLKIT_KEYS, ONETRAINER_KEYS, SIMPLETUNER_BACKEND_KEYS, SIMPLETUNER_KEYS
+from tests.support.foreign_keys import (
+    AI_TOOLKIT_KEYS,
+    KOHYA_KEYS,
+    ONETRAINER_KEYS,
+    SIMPLETUNER_BACKEND_KEYS,
+    SIMPLETUNER_KEYS,
+)
 from tests.support.foreign_settings import AI_TOOLKIT, ONETRAINER
 
 SIMPLETUNER = {"model_family": "sdxl", "data_backend_config": "x.json"}
@@ -33,6 +39,12 @@ def handled(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, set[str]]]:
 
 def without_a_class(keys: list[str], known: set[str], listed: set[str], prefixes: tuple[str, ...] = ()) -> list[str]:
     return [key for key in keys if key not in known | listed and not key.startswith(prefixes or ("\0",))]
+
+
+def test_every_setting_of_kohya_ss_has_a_class(handled: dict[str, set[str]]) -> None:
+    kohya.from_gui({})
+    elsewhere = {"use_8bit_adam", "dataset_config"}  # an old switch, and a file that is read beside the settings
+    assert without_a_class(KOHYA_KEYS, handled[""] | elsewhere, kohya.NO_COUNTERPART) == []
 
 
 def test_every_setting_of_onetrainer_has_a_class(handled: dict[str, set[str]]) -> None:
@@ -97,6 +109,7 @@ def test_a_setting_of_a_data_backend_without_counterpart_is_listed(key: str) -> 
 
 
 def test_the_lists_are_of_real_size(tmp_path: Path) -> None:
+    assert len(KOHYA_KEYS) > 200
     assert len(ONETRAINER_KEYS) > 150
     assert sum(map(len, AI_TOOLKIT_KEYS.values())) > 150
     assert len(SIMPLETUNER_KEYS) > 140
