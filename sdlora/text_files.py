@@ -28,6 +28,9 @@ _MARKS = (
 _PARSER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _DEEPEST_YAML = 100
 _LARGEST_YAML = MIB
+_LONG_NUMBER = re.compile(r"[0-9a-fA-FxXoO_:]{800}")
+_MOST_BITS = 3300
+"""A thousand decimal digits."""
 _KANA = re.compile(r"[\u3040-\u30ff]")
 
 
@@ -60,7 +63,7 @@ def decode_text(content: bytes) -> str:
 def parse_json(text: str) -> Any:
     """What a JSON text holds. Raises ValueError, also for one nested too deep or with halves of characters in it."""
     try:
-        return _whole_characters(json.loads(text), text)
+        return _sound(json.loads(text), text)
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -72,7 +75,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(text)
+        return _sound(tomllib.loads(text), text)
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -88,7 +91,7 @@ def parse_yaml(text: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _DEEPEST_YAML:
                 raise ValueError("nested too deep")
-        return _whole_characters(yaml.load(text, Loader=_UniqueKeyLoader), text)  # noqa: S506 - a SafeLoader
+        return _sound(yaml.load(text, Loader=_UniqueKeyLoader), text)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(re.sub(r' in "<[a-z ]+>",', " at", " ".join(str(error).split()))) from None
 
@@ -112,14 +115,31 @@ class _UniqueKeyLoader(_PARSER):  # type: ignore[misc, valid-type]
         return mapping
 
 
-def _whole_characters(value: Any, text: str) -> Any:
-    """The value, unless an escape such as \\ud800 put half of a character into it, which no file can hold."""
+def _sound(value: Any, text: str) -> Any:
+    """The value, unless it holds what can't be written again or even shown.
+
+    That is half of a character, by an escape such as \\ud800, and a number so long that Python refuses to print it.
+    """
+    if _LONG_NUMBER.search(text) and _holds_long_number(value):
+        raise ValueError("holds a number of more than a thousand digits")
     if "\\u" in text and re.search(r"\\[uU](?:0000)?[dD][89a-fA-F]", text):
         try:
             json.dumps(value, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"holds half of a character ({error.object[error.start]!r})") from None
     return value
+
+
+def _holds_long_number(value: Any) -> bool:
+    left, seen = [value], set()
+    while left:
+        one = left.pop()
+        if isinstance(one, int) and one.bit_length() > _MOST_BITS:
+            return True
+        if isinstance(one, dict | list) and id(one) not in seen:  # YAML's aliases may hold one a million times
+            seen.add(id(one))
+            left += [*one, *one.values()] if isinstance(one, dict) else one
+    return False
 
 
 def read_text(path: Path) -> str:

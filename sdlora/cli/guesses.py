@@ -26,11 +26,22 @@ class SettingsCommand(TyperCommand):
             return super().parse_args(context, arguments)
         except Exception as error:
             # Typer brings a click of its own: its exceptions have no public name.
-            if type(error).__name__ != "NoSuchOption":
+            if type(error).__name__ == "NoSuchOption":
+                told = _how_to_write(str(getattr(error, "option_name", "")), given)
+            elif apart := _set_apart(given):
+                told = f"--set {apart[0]} {apart[1]}: write it as --set {apart[0]}={apart[1]}"
+            else:
                 raise
-            told = _how_to_write(str(getattr(error, "option_name", "")), given)
         context.fail(told)
         return []
+
+
+def _set_apart(given: list[str]) -> tuple[str, str] | None:
+    """The name and value of the first --set that has them in two words."""
+    for option, name, value in zip(given, given[1:], given[2:], strict=False):
+        if option in ("--set", "-s") and "=" not in name and not value.startswith("-"):
+            return name, value
+    return None
 
 
 def _how_to_write(option: str, given: list[str]) -> str:

@@ -55,8 +55,10 @@ def train(
     preset: PresetOption = None,
     overrides: SetOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print settings and summary, train nothing.")
+        bool,
+        typer.Option("--dry-run", help="Check everything, print what differs from the defaults and what would happen."),
     ] = False,
+    full: Annotated[bool, typer.Option("--full", help="With --dry-run: print all settings, defaults too.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --dry-run: print JSON. Exit code 1 on problems.")
     ] = False,
@@ -71,7 +73,7 @@ def train(
     if dry_run:
         from sdlora.training.preflight.summary import summarise
 
-        console.print(files.dump(config), markup=False)
+        console.print(files.dump(config, only_changes=not full), markup=False)
         console.print(summarise(config).as_text(), markup=False)
         return
     from sdlora.training.loop.run import train as train_adapter

@@ -73,7 +73,8 @@ def test_dry_run_prints_settings_and_summary_and_leaves_nothing_behind(
 ) -> None:
     result = cli(*train_on(tiny_sd1, tiny_images, f"outputs.folder={tmp_path / 'runs'}"), "--dry-run")
     assert result.code == 0, result.errors
-    assert "rank: 16" in result.output
+    assert "rank: 16" not in result.output, "a default"
+    assert "rank: 16" in cli(*train_on(tiny_sd1, tiny_images), "--dry-run", "--full").output
     for line in (
         "images:          10 of 10 files, 0 held out",
         "never trained:   0 images",

@@ -19,6 +19,8 @@ from sdlora.training.preflight.checks import check
         ("? [a]\n: b", "a list is no name"),
         ("a: 1\na: 2", "'a' is set twice"),
         ("seed: " + "9" * 5000, "digits"),
+        ("seed: 0x" + "f" * 5000, "a number of more than a thousand digits"),
+        ("seed: " + ":".join(["59"] * 3000), "a number of more than a thousand digits"),
         ("[" * 3000 + "]" * 3000, "nested too deep|nesting"),
         ("- " * 100_000 + "a", "nested too deep"),
         ('name: "\\ud800x"', "half of a character|invalid Unicode"),
@@ -49,7 +51,7 @@ def test_json_with_whole_characters_of_two_escapes_is_read() -> None:
     assert parse_json('{"a": "\\ud83d\\ude00"}') == {"a": "😀"}
 
 
-@pytest.mark.parametrize("text", ["a = " + "[" * 5000, "a = 1979-13-01", "a"])
+@pytest.mark.parametrize("text", ["a = 0x" + "f" * 5000, "a = " + "[" * 5000, "a = 1979-13-01", "a"])
 def test_toml_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         parse_toml(text)

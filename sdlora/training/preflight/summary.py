@@ -112,11 +112,11 @@ class Summary:
         yield "text", f"{len(self.long_captions)} captions over {limit} tokens" + cut_off(self.long_captions)
         needed = f"{self.cache_bytes / MIB:.1f} MiB of cache and {self.run_bytes / MIB:.0f} MiB in the run's folder"
         yield "disk", f"at most {needed}; {self.free_disk_gib:.1f} GiB free"
+        yield from remarks(self.config, self.images)  # last, where they are read
 
     def _image_lines(self) -> Iterator[tuple[str, str]]:
         plan = self.images.plan
         yield "images", f"{plan.images} of {plan.files_seen} files, {len(self.images.held_out)} held out"
-        yield from remarks(self.config, self.images)
         if self.config.images.folders:
             for source in self.config.images.sources:
                 yield "folder", _folder_line(source, self.images.trained)
