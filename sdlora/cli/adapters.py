@@ -53,6 +53,7 @@ def inspect(
     as_json: JsonOption = False,
     chart: Annotated[Path | None, typer.Option("--chart", help="Draw a bar chart by block into this PNG.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only what the file says, no analysis.")] = False,
+    family: FamilyOption = None,
     force: ForceOption = False,
 ) -> None:
     """Show what an adapter is, how strong it is and where; with two, how far they agree."""
@@ -69,7 +70,7 @@ def inspect(
     if other is None and (embedding := embedding_in(file)) is not None:
         _show_embedding(embedding, base, as_json=as_json)
         return
-    adapters = [read(name) for name in (file, other) if name is not None]
+    adapters = [read(name, family) for name in (file, other) if name is not None]
     base_weight = None
     if base is not None:
         from sdlora.adapters.algebra.base_weights import open_base

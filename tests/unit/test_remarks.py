@@ -26,6 +26,14 @@ def test_the_demo_is_as_it_is_meant() -> None:
         (["images.folder={own}"], "builtin:emoji is a tiny model of icons"),
         (["images.resolution=512"], "images.resolution=512: this base model was trained at 128 px"),
         (["optimization.steps=3000"], "epochs: each image is seen that often"),
+        (
+            ["optimization.optimizer=prodigy", "optimization.learning_rate=1", "optimization.steps=60"],
+            "a run of 60 steps ends too early, 200 and more suit it",
+        ),
+        (
+            ["optimization.optimizer=schedule_free_adamw", "optimization.schedule=constant", "optimization.steps=60"],
+            "lags behind in a run of 60 steps",
+        ),
     ],
 )
 def test_what_is_more_likely_forgotten_than_meant_is_said(tiny_images: Path, overrides: list[str], words: str) -> None:

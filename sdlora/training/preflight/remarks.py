@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from sdlora.config.interval import length
+from sdlora.config.optimization import OWN_RATE, SCHEDULE_FREE
 from sdlora.config.shipped import BUILTIN_PREFIX, sample_images_folder
 from sdlora.config.train import TrainConfig
 from sdlora.data.focus import focus_of
@@ -19,6 +20,7 @@ _NAMES_SHOWN = 5
 _LEAST_SHARE, _LARGEST_SHARE = 0.6, 1.6
 """Of a base model's own resolution: beyond these a training resolution is more likely forgotten than meant."""
 _MANY_EPOCHS = 250
+_STEPS_TO_FIND_A_RATE = 100
 
 
 def remarks(config: TrainConfig, images: RunImages) -> Iterator[tuple[str, str]]:
@@ -116,7 +118,18 @@ def _unlikely_to_please(config: TrainConfig, images: RunImages) -> Iterator[str]
             f"images.resolution={', '.join(map(str, far))}: this base model was trained at {native_px} px; what is "
             "learned at sizes so different shows little at its own"
         )
-    epochs = images.total_steps(config) * config.optimization.accumulation / max(images.plan.batches, 1)
+    total, optimizer = images.total_steps(config), config.optimization.optimizer
+    if optimizer in OWN_RATE and total < _STEPS_TO_FIND_A_RATE:
+        yield (
+            f"optimization.optimizer={optimizer} learns next to nothing in its first 50 steps or so, in which it finds "
+            f"its rate: a run of {total} steps ends too early, {2 * _STEPS_TO_FIND_A_RATE} and more suit it"
+        )
+    elif optimizer in SCHEDULE_FREE and total < _STEPS_TO_FIND_A_RATE:
+        yield (
+            f"optimization.optimizer={optimizer} gives the average of all its steps, which lags behind in a run of "
+            f"{total} steps; {2 * _STEPS_TO_FIND_A_RATE} and more suit it"
+        )
+    epochs = total * config.optimization.accumulation / max(images.plan.batches, 1)
     if epochs > _MANY_EPOCHS:
         yield (
             f"{epochs:.0f} epochs: each image is seen that often, which mostly teaches the images themselves. Fewer "
