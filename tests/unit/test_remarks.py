@@ -27,7 +27,10 @@ def test_the_demo_is_as_it_is_meant() -> None:
         (["images.resolution=512"], "images.resolution=512: this base model was trained at 128 px"),
         (["optimization.steps=3000"], "epochs: each image is seen that often"),
         (
-            ["optimization.optimizer=prodigy", "optimization.learning_rate=1", "optimization.steps=60"],
+            [
+                *("optimization.optimizer=prodigy", "optimization.learning_rate=1", "optimization.steps=60"),
+                "optimization.text_encoder_learning_rate=null",
+            ],
             "a run of 60 steps ends too early, 200 and more suit it",
         ),
         (
