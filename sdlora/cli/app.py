@@ -23,7 +23,8 @@ app = typer.Typer(
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
-console = Console(highlight=False, soft_wrap=True)
+# Without emojis: rich would turn `:b:` in a prompt, a name or printed YAML into one.
+console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 def _show_version(is_asked: bool) -> None:

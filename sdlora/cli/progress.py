@@ -27,7 +27,7 @@ def progress(stage: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    terminal = Console(stderr=True)
+    terminal = Console(stderr=True, emoji=False)
     path = os.environ.get(EVENTS_VARIABLE)
     sink = JsonlSink(Path(path)) if path else None
     told = 0.0

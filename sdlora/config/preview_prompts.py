@@ -22,7 +22,7 @@ from sdlora.config.generate import Sampler
 from sdlora.text_files import UnreadableTextError, parse_json, parse_toml, read_text
 
 # Only before a word of letters: "a -- b" and "--5" are prompt.
-_OPTION = re.compile(r"\s--(?=[A-Za-z]+(?:\s|$))")
+_OPTION = re.compile(r"\s--(?=[A-Za-z][\w-]*(?:[\s=]|$))")
 _KOHYA_SAMPLERS: dict[str, Sampler] = {
     "ddim": "DDIM",
     "euler": "Euler",
@@ -67,7 +67,7 @@ def parse_preview(line: str) -> PreviewPrompt:
     values: dict[str, Any] = {}
     problems = []
     for option in options:
-        name, _, text = option.partition(" ")
+        name, text = re.fullmatch(r"([\w-]+)[\s=]?(.*)", option, re.DOTALL).groups()  # type: ignore[union-attr]
         if name not in _OPTIONS:
             problems.append(
                 f"--{name} is no option of a preview; there are {', '.join(f'--{each}' for each in _OPTIONS)}"

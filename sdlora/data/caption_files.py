@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sdlora.config.images import CaptionsConfig
-from sdlora.data.metadata_files import METADATA_FILES, ImageText, ImageTexts, read_metadata
+from sdlora.data.metadata_files import METADATA_FILES, ImageRows, ImageText, ImageTexts, read_metadata, shortened
 from sdlora.errors import MissingPackageError
 from sdlora.text_files import UnreadableTextError, decode_text
 
@@ -30,7 +30,8 @@ class CaptionFolders:
         self.wrongly_encoded: dict[Path, str] = {}
         self._extension = config.extension
         self._alternatives = config.alternatives
-        self._metadata: dict[Path, ImageTexts] = {}
+        self._metadata: dict[Path, ImageRows] = {}
+        self._notes: list[str] = []
 
     def caption(self, image: Path) -> str | None:
         """The image's own caption, or None. The nearest source wins: caption file, metadata file, folder name.
@@ -72,7 +73,7 @@ class CaptionFolders:
     def _rows(self, image: Path) -> Iterator[ImageText]:
         """What metadata files say about an image, the nearest first."""
         for folder in (image.parent, *image.parent.parents):
-            if row := self._metadata_of(folder).get(image.relative_to(folder).as_posix()):
+            if row := self._metadata_of(folder).of(image, folder):
                 yield row
             if folder == self.root:
                 break
@@ -81,16 +82,28 @@ class CaptionFolders:
         repeated = repeats_folder(image.parent, self.root)
         return repeated[1] if repeated else None
 
-    def _metadata_of(self, folder: Path) -> ImageTexts:
+    def notes(self) -> list[str]:
+        """What metadata files say that is not trained as it stands; ask when all captions have been asked for."""
+        unmatched = [
+            f"{self._name(folder) or '.'}: {len(rows.left)} rows of its metadata name no image that is trained here "
+            f"({shortened(rows.left)})"
+            for folder, rows in self._metadata.items()
+            if rows.left
+        ]
+        return [*self._notes, *unmatched]
+
+    def _metadata_of(self, folder: Path) -> ImageRows:
         if folder not in self._metadata:
-            paths = [folder / name for name in METADATA_FILES]
-            path = next((path for path in paths if path.is_file()), None)
-            self._metadata[folder] = self._read_metadata(path) if path else {}
+            paths = [path for name in METADATA_FILES if (path := folder / name).is_file()]
+            self._metadata[folder] = ImageRows(self._read_metadata(paths[0]) if paths else {})
+            if len(paths) > 1:
+                others = ", ".join(path.name for path in paths[1:])
+                self._notes.append(f"{self._name(paths[0])} is read, {others} beside it not")
         return self._metadata[folder]
 
     def _read_metadata(self, path: Path) -> ImageTexts:
         try:
-            captions, problems = read_metadata(path)
+            captions, problems, notes = read_metadata(path)
         except UnreadableTextError as error:
             self.problems.append(f"{self._name(path)} {error}")
             return {}
@@ -98,6 +111,7 @@ class CaptionFolders:
             self.problems.append(f"{self._name(path)} can't be read: {getattr(error, 'strerror', None) or error}")
             return {}
         self.problems += [f"{self._name(path)}, {problem}" for problem in problems]
+        self._notes += [f"{self._name(path)}, {note}" for note in notes]
         return captions
 
     def _decode(self, path: Path, content: bytes) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from sdlora.data.scan_problems import (
     refuse_unreadable,
     refuse_zero_repeats,
 )
+from sdlora.errors import DataError
 
 MASK_ENDING = "-masklabel"
 _COMPANIONS = (".npz", ".safetensors")
@@ -84,6 +85,8 @@ class ImageRecord:
     crop_focus: CropFocus = "centre"
     loss_weight: float = 1.0
     """Factor on the image's loss: its folder's times its own."""
+    source: int = 0
+    """The place of its folder among all."""
 
     @property
     def has_mask(self) -> bool:
@@ -156,18 +159,22 @@ class Source:
     """Its own target resolutions; empty for the run's."""
     is_class: bool = False
     loss_weight: float = 1.0
+    number: int = 0
+    """Its place among the folders: one that is named twice, with other settings, trains its images both ways."""
 
 
 def sources_of(
     images: ImagesConfig, captions: CaptionsConfig, folders: Sequence[Path] | None = None, *, is_class: bool = False
 ) -> list[Source]:
     """The configured folders with their settings, or plain `folders` in their place (is_class: as class images)."""
-    configured = {source.folder.expanduser().absolute(): source for source in images.sources}
     if folders is None:
-        chosen = list(configured.values())
+        named = [each.model_copy(update={"folder": each.folder.expanduser().absolute()}) for each in images.sources]
+        # The very same entry again would only double the repeats, which there is a setting for.
+        chosen = [(number, each) for number, each in enumerate(named) if each not in named[:number]]
     else:  # a folder that the configuration names keeps its settings
+        configured = {source.folder.expanduser().absolute(): source for source in reversed(images.sources)}
         paths = [folder.expanduser().absolute() for folder in folders]
-        chosen = [configured.get(path) or ImageFolder(folder=path, is_class=is_class) for path in paths]
+        chosen = list(enumerate(configured.get(path) or ImageFolder(folder=path, is_class=is_class) for path in paths))
     return [
         Source(
             folder=source.folder.expanduser().absolute(),
@@ -177,9 +184,15 @@ def sources_of(
             resolutions=() if source.resolution is None else source.images(images).resolutions,
             is_class=source.is_class,
             loss_weight=source.loss_weight,
+            number=number,
         )
-        for source in chosen
+        for number, source in chosen
     ]
+
+
+def inner_folders(root: Path, roots: Iterable[Path]) -> list[Path]:
+    """Those of the folders that lie below `root`: what is in them has their settings, whatever their order."""
+    return [other for other in roots if other != root and other.is_relative_to(root)]
 
 
 def scan(
@@ -198,9 +211,10 @@ def scan(
     sources = sources_of(images, captions, folders, is_class=is_class)
     roots = [source.folder for source in sources]
     refuse_missing_folders(roots)
+    _refuse_two_purposes(sources)
     found = _Finds()
     for source in sources:
-        _scan_folder(source, found)
+        _scan_folder(source, inner_folders(source.folder, roots), found)
     files_seen = len(found.records) + len(found.skipped)
     reasons = {_name(item.path, roots): item.reason for item in found.skipped}
     refuse_unreadable(reasons, files_seen, images.max_unreadable)
@@ -269,16 +283,37 @@ class _Finds:
     caption_problems: list[str] = field(default_factory=list)
     left_out: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    real_paths: set[Path] = field(default_factory=set)
-    """Files met so far with links resolved: overlapping folders give each image once."""
+    real_paths: dict[Path, Path] = field(default_factory=dict)
+    """Files met so far with links resolved, and in which folder: two folders that share an image give it once."""
 
 
-def _scan_folder(source: Source, found: _Finds) -> None:
+def _refuse_two_purposes(sources: Sequence[Source]) -> None:
+    """Raise DataError for a folder that is named both for training and for class images."""
+    purposes: dict[Path, set[bool]] = defaultdict(set)
+    for source in sources:
+        purposes[source.folder].add(source.is_class)
+    both = [str(folder) for folder, purpose in purposes.items() if len(purpose) > 1]
+    if both:
+        raise DataError(
+            f"{', '.join(both)}: named twice in images.folders, as training images and as class images. Class images "
+            "show the class without your subject, so they must lie in a folder of their own."
+        )
+
+
+def _scan_folder(source: Source, inner: Sequence[Path], found: _Finds) -> None:
     root, images = source.folder, source.images
     listing = list_folder(root)
-    pictures = [path for path in listing.pictures if path.resolve() not in found.real_paths]
-    found.real_paths.update(path.resolve() for path in pictures)
-    found.left_out += [Skipped(path, reason) for path, reason in _unused(listing, source.captions).items()]
+    pictures = [
+        path
+        for path in listing.pictures
+        if not any(path.is_relative_to(folder) for folder in inner)
+        and found.real_paths.setdefault(path.resolve(), root) == root
+    ]
+    found.left_out += [
+        Skipped(path, reason)
+        for path, reason in _unused(listing, source.captions).items()
+        if not any(path.is_relative_to(folder) for folder in inner)
+    ]
     found.notes += _notes(listing, source)
 
     files = CaptionFolders(root, source.captions)
@@ -295,6 +330,7 @@ def _scan_folder(source: Source, found: _Finds) -> None:
             refuse_zero_repeats(path.parent)
         found.records.append(record)
     found.caption_problems += files.problems
+    found.notes += files.notes()
 
 
 def make_record(
@@ -321,6 +357,7 @@ def make_record(
         mask=source.images.mask,
         crop_focus=source.images.crop_focus,
         loss_weight=source.loss_weight * files.loss_weight(path),
+        source=source.number,
     )
 
 

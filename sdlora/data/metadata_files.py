@@ -11,7 +11,9 @@ import csv
 import io
 import json
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ CAPTION_COLUMNS = ("text", "caption", "prompt")
 """Where captions are looked for, the first one winning."""
 
 _PROBLEMS_TOLD = 10
+_NAMES_TOLD = 5
 
 Row = tuple[str, Any]
 """Where the row stands, in words, and its values by column; anything but a mapping was not understood."""
@@ -42,8 +45,8 @@ ImageTexts = dict[str, ImageText]
 """By the image's path below the metadata file's folder."""
 
 
-def read_metadata(path: Path) -> tuple[ImageTexts, list[str]]:
-    """What a metadata file says of each image, and a sentence for each wrong row.
+def read_metadata(path: Path) -> tuple[ImageTexts, list[str], list[str]]:
+    """What a metadata file says of each image, a sentence for each wrong row, and what was read in one of several ways.
 
     Raises UnreadableTextError, OSError, and MissingPackageError for a parquet file without pyarrow.
     """
@@ -59,18 +62,58 @@ def read_metadata(path: Path) -> tuple[ImageTexts, list[str]]:
 
 
 def caption_of(values: Mapping[str, Any]) -> str | None:
-    """The caption among a row's values: of a list the first; None when there is none."""
+    """The caption among a row's values: of a list the first; "" for an empty one, None when there is none."""
+    found = None
     for column in CAPTION_COLUMNS:
         value = values.get(column)
         value = value[0] if isinstance(value, list) and value else value
-        if isinstance(value, str):
+        if isinstance(value, str) and value.strip():
             return value
-    return None
+        if isinstance(value, str):
+            found = found or value  # another column may hold what this one leaves empty
+    return found
 
 
-def _texts(rows: Iterable[Row]) -> tuple[ImageTexts, list[str]]:
+class ImageRows:
+    """What a metadata file says of the images below its folder, found by each way in which tools name them.
+
+    A row's name counts as it stands, in other Unicode or other capitals (macOS and Windows take them for the same), as
+    an absolute path, and without its ending (sd-scripts). What matches no image can be asked for in the end.
+    """
+
+    def __init__(self, texts: ImageTexts) -> None:
+        self._texts = texts
+        self._left = dict.fromkeys(texts)
+        self._alike: dict[str, list[str]] = defaultdict(list)
+        for name in texts:
+            self._alike[_alike(name)].append(name)
+
+    def of(self, image: Path, folder: Path) -> ImageText | None:
+        """The row of an image; `folder` is the metadata file's own."""
+        name = image.relative_to(folder).as_posix()
+        bare = name.removesuffix(image.suffix)
+        names = [own for own in (name, image.as_posix()) if own in self._texts]
+        names = names or self._alike.get(_alike(name), []) or self._alike.get(_alike(bare), [])
+        if len(names) != 1:
+            return None
+        self._left.pop(names[0], None)
+        return self._texts[names[0]]
+
+    @property
+    def left(self) -> list[str]:
+        """The names of the rows that no image asked for."""
+        return list(self._left)
+
+
+def _alike(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _texts(rows: Iterable[Row]) -> tuple[ImageTexts, list[str], list[str]]:
     texts: ImageTexts = {}
     problems: list[str] = []
+    several: dict[str, None] = {}
+    twice: dict[str, None] = {}
     for where, values in rows:
         file_name = values.get("file_name") if isinstance(values, dict) else None
         caption = caption_of(values) if isinstance(values, dict) else None
@@ -82,7 +125,12 @@ def _texts(rows: Iterable[Row]) -> tuple[ImageTexts, list[str]]:
             continue
         if isinstance(file_name, str) and (caption is not None or weight is not None):
             # Rows made on Windows have backslashes, and "./a.png" is a.png.
-            texts[posixpath.normpath(file_name.replace("\\", "/"))] = ImageText(caption, weight)
+            name = posixpath.normpath(file_name.replace("\\", "/"))
+            if name in texts:
+                twice[name] = None
+            if any(isinstance(values.get(column), list) and len(values[column]) > 1 for column in CAPTION_COLUMNS):
+                several[name] = None
+            texts[name] = ImageText(caption, weight)
         else:
             shown = values if isinstance(values, str) else json.dumps(values, default=str, ensure_ascii=False)
             problems.append(
@@ -90,7 +138,21 @@ def _texts(rows: Iterable[Row]) -> tuple[ImageTexts, list[str]]:
             )
     if len(problems) > _PROBLEMS_TOLD:
         problems[_PROBLEMS_TOLD:] = [f"and {len(problems) - _PROBLEMS_TOLD} more rows like these"]
-    return texts, problems
+    notes = [
+        f"{shortened(names)}: {words}"
+        for names, words in (
+            (list(several), "of a list of captions the first is trained; captions.alternatives takes several"),
+            (list(twice), "named by several rows, of which the last counts"),
+        )
+        if names
+    ]
+    return texts, problems, notes
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first few of many names, and how many more there are."""
+    more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
+    return ", ".join(names[:_NAMES_TOLD]) + more
 
 
 def _positive(value: Any) -> float | None:
@@ -111,8 +173,12 @@ def _json_array_rows(text: str) -> Iterator[Row]:
         for name, entry in content.items():
             if isinstance(entry, dict):
                 # As sd-scripts reads it: the caption, then its tags.
-                parts = [str(entry[key]) for key in ("caption", "tags") if entry.get(key)]
-                yield f"'{name}'", {"file_name": name, "text": ", ".join(parts), **_weight_of(entry)}
+                tags = entry.get("tags")
+                joined = ", ".join(map(str, tags)) if isinstance(tags, list) else tags
+                captions = entry.get("caption")
+                captions = captions if isinstance(captions, list) else [captions]
+                texts = [", ".join(str(part) for part in (caption, joined) if part) for caption in captions]
+                yield f"'{name}'", {"file_name": name, "text": texts or str(joined or ""), **_weight_of(entry)}
             else:
                 yield f"'{name}'", entry
     elif isinstance(content, list):

@@ -15,6 +15,7 @@ from typing import Any
 
 from sdlora import atomic
 from sdlora.config import files, schema
+from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.runs import checkpoints
 from sdlora.runs.folder import RunFolder, open_run, with_absolute_paths
@@ -75,12 +76,14 @@ class Version:
     """What changed in the image folders, if that was accepted."""
 
 
-def change(path: Path, overrides: Sequence[str]) -> list[Change]:
-    """Give a run other settings, as `section.name=value`, from its newest checkpoint on; returns what changed.
+def planned(path: Path, overrides: Sequence[str]) -> tuple[TrainConfig, list[Change]]:
+    """A run's settings with others in place, as `section.name=value`, and what that changes. Nothing is written.
 
-    Raises ConfigError that lists every setting that can't change or is wrong; then nothing is written.
+    Raises ConfigError that lists every setting that can't change or is wrong.
     """
     folder, before = open_run(path)
+    if not overrides:
+        return before, []
     values = before.model_dump(mode="json")
     files.override(values, overrides, "the command line")
     after = with_absolute_paths(files.with_files_read(files.validate(values, "the changed settings")))
@@ -97,11 +100,15 @@ def change(path: Path, overrides: Sequence[str]) -> list[Change]:
     ]
     if problems:
         raise ConfigError(str(path), problems)
+    return after, changes
+
+
+def apply(folder: RunFolder, after: TrainConfig, changes: Sequence[Change]) -> None:
+    """Write what `planned` gave, once it is sure that the run goes on."""
     if changes:
         # History first: a kill in between leaves a version too many, never a change that nobody wrote down.
         record(folder, changes=changes)
         atomic.write_text(folder.config, files.dump(after))
-    return changes
 
 
 def record(folder: RunFolder, changes: Sequence[Change] = (), images: str = "") -> None:

@@ -26,7 +26,7 @@ class TerminalSink:
     """A rich progress bar with loss, learning rate, speed and memory; plain lines when output is not a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or _LastingConsole(stderr=True, highlight=False, soft_wrap=True)
+        self.console = console or _LastingConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

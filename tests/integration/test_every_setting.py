@@ -20,10 +20,11 @@ from sdlora.config import files, schema
 from sdlora.config.train import TrainConfig
 from sdlora.events import Event, EventStream, StepFinished
 from sdlora.models.loading import load
+from sdlora.training.inputs.preview_prompts import with_captions
 from sdlora.training.loop import prepare as preparing
 from sdlora.training.loop.trainer import Trainer
 from sdlora.training.loop.workers import Workers
-from sdlora.training.outputs.previews import planned, with_captions
+from sdlora.training.outputs.previews import planned
 from sdlora.training.preflight.checks import check
 from tests.support.emoji_adapters import random_adapter
 

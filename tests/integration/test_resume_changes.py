@@ -156,12 +156,12 @@ def test_changed_images_and_captions_are_said_and_accepted_on_request(configure,
         resume(run.folder, overrides=["optimization.steps=3"])
     for words in ("1 images are gone: 3.png", "1 images are new: new.png", "1 captions were changed: 4.png"):
         assert words in str(caught.value)
-    assert "--accept-changes" in str(caught.value)
+    assert "--accept-changes and the same --set" in str(caught.value)
     heard = Heard()
-    result = resume(run.folder, [heard], accept_changes=True)
+    result = resume(run.folder, [heard], overrides=["optimization.steps=3"], accept_changes=True)
     assert result.step == 3
     assert heard.has("since the run began 1 images are gone: 3.png")
-    assert "4.png" in changes.history(RunFolder(run.folder))[-1].images
+    assert "4.png" in changes.history(RunFolder(run.folder))[0].images
     resume(run.folder, overrides=["optimization.steps=4"])  # what was accepted is not asked again
 
 
@@ -230,3 +230,18 @@ def test_the_command_line_takes_changes(configure) -> None:
     result = CliRunner().invoke(app, ["resume", str(run.folder), "--set", "optimization.steps=3"])
     assert result.exit_code == 0, result.output
     assert len(json.loads((run.folder / "config.history" / "0001.json").read_text())["changes"]) == 1
+
+
+def test_a_run_that_is_refused_keeps_the_settings_it_had(configure) -> None:
+    folder = train(configure("optimization.steps=2")).folder
+    before = (folder / "config.yaml").read_bytes()
+    with pytest.raises(RunError, match=r"complete: all 2 steps .* --set optimization.steps=4"):
+        resume(folder, overrides=["seed=5", "optimization.weight_decay=0.3"])
+    with pytest.raises(RunError, match=r"has done 2 steps, more than the 1 that are asked for.*steps=4"):
+        resume(folder, overrides=["optimization.steps=1"])
+    assert (folder / "config.yaml").read_bytes() == before
+    assert changes.history(RunFolder(folder)) == []
+    heard = Heard()
+    resume(folder, [heard], overrides=["optimization.steps=3", "seed=5"])
+    assert heard.has("changed seed: 0 -> 5")
+    assert [one.name for one in changes.history(RunFolder(folder))[0].changes] == ["seed", "optimization.steps"]

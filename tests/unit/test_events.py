@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,12 @@ def test_names_with_brackets_are_printed_whole() -> None:
     sink = TerminalSink(Console(file=io.StringIO(), soft_wrap=True))
     sink.emit(CheckpointSaved(step=1, path="runs/fox [v2]/[/]x"))
     assert "runs/fox [v2]/[/]x" in sink.console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_texts_with_colons_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    from sdlora.cli.app import console
+
+    console.file = sys.stdout
+    console.print("<lora:x:1> [a:b:0.5] :cat:", markup=False)
+    assert capsys.readouterr().out == "<lora:x:1> [a:b:0.5] :cat:\n"
+    console.file = None  # type: ignore[assignment]

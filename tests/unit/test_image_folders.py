@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from sdlora.config.images import CaptionsConfig, ImageFolder, ImagesConfig
 from sdlora.data.buckets import assign
 from sdlora.data.images import ImageRecord, ScanResult, scan
 from sdlora.data.planning import tag_counts
-from sdlora.errors import ConfigError
+from sdlora.errors import ConfigError, DataError
 from tests.support.dataset_pictures import picture, save_captioned
 
 
@@ -136,3 +137,63 @@ def test_the_metadata_lists_the_tags_that_are_trained(tmp_path: Path) -> None:
     captions = CaptionsConfig(trigger="ohwx", keep_separator="|||", group_separator=";;;")
     (counts,) = tag_counts(scanned(tmp_path, captions).records).values()
     assert set(counts) == {"ohwx", "saber (fate)", ";(", "red", "hat"}
+
+
+def two(folder: Path, *more: dict[str, object]) -> ScanResult:
+    sources = tuple(ImageFolder(folder=folder, **each) for each in more)  # type: ignore[arg-type]
+    return scan(ImagesConfig(cache=False, folders=sources), CaptionsConfig())
+
+
+def test_a_folder_that_is_named_twice_is_trained_both_ways(tmp_path: Path) -> None:
+    save_captioned(picture(1), tmp_path / "a.png", "a fox")
+    low, high = two(tmp_path, {"repeats": 2, "resolution": 64}, {"repeats": 3, "resolution": 128}).records
+    assert [(each.repeats, each.resolutions, each.source) for each in (low, high)] == [(2, (64,), 0), (3, (128,), 1)]
+    (once,) = two(tmp_path, {"repeats": 2}, {"repeats": 2}).records
+    assert once.repeats == 2
+    with pytest.raises(DataError, match="named twice in images.folders, as training images and as class images"):
+        two(tmp_path, {"trigger": "ohwx"}, {"is_class": True})
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_folder_inside_another_keeps_its_own_settings(tmp_path: Path, order: tuple[int, int]) -> None:
+    save_captioned(picture(1), tmp_path / "far.png", "a fox")
+    save_captioned(picture(2), tmp_path / "close" / "near.png", "a face")
+    folders = (ImageFolder(folder=tmp_path), ImageFolder(folder=tmp_path / "close", repeats=5, trigger="zz"))
+    images = ImagesConfig(cache=False, folders=tuple(folders[index] for index in order))
+    records = by_name(scan(images, CaptionsConfig()).records)
+    assert {name: (record.repeats, record.plain_caption()) for name, record in records.items()} == {
+        "far": (1, "a fox"),
+        "near": (5, "zz, a face"),
+    }
+
+
+METADATA: dict[str, object] = {
+    "b": {"caption": ["one", "two"], "tags": ["red", "blue"]},
+    "C.PNG": {"caption": "in capitals"},
+    unicodedata.normalize("NFC", "\u00e4.png"): {"caption": "composed"},
+    "gone.png": {"caption": "nobody"},
+}
+
+
+def test_metadata_is_found_by_every_name_that_tools_write_and_what_is_left_is_said(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", unicodedata.normalize("NFD", "\u00e4")):
+        picture(len(name)).save(tmp_path / f"{name}.png")
+    rows = {str(tmp_path / "a.png"): {"caption": "by its path"}, **METADATA}
+    (tmp_path / "metadata.json").write_text(json.dumps(rows), encoding="utf-8")
+    found = scanned(tmp_path, CaptionsConfig(default="DEFAULT"))
+    captions = {unicodedata.normalize("NFC", record.path.stem): record.caption for record in found.records}
+    assert captions == {"a": "by its path", "b": "one, red, blue", "c": "in capitals", "\u00e4": "composed"}
+    notes = " | ".join(found.notes)
+    assert "1 rows of its metadata name no image that is trained here (gone.png)" in notes
+    assert "b: of a list of captions the first is trained" in notes
+
+
+def test_metadata_rows_that_contradict_each_other_are_said(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "a.png")
+    lines = [{"file_name": "a.png", "text": "first"}, {"file_name": "a.png", "text": "", "caption": "second"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,other\n", encoding="utf-8")
+    found = scanned(tmp_path)
+    assert [record.caption for record in found.records] == ["second"]
+    assert "a.png: named by several rows, of which the last counts" in " ".join(found.notes)
+    assert "metadata.jsonl is read, metadata.csv beside it not" in found.notes

@@ -15,7 +15,8 @@ from sdlora.config.preview_prompts import PreviewPrompt, parse_preview, read_pre
 from sdlora.config.train import TrainConfig
 from sdlora.data.images import ImageRecord
 from sdlora.errors import ConfigError
-from sdlora.training.outputs.previews import planned, with_captions
+from sdlora.training.inputs.preview_prompts import with_captions
+from sdlora.training.outputs.previews import planned
 
 LINE = "a fox in snow --n blurry, bad --w 768 --h 512 --d 42 --l 6.5 --s 20 --ss euler_a --am 0.8"
 ENTRY = {
@@ -100,6 +101,12 @@ def test_the_runs_settings_hold_where_a_line_says_nothing(tmp_path: Path) -> Non
     )
     assert (second.seed, second.guidance, second.steps, second.sampler) == (42, 6.5, 20, "Euler a")
     assert [preview.adapter_weight for preview in planned(config)] == [1.0, 0.8]
+
+
+@pytest.mark.parametrize("line", ["a cat --ctrl_img p.png", "a cat --foo=3", "a cat --x-y"])
+def test_an_option_of_another_spelling_is_no_part_of_the_prompt(line: str) -> None:
+    with pytest.raises(ValueError, match="is no option of a preview"):
+        parse_preview(line)
 
 
 def recorded(*captions: str, **more: Any) -> list[ImageRecord]:

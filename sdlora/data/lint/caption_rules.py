@@ -38,6 +38,8 @@ def caption_findings(data: Dataset, config: TrainConfig) -> Iterator[Finding]:
 def _files(data: Dataset, config: CaptionsConfig) -> Iterator[Finding]:
     for problem in data.caption_problems:
         yield Finding("caption-unreadable", problem)
+    for note in data.caption_notes:
+        yield Finding("caption-metadata", note)
     records = [record for record in data.records if not record.caption]
     encodings = data.wrongly_encoded
     if encodings:

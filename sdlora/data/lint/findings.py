@@ -30,6 +30,7 @@ RULES: dict[str, Severity] = {
     "caption-too-long": "warning",
     "caption-brackets": "warning",
     "caption-escapes": "warning",
+    "caption-metadata": "warning",
     "keep-separator": "warning",
     "duplicate-tags": "warning",
     "trigger-inconsistent": "warning",

@@ -15,6 +15,7 @@ from sdlora.data.images import (
     ImageRecord,
     Listing,
     Source,
+    inner_folders,
     inspect_all,
     list_folder,
     make_record,
@@ -45,6 +46,8 @@ class Dataset:
     broken: dict[Path, str] = field(default_factory=dict)
     """Pictures that can't be used, with the reason."""
     caption_problems: list[str] = field(default_factory=list)
+    caption_notes: list[str] = field(default_factory=list)
+    """What metadata files say that is not trained as it stands."""
     """A sentence for each caption file that can't be read, apart from wrong encodings."""
     wrongly_encoded: list[Path] = field(default_factory=list)
     """Caption files that are no text in UTF-8 or UTF-16."""
@@ -74,8 +77,16 @@ def gather(
     sources = {source.folder: source for source in sources_of(images, shared, folders)}
     for root in sources:
         listing = list_folder(root)
-        pictures[root] = listing, [path for path in listing.pictures if path.resolve() not in seen]
-        seen.update(path.resolve() for path in listing.pictures)
+        inner = inner_folders(root, sources)
+        pictures[root] = (
+            listing,
+            [
+                path
+                for path in listing.pictures
+                if path.resolve() not in seen and not any(path.is_relative_to(folder) for folder in inner)
+            ],
+        )
+        seen.update(path.resolve() for path in pictures[root][1])
     done, total = 0, len(seen) * (2 if figures else 1)
 
     def advance() -> None:
@@ -134,6 +145,7 @@ def _gather_folder(
             # That it is never trained is a finding of its own; for the other rules the image counts once.
             record = replace(record, repeats=1)
         found.records.append(record)
+    found.caption_notes += files.notes()
     encodings = files.wrongly_encoded.values()
     found.wrongly_encoded += files.wrongly_encoded
     found.caption_problems += [problem for problem in files.problems if problem not in encodings]

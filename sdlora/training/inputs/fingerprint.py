@@ -60,8 +60,9 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[Difference]:
         both = before.keys() & now.keys()
         # What is gone here and has the same bytes elsewhere was moved; told as gone and new it would sound like a loss.
         moved = {before[path][0] for path in before.keys() - both}
+        elsewhere = {now[path][0] for path in now.keys() - both}
         for what, names in (
-            ("images are gone", before.keys() - now.keys()),
+            ("images are gone", {path for path in before.keys() - both if before[path][0] not in elsewhere}),
             ("images are new", {path for path in now.keys() - both if now[path][0] not in moved}),
             ("images were moved or renamed", {path for path in now.keys() - both if now[path][0] in moved}),
             ("images were changed", {path for path in both if before[path][0] != now[path][0]}),

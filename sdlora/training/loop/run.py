@@ -49,6 +49,7 @@ from sdlora.sinks.terminal import TerminalSink
 from sdlora.sinks.wandb import WandbSink
 from sdlora.training.inputs import fingerprint
 from sdlora.training.inputs.images import RunImages
+from sdlora.training.inputs.preview_prompts import with_captions
 from sdlora.training.loop.interrupts import Interrupts
 from sdlora.training.loop.prepare import Prepared, prepare
 from sdlora.training.loop.trainer import Outcome, Trainer
@@ -101,7 +102,7 @@ def train(config: TrainConfig | Values | Path | str, sinks: Sequence[EventSink] 
     """
     config = train_config(config)
     images = check(config)
-    config = previews.with_captions(config, images.trained)
+    config = with_captions(config, images.trained)
     workers = Workers(config.optimization.device)
     # One process makes the folder; with a number added to a taken name, each of the others would make another.
     folder = workers.share(run_folder.create(config) if workers.is_main else None)
@@ -127,8 +128,8 @@ def resume(
     a setting that can't change any more.
     """
     path = Path(path)
-    changed = changes.change(path, overrides) if overrides else []
-    folder, config = run_folder.open_run(path)
+    folder = run_folder.find(path)
+    config, changed = changes.planned(path, overrides)
     is_finished = folder.adapter(config.name).is_file()
     is_complete = is_finished and has_finished(folder)
     newest = checkpoints.newest(folder)
@@ -141,28 +142,34 @@ def resume(
     if newest is not None and is_complete:
         total_steps = check(config).total_steps(config)
         if newest.step >= total_steps:
+            done = f"this run is complete: all {total_steps} steps are done"
+            if newest.step > total_steps:
+                done = f"this run has done {newest.step} steps, more than the {total_steps} that are asked for"
             raise RunError(
-                f"{path}: this run is complete: all {total_steps} steps are done. To train it further: "
-                f"sdlora resume {path} --set optimization.steps={2 * total_steps}"
+                f"{path}: {done}. To train it further: sdlora resume {path} --set optimization.steps={2 * newest.step}"
             )
     with _recorded(config, folder, sinks) as events:
         # Inside, so that a run that can't go on says so in its own log and events, where the page looks.
         images = check(config)
-        previewed = previews.with_captions(config, images.trained)
+        _compare_images(folder, images, events, accept_changes=accept_changes, with_settings=bool(changed))
+        found = checkpoint_state.newest_sound(folder, events.warn)
+        # Only now: a run that is refused keeps the settings it had.
+        changes.apply(folder, config, changed)
+        for one in changed:
+            events.notice(f"changed {one.sentence}")
+        previewed = with_captions(config, images.trained)
         if previewed != config:  # a run that was only prepared so far, as the page and the queue do
             config = previewed
             atomic.write_text(folder.config, files.dump(config))
-        for one in changed:
-            events.notice(f"changed {one.sentence}")
-        _compare_images(folder, images, events, accept_changes=accept_changes)
-        found = checkpoint_state.newest_sound(folder, events.warn)
         # Another optimizer can't make sense of these moments; without them the new one begins with its own.
         if found is not None and any(one.name == "optimization.optimizer" for one in changed):
             found[1].pop("optimizer")
         return _run(config, folder, images, events, Workers(config.optimization.device), found and found[1])
 
 
-def _compare_images(folder: RunFolder, images: RunImages, events: EventStream, *, accept_changes: bool) -> None:
+def _compare_images(
+    folder: RunFolder, images: RunImages, events: EventStream, *, accept_changes: bool, with_settings: bool
+) -> None:
     """Say what changed in the image folders since the run began; raises RunError unless that was accepted."""
     now = fingerprint.fingerprint([*images.trained, *images.held_out])
     before = fingerprint.read(folder.images)
@@ -171,7 +178,7 @@ def _compare_images(folder: RunFolder, images: RunImages, events: EventStream, *
         listed = "\n  ".join(one.sentence for one in found)
         raise RunError(
             f"{folder.path}: since this run began\n  {listed}\nPut them back, or go on with what is there now: "
-            f"sdlora resume {folder.path} --accept-changes"
+            f"sdlora resume {folder.path} --accept-changes{' and the same --set' if with_settings else ''}"
         )
     for one in found:
         events.warn(f"since the run began {one.sentence}")
@@ -212,7 +219,7 @@ def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]
         return
     with locked(folder), folder.log.open("a", encoding="utf-8") as log:
         last = _LastStep()
-        log_sink = TerminalSink(Console(file=log, highlight=False, soft_wrap=True))
+        log_sink = TerminalSink(Console(file=log, highlight=False, soft_wrap=True, emoji=False))
         own: list[EventSink] = [JsonlSink(folder.events), log_sink, last]
         if config.outputs.tensorboard:
             own.append(TensorBoardSink(folder.path / "tensorboard"))

@@ -12,13 +12,11 @@ from PIL import Image
 
 from sdlora import atomic
 from sdlora.adapters.live.attach import Adapter
-from sdlora.config.preview_prompts import PreviewPrompt, parse_preview
+from sdlora.config.preview_prompts import PreviewPrompt
 from sdlora.config.train import TrainConfig
-from sdlora.data.images import ImageRecord
 from sdlora.events import EventStream, PreviewReady
 from sdlora.generation.sampling.sample import SampleRequest, sample
 from sdlora.models.bundle import Bundle
-from sdlora.models.prompts import literal
 from sdlora.runs.folder import RunFolder
 
 _AT_ONCE = 4
@@ -58,24 +56,6 @@ def planned(config: TrainConfig) -> list[Preview]:
         return Preview(request, either(own.adapter_weight, 1.0))
 
     return [of(index, own) for index, own in enumerate(previews.parsed)]
-
-
-def with_captions(config: TrainConfig, records: Sequence[ImageRecord]) -> TrainConfig:
-    """The configuration with training captions as prompts, where it has none of its own and asks for some.
-
-    records: the trained images.
-    """
-    num_wanted, own = config.previews.from_captions, [record for record in records if not record.is_class]
-    if config.previews.prompts or not num_wanted or not own:
-        return config
-    texts = [
-        # As a prompt spells it: brackets of a caption are text, those of a prompt are weights.
-        text if record.captions.weights else literal(text)
-        for record in own[:: max(1, len(own) // num_wanted)][:num_wanted]
-        if (text := record.plain_caption().strip())
-    ]
-    prompts = tuple(text for text in dict.fromkeys(texts) if parse_preview(text).prompt == text)
-    return config.model_copy(update={"previews": config.previews.model_copy(update={"prompts": prompts})})
 
 
 def generate(

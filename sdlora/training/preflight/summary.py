@@ -21,7 +21,7 @@ from sdlora.models.detection import Detection, detect
 from sdlora.models.dtypes import DTYPES
 from sdlora.models.layout import unet_layout
 from sdlora.training.inputs.images import RunImages
-from sdlora.training.outputs.previews import with_captions
+from sdlora.training.inputs.preview_prompts import with_captions
 from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.dry_run import BucketSamples, DryRun, Figures, SummaryLine, problems_of
 from sdlora.training.preflight.memory import DiskPlan, MemoryEstimate, MemoryPlan, UNetShape, estimate
@@ -118,8 +118,8 @@ class Summary:
         plan = self.images.plan
         yield "images", f"{plan.images} of {plan.files_seen} files, {len(self.images.held_out)} held out"
         if self.config.images.folders:
-            for source in self.config.images.sources:
-                yield "folder", _folder_line(source, self.images.trained)
+            for number, source in enumerate(self.config.images.sources):
+                yield "folder", _folder_line(source, [each for each in self.images.trained if each.source == number])
         yield "samples", f"{plan.samples} an epoch (repeats and resolutions counted), {plan.upscaled} images enlarged"
         for count in plan.buckets:
             yield "bucket", f"{count.bucket.width_px}x{count.bucket.height_px}: {count.samples}"
@@ -204,11 +204,9 @@ def _memory_plan(config: TrainConfig, images: RunImages, unet: UNet2DConditionMo
 
 
 def _folder_line(source: ImageFolder, records: Sequence[ImageRecord]) -> str:
-    """A folder of images.folders with all that holds in it differently, and how often its images are seen."""
-    root = source.folder.expanduser().absolute()
-    own = [record for record in records if record.path.is_relative_to(root)]
+    """A folder of images.folders with all that holds in it differently, and how often its images (records) are seen."""
     set_here = source.model_dump(mode="json", exclude={"folder"}, exclude_defaults=True)
     words = ", ".join(f"{name}={value}" for name, value in set_here.items()) or "no settings of its own"
-    samples = sum(record.repeats for record in own)
-    example = f"; first caption: '{own[0].plain_caption()}'" if own else ""
-    return f"{root.name}: {len(own)} images, {samples} an epoch; {words}{example}"
+    samples = sum(record.repeats for record in records)
+    example = f"; first caption: '{records[0].plain_caption()}'" if records else ""
+    return f"{source.folder.absolute().name}: {len(records)} images, {samples} an epoch; {words}{example}"
