@@ -211,7 +211,9 @@ class TrainTab:
                     "Import a file", file_types=[".yaml", ".yml", ".json", ".toml"], elem_id="train-import"
                 )
             self.yaml_problems = problems_html("train-yaml-problems", elem_classes="bare")
-            gr.Markdown("Imports YAML of sdlora and settings of kohya_ss, sd-scripts, OneTrainer, ai-toolkit and SimpleTuner.")
+            gr.Markdown(
+                "Imports YAML of sdlora and settings of kohya_ss, sd-scripts, OneTrainer, ai-toolkit and SimpleTuner."
+            )
 
     def _lay_out_saving(self) -> None:
         with gr.Accordion("Save as a preset", open=False):
