@@ -141,10 +141,9 @@ def test_files_of_tokens_are_not_taken_for_adapters(configure: Configure, tmp_pa
 @pytest.mark.parametrize("alone", [True, False])
 def test_kill_and_resume_gives_the_same_bytes(tiny_sd1: Path, tiny_images: Path, tmp_path: Path, alone: bool) -> None:
     def overrides(place: str) -> list[str]:
-        plain = settings(tiny_sd1, tiny_images, tmp_path / place, "bf16", "adamw")
-        if alone:
-            plain = [one for one in plain if not one.startswith("adapter.")] + list(ALONE)
-        return [*plain, TOKEN]
+        plain = settings(tiny_sd1, tiny_images, tmp_path / place, "fp32", "adamw")
+        plain = [one for one in plain if not one.startswith("adapter.")]
+        return [*plain, TOKEN, *(ALONE if alone else SMALL)]
 
     straight, run = train(files.load(overrides=overrides("straight"))), tmp_path / "killed" / "my-lora"
     kill_after_checkpoint(overrides("killed"), run / "events.jsonl")
@@ -184,7 +183,6 @@ def test_quantised_and_checkpointed_unets_pass_the_gradients_on(configure: Confi
     assert not torch.equal(load_file(result.adapter)["emb_params"][:2], rows)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])
 def test_diffusers_reads_the_file_to_the_same_text_states(tiny_sd1: Path, configure: Configure, format: str) -> None:
     result = train(configure(*SMALL, f"base_model.model={tiny_sd1}", f"outputs.format={format}"))
@@ -192,18 +190,19 @@ def test_diffusers_reads_the_file_to_the_same_text_states(tiny_sd1: Path, config
     bundle = load(BaseModelConfig(model=str(tiny_sd1), precision="fp32"))
     width = bundle.text_encoders[0].get_input_embeddings().weight.shape[1]
     bundle.new_tokens = choose_embeddings(["a <ohwx>"], [result.folder], {}, [width]).tokens
-    found = bundle.family.encode_text(bundle, ["a photo of <ohwx> in snow"]).states_BTD
+    with torch.no_grad():
+        found = bundle.family.encode_text(bundle, ["a photo of <ohwx> in snow"]).states_BTD
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd1, safety_checker=None)
     # diffusers' own form tells the token itself
     told = {"token": "<ohwx>"} if format == "kohya" else {}
     pipeline.load_textual_inversion(str(file.parent), weight_name=file.name, **told)
-    expected, _ = pipeline.encode_prompt("a photo of <ohwx> in snow", "cpu", 1, do_classifier_free_guidance=False)
+    with torch.no_grad():
+        expected, _ = pipeline.encode_prompt("a photo of <ohwx> in snow", "cpu", 1, do_classifier_free_guidance=False)
     error = float((found - expected).abs().max())
     print(f"sd1 {format}: text states of diffusers within {error:.1e}")
     assert error < 1e-3
 
 
-@torch.no_grad()
 def test_diffusers_reads_both_encoders_of_sdxl(tiny_sdxl: Path, configure: Configure) -> None:
     result = train(configure(*ALONE, f"base_model.model={tiny_sdxl}"))
     tensors = load_file(result.adapter)
@@ -211,17 +210,26 @@ def test_diffusers_reads_both_encoders_of_sdxl(tiny_sdxl: Path, configure: Confi
     bundle = load(BaseModelConfig(model=str(tiny_sdxl), precision="fp32"))
     widths = [encoder.get_input_embeddings().weight.shape[1] for encoder in bundle.text_encoders]
     bundle.new_tokens = choose_embeddings(["a <ohwx>"], [result.folder], {}, widths).tokens
-    found = bundle.family.encode_text(bundle, ["a photo of <ohwx> in snow"])
+    with torch.no_grad():
+        found = bundle.family.encode_text(bundle, ["a photo of <ohwx> in snow"])
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
     for slot, number in (("clip_l", ""), ("clip_g", "_2")):
         encoder, tokenizer = (getattr(pipeline, f"{part}{number}") for part in ("text_encoder", "tokenizer"))
         pipeline.load_textual_inversion(tensors[slot], token="<ohwx>", text_encoder=encoder, tokenizer=tokenizer)
-    expected, _, pooled, _ = pipeline.encode_prompt(
-        "a photo of <ohwx> in snow", device="cpu", do_classifier_free_guidance=False
-    )
-    error = float(max((found.states_BTD - expected).abs().max(), (found.pooled_BD - pooled).abs().max()))
-    print(f"sdxl: text states and pooled state of diffusers within {error:.1e}")
+    with torch.no_grad():
+        expected, *_ = pipeline.encode_prompt(
+            "a photo of <ohwx> in snow", device="cpu", do_classifier_free_guidance=False
+        )
+    error = float((found.states_BTD - expected).abs().max())
+    print(f"sdxl: text states of diffusers within {error:.1e}")
     assert error < 1e-3
+    # diffusers gives the token a number above the end mark's, and a text encoder with the published eos_token_id of 2
+    # takes the largest number for the end: there, the pooled state is the token's. Ours is that of the end mark.
+    assert pipeline.text_encoder_2.config.eos_token_id == 2
+    pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id
+    with torch.no_grad():
+        pooled = pipeline.encode_prompt("a photo of <ohwx> in snow", device="cpu", do_classifier_free_guidance=False)[2]
+    assert float((found.pooled_BD - pooled).abs().max()) < 1e-3
 
 
 def request(**values: object) -> GenerateConfig:

@@ -51,7 +51,8 @@ def check(config: TrainConfig) -> RunImages:
         try:
             one()
         except SdloraError as error:
-            errors.append(error)
+            if str(error) not in map(str, errors):  # two may have asked for the same file
+                errors.append(error)
     if len(errors) == 1:
         raise errors[0]
     if errors:
