@@ -135,7 +135,9 @@ def test_files_of_tokens_are_not_taken_for_adapters(configure: Configure, tmp_pa
     assert list(embeddings_beside(result.adapter)) == ["<ohwx>", "other"]
     published = prepare_push(result.folder, "me/fox")
     assert {"my-lora_emb-ohwx.safetensors", "my-lora_emb-other.safetensors"} <= set(published.files)
-    assert 'load_textual_inversion("me/fox", weight_name="my-lora_emb-ohwx.safetensors", token="<ohwx>")' in published.card
+    assert (
+        'load_textual_inversion("me/fox", weight_name="my-lora_emb-ohwx.safetensors", token="<ohwx>")' in published.card
+    )
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -162,11 +164,15 @@ def test_new_tokens_until_stops_them_and_not_the_layers(configure: Configure) ->
         return train(configure(*SMALL, f"optimization.steps={steps}", "outputs.self_test=false", *overrides))
 
     short, long = trained(1), trained(3, "optimization.new_tokens_until=1")
-    (one,), (other,) = (load_file(next(iter(embeddings_beside(run.adapter).values()))).values() for run in (short, long))
+    (one,), (other,) = (
+        load_file(next(iter(embeddings_beside(run.adapter).values()))).values() for run in (short, long)
+    )
     assert torch.equal(one, other)
     name = next(key for key in load_file(short.adapter) if key.endswith("lora_up.weight"))
     assert not torch.equal(load_file(short.adapter)[name], load_file(long.adapter)[name])
-    rate = load_file(next(iter(embeddings_beside(trained(1, "optimization.new_token_learning_rate=0").adapter).values())))
+    rate = load_file(
+        next(iter(embeddings_beside(trained(1, "optimization.new_token_learning_rate=0").adapter).values()))
+    )
     assert not torch.equal(one, rate["emb_params"])
 
 
@@ -270,19 +276,23 @@ def test_generate_finds_the_token_beside_its_adapter_in_it_and_in_the_folder_of_
     assert picture(adapters=used(bundled.adapter)) == together
 
 
-def test_generate_run_knows_the_tokens_of_a_run(configure: Configure, tmp_path: Path, cli) -> None:  # noqa: ANN001
+def test_generate_run_knows_the_tokens_of_a_run(configure: Configure, tmp_path: Path, cli) -> None:
     result = train(configure(*ALONE, "optimization.new_token_learning_rate=0.3"))
     assert run_settings(result.folder)["embedding_folders"] == [str(result.folder)]
     options = ["--run", result.folder, "--size", "64x64", "--steps", 2, "--seed", 1, "--set", "files.metadata=false"]
     outcome = cli("generate", "a photo of <ohwx>", *options, "--out", tmp_path / "a")
     assert outcome.code == 0, outcome.errors
-    (own,) = Generator(BaseModelConfig()).generate(request(embedding_folders=(result.folder,), sampler="DPM++ 2M Karras"))
+    (own,) = Generator(BaseModelConfig()).generate(
+        request(embedding_folders=(result.folder,), sampler="DPM++ 2M Karras")
+    )
     (saved,) = (tmp_path / "a").glob("*.png")
     from PIL import Image
 
     assert Image.open(saved).tobytes() == own.image.tobytes()
     (tmp_path / "more").mkdir()
-    assert cli("generate", "<ohwx>", *options, "--embedding-folder", tmp_path / "more", "--out", tmp_path / "b").code == 0
+    assert (
+        cli("generate", "<ohwx>", *options, "--embedding-folder", tmp_path / "more", "--out", tmp_path / "b").code == 0
+    )
 
 
 def test_a_token_goes_on_from_the_embedding_of_the_adapter_that_a_run_starts_from(configure: Configure) -> None:

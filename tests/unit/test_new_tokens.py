@@ -69,7 +69,8 @@ def test_a_text_means_init_and_a_single_token_is_the_trigger() -> None:
         ([FOX, "outputs.bundle_embeddings=true", "outputs.format=diffusers"], "diffusers refuses such a file"),
         ([FOX, "captions.separator=<"], "'<ohwx>' holds captions.separator '<', which would cut it in two"),
         (
-            [FOX, "optimization.optimizer=prodigy", "optimization.learning_rate=1", "optimization.new_token_learning_rate=2"],
+            [FOX, "optimization.optimizer=prodigy", "optimization.learning_rate=1",
+             "optimization.new_token_learning_rate=2"],
             "new_token_learning_rate=2.0: prodigy takes one learning rate for all parts",
         ),
     ],

@@ -55,7 +55,7 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
     }
     wanted = {token.casefold() for token in config.new_tokens}
     notes += [
-        f"{file.path.name} brings the new token {token}, which stays behind, as adapter.new_tokens has none of that name"
+        f"{file.path.name} brings the new token {token}, which stays behind: adapter.new_tokens does not name it"
         for token in dict.fromkeys([*map(str.casefold, new_tokens_in(file.metadata)), *embeddings])
         if token not in wanted
     ]
