@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from sdlora.adapters.files.embeddings import embeddings_beside, read_embedding, token_of
 from sdlora.adapters.files.reading import read
+from sdlora.adapters.hub.embedding_facts import embedding_facts
 from sdlora.adapters.hub.publishing import prepare as prepare_push
 from sdlora.cli import generate as _commands  # noqa: F401  (registers it)
 from sdlora.cli.grids import run_settings
@@ -21,7 +22,7 @@ from sdlora.config import files
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.config.train import TrainConfig
-from sdlora.errors import ConfigError, RunError, TrainingError
+from sdlora.errors import AdapterError, ConfigError, RunError, TrainingError
 from sdlora.events import Event, StepFinished, Validated, WarningRaised
 from sdlora.generation.generate import Generator
 from sdlora.generation.grid.adapters import checkpoint_files
@@ -313,6 +314,8 @@ def test_a_token_that_no_caption_calls_up_is_refused_before_anything_is_loaded(c
         train(configure(*ALONE, "captions.trigger=zz"))
     with pytest.raises(ConfigError, match="the init of <ohwx> is 90 tokens long, more than the 75 of a caption"):
         train(configure(*ALONE, f"adapter.new_tokens.<ohwx>={'fox ' * 90}"))
+    shuffled = ("captions.shuffle_tags=true", "captions.trigger=''", "adapter.new_tokens={'on': blue, white: red}")
+    train(configure(*ALONE, *shuffled, "optimization.steps=1"))
     text = summarise(configure(*ALONE, "adapter.new_tokens.<ohwx>={init: red fox, vectors: 1}")).as_text()
     assert "the init 'red fox' of <ohwx> is 2 tokens long, of which vectors=1 takes the first" in text
     assert "new token:       <ohwx>: 1 vectors from 'red fox', rate 0.005, without an adapter" in text
@@ -333,5 +336,8 @@ def test_vectors_that_are_not_finite_are_never_written(configure: Configure) -> 
 def test_an_embedding_is_read_back_by_its_name_too(configure: Configure) -> None:
     result = train(configure(*ALONE))
     embedding = read_embedding(result.adapter)
-    assert embedding.name == "my-lora_emb"
+    assert (embedding.name, embedding.token) == ("my-lora_emb", "<ohwx>")
+    assert "a prompt uses it as embedding:my-lora_emb, or as <ohwx>" in embedding_facts(embedding).as_text()
+    with pytest.raises(AdapterError, match="holds new tokens alone and no adapter"):
+        prepare_push(result.folder, "me/fox")
     assert embedding.vectors["clip_l"].shape[0] == 3

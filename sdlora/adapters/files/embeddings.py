@@ -11,7 +11,7 @@ from __future__ import annotations
 import glob
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Embedding:
     vectors: Mapping[str, Tensor]
     left_out: tuple[str, ...] = field(default=())
     """Tensors that are no vectors of a word."""
+    token: str | None = None
+    """The token that its file tells, by which a prompt may call it, too."""
 
     def for_widths(self, widths: Sequence[int]) -> list[Tensor]:
         """The vectors for text encoders of these widths. Raises AdapterError when they don't fit."""
@@ -65,7 +67,7 @@ def read_embedding(path: Path) -> Embedding:
     Raises AdapterError: not there, damaged, a pickle with more than tensors, no embedding, values that aren't finite.
     """
     tensors = _pickled(path) if is_pickle(path) else load_tensors(path)[0]
-    return _embedding(path.stem, tensors, path.name)
+    return replace(_embedding(path.stem, tensors, path.name), token=token_of(path))
 
 
 def embedding_in(source: Path | str) -> Embedding | None:

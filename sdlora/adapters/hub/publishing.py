@@ -19,7 +19,7 @@ from sdlora.config.shipped import BUILTIN_PREFIX
 from sdlora.errors import AdapterError
 from sdlora.models.hub import explained
 from sdlora.runs.folder import RunFolder
-from sdlora.runs.results import adapter_files, preview_images
+from sdlora.runs.results import adapter_files, embedding_files, preview_images
 
 _BASES: dict[FamilyName, str] = {
     "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -180,6 +180,8 @@ def _adapter_in(source: Path) -> Path:
     if not source.is_dir():
         raise AdapterError(f"{source}: there is no such file or run folder")
     found = [file.path for file in adapter_files(RunFolder(source)) if file.step is None]
+    if not found and embedding_files(RunFolder(source)):
+        raise AdapterError(f"{source} holds new tokens alone and no adapter; only adapters can be put on the hub here")
     if len(found) != 1:
         raise AdapterError(f"{source} holds {len(found)} adapter files, not one; name the file itself")
     return found[0]

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from sdlora.config.train import TrainConfig
+from sdlora.data.images import ImageRecord
 from sdlora.errors import ConfigError
 from sdlora.models.new_tokens import NewTokens, Tokenize
 from sdlora.models.prompts import CHUNK_TOKENS, token_numbers
@@ -51,7 +52,7 @@ def check_tokens(config: TrainConfig, images: RunImages) -> None:
     found = {
         word
         for record in images.trained
-        for text in record.trained_captions() or [record.plain_caption()]
+        for text in record.trained_captions() or _forms(record)
         for word in words.words_in(text)
     }
     problems += [
@@ -62,6 +63,11 @@ def check_tokens(config: TrainConfig, images: RunImages) -> None:
     ]
     if problems:
         raise ConfigError("adapter.new_tokens", problems)
+
+
+def _forms(record: ImageRecord) -> list[str]:
+    """What an image is trained with where tags are shuffled or dropped: the caption whole, and all as they are read."""
+    return [record.plain_caption(), record.caption or "", *(text for text, _ in record.alternatives)]
 
 
 def token_notes(config: TrainConfig) -> Iterator[str]:
