@@ -97,12 +97,15 @@ def generate(
         values = schema.joined(
             values, picture_settings(repeated, folders, base_is_given=base is not None or run is not None)
         )
+    folders_of_run = values.get("embedding_folders", ()) if run is not None else ()
     width_px, height_px = (None, None) if size is None else _size(size)
     given = {
         "base_model.model": base,
         "adapters": [parse_adapter(text, UsedAdapter).model_dump() for text in adapters] if adapters else None,
         "adapter_folders": [str(folder) for folder in folders] or None,
-        "embedding_folders": [str(folder) for folder in embedding_folders or ()] or None,
+        "embedding_folders": [*(str(folder) for folder in embedding_folders), *folders_of_run]
+        if embedding_folders
+        else None,
         "prompt": prompt,
         "negative": negative,
         "sampler": sampler,

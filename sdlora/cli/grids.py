@@ -41,7 +41,9 @@ CompareOption = Annotated[
 RunOption = Annotated[
     Path | None,
     typer.Option(
-        "--run", metavar="RUN", help="A run to take the base model from, and the files of --grid checkpoint=..."
+        "--run",
+        metavar="RUN",
+        help="A run to take the base model and new tokens from, and the files of --grid checkpoint=...",
     ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", help="Generate a grid of more than 400 images.")]
@@ -74,10 +76,12 @@ def picture_settings(image: Path, adapter_folders: Sequence[Path], *, base_is_gi
 
 
 def run_settings(run: Path) -> dict[str, Any]:
-    """The base model that a run was trained on, as a YAML request holds it."""
+    """The base model that a run was trained on, as a YAML request holds it, and where its new tokens are found."""
     from sdlora.runs.folder import open_run
 
-    return {"base_model": open_run(run)[1].base_model.model_dump(mode="json", include=_FROM_TRAINING)}
+    folder, config = open_run(run)
+    settings = {"base_model": config.base_model.model_dump(mode="json", include=_FROM_TRAINING)}
+    return {**settings, "embedding_folders": [str(folder.path)]} if config.adapter.new_tokens else settings
 
 
 def generate_grid(

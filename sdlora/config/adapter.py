@@ -4,23 +4,56 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sdlora.config.section import Section
 
 Algorithm = Literal["lora", "loha", "lokr"]
 LAYER_SETS = ("attention", "attention+ff", "all", "all+conv")
 REGEX_PREFIX = "regex:"
+_MOST_VECTORS = 75
+"""As many as a chunk of a caption has places."""
+_NO_PART_OF_A_TOKEN = re.compile(r"[\s,()\[\]{}:|\\.]|\b(?:BREAK|AND)\b")
+"""What captions, prompts and the names of tensors give a meaning of its own."""
+
+
+class NewTokenConfig(Section):
+    init: str
+    """Words whose vectors the token starts with."""
+
+    vectors: int | None = Field(default=None, ge=1, le=_MOST_VECTORS)
+    """Vectors that the token is made of; by default as many as init has tokens."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_means_init(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"init": value}
+        if not isinstance(value, dict | NewTokenConfig):
+            raise ValueError(f"must be the words that it starts with, or {{init: ..., vectors: ...}}; got {value!r}")
+        return value
+
+    @field_validator("init")
+    @classmethod
+    def _is_not_empty(cls, init: str) -> str:
+        if not init.strip():
+            raise ValueError("is empty; give words that come near to what the token shall mean")
+        return init
+
+
+def bare_token(token: str) -> str:
+    """A token's letters, digits, - and _, for the name of its file: `<ohwx>` becomes `ohwx`."""
+    return re.sub(r"[^\w-]", "", token)
 
 
 class AdapterConfig(Section):
     algorithm: Algorithm = "lora"
     """lora (low rank), loha (Hadamard product of two low-rank maps) or lokr (Kronecker product)."""
 
-    rank: int = Field(default=16, ge=1, le=1024)
-    """Rank of the update of linear layers and 1x1 projections."""
+    rank: int = Field(default=16, ge=0, le=1024)
+    """Rank of the update of linear layers and 1x1 projections; 0 trains new_tokens alone."""
 
     alpha: float | None = Field(default=None, gt=0)
     """Scale of the update is alpha / rank; by default alpha = rank / 2."""
@@ -73,8 +106,14 @@ class AdapterConfig(Section):
     tucker: bool = False
     """LoHa and LoKr: factorise convolutions by Tucker decomposition, which takes far fewer values for 3x3 kernels."""
 
+    new_tokens: dict[str, NewTokenConfig] = Field(default_factory=dict)
+    """Words that the model has not, each with vectors of its own that are trained (textual inversion, Gal et al. 2023;
+    together with layers pivotal tuning): {<ohwx>: {init: red fox, vectors: 4}}, or in short {<ohwx>: red fox}. A single
+    one is the trigger where captions.trigger is not set."""
+
     start_from: str | None = None
-    """Go on from this adapter file, or hf://owner/name[/file] (any common format); ranks and layers come from it."""
+    """Go on from this adapter file, or hf://owner/name[/file] (any common format); ranks and layers come from it, and
+    the vectors of the same new_tokens in or beside it."""
 
     def scale(self, rank: int, *, is_conv: bool = False) -> float:
         """What the update of a layer of this rank is multiplied by: alpha / rank, with rslora alpha / sqrt(rank).
@@ -113,10 +152,39 @@ class AdapterConfig(Section):
                 problems.append(f"{name} goes with algorithm {' and '.join(algorithms)} only, not {self.algorithm}")
         if self.tucker and self.layers in LAYER_SETS[:-1]:
             problems.append(f"tucker has no effect with layers={self.layers}; use all+conv")
-        if not self.unet and not self.text_encoder:
-            problems.append("unet=false leaves nothing to train; set text_encoder=true")
+        problems += _token_problems(self.new_tokens)
+        if self.rank == 0:
+            problems += self._problems_without_layers()
+        elif not self.unet and not self.text_encoder:
+            problems.append("unet=false leaves nothing to train; set text_encoder=true, or rank=0 for new_tokens alone")
         if any(rank < 0 for rank in self.block_ranks.values()):
             problems.append("block_ranks: a rank must be 0 (leave out) or more")
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _problems_without_layers(self) -> list[str]:
+        """With rank 0: what is set for layers, of which there are none."""
+        if not self.new_tokens:
+            return ["rank=0 leaves nothing to train; give new_tokens, or a rank"]
+        of_layers = [name for name in type(self).model_fields if name not in ("rank", "new_tokens")]
+        plain = AdapterConfig.model_construct()
+        useless = [name for name in of_layers if getattr(self, name) != getattr(plain, name)]
+        return [f"{name}: has no effect with rank=0, which trains new_tokens alone" for name in useless]
+
+
+def _token_problems(tokens: dict[str, NewTokenConfig]) -> list[str]:
+    problems: list[str] = []
+    for token in tokens:
+        if found := _NO_PART_OF_A_TOKEN.search(token):
+            problems.append(
+                f"new_tokens: '{token}' can't be a token, as '{found[0]}' has a meaning in prompts or files; "
+                "write it like <ohwx>"
+            )
+        elif not bare_token(token):
+            problems.append(f"new_tokens: '{token}' can't be a token: it needs a letter or a digit, as in <ohwx>")
+    bare = [bare_token(token).casefold() for token in tokens]
+    for token, name in zip(tokens, bare, strict=True):
+        if name and bare.count(name) > 1:
+            problems.append(f"new_tokens: '{token}' and another one differ in signs or capitals only")
+    return problems

@@ -107,6 +107,10 @@ class OutputsConfig(Section):
     precision: Precision = "fp16"
     """Number type of the adapter file."""
 
+    bundle_embeddings: bool = False
+    """Put the embeddings of adapter.new_tokens into the adapter file, too, as AUTOMATIC1111 reads them; diffusers
+    refuses such a file. They always lie beside it as name_emb.safetensors."""
+
     checkpoint_every: IntervalOrAuto = "auto"
     """Steps between checkpoints, or epochs as in `1 epoch`; auto saves at every tenth of the run and every ten minutes
     at the latest, 0 at the end only."""

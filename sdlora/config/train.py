@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -48,6 +49,21 @@ class TrainConfig(Section):
         if self.base_model.precision != "auto":
             return self.base_model
         return self.base_model.model_copy(update={"precision": self.optimization.precision})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_token_is_trigger(cls, values: Any) -> Any:
+        """A token that nothing calls up would not be trained, so the only one is the trigger unless there is one."""
+        if not isinstance(values, Mapping):
+            return values
+        tokens, captions = _value(values.get("adapter"), "new_tokens"), values.get("captions", {})
+        is_plain = isinstance(tokens, Mapping) and len(tokens) == 1 and isinstance(captions, Mapping | CaptionsConfig)
+        if not is_plain or _value(captions, "trigger") is not None:
+            return values
+        token = str(next(iter(tokens)))
+        if isinstance(captions, CaptionsConfig):
+            return {**values, "captions": captions.model_copy(update={"trigger": token})}
+        return {**values, "captions": {**captions, "trigger": token}}
 
     @field_validator("name")
     @classmethod
@@ -96,6 +112,7 @@ class TrainConfig(Section):
             problems.append(
                 f"optimization.max_weight_norm goes with adapter.algorithm=lora only, not {self.adapter.algorithm}"
             )
+        problems += self._token_problems()
         if optimization.optimizer in OWN_RATE and optimization.learning_rate < 0.1:
             problems.append(
                 f"optimization.learning_rate={optimization.learning_rate} is too low for {optimization.optimizer}, "
@@ -109,3 +126,41 @@ class TrainConfig(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _token_problems(self) -> list[str]:
+        """Settings of new tokens where there are none, and of layers where tokens are trained alone."""
+        tokens, optimization, outputs = self.adapter.new_tokens, self.optimization, self.outputs
+        if not tokens:
+            useless = {
+                "optimization.new_token_learning_rate": optimization.new_token_learning_rate is not None,
+                "optimization.new_tokens_until": optimization.new_tokens_until is not None,
+                "outputs.bundle_embeddings": outputs.bundle_embeddings,
+            }
+            return [f"{name} has no effect without adapter.new_tokens" for name, is_set in useless.items() if is_set]
+        separator = self.captions.separator.strip()
+        problems = [
+            f"adapter.new_tokens: '{token}' holds captions.separator '{separator}', which would cut it in two"
+            for token in tokens
+            if separator and separator in token
+        ]
+        if self.adapter.rank == 0:
+            useless = {
+                "optimization.lora_plus_ratio": optimization.lora_plus_ratio != 1,
+                "optimization.max_weight_norm": optimization.max_weight_norm > 0,
+                "optimization.block_learning_rates": bool(optimization.block_learning_rates),
+                "optimization.new_tokens_until": optimization.new_tokens_until is not None,
+                "outputs.bundle_embeddings": outputs.bundle_embeddings,
+            }
+            problems += [
+                f"{name} has no effect with adapter.rank=0, which trains adapter.new_tokens alone"
+                for name, is_set in useless.items()
+                if is_set
+            ]
+        if outputs.bundle_embeddings and outputs.format == "diffusers":
+            problems.append("outputs.bundle_embeddings: diffusers refuses such a file; use outputs.format=kohya")
+        return problems
+
+
+def _value(section: Any, name: str) -> Any:
+    """A setting of a section, be it checked already or plain values."""
+    return section.get(name) if isinstance(section, Mapping) else getattr(section, name, None)

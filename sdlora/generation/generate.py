@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from sdlora.adapters.algebra.loaded_base import load_base
+from sdlora.adapters.files.embeddings import embeddings_beside
+from sdlora.adapters.files.metadata import new_tokens_in
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import ComputeConfig, GenerateConfig
 from sdlora.config.given import Values, base_model_config, generate_config
@@ -32,7 +34,7 @@ from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
 from sdlora.generation.sampling.batch_generator import BatchGenerator, OnStep
 from sdlora.generation.sampling.cpu_layers import PlainAttention, use_plain_convolutions
 from sdlora.generation.sampling.denoising import CancelledError
-from sdlora.generation.sampling.embeddings import ChosenEmbeddings, choose_embeddings
+from sdlora.generation.sampling.embeddings import ChosenEmbeddings, Source, choose_embeddings
 from sdlora.generation.sampling.latent_colours import LatentColours
 from sdlora.generation.sampling.pool import DEFAULT_POOL_BYTES, AdapterPool
 from sdlora.models.detection import detect
@@ -164,36 +166,50 @@ class Generator:
         on_step: Callable[[StepPreview], None] | None,
         is_cancelled: Callable[[], bool],
     ) -> Iterator[GeneratedImage]:
-        embeddings = self._use_embeddings(rows)
+        embeddings = self._embeddings(rows)
         start = 0
         while start < len(rows) and not is_cancelled():
+            own = embeddings[start]
+            self.bundle.new_tokens = own.tokens
+            alike = sum(1 for _ in takewhile(lambda one: one.signature == own.signature, embeddings[start:]))  # noqa: B023
             # texts of other lengths would be filled up to the longest, and the picture depend on its neighbours
             shape = self._batch_generator.shape_of_texts(rows[start])
-            limit = rows[start : start + rows[0].batch_size]
+            limit = rows[start : start + min(alike, rows[0].batch_size)]
             batch = list(takewhile(lambda row: self._batch_generator.shape_of_texts(row) == shape, limit))  # noqa: B023
             preview = None if on_step is None else self._previewing(on_step, start, len(rows))
             try:
-                yield from self._generated(batch, embeddings, preview, is_cancelled)
+                yield from self._generated(batch, embeddings[start : start + len(batch)], preview, is_cancelled)
             except CancelledError:
                 return
             start += len(batch)
 
-    def _use_embeddings(self, rows: Sequence[GenerateConfig]) -> ChosenEmbeddings:
-        """Give the model the embeddings that the prompts name, of the folders and of the adapters themselves."""
-        bundles = {
-            name.casefold(): embedding
-            for row in rows
-            for used in row.adapters
-            for name, embedding in self._pool.get(used).loaded.file.embeddings.items()
-        }
-        chosen = choose_embeddings(
-            [text for row in rows for text in (row.prompt, row.negative)],
-            list(dict.fromkeys(folder for row in rows for folder in row.embedding_folders)),
-            bundles,
-            [encoder.get_input_embeddings().weight.shape[1] for encoder in self.bundle.text_encoders],
-        )
-        self.bundle.new_tokens = chosen.tokens
-        return chosen
+    def _embeddings(self, rows: Sequence[GenerateConfig]) -> list[ChosenEmbeddings]:
+        """For each row the embeddings that its prompts name, of its folders and of its own adapters.
+
+        Rows with other adapters have others: each checkpoint of a run brings those that were trained with it.
+        """
+        texts: dict[tuple[object, ...], list[str]] = {}
+        chosen: dict[tuple[object, ...], ChosenEmbeddings] = {}
+        keys = [(row.embedding_folders, tuple(used.file for used in row.adapters)) for row in rows]
+        for key, row in zip(keys, rows, strict=True):
+            texts.setdefault(key, []).extend([row.prompt, row.negative])
+        for key, row in zip(keys, rows, strict=True):
+            if key not in chosen:
+                chosen[key] = self._chosen(row, texts[key])
+        return [chosen[key] for key in keys]
+
+    def _chosen(self, row: GenerateConfig, texts: Sequence[str]) -> ChosenEmbeddings:
+        """The embeddings of a row's folders and adapters that the texts name."""
+        found: dict[str, Source] = {}
+        expected: dict[str, str] = {}
+        for file in (self._pool.get(used).loaded.file for used in row.adapters):
+            trained = new_tokens_in(file.metadata)
+            beside = embeddings_beside(file.path) if trained else {}
+            found |= {token.casefold(): path for token, path in beside.items()}
+            found |= {name.casefold(): embedding for name, embedding in file.embeddings.items()}
+            expected |= {token.casefold(): file.path.name for token in trained}
+        widths = [encoder.get_input_embeddings().weight.shape[1] for encoder in self.bundle.text_encoders]
+        return choose_embeddings(texts, row.embedding_folders, found, widths, expected)
 
     def _previewing(self, on_step: Callable[[StepPreview], None], index: int, num_images: int) -> OnStep:
         def tell(step: int, total_steps: int, clean: Callable[[], Tensor]) -> None:
@@ -204,7 +220,7 @@ class Generator:
     def _generated(
         self,
         rows: Sequence[GenerateConfig],
-        embeddings: ChosenEmbeddings,
+        embeddings: Sequence[ChosenEmbeddings],
         on_step: OnStep | None,
         is_cancelled: Callable[[], bool],
     ) -> Iterator[GeneratedImage]:
@@ -216,14 +232,14 @@ class Generator:
         pictures = self._batch_generator.images(rows, sets, merge, on_step, is_cancelled)
         seconds = (time.monotonic() - began) / len(rows)
         notes = self.bundle.notes[known_notes:]
-        for row, own, picture in zip(rows, sets, pictures, strict=True):
+        for row, own, chosen, picture in zip(rows, sets, embeddings, pictures, strict=True):
             # What was decided is kept: merged and live adapters differ in the last bits, and the config must repeat the
             # image.
             compute = row.compute.model_copy(update={"merge_adapters": merge})
             said = [text for adapter in own for text in adapter.loaded.warnings]
             said += [
-                *prompt_warnings(row, embeddings.names),
-                *embeddings.notes,
+                *prompt_warnings(row, chosen.names),
+                *chosen.notes,
                 *notes,
                 *([picture.warning] if picture.warning else []),
             ]

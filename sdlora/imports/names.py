@@ -66,6 +66,28 @@ _MORE = {
     "lora_rank": ["adapter.rank"],
     "lora_alpha": ["adapter.alpha"],
     "network_weights": ["adapter.start_from"],
+    # Of textual inversion and pivotal tuning.
+    "placeholder_token": ["adapter.new_tokens"],
+    "placeholder": ["adapter.new_tokens"],
+    "token_string": ["adapter.new_tokens"],
+    "token_abstraction": ["adapter.new_tokens", "captions.trigger"],
+    "initializer_token": ["adapter.new_tokens"],
+    "initializer_concept": ["adapter.new_tokens"],
+    "init_word": ["adapter.new_tokens"],
+    "initial_embedding_text": ["adapter.new_tokens"],
+    "embedding": ["adapter.new_tokens"],
+    "embeddings": ["adapter.new_tokens"],
+    "additional_embeddings": ["adapter.new_tokens"],
+    "textual_inversion": ["adapter.new_tokens"],
+    "num_vectors": ["adapter.new_tokens"],
+    "num_vectors_per_token": ["adapter.new_tokens"],
+    "num_new_tokens_per_abstraction": ["adapter.new_tokens"],
+    "token_count": ["adapter.new_tokens"],
+    "train_text_encoder_ti": ["adapter.new_tokens"],
+    "train_text_encoder_ti_frac": ["optimization.new_tokens_until"],
+    "embedding_learning_rate": ["optimization.new_token_learning_rate"],
+    "embedding_lr": ["optimization.new_token_learning_rate"],
+    "bundle_additional_embeddings": ["outputs.bundle_embeddings"],
 }
 
 

@@ -139,8 +139,8 @@ _WITHOUT_EFFECT = {
     "latent_caching_epochs", "clear_cache_before_training", "ema_update_step_interval", "dataloader_threads",
     "caching_threads", "prefetch_next_batch", "train_device", "temp_device", "fallback_train_dtype", "frames",
     "enable_autocast_cache", "only_cache", "attention_mechanism", "vb_loss_strength", "compile", "weight_dtype",
-    "lora_weight_dtype", "embedding_weight_dtype", "embedding", "embeddings", "embedding_learning_rate", "cloud",
-    "bundle_additional_embeddings", "optimizer_defaults", "secrets", "quantization", "custom_learning_rate_scheduler",
+    "lora_weight_dtype", "embedding_weight_dtype", "embedding", "embeddings", "cloud",
+    "optimizer_defaults", "secrets", "quantization", "custom_learning_rate_scheduler",
     "learning_rate_scaler", "loss_scaler", "lora_decompose_norm_epsilon", "lora_decompose_output_axis",
     "text_encoder_sequence_length", "text_encoder_2_sequence_length", "device_indexes", "timestep_shift",
     "layer_offload_fraction", "samples_to_tensorboard", "non_ema_sampling", "rolling_backup", "rolling_backup_count",
@@ -158,7 +158,7 @@ _OTHER_PREFIXES = (
 
 NO_COUNTERPART = {
     "generalized_offset_noise", "log_cosh_strength", "custom_conditioning_image", "force_circular_padding",
-    "preserve_embedding_norm", "train_any_unet", "attention_mask", "additional_embeddings",
+    "train_any_unet", "attention_mask",
 }  # fmt: skip
 """Settings that ours can't hold; each is listed when it is switched on."""
 
@@ -189,7 +189,12 @@ def from_config(
         if isinstance(settings.get(part), Mapping):
             settings[part] = legible(settings[part], result, _NUMBERS_OF_PARTS, ("train",), f"{part}.")
     known |= _model(settings, result) | _layers(settings, result) | _parts(settings, result)
-    known |= _optimizer(settings, result) | _loss(settings, result) | _masks(settings, result)
+    known |= (
+        _new_tokens(settings, result)
+        | _optimizer(settings, result)
+        | _loss(settings, result)
+        | _masks(settings, result)
+    )
     known |= _samples(settings, samples, result) | {"concepts", "concept_file_name"}
     result.lose_rest({name: value for name, value in settings.items() if not name.startswith(_OTHER_PREFIXES)}, known)
     return result
@@ -202,7 +207,8 @@ def _model(settings: Mapping[str, Any], result: Translation) -> set[str]:
         raise ValueError(f"it trains {kind}; only Stable Diffusion 1.x, 2.x and XL can be trained here")
     method = settings.get("training_method", "LORA")
     if method != "LORA":
-        result.lose("training_method", method, "adapters are trained here, so it is taken as LORA")
+        alone = "; for tokens alone set adapter.new_tokens and adapter.rank=0" if method == "EMBEDDING" else ""
+        result.lose("training_method", method, f"adapters are trained here, so it is taken as LORA{alone}")
     if switch(settings.get("force_v_prediction")):
         prediction = "v_prediction"
     elif switch(settings.get("force_epsilon_prediction")):
@@ -313,6 +319,34 @@ def _put_end(name: str, part: Mapping[str, Any], settings: Mapping[str, Any], re
         result.put(f"optimization.{name}_until", after / epochs if after < epochs else None)
     else:
         result.lose(f"{name}.stop_training_after", _stop_in_words(part), f"set optimization.{name}_until")
+
+
+def _new_tokens(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    """The embeddings that are trained with an adapter; that of an embedding alone is another kind of training."""
+    tokens: dict[str, Any] = {}
+    for own in settings.get("additional_embeddings") or ():
+        token = str(own.get("placeholder", "<embedding>"))
+        if own.get("train") is False or own.get("model_name") or own.get("is_output_embedding"):
+            why = "only tokens that begin with words are trained; others are used by generate's embedding_folders"
+            result.lose("additional_embeddings", token, why)
+            continue
+        tokens[token] = {
+            "init": str(own.get("initial_embedding_text") or "*"),
+            "vectors": count(own.get("token_count")),
+        }
+        if _stops(own) and "optimization.new_tokens_until" not in result.values:
+            _put_end("new_tokens", own, settings, result)
+    if tokens:
+        result.put("adapter.new_tokens", tokens)
+        rate = some(settings.get("embedding_learning_rate")) or some(settings["learning_rate"])
+        result.put("optimization.new_token_learning_rate", rate)
+        result.put("outputs.bundle_embeddings", switch(settings.get("bundle_additional_embeddings", True)))
+    return {
+        "additional_embeddings",
+        "embedding_learning_rate",
+        "bundle_additional_embeddings",
+        "preserve_embedding_norm",  # ours keep near the vocabulary's spread always
+    }
 
 
 def _optimizer(settings: Mapping[str, Any], result: Translation) -> set[str]:

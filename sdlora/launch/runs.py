@@ -21,7 +21,14 @@ from sdlora.runs import changes
 from sdlora.runs import folder as run_folder
 from sdlora.runs.event_log import read_events, text_tail
 from sdlora.runs.folder import REQUESTS, Request, RunFolder, open_run
-from sdlora.runs.results import PreviewImage, RunAdapterFile, adapter_files, preview_images
+from sdlora.runs.results import (
+    PreviewImage,
+    RunAdapterFile,
+    RunEmbeddingFile,
+    adapter_files,
+    embedding_files,
+    preview_images,
+)
 from sdlora.runs.state import RunState, derive
 from sdlora.trash import move_to_trash
 
@@ -146,6 +153,10 @@ class RunHandle:
     def adapter_files(self) -> list[RunAdapterFile]:
         """All adapter files of the run, those of checkpoints by step, the finished one last."""
         return adapter_files(self.files)
+
+    def embedding_files(self) -> list[RunEmbeddingFile]:
+        """The embeddings of the run's new tokens, in the same order."""
+        return embedding_files(self.files)
 
     def wants_previews(self) -> bool:
         """Whether its settings ask for any. Raises ConfigError when they are damaged."""

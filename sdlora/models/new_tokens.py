@@ -3,6 +3,8 @@
 Gal et al. 2023. Nothing of the token table changes: a text with such a word is encoded with another token in its place,
 whose vector is exchanged behind the table. So the end mark stays the largest number, by which encoders find it.
 
+Vectors are looked up at each use: those that are trained are parameters, which change and take gradients.
+
 Shapes: N chunks, T positions, R vectors of all words, D width of an encoder.
 """
 
@@ -25,23 +27,18 @@ class NewTokens:
     """Words with their vectors [number, D], for each text encoder of a model."""
 
     def __init__(self, words: Mapping[str, Sequence[Tensor]] | None = None) -> None:
+        self._words = {word.casefold(): tuple(vectors) for word, vectors in (words or {}).items()}
         self._rows: dict[str, list[int]] = {}
-        self._tables: list[Tensor] = []
-        self._signatures: dict[str, str] = {}
         self._pattern: re.Pattern[str] | None = None
-        if not words:
+        if not self._words:
             return
         start = 0
-        for word, vectors in words.items():
+        for word, vectors in self._words.items():
             # row numbers are negative, so that none is a token's
-            self._rows[word.casefold()] = [-(start + index + 1) for index in range(len(vectors[0]))]
+            self._rows[word] = [-(start + index + 1) for index in range(len(vectors[0]))]
             start += len(vectors[0])
-            digest = hashlib.sha256(b"".join(one.float().cpu().numpy().tobytes() for one in vectors))
-            self._signatures[word.casefold()] = digest.hexdigest()
-        encoders = range(len(next(iter(words.values()))))
-        self._tables = [torch.cat([vectors[encoder] for vectors in words.values()]) for encoder in encoders]
         # The longest first: of `cat` and `cat girl` a text with both words means the second.
-        listed = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+        listed = "|".join(re.escape(word) for word in sorted(words or {}, key=len, reverse=True))
         self._pattern = re.compile(rf"(?<!\w)(?:embedding:)?({listed})(?!\w)", re.IGNORECASE)
 
     def numbers(self, tokenize: Tokenize, text: str) -> list[int]:
@@ -61,19 +58,33 @@ class NewTokens:
         return [] if self._pattern is None else [match[1].casefold() for match in self._pattern.finditer(text)]
 
     def signature(self, text: str) -> tuple[str, ...]:
-        """Equal where a text's new words are the same and have the same vectors."""
-        return tuple(self._signatures[word] for word in self.words_in(text))
+        """Equal where a text's new words are the same and have the same vectors, as they are now."""
+        return tuple(_digest(self._words[word]) for word in self.words_in(text))
+
+    @contextmanager
+    def standing_for(self, words: Mapping[str, Sequence[Tensor]]) -> Iterator[None]:
+        """Inside, the words stand for other vectors, as many as their own."""
+        own = self._words
+        self._words = {word: tuple(words.get(word, vectors)) for word, vectors in own.items()}
+        try:
+            yield
+        finally:
+            self._words = own
 
     @contextmanager
     def in_place(self, encoder: Any, index: int, tokens_NT: Tensor) -> Iterator[Tensor]:
         """The tokens to give to a text encoder (the model's `index`-th), whose vectors are exchanged meanwhile."""
         is_new_NT = tokens_NT < 0
-        if not bool(is_new_NT.any()):
+        given = [vectors[index] for vectors in self._words.values()]
+        # Trained vectors pass also where no text has them: a batch of other captions alone (caption dropout) would have
+        # nothing to take gradients of, and one process another set of gradients than its neighbour.
+        is_trained = torch.is_grad_enabled() and any(vectors.requires_grad for vectors in given)
+        if not (is_trained or bool(is_new_NT.any())):
             yield tokens_NT
             return
 
         def exchange(_: Any, __: Any, output_NTD: Tensor) -> Tensor:
-            rows_RD = self._tables[index].to(output_NTD)
+            rows_RD = torch.cat([vectors.to(output_NTD) for vectors in given])
             chosen_NTD = rows_RD[(-tokens_NT - 1).clamp(min=0)]
             return torch.where(is_new_NT[..., None], chosen_NTD, output_NTD)
 
@@ -86,3 +97,8 @@ class NewTokens:
     @staticmethod
     def _tokens(tokenize: Tokenize, text: str) -> list[int]:
         return list(tokenize(text)) if text.strip() else []
+
+
+def _digest(vectors: Sequence[Tensor]) -> str:
+    data = b"".join(one.detach().float().cpu().numpy().tobytes() for one in vectors)
+    return hashlib.sha256(data).hexdigest()

@@ -119,5 +119,10 @@ def count_tokens(tokenizer: Any, caption: str, *, weights: bool = True) -> int:
     More than the limit (75, 150 or 225) means that the rest is cut off. tokenizer: from `tokenizer.light_tokenizer`
     (loads no torch) or a bundle's own.
     """
-    chunks = split_into_chunks(lambda text: token_numbers(tokenizer, text), caption, weights=weights)
+    return count_numbers(lambda text: token_numbers(tokenizer, text), caption, weights=weights)
+
+
+def count_numbers(tokenize: Callable[[str], Sequence[int]], caption: str, *, weights: bool = True) -> int:
+    """The same with a function from a text to its token numbers."""
+    chunks = split_into_chunks(tokenize, caption, weights=weights)
     return CHUNK_TOKENS * (len(chunks) - 1) + len(chunks[-1].tokens)

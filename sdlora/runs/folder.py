@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from sdlora import atomic
 from sdlora.config import files
+from sdlora.config.adapter import AdapterConfig, bare_token
 from sdlora.config.shipped import resolve_folder
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
@@ -96,6 +97,10 @@ class RunFolder:
         """Where the finished adapter file is written."""
         return self.path / f"{name}.safetensors"
 
+    def result(self, config: TrainConfig) -> Path:
+        """Where the file lies that the run is for."""
+        return result_file(self.adapter(config.name), config.adapter)
+
     def ask(self, request: Request) -> None:
         """Ask the trainer of this run, which looks between steps, to stop, save or generate previews."""
         self.requests.mkdir(parents=True, exist_ok=True)
@@ -122,6 +127,17 @@ class RunFolder:
                     path.unlink()
             except FileNotFoundError:
                 continue
+
+
+def embedding_files(adapter: Path, tokens: Collection[str]) -> dict[str, Path]:
+    """Where the embeddings of new tokens lie beside an adapter's file: `name_emb`, of several `name_emb-ohwx`."""
+    names = {token: f"_emb-{bare_token(token)}" if len(tokens) > 1 else "_emb" for token in tokens}
+    return {token: adapter.with_name(f"{adapter.stem}{name}.safetensors") for token, name in names.items()}
+
+
+def result_file(adapter: Path, config: AdapterConfig) -> Path:
+    """The file that stands for what was trained: the adapter's; without layers the (first) embedding's."""
+    return adapter if config.rank else next(iter(embedding_files(adapter, config.new_tokens).values()))
 
 
 def step_name(step: int) -> str:

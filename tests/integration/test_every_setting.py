@@ -38,6 +38,7 @@ SHUFFLED = ("captions.shuffle_tags=true",)
 DROPPED = ("captions.tag_dropout=0.7",)
 HUBER = ("objective.loss=huber",)
 TRIGGER = ("captions.trigger=fox",)
+TOKEN = ("adapter.new_tokens={fox: red}",)
 ADAMW = ("optimization.optimizer=adamw", "optimization.learning_rate=0.01", "optimization.steps=3")
 LONGER = ("optimization.steps=3",)
 V = ("base_model.prediction=v_prediction",)
@@ -106,6 +107,7 @@ TRAINED: dict[str, tuple[str, Sequence[str]]] = {
     "adapter.lokr_decompose_both": ("true", (*LOKR, "adapter.rank=1", "adapter.lokr_factor=8")),
     "adapter.lokr_full": ("true", LOKR),
     "adapter.tucker": ("true", (*LOKR, *CONVOLUTIONS)),
+    "adapter.new_tokens": ("{fox: red}", ()),
     "adapter.start_from": ("STYLE", TEXT),
     "optimization.steps": ("2", ()),
     "optimization.epochs": ("1", ("optimization.steps=null",)),
@@ -116,6 +118,8 @@ TRAINED: dict[str, tuple[str, Sequence[str]]] = {
     "optimization.learning_rate": ("20", ()),
     "optimization.text_encoder_learning_rate": ("0.03", TEXT),
     "optimization.text_encoder_until": ("1", (*TEXT, *LONGER)),
+    "optimization.new_token_learning_rate": ("0.5", TOKEN),
+    "optimization.new_tokens_until": ("1", (*TOKEN, *LONGER)),
     "optimization.block_learning_rates": ("{up_blocks.3.attentions.0: 0.1}", ()),
     "optimization.lora_plus_ratio": ("8", LONGER),
     "optimization.weight_decay": ("0.5", LONGER),
@@ -203,6 +207,7 @@ ELSEWHERE = {
     "outputs.folder": "integration/test_training.py",
     "outputs.format": "integration/test_adapter_export.py",
     "outputs.precision": "integration/test_adapter_options.py",
+    "outputs.bundle_embeddings": "integration/test_new_tokens.py",
     "outputs.checkpoint_every": "integration/test_training.py",
     "outputs.checkpoint_names": "integration/test_training.py",
     "outputs.keep_every": "integration/test_training.py",

@@ -22,7 +22,7 @@ def test_a_setting_tells_all_of_its_declaration() -> None:
     rank = setting("adapter.rank")
 
     assert (rank.kind, rank.kinds, rank.is_optional, rank.is_number) == ("integer", (int,), False, True)
-    assert rank.bounds == {"ge": 1, "le": 1024}
+    assert rank.bounds == {"ge": 0, "le": 1024}
     assert rank.default == 16
 
 

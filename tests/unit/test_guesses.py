@@ -61,6 +61,8 @@ def test_train_takes_a_preset_or_a_folder_and_knows_what_else_it_is_given(tmp_pa
         ("max_train_epochs", ["optimization.epochs"]),
         ("prior_loss_weight", ["objective.prior_weight"]),
         ("lora_alpha", ["adapter.alpha"]),
+        ("initializer_token", ["adapter.new_tokens"]),
+        ("train_text_encoder_ti_frac", ["optimization.new_tokens_until"]),
         ("adapter.rnk", ["adapter.rank"]),
         ("nonsense at all", []),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sdlora.config.adapter import NewTokenConfig
 from sdlora.errors import ConfigError
 from tests.support.foreign_settings import AI_TOOLKIT, CONCEPTS, ONETRAINER, SAMPLES
 from tests.support.imported_settings import imported, lost_names, read_back
@@ -59,7 +60,8 @@ def test_a_onetrainer_configuration_is_taken_over_with_the_files_it_names(tmp_pa
     adapter = config.adapter
     assert (adapter.rank, adapter.alpha, adapter.layers, adapter.dropout) == (32, 16, "all", 0.1)
     optimization = config.optimization
-    assert optimization.learning_rates == {"unet": 1e-4, "text_encoder": 3e-5, "text_encoder_2": 0}
+    rates = {part: rate for part, rate in optimization.learning_rates.items() if part != "new_tokens"}
+    assert rates == {"unet": 1e-4, "text_encoder": 3e-5, "text_encoder_2": 0}
     assert (optimization.epochs, optimization.batch_size, optimization.accumulation) == (12, 2, 4)
     assert (optimization.schedule, optimization.warmup, optimization.schedule_floor) == ("cosine", 50, 0.1)
     assert (optimization.optimizer, optimization.weight_decay, optimization.ema) == ("adamw8bit", 0.02, 0.995)
@@ -131,6 +133,23 @@ def test_variants_of_onetrainer_settings(
         found = getattr(found, part)
     assert found == value
     assert lost in "\n".join(result.lost)
+    read_back(result, tmp_path)
+
+
+def test_the_embeddings_that_onetrainer_trains_with_an_adapter_are_new_tokens(tmp_path: Path) -> None:
+    fox = {
+        "placeholder": "<fox>", "initial_embedding_text": "red fox", "token_count": 3, "train": True,
+        "stop_training_after": 30, "stop_training_after_unit": "EPOCH",
+    }  # fmt: skip
+    kept = {"placeholder": "<kept>", "train": False, "model_name": "kept.safetensors"}
+    changes = {"additional_embeddings": [fox, kept], "embedding_learning_rate": 2e-4, "epochs": 60}
+    result = imported(tmp_path, "mine.json", {**ONETRAINER, "concept_file_name": "", **changes})
+    assert result.config.adapter.new_tokens == {"<fox>": NewTokenConfig(init="red fox", vectors=3)}
+    assert result.config.captions.trigger == "<fox>"
+    assert result.config.optimization.new_token_learning_rate == 2e-4
+    assert result.config.optimization.new_tokens_until == 0.5
+    assert result.config.outputs.bundle_embeddings
+    assert "additional_embeddings=<kept>: only tokens that begin with words are trained" in "\n".join(result.lost)
     read_back(result, tmp_path)
 
 

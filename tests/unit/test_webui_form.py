@@ -80,7 +80,7 @@ def test_any_prompts_survive_the_text_box(prompts: list[str]) -> None:
 def test_every_field_has_a_label_and_an_explanation() -> None:
     assert all(field.label and field.info for field in TRAIN)
     assert BY_NAME["previews.width_px"].label == "Width (px)"
-    assert BY_NAME["adapter.rank"].info.endswith("1 to 1024.")
+    assert BY_NAME["adapter.rank"].info.endswith("0 to 1024.")
     assert "by default" in BY_NAME["adapter.alpha"].info
     assert BY_NAME["adapter.alpha"].info.endswith("empty: the default.")
     assert fields.fields(GenerateConfig)[0].section == "base_model"

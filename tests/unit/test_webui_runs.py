@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from sdlora import events
 from sdlora.config import fields
@@ -290,6 +292,35 @@ def test_adapter_files_can_be_fetched(tmp_path: Path) -> None:
     listed = view.adapter_files(handle.adapter_files(), RunState("finished", 5, 5))
     assert "1.0 MiB" in listed
     assert f'href="gradio_api/file={tmp_path}/my%20runs/cats/cats.safetensors" download="cats.safetensors"' in listed
+
+
+def test_a_run_of_tokens_alone_offers_its_embedding(tmp_path: Path) -> None:
+    tokens = config_files.load(overrides=["adapter.new_tokens={<ohwx>: red fox}", "adapter.rank=0"])
+    handle = made(
+        tmp_path / "runs",
+        adapter=tokens.adapter,
+        captions=tokens.captions,
+        optimization=tokens.optimization,
+        previews=tokens.previews,
+    )
+    save_file(
+        {"emb_params": np.zeros((2, 8), "float32")},
+        handle.files.result(handle.config()),
+        {"sdlora.new_token": "<ohwx>"},
+    )
+    told(handle, started(), events.RunFinished(step=5, reason="completed", adapter_path=None, seconds=1.0))
+    assert handle.adapter_files() == []
+    listed = view.adapter_files([], handle.state(), handle.embedding_files())
+    assert "cats_emb.safetensors" in listed
+    assert "finished · new token &lt;ohwx&gt; · 0." in listed
+    run = WatchedRun(handle, handle.state())
+    offered = view.outcome(run, [], "", handle.embedding_files())
+    assert "Generate with it" in offered
+    assert "Add to mix" not in offered
+    first = view.first_request(handle, "", "more")
+    assert first["prompt"] == "<ohwx>"
+    assert first["embedding_folders"] == f"more\n{handle.folder}"
+    assert view.outcome(run, [], "") == ""
 
 
 def test_a_support_zip_holds_no_images_and_prompts_only_when_asked(tmp_path: Path) -> None:

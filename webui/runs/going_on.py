@@ -39,6 +39,7 @@ class GoingOn:
             raise ConfigError("the run", [words])
         if not overrides:
             raise ConfigError("the changes", ["write at least one, such as optimization.steps=600; Resume needs none"])
-        changes.change(run.handle.folder, overrides)
+        # Written before the process starts, which may have to wait for its turn.
+        changes.apply(run.handle.files, *changes.planned(run.handle.folder, overrides))
         self.watch.resume(run.handle)
         return "", ""

@@ -98,7 +98,7 @@ class RunParts:
             ),
             "files": Part(
                 (name, len(curves.checkpoints), state.status),
-                lambda: view.adapter_files(run.handle.adapter_files(), state),
+                lambda: view.adapter_files(run.handle.adapter_files(), state, run.handle.embedding_files()),
             ),
             "outcome": Part((name, state.status, len(curves.previews)), lambda: self._outcome(run)),
         }
@@ -114,7 +114,8 @@ class RunParts:
     def _outcome(self, run: WatchedRun) -> str:
         if run.state.is_active:
             return ""
-        return view.outcome(run, run.handle.adapter_files(), self._pair(run, Choice()))
+        handle = run.handle
+        return view.outcome(run, handle.adapter_files(), self._pair(run, Choice()), handle.embedding_files())
 
     def _pair(self, run: WatchedRun, choice: Choice) -> str:
         images = self.previews(run)

@@ -353,11 +353,13 @@ class RunsTab:
     def _use(self, event: gr.EventData) -> dict[Any, Any]:
         """Generate with a run's file, or put it into the mix."""
         act, run = event.pressed["act"], RunHandle(self.context.workspace.runs / str(event.pressed["of"]))
+        generate = self.context.shared["generate.tab"].generating
+        if act == "generate" and any(str(file.path) == event.pressed["file"] for file in run.embedding_files()):
+            return {**self._first_request(run), self.context.tabs: self.context.go_to("generate")}
         entry = self.context.services.scan().by_path(str(event.pressed["file"]))
         # The file's name comes from the browser, so it counts only where it lies in that run.
         if entry is None or run.folder not in entry.path.parents:
             raise RunError("This file is not there any more.")
-        generate = self.context.shared["generate.tab"].generating
         alone = act == "generate"
         others = self.context.services.active.change(lambda rows: rows_of.use(rows, entry, alone=alone))
         if not alone:
@@ -365,8 +367,16 @@ class RunsTab:
             return {**generate.rows.shown(), self.context.tabs: self.context.go_to("mix")}
         if len(others) > 1:
             gr.Info("The other adapters in use were switched off; Mix has them still.", duration=6)
-        shown = generate.show(view.first_request(run, self.context.state.get("generate.prompt") or ""))
+        shown = self._first_request(run)
         return {**generate.rows.shown(), **shown, self.context.tabs: self.context.go_to("generate")}
+
+    def _first_request(self, run: RunHandle) -> dict[Any, Any]:
+        """Generate's inputs, filled for a first picture with what a run trained."""
+        state = self.context.state
+        folders = str(state.get("generate.embedding_folders") or "")
+        first = view.first_request(run, state.get("generate.prompt") or "", folders)
+        shown: dict[Any, Any] = self.context.shared["generate.tab"].generating.show(first)
+        return shown
 
     def _clone(self, selected: str | None, asked: str) -> Any:
         config = clone(self._handle(selected))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sdlora.config.schema import ABSENT
 from sdlora.launch.runs import RunHandle
 from sdlora.launch.watch import Snapshot, WatchedRun, settings_that_differ
-from sdlora.runs.results import RunAdapterFile
+from sdlora.runs.results import RunAdapterFile, RunEmbeddingFile
 from sdlora.runs.state import MIN_STEPS_FOR_SPEED, RunState
 from sdlora.words import duration_in_words, speed_in_words
 from webui.news import Told
@@ -93,32 +94,49 @@ def messages(found: Sequence[tuple[str, str]]) -> str:
     return str(_HTML.messages(found[-_MESSAGES_SHOWN:]))
 
 
-def outcome(run: WatchedRun, files: Sequence[RunAdapterFile], pair: str) -> str:
+def outcome(
+    run: WatchedRun, files: Sequence[RunAdapterFile], pair: str, embeddings: Sequence[RunEmbeddingFile] = ()
+) -> str:
     """What a run that has ended is good for: its first and last picture, and what to do with its newest file."""
-    if run.state.is_active or not files or not files[-1].path.is_file():
+    newest: list[Path] = [file.path for file in (files[-1:] or embeddings[-1:])]
+    if run.state.is_active or not newest or not newest[0].is_file():
         return ""
-    return str(_HTML.outcome(run.name, files[-1].path, run.handle.folder, pair))
+    return str(_HTML.outcome(run.name, newest[0], run.handle.folder, pair, bool(files)))
 
 
-def first_request(handle: RunHandle, prompt: str) -> dict[str, Any]:
-    """What Generate shows for a first picture with a run's adapter, by dotted name. prompt: what it shows now."""
+def first_request(handle: RunHandle, prompt: str, embedding_folders: str = "") -> dict[str, Any]:
+    """What Generate shows for a first picture with what a run trained, by dotted name.
+
+    prompt, embedding_folders: what it shows now. An adapter brings its new tokens along; tokens that were trained alone
+    are found in the run's folder.
+    """
     config = handle.config()
     trigger = config.captions.trigger or ""
     first = next(iter(config.previews.prompts or ()), trigger)
     # A prompt with the trigger in it was written for this adapter; any other would not call it up.
     words = prompt if prompt.strip() and trigger.casefold() in prompt.casefold() else first
-    return {"base_model.model": config.base_model.model, "prompt": words}
+    shown = {"base_model.model": config.base_model.model, "prompt": words}
+    if config.adapter.rank == 0:
+        folders = [*embedding_folders.splitlines(), str(handle.folder)]
+        shown["embedding_folders"] = "\n".join(dict.fromkeys(folders))
+    return shown
 
 
-def adapter_files(files: Sequence[RunAdapterFile], state: RunState) -> str:
-    """The adapter files, the finished one first, each to download."""
+def adapter_files(files: Sequence[RunAdapterFile], state: RunState, embeddings: Sequence[RunEmbeddingFile] = ()) -> str:
+    """The adapter files, the finished one first, each to download; then the embeddings of new tokens."""
     rows = []
     for file in reversed(files):
         size = file.path.stat().st_size / 2**20 if file.path.is_file() else 0.0
-        step = "finished" if file.step is None else f"step {file.step:,}"
         best = " · best by validation" if file.is_best else ""
-        rows.append((file.path, f"{step}{best} · {size:.1f} MiB"))
+        rows.append((file.path, f"{_when(file.step)}{best} · {size:.1f} MiB"))
+    for embedding in reversed(embeddings):
+        size = embedding.path.stat().st_size / 2**10 if embedding.path.is_file() else 0.0
+        rows.append((embedding.path, f"{_when(embedding.step)} · new token {embedding.token} · {size:.1f} KiB"))
     return str(_HTML.adapter_files(rows, sentences.no_files(state)))
+
+
+def _when(step: int | None) -> str:
+    return "finished" if step is None else f"step {step:,}"
 
 
 def _steps(state: RunState) -> str:

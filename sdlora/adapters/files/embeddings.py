@@ -2,25 +2,35 @@
 
 Forms: `emb_params` or `string_to_param` (AUTOMATIC1111), `clip_l` and `clip_g` (SDXL), one tensor named by its token
 (diffusers); in a LoRA file each behind `bundle_emb.NAME.`. Pickles are read as plain tensors only.
+
+Files that sdlora writes tell their token, too, by which a prompt may call them: `<ohwx>`.
 """
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdlora.adapters.files.container import is_pickle, load_tensors
+from sdlora.adapters.files.container import adapter_header, is_pickle, load_tensors
 from sdlora.adapters.files.hub_files import local_file
+from sdlora.constants import MIB
 from sdlora.errors import AdapterError
+from sdlora.file_memory import while_unchanged
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
-_FIRST, _SECOND = "clip_l", "clip_g"
-_PREFIX = "bundle_emb."
+FIRST, SECOND, ONLY = "clip_l", "clip_g", "emb_params"
+"""Names of the vectors of SDXL's two text encoders, and of the only one."""
+BUNDLE_PREFIX = "bundle_emb."
+WORD_ENTRY = "sdlora.new_token"
+"""Metadata entry of an embedding file: the token that its vectors were trained as."""
+_LARGEST_BYTES = 64 * MIB
+"""Far above what any word needs: larger files are not looked into for their token."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +41,16 @@ class Embedding:
     vectors: Mapping[str, Tensor]
     left_out: tuple[str, ...] = field(default=())
     """Tensors that are no vectors of a word."""
+    token: str | None = None
+    """The token that its file tells, by which a prompt may call it, too."""
 
     def for_widths(self, widths: Sequence[int]) -> list[Tensor]:
         """The vectors for text encoders of these widths. Raises AdapterError when they don't fit."""
-        own = [self.vectors.get(_FIRST), self.vectors.get(_SECOND)][: len(widths)]
+        own = [self.vectors.get(FIRST), self.vectors.get(SECOND)][: len(widths)]
         if len(widths) == 1 and own[0] is None:
-            own = [self.vectors.get(_SECOND)]
+            own = [self.vectors.get(SECOND)]
         fits = [vectors is not None and vectors.shape[1] == width for vectors, width in zip(own, widths, strict=True)]
-        given = " and ".join(str(self.vectors[slot].shape[1]) for slot in (_FIRST, _SECOND) if slot in self.vectors)
+        given = " and ".join(str(self.vectors[slot].shape[1]) for slot in (FIRST, SECOND) if slot in self.vectors)
         if not all(fits) or (len(self.vectors) > len(widths)):
             wanted = " and ".join(str(width) for width in widths)
             raise AdapterError(f"embedding {self.name} is of width {given}, the base model's text encoder of {wanted}")
@@ -54,7 +66,7 @@ def read_embedding(path: Path) -> Embedding:
     Raises AdapterError: not there, damaged, a pickle with more than tensors, no embedding, values that aren't finite.
     """
     tensors = _pickled(path) if is_pickle(path) else load_tensors(path)[0]
-    return _embedding(path.stem, tensors, path.name)
+    return replace(_embedding(path.stem, tensors, path.name), token=token_of(path))
 
 
 def embedding_in(source: Path | str) -> Embedding | None:
@@ -66,9 +78,30 @@ def embedding_in(source: Path | str) -> Embedding | None:
         return None
 
 
+@while_unchanged(most=4096)
+def token_of(path: Path) -> str | None:
+    """The token that an embedding file tells, in its metadata or as diffusers does by its tensor; None for others."""
+    try:
+        if is_pickle(path) or path.stat().st_size > _LARGEST_BYTES:
+            return None
+        header = adapter_header(path)
+    except (AdapterError, OSError):
+        return None
+    only = next(iter(header.shapes)) if len(header.shapes) == 1 else ""
+    return header.metadata.get(WORD_ENTRY) or (only if only.startswith("<") and only.endswith(">") else None)
+
+
+def embeddings_beside(adapter: Path) -> dict[str, Path]:
+    """The files by token that a run wrote with an adapter: `NAME_emb.safetensors`, of several tokens `NAME_emb-...`."""
+    pattern = f"{glob.escape(adapter.stem)}_emb*.safetensors"
+    endings = (f"{adapter.stem}_emb.", f"{adapter.stem}_emb-")
+    files = [path for path in sorted(adapter.parent.glob(pattern)) if path.name.startswith(endings)]
+    return {token: path for path in files if (token := token_of(path)) is not None}
+
+
 def is_bundled(key: str) -> bool:
     """Whether a tensor of an adapter file belongs to an embedding."""
-    return key.startswith(_PREFIX)
+    return key.startswith(BUNDLE_PREFIX)
 
 
 def bundled(tensors: Mapping[str, Tensor], source: str) -> dict[str, Embedding]:
@@ -76,7 +109,7 @@ def bundled(tensors: Mapping[str, Tensor], source: str) -> dict[str, Embedding]:
     grouped: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if is_bundled(key):
-            name, _, rest = key.removeprefix(_PREFIX).partition(".")
+            name, _, rest = key.removeprefix(BUNDLE_PREFIX).partition(".")
             grouped.setdefault(name, {})[rest] = tensor
     return {name: _embedding(name, own, source) for name, own in grouped.items()}
 
@@ -100,12 +133,12 @@ def _embedding(name: str, tensors: Mapping[str, Tensor], source: str) -> Embeddi
 
 def _slot(key: str, number: int) -> str | None:
     """Which text encoder a tensor of this name is for."""
-    if key in (_FIRST, "emb_params", "*") or key.startswith("string_to_param"):
-        return _FIRST
-    if key == _SECOND:
-        return _SECOND
+    if key in (FIRST, ONLY, "*") or key.startswith("string_to_param"):
+        return FIRST
+    if key == SECOND:
+        return SECOND
     # diffusers names the only tensor by its token
-    return _FIRST if number == 1 and "." not in key else None
+    return FIRST if number == 1 and "." not in key else None
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:

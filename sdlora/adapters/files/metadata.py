@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Literal
 
 from sdlora.config.base_model import FamilyName, Prediction
 from sdlora.models.families import FAMILIES
@@ -119,6 +119,8 @@ class TrainingFacts:
     horizontal_flip: bool = False
     random_crop: bool = False
     colour_jitter: bool = False
+    new_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Tokens that were trained with it, and their number of vectors."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ BASE_ADAPTERS = "sdlora.base_adapters"
 """Metadata entry (JSON) that names the adapters that an adapter was trained on top of."""
 LINEAGE = "sdlora.lineage"
 """Metadata entry (JSON) that tells how settings changed while an adapter was trained."""
+NEW_TOKENS = "sdlora.new_tokens"
+"""Metadata entry (JSON) that names the tokens that were trained with an adapter and mean nothing without it."""
 # The words of A1111's own list of versions.
 _SIDE_CAR_VERSIONS: dict[FamilyName, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 # Sites tell versions apart, not families: of each that for which nearly all adapters are made.
@@ -160,7 +164,9 @@ def derived_metadata(facts: TrainingFacts, network: NetworkFacts) -> dict[str, s
     return {key: str(value) for key, value in values.items() if value is not None}
 
 
-def model_spec(facts: TrainingFacts, tensor_hash: str) -> dict[str, str]:
+def model_spec(
+    facts: TrainingFacts, tensor_hash: str, kind: Literal["lora", "textual-inversion"] = "lora"
+) -> dict[str, str]:
     """The modelspec.* entries (Stability AI's ModelSpec 1.0.1). tensor_hash: sha256 of the tensors' bytes."""
     family = FAMILIES[facts.family]
     date = None
@@ -169,7 +175,7 @@ def model_spec(facts: TrainingFacts, tensor_hash: str) -> dict[str, str]:
         date = finished.replace(tzinfo=None).isoformat()
     spec: dict[str, object] = {
         "sai_model_spec": "1.0.1",
-        "architecture": f"{family.modelspec_architecture(facts.prediction)}/lora",
+        "architecture": f"{family.modelspec_architecture(facts.prediction)}/{kind}",
         "implementation": family.modelspec_implementation,
         "title": facts.name,
         "resolution": "{}x{}".format(*facts.resolution),
@@ -196,7 +202,18 @@ def own_metadata(facts: TrainingFacts) -> dict[str, str]:
         entries[BASE_ADAPTERS] = json.dumps(listed, ensure_ascii=False)
     if facts.lineage:
         entries[LINEAGE] = json.dumps([dict(version) for version in facts.lineage], ensure_ascii=False)
+    if facts.new_tokens:
+        entries[NEW_TOKENS] = json.dumps(dict(facts.new_tokens), ensure_ascii=False)
     return entries
+
+
+def new_tokens_in(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The tokens that were trained with an adapter, as its metadata tells."""
+    try:
+        told = json.loads(metadata.get(NEW_TOKENS, "{}"))
+    except ValueError:
+        return ()
+    return tuple(map(str, told)) if isinstance(told, dict) else ()
 
 
 def side_car(facts: TrainingFacts) -> dict[str, object]:
@@ -212,7 +229,12 @@ def side_car(facts: TrainingFacts) -> dict[str, object]:
 
 
 def site_side_car(
-    facts: TrainingFacts, file_name: str, size_bytes: int, file_hash: str, model_hash: str
+    facts: TrainingFacts,
+    file_name: str,
+    size_bytes: int,
+    file_hash: str,
+    model_hash: str,
+    kind: Literal["LORA", "TextualInversion"] = "LORA",
 ) -> dict[str, object]:
     """The `<name>.civitai.info` that tools for model sites read and write: trigger words, base, hashes of the file.
 
@@ -225,7 +247,7 @@ def site_side_car(
         "description": facts.description,
         "baseModel": _SITES_FAMILIES[facts.family],
         "trainedWords": [facts.trigger] if facts.trigger else [],
-        "model": {"name": facts.name, "type": "LORA"},
+        "model": {"name": facts.name, "type": kind},
         "files": [{"name": file_name, "sizeKB": size_bytes / 1024, "type": "Model", "primary": True, "hashes": listed}],
         "images": [],
     }

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sdlora.adapters.files.container import legacy_hash, serialise, tensor_hash, write_atomically
+from sdlora.adapters.files.embeddings import is_bundled
 from sdlora.adapters.files.key_names import GLORA_FACTORS, LORA_FACTORS, Format
 from sdlora.adapters.files.kohya import TEXT_MODEL, Part, kohya_name
 from sdlora.adapters.files.layer_table import is_norm
@@ -62,10 +63,12 @@ def write_adapter(
     file_format: Format = "kohya",
     precision: Precision = "fp16",
     private: bool = False,
+    bundle: Mapping[str, Tensor] | None = None,
 ) -> Export:
     """Write a trained adapter (`Adapter.module_weights()`) to one .safetensors file, whole or not at all.
 
-    private leaves folder names and captions out of the metadata. The warnings say where the file will not travel.
+    private leaves folder names and captions out of the metadata. bundle: tensors that are put in as they are, those of
+    embeddings. The warnings say where the file will not travel.
     Raises AdapterError: a value is not finite or too large for fp16, the format can't hold the algorithm, the disk.
     """
     _refuse_nonfinite(modules)
@@ -74,19 +77,25 @@ def write_adapter(
         tensors, network = kohya_tensors(modules, facts.family, dtype)
     else:
         tensors, network = diffusers_tensors(modules, dtype)
+    tensors |= bundle or {}
     data, model_hash = with_hashes(tensors, facts, kohya_metadata(facts, network, private=private), own_metadata(facts))
     write_atomically(path, data)
     return Export(path, len(data), model_hash, travel_warnings(modules, tensors, file_format))
 
 
-def write_side_car(path: Path, facts: TrainingFacts, preview: Path | None = None) -> list[Path]:
+def write_side_car(
+    path: Path,
+    facts: TrainingFacts,
+    preview: Path | None = None,
+    kind: Literal["LORA", "TextualInversion"] = "LORA",
+) -> list[Path]:
     """Write what other tools read beside a file that was written.
 
     `<name>.json` with the trigger words as "activation text", `<name>.civitai.info` with them and the file's hashes,
     and `<name>.png`, a copy of `preview`.
     """
     model_hash = read_header(path).metadata.get("sshs_model_hash", "")
-    for_sites = site_side_car(facts, path.name, path.stat().st_size, sha256_of(path), model_hash)
+    for_sites = site_side_car(facts, path.name, path.stat().st_size, sha256_of(path), model_hash, kind)
     written = []
     for suffix, content in ((".json", side_car(facts)), (".civitai.info", for_sites)):
         written.append(path.with_suffix(suffix))
@@ -266,6 +275,8 @@ def travel_warnings(
         warnings.append(f"diffusers and kohya's own loader can't read {listed}; ComfyUI, A1111 and LyCORIS can")
     if any(name.endswith((".diff_b", ".w_norm", ".b_norm")) for name in tensors):
         warnings.append("biases and norms are read by ComfyUI and LyCORIS; kohya's own loader and diffusers skip them")
+    if any(is_bundled(name) for name in tensors):
+        warnings.append("diffusers refuses a file with bundled embeddings; AUTOMATIC1111 and sdlora use them")
     if file_format == "diffusers":
         warnings.append("the diffusers format is read whole by diffusers only; other tools want the kohya format")
     empty = [name for name, tensor in tensors.items() if tensor.ndim > 0 and not bool(tensor.any())]

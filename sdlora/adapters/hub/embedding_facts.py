@@ -35,6 +35,8 @@ class EmbeddingFacts:
     """An embedding's description. Everything is plain."""
 
     name: str
+    token: str | None
+    """What it was trained as, if its file tells."""
     encoders: tuple[EncoderVectors, ...]
     unused: tuple[str, ...]
 
@@ -44,7 +46,8 @@ class EmbeddingFacts:
 
     def as_text(self) -> str:
         """A line for each vector: its norm and, if a model was given, the words nearest to it."""
-        lines = [f"{self.name}: a textual-inversion embedding; a prompt uses it as embedding:{self.name}"]
+        also = f", or as {self.token}" if self.token else ""
+        lines = [f"{self.name}: a textual-inversion embedding; a prompt uses it as embedding:{self.name}{also}"]
         for one in self.encoders:
             lines.append(f"{one.encoder}  {one.number} vectors of width {one.width}")
             for index, norm in enumerate(one.norms):
@@ -68,6 +71,7 @@ def embedding_facts(embedding: Embedding, base: str | None = None) -> EmbeddingF
     words = [word for word, _ in sorted(clip_vocabulary().items(), key=lambda item: item[1])]
     return EmbeddingFacts(
         embedding.name,
+        embedding.token,
         tuple(
             EncoderVectors(
                 encoder,

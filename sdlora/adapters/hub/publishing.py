@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from sdlora.adapters.files.embeddings import embeddings_beside
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile
 from sdlora.adapters.hub.inspection import inspect
@@ -18,7 +19,7 @@ from sdlora.config.shipped import BUILTIN_PREFIX
 from sdlora.errors import AdapterError
 from sdlora.models.hub import explained
 from sdlora.runs.folder import RunFolder
-from sdlora.runs.results import adapter_files, preview_images
+from sdlora.runs.results import adapter_files, embedding_files, preview_images
 
 _BASES: dict[FamilyName, str] = {
     "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -48,7 +49,8 @@ def prepare(
 ) -> Publication:
     """Collect what `push` uploads. source: an adapter file, or a run's folder (its adapter and newest previews).
 
-    Raises AdapterError: no adapter there, or several; a file that can't be read or doesn't tell its family.
+    The embeddings of new tokens that were trained with it go along. Raises AdapterError: no adapter there, or several;
+    a file that can't be read or doesn't tell its family.
     """
     path = _adapter_in(source)
     file = read(path)
@@ -58,6 +60,7 @@ def prepare(
     side_car = path.with_suffix(".json")
     if side_car.is_file():
         files[side_car.name] = side_car
+    files |= {embedding.name: embedding for embedding in embeddings_beside(path).values()}
     # The newest previews of the adapter's run, else the picture beside the file.
     previews = preview_images(RunFolder(path.parent))
     newest = [preview.path for preview in previews if preview.step == previews[-1].step][:_PICTURES]
@@ -139,11 +142,32 @@ def _usage(file: AdapterFile, repository: str, base_model: str, trigger: str) ->
         "",
         f'pipeline = {pipeline}.from_pretrained("{base_model}")',
         f'pipeline.load_lora_weights("{repository}", weight_name="{file.path.name}")',
+        *_loading_tokens(file, repository),
         f"image = pipeline({json.dumps(trigger or 'a picture', ensure_ascii=False)}).images[0]",
         "```",
         "",
         f"Or put `{file.path.name}` into the LoRA folder of AUTOMATIC1111, Forge, ComfyUI or InvokeAI.",
     ]
+
+
+def _loading_tokens(file: AdapterFile, repository: str) -> list[str]:
+    """Lines that load the embeddings beside an adapter with diffusers."""
+    lines = []
+    for token, path in embeddings_beside(file.path).items():
+        source = f'"{repository}", weight_name="{path.name}", token={json.dumps(token, ensure_ascii=False)}'
+        if file.family != "sdxl":
+            lines.append(f"pipeline.load_textual_inversion({source})")
+            continue
+        lines += [
+            f'vectors = load_file(hf_hub_download("{repository}", "{path.name}"))',
+            f'pipeline.load_textual_inversion(vectors["clip_l"], token={json.dumps(token, ensure_ascii=False)}, '
+            "text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer)",
+            f'pipeline.load_textual_inversion(vectors["clip_g"], token={json.dumps(token, ensure_ascii=False)}, '
+            "text_encoder=pipeline.text_encoder_2, tokenizer=pipeline.tokenizer_2)",
+        ]
+    if lines and file.family == "sdxl":
+        lines = ["from huggingface_hub import hf_hub_download", "from safetensors.torch import load_file", *lines]
+    return lines
 
 
 def _base_of(file: AdapterFile, family: FamilyName) -> str:
@@ -158,6 +182,8 @@ def _adapter_in(source: Path) -> Path:
     if not source.is_dir():
         raise AdapterError(f"{source}: there is no such file or run folder")
     found = [file.path for file in adapter_files(RunFolder(source)) if file.step is None]
+    if not found and embedding_files(RunFolder(source)):
+        raise AdapterError(f"{source} holds new tokens alone and no adapter; only adapters can be put on the hub here")
     if len(found) != 1:
         raise AdapterError(f"{source} holds {len(found)} adapter files, not one; name the file itself")
     return found[0]

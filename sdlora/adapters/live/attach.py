@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from sdlora.adapters.files.kohya import PARTS, Part
 from sdlora.adapters.files.weights import ModuleWeights
 from sdlora.adapters.live.injection import ADAPTER_NAME, inject, take_over, trained_weights
-from sdlora.adapters.live.layers import Target, block_of, choose
+from sdlora.adapters.live.layers import Selection, Target, block_of, choose
 from sdlora.adapters.live.starting_point import starting_point
+from sdlora.adapters.live.trained_tokens import TrainedTokens, start_tokens
 from sdlora.config.adapter import AdapterConfig, Algorithm
 from sdlora.config.base_model import FamilyName
 from sdlora.errors import AdapterError
@@ -33,6 +34,8 @@ class Weight:
     parameter: nn.Parameter
     is_B: bool
     """The factor that starts at zero and that LoRA+ gives a higher learning rate (LoRA only)."""
+    is_token: bool = False
+    """Whether it holds the vectors of a new token, and so belongs to no layer."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Adapter:
     """A live adapter: PEFT layers inside a bundle's UNet and text encoders, all their weights in fp32.
 
     models: the base model's UNet and text encoders; `parts` are those of them that hold adapter layers.
-    notes: remarks worth telling the user.
+    notes: remarks worth telling the user. tokens: new tokens that are trained with the layers, or alone.
     """
 
     def __init__(
@@ -56,8 +59,10 @@ class Adapter:
         config: AdapterConfig,
         family: FamilyName,
         notes: Sequence[str] = (),
+        tokens: TrainedTokens | None = None,
     ) -> None:
         self.config = config
+        self.tokens = tokens
         self.family = family
         self.notes = tuple(notes)
         self.models = dict(models)
@@ -72,6 +77,7 @@ class Adapter:
             for (part, path), module in self._modules.items()
             for name, parameter in module.weights.items()
         ]
+        self._weights += _token_weights(tokens)
 
     @property
     def algorithm(self) -> Algorithm:
@@ -128,18 +134,25 @@ class Adapter:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The bare base model inside the `with` block, for base predictions."""
+        """The bare base model inside the `with` block, for base predictions; new tokens are their init words."""
         for module in self._modules.values():
             # PEFT also takes requires_grad from the weights here; enabling gives it back.
             module.layer.enable_adapters(False)
         try:
-            yield
+            with ExitStack() as stack:
+                if self.tokens is not None:
+                    own = {token.casefold(): vectors for token, vectors in self.tokens.start.items()}
+                    stack.enter_context(self.tokens.words.standing_for(own))
+                yield
         finally:
             for module in self._modules.values():
                 module.layer.enable_adapters(True)
 
     def set_scale(self, scale: float) -> None:
-        """Multiply the whole update by `scale` from now on (1 is as trained); files always hold scale 1."""
+        """Multiply the updates of all layers by `scale` from now on (1 is as trained); files always hold scale 1.
+
+        New tokens are words, which no tool scales.
+        """
         for module in self._modules.values():
             # PEFT multiplies alpha / rank anew each time, so two calls don't multiply up.
             module.layer.set_scale(ADAPTER_NAME, scale)
@@ -207,6 +220,8 @@ class Adapter:
 def attach(bundle: Bundle, config: AdapterConfig, *, seed: int = 0) -> Adapter:
     """Inject a new adapter into the bundle's UNet (and text encoders) and freeze everything else of them.
 
+    New tokens of `config` become words of the bundle.
+
     The model's output is unchanged until training begins, or is that of `config.start_from`. Trained weights are fp32
     whatever the base is. seed: of the random factor's first values.
     Raises ConfigError (no such layer or block), AdapterError (start_from doesn't fit; there is an adapter already).
@@ -217,7 +232,9 @@ def attach(bundle: Bundle, config: AdapterConfig, *, seed: int = 0) -> Adapter:
     family: FamilyName = bundle.family.name
     start = starting_point(models, config, family) if config.start_from is not None else None
     config = start.config if start else config
-    selection = choose(models, config) if start is None else start.selection
+    chosen = start.selection if start is not None else None
+    if chosen is None:
+        chosen = choose(models, config) if config.rank else Selection(())
     for model in models.values():
         # Everything first; PEFT then makes its own new layers trainable.
         model.requires_grad_(False)
@@ -225,16 +242,28 @@ def attach(bundle: Bundle, config: AdapterConfig, *, seed: int = 0) -> Adapter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for part, model in models.items():
-            targets = [target for target in selection.targets if target.part == part]
+            targets = [target for target in chosen.targets if target.part == part]
             if targets:
                 inject(model, targets, config)
     if start is not None:
         for (part, path), factors in start.factors.items():
             take_over(models[part].get_submodule(path), factors, config)
-    return Adapter(models, selection.targets, config, family, selection.notes)
+    tokens = None
+    if config.new_tokens:
+        tokens = start_tokens(bundle, config.new_tokens, seed=seed, trained=start.embeddings if start else None)
+    return Adapter(models, chosen.targets, config, family, chosen.notes, tokens)
 
 
 def adapted_models(bundle: Bundle) -> dict[Part, nn.Module]:
     """The parts of a base model that can hold adapter layers, by name."""
     encoders: list[nn.Module] = list(bundle.text_encoders)
     return dict(zip(PARTS, [bundle.unet, *encoders], strict=False))
+
+
+def _token_weights(tokens: TrainedTokens | None) -> list[Weight]:
+    """The vectors of new tokens among the trainable tensors: text_encoder.new_tokens.<ohwx>."""
+    return [
+        Weight(f"{part}.new_tokens.{token}", part, f"new_tokens.{token}", "new_tokens", parameter, False, is_token=True)
+        for token, parameters in (tokens.vectors if tokens else {}).items()
+        for part, parameter in zip(PARTS[1:], parameters, strict=False)
+    ]

@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sdlora.adapters.files.embeddings import is_bundled
 from sdlora.adapters.live.attach import Adapter
 from sdlora.adapters.live.independent_reader import StoredLayer, names_in_file, peft_name, stored_layers
 from sdlora.errors import AdapterError
@@ -74,21 +75,24 @@ def self_test(adapter: Adapter, path: Path, load_base: Callable[[], Bundle] | No
     it only the file's contents are compared. The bundle's modules are changed by the test.
     Raises AdapterError naming the worst layer and its error.
     """
-    tensors = load_file(path)
+    in_file = load_file(path)
+    tensors = {name: tensor for name, tensor in in_file.items() if not is_bundled(name)}
     dtype = _file_dtype(tensors)
     live = {(part, module): adapter.delta_weight(part, module) for part, module, _ in adapter.modules()}
     stored = stored_layers(adapter, tensors)
     errors = _compare_deltas(path, live, stored, dtype)
     if adapter.config.dora:
         _compare_magnitudes(adapter, tensors, path)
-    reason = _why_not_diffusers(adapter, load_base)
+    reason = _why_not_diffusers(adapter, load_base, has_bundle=len(tensors) < len(in_file))
     if reason is not None or load_base is None:
         return SelfTestReport(len(live), *errors, None, None, None, (reason or "diffusers",))
     diffusers_error, prediction_error, text_error = _through_diffusers(load_base(), path, live, dtype)
     return SelfTestReport(len(live), *errors, diffusers_error, prediction_error, text_error, ())
 
 
-def _why_not_diffusers(adapter: Adapter, load_base: Callable[[], Bundle] | None) -> str | None:
+def _why_not_diffusers(adapter: Adapter, load_base: Callable[[], Bundle] | None, *, has_bundle: bool) -> str | None:
+    if has_bundle:
+        return "loading through diffusers (it refuses bundled embeddings)"
     if adapter.algorithm != "lora":
         return f"loading through diffusers (it can't read {adapter.algorithm})"
     if adapter.config.dora:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from sdlora.adapters.files.embeddings import Embedding, embeddings_beside, read_embedding
 from sdlora.adapters.files.key_names import ALGORITHM_NAMES, TRAINABLE
 from sdlora.adapters.files.kohya import Part, canonical, kohya_names
 from sdlora.adapters.files.layer_sets import addressable
+from sdlora.adapters.files.metadata import new_tokens_in
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
 from sdlora.adapters.live.layers import Selection, Target, layer_shape
@@ -26,6 +28,8 @@ class StartingPoint:
     selection: Selection
     factors: Mapping[tuple[Part, str], Mapping[str, Tensor]]
     """Values by module, under the names that Adapter.state() uses (lora_A, lora_B, magnitude, hada_..., lokr_...)."""
+    embeddings: Mapping[str, Embedding] = field(default_factory=dict)
+    """The new tokens that were trained with it, in the file or beside it, in small letters."""
 
 
 def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, family: FamilyName) -> StartingPoint:
@@ -45,6 +49,16 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
         notes.append(f"{file.path.name}: {unused}")
     if file.vectors:
         notes.append(f"{file.path.name}: the updates of {len(file.vectors)} biases and norms are not trained, but lost")
+    embeddings = {
+        **{token.casefold(): read_embedding(path) for token, path in embeddings_beside(file.path).items()},
+        **{token.casefold(): embedding for token, embedding in file.embeddings.items()},
+    }
+    wanted = {token.casefold() for token in config.new_tokens}
+    notes += [
+        f"{file.path.name} brings the new token {token}, which stays behind: adapter.new_tokens does not name it"
+        for token in dict.fromkeys([*map(str.casefold, new_tokens_in(file.metadata)), *embeddings])
+        if token not in wanted
+    ]
     if config.rslora:
         notes.append("rslora has no effect with start_from: every layer keeps the scale of the file")
     targets = tuple(Target(part, path, weights.rank, weights.scale) for (part, path), weights in modules.items())
@@ -53,6 +67,7 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
         config.model_copy(update={"algorithm": TRAINABLE[file.algorithms[0]], "dora": dora, "rslora": False}),
         Selection(targets, tuple(notes)),
         {key: _own_names(weights) for key, weights in modules.items()},
+        embeddings,
     )
 
 

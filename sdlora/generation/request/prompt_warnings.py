@@ -9,7 +9,7 @@ from sdlora.config.generate import GenerateConfig
 
 _ADAPTER_TAG = re.compile(r"<(?:lora|lyco):[^>]*>?", re.IGNORECASE)
 _OTHER_TAG = re.compile(r"<(?!(?:lora|lyco|hypernet):)[a-z_]+:[^<>]*>", re.IGNORECASE)
-_EMBEDDING = re.compile(r"\bembedding:[\w./\\-]+", re.IGNORECASE)
+_EMBEDDING = re.compile(r"\bembedding:[\w./\\<>-]+", re.IGNORECASE)
 _BRACES = re.compile(r"\{[^{}|$]*\}")
 _INVOKE_WEIGHT = re.compile(r"(?:\)|\w)(?:\+{1,4}|-{2,4})(?=[\s,)]|$)")
 _INVOKE_CALL = re.compile(r"\)\.(?:and|blend|swap)\(")

@@ -1,17 +1,19 @@
-"""Which textual-inversion embeddings the prompts name: files of folders, and those bundled with an adapter."""
+"""Which textual-inversion embeddings the prompts name: files of folders, and those that adapters bring with them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from sdlora.adapters.files.embeddings import SUFFIXES, Embedding, read_embedding
+from sdlora.adapters.files.embeddings import SUFFIXES, Embedding, read_embedding, token_of
 from sdlora.errors import AdapterError, ConfigError
 from sdlora.models.new_tokens import NewTokens
+
+Source = Embedding | Path
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,22 @@ class ChosenEmbeddings:
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """Those that are named but can't be used, so that their names are words."""
+    signature: tuple[tuple[str, ...], ...] = ()
+    """Equal for embeddings that are the same."""
 
 
 def choose_embeddings(
-    texts: Sequence[str], folders: Sequence[Path], bundled: Mapping[str, Embedding], widths: Sequence[int]
+    texts: Sequence[str],
+    folders: Sequence[Path],
+    of_adapters: Mapping[str, Source],
+    widths: Sequence[int],
+    expected: Mapping[str, str] | None = None,
 ) -> ChosenEmbeddings:
-    """Read what the texts name, as `embedding:name` or by its bare name; a folder's file goes before a bundled one.
+    """Read what the texts name, as `embedding:name` or by its bare name.
 
-    widths: of the model's text encoders. Raises ConfigError for folders that aren't there.
+    A folder's file goes by its name or, behind those of the adapters, by the token that it tells. of_adapters: by name
+    in small letters. widths: of the model's text encoders. expected: adapters by the tokens, in small letters, that
+    were trained with them. Raises ConfigError for folders that aren't there.
     """
     missing = [str(folder) for folder in folders if not folder.expanduser().is_dir()]
     if missing:
@@ -37,23 +47,55 @@ def choose_embeddings(
     words: dict[str, list[Tensor]] = {}
     notes: list[str] = []
     whole = "\n".join(texts)
-    sources: dict[str, Embedding | Path] = {**bundled, **_files(folders)}
+    sources: dict[str, Source] = {**_by_token(folders), **of_adapters, **_by_name(folders)}
     for name, source in sources.items():
-        if not re.search(rf"(?<!\w)(?:embedding:)?{re.escape(name)}(?!\w)", whole, re.IGNORECASE):
+        if not _is_in(name, whole):
             continue
         try:
             embedding = read_embedding(source) if isinstance(source, Path) else source
             words[name] = embedding.for_widths(widths)
         except AdapterError as error:
             notes.append(f"{error}: '{name}' is taken as words")
-    return ChosenEmbeddings(NewTokens(words), tuple(words), tuple(notes))
+    notes += [
+        f"{adapter} was trained with the new token {token}, but its embedding lies neither beside it nor in "
+        f"embedding_folders: '{token}' is taken as words"
+        for token, adapter in (expected or {}).items()
+        if token not in sources and _is_in(token, whole)
+    ]
+    tokens = NewTokens(words)
+    return ChosenEmbeddings(
+        tokens, tuple(words), tuple(notes), tuple((word, *tokens.signature(word)) for word in words)
+    )
 
 
-def _files(folders: Sequence[Path]) -> dict[str, Path]:
+def _is_in(name: str, text: str) -> bool:
+    return re.search(rf"(?<!\w)(?:embedding:)?{re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
     """Files that may be embeddings, by name in small letters; the first of a name counts."""
     found: dict[str, Path] = {}
-    for folder in folders:
-        for path in sorted(folder.expanduser().rglob("*")):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                found.setdefault(path.stem.casefold(), path)
+    for path in _files(folders):
+        found.setdefault(path.stem.casefold(), path)
     return found
+
+
+def _by_token(folders: Sequence[Path]) -> dict[str, Path]:
+    """Embeddings by the token that they tell, in small letters.
+
+    Of one token the file that lies least deep counts, then the newest: a run's finished one, not those of checkpoints.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(_files(folders), key=lambda path: (len(path.parts), -path.stat().st_mtime)):
+        if token := token_of(path):
+            found.setdefault(token.casefold(), path)
+    return found
+
+
+def _files(folders: Sequence[Path]) -> Iterator[Path]:
+    for folder in folders:
+        root = folder.expanduser()
+        for path in sorted(root.rglob("*")):
+            is_hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+            if path.suffix.lower() in SUFFIXES and not is_hidden and path.is_file():
+                yield path

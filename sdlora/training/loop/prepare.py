@@ -77,10 +77,11 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
 def _texts(
     config: TrainConfig, images: RunImages, bundle: Bundle, cache: Cache | None, events: EventStream
 ) -> TextSource:
-    """Text states from the cache where each caption has few forms and no text encoder is trained, else live."""
+    """Text states from the cache where each caption has few forms and nothing that encodes it is trained, else live."""
     records = images.trained + images.held_out
     forms = [record.trained_captions() for record in records]
-    live = config.adapter.text_encoder or any(each is None for each in forms)
+    is_trained = config.adapter.text_encoder or bool(config.adapter.new_tokens)
+    live = is_trained or any(each is None for each in forms)
     texts = TextSource(bundle, config.captions, cache, live=live)
     # Held-out captions are never shuffled or dropped, so each has this one form only.
     known = [form for each in forms for form in each or ()] + [record.plain_caption() for record in images.held_out]
@@ -97,9 +98,9 @@ def _checkpoint_activations(bundle: Bundle, adapter: Adapter) -> None:
     bundle.unet.enable_gradient_checkpointing()
     bundle.unet.train()
     for encoder in bundle.text_encoders:
-        if any(parameter.requires_grad for parameter in encoder.parameters()):
-            # The reentrant form lets no gradient through a block whose
-            # inputs need none, as after a frozen token embedding.
+        # Gradients pass through an encoder also on their way to the vectors of new tokens.
+        if adapter.tokens is not None or any(parameter.requires_grad for parameter in encoder.parameters()):
+            # The reentrant form lets no gradient through a block whose inputs need none.
             encoder.gradient_checkpointing_enable({"use_reentrant": False})
             encoder.train()
     adapter.train(True)

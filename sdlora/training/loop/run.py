@@ -16,8 +16,7 @@ from rich.console import Console
 from sdlora import atomic, disk
 from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.files.metadata import TrainingFacts
-from sdlora.adapters.files.writing import Export, write_adapter, write_side_car
-from sdlora.adapters.live.self_test import self_test
+from sdlora.adapters.files.writing import write_side_car
 from sdlora.config import files
 from sdlora.config.given import Values, train_config
 from sdlora.config.interval import is_due
@@ -39,7 +38,7 @@ from sdlora.models.bundle import Bundle
 from sdlora.models.identity import sha256_of
 from sdlora.runs import changes, checkpoints
 from sdlora.runs import folder as run_folder
-from sdlora.runs.folder import REQUESTS, Request, RunFolder, step_name
+from sdlora.runs.folder import REQUESTS, Request, RunFolder, result_file, step_name
 from sdlora.runs.lock import locked
 from sdlora.runs.state import has_finished
 from sdlora.sinks.at_end import AtEndSink
@@ -55,6 +54,7 @@ from sdlora.training.loop.prepare import Prepared, prepare
 from sdlora.training.loop.trainer import Outcome, Trainer
 from sdlora.training.loop.workers import Workers, is_main_process
 from sdlora.training.outputs import checkpoint_state, previews
+from sdlora.training.outputs.exporting import export, prove
 from sdlora.training.outputs.facts import training_facts
 from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.memory import DiskPlan, is_out_of_memory, release
@@ -130,14 +130,15 @@ def resume(
     path = Path(path)
     folder = run_folder.find(path)
     config, changed = changes.planned(path, overrides)
-    is_finished = folder.adapter(config.name).is_file()
+    is_finished = folder.result(config).is_file()
     is_complete = is_finished and has_finished(folder)
     newest = checkpoints.newest(folder)
     if newest is None and is_finished:
+        result = folder.result(config)
+        start = f", if you like from this adapter: --set adapter.start_from={result}" if config.adapter.rank else "."
         raise RunError(
             f"{path}: this run is finished and its checkpoints are gone, so it can't go on, and from the start it "
-            f"would write over {folder.adapter(config.name).name}. Begin a new run, if you like from this adapter: "
-            f"--set adapter.start_from={folder.adapter(config.name)}"
+            f"would write over {result.name}. Begin a new run{start}"
         )
     if newest is not None and is_complete:
         total_steps = check(config).total_steps(config)
@@ -459,11 +460,11 @@ class _Run:
             # Outside `evaluating`: going on needs the weights that are trained, other tools get the averaged ones.
             state = self.trainer.state()
             with self.trainer.evaluating():
-                saved = checkpoint_state.save(self.folder, step, state, lambda folder: self._export(folder / name))
+                saved = checkpoint_state.save(self.folder, step, state, lambda folder: self._export(folder / name)[0])
             self.events.emit(CheckpointSaved(step=step, path=str(saved.path)))
         self._saved_at = time.monotonic()
         self.workers.wait()
-        return self.folder.checkpoint(step) / name
+        return result_file(self.folder.checkpoint(step) / name, self.config.adapter)
 
     def _finish(self) -> Path:
         """Write the finished adapter with its side-cars and prove that it holds what was trained.
@@ -471,26 +472,26 @@ class _Run:
         All is made in a folder of its own; the adapter gets its place last. So where it lies nothing is left to do, and
         a run that was ended before does it all again when it is gone on with.
         """
-        path = self.folder.adapter(self.config.name)
+        path = self.folder.result(self.config)
         if self.workers.is_main:
             shutil.rmtree(self.folder.finishing, ignore_errors=True)
             self.folder.finishing.mkdir()
-            made = self.folder.finishing / path.name
             with self.trainer.evaluating():
-                exported = self._export(made)
-                for warning in exported.warnings:
+                (made, *embeddings), warnings = self._export(self.folder.finishing / f"{self.config.name}.safetensors")
+                for warning in warnings:
                     self.events.warn(warning)
                 generated = sorted(self.folder.previews(self.trainer.progress.step).glob("*.png"))
-                side_cars = write_side_car(made, self._facts(), generated[0] if generated else None)
+                kind: Literal["LORA", "TextualInversion"] = "LORA" if self.config.adapter.rank else "TextualInversion"
+                side_cars = write_side_car(made, self._facts(), generated[0] if generated else None, kind)
                 if self.config.outputs.self_test:
                     # A file that doesn't hold what was trained must not lie about as if it did: it gets another name
                     try:
-                        report = self_test(self.prepared.adapter, made, self._load_fresh_base)
+                        report = prove([made, *embeddings], self.prepared.adapter, self._load_fresh_base)
                     except AdapterError:
                         atomic.move(made, path.with_suffix(".failed-self-test"))
                         raise
-                    self.events.notice(f"self-test passed: {report.summary()}")
-            for file in (*side_cars, made):
+                    self.events.notice(f"self-test passed: {report}")
+            for file in (*side_cars, *embeddings, made):
                 atomic.move(file, path.with_name(file.name))
             shutil.rmtree(self.folder.finishing)
             self._name_best()
@@ -512,19 +513,11 @@ class _Run:
         advice = "" if relative < 1 else "; no checkpoint predicts the held-out images better than the base model does"
         self.events.notice(f"best by validation: {which}, {100 * (relative - 1):+.1f}% against the base model{advice}")
 
-    def _export(self, path: Path) -> Export:
-        outputs = self.config.outputs
-        return write_adapter(
-            path,
-            self.prepared.adapter.module_weights(),
-            self._facts(),
-            file_format=outputs.format,
-            precision=outputs.precision,
-            private=outputs.metadata == "private",
-        )
+    def _export(self, path: Path) -> tuple[list[Path], tuple[str, ...]]:
+        return export(path, self.prepared.adapter, self._facts(), self.config.outputs)
 
     def _facts(self) -> TrainingFacts:
-        trainer = self.trainer
+        trainer, tokens = self.trainer, self.prepared.adapter.tokens
         return training_facts(
             self.config,
             self.prepared.bundle,
@@ -535,4 +528,5 @@ class _Run:
             epoch=trainer.batches.epoch_of(trainer.progress.position * self.workers.count),
             started=self.started,
             versions=changes.history(self.folder),
+            new_tokens={token: len(vectors[0]) for token, vectors in tokens.vectors.items()} if tokens else None,
         )

@@ -26,7 +26,7 @@ from sdlora.training.loop.workers import Workers
 from sdlora.training.loss.loss_function import LossFunction
 from sdlora.training.optimization import optimizers, schedules
 from sdlora.training.optimization.ema import MovingAverage
-from sdlora.training.optimization.parameter_groups import parameter_groups, trained_parameters
+from sdlora.training.optimization.parameter_groups import NEW_TOKENS, parameter_groups, trained_parameters
 from sdlora.training.optimization.precision import PrecisionContext
 from sdlora.training.preflight import memory
 
@@ -245,6 +245,8 @@ class Trainer:
         if self.config.max_weight_norm:
             # Before the average takes the weights in, so that it holds limited ones only.
             self._weight_norm = self.adapter.limit_norms(self.config.max_weight_norm)
+        if self.adapter.tokens is not None and factors.get(NEW_TOKENS, 0.0) > 0:
+            self.adapter.tokens.keep_spread(lambda parameter: optimizers.points_of(self.optimizer, parameter))
         if self.average is not None:
             self.average.update()
         return norm

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sdlora.config.optimization import OptimizationConfig
 from sdlora.errors import ConfigError, MissingPackageError
-from sdlora.training.optimization.parameter_groups import ParameterGroup
+from sdlora.training.optimization.parameter_groups import NEW_TOKENS, ParameterGroup
 
 _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 _SETTINGS = {"lr": "learning_rate", "weight_decay": "weight_decay", "params": "adapter"}
@@ -106,7 +106,8 @@ def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
         # It makes updates orthogonal, which only a matrix can be; DoRA's magnitudes, which have a group of their own,
         # get AdamW. A convolution's B is [out, rank, 1, 1], a matrix all the same.
         for group in torch_groups:
-            group["use_muon"] = all(parameter.ndim >= 2 for parameter in group["params"])
+            is_token = group["name"] == NEW_TOKENS  # a list of vectors, not a map that could be orthogonal
+            group["use_muon"] = not is_token and all(parameter.ndim >= 2 for parameter in group["params"])
     if config.optimizer == "paged_adamw8bit" and device.type == "cpu":
         # `notes` says it once, in our words.
         warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
@@ -189,6 +190,12 @@ def chosen_settings(optimizer: Optimizer, config: OptimizationConfig) -> list[di
     """Of each of a fresh optimizer's groups the settings that a person chooses, apart from what it keeps as state."""
     names = {"weight_decay", *_CHOSEN, *config.optimizer_options}
     return [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
+
+
+def points_of(optimizer: Optimizer, parameter: nn.Parameter) -> list[Tensor]:
+    """Further values that an optimizer keeps of a weight itself: schedule-free ones train at a mean of two points."""
+    other = optimizer.state.get(parameter, {}).get("z")
+    return [other] if isinstance(other, Tensor) and other.shape == parameter.shape else []
 
 
 @contextmanager

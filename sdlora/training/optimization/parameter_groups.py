@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -14,6 +15,8 @@ from sdlora.config.optimization import OptimizationConfig
 from sdlora.errors import ConfigError
 
 _MAGNITUDE = ".magnitude"
+NEW_TOKENS: Literal["new_tokens"] = "new_tokens"
+GroupPart = Part | Literal["new_tokens"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class ParameterGroup:
     learning_rate: float
     """Before the schedule's factor."""
     weight_decay: float
-    part: Part = "unet"
-    """The model part it belongs to; none has weights of two."""
+    part: GroupPart = "unet"
+    """The model part it belongs to, or new_tokens; none has weights of two."""
 
 
 def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> list[ParameterGroup]:
@@ -35,23 +38,26 @@ def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> l
 
     A weight's rate is its part's, times the factor of the last block pattern that matches it, times lora_plus_ratio for
     LoRA's B. Weights whose rate is 0 are in no group and stay as they are. DoRA's magnitudes get no weight decay,
-    since they start at the norms of the base's weights and not at 0.
+    since they start at the norms of the base's weights and not at 0; nor do new tokens, which start at those of words.
     Raises ConfigError for a block pattern that matches nothing, and when nothing is left to train.
     """
     weights = list(weights)
-    blocks = ", ".join(dict.fromkeys(weight.block for weight in weights))
+    layers = [weight for weight in weights if not weight.is_token]
+    blocks = ", ".join(dict.fromkeys(weight.block for weight in layers))
     problems = [
         f"block_learning_rates: '{pattern}' matches no trained layer, trained blocks are: {blocks}"
         for pattern in config.block_learning_rates
-        if not any(matches_block(pattern, weight.part, weight.path) for weight in weights)
+        if not any(matches_block(pattern, weight.part, weight.path) for weight in layers)
     ]
     if problems:
         raise ConfigError("optimization", problems)
     groups: dict[str, ParameterGroup] = {}
     for weight in weights:
-        name: list[str] = [weight.part]
-        learning_rate = config.learning_rates[weight.part]
-        matching = [p for p in config.block_learning_rates if matches_block(p, weight.part, weight.path)]
+        part: GroupPart = NEW_TOKENS if weight.is_token else weight.part
+        name: list[str] = [part]
+        learning_rate = config.learning_rates[part]
+        patterns = () if weight.is_token else config.block_learning_rates
+        matching = [p for p in patterns if matches_block(p, weight.part, weight.path)]
         factor = config.block_learning_rates[matching[-1]] if matching else 1.0
         if factor != 1.0:
             name.append(matching[-1].removeprefix(f"{weight.part}."))
@@ -63,8 +69,10 @@ def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> l
         if weight.name.endswith(_MAGNITUDE):
             name.append("magnitude")
             weight_decay = 0.0  # it would pull the norms of the base's own weights towards 0
+        elif weight.is_token:
+            weight_decay = 0.0
         if learning_rate > 0:
-            group = ParameterGroup(" ".join(name), [], learning_rate, weight_decay, weight.part)
+            group = ParameterGroup(" ".join(name), [], learning_rate, weight_decay, part)
             # Weights at a rate of 0 stay out: in a group they would
             # cost optimizer state and still take part in clipping.
             groups.setdefault(group.name, group).parameters.append(weight.parameter)

@@ -34,10 +34,14 @@ def factor(step: int, total_steps: int, config: OptimizationConfig) -> float:
 
 
 def part_factor(part: str, step: int, total_steps: int, config: OptimizationConfig) -> float:
-    """1 while a part (unet, text_encoder, text_encoder_2) is trained, 0 from its `..._until` on."""
-    until = None if part == "unet" else config.text_encoder_until
-    if part == "text_encoder_2" and config.text_encoder_2_until is not None:
-        until = config.text_encoder_2_until
+    """1 while a part (unet, text_encoder, text_encoder_2, new_tokens) is trained, 0 from its `..._until` on."""
+    second = config.text_encoder_until if config.text_encoder_2_until is None else config.text_encoder_2_until
+    limits = {
+        "text_encoder": config.text_encoder_until,
+        "text_encoder_2": second,
+        "new_tokens": config.new_tokens_until,
+    }
+    until = limits.get(part)
     if until is None:
         return 1.0
     return 1.0 if step < (until * total_steps if until < 1 else until) else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,12 @@ def training_facts(
     epoch: int,
     started: float,
     versions: Sequence[Version] = (),
+    new_tokens: Mapping[str, int] | None = None,
 ) -> TrainingFacts:
     """Everything the metadata can say after `step` steps.
 
-    started: seconds since the epoch. versions: the changes of the run's settings so far.
+    started: seconds since the epoch. versions: the changes of the run's settings so far. new_tokens: those trained,
+    with their numbers of vectors.
     """
     optimization, objective, images, captions = (
         config.optimization,
@@ -127,6 +129,7 @@ def training_facts(
         horizontal_flip=images.horizontal_flip,
         random_crop=images.random_crop,
         colour_jitter=bool(images.colour_jitter or images.hue_jitter),
+        new_tokens=new_tokens or {},
     )
 
 

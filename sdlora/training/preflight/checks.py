@@ -23,6 +23,7 @@ from sdlora.models.source import locate
 from sdlora.text_files import UnreadableTextError
 from sdlora.training.inputs.images import RunImages, find_images
 from sdlora.training.optimization import optimizers
+from sdlora.training.preflight.new_tokens import check_tokens
 
 
 def check(config: TrainConfig) -> RunImages:
@@ -41,6 +42,8 @@ def check(config: TrainConfig) -> RunImages:
         lambda: _check_tags(config),
         lambda: _check_base(config),
         lambda: found.append(find_images(config)),
+        # The last one, as it needs the images; where they can't be read, that is what is told.
+        lambda: check_tokens(config, found[0]) if found else None,
     )
     # All of them, not the first: whoever starts a run of hours should fix everything in one go.
     errors: list[SdloraError] = []
@@ -48,7 +51,8 @@ def check(config: TrainConfig) -> RunImages:
         try:
             one()
         except SdloraError as error:
-            errors.append(error)
+            if str(error) not in map(str, errors):  # two may have asked for the same file
+                errors.append(error)
     if len(errors) == 1:
         raise errors[0]
     if errors:

@@ -12,9 +12,9 @@ from sdlora.config.train import TrainConfig
 from sdlora.data.focus import focus_of
 from sdlora.data.images import Skipped
 from sdlora.models.detection import detect
-from sdlora.models.prompts import count_tokens
-from sdlora.models.tokenizer import light_tokenizer
+from sdlora.models.prompts import count_numbers
 from sdlora.training.inputs.images import RunImages
+from sdlora.training.preflight.new_tokens import caption_numbers, token_notes
 
 _NAMES_SHOWN = 5
 _LEAST_SHARE, _LARGEST_SHARE = 0.6, 1.6
@@ -69,7 +69,8 @@ def _without_effect(config: TrainConfig, images: RunImages) -> Iterator[str]:
             f"optimization.warmup={optimization.warmup:g}: the run has {total} steps, so the learning rate rises to "
             "its end; a value below 1 is a share of the run"
         )
-    for name in ("text_encoder_until", "text_encoder_2_until"):
+    yield from token_notes(config)
+    for name in ("text_encoder_until", "text_encoder_2_until", "new_tokens_until"):
         until = getattr(optimization, name)
         if until is not None and until >= total:
             yield f"optimization.{name}={until:g}: the run ends before, after {total} steps"
@@ -139,10 +140,10 @@ def _unlikely_to_please(config: TrainConfig, images: RunImages) -> Iterator[str]
 
 def long_captions(config: TrainConfig, images: RunImages) -> dict[str, int]:
     """Images whose caption is over captions.max_tokens: file name and number of tokens."""
-    tokenizer = light_tokenizer(config.base_model)
+    tokenize = caption_numbers(config)
     counts = {
         record.path.name: max(
-            count_tokens(tokenizer, text, weights=record.captions.weights)
+            count_numbers(tokenize, text, weights=record.captions.weights)
             for text in record.trained_captions() or [record.plain_caption()]
         )
         for record in images.trained

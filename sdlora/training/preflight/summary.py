@@ -25,6 +25,7 @@ from sdlora.training.inputs.preview_prompts import with_captions
 from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.dry_run import BucketSamples, DryRun, Figures, SummaryLine, problems_of
 from sdlora.training.preflight.memory import DiskPlan, MemoryEstimate, MemoryPlan, UNetShape, estimate
+from sdlora.training.preflight.new_tokens import vector_counts
 from sdlora.training.preflight.remarks import cut_off, long_captions, remarks, some
 
 _NAMES_SHOWN = 5
@@ -98,13 +99,21 @@ class Summary:
         optimization, adapter = self.config.optimization, self.config.adapter
         steps = f"{self.total_steps} optimizer steps of {optimization.accumulation} batches"
         yield "steps", f"{steps}, {self.epochs:.1f} epochs"
-        scale = adapter.scale(adapter.rank)
-        quotient = "alpha/sqrt(rank)" if adapter.rslora else "alpha/rank"
-        product = f"{optimization.learning_rate:g} x {quotient} {scale:g} = {optimization.learning_rate * scale:g}"
-        yield "strength", f"learning rate {product}"
-        count = f"{'at most ' if adapter.algorithm == 'lokr' else ''}{self.trainable_parameters:,}"
-        where = "the UNet, and the text encoder's" if adapter.text_encoder else "the UNet"
-        yield "adapter", f"{adapter.algorithm}, rank {adapter.rank}, {count} trainable parameters in {where}"
+        if adapter.rank:
+            scale = adapter.scale(adapter.rank)
+            quotient = "alpha/sqrt(rank)" if adapter.rslora else "alpha/rank"
+            product = f"{optimization.learning_rate:g} x {quotient} {scale:g} = {optimization.learning_rate * scale:g}"
+            yield "strength", f"learning rate {product}"
+            count = f"{'at most ' if adapter.algorithm == 'lokr' else ''}{self.trainable_parameters:,}"
+            where = "the UNet, and the text encoder's" if adapter.text_encoder else "the UNet"
+            yield "adapter", f"{adapter.algorithm}, rank {adapter.rank}, {count} trainable parameters in {where}"
+        for token, number in vector_counts(self.config).items():
+            alone = "" if adapter.rank else ", without an adapter"
+            rate = optimization.learning_rates["new_tokens"]
+            yield (
+                "new token",
+                f"{token}: {number} vectors from '{adapter.new_tokens[token].init}', rate {rate:g}{alone}",
+            )
         if prompts := with_captions(self.config, self.images.trained).previews.prompts:
             yield "previews", "; ".join(prompts)
         yield "memory", f"about {self.memory.total_gib:.1f} GiB for the training steps (an estimate)"
@@ -150,7 +159,8 @@ def summarise(config: TrainConfig | Values | Path | str) -> Summary:
     model = detect(config.resolved_base_model)
     unet = unet_layout(config.base_model, model)
     # Values of the UNet's adapter by its layers' shapes: A and B, for LoHa two of each; LoKr has fewer
-    targets = choose({"unet": unet}, config.adapter.model_copy(update={"text_encoder": False})).targets
+    alone = config.adapter.model_copy(update={"text_encoder": False})
+    targets = choose({"unet": unet}, alone).targets if config.adapter.rank else ()
     total = 0
     for target in targets:
         inputs, outputs, kernel = layer_shape(unet.get_submodule(target.path))
