@@ -86,7 +86,7 @@ def test_a_run_keeps_its_base_adapters_wherever_it_is_resumed(
     assert [one.file for one in kept.base_model.adapters] == [str(style)]
     assert kept.captions.protected_tags == tmp_path / "tags.txt"
     with pytest.raises(ConfigError, match=r"base_model\.adapters: an adapter belongs to the base model it began on"):
-        changes.change(folder.path, ["base_model.adapters=[]"])
+        changes.planned(folder.path, ["base_model.adapters=[]"])
 
 
 def test_an_image_tells_of_the_adapters_in_its_base_without_the_users_name(

@@ -64,6 +64,6 @@ def test_a_finished_run_goes_on_once_its_settings_were_changed(tmp_path: Path, m
     monkeypatch.setattr(runs, "spawn", lambda command, log: begun.append(command) or 1)
     with pytest.raises(RunError, match="is complete"):
         run.resume()
-    changes.change(run.folder, ["optimization.steps=600"])
+    changes.apply(run.files, *changes.planned(run.folder, ["optimization.steps=600"]))
     run.resume()
     assert len(begun) == 1
