@@ -97,7 +97,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
 }
 DATASET: dict[str, tuple[str, Convert]] = {
     "resolution": ("images.resolution", edges),
-    "num_repeats": ("images.repeats", lambda value: repeats if (repeats := count(value)) != 1 else None),
+    "num_repeats": ("images.repeats", count),
     "flip_x": ("images.horizontal_flip", switch),
     "random_crop": ("images.random_crop", switch),
     "buckets": ("images.buckets", switched_off),

@@ -14,6 +14,7 @@ from sdlora.imports.translation import (
     caption_ending,
     count,
     legible,
+    number,
     opposite,
     same,
     some,
@@ -91,15 +92,30 @@ def from_dataset_config(settings: Mapping[str, Any], otherwise: Mapping[str, Any
             result.lose("subset", subset.get("metadata_file", "without image_dir"), "it names no folder of images")
     if not with_folder:
         raise ValueError("no subset of it names a folder: image_dir is missing")
-    put_folders(result, [_subset(subset) for subset in with_folder])
+    trained = [subset for subset in with_folder if not _is_left_out(subset, result)]
+    if not trained:
+        raise ValueError("num_repeats is below 1 for every subset of it, so that none is trained there")
+    put_folders(result, [_subset(subset) for subset in trained])
     return result
+
+
+def _is_left_out(subset: Mapping[str, Any], result: Translation) -> bool:
+    try:
+        repeats = number(subset.get("num_repeats"))
+    except ValueError:  # told with the subset's other settings
+        return False
+    if repeats is None or repeats >= 1:
+        return False
+    why = "below 1, so that the subset is left out, as there"
+    result.lose(f"{subset['image_dir']}: num_repeats", subset["num_repeats"], why)
+    return True
 
 
 _TABLE: dict[str, tuple[str, Convert]] = {
     **SUBSET,
     "resolution": ("images.resolution", resolution_of),
     "batch_size": ("optimization.batch_size", count),
-    "num_repeats": ("images.repeats", lambda value: repeats if (repeats := count(value)) != 1 else None),
+    "num_repeats": ("images.repeats", count),
     "class_tokens": ("captions.default", same),
 }
 

@@ -86,7 +86,7 @@ def _source(backend: Mapping[str, Any], kind: str, result: Translation) -> Sourc
     _sizes(backend, own)
     _captions(backend, own)
     repeats = int(number(backend.get("repeats")) or 0)
-    own.put("images.repeats", repeats + 1 if repeats else None)  # there the number of times more
+    own.put("images.repeats", repeats + 1)  # there the number of times more
     is_class = any(switch(backend.get(f"is_regulari{letter}ation_data")) for letter in "sz")
     if is_class:
         own.change("is_regularisation_data", True, "trained as class images, on their pixels and not the base's answer")
