@@ -13,11 +13,10 @@ from itertools import zip_longest
 from typing import Any
 
 from sdlora.config.preview_prompts import parse_preview
-from sdlora.constants import LATENT_FACTOR
 from sdlora.imports.block_weights import block_weights
-from sdlora.imports.kohya_adapter import adapter_kind, sizes
+from sdlora.imports.kohya_adapter import adapter_kind, ranks
 from sdlora.imports.optimizers import optimizer, put_options
-from sdlora.imports.sd_scripts_data import SUBSET, augmentation, resolution_of
+from sdlora.imports.sd_scripts_data import SUBSET, augmentation, sizes
 from sdlora.imports.translation import (
     OTHER_MODELS,
     PRECISION,
@@ -203,7 +202,7 @@ def from_gui(settings: Mapping[str, Any]) -> Translation:
     settings = legible({**settings, **_more_parameters(settings, result)}, result, _NUMBERS, _SWITCHES)
     settings = _with_old_switches(settings)
     known = result.take(settings, SETTINGS) | WITHOUT_EFFECT | {"additional_parameters"}
-    known |= _families(settings, result) | adapter_kind(settings, result) | sizes(settings, result)
+    known |= _families(settings, result) | adapter_kind(settings, result) | ranks(settings, result)
     known |= _rates(settings, result) | _steps(settings, result) | _noise(settings, result)
     known |= _weighting(settings, result) | _optimizer_options(settings, result) | _prompts(settings, result)
     known |= _images(settings, result) | _base_weights(settings, result)
@@ -429,30 +428,6 @@ def _words(value: Any) -> list[str]:
 
 
 def _images(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    resolution = settings.get("max_resolution")
-    try:
-        result.put("images.resolution", resolution_of(resolution))
-    except (ValueError, TypeError):
-        result.lose("max_resolution", resolution, "not understood")
-    edges = str(resolution).replace(" ", "").strip("[]()").split(",")
-    if len(edges) == 2 and edges[0] != edges[1]:
-        edge = result.values.get("images.resolution")
-        if result.values.get("images.buckets") is False:
-            why = f"a rectangle without buckets can't be held; images are cropped to squares of {edge} px"
-        else:
-            why = f"buckets of the area of {edge}x{edge} px"
-        result.change("max_resolution", resolution, why)
-    step = count(settings.get("bucket_reso_steps"))
-    if step:
-        nearest = max(LATENT_FACTOR, round(step / LATENT_FACTOR) * LATENT_FACTOR)
-        result.put("images.bucket_step", nearest)
-        if nearest != step:
-            result.change("bucket_reso_steps", step, f"a multiple of {LATENT_FACTOR} is needed: {nearest}")
-    for name, theirs in (("bucket_min", "min_bucket_reso"), ("bucket_max", "max_bucket_reso")):
-        edge = result.values.get(f"images.{name}")
-        if edge and edge < 32:
-            result.change(theirs, edge, "at least 32")
-            result.put(f"images.{name}", 32)
     if switch(settings.get("masked_loss")) and not switch(settings.get("alpha_mask")):
         result.lose(
             "masked_loss", True, "put the masks beside the images as NAME-masklabel.png and set images.mask=file"
@@ -460,11 +435,11 @@ def _images(settings: Mapping[str, Any], result: Translation) -> set[str]:
     if settings.get("caption_extension") == "":
         result.put("captions.extension", ".caption")
         result.change("caption_extension", "", "empty means .caption there")
-    augmented = augmentation(settings, result)
+    known = augmentation(settings, result) | sizes(settings, "max_resolution", result)
     for name in ("full_bf16", "full_fp16"):
         if switch(settings.get(name)):
             result.change(name, True, "the adapter's weights are trained in fp32 here, which loses no small updates")
-    return {"max_resolution", "bucket_reso_steps", "masked_loss", "full_bf16", "full_fp16"} | augmented
+    return known | {"masked_loss", "full_bf16", "full_fp16"}
 
 
 def _weighting(settings: Mapping[str, Any], result: Translation) -> set[str]:

@@ -72,7 +72,7 @@ def _leave_out_of_other_kinds(result: Translation, algorithm: str, is_lycoris: b
         result.drop("adapter.dropout", f"{algorithm} has no such dropout there either; adapter.dropout leaves out rows")
 
 
-def sizes(settings: Mapping[str, Any], result: Translation) -> set[str]:
+def ranks(settings: Mapping[str, Any], result: Translation) -> set[str]:
     """Ranks and alphas: an alpha of 0 means the rank, a LoKr of more than any layer holds is a full matrix."""
     is_lokr = result.values.get("adapter.algorithm") == "lokr"
     for rank_name, alpha_name, ours in (("network_dim", "network_alpha", ""), ("conv_dim", "conv_alpha", "conv_")):

@@ -23,11 +23,15 @@ from sdlora.imports.translation import (
 )
 
 
-def resolution_of(value: Any) -> int | None:
-    """An edge in pixels from 512, "512" or "512,768": of a rectangle, that of the square with its area."""
+def _edges(value: Any) -> list[int]:
+    """Width and height, or one edge, from 512, "512", "512,768" or [512, 768]; none from an empty value."""
     if value in ("", None, []):
-        return None
-    edges = [int(edge) for edge in (value if isinstance(value, list) else str(value).split(","))]
+        return []
+    return [int(edge) for edge in (value if isinstance(value, list) else str(value).split(","))]
+
+
+def _edge(edges: list[int]) -> int:
+    """The edge of a square, a multiple of the latents' factor; of a rectangle that of the square with its area."""
     return round(math.sqrt(edges[0] * edges[-1]) / LATENT_FACTOR) * LATENT_FACTOR
 
 
@@ -53,6 +57,43 @@ SUBSET: dict[str, tuple[str, Convert]] = {
 }
 
 
+def sizes(settings: Mapping[str, Any], resolution: str, result: Translation) -> set[str]:
+    """The edge and the buckets, in our terms; returns the names dealt with. SUBSET has to be entered before.
+
+    resolution: what the edge is called.
+    """
+    given = settings.get(resolution)
+    try:
+        if edges := _edges(given):
+            result.put("images.resolution", _edge(edges))
+            _tell_edge(resolution, given, edges, result)
+    except (ValueError, TypeError, OverflowError):
+        result.lose(resolution, given, "not understood")
+    step = count(settings.get("bucket_reso_steps"))
+    if step:
+        nearest = max(LATENT_FACTOR, round(step / LATENT_FACTOR) * LATENT_FACTOR)
+        result.put("images.bucket_step", nearest)
+        if nearest != step:
+            result.change("bucket_reso_steps", step, f"a multiple of {LATENT_FACTOR} is needed: {nearest}")
+    for name, theirs in (("bucket_min", "min_bucket_reso"), ("bucket_max", "max_bucket_reso")):
+        limit = result.values.get(f"images.{name}")
+        if limit and limit < _SHORTEST_EDGE:
+            result.change(theirs, limit, f"at least {_SHORTEST_EDGE}")
+            result.put(f"images.{name}", _SHORTEST_EDGE)
+    return {resolution, "bucket_reso_steps"}
+
+
+def _tell_edge(name: str, given: Any, edges: list[int], result: Translation) -> None:
+    edge, is_square = _edge(edges), edges[0] == edges[-1]
+    if is_square and edges[0] != edge:
+        result.change(name, given, f"a multiple of {LATENT_FACTOR} is needed: {edge}")
+    elif not is_square and result.values.get("images.buckets") is False:
+        why = f"a rectangle without buckets can't be held; images are cropped to squares of {edge} px"
+        result.change(name, given, why)
+    elif not is_square:
+        result.change(name, given, f"buckets of the area of {edge}x{edge} px")
+
+
 def augmentation(settings: Mapping[str, Any], result: Translation) -> set[str]:
     """Changed colours and crops around faces, in our terms; returns the names dealt with."""
     if switch(settings.get("color_aug")):
@@ -69,6 +110,7 @@ def augmentation(settings: Mapping[str, Any], result: Translation) -> set[str]:
     return {"color_aug", "face_crop_aug_range"}
 
 
+_SHORTEST_EDGE = 32
 _DEFAULTS = {"enable_bucket": False, "caption_extension": ".caption"}
 
 
@@ -113,7 +155,6 @@ def _is_left_out(subset: Mapping[str, Any], result: Translation) -> bool:
 
 _TABLE: dict[str, tuple[str, Convert]] = {
     **SUBSET,
-    "resolution": ("images.resolution", resolution_of),
     "batch_size": ("optimization.batch_size", count),
     "num_repeats": ("images.repeats", count),
     "class_tokens": ("captions.default", same),
@@ -122,9 +163,9 @@ _TABLE: dict[str, tuple[str, Convert]] = {
 
 def _subset(subset: Mapping[str, Any]) -> SourceFolder:
     own = Translation()
-    subset = legible(subset, own, (), ("is_reg", "color_aug"))
+    subset = legible(subset, own, ("bucket_reso_steps",), ("is_reg", "color_aug"))
     known = own.take(subset, _TABLE) | {"image_dir", "is_reg"}
-    known |= augmentation(subset, own)
+    known |= augmentation(subset, own) | sizes(subset, "resolution", own)
     own.lose_rest(subset, known)
     return SourceFolder(str(subset["image_dir"]), own, bool(switch(subset.get("is_reg"))))
 

@@ -175,7 +175,10 @@ def opposite(value: Any) -> bool | None:
 def edges(value: Any) -> int | list[int]:
     """One edge in pixels, or several, from a number, a list or a text with commas."""
     parts = value if isinstance(value, list) else str(value).split(",")
-    found = [int(part) for part in parts if str(part).strip()]
+    try:
+        found = [int(part) for part in parts if str(part).strip()]
+    except (TypeError, ValueError):
+        raise ValueError("only whole numbers of pixels with commas between them are understood") from None
     return found[0] if len(found) == 1 else found
 
 
@@ -298,13 +301,20 @@ def refuse_other_model(name: object) -> None:
 
 
 def _settle_buckets(translation: Translation) -> None:
+    """Take back limits that would refuse the images' own resolutions; those of all folders count."""
     values = translation.values
-    resolution = values.get("images.resolution", 512)
-    edges = resolution if isinstance(resolution, list) else [resolution]
-    fits = {
-        "images.bucket_min": values.get("images.bucket_min", 0) <= min(edges),
-        "images.bucket_max": values.get("images.bucket_max", max(edges)) >= max(edges),
+    shared = values.get("images.resolution", 512)
+    own = [folder.get("resolution", shared) for folder in values.get("images.folders", ())]
+    if own and shared not in own:
+        # No image has this one, but limits are held against it.
+        values["images.resolution"] = own[0]
+    each = [edge for one in own or [shared] for edge in (one if isinstance(one, list) else [one])]
+    unfit = {
+        "images.bucket_min": [edge for edge in each if values.get("images.bucket_min", 0) > edge],
+        "images.bucket_max": [edge for edge in each if values.get("images.bucket_max", edge) < edge],
     }
-    for name in (name for name in fits if name in values):
-        if not (values.get("images.buckets", True) and fits[name]):
-            translation.drop(name, f"has no effect at resolution {resolution}")
+    for name, edges in unfit.items():
+        if not values.get("images.buckets", True):
+            translation.drop(name, "has no effect without buckets")
+        elif edges:
+            translation.drop(name, f"has no effect at resolution {', '.join(map(str, sorted(set(edges))))}")

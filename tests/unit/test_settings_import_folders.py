@@ -92,3 +92,66 @@ def test_a_subset_seen_no_time_is_left_out_as_there(tmp_path: Path) -> None:
     assert "hero: num_repeats" in lost_names(result)
     with pytest.raises(ConfigError, match="num_repeats is below 1 for every subset"):
         imported(tmp_path, "b.toml", f"[[datasets]]\n{off}")
+
+
+BUCKETS = "[general]\nenable_bucket = true\n[[datasets]]\n"
+
+
+def test_buckets_of_a_data_set_are_taken_over(tmp_path: Path) -> None:
+    text = BUCKETS + "resolution = 64\nbucket_reso_steps = 32\nmin_bucket_reso = 32\nmax_bucket_reso = 96\n"
+    result = imported(tmp_path, "a.toml", text + '[[datasets.subsets]]\nimage_dir = "hero"\n')
+    images = result.config.images
+    assert (images.bucket_step, images.bucket_min, images.bucket_max) == (32, 32, 96)
+    assert told(result) == ""
+    read_back(result, tmp_path)
+
+
+def test_buckets_that_ours_refuses_are_said(tmp_path: Path) -> None:
+    text = BUCKETS + "resolution = 500\nbucket_reso_steps = 30\nmin_bucket_reso = 16\n"
+    result = imported(tmp_path, "a.toml", text + '[[datasets.subsets]]\nimage_dir = "hero"\n')
+    images = result.config.images
+    assert (images.resolution, images.bucket_step, images.bucket_min) == (496, 32, 32)
+    for said in (
+        "resolution=500: a multiple of 8 is needed: 496",
+        "bucket_reso_steps=30: a multiple of 8 is needed: 32",
+        "min_bucket_reso=16: at least 32",
+    ):
+        assert said in told(result)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "said"),
+    [("true", "buckets of the area of 80x80 px"), ("false", "images are cropped to squares of 80 px")],
+)
+def test_a_rectangle_of_a_data_set_is_said(tmp_path: Path, buckets: str, said: str) -> None:
+    text = f'[[datasets]]\nresolution = [96, 64]\nenable_bucket = {buckets}\n[[datasets.subsets]]\nimage_dir = "a"\n'
+    result = imported(tmp_path, "a.toml", text)
+    assert result.config.images.resolution == 80
+    assert f"resolution=[96, 64]: {'buckets' if buckets == 'true' else 'a rectangle'}" in told(result)
+    assert said in told(result)
+
+
+def of_two(first: int, second: int, limits: str) -> str:
+    folders = [
+        f'[[datasets]]\nresolution = {edge}\n{limits}\n[[datasets.subsets]]\nimage_dir = "at-{edge}"\n'
+        for edge in (first, second)
+    ]
+    return "[general]\nenable_bucket = true\n" + "".join(folders)
+
+
+def test_limits_are_held_against_the_folders_own_resolutions(tmp_path: Path) -> None:
+    result = imported(tmp_path, "a.toml", of_two(64, 96, "min_bucket_reso = 64\nmax_bucket_reso = 128"))
+    images = result.config.images
+    assert (images.bucket_min, images.bucket_max) == (64, 128)
+    assert [folder.resolution for folder in images.folders] == [64, 96]
+    assert images.resolution == 64, "previews are of a size that is trained"
+    read_back(result, tmp_path)
+    lost = imported(tmp_path, "b.toml", of_two(512, 1024, "max_bucket_reso = 768")).lost
+    assert lost == ("max_bucket_reso=768: has no effect at resolution 1024",)
+    lost = imported(tmp_path, "c.toml", of_two(512, 1024, "min_bucket_reso = 768")).lost
+    assert lost == ("min_bucket_reso=768: has no effect at resolution 512",)
+
+
+def test_limits_without_buckets_are_said(tmp_path: Path) -> None:
+    text = of_two(512, 1024, "min_bucket_reso = 256").replace("enable_bucket = true", "enable_bucket = false")
+    assert imported(tmp_path, "a.toml", text).lost == ("min_bucket_reso=256: has no effect without buckets",)
