@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from sdlora.config.preview_prompts import parse_preview
 from sdlora.imports.block_weights import block_weights
 from sdlora.imports.kohya_adapter import adapter_kind, ranks
 from sdlora.imports.optimizers import optimizer, put_options
+from sdlora.imports.previews import prompt_line, sampler
 from sdlora.imports.sd_scripts_data import SUBSET, augmentation, sizes
 from sdlora.imports.translation import (
     OTHER_MODELS,
@@ -25,7 +25,6 @@ from sdlora.imports.translation import (
     Translation,
     count,
     epochs,
-    file_name,
     legible,
     number,
     one_of,
@@ -62,15 +61,9 @@ def _decay(value: Any) -> float | None:
     return share
 
 
-def _sampler(value: Any) -> str | None:
-    if value in ("", None):
-        return None
-    return parse_preview(f"x --ss {value}").sampler
-
-
 SETTINGS: dict[str, tuple[str, Convert]] = {
     **SUBSET,
-    "output_name": ("name", file_name),
+    "output_name": ("name", same),
     "seed": ("seed", _seed),
     "pretrained_model_name_or_path": ("base_model.model", same),
     "vae": ("base_model.vae", same),
@@ -109,7 +102,7 @@ SETTINGS: dict[str, tuple[str, Convert]] = {
     "min_timestep": ("objective.min_timestep", count),
     "max_timestep": ("objective.max_timestep", _last_timestep),
     "prior_loss_weight": ("objective.prior_weight", some),
-    "sample_sampler": ("previews.sampler", _sampler),
+    "sample_sampler": ("previews.sampler", sampler),
     "sample_every_n_steps": ("previews.every", count),
     "sample_every_n_epochs": ("previews.every", epochs),
     "output_dir": ("outputs.folder", same),
@@ -132,10 +125,10 @@ WITHOUT_EFFECT = {
     "dynamo_use_dynamic", "dynamo_use_fullgraph", "extra_accelerate_launch_args", "highvram", "lowvram", "lowram",
     "no_metadata", "save_as_bool", "save_state", "save_state_on_train_end", "save_state_to_huggingface",
     "save_last_n_steps_state", "save_last_n_epochs_state", "async_upload", "huggingface_path_in_repo",
-    "huggingface_repo_id", "huggingface_repo_type", "huggingface_repo_visibility", "huggingface_token", "resume",
-    "resume_from_huggingface", "metadata_title", "metadata_tags", "metadata_license", "bypass_mode",
-    "dim_from_weights", "no_token_padding", "guidance_scale", "sd3_checkbox", "flux1_checkbox", "fp8_base",
-    "fp8_base_unet", "split_mode", "tokenizer_cache_dir", "max_train_steps_or_epochs", "conditioning_data_dir",
+    "huggingface_repo_id", "huggingface_repo_type", "huggingface_repo_visibility", "huggingface_token",
+    "metadata_title", "metadata_tags", "metadata_license", "bypass_mode",
+    "guidance_scale", "sd3_checkbox", "flux1_checkbox",
+    "split_mode", "tokenizer_cache_dir", "max_train_steps_or_epochs", "conditioning_data_dir",
     "skip_cache_check", "config_file", "output_config", "torch_compile", "ddp_timeout",
     "ddp_gradient_as_bucket_view", "ddp_static_graph", "console_log_level", "console_log_file",
     "console_log_simple", "disable_mmap_load_safetensors", "debug_dataset", "deepspeed",
@@ -162,9 +155,18 @@ NO_COUNTERPART = {
     "rescaled", "use_scalar", "train_norm", "rank_dropout_scale", "v_pred_like_loss", "save_last_n_steps",
     "token_warmup_min", "token_warmup_step", "initial_step", "initial_epoch", "skip_until_initial_step",
     "huber_scale", "dataset_repeats", "sample_at_first", "sdxl_network_text_encoder", "no_vae",
-    "additional_parameters",
+    "additional_parameters", "resume", "resume_from_huggingface", "dim_from_weights", "no_token_padding", "fp8_base",
+    "fp8_base_unet",
 }  # fmt: skip
 """Settings that ours can't hold; each is listed when it is switched on."""
+
+_REASONS = {
+    "resume": "states of other trainers are not read; adapter.start_from takes the LoRA that was saved with it",
+    "resume_from_huggingface": "states of other trainers are not read; adapter.start_from takes a LoRA file",
+    "dim_from_weights": "set adapter.rank to that of the file that adapter.start_from names",
+    "fp8_base": "base_model.quantization holds the base in int8 or nf4",
+    "fp8_base_unet": "base_model.quantization holds the base in int8 or nf4",
+}
 
 _WINDOW_NAMES = {
     "optimizer_type": "optimizer",
@@ -191,7 +193,7 @@ _SWITCHES = (
     "sdxl", "v2", "v_parameterization", "sd3_checkbox", "flux1_checkbox", "network_train_unet_only",
     "network_train_text_encoder_only", "noise_offset_random_strength", "ip_noise_gamma_random_strength", "use_wandb",
     "use_8bit_adam", "use_lion_optimizer", "masked_loss", "alpha_mask", "color_aug", "full_bf16", "full_fp16",
-    "debiased_estimation_loss",
+    "debiased_estimation_loss", "full_matrix",
 )  # fmt: skip
 """What is read outside `SETTINGS`, where each conversion answers for itself."""
 
@@ -209,7 +211,7 @@ def from_gui(settings: Mapping[str, Any]) -> Translation:
     if same(settings.get("metadata_description")) and same(settings.get("training_comment")):
         result.lose("training_comment", settings["training_comment"], "metadata_description is the description")
     known |= _logging(settings, result) | _scheduler(settings, result) | block_weights(settings, result)
-    result.lose_rest(settings, known)
+    result.lose_rest(settings, known, reasons=_REASONS)
     return result
 
 
@@ -482,15 +484,6 @@ def _prompts(settings: Mapping[str, Any], result: Translation) -> set[str]:
     given = settings.get("sample_prompts") or ""
     text = "\n".join(map(str, given)) if isinstance(given, list) else str(given)
     lines = [line.strip() for line in text.splitlines()]
-    prompts = []
-    for line in lines:
-        if not line or line.startswith("#"):
-            continue
-        try:
-            parse_preview(line)
-        except ValueError as error:
-            result.lose("sample_prompts", line, str(error))
-            line = line.partition(" --")[0].strip()
-        prompts.append(line)
+    prompts = [prompt_line(result, "sample_prompts", line) for line in lines if line and not line.startswith("#")]
     result.put("previews.prompts", prompts or None)
     return {"sample_prompts"}

@@ -6,22 +6,23 @@ not ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any
 
 from sdlora.imports.onetrainer import from_concepts
 from sdlora.imports.optimizers import optimizer, put_options
+from sdlora.imports.previews import preview_line
 from sdlora.imports.translation import (
     Convert,
     Translation,
+    averaged,
     count,
     edges,
-    file_name,
     legible,
     number,
     one_of,
-    preview_line,
     same,
     some,
     switch,
@@ -71,6 +72,7 @@ _OF_SPEED = {
     "block_wise", "is_paged", "fsdp_in_use", "no_prox", "bias_correction", "adam_w_mode", "correct_bias", "use_triton",
     "decoupled_decay", "split_groups", "factored", "weight_decay_by_lr", "d_limiter", "compiled_optimizer",
 }  # fmt: skip
+_MAGNITUDES = "with a magnitude for each output here, for each input there"
 _END_OF_RUN = 1_000_000_000.0
 """Steps that no run has: a text encoder that is trained to the end although the other one is not."""
 _TIMESTEPS = one_of(uniform="uniform", logit_normal="logit_normal")
@@ -100,7 +102,7 @@ def _quantization(value: Any) -> str | None:
 SETTINGS: dict[str, tuple[str, Convert]] = {
     "base_model_name": ("base_model.model", same),
     "rescale_noise_scheduler_to_zero_terminal_snr": ("base_model.zero_terminal_snr", switch),
-    "output_model_destination": ("name", lambda value: file_name(PureWindowsPath(str(value)).stem)),
+    "output_model_destination": ("name", lambda value: PureWindowsPath(str(value)).stem or None),
     "output_dtype": ("outputs.precision", _PRECISION),
     "resolution": ("images.resolution", edges),
     "aspect_ratio_bucketing": ("images.buckets", lambda value: None if value else False),
@@ -136,22 +138,22 @@ _WITHOUT_EFFECT = {
     "__version", "training_method", "model_type", "debug_mode", "debug_dir", "workspace_dir", "cache_dir", "validation",
     "continue_last_backup", "prevent_overwrites", "include_train_config", "output_model_format", "async_offloading",
     "enable_async_offloading", "enable_activation_offloading", "image_caching", "text_caching", "latent_caching",
-    "latent_caching_epochs", "clear_cache_before_training", "ema_update_step_interval", "dataloader_threads",
+    "latent_caching_epochs", "clear_cache_before_training", "dataloader_threads",
     "caching_threads", "prefetch_next_batch", "train_device", "temp_device", "fallback_train_dtype", "frames",
     "enable_autocast_cache", "only_cache", "attention_mechanism", "vb_loss_strength", "compile", "weight_dtype",
-    "lora_weight_dtype", "embedding_weight_dtype", "embedding", "embeddings", "embedding_learning_rate", "cloud",
+    "embedding_weight_dtype", "embedding", "embeddings", "embedding_learning_rate", "cloud",
     "bundle_additional_embeddings", "optimizer_defaults", "secrets", "quantization", "custom_learning_rate_scheduler",
-    "learning_rate_scaler", "loss_scaler", "lora_decompose_norm_epsilon", "lora_decompose_output_axis",
-    "text_encoder_sequence_length", "text_encoder_2_sequence_length", "device_indexes", "timestep_shift",
+    "lora_decompose_norm_epsilon", "lora_decompose_output_axis",
+    "text_encoder_sequence_length", "text_encoder_2_sequence_length", "device_indexes",
     "layer_offload_fraction", "samples_to_tensorboard", "non_ema_sampling", "rolling_backup", "rolling_backup_count",
     "backup_before_save", "extra_model_name", "text_encoder_weight_dtype", "vae_weight_dtype", "token_count",
-    "circular_mask_generation", "unmasked_probability", "noising_weight", "noising_bias", "initial_embedding_text",
+    "circular_mask_generation", "unmasked_probability", "initial_embedding_text",
 }  # fmt: skip
 """Settings about speed, machine, window or other kinds of training: the adapter is the same without them."""
 _OTHER_PREFIXES = (
     "tensorboard", "validate_", "sample_", "backup_", "save_", "oft_", "lokr_", "gradient_reduce", "async_gradient",
     "fused_gradient", "multi_gpu", "unconditional_", "effnet_", "decoder", "prior", "transformer", "text_encoder_3",
-    "text_encoder_4", "dynamic_", "cep_", "dora_oft",
+    "text_encoder_4", "dynamic_", "dora_oft",
 )  # fmt: skip
 """Beginnings of names that are dealt with elsewhere, or belong to models that can't be trained here."""
 
@@ -159,6 +161,7 @@ _OTHER_PREFIXES = (
 NO_COUNTERPART = {
     "generalized_offset_noise", "log_cosh_strength", "custom_conditioning_image", "force_circular_padding",
     "preserve_embedding_norm", "train_any_unet", "attention_mask", "additional_embeddings",
+    "cep_gamma",
 }  # fmt: skip
 """Settings that ours can't hold; each is listed when it is switched on."""
 
@@ -167,10 +170,16 @@ _NUMBERS = (
     "learning_rate", "epochs", "batch_size", "mse_strength", "mae_strength", "huber_strength", "huber_delta",
     "min_snr_gamma", "loss_weight_strength", "unmasked_weight", "ema_decay", "sample_after", "save_every", "lokr_dim",
     "lokr_decompose_factor", "text_encoder_layer_skip", "weight_decay", "min_noising_strength", "max_noising_strength",
+    "timestep_shift", "noising_weight", "noising_bias", "text_encoder_2_layer_skip", "gradient_accumulation_steps",
+    "ema_update_step_interval",
 )  # fmt: skip
 _SWITCHES = (
     "force_v_prediction", "force_epsilon_prediction", "masked_training", "lokr_decompose_both", "lokr_full_matrix",
-    "lokr_use_tucker", "lokr_weight_decompose", "lora_decompose_output_axis",
+    "lokr_use_tucker", "lokr_weight_decompose", "lokr_dora_on_output", "lora_decompose_output_axis",
+)  # fmt: skip
+_RATES = (
+    "optimization.learning_rate", "optimization.text_encoder_learning_rate",
+    "optimization.text_encoder_2_learning_rate",
 )  # fmt: skip
 _NUMBERS_OF_PARTS = ("learning_rate", "stop_training_after", "dropout_probability")
 """What is read outside `SETTINGS`, where each conversion answers for itself."""
@@ -190,6 +199,7 @@ def from_config(
             settings[part] = legible(settings[part], result, _NUMBERS_OF_PARTS, ("train",), f"{part}.")
     known |= _model(settings, result) | _layers(settings, result) | _parts(settings, result)
     known |= _optimizer(settings, result) | _loss(settings, result) | _masks(settings, result)
+    known |= _timesteps(settings, result)
     known |= _samples(settings, samples, result) | {"concepts", "concept_file_name"}
     result.lose_rest({name: value for name, value in settings.items() if not name.startswith(_OTHER_PREFIXES)}, known)
     return result
@@ -223,7 +233,7 @@ def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
     if settings.get("peft_type", "LORA") != "LORA":
         result.values.pop("adapter.dora", None)  # lora_decompose is LoRA's alone there
     elif result.values.get("adapter.dora") and not switch(settings.get("lora_decompose_output_axis")):
-        result.change("lora_decompose", True, "with a magnitude for each output here, for each input there")
+        result.change("lora_decompose", True, _MAGNITUDES)
     if settings.get("peft_type") == "LOKR":
         result.put("adapter.rank", count(settings.get("lokr_dim")))
         result.put("adapter.lokr_factor", count(settings.get("lokr_decompose_factor")) or -1)
@@ -232,6 +242,8 @@ def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
         if result.values.get("adapter.layers") == "all+conv":
             result.put("adapter.tucker", switch(settings.get("lokr_use_tucker")))
         result.put("adapter.dora", switch(settings.get("lokr_weight_decompose")))
+        if result.values.get("adapter.dora") and not switch(settings.get("lokr_dora_on_output", True)):
+            result.change("lokr_weight_decompose", True, _MAGNITUDES)
     names = {"layer_filter", "layer_filter_preset", "layer_filter_regex"}
     return names | {"lora_layers", "lora_layer_preset", "lora_layers_regex"}
 
@@ -258,16 +270,64 @@ def _parts(settings: Mapping[str, Any], result: Translation) -> set[str]:
         result.lose("unet.stop_training_after", _stop_in_words(unet), "the UNet is trained to the end")
     result.put("optimization.learning_rate", some(unet.get("learning_rate")))
     try:
-        result.put("base_model.quantization", _quantization(unet.get("weight_dtype")))
+        result.put("base_model.quantization", _quantization(held_as := _weight_dtype(unet, settings)))
     except ValueError as error:
-        result.lose("unet.weight_dtype", unet["weight_dtype"], str(error))
+        result.lose("unet.weight_dtype", held_as, str(error))
     checkpointed = unet.get("gradient_checkpointing", settings.get("gradient_checkpointing", True))
     result.put("optimization.gradient_checkpointing", checkpointed not in (False, "OFF"))
     _text_encoders(settings, text_encoder, second, result)
+    _scale(settings, result)
+    if settings.get("lora_weight_dtype", "FLOAT_32") not in ("FLOAT_32", "NONE", None):
+        why = "the adapter's weights are trained in fp32 here, which loses no small updates"
+        result.change("lora_weight_dtype", settings["lora_weight_dtype"], why)
     parts = ("unet", "text_encoder", "text_encoder_2")
     old = {f"{part}_{ending}" for part in parts for ending in ("learning_rate", "weight_dtype", "layer_skip")}
     old |= {f"train_{part}{ending}" for part in parts for ending in ("", "_epochs")}
-    return {*parts, *old, "gradient_checkpointing"}
+    scalers = {"learning_rate_scaler", "loss_scaler", "lora_weight_dtype"}
+    return {*parts, *old, *scalers, "gradient_checkpointing"}
+
+
+def _weight_dtype(unet: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+    """The UNet's own, or else that of all parts."""
+    own = unet.get("weight_dtype")
+    return settings.get("weight_dtype") if own in (None, "", "NONE") else own
+
+
+def _scale(settings: Mapping[str, Any], result: Translation) -> None:
+    """Rates times the square root of what an update sees; a loss times that, which ours has no setting for."""
+    batch, accumulation = (count(settings.get(name)) or 1 for name in ("batch_size", "gradient_accumulation_steps"))
+    seen = {
+        "BATCH": batch,
+        "ACCUMULATION": accumulation,
+        "GRADIENT_ACCUMULATION": accumulation,
+        "BOTH": batch * accumulation,
+    }
+    kind = settings.get("learning_rate_scaler") or "NONE"
+    if kind in seen:
+        for name in _RATES:
+            if rate := result.values.get(name):
+                result.put(name, float(f"{rate * math.sqrt(seen[kind]):.6g}"))
+        what = f"rates are multiplied by the square root of {seen[kind]}, as there"
+        result.change("learning_rate_scaler", kind, f"{what}: {result.values.get(_RATES[0])}")
+    elif kind != "NONE":
+        result.lose("learning_rate_scaler", kind)
+    scaler = settings.get("loss_scaler") or "NONE"
+    if scaler != "NONE":
+        by = f" by {seen[scaler]}" if scaler in seen else ""
+        why = f"multiplies the loss{by} there, which counts for max_gradient_norm and optimizers that follow its size"
+        result.lose("loss_scaler", scaler, why)
+
+
+def _timesteps(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    """What shapes the draw further has no counterpart."""
+    shift = number(settings.get("timestep_shift"))
+    if shift not in (None, 1):
+        result.lose("timestep_shift", shift, "timesteps are drawn without a shift")
+    is_shaped = result.values.get("objective.timestep_distribution") == "logit_normal"
+    for name in ("noising_weight", "noising_bias"):
+        if is_shaped and some(settings.get(name)):
+            result.lose(name, settings[name], "logit_normal has one shape here")
+    return {"timestep_shift", "noising_weight", "noising_bias"}
 
 
 def _text_encoders(
@@ -287,6 +347,9 @@ def _text_encoders(
     if _stops(first) and trained[0] and trained[1] and not _stops(second):
         result.put("optimization.text_encoder_2_until", _END_OF_RUN)
     result.put("captions.dropout", some(first.get("dropout_probability")))
+    if is_sdxl and count(settings.get("text_encoder_2_layer_skip")):
+        skipped = settings["text_encoder_2_layer_skip"]
+        result.lose("text_encoder_2_layer_skip", skipped, "SDXL has its own fixed layer")
     skip = count(settings.get("text_encoder_layer_skip"))
     if skip and is_sdxl:
         result.lose("text_encoder_layer_skip", skip, "SDXL has its own fixed layer")
@@ -333,8 +396,12 @@ def _optimizer(settings: Mapping[str, Any], result: Translation) -> set[str]:
     if result.values.get("optimization.schedule") != "cosine_with_restarts":
         result.values.pop("optimization.schedule_cycles", None)
     if settings.get("ema", "OFF") != "OFF":
-        result.put("optimization.ema", number(settings.get("ema_decay", 0.999)))
-    return {"optimizer", "weight_decay", "ema", "ema_decay", "scheduler_params"}
+        decay, every = number(settings.get("ema_decay", 0.999)), count(settings.get("ema_update_step_interval", 5))
+        result.put("optimization.ema", ours := averaged(decay, every))
+        if ours != decay:
+            why = f"every {every} steps there; {ours} after each step is as slow"
+            result.change("ema_decay", decay, why)
+    return {"optimizer", "weight_decay", "ema", "ema_decay", "ema_update_step_interval", "scheduler_params"}
 
 
 def _loss(settings: Mapping[str, Any], result: Translation) -> set[str]:

@@ -53,6 +53,7 @@ SUBSET: dict[str, tuple[str, Convert]] = {
     "min_bucket_reso": ("images.bucket_min", count),
     "max_bucket_reso": ("images.bucket_max", count),
     "bucket_no_upscale": ("images.upscale", opposite),
+    "validation_split": ("validation.fraction", some),
     "alpha_mask": ("images.mask", lambda value: "alpha" if switch(value) else None),
 }
 
