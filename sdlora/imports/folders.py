@@ -42,23 +42,22 @@ def put_folders(result: Translation, sources: Sequence[SourceFolder]) -> None:
     """
     if not sources:
         return
-    named = [source for source in sources if _has_repeats_in_name(source.path)]
-    for source in named:
-        source.own.values.setdefault(_REPEATS, 1)
+    is_named = any(_has_repeats_in_name(source.path) for source in sources)
     _put_sentences(result, sources)
     for source in sources:
         result.sources |= source.own.sources
     trained = [source for source in sources if not source.is_class]
     classes = [source for source in sources if source.is_class]
-    if trained and not named and len(classes) <= 1 and _are_alike(trained, classes):
+    if trained and not is_named and len(classes) <= 1 and _are_alike(trained, classes):
         paths = [source.path for source in trained]
         result.put("images.folder", paths[0] if len(paths) == 1 else paths)
         result.put("images.class_folder", classes[0].path if classes else None)
         result.values |= trained[0].own.values
         return
+    for source in sources:
+        # Names count before images.repeats, and not all can be seen from here; an entry's own repeats go before both.
+        source.own.values.setdefault(_REPEATS, 1)
     common = _common(sources)
-    if named:
-        common.pop(_REPEATS, None)  # a name goes before images.repeats, an entry's own repeats before the name
     result.values |= common
     _put_first(result, sources, common)
     result.put("images.folders", [_entry(source, common) for source in sources])
@@ -88,7 +87,7 @@ def _common(sources: Sequence[SourceFolder]) -> dict[str, Any]:
     return {
         name: value
         for name, value in first.items()
-        if name != LOSS_WEIGHT and all(source.own.values.get(name) == value for source in sources)
+        if name not in (LOSS_WEIGHT, _REPEATS) and all(source.own.values.get(name) == value for source in sources)
     }
 
 

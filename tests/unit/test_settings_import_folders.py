@@ -75,7 +75,7 @@ def test_a_named_class_folder_says_its_repeats(tmp_path: Path) -> None:
     subsets = '[[datasets.subsets]]\nimage_dir = "hero"\n[[datasets.subsets]]\nimage_dir = "5_man"\nis_reg = true\n'
     images = imported(tmp_path, "a.toml", "[[datasets]]\n" + subsets).config.images
     assert [(str(folder.folder), folder.repeats, folder.is_class) for folder in images.folders] == [
-        ("hero", None, False), ("5_man", 1, True),
+        ("hero", 1, False), ("5_man", 1, True),
     ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def test_concepts_give_folders_and_say_what_differs(tmp_path: Path) -> None:
     assert (hero.folder, hero.repeats, hero.loss_weight) == (Path("pictures/hero"), 3, 0.5)
     assert (hero.resolution, hero.horizontal_flip) == ((512, 768), True)
     assert (hero.shuffle_tags, hero.keep_tags, hero.tag_dropout) == (True, 2, 0.1)
-    assert (friend.folder, friend.repeats, friend.horizontal_flip) == (Path("pictures/friend"), None, None)
+    assert (friend.folder, friend.repeats, friend.horizontal_flip) == (Path("pictures/friend"), 1, None)
     assert config.validation.folder == Path("pictures/held-out")
     assert (config.images.random_crop, config.images.rotation, config.captions.separator) == (True, 5, ";")
     assert config.images.hue_jitter == 0, "a strength counts only where its switch is on"
@@ -51,7 +51,7 @@ def test_a_onetrainer_configuration_is_taken_over_with_the_files_it_names(tmp_pa
     assert (base.model, base.family) == ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl")
     assert (base.vae, base.quantization) == ("madebyollin/sdxl-vae-fp16-fix", "nf4")
     (hero,) = config.images.folders
-    assert (hero.folder, config.images.repeats, hero.loss_weight) == (Path("pictures/hero"), 3, 0.5)
+    assert (hero.folder, hero.repeats, hero.loss_weight) == (Path("pictures/hero"), 3, 0.5)
     assert config.images.resolution == (512, 768), "the concept's own resolution goes before that of the run"
     assert config.optimization.text_encoder_until is None, "it stops after the run's end"
     assert (config.images.mask, config.images.unmasked_weight) == ("file", 0.2)
