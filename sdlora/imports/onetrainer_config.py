@@ -6,12 +6,12 @@ not ours.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any
 
 from sdlora.imports.onetrainer import from_concepts
+from sdlora.imports.onetrainer_parts import part_of, parts
 from sdlora.imports.optimizers import optimizer, put_options
 from sdlora.imports.previews import preview_line
 from sdlora.imports.translation import (
@@ -58,7 +58,18 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "torch.optim.SGD": ("momentum", "dampening", "nesterov"),
     "adafactor": ("clip_threshold", "decay_rate", "scale_parameter", "relative_step", "warmup_init"),
     "prodigy": ("beta3", "eps", "d0", "d_coef", "decouple", "use_bias_correction", "safeguard_warmup", "slice_p"),
-    "prodigy_schedule_free": ("d0", "d_coef", "prodigy_steps", "use_bias_correction", "use_stableadamw", "use_speed"),
+    "prodigy_schedule_free": (
+        "d0",
+        "d_coef",
+        "prodigy_steps",
+        "use_bias_correction",
+        "use_stableadamw",
+        "use_speed",
+        "weight_decay_by_lr",
+        "d_limiter",
+        "split_groups",
+        "factored",
+    ),
     "dadapt_adam": ("eps", "d0", "decouple", "use_bias_correction"),
     "schedule_free_adamw": ("eps", "r", "weight_lr_power"),
 }
@@ -69,12 +80,10 @@ _NUMBERS_OF_OPTIMIZERS = (
 )  # fmt: skip
 _OF_SPEED = {
     "optimizer", "stochastic_rounding", "fused_back_pass", "foreach", "fused", "capturable", "differentiable",
-    "block_wise", "is_paged", "fsdp_in_use", "no_prox", "bias_correction", "adam_w_mode", "correct_bias", "use_triton",
+    "block_wise", "is_paged", "fsdp_in_use", "bias_correction", "adam_w_mode", "correct_bias", "use_triton",
     "decoupled_decay", "split_groups", "factored", "weight_decay_by_lr", "d_limiter", "compiled_optimizer",
 }  # fmt: skip
 _MAGNITUDES = "with a magnitude for each output here, for each input there"
-_END_OF_RUN = 1_000_000_000.0
-"""Steps that no run has: a text encoder that is trained to the end although the other one is not."""
 _TIMESTEPS = one_of(uniform="uniform", logit_normal="logit_normal")
 _SCHEDULE = one_of(
     constant="constant",
@@ -88,15 +97,6 @@ _SCHEDULE = one_of(
 
 def _optimizer_named(value: Any) -> str | None:
     return optimizer(str(value or "").replace("_", ""))
-
-
-def _quantization(value: Any) -> str | None:
-    if value in (None, "", "NONE", "FLOAT_32", "TFLOAT_32", "FLOAT_16", "BFLOAT_16"):
-        return None
-    kinds = {"INT_8": "int8", "NFLOAT_4": "nf4"}
-    if str(value) not in kinds:
-        raise ValueError("int8 and nf4 are possible")
-    return kinds[str(value)]
 
 
 SETTINGS: dict[str, tuple[str, Convert]] = {
@@ -177,10 +177,6 @@ _SWITCHES = (
     "force_v_prediction", "force_epsilon_prediction", "masked_training", "lokr_decompose_both", "lokr_full_matrix",
     "lokr_use_tucker", "lokr_weight_decompose", "lokr_dora_on_output", "lora_decompose_output_axis",
 )  # fmt: skip
-_RATES = (
-    "optimization.learning_rate", "optimization.text_encoder_learning_rate",
-    "optimization.text_encoder_2_learning_rate",
-)  # fmt: skip
 _NUMBERS_OF_PARTS = ("learning_rate", "stop_training_after", "dropout_probability")
 """What is read outside `SETTINGS`, where each conversion answers for itself."""
 
@@ -197,7 +193,7 @@ def from_config(
     for part in ("unet", "text_encoder", "text_encoder_2"):
         if isinstance(settings.get(part), Mapping):
             settings[part] = legible(settings[part], result, _NUMBERS_OF_PARTS, ("train",), f"{part}.")
-    known |= _model(settings, result) | _layers(settings, result) | _parts(settings, result)
+    known |= _model(settings, result) | _layers(settings, result) | parts(settings, result)
     known |= _optimizer(settings, result) | _loss(settings, result) | _masks(settings, result)
     known |= _timesteps(settings, result)
     known |= _samples(settings, samples, result) | {"concepts", "concept_file_name"}
@@ -219,7 +215,7 @@ def _model(settings: Mapping[str, Any], result: Translation) -> set[str]:
         prediction = "epsilon"
     result.put("base_model.family", family)
     result.put("base_model.prediction", prediction)
-    result.put("base_model.vae", same(_part(settings, "vae").get("model_name")))
+    result.put("base_model.vae", same(part_of(settings, "vae").get("model_name")))
     return {"vae", "vae_model_name", "force_v_prediction", "force_epsilon_prediction"}
 
 
@@ -248,76 +244,6 @@ def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
     return names | {"lora_layers", "lora_layer_preset", "lora_layers_regex"}
 
 
-def _part(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """The settings of a model part, from a mapping or, as in old files, from `train_unet`, `unet_learning_rate`, ..."""
-    own = settings.get(part)
-    found = dict(own) if isinstance(own, Mapping) else {}
-    old = {
-        "train": f"train_{part}",
-        "stop_training_after": f"train_{part}_epochs",
-        "learning_rate": f"{part}_learning_rate",
-        "weight_dtype": f"{part}_weight_dtype",
-        "model_name": f"{part}_model_name",
-    }
-    return {name: settings[old_name] for name, old_name in old.items() if old_name in settings} | found
-
-
-def _parts(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    unet, text_encoder, second = (_part(settings, part) for part in ("unet", "text_encoder", "text_encoder_2"))
-    if unet.get("train") is False:
-        result.put("adapter.unet", False)
-    if _stops(unet):
-        result.lose("unet.stop_training_after", _stop_in_words(unet), "the UNet is trained to the end")
-    result.put("optimization.learning_rate", some(unet.get("learning_rate")))
-    try:
-        result.put("base_model.quantization", _quantization(held_as := _weight_dtype(unet, settings)))
-    except ValueError as error:
-        result.lose("unet.weight_dtype", held_as, str(error))
-    checkpointed = unet.get("gradient_checkpointing", settings.get("gradient_checkpointing", True))
-    result.put("optimization.gradient_checkpointing", checkpointed not in (False, "OFF"))
-    _text_encoders(settings, text_encoder, second, result)
-    _scale(settings, result)
-    if settings.get("lora_weight_dtype", "FLOAT_32") not in ("FLOAT_32", "NONE", None):
-        why = "the adapter's weights are trained in fp32 here, which loses no small updates"
-        result.change("lora_weight_dtype", settings["lora_weight_dtype"], why)
-    parts = ("unet", "text_encoder", "text_encoder_2")
-    old = {f"{part}_{ending}" for part in parts for ending in ("learning_rate", "weight_dtype", "layer_skip")}
-    old |= {f"train_{part}{ending}" for part in parts for ending in ("", "_epochs")}
-    scalers = {"learning_rate_scaler", "loss_scaler", "lora_weight_dtype"}
-    return {*parts, *old, *scalers, "gradient_checkpointing"}
-
-
-def _weight_dtype(unet: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
-    """The UNet's own, or else that of all parts."""
-    own = unet.get("weight_dtype")
-    return settings.get("weight_dtype") if own in (None, "", "NONE") else own
-
-
-def _scale(settings: Mapping[str, Any], result: Translation) -> None:
-    """Rates times the square root of what an update sees; a loss times that, which ours has no setting for."""
-    batch, accumulation = (count(settings.get(name)) or 1 for name in ("batch_size", "gradient_accumulation_steps"))
-    seen = {
-        "BATCH": batch,
-        "ACCUMULATION": accumulation,
-        "GRADIENT_ACCUMULATION": accumulation,
-        "BOTH": batch * accumulation,
-    }
-    kind = settings.get("learning_rate_scaler") or "NONE"
-    if kind in seen:
-        for name in _RATES:
-            if rate := result.values.get(name):
-                result.put(name, float(f"{rate * math.sqrt(seen[kind]):.6g}"))
-        what = f"rates are multiplied by the square root of {seen[kind]}, as there"
-        result.change("learning_rate_scaler", kind, f"{what}: {result.values.get(_RATES[0])}")
-    elif kind != "NONE":
-        result.lose("learning_rate_scaler", kind)
-    scaler = settings.get("loss_scaler") or "NONE"
-    if scaler != "NONE":
-        by = f" by {seen[scaler]}" if scaler in seen else ""
-        why = f"multiplies the loss{by} there, which counts for max_gradient_norm and optimizers that follow its size"
-        result.lose("loss_scaler", scaler, why)
-
-
 def _timesteps(settings: Mapping[str, Any], result: Translation) -> set[str]:
     """What shapes the draw further has no counterpart."""
     shift = number(settings.get("timestep_shift"))
@@ -328,54 +254,6 @@ def _timesteps(settings: Mapping[str, Any], result: Translation) -> set[str]:
         if is_shaped and some(settings.get(name)):
             result.lose(name, settings[name], "logit_normal has one shape here")
     return {"timestep_shift", "noising_weight", "noising_bias"}
-
-
-def _text_encoders(
-    settings: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any], result: Translation
-) -> None:
-    is_sdxl = result.values.get("base_model.family") == "sdxl"
-    trained = [first.get("train", True), is_sdxl and second.get("train", True)]
-    if any(trained):
-        result.put("adapter.text_encoder", True)
-        rates = [some(part.get("learning_rate")) or some(settings["learning_rate"]) for part in (first, second)]
-        result.put("optimization.text_encoder_learning_rate", rates[0] if trained[0] else 0.0)
-        if is_sdxl:
-            result.put("optimization.text_encoder_2_learning_rate", rates[1] if trained[1] else 0.0)
-    for name, part, is_trained in zip(("text_encoder", "text_encoder_2"), (first, second), trained, strict=True):
-        if is_trained and _stops(part):
-            _put_end(name, part, settings, result)
-    if _stops(first) and trained[0] and trained[1] and not _stops(second):
-        result.put("optimization.text_encoder_2_until", _END_OF_RUN)
-    result.put("captions.dropout", some(first.get("dropout_probability")))
-    if is_sdxl and count(settings.get("text_encoder_2_layer_skip")):
-        skipped = settings["text_encoder_2_layer_skip"]
-        result.lose("text_encoder_2_layer_skip", skipped, "SDXL has its own fixed layer")
-    skip = count(settings.get("text_encoder_layer_skip"))
-    if skip and is_sdxl:
-        result.lose("text_encoder_layer_skip", skip, "SDXL has its own fixed layer")
-    elif skip:
-        # Skipped layers there, the layer taken here, counted from the end with 1 for the last.
-        result.put("base_model.clip_skip", 1 + skip)
-
-
-def _stops(part: Mapping[str, Any]) -> bool:
-    return bool(count(part.get("stop_training_after"))) and part.get("stop_training_after_unit") not in ("NEVER", None)
-
-
-def _stop_in_words(part: Mapping[str, Any]) -> str:
-    return f"{part['stop_training_after']} {part.get('stop_training_after_unit')}"
-
-
-def _put_end(name: str, part: Mapping[str, Any], settings: Mapping[str, Any], result: Translation) -> None:
-    """Steps as they are, epochs as a share of the run's; what ends with the run needs no setting."""
-    after, unit = float(part["stop_training_after"]), part.get("stop_training_after_unit")
-    epochs = count(settings.get("epochs")) or 1
-    if unit == "STEP":
-        result.put(f"optimization.{name}_until", after)
-    elif unit == "EPOCH":
-        result.put(f"optimization.{name}_until", after / epochs if after < epochs else None)
-    else:
-        result.lose(f"{name}.stop_training_after", _stop_in_words(part), f"set optimization.{name}_until")
 
 
 def _optimizer(settings: Mapping[str, Any], result: Translation) -> set[str]:

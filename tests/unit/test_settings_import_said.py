@@ -66,6 +66,14 @@ def test_what_changes_a_training_of_onetrainer_is_said(tmp_path: Path, changes: 
     assert said in told(onetrainer(tmp_path, changes))
 
 
+def test_what_is_off_in_an_optimizer_of_onetrainer_stays_off(tmp_path: Path) -> None:
+    off = {"optimizer": "PRODIGY_PLUS_SCHEDULE_FREE", "split_groups": False, "factored": False}
+    result = onetrainer(tmp_path, {"optimizer": off, "learning_rate": 1, "unet": {}, "text_encoder": {}, "ema": "OFF"})
+    assert result.config.optimization.optimizer_options == {"split_groups": False, "factored": False}
+    said = told(onetrainer(tmp_path, {"optimizer": {"optimizer": "ADAN", "no_prox": True}}))
+    assert "optimizer.no_prox=True: no counterpart" in said
+
+
 def test_what_is_as_here_is_not_said(tmp_path: Path) -> None:
     usual = {
         "loss_scaler": "NONE", "learning_rate_scaler": "NONE", "timestep_shift": 1.0, "noising_weight": 0.0,
