@@ -117,6 +117,7 @@ def _offer(function: Callable[..., Any]) -> None:
 
 def _find(runs_folder: Path, name: str) -> RunHandle:
     """The run of this name, which can't lead out of the folder of runs."""
-    if Path(name).name != name or not name:
-        raise ConfigError("the run's name", [f"'{name}' is no name of a run: give the folder's name alone"])
+    is_name = isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..")
+    if not is_name or "\0" in name or len(name.encode()) > 255:
+        raise ConfigError("the run's name", [f"'{str(name)[:60]}' is no name of a run: give the folder's name alone"])
     return runs.find(runs_folder / name)

@@ -81,7 +81,9 @@ def queue_list(folder: RunsFolder = RUNS) -> None:
     _show([(handle, handle.state()) for handle in (*found.running, *found.waiting)])
     if not found.waiting:
         console.print("nothing waits")
-    if found.is_held:
+    if found.damage:
+        console.print(f"[red]{found.damage}[/]: delete it, then put the waiting runs in again")
+    elif found.is_held:
         console.print(f"on hold: `sdlora queue start {folder}` goes on", markup=False)
 
 

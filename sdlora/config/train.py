@@ -23,6 +23,11 @@ LONGEST_NAME_BYTES = 120
 _GIVEN_RATE = tuple(name for name in OPTIMIZERS if name not in OWN_RATE)
 
 
+def is_device_name(name: str) -> bool:
+    """Whether Windows can have no file of this name, whatever comes after a dot."""
+    return re.fullmatch(r"con|prn|aux|nul|com\d|lpt\d", name.partition(".")[0], re.IGNORECASE) is not None
+
+
 class TrainConfig(Section):
     version: Literal[1] = CONFIG_VERSION
     """Version of this configuration format."""
@@ -76,8 +81,7 @@ class TrainConfig(Section):
             )
         if name.startswith("-"):
             raise ValueError(f"'{name}' can't be used as a name: commands would take it for an option")
-        # Windows has no such files, whatever comes after a dot.
-        if re.fullmatch(r"con|prn|aux|nul|com\d|lpt\d", name.partition(".")[0], re.IGNORECASE):
+        if is_device_name(name):
             raise ValueError(f"'{name}' can't be used as a name: Windows keeps it for devices")
         if len(name.encode()) > LONGEST_NAME_BYTES:
             raise ValueError(f"a name of {len(name.encode())} bytes is too long: use at most {LONGEST_NAME_BYTES}")

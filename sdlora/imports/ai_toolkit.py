@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sdlora.constants import LATENT_FACTOR
 from sdlora.imports.folders import LOSS_WEIGHT, SourceFolder, put_folders
 from sdlora.imports.optimizers import optimizer, put_options
+from sdlora.imports.previews import preview_line, prompt_line, sampler
 from sdlora.imports.translation import (
     PRECISION,
     SCHEDULE,
@@ -16,11 +18,9 @@ from sdlora.imports.translation import (
     caption_ending,
     count,
     edges,
-    file_name,
     legible,
     number,
     one_of,
-    preview_line,
     same,
     some,
     switch,
@@ -33,6 +33,7 @@ _TRAIN_DEFAULTS: dict[str, Any] = {
     "steps": 1000, "lr": 1e-6, "optimizer": "adamw", "dtype": "fp32", "gradient_checkpointing": True,
 }  # fmt: skip
 """What a file leaves out, where ours differs."""
+_USUAL = {"loss_target": "noise", "num_train_timesteps": 1000}
 _JOBS = ("sd_trainer", "ui_trainer", "diffusion_trainer")
 
 
@@ -44,6 +45,13 @@ def _noise_scheduler(value: Any) -> None:
 def _schedule(value: Any) -> str | None:
     found: str | None = SCHEDULE("constant" if value == "none" else value)
     return found
+
+
+def _bucket_step(value: Any) -> int | None:
+    step = count(value)
+    if step is not None and step % LATENT_FACTOR:
+        raise ValueError(f"bucket edges are multiples of {LATENT_FACTOR}: set images.bucket_step")
+    return step
 
 
 SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
@@ -82,6 +90,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
         "noise_scheduler": ("", _noise_scheduler),
     },
     "sample": {
+        "sampler": ("previews.sampler", sampler),
         "neg": ("previews.negative", lambda value: same(value) or None),
         "sample_every": ("previews.every", count),
         "sample_steps": ("previews.steps", count),
@@ -97,10 +106,11 @@ SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
 }
 DATASET: dict[str, tuple[str, Convert]] = {
     "resolution": ("images.resolution", edges),
-    "num_repeats": ("images.repeats", lambda value: repeats if (repeats := count(value)) != 1 else None),
+    "num_repeats": ("images.repeats", count),
     "flip_x": ("images.horizontal_flip", switch),
     "random_crop": ("images.random_crop", switch),
     "buckets": ("images.buckets", switched_off),
+    "bucket_tolerance": ("images.bucket_step", _bucket_step),
     "caption_ext": ("captions.extension", caption_ending),
     "caption_dropout_rate": ("captions.dropout", some),
     "shuffle_tokens": ("captions.shuffle_tags", switch),
@@ -116,20 +126,19 @@ WITHOUT_EFFECT: dict[str, set[str]] = {
     "save": {"save_format", "push_to_hub", "hf_repo_id", "hf_private"},
     "train": {
         "train_unet", "skip_first_sample", "force_first_sample", "disable_sampling", "xformers", "sdp",
-        "attention_backend", "cache_text_embeddings", "unload_text_encoder", "num_train_timesteps", "timestep_type",
-        "linear_timesteps", "linear_timesteps2", "loss_target", "ema_config.use_feedback", "switch_boundary_every",
-        "single_item_batching", "do_paramiter_swapping", "paramiter_swapping_factor", "gelu_acceleration_enabled",
+        "attention_backend", "cache_text_embeddings", "timestep_type", "linear_timesteps", "linear_timesteps2",
+        "switch_boundary_every", "single_item_batching", "paramiter_swapping_factor", "gelu_acceleration_enabled",
         "attention_f32_rope_enabled", "refiner_lr", "embedding_lr", "adapter_lr", "train_refiner",
     },
     "sample": {
-        "sampler", "walk_seed", "sample_start_step", "format", "ext", "num_frames", "fps", "refiner_start_at",
+        "walk_seed", "sample_start_step", "format", "ext", "num_frames", "fps", "refiner_start_at",
         "extend_prompts", "use_embeddings", "network_multiplier",
     },
     "logging": {"log_every", "verbose", "use_ui_logger", "run_name"},
     "datasets": {
         "cache_latents", "cache_latents_to_disk", "cache_text_embeddings", "cache_clip_vision_to_disk", "num_workers",
         "prefetch_factor", "type", "num_frames", "shrink_video_to_frames", "do_i2v", "do_audio", "fps", "is_reg",
-        "folder_path", "dataset_path", "bucket_tolerance", "debug", "fast_image_size", "extra_values",
+        "folder_path", "dataset_path", "debug", "fast_image_size", "extra_values",
         "auto_frame_count", "persistent_workers",
     },
     "model": {"low_vram", "dtype", "qtype", "qtype_te", "quantize_te", "model_kwargs", "layer_offloading", "compile"},
@@ -146,7 +155,8 @@ NO_COUNTERPART: dict[str, set[str]] = {
         "standardize_latents", "dynamic_noise_offset", "do_cfg", "do_random_cfg", "cfg_scale", "correct_pred_norm",
         "blank_prompt_preservation", "do_prior_divergence", "pred_scaler", "prompt_saturation_chance", "train_turbo",
         "adapter_assist_name_or_path", "lr_scheduler_params", "do_differential_guidance", "max_loss",
-        "bypass_guidance_embedding",
+        "bypass_guidance_embedding", "unload_text_encoder", "num_train_timesteps", "loss_target",
+        "ema_config.use_feedback", "do_paramiter_swapping",
     },
     "sample": {"guidance_rescale"},
     "logging": set(),
@@ -164,6 +174,11 @@ NO_COUNTERPART: dict[str, set[str]] = {
 """What ours can't hold; each is listed when it is switched on."""
 
 
+_REASONS = {
+    "unload_text_encoder": "there all images are trained on the trigger alone; here on their captions",
+    "loss_target": "the noise, or the velocity, is predicted here",
+    "num_train_timesteps": "all 1000 timesteps are trained here",
+}
 _READ_APART: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "network": (
         ("linear", "rank", "conv", "alpha", "linear_alpha", "conv_alpha", "lokr_factor"), ("lokr_full_rank",)
@@ -172,7 +187,7 @@ _READ_APART: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("min_snr_gamma", "snr_gamma", "ema_config.ema_decay", "pseudo_huber_c", "inverted_mask_prior_multiplier",
          "text_encoder_lr", "lr", "min_denoising_steps", "max_denoising_steps", "optimizer_params.weight_decay",
          "diff_output_preservation_multiplier"),
-        ("train_unet", "ema_config.use_ema", "inverted_mask_prior", "diff_output_preservation"),
+        ("train_unet", "ema_config.use_ema", "inverted_mask_prior", "diff_output_preservation", "disable_sampling"),
     ),
 }  # fmt: skip
 """Numbers and switches of a section that are read outside `SECTIONS`."""
@@ -191,18 +206,25 @@ def from_job(job: Mapping[str, Any]) -> Translation:
         raise ValueError(f"it is a job of type {kind}; only trainings of an adapter on images can be taken over")
     for other in processes[1:]:
         result.lose("config.process", other.get("type"), "only the first process is taken")
-    result.put("name", file_name(config.get("name", "")))
+    result.put("name", same(config.get("name")))
+    result.sources["name"] = "config.name"
     result.put("outputs.folder", process.get("training_folder"))
     result.put("captions.trigger", process.get("trigger_word"))
     _model(process.get("model") or {}, result)
+    is_without_previews = False
     for section, table in SECTIONS.items():
+        if section == "sample" and is_without_previews:
+            continue
         settings = _flattened(process.get(section) or {})
         if section == "train":
             settings = {**_TRAIN_DEFAULTS, **settings}
         settings = legible(settings, result, *_READ_APART.get(section, ((), ())), f"{section}.")
         known = result.take(settings, table, f"{section}.") | WITHOUT_EFFECT[section]
         known |= _SPECIAL.get(section, _nothing)(settings, result)
-        result.lose_rest(settings, known, f"{section}.")
+        result.lose_rest(settings, known, f"{section}.", _REASONS)
+        if section == "train" and switch(settings.get("disable_sampling")):
+            is_without_previews = True
+            result.change("train.disable_sampling", True, "no previews, as there: what `sample` says is left out")
     if not result.values.get("outputs.wandb"):
         result.values.pop("outputs.wandb_project", None)
     # Put the trigger into prompts that hold its place as [trigger]
@@ -246,17 +268,16 @@ def _network(settings: Mapping[str, Any], result: Translation) -> set[str]:
     if settings.get("type") == "dora":
         result.put("adapter.dora", True)
     if settings.get("type") == "lokr":
-        result.put("adapter.lokr_full", switch(settings.get("lokr_full_rank")))
+        if switch(settings.get("lokr_full_rank")):
+            result.put("adapter.lokr_full", True)
+            result.put("adapter.layers", "all+conv")  # sets a rank for convolutions there, whatever `conv` says
         factor = count(settings.get("lokr_factor")) or -1
         result.put("adapter.lokr_factor", factor if factor > 0 else None)
     return {"alpha", "linear_alpha", "conv_alpha"}
 
 
 def _train(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    gamma = some(settings.get("min_snr_gamma")) or some(settings.get("snr_gamma"))
-    if gamma:
-        result.put("objective.weighting", "min_snr")
-        result.put("objective.min_snr_gamma", gamma)
+    _weighting(settings, result)
     if "train_unet" in settings and not switch(settings["train_unet"]):
         result.put("adapter.unet", False)
         result.put("optimization.learning_rate", some(settings.get("text_encoder_lr")))
@@ -289,8 +310,22 @@ def _train(settings: Mapping[str, Any], result: Translation) -> set[str]:
         "diff_output_preservation_multiplier", "diff_output_preservation_class", "blank_prompt_preservation_multiplier",
         "min_denoising_steps", "max_denoising_steps",
     }  # fmt: skip
+    # What is as it always is here.
+    handled |= {name for name, usual in _USUAL.items() if settings.get(name) in (usual, str(usual))}
     handled |= {"optimizer_params", "ema_config"} - settings.keys()  # sections, which are flattened by now
     return handled | {name for name in settings if name.startswith(prefix)}
+
+
+def _weighting(settings: Mapping[str, Any], result: Translation) -> None:
+    """snr_gamma goes before min_snr_gamma there, and has no cap."""
+    capped, uncapped = some(settings.get("min_snr_gamma")), some(settings.get("snr_gamma"))
+    if uncapped and capped:
+        result.lose("train.min_snr_gamma", capped, "snr_gamma goes before it there, and is taken")
+    if uncapped:
+        result.change("train.snr_gamma", uncapped, "as min_snr: gamma / SNR, but here never above 1")
+    if gamma := uncapped or capped:
+        result.put("objective.weighting", "min_snr")
+        result.put("objective.min_snr_gamma", gamma)
 
 
 def _timesteps(settings: Mapping[str, Any], result: Translation) -> None:
@@ -328,7 +363,8 @@ def _sample(settings: Mapping[str, Any], result: Translation) -> set[str]:
     for name in ("prompts", "samples"):
         if settings.get(name) and not isinstance(settings[name], (list, str) if name == "prompts" else list):
             result.lose(f"sample.{name}", settings[name], "no list")
-    lines = [str(prompt) for prompt in prompts] if isinstance(prompts, list) else []
+    given = prompts if isinstance(prompts, list) else []
+    lines = [prompt_line(result, "sample.prompts", prompt, {"m": "am"}) for prompt in given]
     samples = settings.get("samples")
     for sample in samples if isinstance(samples, list) else ():
         if isinstance(sample, Mapping) and sample.get("prompt"):

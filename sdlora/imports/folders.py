@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from sdlora.config.images import ImageFolder
@@ -11,6 +14,8 @@ from sdlora.imports.translation import Translation
 
 LOSS_WEIGHT = "images.loss_weight"
 """Stands for an entry's own loss weight, which has no setting for all folders."""
+_REPEATS = "images.repeats"
+_NAMED_REPEATS = re.compile(r"\d{1,3}_.+")
 _OF_FOLDERS = {
     f"{section}.{name}": name
     for name in ImageFolder.model_fields
@@ -30,24 +35,43 @@ class SourceFolder:
 
 
 def put_folders(result: Translation, sources: Sequence[SourceFolder]) -> None:
-    """Enter the folders: as plain ones where one setting holds for all, else as images.folders."""
+    """Enter the folders: as plain ones where one setting holds for all, else as images.folders.
+
+    Of the trainers that list their folders none reads repeats from a name such as `10_cat`, as ours does; there each
+    folder says for itself how often its images are seen, once too.
+    """
     if not sources:
         return
+    is_named = any(_has_repeats_in_name(source.path) for source in sources)
     _put_sentences(result, sources)
     for source in sources:
         result.sources |= source.own.sources
     trained = [source for source in sources if not source.is_class]
     classes = [source for source in sources if source.is_class]
-    if trained and len(classes) <= 1 and _are_alike(trained, classes):
+    if trained and not is_named and len(classes) <= 1 and _are_alike(trained, classes):
         paths = [source.path for source in trained]
         result.put("images.folder", paths[0] if len(paths) == 1 else paths)
         result.put("images.class_folder", classes[0].path if classes else None)
         result.values |= trained[0].own.values
         return
+    for source in sources:
+        # Names count before images.repeats, and not all can be seen from here; an entry's own repeats go before both.
+        source.own.values.setdefault(_REPEATS, 1)
     common = _common(sources)
     result.values |= common
     _put_first(result, sources, common)
     result.put("images.folders", [_entry(source, common) for source in sources])
+
+
+def _has_repeats_in_name(path: str) -> bool:
+    """Whether the folder, or one below it where it is at hand, is called as sd-scripts' folders with repeats are."""
+    if _NAMED_REPEATS.fullmatch(PureWindowsPath(path).name):
+        return True
+    try:
+        below = os.walk(Path(path).expanduser())
+        return any(_NAMED_REPEATS.fullmatch(name) for _, folders, _ in below for name in folders)
+    except (ValueError, RuntimeError):  # no name that a folder can have
+        return False
 
 
 def _are_alike(trained: Sequence[SourceFolder], classes: Sequence[SourceFolder]) -> bool:
@@ -63,7 +87,7 @@ def _common(sources: Sequence[SourceFolder]) -> dict[str, Any]:
     return {
         name: value
         for name, value in first.items()
-        if name != LOSS_WEIGHT and all(source.own.values.get(name) == value for source in sources)
+        if name not in (LOSS_WEIGHT, _REPEATS) and all(source.own.values.get(name) == value for source in sources)
     }
 
 

@@ -5,19 +5,18 @@ Facts from the documentation of sd-scripts (train_network, dataset config) and f
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from sdlora.config.preview_prompts import parse_preview
-from sdlora.constants import LATENT_FACTOR
 from sdlora.imports.block_weights import block_weights
-from sdlora.imports.kohya_adapter import adapter_kind, sizes
-from sdlora.imports.optimizers import optimizer, put_options
-from sdlora.imports.sd_scripts_data import SUBSET, augmentation, resolution_of
+from sdlora.imports.kohya_adapter import adapter_kind, ranks
+from sdlora.imports.kohya_schedule import optimizer_options, rates, scheduler, steps
+from sdlora.imports.optimizers import optimizer
+from sdlora.imports.previews import prompt_line, sampler
+from sdlora.imports.sd_scripts_data import SUBSET, augmentation, sizes
 from sdlora.imports.translation import (
     OTHER_MODELS,
     PRECISION,
@@ -26,7 +25,6 @@ from sdlora.imports.translation import (
     Translation,
     count,
     epochs,
-    file_name,
     legible,
     number,
     one_of,
@@ -63,15 +61,9 @@ def _decay(value: Any) -> float | None:
     return share
 
 
-def _sampler(value: Any) -> str | None:
-    if value in ("", None):
-        return None
-    return parse_preview(f"x --ss {value}").sampler
-
-
 SETTINGS: dict[str, tuple[str, Convert]] = {
     **SUBSET,
-    "output_name": ("name", file_name),
+    "output_name": ("name", same),
     "seed": ("seed", _seed),
     "pretrained_model_name_or_path": ("base_model.model", same),
     "vae": ("base_model.vae", same),
@@ -110,7 +102,7 @@ SETTINGS: dict[str, tuple[str, Convert]] = {
     "min_timestep": ("objective.min_timestep", count),
     "max_timestep": ("objective.max_timestep", _last_timestep),
     "prior_loss_weight": ("objective.prior_weight", some),
-    "sample_sampler": ("previews.sampler", _sampler),
+    "sample_sampler": ("previews.sampler", sampler),
     "sample_every_n_steps": ("previews.every", count),
     "sample_every_n_epochs": ("previews.every", epochs),
     "output_dir": ("outputs.folder", same),
@@ -133,10 +125,10 @@ WITHOUT_EFFECT = {
     "dynamo_use_dynamic", "dynamo_use_fullgraph", "extra_accelerate_launch_args", "highvram", "lowvram", "lowram",
     "no_metadata", "save_as_bool", "save_state", "save_state_on_train_end", "save_state_to_huggingface",
     "save_last_n_steps_state", "save_last_n_epochs_state", "async_upload", "huggingface_path_in_repo",
-    "huggingface_repo_id", "huggingface_repo_type", "huggingface_repo_visibility", "huggingface_token", "resume",
-    "resume_from_huggingface", "metadata_title", "metadata_tags", "metadata_license", "bypass_mode",
-    "dim_from_weights", "no_token_padding", "guidance_scale", "sd3_checkbox", "flux1_checkbox", "fp8_base",
-    "fp8_base_unet", "split_mode", "tokenizer_cache_dir", "max_train_steps_or_epochs", "conditioning_data_dir",
+    "huggingface_repo_id", "huggingface_repo_type", "huggingface_repo_visibility", "huggingface_token",
+    "metadata_title", "metadata_tags", "metadata_license", "bypass_mode",
+    "guidance_scale", "sd3_checkbox", "flux1_checkbox",
+    "split_mode", "tokenizer_cache_dir", "max_train_steps_or_epochs", "conditioning_data_dir",
     "skip_cache_check", "config_file", "output_config", "torch_compile", "ddp_timeout",
     "ddp_gradient_as_bucket_view", "ddp_static_graph", "console_log_level", "console_log_file",
     "console_log_simple", "disable_mmap_load_safetensors", "debug_dataset", "deepspeed",
@@ -163,9 +155,18 @@ NO_COUNTERPART = {
     "rescaled", "use_scalar", "train_norm", "rank_dropout_scale", "v_pred_like_loss", "save_last_n_steps",
     "token_warmup_min", "token_warmup_step", "initial_step", "initial_epoch", "skip_until_initial_step",
     "huber_scale", "dataset_repeats", "sample_at_first", "sdxl_network_text_encoder", "no_vae",
-    "additional_parameters",
+    "additional_parameters", "resume", "resume_from_huggingface", "dim_from_weights", "no_token_padding", "fp8_base",
+    "fp8_base_unet",
 }  # fmt: skip
 """Settings that ours can't hold; each is listed when it is switched on."""
+
+_REASONS = {
+    "resume": "states of other trainers are not read; adapter.start_from takes the LoRA that was saved with it",
+    "resume_from_huggingface": "states of other trainers are not read; adapter.start_from takes a LoRA file",
+    "dim_from_weights": "set adapter.rank to that of the file that adapter.start_from names",
+    "fp8_base": "base_model.quantization holds the base in int8 or nf4",
+    "fp8_base_unet": "base_model.quantization holds the base in int8 or nf4",
+}
 
 _WINDOW_NAMES = {
     "optimizer_type": "optimizer",
@@ -174,10 +175,7 @@ _WINDOW_NAMES = {
     "preset": "LyCORIS_preset",
 }
 """Options of sd-scripts that kohya_ss calls otherwise."""
-_OPTION = re.compile(r"(\w+)=(\([^)]*\)|\[[^\]]*\]|\S+)")
 _MOST_LEVELS = 10
-_WHOLE_RUN = 0.9999
-"""As a share; 1 would be a step."""
 
 
 _NUMBERS = (
@@ -192,7 +190,7 @@ _SWITCHES = (
     "sdxl", "v2", "v_parameterization", "sd3_checkbox", "flux1_checkbox", "network_train_unet_only",
     "network_train_text_encoder_only", "noise_offset_random_strength", "ip_noise_gamma_random_strength", "use_wandb",
     "use_8bit_adam", "use_lion_optimizer", "masked_loss", "alpha_mask", "color_aug", "full_bf16", "full_fp16",
-    "debiased_estimation_loss",
+    "debiased_estimation_loss", "full_matrix",
 )  # fmt: skip
 """What is read outside `SETTINGS`, where each conversion answers for itself."""
 
@@ -203,14 +201,14 @@ def from_gui(settings: Mapping[str, Any]) -> Translation:
     settings = legible({**settings, **_more_parameters(settings, result)}, result, _NUMBERS, _SWITCHES)
     settings = _with_old_switches(settings)
     known = result.take(settings, SETTINGS) | WITHOUT_EFFECT | {"additional_parameters"}
-    known |= _families(settings, result) | adapter_kind(settings, result) | sizes(settings, result)
-    known |= _rates(settings, result) | _steps(settings, result) | _noise(settings, result)
-    known |= _weighting(settings, result) | _optimizer_options(settings, result) | _prompts(settings, result)
+    known |= _families(settings, result) | adapter_kind(settings, result) | ranks(settings, result)
+    known |= rates(settings, result) | steps(settings, result) | _noise(settings, result)
+    known |= _weighting(settings, result) | optimizer_options(settings, result) | _prompts(settings, result)
     known |= _images(settings, result) | _base_weights(settings, result)
     if same(settings.get("metadata_description")) and same(settings.get("training_comment")):
         result.lose("training_comment", settings["training_comment"], "metadata_description is the description")
-    known |= _logging(settings, result) | _scheduler(settings, result) | block_weights(settings, result)
-    result.lose_rest(settings, known)
+    known |= _logging(settings, result) | scheduler(settings, result) | block_weights(settings, result)
+    result.lose_rest(settings, known, reasons=_REASONS)
     return result
 
 
@@ -265,120 +263,6 @@ def _families(settings: Mapping[str, Any], result: Translation) -> set[str]:
     return {*families, "v_parameterization"}
 
 
-_SECOND_RATE: dict[str, tuple[str, Convert]] = {
-    "text_encoder_lr": ("optimization.text_encoder_2_learning_rate", lambda value: number(value or None))
-}
-
-
-def _rates(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    """unet_lr and text_encoder_lr, which are learning_rate when empty; a part at 0 isn't trained."""
-    everywhere = some(settings.get("learning_rate"))
-    unet, text_encoder = number(settings.get("unet_lr")), settings.get("text_encoder_lr")
-    if isinstance(text_encoder, (list, tuple)) or " " in str(text_encoder).strip():
-        rates = list(text_encoder) if isinstance(text_encoder, (list, tuple)) else str(text_encoder).split()
-        text_encoder = rates[0] if rates else None
-        result.take({"text_encoder_lr": rates[1:2] and rates[1]}, _SECOND_RATE)
-    try:
-        text_encoder = number(text_encoder)
-    except ValueError as error:
-        result.lose("text_encoder_lr", text_encoder, str(error))
-        text_encoder = None
-    if not unet and not text_encoder:  # two rates of 0 are as good as none there
-        unet = text_encoder = None
-    unet = everywhere if unet is None else unet
-    text_encoder = everywhere if text_encoder is None else text_encoder
-    only_text = switch(settings.get("network_train_text_encoder_only")) or (unet == 0 and text_encoder)
-    result.put("optimization.learning_rate", (text_encoder if only_text else unet) or None)
-    if only_text:
-        result.put("adapter.unet", False)
-    is_lycoris = str(settings.get("LoRA_type")).lower().startswith("lycoris")
-    is_unet_only = is_lycoris and str(settings.get("LyCORIS_preset")).startswith("unet-")
-    if text_encoder and not (is_unet_only or switch(settings.get("network_train_unet_only"))):
-        result.put("adapter.text_encoder", True)
-        result.put("optimization.text_encoder_learning_rate", text_encoder)
-    until = number(settings.get("stop_text_encoder_training_pct", settings.get("stop_text_encoder_training"))) or 0
-    if until > 0 and result.values.get("adapter.text_encoder"):
-        result.put("optimization.text_encoder_until", until / 100 if until < 100 else None)
-        result.change(
-            "stop_text_encoder_training", f"{until:g}", "percent, at its word; kohya_ss passes over it for LoRA"
-        )
-    elif until < 0:
-        result.values.pop("adapter.text_encoder", None)
-    ratios = {name: some(settings.get(f"loraplus_{name}lr_ratio")) for name in ("", "unet_", "text_encoder_")}
-    result.put("optimization.lora_plus_ratio", ratios["unet_"] or ratios[""])
-    if ratios["text_encoder_"] not in (None, ratios["unet_"] or ratios[""]):
-        result.lose("loraplus_text_encoder_lr_ratio", ratios["text_encoder_"], "one ratio holds for all parts")
-    return {
-        "learning_rate", "unet_lr", "text_encoder_lr", "network_train_unet_only", "network_train_text_encoder_only",
-        "stop_text_encoder_training", "stop_text_encoder_training_pct", "loraplus_lr_ratio", "loraplus_unet_lr_ratio",
-        "loraplus_text_encoder_lr_ratio",
-    }  # fmt: skip
-
-
-def _steps(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    """max_train_epochs wins over max_train_steps as there, and that over the window's own field `epoch`."""
-    epochs, shown = count(settings.get("max_train_epochs")), count(settings.get("epoch"))
-    steps = count(settings.get("max_train_steps"))
-    if epochs and steps:
-        result.change("max_train_steps", steps, f"epochs win over steps, as there: {epochs} epochs")
-    elif steps and shown:
-        result.change("epoch", shown, f"max_train_steps wins over it, as there: {steps} steps")
-    result.put("optimization.epochs", epochs or (None if steps else shown))
-    result.put("optimization.steps", None if epochs else steps)
-    schedule = settings.get("lr_scheduler")
-    share, number_of = some(settings.get("lr_warmup")), some(settings.get("lr_warmup_steps"))
-    warmup = number_of if number_of else min(share / 100, _WHOLE_RUN) if share else None
-    if warmup and schedule == "constant":
-        result.lose("lr_warmup", warmup, "the scheduler 'constant' has no warm-up there either")
-    else:
-        result.put("optimization.warmup", warmup)
-    for name in ("save_every_n", "sample_every_n"):
-        if count(settings.get(f"{name}_steps")) and count(settings.get(f"{name}_epochs")):
-            ours = "outputs.checkpoint_every" if name.startswith("save") else "previews.every"
-            steps_between = int(settings[f"{name}_steps"])
-            result.put(ours, steps_between)
-            result.lose(
-                f"{name}_epochs", settings[f"{name}_epochs"], f"one interval is possible: {steps_between} steps"
-            )
-    if count(settings.get("save_every_n_epochs")):
-        result.put("outputs.checkpoint_names", "epoch")
-    return {"max_train_epochs", "epoch", "max_train_steps", "lr_warmup", "lr_warmup_steps"}
-
-
-def _scheduler(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    """A scheduler by its class can't be had; the steps of a piecewise one stand among its arguments."""
-    schedule, arguments = settings.get("lr_scheduler"), settings.get("lr_scheduler_args") or ""
-    text = " ".join(map(str, arguments)) if isinstance(arguments, list) else str(arguments)
-    by_class = settings.get("lr_scheduler_type")
-    if same(by_class):
-        used = result.values.get("optimization.schedule", "constant")
-        result.lose(
-            "lr_scheduler_type", by_class, f"schedules by class are not here; '{used}' of lr_scheduler is taken"
-        )
-    elif result.values.get("optimization.schedule") == "piecewise":
-        rules = re.search(r"step_rules=[\"']?([\d.:,eE+-]+)", text)
-        try:
-            result.put("optimization.schedule_points", _points(rules[1] if rules else ""))
-            text = ""
-        except ValueError:
-            result.values.pop("optimization.schedule")
-            result.lose("lr_scheduler", schedule, "its step_rules are not understood; a constant rate is taken")
-    if text:
-        result.lose("lr_scheduler_args", text)
-    return {"lr_scheduler_type", "lr_scheduler_args"}
-
-
-def _points(rules: str) -> list[list[float]]:
-    """Steps and factors from diffusers' rules: 1:10,0.1:20,0.01 is 1 up to step 10, 0.1 up to step 20, then 0.01."""
-    *parts, last = rules.split(",")
-    points, start = [], 0.0
-    for part in parts:
-        factor, _, end = part.partition(":")
-        points.append([start, float(factor)])
-        start = float(end)
-    return [*points, [start, float(last)]]
-
-
 def _noise(settings: Mapping[str, Any], result: Translation) -> set[str]:
     """noise_offset_type chooses one of the two noises; without it both hold."""
     kind = str(settings.get("noise_offset_type") or "").lower()
@@ -429,30 +313,6 @@ def _words(value: Any) -> list[str]:
 
 
 def _images(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    resolution = settings.get("max_resolution")
-    try:
-        result.put("images.resolution", resolution_of(resolution))
-    except (ValueError, TypeError):
-        result.lose("max_resolution", resolution, "not understood")
-    edges = str(resolution).replace(" ", "").strip("[]()").split(",")
-    if len(edges) == 2 and edges[0] != edges[1]:
-        edge = result.values.get("images.resolution")
-        if result.values.get("images.buckets") is False:
-            why = f"a rectangle without buckets can't be held; images are cropped to squares of {edge} px"
-        else:
-            why = f"buckets of the area of {edge}x{edge} px"
-        result.change("max_resolution", resolution, why)
-    step = count(settings.get("bucket_reso_steps"))
-    if step:
-        nearest = max(LATENT_FACTOR, round(step / LATENT_FACTOR) * LATENT_FACTOR)
-        result.put("images.bucket_step", nearest)
-        if nearest != step:
-            result.change("bucket_reso_steps", step, f"a multiple of {LATENT_FACTOR} is needed: {nearest}")
-    for name, theirs in (("bucket_min", "min_bucket_reso"), ("bucket_max", "max_bucket_reso")):
-        edge = result.values.get(f"images.{name}")
-        if edge and edge < 32:
-            result.change(theirs, edge, "at least 32")
-            result.put(f"images.{name}", 32)
     if switch(settings.get("masked_loss")) and not switch(settings.get("alpha_mask")):
         result.lose(
             "masked_loss", True, "put the masks beside the images as NAME-masklabel.png and set images.mask=file"
@@ -460,11 +320,11 @@ def _images(settings: Mapping[str, Any], result: Translation) -> set[str]:
     if settings.get("caption_extension") == "":
         result.put("captions.extension", ".caption")
         result.change("caption_extension", "", "empty means .caption there")
-    augmented = augmentation(settings, result)
+    known = augmentation(settings, result) | sizes(settings, "max_resolution", result)
     for name in ("full_bf16", "full_fp16"):
         if switch(settings.get(name)):
             result.change(name, True, "the adapter's weights are trained in fp32 here, which loses no small updates")
-    return {"max_resolution", "bucket_reso_steps", "masked_loss", "full_bf16", "full_fp16"} | augmented
+    return known | {"masked_loss", "full_bf16", "full_fp16"}
 
 
 def _weighting(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -480,42 +340,10 @@ def _weighting(settings: Mapping[str, Any], result: Translation) -> set[str]:
     return {"min_snr_gamma", "debiased_estimation_loss", *(["huber_scale"] if is_plain else [])}
 
 
-def _optimizer_options(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    """`weight_decay=0.1 betas=0.9,0.99` and the like, in quotes or not."""
-    options: dict[str, Any] = {}
-    given = settings.get("optimizer_args") or ""
-    text = " ".join(str(one) for one in given) if isinstance(given, list) else str(given)
-    for name, value in _OPTION.findall(text):
-        try:
-            options[name] = _literal(value.strip("\"'"))
-        except (ValueError, SyntaxError):
-            result.lose("optimizer_args", f"{name}={value}", "not understood")
-    for word in _OPTION.sub("", text).replace('"', " ").replace("'", " ").split():
-        result.lose("optimizer_args", word, "not understood, options are name=value")
-    is_nesterov = str(settings.get("optimizer")).lower().startswith("sgdnesterov")
-    put_options(result, options, {"momentum": 0.9, "nesterov": True} if is_nesterov else None)
-    return {"optimizer_args"}
-
-
-def _literal(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None, "inf": float("inf")}
-    value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _prompts(settings: Mapping[str, Any], result: Translation) -> set[str]:
     given = settings.get("sample_prompts") or ""
     text = "\n".join(map(str, given)) if isinstance(given, list) else str(given)
     lines = [line.strip() for line in text.splitlines()]
-    prompts = []
-    for line in lines:
-        if not line or line.startswith("#"):
-            continue
-        try:
-            parse_preview(line)
-        except ValueError as error:
-            result.lose("sample_prompts", line, str(error))
-            line = line.partition(" --")[0].strip()
-        prompts.append(line)
+    prompts = [prompt_line(result, "sample_prompts", line) for line in lines if line and not line.startswith("#")]
     result.put("previews.prompts", prompts or None)
     return {"sample_prompts"}

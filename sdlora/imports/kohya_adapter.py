@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdlora.config.adapter import LAYER_SETS, REGEX_PREFIX
-from sdlora.imports.translation import Translation, alpha, count, number, refuse_other_model, some
+from sdlora.imports.translation import Translation, alpha, count, number, refuse_other_model, some, switch
 
 _LORA_TYPES = {
     "standard": ("lora", "all"),
@@ -25,6 +25,7 @@ _LYCORIS_PRESETS = {
     "unet-convblock-only": rf"{REGEX_PREFIX}(resnets|downsamplers|upsamplers)\.",
 }
 _LARGEST_RANK = 1024
+_SIZES = {"network_dim", "network_alpha", "conv_dim", "conv_alpha", "full_matrix"}
 
 
 def adapter_kind(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -72,9 +73,14 @@ def _leave_out_of_other_kinds(result: Translation, algorithm: str, is_lycoris: b
         result.drop("adapter.dropout", f"{algorithm} has no such dropout there either; adapter.dropout leaves out rows")
 
 
-def sizes(settings: Mapping[str, Any], result: Translation) -> set[str]:
+def ranks(settings: Mapping[str, Any], result: Translation) -> set[str]:
     """Ranks and alphas: an alpha of 0 means the rank, a LoKr of more than any layer holds is a full matrix."""
     is_lokr = result.values.get("adapter.algorithm") == "lokr"
+    if is_lokr and switch(settings.get("full_matrix")):
+        # Of whatever rank and alpha: the scale of a whole matrix is 1 there as well.
+        result.put("adapter.lokr_full", True)
+        result.values.pop("adapter.lokr_decompose_both", None)
+        return _SIZES
     for rank_name, alpha_name, ours in (("network_dim", "network_alpha", ""), ("conv_dim", "conv_alpha", "conv_")):
         rank = count(settings.get(rank_name))
         given = number(settings.get(alpha_name))
@@ -99,4 +105,4 @@ def sizes(settings: Mapping[str, Any], result: Translation) -> set[str]:
             result.change(alpha_name, 0, f"means the rank there, {rank}")
         has_default = not ours or str(settings.get("LoRA_type")).lower() == "kohya locon"
         result.put(f"adapter.{ours}alpha", alpha(given, rank, 1.0 if has_default else None))
-    return {"network_dim", "network_alpha", "conv_dim", "conv_alpha"}
+    return _SIZES

@@ -64,7 +64,7 @@ def _translated(concept: Mapping[str, Any]) -> Translation:
     image = legible(concept.get("image") or {}, result, _VARIED.values(), _IMAGE_SWITCHES, "image.")
     repeats = number(concept.get("balancing", 1)) or 0.0
     if concept.get("balancing_strategy", "REPEATS") == "REPEATS" and repeats == int(repeats) >= 1:
-        result.put("images.repeats", int(repeats) if repeats > 1 else None)
+        result.put("images.repeats", int(repeats))
     else:
         result.lose("balancing", f"{repeats:g} {concept.get('balancing_strategy')}", "only whole repeats are possible")
     if some(concept.get("loss_weight", 1)) != 1:

@@ -11,17 +11,18 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from sdlora.imports.onetrainer import from_concepts
+from sdlora.imports.onetrainer_parts import part_of, parts, put_end, stops
 from sdlora.imports.optimizers import optimizer, put_options
+from sdlora.imports.previews import preview_line
 from sdlora.imports.translation import (
     Convert,
     Translation,
+    averaged,
     count,
     edges,
-    file_name,
     legible,
     number,
     one_of,
-    preview_line,
     same,
     some,
     switch,
@@ -57,7 +58,18 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "torch.optim.SGD": ("momentum", "dampening", "nesterov"),
     "adafactor": ("clip_threshold", "decay_rate", "scale_parameter", "relative_step", "warmup_init"),
     "prodigy": ("beta3", "eps", "d0", "d_coef", "decouple", "use_bias_correction", "safeguard_warmup", "slice_p"),
-    "prodigy_schedule_free": ("d0", "d_coef", "prodigy_steps", "use_bias_correction", "use_stableadamw", "use_speed"),
+    "prodigy_schedule_free": (
+        "d0",
+        "d_coef",
+        "prodigy_steps",
+        "use_bias_correction",
+        "use_stableadamw",
+        "use_speed",
+        "weight_decay_by_lr",
+        "d_limiter",
+        "split_groups",
+        "factored",
+    ),
     "dadapt_adam": ("eps", "d0", "decouple", "use_bias_correction"),
     "schedule_free_adamw": ("eps", "r", "weight_lr_power"),
 }
@@ -68,11 +80,10 @@ _NUMBERS_OF_OPTIMIZERS = (
 )  # fmt: skip
 _OF_SPEED = {
     "optimizer", "stochastic_rounding", "fused_back_pass", "foreach", "fused", "capturable", "differentiable",
-    "block_wise", "is_paged", "fsdp_in_use", "no_prox", "bias_correction", "adam_w_mode", "correct_bias", "use_triton",
+    "block_wise", "is_paged", "fsdp_in_use", "bias_correction", "adam_w_mode", "correct_bias", "use_triton",
     "decoupled_decay", "split_groups", "factored", "weight_decay_by_lr", "d_limiter", "compiled_optimizer",
 }  # fmt: skip
-_END_OF_RUN = 1_000_000_000.0
-"""Steps that no run has: a text encoder that is trained to the end although the other one is not."""
+_MAGNITUDES = "with a magnitude for each output here, for each input there"
 _TIMESTEPS = one_of(uniform="uniform", logit_normal="logit_normal")
 _SCHEDULE = one_of(
     constant="constant",
@@ -88,19 +99,10 @@ def _optimizer_named(value: Any) -> str | None:
     return optimizer(str(value or "").replace("_", ""))
 
 
-def _quantization(value: Any) -> str | None:
-    if value in (None, "", "NONE", "FLOAT_32", "TFLOAT_32", "FLOAT_16", "BFLOAT_16"):
-        return None
-    kinds = {"INT_8": "int8", "NFLOAT_4": "nf4"}
-    if str(value) not in kinds:
-        raise ValueError("int8 and nf4 are possible")
-    return kinds[str(value)]
-
-
 SETTINGS: dict[str, tuple[str, Convert]] = {
     "base_model_name": ("base_model.model", same),
     "rescale_noise_scheduler_to_zero_terminal_snr": ("base_model.zero_terminal_snr", switch),
-    "output_model_destination": ("name", lambda value: file_name(PureWindowsPath(str(value)).stem)),
+    "output_model_destination": ("name", lambda value: PureWindowsPath(str(value)).stem or None),
     "output_dtype": ("outputs.precision", _PRECISION),
     "resolution": ("images.resolution", edges),
     "aspect_ratio_bucketing": ("images.buckets", lambda value: None if value else False),
@@ -136,29 +138,29 @@ _WITHOUT_EFFECT = {
     "__version", "training_method", "model_type", "debug_mode", "debug_dir", "workspace_dir", "cache_dir", "validation",
     "continue_last_backup", "prevent_overwrites", "include_train_config", "output_model_format", "async_offloading",
     "enable_async_offloading", "enable_activation_offloading", "image_caching", "text_caching", "latent_caching",
-    "latent_caching_epochs", "clear_cache_before_training", "ema_update_step_interval", "dataloader_threads",
+    "latent_caching_epochs", "clear_cache_before_training", "dataloader_threads",
     "caching_threads", "prefetch_next_batch", "train_device", "temp_device", "fallback_train_dtype", "frames",
     "enable_autocast_cache", "only_cache", "attention_mechanism", "vb_loss_strength", "compile", "weight_dtype",
-    "lora_weight_dtype", "embedding_weight_dtype", "embedding", "embeddings", "cloud",
+    "embedding_weight_dtype", "embedding", "embeddings", "cloud",
     "optimizer_defaults", "secrets", "quantization", "custom_learning_rate_scheduler",
-    "learning_rate_scaler", "loss_scaler", "lora_decompose_norm_epsilon", "lora_decompose_output_axis",
-    "text_encoder_sequence_length", "text_encoder_2_sequence_length", "device_indexes", "timestep_shift",
+    "lora_decompose_norm_epsilon", "lora_decompose_output_axis",
+    "text_encoder_sequence_length", "text_encoder_2_sequence_length", "device_indexes",
     "layer_offload_fraction", "samples_to_tensorboard", "non_ema_sampling", "rolling_backup", "rolling_backup_count",
     "backup_before_save", "extra_model_name", "text_encoder_weight_dtype", "vae_weight_dtype", "token_count",
-    "circular_mask_generation", "unmasked_probability", "noising_weight", "noising_bias", "initial_embedding_text",
+    "circular_mask_generation", "unmasked_probability", "initial_embedding_text",
 }  # fmt: skip
 """Settings about speed, machine, window or other kinds of training: the adapter is the same without them."""
 _OTHER_PREFIXES = (
     "tensorboard", "validate_", "sample_", "backup_", "save_", "oft_", "lokr_", "gradient_reduce", "async_gradient",
     "fused_gradient", "multi_gpu", "unconditional_", "effnet_", "decoder", "prior", "transformer", "text_encoder_3",
-    "text_encoder_4", "dynamic_", "cep_", "dora_oft",
+    "text_encoder_4", "dynamic_", "dora_oft",
 )  # fmt: skip
 """Beginnings of names that are dealt with elsewhere, or belong to models that can't be trained here."""
 
 
 NO_COUNTERPART = {
     "generalized_offset_noise", "log_cosh_strength", "custom_conditioning_image", "force_circular_padding",
-    "train_any_unet", "attention_mask",
+    "train_any_unet", "attention_mask", "cep_gamma",
 }  # fmt: skip
 """Settings that ours can't hold; each is listed when it is switched on."""
 
@@ -167,10 +169,12 @@ _NUMBERS = (
     "learning_rate", "epochs", "batch_size", "mse_strength", "mae_strength", "huber_strength", "huber_delta",
     "min_snr_gamma", "loss_weight_strength", "unmasked_weight", "ema_decay", "sample_after", "save_every", "lokr_dim",
     "lokr_decompose_factor", "text_encoder_layer_skip", "weight_decay", "min_noising_strength", "max_noising_strength",
+    "timestep_shift", "noising_weight", "noising_bias", "text_encoder_2_layer_skip", "gradient_accumulation_steps",
+    "ema_update_step_interval",
 )  # fmt: skip
 _SWITCHES = (
     "force_v_prediction", "force_epsilon_prediction", "masked_training", "lokr_decompose_both", "lokr_full_matrix",
-    "lokr_use_tucker", "lokr_weight_decompose", "lora_decompose_output_axis",
+    "lokr_use_tucker", "lokr_weight_decompose", "lokr_dora_on_output", "lora_decompose_output_axis",
 )  # fmt: skip
 _NUMBERS_OF_PARTS = ("learning_rate", "stop_training_after", "dropout_probability")
 """What is read outside `SETTINGS`, where each conversion answers for itself."""
@@ -188,13 +192,9 @@ def from_config(
     for part in ("unet", "text_encoder", "text_encoder_2"):
         if isinstance(settings.get(part), Mapping):
             settings[part] = legible(settings[part], result, _NUMBERS_OF_PARTS, ("train",), f"{part}.")
-    known |= _model(settings, result) | _layers(settings, result) | _parts(settings, result)
-    known |= (
-        _new_tokens(settings, result)
-        | _optimizer(settings, result)
-        | _loss(settings, result)
-        | _masks(settings, result)
-    )
+    known |= _model(settings, result) | _layers(settings, result) | parts(settings, result)
+    known |= _new_tokens(settings, result) | _optimizer(settings, result) | _loss(settings, result)
+    known |= _masks(settings, result) | _timesteps(settings, result)
     known |= _samples(settings, samples, result) | {"concepts", "concept_file_name"}
     result.lose_rest({name: value for name, value in settings.items() if not name.startswith(_OTHER_PREFIXES)}, known)
     return result
@@ -215,7 +215,7 @@ def _model(settings: Mapping[str, Any], result: Translation) -> set[str]:
         prediction = "epsilon"
     result.put("base_model.family", family)
     result.put("base_model.prediction", prediction)
-    result.put("base_model.vae", same(_part(settings, "vae").get("model_name")))
+    result.put("base_model.vae", same(part_of(settings, "vae").get("model_name")))
     return {"vae", "vae_model_name", "force_v_prediction", "force_epsilon_prediction"}
 
 
@@ -229,7 +229,7 @@ def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
     if settings.get("peft_type", "LORA") != "LORA":
         result.values.pop("adapter.dora", None)  # lora_decompose is LoRA's alone there
     elif result.values.get("adapter.dora") and not switch(settings.get("lora_decompose_output_axis")):
-        result.change("lora_decompose", True, "with a magnitude for each output here, for each input there")
+        result.change("lora_decompose", True, _MAGNITUDES)
     if settings.get("peft_type") == "LOKR":
         result.put("adapter.rank", count(settings.get("lokr_dim")))
         result.put("adapter.lokr_factor", count(settings.get("lokr_decompose_factor")) or -1)
@@ -238,87 +238,22 @@ def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
         if result.values.get("adapter.layers") == "all+conv":
             result.put("adapter.tucker", switch(settings.get("lokr_use_tucker")))
         result.put("adapter.dora", switch(settings.get("lokr_weight_decompose")))
+        if result.values.get("adapter.dora") and not switch(settings.get("lokr_dora_on_output", True)):
+            result.change("lokr_weight_decompose", True, _MAGNITUDES)
     names = {"layer_filter", "layer_filter_preset", "layer_filter_regex"}
     return names | {"lora_layers", "lora_layer_preset", "lora_layers_regex"}
 
 
-def _part(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """The settings of a model part, from a mapping or, as in old files, from `train_unet`, `unet_learning_rate`, ..."""
-    own = settings.get(part)
-    found = dict(own) if isinstance(own, Mapping) else {}
-    old = {
-        "train": f"train_{part}",
-        "stop_training_after": f"train_{part}_epochs",
-        "learning_rate": f"{part}_learning_rate",
-        "weight_dtype": f"{part}_weight_dtype",
-        "model_name": f"{part}_model_name",
-    }
-    return {name: settings[old_name] for name, old_name in old.items() if old_name in settings} | found
-
-
-def _parts(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    unet, text_encoder, second = (_part(settings, part) for part in ("unet", "text_encoder", "text_encoder_2"))
-    if unet.get("train") is False:
-        result.put("adapter.unet", False)
-    if _stops(unet):
-        result.lose("unet.stop_training_after", _stop_in_words(unet), "the UNet is trained to the end")
-    result.put("optimization.learning_rate", some(unet.get("learning_rate")))
-    try:
-        result.put("base_model.quantization", _quantization(unet.get("weight_dtype")))
-    except ValueError as error:
-        result.lose("unet.weight_dtype", unet["weight_dtype"], str(error))
-    checkpointed = unet.get("gradient_checkpointing", settings.get("gradient_checkpointing", True))
-    result.put("optimization.gradient_checkpointing", checkpointed not in (False, "OFF"))
-    _text_encoders(settings, text_encoder, second, result)
-    parts = ("unet", "text_encoder", "text_encoder_2")
-    old = {f"{part}_{ending}" for part in parts for ending in ("learning_rate", "weight_dtype", "layer_skip")}
-    old |= {f"train_{part}{ending}" for part in parts for ending in ("", "_epochs")}
-    return {*parts, *old, "gradient_checkpointing"}
-
-
-def _text_encoders(
-    settings: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any], result: Translation
-) -> None:
-    is_sdxl = result.values.get("base_model.family") == "sdxl"
-    trained = [first.get("train", True), is_sdxl and second.get("train", True)]
-    if any(trained):
-        result.put("adapter.text_encoder", True)
-        rates = [some(part.get("learning_rate")) or some(settings["learning_rate"]) for part in (first, second)]
-        result.put("optimization.text_encoder_learning_rate", rates[0] if trained[0] else 0.0)
-        if is_sdxl:
-            result.put("optimization.text_encoder_2_learning_rate", rates[1] if trained[1] else 0.0)
-    for name, part, is_trained in zip(("text_encoder", "text_encoder_2"), (first, second), trained, strict=True):
-        if is_trained and _stops(part):
-            _put_end(name, part, settings, result)
-    if _stops(first) and trained[0] and trained[1] and not _stops(second):
-        result.put("optimization.text_encoder_2_until", _END_OF_RUN)
-    result.put("captions.dropout", some(first.get("dropout_probability")))
-    skip = count(settings.get("text_encoder_layer_skip"))
-    if skip and is_sdxl:
-        result.lose("text_encoder_layer_skip", skip, "SDXL has its own fixed layer")
-    elif skip:
-        # Skipped layers there, the layer taken here, counted from the end with 1 for the last.
-        result.put("base_model.clip_skip", 1 + skip)
-
-
-def _stops(part: Mapping[str, Any]) -> bool:
-    return bool(count(part.get("stop_training_after"))) and part.get("stop_training_after_unit") not in ("NEVER", None)
-
-
-def _stop_in_words(part: Mapping[str, Any]) -> str:
-    return f"{part['stop_training_after']} {part.get('stop_training_after_unit')}"
-
-
-def _put_end(name: str, part: Mapping[str, Any], settings: Mapping[str, Any], result: Translation) -> None:
-    """Steps as they are, epochs as a share of the run's; what ends with the run needs no setting."""
-    after, unit = float(part["stop_training_after"]), part.get("stop_training_after_unit")
-    epochs = count(settings.get("epochs")) or 1
-    if unit == "STEP":
-        result.put(f"optimization.{name}_until", after)
-    elif unit == "EPOCH":
-        result.put(f"optimization.{name}_until", after / epochs if after < epochs else None)
-    else:
-        result.lose(f"{name}.stop_training_after", _stop_in_words(part), f"set optimization.{name}_until")
+def _timesteps(settings: Mapping[str, Any], result: Translation) -> set[str]:
+    """What shapes the draw further has no counterpart."""
+    shift = number(settings.get("timestep_shift"))
+    if shift not in (None, 1):
+        result.lose("timestep_shift", shift, "timesteps are drawn without a shift")
+    is_shaped = result.values.get("objective.timestep_distribution") == "logit_normal"
+    for name in ("noising_weight", "noising_bias"):
+        if is_shaped and some(settings.get(name)):
+            result.lose(name, settings[name], "logit_normal has one shape here")
+    return {"timestep_shift", "noising_weight", "noising_bias"}
 
 
 def _new_tokens(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -334,8 +269,8 @@ def _new_tokens(settings: Mapping[str, Any], result: Translation) -> set[str]:
             "init": str(own.get("initial_embedding_text") or "*"),
             "vectors": count(own.get("token_count")),
         }
-        if _stops(own) and "optimization.new_tokens_until" not in result.values:
-            _put_end("new_tokens", own, settings, result)
+        if stops(own) and "optimization.new_tokens_until" not in result.values:
+            put_end("new_tokens", own, settings, result)
     if tokens:
         result.put("adapter.new_tokens", tokens)
         rate = some(settings.get("embedding_learning_rate")) or some(settings["learning_rate"])
@@ -367,8 +302,12 @@ def _optimizer(settings: Mapping[str, Any], result: Translation) -> set[str]:
     if result.values.get("optimization.schedule") != "cosine_with_restarts":
         result.values.pop("optimization.schedule_cycles", None)
     if settings.get("ema", "OFF") != "OFF":
-        result.put("optimization.ema", number(settings.get("ema_decay", 0.999)))
-    return {"optimizer", "weight_decay", "ema", "ema_decay", "scheduler_params"}
+        decay, every = number(settings.get("ema_decay", 0.999)), count(settings.get("ema_update_step_interval", 5))
+        result.put("optimization.ema", ours := averaged(decay, every))
+        if ours != decay:
+            why = f"every {every} steps there; {ours} after each step is as slow"
+            result.change("ema_decay", decay, why)
+    return {"optimizer", "weight_decay", "ema", "ema_decay", "ema_update_step_interval", "scheduler_params"}
 
 
 def _loss(settings: Mapping[str, Any], result: Translation) -> set[str]:

@@ -12,6 +12,7 @@ from sdlora.config import files, schema
 from sdlora.config.train import TrainConfig
 from sdlora.errors import AdapterError, ConfigError
 from sdlora.imports.ai_toolkit import from_job
+from sdlora.imports.folders import SourceFolder, put_folders
 from sdlora.imports.onetrainer import from_concepts
 from sdlora.imports.onetrainer_config import from_config
 from sdlora.imports.optimizers import settle
@@ -126,7 +127,7 @@ def _json(content: Any, path: Path) -> tuple[str, Translation]:
         {"caption", "tags", "train_resolution"} & entry.keys() for entry in settings.values()
     ):
         translation = from_metadata(settings)
-        translation.put("images.folder", str(path.parent))
+        put_folders(translation, [SourceFolder(str(path.parent))])
         return "sd-scripts metadata", translation
     if "datasets" in settings:
         return "sd-scripts dataset config", from_dataset_config(settings)

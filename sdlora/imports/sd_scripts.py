@@ -46,7 +46,7 @@ _FACTS = {
     "new_vae_hash", "base_model_version", "steps", "epoch", "num_epochs", "num_train_images", "num_reg_images",
     "num_batches_per_epoch", "total_batch_size", "bucket_info", "tag_frequency", "dataset_dirs", "reg_dataset_dirs",
     "datasets", "sd_scripts_commit_hash", "ema_decay", "network_module", "network_args", "num_validation_images",
-    "validate_every_n_epochs", "validate_every_n_steps", "validation_seed", "validation_split",
+    "validate_every_n_epochs", "validate_every_n_steps", "validation_seed",
     "max_validation_steps",
 }  # fmt: skip
 """What metadata tells beside options."""

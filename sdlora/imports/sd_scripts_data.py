@@ -14,6 +14,7 @@ from sdlora.imports.translation import (
     caption_ending,
     count,
     legible,
+    number,
     opposite,
     same,
     some,
@@ -22,11 +23,15 @@ from sdlora.imports.translation import (
 )
 
 
-def resolution_of(value: Any) -> int | None:
-    """An edge in pixels from 512, "512" or "512,768": of a rectangle, that of the square with its area."""
+def _edges(value: Any) -> list[int]:
+    """Width and height, or one edge, from 512, "512", "512,768" or [512, 768]; none from an empty value."""
     if value in ("", None, []):
-        return None
-    edges = [int(edge) for edge in (value if isinstance(value, list) else str(value).split(","))]
+        return []
+    return [int(edge) for edge in (value if isinstance(value, list) else str(value).split(","))]
+
+
+def _edge(edges: list[int]) -> int:
+    """The edge of a square, a multiple of the latents' factor; of a rectangle that of the square with its area."""
     return round(math.sqrt(edges[0] * edges[-1]) / LATENT_FACTOR) * LATENT_FACTOR
 
 
@@ -48,8 +53,46 @@ SUBSET: dict[str, tuple[str, Convert]] = {
     "min_bucket_reso": ("images.bucket_min", count),
     "max_bucket_reso": ("images.bucket_max", count),
     "bucket_no_upscale": ("images.upscale", opposite),
+    "validation_split": ("validation.fraction", some),
     "alpha_mask": ("images.mask", lambda value: "alpha" if switch(value) else None),
 }
+
+
+def sizes(settings: Mapping[str, Any], resolution: str, result: Translation) -> set[str]:
+    """The edge and the buckets, in our terms; returns the names dealt with. SUBSET has to be entered before.
+
+    resolution: what the edge is called.
+    """
+    given = settings.get(resolution)
+    try:
+        if edges := _edges(given):
+            result.put("images.resolution", _edge(edges))
+            _tell_edge(resolution, given, edges, result)
+    except (ValueError, TypeError, OverflowError):
+        result.lose(resolution, given, "not understood")
+    step = count(settings.get("bucket_reso_steps"))
+    if step:
+        nearest = max(LATENT_FACTOR, round(step / LATENT_FACTOR) * LATENT_FACTOR)
+        result.put("images.bucket_step", nearest)
+        if nearest != step:
+            result.change("bucket_reso_steps", step, f"a multiple of {LATENT_FACTOR} is needed: {nearest}")
+    for name, theirs in (("bucket_min", "min_bucket_reso"), ("bucket_max", "max_bucket_reso")):
+        limit = result.values.get(f"images.{name}")
+        if limit and limit < _SHORTEST_EDGE:
+            result.change(theirs, limit, f"at least {_SHORTEST_EDGE}")
+            result.put(f"images.{name}", _SHORTEST_EDGE)
+    return {resolution, "bucket_reso_steps"}
+
+
+def _tell_edge(name: str, given: Any, edges: list[int], result: Translation) -> None:
+    edge, is_square = _edge(edges), edges[0] == edges[-1]
+    if is_square and edges[0] != edge:
+        result.change(name, given, f"a multiple of {LATENT_FACTOR} is needed: {edge}")
+    elif not is_square and result.values.get("images.buckets") is False:
+        why = f"a rectangle without buckets can't be held; images are cropped to squares of {edge} px"
+        result.change(name, given, why)
+    elif not is_square:
+        result.change(name, given, f"buckets of the area of {edge}x{edge} px")
 
 
 def augmentation(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -68,6 +111,7 @@ def augmentation(settings: Mapping[str, Any], result: Translation) -> set[str]:
     return {"color_aug", "face_crop_aug_range"}
 
 
+_SHORTEST_EDGE = 32
 _DEFAULTS = {"enable_bucket": False, "caption_extension": ".caption"}
 
 
@@ -91,24 +135,38 @@ def from_dataset_config(settings: Mapping[str, Any], otherwise: Mapping[str, Any
             result.lose("subset", subset.get("metadata_file", "without image_dir"), "it names no folder of images")
     if not with_folder:
         raise ValueError("no subset of it names a folder: image_dir is missing")
-    put_folders(result, [_subset(subset) for subset in with_folder])
+    trained = [subset for subset in with_folder if not _is_left_out(subset, result)]
+    if not trained:
+        raise ValueError("num_repeats is below 1 for every subset of it, so that none is trained there")
+    put_folders(result, [_subset(subset) for subset in trained])
     return result
+
+
+def _is_left_out(subset: Mapping[str, Any], result: Translation) -> bool:
+    try:
+        repeats = number(subset.get("num_repeats"))
+    except ValueError:  # told with the subset's other settings
+        return False
+    if repeats is None or repeats >= 1:
+        return False
+    why = "below 1, so that the subset is left out, as there"
+    result.lose(f"{subset['image_dir']}: num_repeats", subset["num_repeats"], why)
+    return True
 
 
 _TABLE: dict[str, tuple[str, Convert]] = {
     **SUBSET,
-    "resolution": ("images.resolution", resolution_of),
     "batch_size": ("optimization.batch_size", count),
-    "num_repeats": ("images.repeats", lambda value: repeats if (repeats := count(value)) != 1 else None),
+    "num_repeats": ("images.repeats", count),
     "class_tokens": ("captions.default", same),
 }
 
 
 def _subset(subset: Mapping[str, Any]) -> SourceFolder:
     own = Translation()
-    subset = legible(subset, own, (), ("is_reg", "color_aug"))
+    subset = legible(subset, own, ("bucket_reso_steps",), ("is_reg", "color_aug"))
     known = own.take(subset, _TABLE) | {"image_dir", "is_reg"}
-    known |= augmentation(subset, own)
+    known |= augmentation(subset, own) | sizes(subset, "resolution", own)
     own.lose_rest(subset, known)
     return SourceFolder(str(subset["image_dir"]), own, bool(switch(subset.get("is_reg"))))
 

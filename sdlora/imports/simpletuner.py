@@ -5,12 +5,13 @@ Names, meanings and defaults from its documentation of options; what a file leav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from sdlora.config.preview_prompts import parse_preview
 from sdlora.imports.optimizers import put_options
+from sdlora.imports.previews import prompt_line, sampler
 from sdlora.imports.simpletuner_data import edge_of, from_backends
 from sdlora.imports.translation import (
     PRECISION,
@@ -18,9 +19,9 @@ from sdlora.imports.translation import (
     Convert,
     Translation,
     alpha,
+    averaged,
     count,
     epochs,
-    file_name,
     legible,
     number,
     one_of,
@@ -81,7 +82,7 @@ def _quantization(value: Any) -> str | None:
 
 def _sampler(value: Any) -> str | None:
     names = {"dpm++": "DPM++ 2M", "unipc": "UniPC", "ddim": "DDIM", "euler": "Euler", "euler-a": "Euler a"}
-    return names[value] if value in names else parse_preview(f"x --ss {value}").sampler if value else None
+    return names[value] if value in names else sampler(value)
 
 
 SETTINGS: dict[str, tuple[str, Convert]] = {
@@ -142,19 +143,19 @@ WITHOUT_EFFECT = {
     "vae_cache_scan_behaviour", "cache_dir", "cache_dir_text", "cache_dir_vae", "compress_disk_cache",
     "keep_vae_loaded", "skip_file_discovery", "override_dataset_config", "preserve_data_backend_cache",
     "metadata_update_interval", "debug_aspect_buckets", "debug_dataset_loader", "print_filenames",
-    "print_sampler_statistics", "seed_for_each_device", "local_rank", "quantize_via", "quantize_activations",
+    "print_sampler_statistics", "seed_for_each_device", "local_rank", "quantize_via",
     "text_encoder_1_precision", "text_encoder_2_precision", "text_encoder_3_precision", "optimizer_offload_gradients",
     "optimizer_cpu_offload_method", "optimizer_release_gradients", "fuse_optimizer", "gradient_precision",
     "gradient_checkpointing_interval", "enable_watermark", "framerate", "tracker_image_layout",
     "webhook_reporting_interval", "checkpointing_use_tempdir", "ema_cpu_only", "ema_foreach_disable", "ema_validation",
-    "ema_update_interval", "ema_device", "offload_during_startup", "offload_during_save", "ramtorch",
+    "ema_device", "offload_during_startup", "offload_during_save", "ramtorch",
     "enable_group_offload", "group_offload_type", "fuse_qkv_projections", "aspect_bucket_disable_rebuild",
     "aspect_bucket_worker_count", "enable_multiprocessing", "aws_max_pool_connections", "dynamo_backend",
     "dynamo_mode", "training_dynamo_backend", "inference_scheduler_timestep_spacing", "tokenizer_max_length",
     "unet_attention_slice", "hub_repo_id", "context", "accelerator_cache_clear_interval", "num_eval_images",
     "eval_steps_interval", "eval_epoch_interval", "eval_dataset_id", "eval_timesteps", "eval_dataset_pooling",
     "evaluation_type", "disable_accelerator", "disable_segmented_timestep_sampling", "lycoris_config", "log_level",
-    "logging_dir", "print_trainable_parameters", "model_flavour", "num_validation_images", "delete_unwanted_images",
+    "logging_dir", "print_trainable_parameters", "num_validation_images", "delete_unwanted_images",
     "delete_problematic_images", "disable_bucket_pruning", "offset_noise", "noise_offset_probability",
 }  # fmt: skip
 """About speed, caches, machine, upload or models that aren't trained here."""
@@ -165,7 +166,7 @@ NO_COUNTERPART = {
     "post_upload_script", "freeze_unet_strategy", "layer_freeze_strategy", "refiner_training", "distillation_method",
     "distillation_config", "prodigy_steps", "training_scheduler_timestep_spacing", "checkpointing_rolling_steps",
     "checkpoints_rolling_total_limit", "data_backend_sampling", "snr_weight", "input_perturbation_steps",
-    "control", "use_masked_loss", "validation_prompt_library", "i_know_what_i_am_doing", "lr_scale_sqrt",
+    "control", "use_masked_loss", "validation_prompt_library", "i_know_what_i_am_doing", "quantize_activations",
     "peft_lora_mode", "singlora_ramp_up_steps", "slider_lora_target", "peft_lora_target_modules",
 }  # fmt: skip
 """Settings that ours can't hold; each is listed when it is switched on."""
@@ -173,10 +174,10 @@ NO_COUNTERPART = {
 
 _NUMBERS = (
     "lora_rank", "lora_alpha", "lora_dropout", "train_batch_size", "gradient_accumulation_steps", "lr_end", "ema_decay",
-    "adam_epsilon", "max_grad_norm", "snr_gamma", "soft_min_snr_sigma_data", "noise_offset",
+    "ema_update_interval", "adam_epsilon", "max_grad_norm", "snr_gamma", "soft_min_snr_sigma_data", "noise_offset",
     "noise_offset_probability", "resolution",
 )  # fmt: skip
-_SWITCHES = ("lr_scale", "use_ema", "use_soft_min_snr", "offset_noise")
+_SWITCHES = ("lr_scale", "lr_scale_sqrt", "use_ema", "use_soft_min_snr", "offset_noise")
 """What is read outside `SETTINGS`, where each conversion answers for itself."""
 
 
@@ -190,10 +191,12 @@ def from_config(settings: Mapping[str, Any], read_json: ReadJson) -> Translation
     result.put("base_model.family", family)
     if "base_model.model" not in result.values:
         result.put("base_model.model", _MODELS[family])
+        if same(plain.get("model_flavour")):
+            result.lose("model_flavour", plain["model_flavour"], f"{_MODELS[family]} is taken: set base_model.model")
     known |= _kind(given, result, read_json) | _names(given, result) | _rates(given, result)
     known |= _optimizer(given, result) | _loss(given, result) | _previews(given, result)
     data = _data(given, result, read_json)
-    known |= data | {"model_family", "controlnet", "prediction_type"}
+    known |= data | {"model_family", "controlnet", "prediction_type", "model_flavour"}
     result.lose_rest(plain, known)
     return result
 
@@ -276,7 +279,8 @@ def _lycoris(settings: Mapping[str, Any], result: Translation) -> None:
 
 def _names(given: Mapping[str, Any], result: Translation) -> set[str]:
     place = PurePosixPath(PureWindowsPath(str(given.get("output_dir") or "output/simpletuner")).as_posix())
-    result.put("name", file_name(given.get("tracker_run_name") or place.name))
+    result.put("name", given.get("tracker_run_name") or place.name or None)
+    result.sources["name"] = "tracker_run_name" if given.get("tracker_run_name") else "output_dir"
     result.put("outputs.folder", str(place.parent) if given.get("output_dir") else None)
     trackers = str(given.get("report_to") or "none").replace(",", " ").split()
     for tracker in trackers:
@@ -293,19 +297,23 @@ def _rates(given: Mapping[str, Any], result: Translation) -> set[str]:
     rate = result.values.get("optimization.learning_rate")
     if switch(given.get("lr_scale")) and rate:
         factor = (count(given.get("train_batch_size")) or 1) * (count(given.get("gradient_accumulation_steps")) or 1)
-        result.put("optimization.learning_rate", rate * factor)
-        result.change("lr_scale", True, f"times batch size and accumulation, as there on one card: {rate * factor:g}")
+        by_root = switch(given.get("lr_scale_sqrt"))
+        scaled = rate * (math.sqrt(factor) if by_root else factor)
+        result.put("optimization.learning_rate", float(f"{scaled:.6g}"))
+        of = "the square root of batch size and" if by_root else "batch size and"
+        result.change("lr_scale", True, f"times {of} accumulation, as there on one card: {scaled:g}")
     end = some(given.get("lr_end"))
     if end and rate and result.values.get("optimization.schedule") in ("linear", "polynomial", "cosine"):
         result.put("optimization.schedule_floor", min(1.0, end / rate))
     for name, schedules in (("cycles", ("cosine_with_restarts",)), ("power", ("polynomial",))):
         if result.values.get("optimization.schedule") not in schedules:
             result.values.pop(f"optimization.schedule_{name}", None)
-    if count(given.get("ema_decay")) is None and not switch(given.get("use_ema")):
-        return {"lr_scale", "lr_end", "use_ema", "ema_decay"}
     if switch(given.get("use_ema")):
-        result.put("optimization.ema", number(given.get("ema_decay")))
-    return {"lr_scale", "lr_end", "use_ema", "ema_decay"}
+        decay, every = number(given.get("ema_decay")), count(given.get("ema_update_interval"))
+        result.put("optimization.ema", ours := averaged(decay, every))
+        if ours != decay:
+            result.change("ema_decay", decay, f"every {every} steps there; {ours} after each step is as slow")
+    return {"lr_scale", "lr_scale_sqrt", "lr_end", "use_ema", "ema_decay", "ema_update_interval"}
 
 
 def _optimizer(given: Mapping[str, Any], result: Translation) -> set[str]:
@@ -361,7 +369,7 @@ def _loss(given: Mapping[str, Any], result: Translation) -> set[str]:
 
 def _previews(given: Mapping[str, Any], result: Translation) -> set[str]:
     prompt = same(given.get("validation_prompt"))
-    result.put("previews.prompts", [" ".join(str(prompt).split())] if prompt else None)
+    result.put("previews.prompts", [prompt_line(result, "validation_prompt", prompt)] if prompt else None)
     sizes = str(given.get("validation_resolution") or "").lower().split(",")
     edges = [edge_of(edge, "area") for edge in sizes[0].split("x") if edge.strip().replace(".", "").isdigit()]
     if not edges and same(given.get("validation_resolution")):

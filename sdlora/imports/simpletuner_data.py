@@ -15,13 +15,14 @@ WITHOUT_EFFECT = {
     "metadata_update_interval", "vae_cache_clear_each_epoch", "skip_file_discovery", "preserve_data_backend_cache",
     "hash_filenames", "text_embeds", "image_embeds", "write_batch_size", "default", "maximum_image_size",
     "target_downsample_size", "text_encoder_batch_size", "text_cache_ondemand", "text_cache_disable",
-    "vae_cache_ondemand", "vae_cache_disable", "shorten_filenames", "max_upscale_threshold", "crop_aspect_buckets",
+    "vae_cache_ondemand", "vae_cache_disable", "shorten_filenames",
     "cache_file_suffix", "compress_cache", "config",
 }  # fmt: skip
 """About caches, speed and the order of resizing and cropping, which comes to the same here."""
 NO_COUNTERPART = {
     "minimum_image_size", "minimum_aspect_ratio", "maximum_aspect_ratio", "probability", "conditioning",
     "conditioning_data", "start_epoch", "end_epoch", "start_step", "end_step", "source_dataset_id", "parquet",
+    "max_upscale_threshold", "crop_aspect_buckets",
 }  # fmt: skip
 TAKEN = {
     "instance_data_dir", "repeats", "resolution", "resolution_type", "crop", "crop_style", "crop_aspect",
@@ -86,7 +87,7 @@ def _source(backend: Mapping[str, Any], kind: str, result: Translation) -> Sourc
     _sizes(backend, own)
     _captions(backend, own)
     repeats = int(number(backend.get("repeats")) or 0)
-    own.put("images.repeats", repeats + 1 if repeats else None)  # there the number of times more
+    own.put("images.repeats", repeats + 1)  # there the number of times more
     is_class = any(switch(backend.get(f"is_regulari{letter}ation_data")) for letter in "sz")
     if is_class:
         own.change("is_regularisation_data", True, "trained as class images, on their pixels and not the base's answer")
@@ -101,8 +102,11 @@ def _sizes(backend: Mapping[str, Any], own: Translation) -> None:
     own.put("images.resolution", edge_of(backend.get("resolution"), kind))
     if not switch(backend.get("crop")):
         return
-    if backend.get("crop_aspect", "square") == "square":
+    aspect = backend.get("crop_aspect", "square")
+    if aspect == "square":
         own.put("images.buckets", False)
+    elif aspect != "preserve":
+        own.lose("crop_aspect", aspect, "images keep their own shapes, in buckets")
     style = backend.get("crop_style", "random")
     if style == "random":
         own.put("images.random_crop", True)

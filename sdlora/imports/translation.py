@@ -10,7 +10,6 @@ from typing import Any
 
 from sdlora.config.adapter import REGEX_PREFIX
 from sdlora.config.optimization import OWN_RATE, SCHEDULE_FREE
-from sdlora.config.preview_prompts import parse_preview
 
 Convert = Callable[[Any], Any]
 """Gives the value in our terms; None leaves the setting at our default. Raises ValueError for what we don't have."""
@@ -89,11 +88,13 @@ class Translation:
         self.lost += other.lost
         self.changed += other.changed
 
-    def lose_rest(self, source: Mapping[str, Any], known: set[str], prefix: str = "") -> None:
-        """Note every other setting that is switched on."""
+    def lose_rest(
+        self, source: Mapping[str, Any], known: set[str], prefix: str = "", reasons: Mapping[str, str] | None = None
+    ) -> None:
+        """Note every other setting that is switched on. reasons: by name, where there is more to say."""
         for name, value in source.items():
             if name not in known and not any(value is nothing or value == nothing for nothing in _NOTHING):
-                self.lose(prefix + name, value)
+                self.lose(prefix + name, value, (reasons or {}).get(name, "no counterpart"))
 
 
 def same(value: Any) -> Any:
@@ -175,7 +176,10 @@ def opposite(value: Any) -> bool | None:
 def edges(value: Any) -> int | list[int]:
     """One edge in pixels, or several, from a number, a list or a text with commas."""
     parts = value if isinstance(value, list) else str(value).split(",")
-    found = [int(part) for part in parts if str(part).strip()]
+    try:
+        found = [int(part) for part in parts if str(part).strip()]
+    except (TypeError, ValueError):
+        raise ValueError("only whole numbers of pixels with commas between them are understood") from None
     return found[0] if len(found) == 1 else found
 
 
@@ -219,11 +223,9 @@ def caption_ending(value: Any) -> str | None:
     return value if str(value).startswith(".") else f".{value}"
 
 
-def file_name(value: Any) -> str | None:
-    """A name that ours allows."""
-    if value is None:
-        return None
-    return re.sub(r"[^\w.+() -]+", "-", str(value)).strip(" .-") or None
+def averaged(decay: float | None, every: int | None) -> float | None:
+    """The decay after each step that is as slow as `decay` every so many steps."""
+    return round(decay ** (1 / every), 6) if decay and every and every > 1 else decay
 
 
 def reconcile(translation: Translation) -> None:
@@ -232,6 +234,7 @@ def reconcile(translation: Translation) -> None:
     Raises ValueError for a base model whose name says that it is of another architecture.
     """
     values = translation.values
+    _settle_name(translation)
     model = str(values.get("base_model.model", ""))
     if _OTHER_NAMES.search(model):
         raise ValueError(f"it trains {model}; only Stable Diffusion 1.x, 2.x and XL can be trained here")
@@ -269,19 +272,15 @@ def reconcile(translation: Translation) -> None:
     _settle_buckets(translation)
 
 
-def preview_line(result: Translation, name: str, prompt: object, options: Mapping[str, Any]) -> str:
-    """A prompt with its own options, by the letters of `config.preview_prompts`; those that ours refuses are noted."""
-    line = " ".join(str(prompt).split())
-    for letter, value in options.items():
-        if value in (None, ""):
-            continue
-        try:
-            parse_preview(f"x --{letter} {value}")
-        except ValueError as error:
-            result.lose(f"{name}: {line[:40]}", value, str(error))
-        else:
-            line += f" --{letter} {value}"
-    return line
+def _settle_name(translation: Translation) -> None:
+    given = translation.values.pop("name", None)
+    if given is None:
+        return
+    name = re.sub(r"[^\w.+() -]+", "-", str(given)).strip(" .-")
+    translation.put("name", name or None)
+    if name != str(given):
+        why = f"called {name} here" if name else "no name that a file can have"
+        translation.change(translation.sources.get("name", "name"), given, f"{why}, as files are named after it")
 
 
 def _has_masks(values: Mapping[str, Any]) -> bool:
@@ -298,13 +297,20 @@ def refuse_other_model(name: object) -> None:
 
 
 def _settle_buckets(translation: Translation) -> None:
+    """Take back limits that would refuse the images' own resolutions; those of all folders count."""
     values = translation.values
-    resolution = values.get("images.resolution", 512)
-    edges = resolution if isinstance(resolution, list) else [resolution]
-    fits = {
-        "images.bucket_min": values.get("images.bucket_min", 0) <= min(edges),
-        "images.bucket_max": values.get("images.bucket_max", max(edges)) >= max(edges),
+    shared = values.get("images.resolution", 512)
+    own = [folder.get("resolution", shared) for folder in values.get("images.folders", ())]
+    if own and shared not in own:
+        # No image has this one, but limits are held against it.
+        values["images.resolution"] = own[0]
+    each = [edge for one in own or [shared] for edge in (one if isinstance(one, list) else [one])]
+    unfit = {
+        "images.bucket_min": [edge for edge in each if values.get("images.bucket_min", 0) > edge],
+        "images.bucket_max": [edge for edge in each if values.get("images.bucket_max", edge) < edge],
     }
-    for name in (name for name in fits if name in values):
-        if not (values.get("images.buckets", True) and fits[name]):
-            translation.drop(name, f"has no effect at resolution {resolution}")
+    for name, edges in unfit.items():
+        if not values.get("images.buckets", True):
+            translation.drop(name, "has no effect without buckets")
+        elif edges:
+            translation.drop(name, f"has no effect at resolution {', '.join(map(str, sorted(set(edges))))}")

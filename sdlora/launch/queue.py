@@ -29,6 +29,8 @@ class Queue:
     """Next one first."""
     running: tuple[RunHandle, ...]
     is_held: bool
+    damage: str = ""
+    """Why the order on disk can't be read, if it can't; it is on hold then."""
     """While true, nothing is started."""
 
 
@@ -37,7 +39,7 @@ def read(runs_folder: Path) -> Queue:
     runs_folder = runs_folder.resolve()
     order = queue_file.read(runs_folder)
     waiting = tuple(handle for handle in _handles(runs_folder, order) if not handle.state().is_active)
-    return Queue(waiting, tuple(_running(runs_folder)), order.is_held)
+    return Queue(waiting, tuple(_running(runs_folder)), order.is_held, order.damage)
 
 
 def submit(config: TrainConfig | Path | str, runs_folder: Path | None = None) -> RunHandle:

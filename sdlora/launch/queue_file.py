@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
 from sdlora import atomic
+from sdlora.errors import RunError
 
 FILE = "queue.json"
 
@@ -21,6 +22,8 @@ class QueueOrder:
     names: tuple[str, ...] = ()
     is_held: bool = False
     """While true, nothing is started."""
+    damage: str = ""
+    """Why the file can't be read, if it can't."""
 
     def without(self, name: str) -> QueueOrder:
         """The order without one run; the same if that doesn't wait."""
@@ -28,12 +31,25 @@ class QueueOrder:
 
 
 def read(runs_folder: Path) -> QueueOrder:
-    """The order as it is now; an empty one if there is no file."""
+    """The order as it is now; an empty one if there is no file.
+
+    A damaged file counts as a queue on hold: nothing starts by itself until somebody has looked.
+    """
+    path = runs_folder / FILE
     try:
-        values = json.loads((runs_folder / FILE).read_text(encoding="utf-8"))
-        return QueueOrder(tuple(str(name) for name in values["names"]), bool(values["is_held"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        text = path.read_text(encoding="utf-8")
+    except OSError:
         return QueueOrder()
+    except ValueError:
+        return QueueOrder(is_held=True, damage=f"{path} is no text")
+    try:
+        values = json.loads(text)
+        names = values["names"]
+        if not isinstance(names, list):
+            raise TypeError("names is no list")
+        return QueueOrder(tuple(str(name) for name in names), bool(values["is_held"]))
+    except (ValueError, KeyError, TypeError) as error:
+        return QueueOrder(is_held=True, damage=f"{path} is damaged ({error})")
 
 
 def names(runs_folder: Path) -> tuple[str, ...]:
@@ -52,6 +68,11 @@ def change(runs_folder: Path, alter: Callable[[QueueOrder], QueueOrder]) -> Queu
     with lock(runs_folder):
         before = read(runs_folder)
         after = alter(before)
+        if after != before and before.damage:
+            raise RunError(
+                f"{before.damage}, so which runs wait is not known: delete it, then put them in again "
+                f"(`sdlora runs {runs_folder}` lists all runs)"
+            )
         if after != before:
-            atomic.write_json(runs_folder / FILE, asdict(after), indent=2)
+            atomic.write_json(runs_folder / FILE, {"names": after.names, "is_held": after.is_held}, indent=2)
         return after

@@ -25,7 +25,8 @@ _SECRET = re.compile(
 )
 _NAMED_SECRET = re.compile(
     r"(?i)((?:[\w.-]*(?:password|passwd|secret|api_?key|access_?key|auth_?token|access_?token|webhook))[\"']?"
-    r"\s*[:=]\s*)(\"[^\"]*\"|'[^']*'|[^\s,}\"']+)"
+    r"\s*[:=]\s*|--(?:password|passwd|token|secret|key|api-key|user)[= ]\s*|(?<=\s)-u\s+)"
+    r"(\"[^\"]*\"|'[^']*'|[^\s,}\"']+)"
 )
 
 

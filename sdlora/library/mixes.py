@@ -12,6 +12,7 @@ import yaml
 from sdlora import atomic
 from sdlora.config import files
 from sdlora.config.mix import MixConfig, MixedAdapter, parse_adapter
+from sdlora.config.train import LONGEST_NAME_BYTES, is_device_name
 from sdlora.errors import ConfigError
 from sdlora.library.rows import Rows, from_used, used
 from sdlora.library.scan import Scan
@@ -104,6 +105,10 @@ def new_file(name: str, folder: Path, suffix: str) -> Path:
         raise ConfigError("the name", [f"'{name}': give a name that begins with a letter or a digit"])
     if (found := _FORBIDDEN.search(plain)) is not None:
         raise ConfigError("the name", [f"'{name}': a file name can't hold {found.group()!r}"])
+    if is_device_name(plain):
+        raise ConfigError("the name", [f"'{name}': Windows keeps it for devices"])
+    if len(f"{plain}{suffix}".encode()) > LONGEST_NAME_BYTES:
+        raise ConfigError("the name", [f"a name of {len(plain.encode())} bytes is too long"])
     path = folder / f"{plain}{suffix}"
     if path.exists():
         raise ConfigError("the name", [f"{path.name} exists already; choose another name"])

@@ -18,7 +18,7 @@ from sdlora.config import files, schema
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.runs import checkpoints
-from sdlora.runs.folder import RunFolder, open_run, with_absolute_paths
+from sdlora.runs.folder import RunFolder, open_run, with_absolute_paths, write_config
 
 _FIXED = {
     "adapter.": "the adapter's shape can't change once it is trained",
@@ -79,14 +79,15 @@ class Version:
 def planned(path: Path, overrides: Sequence[str]) -> tuple[TrainConfig, list[Change]]:
     """A run's settings with others in place, as `section.name=value`, and what that changes. Nothing is written.
 
-    Raises ConfigError that lists every setting that can't change or is wrong.
+    What was changed in its config.yaml by hand is among the changes.
+    Raises ConfigError that lists every setting that can't change or is wrong, and for a config.yaml that was cut off.
     """
-    folder, before = open_run(path)
-    if not overrides:
-        return before, []
-    values = before.model_dump(mode="json")
-    files.override(values, overrides, "the command line")
-    after = with_absolute_paths(files.with_files_read(files.validate(values, "the changed settings")))
+    folder, after = open_run(path)
+    before = _kept(folder) or after
+    if overrides:
+        values = after.model_dump(mode="json")
+        files.override(values, overrides, "the command line")
+        after = with_absolute_paths(files.with_files_read(files.validate(values, "the changed settings")))
     old, new = (schema.flatten(config) for config in (before, after))
     changes = [
         Change(name, _plain(old[name]), _plain(new[name]), _NOTES.get(name, ""))
@@ -108,7 +109,28 @@ def apply(folder: RunFolder, after: TrainConfig, changes: Sequence[Change]) -> N
     if changes:
         # History first: a kill in between leaves a version too many, never a change that nobody wrote down.
         record(folder, changes=changes)
-        atomic.write_text(folder.config, files.dump(after))
+        write_config(folder, after)
+
+
+def _kept(folder: RunFolder) -> TrainConfig | None:
+    """The configuration as it was written last; None for runs of versions that kept no copy."""
+    try:
+        kept, on_disk = files.read_yaml(folder.kept_config), files.read_yaml(folder.config)
+        before = files.load(folder.kept_config)
+    except ConfigError:
+        return None
+    here = set(schema.dotted_names(on_disk))
+    gone = [name for name in schema.dotted_names(kept) if name not in here]
+    # The file holds every setting: defaults in place of lost ones would train something else without a word.
+    if gone:
+        raise ConfigError(
+            str(folder.config),
+            [
+                f"{len(gone)} settings are gone from it, {gone[0]} the first: it was cut off or edited. Put them back, "
+                f"or take the copy that sdlora keeps beside it: {folder.kept_config.name}"
+            ],
+        )
+    return before
 
 
 def record(folder: RunFolder, changes: Sequence[Change] = (), images: str = "") -> None:

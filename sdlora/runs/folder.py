@@ -36,6 +36,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def kept_config(self) -> Path:
+        """The configuration as sdlora wrote it last: what a file cut off or edited meanwhile is compared with."""
+        return self.path / ".config.yaml"
+
+    @property
     def history(self) -> Path:
         """Former configurations, one a change of settings (see `runs.changes`)."""
         return self.path / "config.history"
@@ -159,9 +164,18 @@ def create(config: TrainConfig) -> RunFolder:
     for inner in (folder.checkpoints, folder.requests):
         inner.mkdir()
     atomic.write_json(folder.environment, _environment(), indent=2)
+    text = files.dump(with_absolute_paths(config))
+    atomic.write_text(folder.kept_config, text)
     # Last: whoever lists runs takes a folder with a configuration for one.
-    atomic.write_text(folder.config, files.dump(with_absolute_paths(config)))
+    atomic.write_text(folder.config, text)
     return folder
+
+
+def write_config(folder: RunFolder, config: TrainConfig) -> None:
+    """Replace a run's configuration, and the copy that it is compared with."""
+    text = files.dump(config)
+    atomic.write_text(folder.config, text)
+    atomic.write_text(folder.kept_config, text)
 
 
 def find(path: Path) -> RunFolder:

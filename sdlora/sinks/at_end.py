@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -73,17 +74,19 @@ class AtEndSink:
             with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS):
                 pass
         except (urllib.error.URLError, OSError, ValueError) as error:
-            # Without what follows the question mark, which is often a key.
-            self.tell(f"outputs.webhook: {address.partition('?')[0]} can't be told: {error}")
+            # The host alone: its user, path and query are often what lets one in.
+            host = urllib.parse.urlsplit(address).hostname or "the address"
+            self.tell(f"outputs.webhook: {host} can't be told: {error}")
 
     def _start(self, command: str, ending: _Ending) -> None:
         told = {"OUTCOME": ending.outcome, "RUN": ending.run, "ADAPTER": ending.adapter, "STEP": str(ending.step)}
         told["MESSAGE"] = ending.message
         environment = {**os.environ, **{f"SDLORA_{name}": value for name, value in told.items()}}
+        program = shlex.split(command)[0]  # what follows may hold passwords, and logs are shown to others
         try:
             ended = subprocess.run(shlex.split(command), env=environment, stdin=subprocess.DEVNULL, check=False)
         except OSError as error:
-            self.tell(f"outputs.on_finish: '{command}' can't be run: {error.strerror or error}")
+            self.tell(f"outputs.on_finish: '{program}' can't be run: {error.strerror or error}")
             return
         if ended.returncode:
-            self.tell(f"outputs.on_finish: '{command}' ended with code {ended.returncode}")
+            self.tell(f"outputs.on_finish: '{program}' ended with code {ended.returncode}")

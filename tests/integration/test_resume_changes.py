@@ -245,3 +245,35 @@ def test_a_run_that_is_refused_keeps_the_settings_it_had(configure) -> None:
     resume(folder, [heard], overrides=["optimization.steps=3", "seed=5"])
     assert heard.has("changed seed: 0 -> 5")
     assert [one.name for one in changes.history(RunFolder(folder))[0].changes] == ["seed", "optimization.steps"]
+
+
+def test_settings_edited_by_hand_are_told_and_a_file_that_was_cut_off_is_refused(configure) -> None:
+    folder = train(configure("optimization.steps=2")).folder
+    config, whole = folder / "config.yaml", (folder / "config.yaml").read_text()
+    config.write_text(whole[: whole.index("  learning_rate:")])
+    with pytest.raises(ConfigError, match=r"settings are gone from it, .*: it was cut off or edited.*\.config\.yaml"):
+        resume(folder, overrides=["optimization.steps=3"])
+    config.write_text(re.sub(r"\n  learning_rate: .*", "\n  learning_rate: 0.002", whole))
+    heard = Heard()
+    resume(folder, [heard], overrides=["optimization.steps=3"])
+    assert heard.has(r"changed optimization\.learning_rate: .* -> 0\.002")
+    recorded = changes.history(RunFolder(folder))[0].changes
+    assert {one.name for one in recorded} == {"optimization.learning_rate", "optimization.steps"}
+
+
+@pytest.mark.parametrize("sums", [None, "{}", "[]"])
+def test_a_checkpoint_that_lost_its_checksums_is_not_trusted(configure, sums: str | None) -> None:
+    folder = train(configure("optimization.steps=2", "outputs.checkpoint_every=1")).folder
+    file = folder / "checkpoints" / "step_000002" / "checksums.json"
+    file.unlink() if sums is None else file.write_text(sums)
+    heard = Heard()
+    resume(folder, [heard], overrides=["optimization.steps=3"])
+    assert heard.has(r"step_000002 is damaged: .*; going back to the one before")
+
+
+def test_what_images_were_is_missed_where_it_was_lost(configure) -> None:
+    folder = train(configure("optimization.steps=1")).folder
+    (folder / "images.json").write_text("{]")
+    heard = Heard()
+    resume(folder, [heard], overrides=["optimization.steps=2"])
+    assert heard.has(r"images\.json is missing or damaged, so it can't be told")

@@ -28,3 +28,8 @@ def read_back(result: Imported, tmp_path: Path) -> None:
 
 def lost_names(result: Imported) -> set[str]:
     return {sentence.partition("=")[0] for sentence in result.lost}
+
+
+def told(result: Imported) -> str:
+    """All that was lost or changed, a sentence a line."""
+    return "\n".join([*result.lost, *result.changed])

@@ -247,3 +247,9 @@ def test_names_that_no_file_can_have_are_refused(tmp_path: Path, name: str) -> N
 )
 def test_an_adapter_is_spelled_as_the_command_line_reads_it(adapter: MixedAdapter) -> None:
     assert parse_adapter(spell_adapter(adapter)) == adapter
+
+
+@pytest.mark.parametrize("name", ["CON", "nul.x", "x" * 300])
+def test_a_mix_has_a_name_that_every_system_can_keep(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="Windows keeps it for devices|is too long"):
+        mixes.new_file(name, tmp_path, ".safetensors")

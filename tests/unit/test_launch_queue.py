@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from sdlora.config import files
 from sdlora.errors import RunError
 from sdlora.events import RunFinished
-from sdlora.launch import queue, runs
+from sdlora.launch import queue, queue_file, runs
 from sdlora.launch.runs import RunHandle, list_runs, prepare
 from sdlora.processes import ProcessRecord, start_mark
 from sdlora.sinks.jsonl import JsonlSink
@@ -180,3 +181,13 @@ def test_a_run_with_a_damaged_configuration_fails_alone(new_run: Callable[..., R
     assert "not valid YAML" in str(state.last_error)
     assert "error: " in broken.log_tail()
     assert names(queue.read(folder).waiting) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"names": 5, "is_held": false}', '{"names": ["r'])
+def test_a_damaged_queue_is_on_hold_and_never_written_over(tmp_path: Path, content: str) -> None:
+    (tmp_path / queue_file.FILE).write_text(content, encoding="utf-8")
+    assert queue_file.read(tmp_path).is_held
+    queue_file.change(tmp_path, lambda order: order.without("r"))  # going on with a run by hand is not kept from it
+    with pytest.raises(RunError, match=r"queue\.json is damaged .*, so which runs wait is not known"):
+        queue_file.change(tmp_path, lambda order: replace(order, names=("r",)))
+    assert (tmp_path / queue_file.FILE).read_text(encoding="utf-8") == content

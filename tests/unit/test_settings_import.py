@@ -315,7 +315,7 @@ def test_the_data_set_that_a_training_config_names_is_read(tmp_path: Path) -> No
     text = 'network_dim = 8\ndataset_config = "data.toml"\n'
     config = imported(tmp_path, "train.toml", text).config
     assert [(one.folder.name, one.repeats) for one in config.images.folders] == [
-        ("hero", 10), ("friend", 5), ("people", None),
+        ("hero", 10), ("friend", 5), ("people", 1),
     ]  # fmt: skip
     lost = imported(tmp_path, "train.toml", text.replace("data.toml", "gone.toml")).lost
     assert "dataset_config=gone.toml: no such file beside this one; set images.folder" in lost

@@ -30,7 +30,9 @@ def handled(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, set[str]]]:
     """The names that an importer knows, by the prefix under which it lists the others."""
     found: dict[str, set[str]] = {}
 
-    def note(self: Translation, source: Mapping[str, Any], known: set[str], prefix: str = "") -> None:
+    def note(
+        self: Translation, source: Mapping[str, Any], known: set[str], prefix: str = "", *_: Any, **__: Any
+    ) -> None:
         found.setdefault(prefix, set()).update(known)
 
     monkeypatch.setattr(Translation, "lose_rest", note)

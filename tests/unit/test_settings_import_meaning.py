@@ -18,12 +18,8 @@ from sdlora.imports.read import Imported, import_settings
 from sdlora.models.configs import shipped_configs
 from sdlora.training.optimization import optimizers as trained
 from tests.support.foreign_settings import AI_TOOLKIT, CONCEPTS, KOHYA, ONETRAINER
-from tests.support.imported_settings import imported, read_back
+from tests.support.imported_settings import imported, read_back, told
 from tests.support.kohya_presets import MEANT, PLAIN
-
-
-def told(result: Imported) -> str:
-    return "\n".join([*result.lost, *result.changed])
 
 
 def value_of(result: Imported, setting: str) -> Any:

@@ -96,7 +96,7 @@ def test_a_configuration_is_taken_over_with_its_data_backends(tmp_path: Path) ->
     hero, friend, people = config.images.folders
     assert (hero.repeats, hero.resolution, hero.prefix) == (5, 1000, "zeta "), "4 repeats there are five times here"
     assert (hero.shuffle_tags, hero.keep_tags) == (True, 1)
-    assert (friend.default, friend.resolution, friend.repeats) == ("a friend", 768, None)
+    assert (friend.default, friend.resolution, friend.repeats) == ("a friend", 768, 1)
     assert (people.is_class, people.resolution) == (True, 1024)
     assert (config.objective.weighting, config.captions.dropout) == ("min_snr", 0.1)
     previews = config.previews

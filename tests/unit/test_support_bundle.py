@@ -44,3 +44,10 @@ def test_a_bundle_holds_what_helps_and_neither_images_nor_secrets(tmp_path: Path
 )
 def test_secrets_are_taken_out_and_nothing_else(text: str, left: str | None) -> None:
     assert redacted(text) == (text if left is None else left)
+
+
+@pytest.mark.parametrize(
+    "text", ["curl --token SECRET x", "curl -u user:SECRET http", "x --password SECRET", "x --api-key=SECRET"]
+)
+def test_passwords_on_a_command_line_are_taken_out(text: str) -> None:
+    assert "SECRET" not in redacted(text)

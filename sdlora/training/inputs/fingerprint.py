@@ -50,7 +50,9 @@ def read(path: Path) -> Fingerprint | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not all(isinstance(one, list) and len(one) == 3 for one in content.values()):
+        return None
+    return content
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> list[Difference]:
@@ -58,6 +60,10 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[Difference]:
 
     def kinds() -> Iterator[Difference]:
         both = before.keys() & now.keys()
+        # A moved image is compared with what it was: a caption changed on the way must not pass unseen.
+        places = {hashes[0]: path for path, hashes in before.items() if path not in both}
+        came_from = {path: places[now[path][0]] for path in now.keys() - both if now[path][0] in places}
+        pairs = {path: path for path in both} | came_from
         # What is gone here and has the same bytes elsewhere was moved; told as gone and new it would sound like a loss.
         moved = {before[path][0] for path in before.keys() - both}
         elsewhere = {now[path][0] for path in now.keys() - both}
@@ -66,8 +72,8 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[Difference]:
             ("images are new", {path for path in now.keys() - both if now[path][0] not in moved}),
             ("images were moved or renamed", {path for path in now.keys() - both if now[path][0] in moved}),
             ("images were changed", {path for path in both if before[path][0] != now[path][0]}),
-            ("captions were changed", {path for path in both if before[path][1] != now[path][1]}),
-            ("masks were changed", {path for path in both if before[path][2] != now[path][2]}),
+            ("captions were changed", {path for path, old in pairs.items() if before[old][1] != now[path][1]}),
+            ("masks were changed", {path for path, old in pairs.items() if before[old][2] != now[path][2]}),
         ):
             if names:
                 yield Difference(what, tuple(sorted(Path(name).name for name in names)))

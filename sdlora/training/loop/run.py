@@ -17,7 +17,6 @@ from sdlora import atomic, disk
 from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.writing import write_side_car
-from sdlora.config import files
 from sdlora.config.given import Values, train_config
 from sdlora.config.interval import is_due
 from sdlora.config.train import TrainConfig
@@ -161,7 +160,7 @@ def resume(
         previewed = with_captions(config, images.trained)
         if previewed != config:  # a run that was only prepared so far, as the page and the queue do
             config = previewed
-            atomic.write_text(folder.config, files.dump(config))
+            run_folder.write_config(folder, config)
         # Another optimizer can't make sense of these moments; without them the new one begins with its own.
         if found is not None and any(one.name == "optimization.optimizer" for one in changed):
             found[1].pop("optimizer")
@@ -175,6 +174,11 @@ def _compare_images(
     now = fingerprint.fingerprint([*images.trained, *images.held_out])
     before = fingerprint.read(folder.images)
     found = fingerprint.differences(before, now) if before is not None else []
+    if before is None and checkpoints.newest(folder) is not None:
+        events.warn(
+            f"{folder.images.name} is missing or damaged, so it can't be told whether images or captions are others "
+            "than when the run began"
+        )
     if found and not accept_changes:
         listed = "\n  ".join(one.sentence for one in found)
         raise RunError(

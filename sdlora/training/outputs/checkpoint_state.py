@@ -33,9 +33,12 @@ def save(folder: RunFolder, step: int, state: dict[str, Any], write_adapter: Cal
     return Checkpoint(step, path)
 
 
-def load(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The trainer's state as it was saved, on the CPU. Raises TrainingError when it is damaged."""
-    if damage := _damage(checkpoint):
+def load(checkpoint: Checkpoint, *, with_checksums: bool = False) -> dict[str, Any]:
+    """The trainer's state as it was saved, on the CPU. Raises TrainingError when it is damaged.
+
+    with_checksums: one that has none is damaged too.
+    """
+    if damage := _damage(checkpoint, with_checksums):
         raise TrainingError(f"the checkpoint {checkpoint.path.name} is damaged: {damage}")
     try:
         # weights_only, as run folders are passed around and a full pickle can run code.
@@ -54,9 +57,13 @@ def newest_sound(folder: RunFolder, tell: Callable[[str], None]) -> tuple[Checkp
     Raises TrainingError when there are checkpoints and all are damaged.
     """
     found = checkpoints.find(folder)
+    # One alone without them has lost them; where all have none, a version wrote the run that knew none yet.
+    with_checksums = any((checkpoint.path / _CHECKSUMS).is_file() for checkpoint in found)
+    if found and not with_checksums:
+        tell(f"{folder.path.name}: its checkpoints carry no checksums, so damage to them would not be noticed")
     for checkpoint in reversed(found):
         try:
-            return checkpoint, load(checkpoint)
+            return checkpoint, load(checkpoint, with_checksums=with_checksums)
         except TrainingError as error:
             tell(f"{error}; going back to the one before")
     if found:
@@ -97,14 +104,17 @@ def _write_state(state: dict[str, Any], file: BinaryIO) -> None:
         raise
 
 
-def _damage(checkpoint: Checkpoint) -> str:
-    """What differs from the checksums; "" for a sound checkpoint, and for one of a version that wrote none."""
+def _damage(checkpoint: Checkpoint, with_checksums: bool) -> str:
+    """What differs from the checksums; "" for a sound checkpoint, and for one that has none and needs none."""
     try:
         sums = json.loads((checkpoint.path / _CHECKSUMS).read_text(encoding="utf-8"))
+        if STATE_FILE not in sums:
+            return f"{_CHECKSUMS} says nothing of {STATE_FILE}"
         names = [name for name, kept in sums.items() if _checksum(checkpoint.path / name) != kept]
     except FileNotFoundError as error:
-        return "" if Path(str(error.filename)).name == _CHECKSUMS else f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError, AttributeError) as error:
+        missing = Path(str(error.filename)).name
+        return "" if missing == _CHECKSUMS and not with_checksums else f"{missing} is missing"
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         return f"{_CHECKSUMS} can't be read ({error})"
     return f"{', '.join(names)} differ from what was written" if names else ""
 

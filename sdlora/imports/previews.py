@@ -1,0 +1,57 @@
+"""Previews of other trainers in our terms: their samplers, and prompts with options of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sdlora.config.preview_prompts import parse_preview
+from sdlora.imports.translation import Translation
+
+_OPTION = re.compile(r"\s--(?=[A-Za-z])")
+
+
+def sampler(value: Any) -> str | None:
+    """Ours by the name of sd-scripts or diffusers. Raises ValueError for one that is not here."""
+    if value in ("", None):
+        return None
+    return parse_preview(f"x --ss {value}").sampler
+
+
+def prompt_line(result: Translation, name: str, given: object, renamed: Mapping[str, str] | None = None) -> str:
+    """A prompt with the options that ours reads too; each other one, and one without a value, is noted.
+
+    renamed: options that are called otherwise here.
+    """
+    line, *options = _OPTION.split(f" {' '.join(str(given).split())}")
+    line = line.strip()
+    where = f"{name}: {line[:40]}"
+    for option in options:
+        word, _, text = option.strip().partition(" ")
+        ours = (renamed or {}).get(word, word)
+        if not text.strip():
+            result.lose(where, f"--{word}", "an option without a value")
+            continue
+        try:
+            parse_preview(f"x --{ours} {text}")
+        except ValueError as error:
+            result.lose(where, f"--{word} {text}", str(error))
+        else:
+            line += f" --{ours} {text}"
+    return line
+
+
+def preview_line(result: Translation, name: str, prompt: object, options: Mapping[str, Any]) -> str:
+    """A prompt with its own options, by the letters of `config.preview_prompts`; those that ours refuses are noted."""
+    line = prompt_line(result, name, prompt)
+    for letter, value in options.items():
+        if value in (None, ""):
+            continue
+        try:
+            parse_preview(f"x --{letter} {value}")
+        except ValueError as error:
+            result.lose(f"{name}: {line[:40]}", value, str(error))
+        else:
+            line += f" --{letter} {value}"
+    return line
