@@ -40,6 +40,8 @@ def main() -> None:
         _end(f"{error}. A package is missing or broken: `sdlora doctor` says how to install it", 2)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except MemoryError:
+        _end("this machine has too little memory left for it: close other programs, or allow this one more", 2)
     except Exception as error:
         _end(_unexpected(error), 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import signal
 import threading
 import time
@@ -138,6 +139,8 @@ def serve(
         webbrowser.open(f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}")  # noqa: S104
     print("sdlora: ready; Ctrl-C ends the page, runs go on", flush=True)  # noqa: T201
     _wait_for_the_end()
+    # What its tasks say as they are cancelled is no error, though uvicorn prints a traceback for each.
+    logging.getLogger("uvicorn.error").disabled = True
     # Without force the server would wait for the streams of every page that is still open.
     server.force_exit = server.should_exit = True
     thread.join(timeout=5)

@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+from sdlora.disk import explain
 from sdlora.errors import SdloraError
 from webui.news import Stamp
 from webui.services import Services
@@ -136,6 +137,11 @@ def _errors_as_messages(name: str) -> Iterator[None]:
     except SdloraError as error:
         # Gradio would print the traceback too, though this is a person's mistake and no fault of the program.
         raise gr.Error(as_message(str(error)), print_exception=False) from None
+    except OSError as error:  # a full disk, a name too long for it, no permission: a person's to mend
+        log.warning("%s: %s", name, error)
+        raise gr.Error(as_message(explain(error)), print_exception=False) from None
+    except RecursionError:
+        raise gr.Error("That is nested too deep to be read.", print_exception=False) from None
     except Exception as error:
         log.exception("%s failed", name)
         words = f"That did not work: {type(error).__name__}. Details are in the server's log."

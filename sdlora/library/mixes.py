@@ -86,7 +86,7 @@ def load_mix(name: str, folder: Path, library: Scan) -> tuple[Rows, list[str]]:
     config = files.validate(files.read_yaml(path), path.name, MixConfig)
     adapters, notes = [], []
     for adapter in config.adapters:
-        if adapter.file.startswith("hf://") or Path(adapter.file).exists():
+        if adapter.file.startswith("hf://") or _is_there(adapter.file):
             adapters.append(adapter)
             continue
         try:
@@ -96,6 +96,13 @@ def load_mix(name: str, folder: Path, library: Scan) -> tuple[Rows, list[str]]:
         else:
             adapters.append(adapter.model_copy(update={"file": str(entry.path)}))
     return from_used(adapters), notes
+
+
+def _is_there(file: str) -> bool:
+    try:
+        return Path(file).exists()
+    except OSError:  # a name that is too long for the disk
+        return False
 
 
 def new_file(name: str, folder: Path, suffix: str) -> Path:
