@@ -56,9 +56,13 @@ class ProcessRecord:
     def read(cls, path: Path) -> ProcessRecord | None:
         """The record in a file, None if there is none that can be understood."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            record = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
+        # A damaged one must not pass for a process elsewhere, which nobody here can look after.
+        numbers = (record.process_id, record.events_offset, record.log_offset)
+        is_sound = all(type(number) is int and number >= 0 for number in numbers) and isinstance(record.place, str)
+        return record if is_sound and record.place else None
 
     def write(self, path: Path) -> None:
         """Write the record in one go."""

@@ -166,7 +166,7 @@ class AdapterConfig(Section):
     def _problems_without_layers(self) -> list[str]:
         """With rank 0: what is set for layers, of which there are none."""
         if not self.new_tokens:
-            return ["rank=0 leaves nothing to train; give new_tokens, or a rank"]
+            return ["rank: 0 leaves nothing to train; give a rank of 1 or more, or new_tokens"]
         of_layers = [name for name in type(self).model_fields if name not in ("rank", "new_tokens")]
         plain = AdapterConfig.model_construct()
         useless = [name for name in of_layers if getattr(self, name) != getattr(plain, name)]

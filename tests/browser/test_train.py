@@ -73,7 +73,7 @@ def test_problems_are_listed_and_lead_to_their_fields(page: Any) -> None:
     page.get_by_text("'no/slash' can't be used as a name").wait_for()
     panel = page.inner_text("#train-problems")
     assert "2 problems to fix first" in panel
-    assert "adapter.rank: must be greater than or equal to 1; got 0" in panel
+    assert "adapter.rank: 0 leaves nothing to train; give a rank of 1 or more, or new_tokens" in panel
     assert page.is_disabled("#train-start")
     assert page.is_disabled("#train-enqueue")
     page.click("#train-problems li:has-text('adapter.rank') button")

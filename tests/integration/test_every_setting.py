@@ -207,7 +207,7 @@ ELSEWHERE = {
     "outputs.folder": "integration/test_training.py",
     "outputs.format": "integration/test_adapter_export.py",
     "outputs.precision": "integration/test_adapter_options.py",
-    "outputs.bundle_embeddings": "integration/test_new_tokens.py",
+    "outputs.bundle_embeddings": "integration/test_token_training.py",
     "outputs.checkpoint_every": "integration/test_training.py",
     "outputs.checkpoint_names": "integration/test_training.py",
     "outputs.keep_every": "integration/test_training.py",

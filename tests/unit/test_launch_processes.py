@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from sdlora.events import (
 )
 from sdlora.launch import runs
 from sdlora.launch.runs import RunHandle, prepare, resume
-from sdlora.processes import start_mark
+from sdlora.processes import ProcessRecord, start_mark
 from tests.support.made_runs import COMPLETED, FAILED, STOPPED, began, own, step, write
 from tests.support.waiting import wait_for
 
@@ -270,3 +271,16 @@ def test_launching_loads_no_torch() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"process_id": "x", "started": 5, "place": None},
+        {"process_id": 1, "started": "0", "place": ""},
+        {"process_id": 1, "started": "0", "place": "here", "events_offset": -4},
+    ],
+)
+def test_a_damaged_record_is_none(tmp_path: Path, values: dict[str, object]) -> None:
+    (tmp_path / "process.json").write_text(json.dumps(values), encoding="utf-8")
+    assert ProcessRecord.read(tmp_path / "process.json") is None

@@ -43,7 +43,7 @@ def test_a_text_means_init_and_a_single_token_is_the_trigger() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["adapter.rank=0"], "rank=0 leaves nothing to train; give new_tokens, or a rank"),
+        (["adapter.rank=0"], "adapter.rank: 0 leaves nothing to train; give a rank of 1 or more"),
         (["adapter.new_tokens={<a b>: x}"], "'<a b>' can't be a token, as ' ' has a meaning in prompts or files"),
         (["adapter.new_tokens={'a,b': x}"], "'a,b' can't be a token, as ','"),
         (["adapter.new_tokens={'(a)': x}"], r"'\(a\)' can't be a token, as '\('"),
