@@ -39,7 +39,12 @@ class GoingOn:
             raise ConfigError("the run", [words])
         if not overrides:
             raise ConfigError("the changes", ["write at least one, such as optimization.steps=600; Resume needs none"])
+        after, changed = changes.planned(run.handle.folder, overrides)
+        steps = after.optimization.steps
+        if run.state.status == "finished" and steps is not None and steps <= run.state.step:
+            words = f"{run.name} has done {run.state.step} steps: ask for more, such as optimization.steps="
+            raise ConfigError("the changes", [f"{words}{2 * run.state.step}"])
         # Written before the process starts, which may have to wait for its turn.
-        changes.apply(run.handle.files, *changes.planned(run.handle.folder, overrides))
+        changes.apply(run.handle.files, after, changed)
         self.watch.resume(run.handle)
         return "", ""
