@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sdlora.config.images import CaptionsConfig
@@ -31,6 +31,9 @@ class CaptionFolders:
         self._extension = config.extension
         self._alternatives = config.alternatives
         self._metadata: dict[Path, ImageRows] = {}
+        # By folder: found out once, though thousands of images may lie there.
+        self._folder_names: dict[Path, str | None] = {}
+        self._sources: dict[Path, Sequence[tuple[Path, ImageRows]]] = {}
         self._notes: list[str] = []
 
     def caption(self, image: Path) -> str | None:
@@ -72,15 +75,24 @@ class CaptionFolders:
 
     def _rows(self, image: Path) -> Iterator[ImageText]:
         """What metadata files say about an image, the nearest first."""
-        for folder in (image.parent, *image.parent.parents):
-            if row := self._metadata_of(folder).of(image, folder):
+        for folder, rows in self._sources_for(image.parent):
+            if row := rows.of(image, folder):
                 yield row
-            if folder == self.root:
-                break
+
+    def _sources_for(self, folder: Path) -> Sequence[tuple[Path, ImageRows]]:
+        """The metadata files that may tell of a folder's images, the nearest first, each with its own folder."""
+        if folder not in self._sources:
+            above = () if folder == self.root or folder.parent == folder else self._sources_for(folder.parent)
+            rows = self._metadata_of(folder)
+            self._sources[folder] = ((folder, rows), *above) if rows.texts else above
+        return self._sources[folder]
 
     def _from_folder_name(self, image: Path) -> str | None:
-        repeated = repeats_folder(image.parent, self.root)
-        return repeated[1] if repeated else None
+        folder = image.parent
+        if folder not in self._folder_names:
+            repeated = repeats_folder(folder, self.root)
+            self._folder_names[folder] = repeated[1] if repeated else None
+        return self._folder_names[folder]
 
     def notes(self) -> list[str]:
         """What metadata files say that is not trained as it stands; ask when all captions have been asked for."""

@@ -410,20 +410,23 @@ def _files_below(folder: Path, visited: set[Path], left_out: dict[Path, str]) ->
         left_out[folder] = "a link to a folder that is read already"
         return
     visited.add(real)
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        reason = _why_left_out(path)
+    with os.scandir(folder) as entries:  # knows what each is without asking the disk again
+        inside = sorted(entries, key=lambda entry: entry.name)
+    for entry in inside:
+        path = folder / entry.name
+        reason = _why_left_out(entry)
         if reason is not None:
             if reason:
                 left_out[path] = reason
-        elif path.is_dir():
+        elif entry.is_dir():
             yield from _files_below(path, visited, left_out)
         else:
             yield path
 
 
-def _why_left_out(path: Path) -> str | None:
+def _why_left_out(entry: os.DirEntry[str]) -> str | None:
     """Why a file or folder is not looked at; None when it is, "" for sdlora's own files, which nobody need hear of."""
-    name = path.name
+    name = entry.name
     if name.startswith(".sdlora"):
         return ""
     if name in _SYSTEM_NAMES:
@@ -432,9 +435,9 @@ def _why_left_out(path: Path) -> str | None:
         return "macOS's notes about a file"
     if name.startswith("."):
         return "hidden"
-    if path.is_symlink() and not path.exists():
+    if entry.is_symlink() and not Path(entry).exists():
         return "a link to a file that doesn't exist"
-    return None if path.is_dir() or path.is_file() else "neither a file nor a folder"
+    return None if entry.is_dir() or entry.is_file() else "neither a file nor a folder"
 
 
 def inspect_all(

@@ -82,7 +82,7 @@ class ImageRows:
     """
 
     def __init__(self, texts: ImageTexts) -> None:
-        self._texts = texts
+        self.texts = texts
         self._left = dict.fromkeys(texts)
         self._alike: dict[str, list[str]] = defaultdict(list)
         for name in texts:
@@ -92,12 +92,12 @@ class ImageRows:
         """The row of an image; `folder` is the metadata file's own."""
         name = image.relative_to(folder).as_posix()
         bare = name.removesuffix(image.suffix)
-        names = [own for own in (name, image.as_posix()) if own in self._texts]
+        names = [own for own in (name, image.as_posix()) if own in self.texts]
         names = names or self._alike.get(_alike(name), []) or self._alike.get(_alike(bare), [])
         if len(names) != 1:
             return None
         self._left.pop(names[0], None)
-        return self._texts[names[0]]
+        return self.texts[names[0]]
 
     @property
     def left(self) -> list[str]:

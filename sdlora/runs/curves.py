@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from sdlora import events
 from sdlora.events import Event
-from sdlora.runs.event_log import read_events
+from sdlora.runs.event_log import READ_BYTES, read_events
 
 MAX_POINTS = 500
 """A curve of so many points looks like one of all steps."""
@@ -29,10 +30,15 @@ class Curves:
 
     offset: int = 0
     """How far the log has been read, in bytes."""
-    steps: list[int] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    rates: list[dict[str, float]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    unread: int = 0
+    """Bytes of the log that are still to be read."""
+    # Eight bytes a value: a million steps as Python's numbers would take half a gigabyte. Other threads must slice
+    # them, which copies: an array can't grow while numpy looks into it.
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    losses: array[float] = field(default_factory=lambda: array("d"))
+    rates: dict[str, array[float]] = field(default_factory=dict)
+    """By part of the model, one for each of `steps`; NaN where a step told none."""
+    seconds: array[float] = field(default_factory=lambda: array("d"))
     validations: list[events.Validated] = field(default_factory=list)
     previews: list[events.PreviewReady] = field(default_factory=list)
     checkpoints: list[events.CheckpointSaved] = field(default_factory=list)
@@ -44,15 +50,18 @@ class Curves:
         """Changes whenever something that can be shown was added."""
         return (len(self.steps), self.steps[-1] if self.steps else 0, len(self.validations), len(self.previews))
 
-    def read(self, log: Path) -> None:
-        """Take in what a run's event log has got since the last call."""
+    def read(self, log: Path, at_most: int | None = None) -> None:
+        """Take in what a run's event log has got since the last call, or the next `at_most` bytes of that."""
+        # Reckoned from where this look ends: a last line that its writer was killed in is not waited for.
+        size = log.stat().st_size if log.is_file() else 0
+        self.unread = 0 if at_most is None else max(0, size - self.offset - at_most)
         while True:
-            new, offset = read_events(log, self.offset)
+            before = self.offset
+            new, self.offset = read_events(log, before, at_most or READ_BYTES)
             for event in new:
                 self.take(event)
-            if offset == self.offset:
+            if at_most is not None or self.offset == before:
                 return
-            self.offset = offset
 
     def take(self, event: Event) -> None:
         """Take in one event."""
@@ -60,10 +69,14 @@ class Curves:
             case events.RunStarted():
                 self._go_back_to(event.first_step)
             case events.StepFinished():
-                self.steps.append(event.step)
+                for part in event.learning_rates:
+                    if part not in self.rates:
+                        self.rates[part] = array("d", [math.nan]) * len(self.steps)
+                for part, rates in self.rates.items():
+                    rates.append(event.learning_rates.get(part, math.nan))
                 self.losses.append(event.loss)
-                self.rates.append(event.learning_rates)
                 self.seconds.append(event.seconds)
+                self.steps.append(event.step)  # last, so that who counts the steps finds the rest
             case events.Validated():
                 self.validations.append(event)
             case events.PreviewReady():
@@ -77,7 +90,7 @@ class Curves:
 
     def as_csv(self) -> str:
         """One row a step: loss, validation loss, learning rates, seconds."""
-        parts = list(dict.fromkeys(name for rates in self.rates for name in rates))
+        parts = list(self.rates)
         measured = {event.step: event for event in self.validations}
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -89,14 +102,15 @@ class Curves:
             if index is None:
                 writer.writerow([step, "", validation, *("" for _ in parts), ""])
                 continue
-            rates = [self.rates[index].get(part, "") for part in parts]
+            rates = ["" if math.isnan(rate := self.rates[part][index]) else rate for part in parts]
             writer.writerow([step, self.losses[index], validation, *rates, self.seconds[index]])
         return text.getvalue()
 
     def _go_back_to(self, step: int) -> None:
         keep = sum(known <= step for known in self.steps)
-        for values in (self.steps, self.losses, self.rates, self.seconds):
-            del values[keep:]  # type: ignore[attr-defined]
+        del self.steps[keep:]
+        for values in (self.losses, self.seconds, *self.rates.values()):
+            del values[keep:]
         self.validations = [event for event in self.validations if event.step <= step]
 
 

@@ -12,8 +12,8 @@ from sdlora.constants import MIB
 from sdlora.events import Event, parse_event
 
 _BLOCK_BYTES = 32 * 1024
-_READ_BYTES = 16 * MIB
-"""Most that one call of read_events takes in."""
+READ_BYTES = 16 * MIB
+"""Most that one call of read_events takes in, unless told otherwise."""
 _TAIL_BYTES = 256 * 1024
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _LAST_WORDS = re.compile(
@@ -22,15 +22,17 @@ _LAST_WORDS = re.compile(
 )
 
 
-def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
-    """The events from a byte offset on and the offset to go on from; a last line that is half written is left for then.
+def read_events(path: Path, offset: int = 0, at_most: int = READ_BYTES) -> tuple[list[Event], int]:
+    """The events from a byte offset on, of `at_most` bytes, and the offset to go on from.
+
+    A last line that is half written is left for then.
 
     Lines that are no events (cut off by a crash, or of a newer version) are passed over.
     """
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            data = file.read(_READ_BYTES)
+            data = file.read(at_most)
     except OSError:
         return [], offset
     # The last line may be half written: it is left for the next call.

@@ -54,11 +54,45 @@ def test_a_resumed_run_replaces_the_steps_it_does_again() -> None:
     curves = Curves()
     for event in (started(), validated(0, 0.2), *(step(n) for n in range(1, 9)), started(first=5), step(6, 0.05)):
         curves.take(event)
-    assert curves.steps == [1, 2, 3, 4, 5, 6]
+    assert list(curves.steps) == [1, 2, 3, 4, 5, 6]
     assert curves.losses[-1] == 0.05
     rows = list(csv.DictReader(io.StringIO(curves.as_csv())))
     assert rows[0] == {"step": "0", "loss": "", "validation_loss": "0.2", "learning_rate_unet": "", "seconds": ""}
     assert rows[-1]["loss"] == "0.05"
+
+
+def test_a_step_that_tells_other_learning_rates_leaves_gaps() -> None:
+    curves = Curves()
+    both = step(2).model_copy(update={"learning_rates": {"unet": 1e-4, "text_encoder": 5e-5}})
+    for event in (started(), step(1), both, step(3)):
+        curves.take(event)
+    rows = list(csv.DictReader(io.StringIO(curves.as_csv())))
+    assert [row["learning_rate_text_encoder"] for row in rows] == ["", "5e-05", ""]
+    assert [row["learning_rate_unet"] for row in rows] == ["0.0001"] * 3
+
+
+def test_a_very_long_log_is_read_part_by_part_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = made(tmp_path)
+    told(handle, started(), *(step(n) for n in range(1, 101)))
+    monkeypatch.setattr("sdlora.launch.watch._LOOK_BYTES", 8_000)
+    watch = RunWatch(tmp_path)
+    parts = RunParts(watch, tmp_path / "thumbnails")
+    first = parts.parts(Choice("cats"))["chart"]
+    assert "still being read" in str(first.make())
+    assert watch.is_reading
+    seen = len(watch.curves(handle).steps)
+    assert 0 < seen < 100
+    assert len(watch.curves(handle, whole=True).steps) == 100
+    last = parts.parts(Choice("cats"))["chart"]
+    assert first.key != last.key
+    assert "still being read" not in str(last.make())
+    assert not watch.is_reading
+    with handle.files.events.open("a", encoding="utf-8") as log:
+        log.write('{"kind": "step_fin')  # its writer was killed here
+    watch.curves(handle)
+    assert not watch.is_reading
 
 
 def test_a_long_curve_is_shown_with_few_points_and_keeps_its_extremes() -> None:
@@ -79,7 +113,7 @@ def test_smoothing_has_no_delay_and_keeps_a_constant() -> None:
 
 
 def test_the_chart_says_its_last_values_in_words() -> None:
-    curve = Curve("cats", range(1, 4), [0.3, 0.2, 0.1], [(3.0, 0.15)], [(1.0, 1e-4), (3.0, 5e-5)])
+    curve = Curve("cats", range(1, 4), [0.3, 0.2, 0.1], [(3.0, 0.15)], [1e-4, 1e-4, 5e-5])
     drawn = chart.chart([curve], ChartOptions(smoothing=0.0))
     label = re.search('aria-label="([^"]+)"', drawn)
     assert label is not None
@@ -223,9 +257,9 @@ def test_a_snapshot_of_the_runs_sees_what_is_new(tmp_path: Path) -> None:
     assert run is not None
     assert (run.state.status, run.state.last_error) == ("failed", "the card is full")
     told(handle, started(first=1), step(2))
-    assert watch.curves(handle).steps == [1, 2]
+    assert list(watch.curves(handle).steps) == [1, 2]
     told(handle, step(3))
-    assert watch.curves(handle).steps == [1, 2, 3]
+    assert list(watch.curves(handle).steps) == [1, 2, 3]
 
 
 def previewed(handle: RunHandle, *steps: int) -> None:

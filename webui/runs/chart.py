@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from sdlora.runs.curves import MAX_POINTS, Curves, Points, smoothed, thin_out
 from webui.templating import macros
@@ -45,30 +46,24 @@ class Curve:
     steps: Sequence[int]
     losses: Sequence[float]
     validations: Points = field(default_factory=list)
-    rates: Points = field(default_factory=list)
-    """Learning rate by step, of the UNet's adapter."""
+    rates: Sequence[float] = ()
+    """Learning rates at `steps`, of the part trained first; none for no line."""
 
     @classmethod
     def of(cls, label: str, curves: Curves) -> Curve:
-        # Another page's request may be adding a step to these very lists; seconds come last, so the steps counted are
-        # whole.
         """The curve of what a run has told so far."""
-        count = len(curves.seconds)
-        rates = [
-            (float(step), next(iter(rate.values()), 0.0))
-            for step, rate in zip(curves.steps[:count], curves.rates[:count], strict=True)
-        ]
+        # Another page's request may be adding a step to these very arrays: up to this count they are whole.
+        count = len(curves.steps)
+        rates = next(iter(curves.rates.values()), ())[:count]
         validations = [(float(event.step), event.loss) for event in curves.validations]
         return cls(label, curves.steps[:count], curves.losses[:count], validations, rates)
 
     def between(self, first: float, last: float) -> Curve:
         """The part of it from one step to another."""
-        kept = slice(bisect_left(self.steps, first), bisect_right(self.steps, last))
-
-        def cut(points: Points) -> Points:
-            return [point for point in points if first <= point[0] <= last]
-
-        return Curve(self.label, self.steps[kept], self.losses[kept], cut(self.validations), cut(self.rates))
+        start, end = np.searchsorted(self.steps, [first, last + 1])
+        kept = slice(int(start), int(end))
+        validations = [point for point in self.validations if first <= point[0] <= last]
+        return Curve(self.label, self.steps[kept], self.losses[kept], validations, self.rates[kept])
 
 
 @dataclass(frozen=True)
@@ -99,10 +94,11 @@ class _Chart:
     diamonds: list[tuple[str, float, float, str]]
     rate_ticks: list[tuple[float, str]]
     readout: str
+    note: str
 
 
-def chart(curves: Sequence[Curve], options: ChartOptions, nothing: str = NO_LOSS) -> str:
-    """The chart of one run, or of several laid over each other; `nothing` where there is nothing to show."""
+def chart(curves: Sequence[Curve], options: ChartOptions, nothing: str = NO_LOSS, note: str = "") -> str:
+    """The chart of one run, or of several laid over each other, with a note; `nothing` where there is none to show."""
     curves = [curve for curve in curves if len(curve.steps)]
     if not curves:
         return str(_HTML.nothing(nothing))
@@ -130,6 +126,7 @@ def chart(curves: Sequence[Curve], options: ChartOptions, nothing: str = NO_LOSS
                 diamonds=_diamonds(shown, scale),
                 rate_ticks=rate_ticks,
                 readout=json.dumps(_readout(shown, smooth, scale)),
+                note=note,
             )
         )
     )
@@ -225,15 +222,19 @@ def _lines(
         lines.append((f"curve-{index} curve-smooth dash-{index}", scale.points(smooth[index])))
         if len(curve.validations) > 1:
             lines.append((f"curve-{1 if is_alone else index} curve-validation", scale.points(curve.validations)))
-    if not (is_alone and options.with_rate and curves[0].rates):
+    if not (is_alone and options.with_rate and _has_rates(curves[0])):
         return lines, []
-    rates, box = curves[0].rates, scale.box
-    highest, height = max(rate for _, rate in rates) or 1.0, _RATE_HEIGHT * (box.bottom - box.top)
-    kept = thin_out([int(step) for step, _ in rates], [rate for _, rate in rates], MAX_POINTS // 2)
+    rates, box = np.nan_to_num(curves[0].rates), scale.box
+    highest, height = float(rates.max()) or 1.0, _RATE_HEIGHT * (box.bottom - box.top)
+    kept = thin_out(curves[0].steps, rates.tolist(), MAX_POINTS // 2)
     lines.append(
         ("curve-rate", [(scale.x(step), round(box.bottom - height * rate / highest, 1)) for step, rate in kept])
     )
     return lines, [(round(box.bottom - height, 1), f"{highest:.2g}"), (box.bottom, "0")]
+
+
+def _has_rates(curve: Curve) -> bool:
+    return len(curve.rates) > 0
 
 
 def _diamonds(curves: Sequence[Curve], scale: _Scale) -> list[tuple[str, float, float, str]]:
@@ -255,7 +256,7 @@ def _legend(curves: Sequence[Curve], options: ChartOptions) -> list[tuple[str, s
     entries = [("curve-0 curve-raw", "loss of each step"), ("curve-0 curve-smooth", "loss, smoothed")]
     if curves[0].validations:
         entries.append(("curve-1 curve-validation", "validation loss"))
-    if options.with_rate and curves[0].rates:
+    if options.with_rate and _has_rates(curves[0]):
         entries.append(("curve-rate", "learning rate (right)"))
     return entries
 

@@ -87,8 +87,10 @@ class RunParts:
             "buttons": Part((name, state.actions), lambda: state.actions),
             "messages": Part((name, len(curves.messages)), lambda: view.messages(curves.messages)),
             "chart": Part(
-                (*generated, options),
-                lambda: chart.chart([Curve.of(name, curves)], options, sentences.no_loss(state)),
+                (*generated, options, curves.unread),
+                lambda: chart.chart(
+                    [Curve.of(name, curves)], options, sentences.no_loss(state), sentences.still_read([curves])
+                ),
             ),
             "grid": Part((*generated, awaited), lambda: self._grid(run)),
             "pair": Part((name, len(curves.previews), choice.preview), lambda: self._pair(run, choice)),
@@ -133,11 +135,12 @@ class RunParts:
         options = replace(choice.chart, with_rate=False, first_step=0, last_step=None)
 
         def make() -> str:
-            drawn = chart.chart([Curve.of(name, each) for name, each in curves.items()], options)
+            shown = [Curve.of(name, each) for name, each in curves.items()]
+            drawn = chart.chart(shown, options, note=sentences.still_read(curves.values()))
             pictures = previews.side_by_side([(run.name, self.previews(run)) for run in runs], self.thumbnails)
             return view.compared(runs, drawn, pictures)
 
-        key = (tuple((name, each.version) for name, each in curves.items()), options)
+        key = (tuple((name, each.version, each.unread) for name, each in curves.items()), options)
         return {"compared": Part(key, make)}
 
     def _asked_to_stop(self, run: WatchedRun) -> float | None:

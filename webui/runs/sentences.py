@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from sdlora.runs.curves import Curves
 from sdlora.runs.state import RunState
 
 
@@ -71,6 +74,13 @@ def no_loss(state: RunState) -> str:
     if state.is_active:
         return "The loss is drawn here from the first step on."
     return "This run ended before its first step, so there is no loss to show."
+
+
+def still_read(curves: Iterable[Curves]) -> str:
+    """What stands over a curve while only the first part of a very long log has been read."""
+    if not any(each.unread for each in curves):
+        return ""
+    return "The log is very long and still being read: these are its first steps, the rest is coming."
 
 
 def no_previews(state: RunState, has_prompts: bool) -> str:

@@ -233,7 +233,7 @@ class RunsTab:
         seen = self.watch.snapshot()
         active = tuple((run.name, run.state.step, run.state.stage_done, run.handle.log_stamp()) for run in seen.active)
         standing = tuple((run.name, run.state.status) for run in seen.runs)
-        return standing, seen.waiting, seen.is_held, active, each_second(any(run.state.is_active for run in seen.runs))
+        return standing, seen.waiting, seen.is_held, active, each_second(bool(seen.active) or self.watch.is_reading)
 
     def _tell(self, selected: str | None, sent: str, preview: Any, *chosen: Any) -> dict[Any, Any]:
         """Whatever this page doesn't show yet; nothing at all when nothing is new.
@@ -392,7 +392,7 @@ class RunsTab:
 
     def _csv(self, selected: str | None) -> Path:
         handle = self._handle(selected)
-        return write_csv(self.watch.curves(handle), handle.name, self.context.workspace.exports)
+        return write_csv(self.watch.curves(handle, whole=True), handle.name, self.context.workspace.exports)
 
     def _log_file(self, selected: str | None) -> Path:
         handle = self._handle(selected)

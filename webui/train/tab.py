@@ -326,7 +326,7 @@ class TrainTab:
 
     def _offer(self) -> dict[Any, Any]:
         """Datasets and base models as they are now, without changing what is chosen."""
-        used = [model for run in self.services.watch.snapshot().runs if (model := _base_model(run.handle))]
+        used = self.services.watch.base_models()
         # Choices alone: a value given here would overwrite one that was typed a moment ago.
         return {
             self.form.components["images.folder"]: gr.update(
@@ -509,10 +509,3 @@ class TrainTab:
 
     def _preset_shown(self, preset: str) -> dict[str, Any]:
         return self.form.show(presets.load(preset))
-
-
-def _base_model(handle: RunHandle) -> str | None:
-    try:
-        return handle.config().base_model.model
-    except ConfigError:
-        return None

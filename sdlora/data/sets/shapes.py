@@ -39,6 +39,7 @@ def size_of(path: Path) -> tuple[int, int] | None:
         return None
 
 
+@lru_cache(maxsize=5_000)  # thousands of pictures share a few sizes
 def placement(size: tuple[int, int], resolution: int) -> Placement:
     """How an image of this size gets into its bucket."""
     images = ImagesConfig(resolution=resolution)
@@ -67,11 +68,11 @@ def count_buckets(items: Sequence[Item], folder: Path, resolution: int) -> Bucke
     """How many images an epoch has in each bucket, repeats of `10_name` folders counted."""
     with ThreadPoolExecutor(THREADS) as threads:
         sizes = list(threads.map(lambda item: size_of(item.path), items))
+    repeats = {inner: repeats_folder(inner, folder) or (1, "") for inner in {item.path.parent for item in items}}
     counts: BucketCounts = Counter()
     for item, size in zip(items, sizes, strict=True):
         if size is not None:
-            repeats, _ = repeats_folder(item.path.parent, folder) or (1, "")
-            counts[placement(size, resolution).bucket] += repeats
+            counts[placement(size, resolution).bucket] += repeats[item.path.parent][0]
     return counts
 
 
