@@ -252,8 +252,8 @@ def list_folder(root: Path) -> Listing:
     left_out: dict[Path, str] = {}
     files = list(_files_below(root, set(), left_out))
     candidates = [path for path in files if path.suffix.lower() in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)]
+    pictures = [path for path in candidates if not path.stem.endswith(MASK_ENDING)]
     masks = {path.with_suffix(""): path for path in candidates if path.stem.endswith(MASK_ENDING)}
-    pictures = [path for path in candidates if path.with_suffix("") not in masks]
     if not pictures:
         refuse_empty_folder(root, files)
     return Listing(files, pictures, masks, left_out)

@@ -52,7 +52,7 @@ def fill(root: Path, long_steps: int) -> None:
     told(made(root / "runs", "long"), started(long_steps), *map(step, range(1, long_steps + 1)), ended)
     first = root / "first.png"
     Image.new("RGB", (64, 64), "teal").save(first)
-    for folder, number in (("datasets/many", PICTURES), ("outputs/day", OUTPUTS)):
+    for folder, number in (("datasets/many", PICTURES), ("datasets/few", 20), ("outputs/day", OUTPUTS)):
         (root / folder).mkdir(parents=True)
         for index in range(number):
             shutil.copy(first, root / folder / f"{index:05}.png")
@@ -101,10 +101,12 @@ class Server:
 
 
 def choose_dataset(page: Any, name: str) -> None:
-    """Open a dataset in the Dataset tab."""
-    page.click("#dataset-choose input")
+    """Turn to another dataset in the Dataset tab."""
+    page.click("#dataset-chosen input")
     page.click(f"[role=option]:has-text('{name}')")
-    page.wait_for_selector("#dataset-gallery img")
+    page.wait_for_function(
+        f"document.querySelector('#dataset-opened textarea, #dataset-opened input').value == '{name}'"
+    )
 
 
 def show_run(page: Any, name: str) -> None:
@@ -131,7 +133,9 @@ def measure_views(browser: Any, server: Server, rounds: int = 4) -> None:
         f"list of {RUNS} runs": lambda: open_tab(page, "runs"),
         "a run of 20 steps": lambda: show_run(page, "run-7"),
         "the long run": lambda: show_run(page, "long"),
-        f"dataset of {PICTURES:,}": lambda: open_tab(page, "dataset"),
+        "the Dataset tab": lambda: open_tab(page, "dataset"),
+        "a dataset of 20": lambda: choose_dataset(page, "few"),
+        f"a dataset of {PICTURES:,}": lambda: choose_dataset(page, "many"),
         f"{OUTPUTS:,} outputs": history,
         "adapters": lambda: open_tab(page, "mix"),
         "settings": lambda: open_tab(page, "settings"),

@@ -121,9 +121,8 @@ class Browser:
 
     # What the tab and its panels ask for
 
-    def opened(self, folder: Path | None) -> dict[Any, Any]:
+    def opened(self, folder: Path | None, items: list[Item]) -> dict[Any, Any]:
         """A dataset from its first page and image on, without a filter."""
-        items = listing.read(folder) if folder else []
         return self._from_the_start(folder, items, 0)
 
     def shown_image(self, folder: Path, name: str) -> dict[Any, Any]:
@@ -155,7 +154,8 @@ class Browser:
         return folders.folder_of(self.context.workspace.datasets, name)
 
     def _unfiltered(self, name: str) -> dict[Any, Any]:
-        return self.opened(self._folder(name))
+        folder = self._folder(name)
+        return self.opened(folder, listing.read(folder))
 
     def _filtered(
         self, name: str, text: str, kind: str, tags: list[str], applied: tuple[str, Filter] | None

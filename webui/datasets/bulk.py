@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -117,7 +116,7 @@ class BulkPanel:
             **QUICK,
         )
 
-    def opened(self, folder: Path | None) -> dict[Any, Any]:
+    def opened(self) -> dict[Any, Any]:
         """Another dataset: what was planned is of no use."""
         return self._outdated()
 

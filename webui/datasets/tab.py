@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from sdlora.config import presets
-from sdlora.data.sets import folders, uploads
+from sdlora.data.sets import folders, listing, uploads
 from sdlora.errors import DataError
 from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, runs_on
 from sdlora.trash import move_to_trash
@@ -170,17 +170,17 @@ class DatasetTab:
         name = name if name in known else next(iter(known), None)
         self.context.state.set("dataset.chosen", name)
         folder = self.datasets / name if name else None
-        num_images = folders.count_images(folder) if folder else 0
+        items = listing.read(folder) if folder else []
         updates: dict[Any, Any] = {
             self.chosen: gr.Dropdown(choices=known, value=name),
             self.opened: name or "",
             self.received: "",
-            self.empty: gr.HTML(view.nothing(name), visible=num_images == 0),
-            self.below: gr.Column(visible=num_images > 0),
+            self.empty: gr.HTML(view.nothing(name), visible=not items),
+            self.below: gr.Column(visible=bool(items)),
         }
         updates |= {button: gr.Button(interactive=name is not None) for button in (self.delete, self.rename)}
-        updates[self.train] = gr.Button(interactive=num_images > 0)
-        return updates | self.browser.opened(folder) | self.bulk.opened(folder) | self.work.opened(folder)
+        updates[self.train] = gr.Button(interactive=bool(items))
+        return updates | self.browser.opened(folder, items) | self.bulk.opened() | self.work.opened(folder, items)
 
     def _ask_new(self) -> dict[Any, Any]:
         return {

@@ -12,6 +12,7 @@ import gradio as gr
 
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.data.sets import folders, listing, shapes
+from sdlora.data.sets.listing import Item
 from sdlora.errors import ConfigError
 from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, Kind, caption_options, check_options, progress
 from sdlora.launch.jobs import JobHandle
@@ -135,12 +136,12 @@ class WorkPanels:
         for trigger in (self.buckets_box.expand, editor.resolution.input):
             trigger(handler(self._buckets), [self.chosen, editor.resolution], self.buckets, **QUICK)
 
-    def opened(self, folder: Path | None) -> dict[Any, Any]:
+    def opened(self, folder: Path | None, items: list[Item]) -> dict[Any, Any]:
         """The jobs of a dataset as they stand, and its buckets."""
         if folder is None:
             return {self.buckets: ""}
         shown = {**self._shown(folder), self.problems: ""}
-        return {self.buckets: self._chart(folder, self.browser.editor.kept_resolution), **shown}
+        return {self.buckets: _chart(folder, items, self.browser.editor.kept_resolution), **shown}
 
     # Handlers
 
@@ -223,12 +224,10 @@ class WorkPanels:
             self._begin_check(folder, resolution, trigger)
 
     def _buckets(self, name: str, resolution: int) -> str:
-        return self._chart(self._folder(name), resolution)
+        folder = self._folder(name)
+        return _chart(folder, listing.read(folder), resolution)
 
     # Pieces of updates
-
-    def _chart(self, folder: Path, resolution: int) -> str:
-        return view.buckets(shapes.count_buckets(listing.read(folder), folder, int(resolution)))
 
     def _standing(self, folder: Path) -> dict[Kind, Standing]:
         """The newest job of each kind."""
@@ -255,6 +254,10 @@ class WorkPanels:
             self.check_progress: _progress("fix", fixing) if fixing else _progress("check", check),
             self.report: _report(check, folder),
         }
+
+
+def _chart(folder: Path, items: list[Item], resolution: int) -> str:
+    return view.buckets(shapes.count_buckets(items, folder, int(resolution)))
 
 
 def _progress(kind: Kind, handle: JobHandle | None) -> str:

@@ -66,8 +66,11 @@ def crop_in_words(placed: Placement, size: tuple[int, int]) -> str:
 
 def count_buckets(items: Sequence[Item], folder: Path, resolution: int) -> BucketCounts:
     """How many images an epoch has in each bucket, repeats of `10_name` folders counted."""
+    # A hundred at a time: most sizes are known already, and a task for each image would cost more than the look-up.
+    parts = [items[start : start + 100] for start in range(0, len(items), 100)]
     with ThreadPoolExecutor(THREADS) as threads:
-        sizes = list(threads.map(lambda item: size_of(item.path), items))
+        found = threads.map(lambda part: [size_of(item.path) for item in part], parts)
+        sizes = [size for part in found for size in part]
     repeats = {inner: repeats_folder(inner, folder) or (1, "") for inner in {item.path.parent for item in items}}
     counts: BucketCounts = Counter()
     for item, size in zip(items, sizes, strict=True):
