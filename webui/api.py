@@ -1,30 +1,84 @@
-"""The page's documented API for programs: `gradio_client.Client(url).predict(..., api_name="/train")`."""
+"""The page's API for programs: `gradio_client.Client(url).predict(..., api_name="/train")`.
+
+Arguments are checked against the functions' types, results are typed, errors are plain text. `?view=api` on the page
+and docs/guides/page.md say what there is.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import gradio as gr
+from pydantic import ValidationError, validate_call
 
 from sdlora import GenerateConfig
 from sdlora.config import fields, files
-from sdlora.errors import ConfigError, RunError
+from sdlora.data.sets import folders
+from sdlora.disk import explain
+from sdlora.errors import ConfigError, RunError, SdloraError
 from sdlora.launch import exports, queue, runs
 from sdlora.launch.runs import RunHandle
 from sdlora.library import mixes
 from sdlora.library.rows import check_family, from_used
-from webui.context import Context, handler
+from sdlora.runs.state import RunState
+from webui.context import Context
 from webui.generate.request import FIELDS, read_request
+
+log = logging.getLogger("webui")
 
 _LOOK_SECONDS = 0.2
 
 
+class RunStatus(TypedDict):
+    """How a run stands; what is not known yet is null."""
+
+    run: str
+    status: str
+    """queued, starting, running, stopping, stopped, finished, crashed or failed."""
+    step: int
+    total_steps: int | None
+    loss: float | None
+    """Mean of the last 50 steps."""
+    steps_per_second: float | None
+    eta_seconds: float | None
+    last_error: str | None
+    adapter: str | None
+    """Path of the adapter file, once there is one."""
+
+
+class Dataset(TypedDict):
+    """A dataset of the page's folder."""
+
+    name: str
+    images: int
+    folder: str
+    """As `images.folder` of a run takes it."""
+
+
+class Mixed(TypedDict):
+    """A new adapter file, and what was said as it was written."""
+
+    adapter: str
+    output: str
+
+
+class Generated(TypedDict):
+    """Paths of images with the seed of each, and what was said."""
+
+    images: list[str]
+    seeds: list[int]
+    warnings: list[str]
+
+
 def add_run_endpoints(context: Context) -> None:
-    """Offer train, status and stop. Call it inside the page's Blocks."""
-    runs_folder = context.workspace.runs
+    """Offer train, status, stop, resume, runs and datasets. Call it inside the page's Blocks."""
+    runs_folder, watch = context.workspace.runs, context.services.watch
 
     def train(preset: str, overrides: list[str]) -> str:
         """Queue a run of a preset with `section.name=value` overrides; returns its name.
@@ -34,38 +88,43 @@ def add_run_endpoints(context: Context) -> None:
         """
         return queue.submit(files.load_foreign(preset, context.workspace.presets, overrides), runs_folder).name
 
-    def status(run: str) -> dict[str, Any]:
-        """How a run stands: status, step, total_steps, loss, steps_per_second, eta_seconds, last_error, adapter."""
-        state = _find(runs_folder, run).state()
-        return {
-            "run": run,
-            "status": state.status,
-            "step": state.step,
-            "total_steps": state.total_steps,
-            "loss": state.loss,
-            "steps_per_second": state.steps_per_second,
-            "eta_seconds": state.eta_seconds,
-            "last_error": state.last_error,
-            "adapter": state.adapter,
-        }
+    def status(run: str) -> RunStatus:
+        """How a run stands; it is named by its folder."""
+        return _status(run, _find(runs_folder, run).state())
+
+    def list_runs() -> list[RunStatus]:
+        """How all runs stand, newest first."""
+        return [_status(run.name, run.state) for run in watch.snapshot(now=True).runs]
 
     def stop(run: str) -> str:
         """Ask a run to save and stop after its current step; returns its name."""
         _find(runs_folder, run).stop()
         return run
 
-    for function in (train, status, stop):
+    def resume(run: str) -> str:
+        """Go on with a stopped or failed run, or queue it while another trains; returns its name."""
+        watch.resume(_find(runs_folder, run))
+        return run
+
+    def datasets() -> list[Dataset]:
+        """The datasets that a run can be trained on."""
+        known = context.workspace.datasets
+        return [
+            Dataset(name=name, images=folders.count_images(known / name), folder=str(known / name))
+            for name in folders.names(known)
+        ]
+
+    for function in (train, status, stop, resume, datasets):
         _offer(function)
+    _offer(list_runs, "runs")
 
 
 def add_image_endpoints(context: Context) -> None:
     """Offer mix and generate. Call it inside the page's Blocks."""
     services = context.services
 
-    def mix(
-        adapters: list[str], name: str, method: str = "concat", rank: int = 0, energy: float = 0.0
-    ) -> dict[str, Any]:
-        """Mix adapters into a new file of the library and wait for it; returns its path and what `sdlora mix` said.
+    def mix(adapters: list[str], name: str, method: str = "concat", rank: int = 0, energy: float = 0.0) -> Mixed:
+        """Mix adapters into a new file of the library and wait for it.
 
         adapters: as on the command line, `NAME:0.8` or `FILE:unet=0.6,te=0.3,blocks=OUTD`, by library name or path.
         name: of the new file. method: concat, svd, linear, ties, dare or dare-ties; all but concat and linear need a
@@ -84,8 +143,8 @@ def add_image_endpoints(context: Context) -> None:
         # a key called "path" would make clients fetch the file
         return {"adapter": str(target), "output": exports.outcome(job)}
 
-    def generate(prompt: str, adapters: list[str], settings: dict[str, Any]) -> dict[str, Any]:
-        """Generate images and wait for them; returns their paths, seeds and warnings.
+    def generate(prompt: str, adapters: list[str], settings: dict[str, Any]) -> Generated:
+        """Generate images and wait for them.
 
         adapters: as for mix, with an empty list none; those in use on the page don't count. settings: any of a
         request by dotted name, such as {"steps": 20, "seed": 1, "num_images": 2, "base_model.model": "builtin:emoji"}.
@@ -110,9 +169,59 @@ def add_image_endpoints(context: Context) -> None:
         _offer(function)
 
 
-def _offer(function: Callable[..., Any]) -> None:
+def _offer(function: Callable[..., Any], name: str = "") -> None:
+    name = name or function.__name__
     # With the page's limit of one, a call that waits minutes for its images would hold up every other.
-    gr.api(handler(function), api_name=function.__name__, concurrency_limit=None)
+    gr.api(_checked(function, name), api_name=name, concurrency_limit=None)
+
+
+def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function with its arguments checked, and errors as plain text; `webui.context.handler` words them in HTML."""
+    parameters = list(inspect.signature(function).parameters)
+    call = validate_call(function)
+
+    @functools.wraps(function)
+    def checked(*arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except ValidationError as error:
+            problems = [_in_words(item, parameters) for item in error.errors()]
+            words = str(ConfigError(f"the call of /{name}", problems))
+        except SdloraError as error:
+            words = str(error)
+        except OSError as error:  # a full disk, no permission: for the caller to mend
+            words = explain(error)
+        except Exception as error:
+            log.exception("/%s failed", name)
+            words = f"That did not work: {type(error).__name__}. Details are in the server's log."
+        raise gr.Error(words, print_exception=False)
+
+    # Gradio reads the result's type from the signature, where it would be text.
+    checked.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+    return checked
+
+
+def _in_words(item: Any, parameters: list[str]) -> str:
+    """What is wrong with one argument; a list's entry is named by its place."""
+    first, *inner = item["loc"]
+    argument = parameters[first] if isinstance(first, int) and first < len(parameters) else str(first)
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
+    message = str(item["msg"])
+    return f"{argument}{place}: {message[0].lower()}{message[1:]}, got {str(item['input'])[:60]!r}"
+
+
+def _status(run: str, state: RunState) -> RunStatus:
+    return RunStatus(
+        run=run,
+        status=state.status,
+        step=state.step,
+        total_steps=state.total_steps,
+        loss=state.loss,
+        steps_per_second=state.steps_per_second,
+        eta_seconds=state.eta_seconds,
+        last_error=state.last_error,
+        adapter=state.adapter,
+    )
 
 
 def _find(runs_folder: Path, name: str) -> RunHandle:

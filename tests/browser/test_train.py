@@ -182,8 +182,12 @@ def test_a_program_trains_and_stops(server: Any, no_trainer_left: None) -> None:
     stopped = wait_for(lambda state: state["status"] == "stopped")
     assert 0 < stopped["step"] < 5000
     assert Path(stopped["adapter"]).is_file()
+    assert "asked" in [run["run"] for run in client.predict(api_name="/runs")]
+    assert isinstance(client.predict(api_name="/datasets"), list)
     with pytest.raises(Exception, match="not a run folder"):
         client.predict("nobody", api_name="/stop")
+    with pytest.raises(Exception, match=r"the call of /train has 1 problem:\s+overrides: input should be a valid list"):
+        client.predict("demo.yaml", 7, api_name="/train")
 
 
 def test_the_program_in_the_guide_trains(

@@ -20,7 +20,7 @@ from sdlora import events
 from sdlora.config import fields
 from sdlora.config import files as config_files
 from sdlora.config.train import TrainConfig
-from sdlora.errors import ConfigError, RunError
+from sdlora.errors import RunError
 from sdlora.launch import queue
 from sdlora.launch.dry_runs import DryRuns, Finding
 from sdlora.launch.forecast import Forecast
@@ -34,7 +34,6 @@ from sdlora.runs.state import RunState, RunStatus
 from sdlora.training.preflight.dry_run import DryRun, Problem
 from sdlora.training.preflight.step_count import count_steps
 from tests.support.told_runs import DEMO, made, started, step, told
-from webui import api
 from webui.runs import chart, previews, sentences, view
 from webui.runs.chart import ChartOptions, Curve
 from webui.runs.parts import Choice, RunParts
@@ -479,13 +478,3 @@ def test_what_the_dry_run_finds_wrong_keeps_start_closed(
     assert not after.can_enqueue
     assert "the check of these settings failed: out of memory" in after.problems
     assert "1 problem" in after.status
-
-
-def test_the_api_takes_names_of_runs_not_paths(tmp_path: Path) -> None:
-    handle = made(tmp_path)
-    assert api._find(tmp_path, "cats") == handle
-    for name in ("../cats", "", str(handle.folder)):
-        with pytest.raises(ConfigError, match="is no name of a run"):
-            api._find(tmp_path, name)
-    with pytest.raises(ConfigError, match="not a run folder"):
-        api._find(tmp_path, "dogs")
