@@ -263,6 +263,9 @@ def push(
     from sdlora.adapters.hub.publishing import push as upload
 
     publication = prepare(source, repository, base_model=base_model, license_name=license_name)
+    if publication.base_model is None:
+        note = "note: the card links no base model, since the file names none on the hub; --base OWNER/NAME sets it"
+        console.print(note, markup=False)
     if dry_run:
         console.print(publication.card, markup=False)
         console.print("files: README.md, " + ", ".join(publication.files), markup=False)

@@ -112,10 +112,21 @@ def test_a_run_goes_up_with_its_newest_previews_and_a_card_that_the_hub_understa
 
 
 def test_a_base_that_is_not_on_the_hub_is_not_claimed_to_be(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.safetensors", {"ss_sd_model_name": "builtin:emoji"})
-    assert "base_model" not in yaml.safe_load(prepare(path, "me/mine").card.split("---")[1])
+    embedded = prepare(saved(tmp_path / "a.safetensors", {"ss_sd_model_name": "builtin:emoji"}), "me/mine")
+    assert "base_model" not in yaml.safe_load(embedded.card.split("---")[1])
+    assert "sdlora generate --set base_model.model=builtin:emoji" in embedded.card
     local = saved(tmp_path / "b.safetensors", {"ss_sd_model_name": "model.safetensors"})
-    assert "base_model: stable-diffusion-v1-5/stable-diffusion-v1-5" in prepare(local, "me/mine").card
+    for path, described in (
+        (local, "for Stable Diffusion 1.x, trained on `model.safetensors`."),
+        (saved(tmp_path / "c.safetensors", {}), "adapter for Stable Diffusion 1.x."),
+    ):
+        unknown = prepare(path, "me/mine")
+        assert unknown.base_model is None
+        assert "base_model" not in yaml.safe_load(unknown.card.split("---")[1])
+        assert described in unknown.card
+        # It loads on any model of its family, which is shown and said.
+        assert "# Any Stable Diffusion 1.x model; best is the one it was trained on." in unknown.card
+        assert 'from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")' in unknown.card
     assert "base_model: own/base" in prepare(local, "me/mine", base_model="own/base").card
 
 

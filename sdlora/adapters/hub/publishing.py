@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,16 @@ from sdlora.models.hub import explained
 from sdlora.runs.folder import RunFolder
 from sdlora.runs.results import adapter_files, embedding_files, preview_images
 
-_BASES: dict[FamilyName, str] = {
+_USUAL_BASES: dict[FamilyName, str] = {
     "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd2": "stabilityai/stable-diffusion-2-1",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+"""To load an adapter on, where its own base is not on the hub."""
+_FAMILIES: dict[FamilyName, str] = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
 }
 _PIPELINES: dict[FamilyName, str] = {
     "sd1": "StableDiffusionPipeline",
@@ -42,6 +49,8 @@ class Publication:
     repository: str
     files: dict[str, Path]
     card: str
+    base_model: str | None
+    """On the hub, as the card names it; None where that isn't known."""
 
 
 def prepare(
@@ -67,9 +76,9 @@ def prepare(
     beside = path.with_suffix(".png")
     pictures = newest or ([beside] if beside.is_file() else [])
     files |= {f"images/{picture.name}": picture for picture in pictures}
-    base = base_model or _base_of(file, file.family)
+    base = base_model or file.metadata.get("ss_sd_model_name", "")
     chosen = license_name or file.metadata.get("modelspec.license") or None
-    return Publication(repository, files, model_card(file, repository, base, chosen, list(files)))
+    return Publication(repository, files, model_card(file, repository, base, chosen, list(files)), _hub_name(base))
 
 
 def model_card(
@@ -77,15 +86,17 @@ def model_card(
 ) -> str:
     """README.md of an adapter's repository: what the hub's pages show, trigger words, use and training settings.
 
-    names: of all files of the repository, of which those under images/ are shown.
+    base_model: what it was trained on: a name on the hub, another name, or "" where nobody knows. names: of all files
+    of the repository, of which those under images/ are shown.
     """
     assert file.family is not None
+    on_hub = _hub_name(base_model)
     facts = inspect(file)
     pictures = [name for name in names if name.startswith("images/")]
     family_tag = "stable-diffusion-xl" if file.family == "sdxl" else "stable-diffusion"
     header: dict[str, object] = {
-        # Only a repository's name: the hub would show a path or builtin: as a broken link.
-        **({"base_model": base_model, "base_model_relation": "adapter"} if _HUB_NAME.fullmatch(base_model) else {}),
+        # Only what is known to be there: the hub would show anything else as a broken link, or under another's model.
+        **({"base_model": on_hub, "base_model_relation": "adapter"} if on_hub else {}),
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "tags": ["text-to-image", "lora", "diffusers", "sdlora", family_tag],
@@ -100,7 +111,9 @@ def model_card(
     name = file.metadata.get("modelspec.title") or file.path.stem
     kind = " and ".join(facts.algorithms)
     lines = ["---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {name}", ""]
-    lines += [file.metadata.get("modelspec.description") or f"A {kind} adapter for {base_model}.", ""]
+    trained_on = f", trained on `{base_model}`" if base_model else ""
+    described = f"A {kind} adapter for {_FAMILIES[file.family]}{trained_on}."
+    lines += [file.metadata.get("modelspec.description") or described, ""]
     if pictures:
         lines += ["<Gallery />", ""]
     if facts.trigger:
@@ -131,8 +144,16 @@ def push(publication: Publication, *, private: bool = False) -> str:
     return str(address)
 
 
+def _hub_name(base_model: str) -> str | None:
+    return base_model if _HUB_NAME.fullmatch(base_model) and not base_model.startswith(BUILTIN_PREFIX) else None
+
+
 def _usage(file: AdapterFile, repository: str, base_model: str, trigger: str) -> list[str]:
     assert file.family is not None
+    if base_model.startswith(BUILTIN_PREFIX):
+        words = shlex.join(["--prompt", trigger or "a picture", "--adapter", file.path.name])
+        return [f"It fits sdlora's embedded model only: `sdlora generate --set base_model.model={base_model} {words}`"]
+    on_hub = _hub_name(base_model)
     if file.algorithms != ("lora",):
         return [f"Load `{file.path.name}` in ComfyUI, AUTOMATIC1111 or a tool that reads LyCORIS files."]
     pipeline = _PIPELINES[file.family]
@@ -140,7 +161,8 @@ def _usage(file: AdapterFile, repository: str, base_model: str, trigger: str) ->
         "```python",
         f"from diffusers import {pipeline}",
         "",
-        f'pipeline = {pipeline}.from_pretrained("{base_model}")',
+        *([] if on_hub else [f"# Any {_FAMILIES[file.family]} model; best is the one it was trained on."]),
+        f'pipeline = {pipeline}.from_pretrained("{on_hub or _USUAL_BASES[file.family]}")',
         f'pipeline.load_lora_weights("{repository}", weight_name="{file.path.name}")',
         *_loading_tokens(file, repository),
         f"image = pipeline({json.dumps(trigger or 'a picture', ensure_ascii=False)}).images[0]",
@@ -168,12 +190,6 @@ def _loading_tokens(file: AdapterFile, repository: str) -> list[str]:
     if lines and file.family == "sdxl":
         lines = ["from huggingface_hub import hf_hub_download", "from safetensors.torch import load_file", *lines]
     return lines
-
-
-def _base_of(file: AdapterFile, family: FamilyName) -> str:
-    """The base model that the file names, if the hub or sdlora has it; otherwise the family's own."""
-    name = file.metadata.get("ss_sd_model_name", "")
-    return name if _HUB_NAME.fullmatch(name) or name.startswith(BUILTIN_PREFIX) else _BASES[family]
 
 
 def _adapter_in(source: Path) -> Path:
