@@ -134,6 +134,10 @@ class OutputsConfig(Section):
     description: str = ""
     """Description in the file's metadata and side-car."""
 
+    finish: Literal["best", "last"] = "best"
+    """Whose weights the finished file holds: best takes the step that predicts the held-out images best, where there
+    are some and it predicts them better than the base model; otherwise, and with last, those of the last step."""
+
     self_test: bool = True
     """Load the finished file into a fresh pipeline and compare it with the trained model."""
 

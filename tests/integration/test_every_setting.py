@@ -212,6 +212,7 @@ ELSEWHERE = {
     "outputs.checkpoint_names": "integration/test_training.py",
     "outputs.keep_every": "integration/test_training.py",
     "outputs.keep_checkpoints": "integration/test_training.py",
+    "outputs.finish": "integration/test_training.py",
     "outputs.metadata": "unit/test_adapter_metadata.py",
     "outputs.author": "unit/test_adapter_metadata.py",
     "outputs.description": "unit/test_adapter_metadata.py",

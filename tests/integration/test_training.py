@@ -7,11 +7,12 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.live.attach import Adapter
@@ -20,6 +21,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.errors import AdapterError, TrainingError
 from sdlora.events import (
     Event,
+    Notice,
     PreviewReady,
     RunFailed,
     RunFinished,
@@ -34,6 +36,7 @@ from sdlora.runs.folder import RunFolder
 from sdlora.training.loop.run import RunResult, resume, train
 from sdlora.training.loss.loss_function import LossFunction
 from sdlora.training.outputs import checkpoint_state
+from sdlora.training.outputs.validation import Validation
 
 E = TypeVar("E")
 
@@ -94,6 +97,70 @@ def test_validation_is_relative_to_the_base_and_the_best_checkpoint_is_named(con
     assert best.relative_loss < 1
     assert checkpoints.best_step(RunFolder(result.folder)) == best.step
     assert result.relative_loss == measured[-1].relative_loss
+
+
+def losses_in_turn(monkeypatch: pytest.MonkeyPatch, base: float, *later: float) -> None:
+    """Have validation find these losses, one after another."""
+    losses = iter(later)
+    monkeypatch.setattr(Validation, "base_loss", lambda self: base)
+    monkeypatch.setattr(Validation, "loss", lambda self: next(losses))
+
+
+def weights(path: Path) -> dict[str, Any]:
+    """The tensors of an adapter file, as bytes."""
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(path).items()}
+
+
+def test_the_finished_file_holds_the_best_step_and_says_so(configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses_in_turn(monkeypatch, 1.0, 1.0, 0.6, 0.8)
+    settings = ("validation.fraction=0.2", "validation.every=1", "optimization.steps=2", "previews.prompts=[a cat]")
+    result, collector = run(configure(*settings, "previews.steps=1"))
+    folder = RunFolder(result.folder)
+    by_step = {found.step: next(found.path.glob("*.safetensors")) for found in checkpoints.find(folder)}
+    assert weights(result.adapter) == weights(by_step[1]) != weights(by_step[2])
+    assert result.step == collector.of(RunFinished)[0].step == 2
+    assert read(result.adapter).metadata["ss_steps"] == "1"
+    (said,) = [event.message for event in collector.of(Notice) if "best by validation" in event.message]
+    assert "step 1, -40.0% against the base model (the last step: -20.0%); the finished file holds its weights" in said
+    # The picture beside the file is one that these weights generate.
+    assert result.adapter.with_suffix(".png").is_file()
+    assert list(folder.previews(1).glob("*.png"))
+    # Going on with more steps goes on from the last one.
+    losses_in_turn(monkeypatch, 1.0, 0.5)
+    more = resume(result.folder, overrides=["optimization.steps=3"])
+    assert more.step == 3
+    assert read(more.adapter).metadata["ss_steps"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("settings", "losses"),
+    [(("outputs.finish=last",), (1.0, 0.6, 0.8)), ((), (1.0, 1.2, 1.3))],
+    ids=["asked for", "no step is better than the base"],
+)
+def test_the_finished_file_holds_the_last_step_where_the_best_is_not_wanted(
+    configure, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], losses: tuple[float, ...]
+) -> None:
+    losses_in_turn(monkeypatch, 1.0, *losses)
+    result, _ = run(configure("validation.fraction=0.2", "validation.every=1", "optimization.steps=2", *settings))
+    by_step = {found.step: found.path for found in checkpoints.find(RunFolder(result.folder))}
+    assert weights(result.adapter) == weights(next(by_step[2].glob("*.safetensors")))
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_last_step_and_is_told_of(
+    configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses_in_turn(monkeypatch, 1.0, 1.0, 0.6, 0.8)
+    original = checkpoint_state.load
+
+    def damaged(checkpoint: Any, **options: Any) -> dict[str, Any]:
+        (checkpoint.path / "state.pt").write_bytes(b"nothing")
+        return original(checkpoint, **options)
+
+    monkeypatch.setattr(checkpoint_state, "load", damaged)
+    result, collector = run(configure("validation.fraction=0.2", "validation.every=1", "optimization.steps=2"))
+    assert read(result.adapter).metadata["ss_steps"] == "2"
+    (said,) = [event.message for event in collector.of(WarningRaised) if "damaged" in event.message]
+    assert "the finished file holds the last step instead of step 1, the best" in said
 
 
 def test_every_image_is_trained_in_every_epoch_and_short_batches_are_kept(configure) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from sdlora.adapters.files.embeddings import embeddings_beside
+from sdlora.adapters.files.key_names import ALGORITHM_NAMES
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile
 from sdlora.adapters.hub.inspection import inspect
@@ -109,7 +110,7 @@ def model_card(
         prompt = facts.trigger or file.path.stem
         header["widget"] = [{"text": prompt, "output": {"url": picture}} for picture in pictures]
     name = file.metadata.get("modelspec.title") or file.path.stem
-    kind = " and ".join(facts.algorithms)
+    kind = " and ".join(ALGORITHM_NAMES[algorithm] for algorithm in file.algorithms) + (" with DoRA" * facts.dora)
     lines = ["---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {name}", ""]
     trained_on = f", trained on `{base_model}`" if base_model else ""
     described = f"A {kind} adapter for {_FAMILIES[file.family]}{trained_on}."

@@ -37,6 +37,7 @@ from sdlora.models.bundle import Bundle
 from sdlora.models.identity import sha256_of
 from sdlora.runs import changes, checkpoints
 from sdlora.runs import folder as run_folder
+from sdlora.runs.checkpoints import Checkpoint
 from sdlora.runs.folder import REQUESTS, Request, RunFolder, result_file, step_name
 from sdlora.runs.lock import locked
 from sdlora.runs.state import has_finished
@@ -335,10 +336,11 @@ class _Run:
                 if trainer.progress.step:
                     self._save()
                 raise
+        reached = trainer.progress.step
         adapter = self._finish() if outcome == "completed" else self._save()
         self.events.emit(
             RunFinished(
-                step=trainer.progress.step,
+                step=reached,
                 reason=outcome,
                 adapter_path=str(adapter),
                 adapter_sha256=sha256_of(adapter) if outcome == "completed" and self.workers.is_main else None,
@@ -348,7 +350,7 @@ class _Run:
         return RunResult(
             folder=self.folder.path,
             outcome=outcome,
-            step=trainer.progress.step,
+            step=reached,
             adapter=adapter,
             interrupted=self.interrupts.seen,
             relative_loss=self.relative_loss,
@@ -478,6 +480,7 @@ class _Run:
         """
         path = self.folder.result(self.config)
         if self.workers.is_main:
+            self._take_best()
             shutil.rmtree(self.folder.finishing, ignore_errors=True)
             self.folder.finishing.mkdir()
             with self.trainer.evaluating():
@@ -498,7 +501,6 @@ class _Run:
             for file in (*side_cars, *embeddings, made):
                 atomic.move(file, path.with_name(file.name))
             shutil.rmtree(self.folder.finishing)
-            self._name_best()
         self.workers.wait()
         return path
 
@@ -508,14 +510,30 @@ class _Run:
         base = self.config.base_model.model_copy(update={"quantization": "none", "precision": "fp32"})
         return load_base(base, device=self.workers.device)
 
-    def _name_best(self) -> None:
-        best = checkpoints.best_step(self.folder)
+    def _take_best(self) -> None:
+        """Turn to the weights that the finished file shall hold, and say which they are."""
+        best, last = checkpoints.best_step(self.folder), self.trainer.progress.step
         if best is None:
             return
         relative = self.trainer.progress.best_relative_loss
-        which = "the last step" if best == self.trainer.progress.step else f"step {best}"
-        advice = "" if relative < 1 else "; no checkpoint predicts the held-out images better than the base model does"
-        self.events.notice(f"best by validation: {which}, {100 * (relative - 1):+.1f}% against the base model{advice}")
+        said = f"best by validation: {'the last step' if best == last else f'step {best}'}"
+        said += f", {100 * (relative - 1):+.1f}% against the base model"
+        if relative >= 1:
+            said += "; no checkpoint predicts the held-out images better than the base model does"
+        elif best != last and self.config.outputs.finish == "best":
+            try:
+                state = checkpoint_state.load(Checkpoint(best, self.folder.checkpoint(best)), with_checksums=True)
+            except TrainingError as error:
+                self.events.warn(f"{error}; the finished file holds the last step instead of step {best}, the best")
+                return
+            self.trainer.load_state(state)
+            if self.relative_loss is not None:  # not known where only finishing was left to do
+                said += f" (the last step: {100 * (self.relative_loss - 1):+.1f}%)"
+            said += "; the finished file holds its weights, as outputs.finish is best; those of the last step are in "
+            said += f"checkpoints/{step_name(last)}"
+            if not list(self.folder.previews(best).glob("*.png")):
+                self._preview()
+        self.events.notice(said)
 
     def _export(self, path: Path) -> tuple[list[Path], tuple[str, ...]]:
         return export(path, self.prepared.adapter, self._facts(), self.config.outputs)
