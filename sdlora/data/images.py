@@ -17,7 +17,6 @@ from sdlora.data.cache import default_cache_folder
 from sdlora.data.caption_files import CaptionFolders, long_number, repeats_folder
 from sdlora.data.captions import render, variants, without_chance, without_trigger
 from sdlora.data.decoding import (
-    IMAGE_SUFFIXES,
     UNREAD_SUFFIXES,
     UnreadableImageError,
     load_alpha,
@@ -26,30 +25,20 @@ from sdlora.data.decoding import (
     oriented_size,
     why_unread,
 )
+from sdlora.data.folder_listing import Listing, list_folder
 from sdlora.data.inspection import ImageFacts, hash_file, open_memory, recall
 from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.scan_problems import (
     refuse_absent_masks,
     refuse_caption_problems,
-    refuse_empty_folder,
     refuse_missing_folders,
     refuse_unreadable,
     refuse_zero_repeats,
 )
 from sdlora.errors import DataError
 
-MASK_ENDING = "-masklabel"
 _COMPANIONS = (".npz", ".safetensors")
 """Other trainers' caches, which may lie beside the images."""
-_SYSTEM_NAMES = {
-    "__MACOSX": "macOS's notes about files",
-    "@eaDir": "a Synology NAS's thumbnails",
-    "#recycle": "a NAS's recycle bin",
-    "$RECYCLE.BIN": "Windows' recycle bin",
-    "System Volume Information": "a system folder",
-    "Thumbs.db": "Windows' thumbnails",
-    "desktop.ini": "Windows' folder settings",
-}
 THREADS = min(8, os.cpu_count() or 1)
 """Threads that decode images; Pillow lets go of the interpreter while it does."""
 
@@ -230,35 +219,6 @@ def scan(
     return ScanResult(found.records, found.skipped, files_seen, found.left_out, found.notes)
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The files of an image folder and its subfolders, by name, without hidden ones."""
-
-    files: list[Path]
-    pictures: list[Path]
-    """Files that should be images by their ending, masks left out."""
-    masks: dict[Path, Path]
-    """Mask files by their path without ending."""
-    left_out: dict[Path, str]
-    """Files and folders that are not read at all, and why."""
-
-    def mask_of(self, picture: Path) -> Path | None:
-        """The `name-masklabel` file beside a picture."""
-        return self.masks.get(picture.with_name(picture.stem + MASK_ENDING))
-
-
-def list_folder(root: Path) -> Listing:
-    """The pictures and masks below a folder, unopened. Raises DataError when there is no picture."""
-    left_out: dict[Path, str] = {}
-    files = list(_files_below(root, set(), left_out))
-    candidates = [path for path in files if path.suffix.lower() in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)]
-    pictures = [path for path in candidates if not path.stem.endswith(MASK_ENDING)]
-    masks = {path.with_suffix(""): path for path in candidates if path.stem.endswith(MASK_ENDING)}
-    if not pictures:
-        refuse_empty_folder(root, files)
-    return Listing(files, pictures, masks, left_out)
-
-
 def load_mask(record: ImageRecord, size: tuple[int, int]) -> Image.Image:
     """The loss mask in mode L (white is trained), upright, at `size` (width, height); white when there is none.
 
@@ -401,43 +361,6 @@ def _name(path: Path, roots: Sequence[Path]) -> str:
     """The path as messages show it: below its image folder, with that folder's name when there are several."""
     root = next(root for root in roots if path.is_relative_to(root))
     return path.relative_to(root if len(roots) == 1 else root.parent).as_posix()
-
-
-def _files_below(folder: Path, visited: set[Path], left_out: dict[Path, str]) -> Iterator[Path]:
-    """Files in a folder and its subfolders, by name; links are followed once. What is passed over goes to left_out."""
-    real = folder.resolve()
-    if real in visited:
-        left_out[folder] = "a link to a folder that is read already"
-        return
-    visited.add(real)
-    with os.scandir(folder) as entries:  # knows what each is without asking the disk again
-        inside = sorted(entries, key=lambda entry: entry.name)
-    for entry in inside:
-        path = folder / entry.name
-        reason = _why_left_out(entry)
-        if reason is not None:
-            if reason:
-                left_out[path] = reason
-        elif entry.is_dir():
-            yield from _files_below(path, visited, left_out)
-        else:
-            yield path
-
-
-def _why_left_out(entry: os.DirEntry[str]) -> str | None:
-    """Why a file or folder is not looked at; None when it is, "" for sdlora's own files, which nobody need hear of."""
-    name = entry.name
-    if name.startswith(".sdlora"):
-        return ""
-    if name in _SYSTEM_NAMES:
-        return _SYSTEM_NAMES[name]
-    if name.startswith("._"):
-        return "macOS's notes about a file"
-    if name.startswith("."):
-        return "hidden"
-    if entry.is_symlink() and not Path(entry).exists():
-        return "a link to a file that doesn't exist"
-    return None if entry.is_dir() or entry.is_file() else "neither a file nor a folder"
 
 
 def inspect_all(

@@ -21,7 +21,7 @@ from PIL import Image
 
 from sdlora.data.decoding import UnreadableImageError, load_alpha, load_rgb
 from sdlora.data.fix.changes import Change, ChangeSet
-from sdlora.data.images import MASK_ENDING, list_folder
+from sdlora.data.folder_listing import MASK_ENDING, list_folder
 from sdlora.errors import DataError, MissingPackageError, ModelError
 from sdlora.models.hub import reach
 from sdlora.models.source import is_hub_name

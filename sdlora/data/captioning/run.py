@@ -16,7 +16,8 @@ from sdlora.data.captioning.journal import Journal, Written
 from sdlora.data.captioning.model import Captioner
 from sdlora.data.captioning.wording import combine
 from sdlora.data.decoding import UNREAD_SUFFIXES, UnreadableImageError, load_rgb
-from sdlora.data.images import THREADS, Listing, list_folder
+from sdlora.data.folder_listing import Listing, list_folder
+from sdlora.data.images import THREADS
 from sdlora.data.lint.samples import unread_captions
 from sdlora.errors import DataError, ModelError
 from sdlora.events import EventStream

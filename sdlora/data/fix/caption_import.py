@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 
 from sdlora.data.fix.changes import Change
-from sdlora.data.images import list_folder
+from sdlora.data.folder_listing import list_folder
 
 
 def plan_captions(folder: Path, captions: Mapping[str, str]) -> tuple[list[Change], list[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdlora.data.caption_files import CaptionFolders
 from sdlora.data.fix.changes import Change
-from sdlora.data.images import list_folder
+from sdlora.data.folder_listing import list_folder
 from sdlora.errors import ConfigError
 from sdlora.text_files import read_text
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from sdlora.config.images import CaptionsConfig, ImagesConfig
 from sdlora.data.caption_files import CaptionFolders
 from sdlora.data.decoding import UnreadableImageError
+from sdlora.data.folder_listing import Listing, list_folder
 from sdlora.data.images import (
     THREADS,
     ImageRecord,
-    Listing,
     Source,
     inner_folders,
     inspect_all,
-    list_folder,
     make_record,
     mask_problem,
     sources_of,

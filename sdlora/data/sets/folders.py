@@ -9,7 +9,7 @@ from pathlib import Path
 from sdlora import atomic
 from sdlora.config.shipped import BUILTIN_PREFIX, sample_images_folder
 from sdlora.data.decoding import IMAGE_SUFFIXES, UNREAD_SUFFIXES
-from sdlora.data.images import MASK_ENDING, list_folder
+from sdlora.data.folder_listing import MASK_ENDING, list_folder
 from sdlora.errors import ConfigError, DataError
 
 MAX_NAME = 80

@@ -15,7 +15,7 @@ from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.images import CaptionsConfig
 from sdlora.data.caption_files import CaptionFolders
 from sdlora.data.captions import render
-from sdlora.data.images import list_folder
+from sdlora.data.folder_listing import list_folder
 from sdlora.data.lint.tags import tags_of
 from sdlora.errors import DataError
 from sdlora.models.prompts import CHUNK_TOKENS, count_tokens

@@ -21,7 +21,7 @@ from sdlora.config.images import ImagesConfig
 from sdlora.constants import MIB
 from sdlora.data.decoding import IMAGE_SUFFIXES, UNREAD_SUFFIXES, UnreadableImageError, open_image
 from sdlora.data.fix.changes import Change, apply, hash_of
-from sdlora.data.images import MASK_ENDING
+from sdlora.data.folder_listing import MASK_ENDING
 from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.sets.archives import Limits, RefusedArchiveError, safe_parts, unpack
 from sdlora.data.sets.folders import is_image_name, plain_stem

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdlora.config.train import TrainConfig
-from sdlora.data.images import list_folder
+from sdlora.data.folder_listing import list_folder
 from sdlora.errors import SdloraError
 from sdlora.models.source import locate
 

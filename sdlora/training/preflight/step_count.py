@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sdlora.config.train import DEFAULT_EPOCHS, TrainConfig
 from sdlora.data.caption_files import repeats_folder
-from sdlora.data.images import list_folder
+from sdlora.data.folder_listing import list_folder
 from sdlora.errors import DataError
 
 
