@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,8 @@ _CENTRED_KINDS = ("isnet", "rmbg")
 _USUAL_EDGE_PX = 1024
 _LEAST_SPREAD = 0.1
 _BACKGROUND = "#ffffff"
+_PAINTED_ALPHA = 8
+"""Least opacity of a stroke that counts, of 255: brushes have soft edges."""
 
 
 class MaskMaker(Protocol):
@@ -94,7 +96,7 @@ def make_masks(
         elif (mask := _made(picture, maker, result)) is not None:
             changes = changes or ChangeSet.begin(folder)
             what = f"{100 * numpy.asarray(mask).mean() / 255:.0f} % of {picture.name} is trained"
-            _apply(changes, Change(("mask",), target, partial(_as_png, mask), what))
+            _apply(changes, Change(("mask",), target, partial(as_png, mask), what))
             # A mask of another file type would still be found, and could be the one that counts.
             if old is not None and old != target:
                 _apply(changes, Change(("mask",), old, None, "the mask before"))
@@ -193,7 +195,19 @@ def _rembg_folder() -> Path:
     return Path(os.environ.get("U2NET_HOME") or Path.home() / ".u2net").expanduser()
 
 
-def _as_png(mask: Image.Image) -> bytes:
+def mask_of_paint(layers: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image:
+    """A mask (mode L) of this size, white where a layer has paint. layers: transparent elsewhere, of any size."""
+    mask = Image.new("L", size)
+    for layer in layers:
+        painted = layer.convert("RGBA").getchannel("A").point(lambda alpha: 255 if alpha >= _PAINTED_ALPHA else 0)
+        if painted.size != size:
+            painted = painted.resize(size, Image.Resampling.NEAREST)
+        mask.paste(255, mask=painted)
+    return mask
+
+
+def as_png(mask: Image.Image) -> bytes:
+    """A mask as the bytes of its file."""
     content = io.BytesIO()
     mask.save(content, "PNG")
     return content.getvalue()

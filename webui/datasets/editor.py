@@ -15,6 +15,7 @@ from sdlora.data.thumbnails import large_picture
 from sdlora.errors import DataError
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import view
+from webui.datasets.mask import MaskPanel
 from webui.layout import hidden_text, live_html, small_button
 from webui.scripts import LIVE, MARKS, PRESSES
 
@@ -69,6 +70,7 @@ class Editor:
                 min_width=150,
             )
         self.context.remember("dataset.resolution", self.resolution)
+        self.mask = MaskPanel(self.context, self.chosen, self.editing)
 
     @property
     def views(self) -> list[Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from sdlora.data.fix.changes import LOG, Change, apply, batch_folders, undo
 from sdlora.data.sets.listing import Item
 
-_WORDS = {"edit": "edit", "upload": "upload of captions", "delete": "deletion", "caption": "captioning"}
+_WORDS = {"edit": "edit", "upload": "upload of captions", "delete": "deletion", "caption": "captioning", "mask": "mask"}
 
 
 @dataclass(frozen=True)

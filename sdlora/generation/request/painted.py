@@ -9,9 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from sdlora import atomic
-
-_PAINTED_ALPHA = 8
-"""Least opacity of a stroke that counts, of 255: brushes have soft edges."""
+from sdlora.data.masking import mask_of_paint
 
 
 def keep_painted(background: Image.Image, layers: Sequence[Image.Image], folder: Path) -> tuple[Path, Path | None]:
@@ -20,12 +18,7 @@ def keep_painted(background: Image.Image, layers: Sequence[Image.Image], folder:
     background: any mode. layers: transparent where nothing is painted, of any size.
     """
     picture = _flat(background)
-    mask = Image.new("L", picture.size)
-    for layer in layers:
-        painted = layer.convert("RGBA").getchannel("A").point(lambda alpha: 255 if alpha >= _PAINTED_ALPHA else 0)
-        if painted.size != mask.size:
-            painted = painted.resize(mask.size, Image.Resampling.NEAREST)
-        mask.paste(255, mask=painted)
+    mask = mask_of_paint(layers, picture.size)
     return _keep(picture, folder), _keep(mask, folder) if mask.getbbox() else None
 
 

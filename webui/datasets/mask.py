@@ -1,0 +1,121 @@
+"""A loss mask for the image in the editor, painted over it: which part of it is trained."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sdlora.data.sets import folders, listing, masks
+from sdlora.data.sets.listing import Item
+from sdlora.data.thumbnails import large_picture
+from sdlora.errors import DataError
+from webui.context import QUICK, Context, handler
+from webui.layout import hidden_text, live_html, small_button
+from webui.scripts import LIVE
+
+_MEANINGS = [("is trained", "trained"), ("is left out", "left out")]
+
+
+class MaskPanel:
+    """Made inside the image editor's layout. Paint that is not saved yet is saved when another image comes."""
+
+    def __init__(self, context: Context, chosen: gr.Dropdown, editing: gr.Textbox) -> None:
+        self.context = context
+        self.chosen = chosen
+        self.editing = editing
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        with gr.Accordion("Mask", open=False, elem_id="dataset-mask-box") as self.box:
+            with gr.Column(elem_classes="off-page"):
+                self.painted = hidden_text("dataset-painted", "Image under the brush")
+            self.canvas = gr.ImageEditor(
+                label="Paint over a part of the image",
+                type="pil",
+                sources=(),
+                layers=False,
+                transforms=(),
+                brush=gr.Brush(default_size=32, colors=["#ff2d95"], color_mode="fixed"),
+                height=420,
+                elem_id="dataset-mask-canvas",
+            )
+            self.meaning = gr.Radio(
+                _MEANINGS, value="trained", label="What is painted", elem_id="dataset-mask-meaning",
+                info="Replaces the mask that the image has (red: left out). Trained with images.mask=file.",
+            )  # fmt: skip
+            with gr.Row(elem_classes="bar"):
+                self.save = small_button("Save mask", "dataset-mask-save", 100)
+                self.remove = small_button("Remove mask", "dataset-mask-remove", 110)
+            self.said = live_html("dataset-mask-said", js_on_load=LIVE)
+
+    def wire(self, views: list[Any], refreshed: Any, around: list[Any]) -> None:
+        """Connect everything. views, refreshed, around: the browser's, for what a changed mask changes elsewhere."""
+        shown = [self.canvas, self.painted, self.said]
+        given = [self.chosen, self.painted, self.canvas, self.meaning]
+        self.box.expand(handler(self._load), [self.chosen, self.editing], shown, **QUICK)
+        self.box.collapse(handler(self._leave), given, shown, **QUICK)
+        self.editing.change(handler(self._turn), [*given, self.editing], shown, **QUICK)
+
+        def saved(act: Any) -> Any:
+            def acted(name: str, painted: str, canvas: Any, meaning: Any, *around: Any) -> dict[Any, Any]:
+                folder = self._folder(name)
+                words = act(folder, self._item(folder, painted), canvas, meaning)
+                item = self._item(folder, painted)
+                return {**refreshed(folder, *around), self.canvas: self._value(item), self.said: escape(words)}
+
+            return acted
+
+        for button, act in ((self.save, _save), (self.remove, _remove)):
+            button.click(handler(saved(act)), [*given, *around], [*views, self.canvas, self.said], **QUICK)
+
+    def _load(self, name: str, editing: str) -> dict[Any, Any]:
+        if not editing:
+            return {self.canvas: None, self.painted: "", self.said: ""}
+        return {self.canvas: self._value(self._item(self._folder(name), editing)), self.painted: editing, self.said: ""}
+
+    def _leave(self, name: str, painted: str, canvas: Any, meaning: Any) -> dict[Any, Any]:
+        """The panel is closed."""
+        return {self.canvas: None, self.painted: "", self.said: self._keep(name, painted, canvas, meaning)}
+
+    def _turn(self, name: str, painted: str, canvas: Any, meaning: Any, editing: str) -> dict[Any, Any]:
+        """Another image is in the editor; nothing to do while the panel is closed."""
+        if not painted or painted == editing:
+            return {self.said: gr.skip()}
+        kept = self._keep(name, painted, canvas, meaning)
+        return {**self._load(name, editing), self.said: kept}
+
+    def _keep(self, name: str, painted: str, canvas: Any, meaning: Any) -> str:
+        """Save paint that nobody saved; returns what is said of it."""
+        folder = self._folder(name)
+        item = next((one for one in listing.read(folder) if one.name == painted), None)
+        if item is None or not any(layer.getbbox() for layer in _layers(canvas)):
+            return ""
+        return escape(_save(folder, item, canvas, meaning))
+
+    def _value(self, item: Item) -> dict[str, Any]:
+        picture = str(large_picture(item.path, item.mask, self.context.workspace.thumbnails))
+        return {"background": picture, "layers": [], "composite": picture}
+
+    def _item(self, folder: Path, name: str) -> Item:
+        item = next((one for one in listing.read(folder) if one.name == name), None)
+        if item is None:
+            raise DataError(f"{name or 'The image'} is not in the dataset any more.")
+        return item
+
+    def _folder(self, name: str | None) -> Path:
+        return folders.folder_of(self.context.workspace.datasets, name)
+
+
+def _layers(canvas: Any) -> list[Any]:
+    return list(canvas.get("layers") or ()) if isinstance(canvas, dict) else []
+
+
+def _save(folder: Path, item: Item, canvas: Any, meaning: masks.Meaning) -> str:
+    return masks.save_painted(folder, item, _layers(canvas), meaning)
+
+
+def _remove(folder: Path, item: Item, canvas: Any, meaning: masks.Meaning) -> str:
+    return masks.remove_mask(folder, item)
