@@ -26,5 +26,6 @@ ENV HF_HOME=/data/huggingface SDLORA_CACHE=/data/cache
 VOLUME /data
 WORKDIR /data
 EXPOSE 7860
-HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://localhost:7860/login', timeout=5)"]
+# The login page comes with 401.
+HEALTHCHECK --start-period=60s CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('localhost', 7860, timeout=5); c.request('GET', '/'); assert c.getresponse().status in (200, 401)"]
 CMD ["sdlora", "webui", "--root", "/data/studio", "--host", "0.0.0.0", "--port", "7860", "--no-browser"]

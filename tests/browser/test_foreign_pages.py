@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import json
+import re
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -14,6 +18,8 @@ import pytest
 
 pytest.importorskip("gradio")
 from gradio_client import Client
+
+from tests.support.documents import PROJECT
 
 SECRET = "c0rrect-horse"
 
@@ -142,6 +148,13 @@ def test_with_a_login_a_person_gets_in_and_nobody_else(browser: Any, locked: Any
     (cookie,) = context.cookies()
     assert (cookie["httpOnly"], cookie["sameSite"], cookie["secure"]) == (True, "Lax", False)
     context.close()
+
+    # The container's health check, which knows no password.
+    (line,) = re.findall(
+        r"^HEALTHCHECK .*?CMD (.*)$", (PROJECT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    _, *command = json.loads(line.replace("7860", str(locked.port)))
+    subprocess.run([sys.executable, *command], check=True, timeout=60)
 
     client = Client(locked.url, auth=("me", SECRET), verbose=False)
     with pytest.raises(Exception, match="no-such-preset"):
