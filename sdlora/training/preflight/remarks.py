@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +15,7 @@ from sdlora.data.images import Skipped
 from sdlora.models.detection import detect
 from sdlora.models.prompts import count_numbers
 from sdlora.training.inputs.images import RunImages
+from sdlora.training.optimization.schedules import factor
 from sdlora.training.preflight.new_tokens import caption_numbers, token_notes
 
 _NAMES_SHOWN = 5
@@ -21,6 +23,10 @@ _LEAST_SHARE, _LARGEST_SHARE = 0.6, 1.6
 """Of a base model's own resolution: beyond these a training resolution is more likely forgotten than meant."""
 _MANY_EPOCHS = 250
 _STEPS_TO_FIND_A_RATE = 100
+_ADAM_LIKE = ("adamw", "adamw8bit", "paged_adamw8bit", "adopt", "stable_adamw", "schedule_free_adamw")
+_LEAST_MOVED = 0.005
+"""Below this a run on builtin:emoji (attention, rank 16, rates of 1e-4 to 1e-3) had learned less than half of what it
+could: held-out loss at 0.006 -15%, at 0.01 -19%, at most -30%."""
 
 
 def remarks(config: TrainConfig, images: RunImages) -> Iterator[tuple[str, str]]:
@@ -130,12 +136,31 @@ def _unlikely_to_please(config: TrainConfig, images: RunImages) -> Iterator[str]
             f"optimization.optimizer={optimizer} gives the average of all its steps, which lags behind in a run of "
             f"{total} steps; {2 * _STEPS_TO_FIND_A_RATE} and more suit it"
         )
+    elif (moved := _moved(config, total)) is not None and moved < _LEAST_MOVED:
+        enough = math.ceil(2 * _LEAST_MOVED / moved * total / 10) * 10
+        yield (
+            f"optimization.steps={total}: at a learning rate of {config.optimization.learning_rate:g} so few steps "
+            f"change little; some {enough} and more, or a higher rate, are needed to see anything"
+        )
     epochs = total * config.optimization.accumulation / max(images.plan.batches, 1)
     if epochs > _MANY_EPOCHS:
         yield (
             f"{epochs:.0f} epochs: each image is seen that often, which mostly teaches the images themselves. Fewer "
             "optimization.steps or more images generalise better; validation.fraction=0.1 shows when it is enough"
         )
+
+
+def _moved(config: TrainConfig, total: int) -> float | None:
+    """How far the UNet's update can have come by the end, None where that doesn't follow from the rates.
+
+    Adam moves each value by about the learning rate a step, and the second factor of a LoRA begins at 0: after all
+    steps its values are about the sum of the rates, times the scale of the adapter.
+    """
+    adapter, optimization = config.adapter, config.optimization
+    if optimization.optimizer not in _ADAM_LIKE or adapter.algorithm != "lora" or not adapter.rank:
+        return None
+    rates = sum(factor(step, total, optimization) for step in range(total)) * optimization.learning_rate
+    return rates * adapter.scale(adapter.rank)
 
 
 def long_captions(config: TrainConfig, images: RunImages) -> dict[str, int]:
