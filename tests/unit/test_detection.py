@@ -14,10 +14,12 @@ from safetensors.torch import save_file
 
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.errors import ModelError
+from sdlora.models.bundle import Bundle
 from sdlora.models.detection import Detection, detect
 from sdlora.models.headers import read_header
 from sdlora.models.loading import load
 from sdlora.models.probe import probed_prediction
+from sdlora.models.schedule import NoiseSchedule
 
 UNET = "model.diffusion_model."
 SD1 = {
@@ -276,7 +278,9 @@ def test_other_folders_are_named_for_what_they_are(
 
 
 def test_an_unknown_prediction_type_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="prediction_type is 'sample'; sdlora trains epsilon and v_prediction"):
+    with pytest.raises(
+        ModelError, match="prediction_type is 'sample'; sdlora trains epsilon, v_prediction, flow and edm_v"
+    ):
         found(folder(tmp_path / "model", SD1_UNET, {}, prediction_type="sample"))
 
 
@@ -320,40 +324,68 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 # ---- models that are trained otherwise
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "what"),
-    [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "rectified flow"),
-        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "rectified flow"),
-        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "rectified flow"),
-        ({"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction"}, "rectified flow"),
-        ({"_class_name": "EDMEulerScheduler", "sigma_data": 1.0, "prediction_type": "v_prediction"}, "an EDM noise"),
-        ({"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_max": 80.0}, "an EDM noise"),
-    ],
-)
-def test_folders_of_flow_and_edm_models_are_refused_until_the_user_says_otherwise(
-    tmp_path: Path, scheduler: dict[str, object], what: str
-) -> None:
-    model = folder(tmp_path / "model", SD1_UNET, {}, **scheduler)
-    with pytest.raises(ModelError, match=f"trained with {what}.*scheduler_config.json.*set base_model.prediction"):
+EDM_FOLDER = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_max": 80.0}
+
+
+def test_models_of_another_edm_are_refused_until_the_user_says_otherwise(tmp_path: Path) -> None:
+    model = folder(tmp_path / "model", SD1_UNET, {}, **EDM_FOLDER)
+    with pytest.raises(
+        ModelError, match=r"an EDM noise schedule other than CosXL's .scheduler_config.json.*set base_model.prediction"
+    ):
         found(model)
     overruled = found(model, prediction="epsilon")
     assert overruled.prediction == "epsilon"
-    assert f"overruling {what}" in overruled.notes[0]
+    assert "overruling an EDM noise schedule" in overruled.notes[0]
 
 
-@pytest.mark.parametrize("said", ["flow", "Flow", "rectified_flow", "flow-matching", "flow matching", "rf"])
-def test_files_whose_metadata_say_flow_are_refused(tmp_path: Path, said: str) -> None:
-    model = safetensors(tmp_path / "model.safetensors", SDXL, {"modelspec.prediction_type": said})
-    with pytest.raises(ModelError, match="trained with rectified flow .the file's metadata"):
+def test_a_flow_takes_its_shift_from_its_scheduler_else_from_the_settings(tmp_path: Path) -> None:
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    told = found(folder(tmp_path / "told", SD1_UNET, {}, **flow, shift=2.5))
+    assert (told.shift, "shift 2.5 (scheduler_config.json)" in told.notes[0]) == (2.5, True)
+    usual = found(folder(tmp_path / "usual", SD1_UNET, {}, **flow))
+    assert (usual.shift, "shift 3 (the usual)" in usual.notes[0]) == (3.0, True)
+    own = found(tmp_path / "told", flow_shift=6)
+    assert (own.shift, "shift 6 (base_model.flow_shift)" in own.notes[0]) == (6.0, True)
+
+
+def test_a_shift_by_image_size_is_refused_unless_the_user_gives_one(tmp_path: Path) -> None:
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+    model = folder(tmp_path / "model", SD1_UNET, {}, **flow)
+    with pytest.raises(ModelError, match=r"by each image's size .use_dynamic_shifting.*set base_model.flow_shift"):
         found(model)
+    assert found(model, flow_shift=3).shift == 3.0
 
 
-@pytest.mark.parametrize("marker", ["edm_vpred.sigma_max", "edm_vpred.sigma_min", "sigma_data"])
-def test_files_with_the_marks_of_edm_are_refused(tmp_path: Path, marker: str) -> None:
-    model = safetensors(tmp_path / "model.safetensors", {**SDXL, marker: (1,), "v_pred": (0,)})
-    with pytest.raises(ModelError, match=f"an EDM noise schedule .marker tensor {marker}"):
-        found(model)
+def test_a_shift_without_a_flow_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"flow_shift has no effect, as this model predicts epsilon.*prediction=flow"):
+        found(folder(tmp_path / "model", SD1_UNET, {}), flow_shift=3)
+    with pytest.raises(ValueError, match=r"flow_shift has no effect with prediction=epsilon"):
+        BaseModelConfig(prediction="epsilon", flow_shift=3)
+
+
+def test_zero_terminal_snr_is_refused_where_noise_levels_are_others(tmp_path: Path) -> None:
+    model = safetensors(tmp_path / "model.safetensors", SDXL, {"modelspec.prediction_type": "flow"})
+    with pytest.raises(ModelError, match=r"zero_terminal_snr has no effect with flow.*leave it at auto"):
+        found(model, zero_terminal_snr=True)
+
+
+def test_cosxls_noise_levels_are_read_from_its_tensors(tmp_path: Path) -> None:
+    weights = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in SDXL.items()}
+    weights |= {"edm_vpred.sigma_max": torch.tensor(100.0), "edm_vpred.sigma_min": torch.tensor(0.01)}
+    save_file(weights, tmp_path / "cosxl.safetensors")
+    detection = found(tmp_path / "cosxl.safetensors")
+    assert detection.prediction == "edm_v"
+    assert detection.sigmas == pytest.approx((0.01, 100.0))
+
+
+def test_a_contradiction_is_said_and_the_unet_asked(tmp_path: Path) -> None:
+    model = safetensors(
+        tmp_path / "merge.safetensors", {**SDXL, "v_pred": (0,)}, {"modelspec.prediction_type": "epsilon"}
+    )
+    detection = found(model)
+    assert (detection.prediction, detection.prediction_told) == ("v_prediction", False)
+    assert "its metadata say epsilon and its marker tensor v_pred v_prediction, which is taken" in detection.notes[1]
+    assert found(model, prediction="epsilon").prediction_told
 
 
 def test_only_what_a_model_tells_counts_as_told(tmp_path: Path) -> None:
@@ -363,26 +395,41 @@ def test_only_what_a_model_tells_counts_as_told(tmp_path: Path) -> None:
     assert found(safetensors(tmp_path / "v.safetensors", {**SDXL, "v_pred": (0,)})).prediction_told
 
 
-class AsVelocity(torch.nn.Module):
-    """A UNet that predicts noise, turned into one that predicts v."""
+class As(torch.nn.Module):
+    """A UNet that predicts noise, turned into one that predicts v or a flow's velocity."""
 
-    def __init__(self, unet: torch.nn.Module, alphas_cumprod_T: torch.Tensor) -> None:
+    def __init__(self, unet: torch.nn.Module, schedule: NoiseSchedule, prediction: str) -> None:
         super().__init__()
-        self.unet, self.config, self.alphas = unet, unet.config, alphas_cumprod_T
+        self.unet, self.config, self.schedule, self.prediction = unet, unet.config, schedule, prediction
 
     def forward(self, latents: torch.Tensor, timestep: int, text: torch.Tensor) -> SimpleNamespace:
-        noise = self.unet(latents, timestep, text).sample
-        alpha_bar = self.alphas[timestep]
-        image = (latents - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
-        return SimpleNamespace(sample=alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * image)
+        if self.prediction == "v_prediction":
+            signal, spread = self.schedule.rates_at(timestep)
+            noise = self.unet(latents, timestep, text).sample
+            image = (latents - spread * noise) / signal
+            return SimpleNamespace(sample=signal * noise - spread * image)
+        spread = timestep / 1000
+        # the timestep at which the UNet knows this ratio of noise, and its input on the scale that it knows
+        ratios = self.schedule.spread_T / self.schedule.signal_T
+        own = int((ratios - spread / (1 - spread)).abs().argmin())
+        noise = self.unet(latents * self.schedule.rates_at(own)[1] / spread, own, text).sample
+        image = (latents - spread * noise) / (1 - spread) if spread < 0.9 else torch.zeros_like(latents)
+        return SimpleNamespace(sample=noise - image)
 
 
-def test_two_calls_of_a_unet_tell_what_it_predicts() -> None:
-    bundle = load(BaseModelConfig(model="builtin:emoji", precision="fp32"))
-    assert probed_prediction(bundle.unet, bundle.schedule, torch.float32) == "epsilon"
-    velocity = AsVelocity(bundle.unet, bundle.schedule.alphas_cumprod_T)
-    assert probed_prediction(velocity, bundle.schedule, torch.float32) == "v_prediction"
+@pytest.fixture(scope="module")
+def emoji() -> Bundle:
+    return load(BaseModelConfig(model="builtin:emoji", precision="fp32"))
+
+
+def test_two_calls_of_a_unet_tell_what_it_predicts(emoji: Bundle) -> None:
+    assert probed_prediction(emoji.unet, torch.float32) == "epsilon"
+    for prediction in ("v_prediction", "flow"):
+        assert probed_prediction(As(emoji.unet, emoji.schedule, prediction), torch.float32) == prediction
+
+
+def test_an_untrained_unet_tells_nothing(emoji: Bundle) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        untrained = UNet2DConditionModel.from_config(bundle.unet.config)
-    assert probed_prediction(untrained, bundle.schedule, torch.float32) is None
+        untrained = UNet2DConditionModel.from_config(emoji.unet.config)
+    assert probed_prediction(untrained, torch.float32) is None

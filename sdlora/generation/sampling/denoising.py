@@ -150,16 +150,16 @@ def guided(conditional_BCHW: Tensor, unconditional_BCHW: Tensor, guidance_B: Ten
 
 
 def _clean(bundle: Bundle, inputs_BCHW: Tensor, predicted_BCHW: Tensor, timestep: float) -> Callable[[], Tensor]:
-    """The clean latents that a prediction stands for; the UNet's inputs have variance 1 whatever the sampler."""
+    """The clean latents that a prediction stands for; the UNet's inputs are mixed as in training by any sampler."""
 
     def clean() -> Tensor:
-        alphas_T = bundle.schedule.alphas_cumprod_T
-        alpha_bar = float(alphas_T[min(max(round(timestep), 0), len(alphas_T) - 1)])
-        signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-        if bundle.schedule.prediction == "v_prediction":
-            return signal * inputs_BCHW - noise * predicted_BCHW
+        signal, spread = bundle.schedule.rates_at(timestep)
+        if bundle.schedule.prediction == "flow":
+            return inputs_BCHW - spread * predicted_BCHW
+        if bundle.schedule.prediction != "epsilon":
+            return signal * inputs_BCHW - spread * predicted_BCHW
         # Near pure noise the signal is almost 0; the floor keeps the preview from dividing by it.
-        return (inputs_BCHW - noise * predicted_BCHW) / max(signal, 1e-3)
+        return (inputs_BCHW - spread * predicted_BCHW) / max(signal, 1e-3)
 
     return clean
 

@@ -52,7 +52,7 @@ class Validation:
 
     def _loss(self, item: BucketedImage) -> float:
         device = self.bundle.device
-        alphas_cumprod_T = self.bundle.schedule.alphas_cumprod_T.to(device)
+        schedule = self.bundle.schedule.to(device)
         crop = self.latents.fixed(item)
         timesteps_B = torch.tensor(self.config.validation.timesteps, device=device)
         count = len(timesteps_B)
@@ -63,14 +63,12 @@ class Validation:
             derive_seed(self.config.seed, "validation"), item.record.content_hash, item.resolution
         )
         noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator).to(device)
-        noisy_BCHW = add_noise(latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
-        conditional_BCHW = target(
-            latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T, self.bundle.schedule.prediction
-        )
+        noisy_BCHW = add_noise(latents_BCHW, noise_BCHW, timesteps_B, schedule)
+        conditional_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, schedule)
         with self.precision.autocast():
             states = self.texts.states([self.caption(item)] * count)
             predicted_BCHW = self.bundle.family.predict(
-                self.bundle, noisy_BCHW, timesteps_B, states, [crop.size_conditions] * count
+                self.bundle, noisy_BCHW, schedule.unet_timesteps_T[timesteps_B], states, [crop.size_conditions] * count
             )
         # Plain MSE whatever the objective is, so that runs with other losses and weightings compare.
         return (predicted_BCHW.float() - conditional_BCHW).square().mean().item()
