@@ -20,7 +20,7 @@ from sdlora.constants import LATENT_FACTOR, SIGMA_MAX, SIGMA_MIN
 from sdlora.errors import ModelError
 from sdlora.models.headers import Header, read_header, read_tensor
 from sdlora.models.hub import model_file
-from sdlora.models.recognition import recognise_config, recognise_header
+from sdlora.models.recognition import INPAINTING_CHANNELS, UNET_PREFIX, recognise_config, recognise_header
 from sdlora.models.source import Source, SourceKind, locate
 from sdlora.text_files import parse_json, read_text
 
@@ -55,6 +55,8 @@ class Detection:
     source_kind: SourceKind
     native_resolution: int
     notes: tuple[str, ...] = ()
+    is_inpainting: bool = False
+    """Whether its UNet takes a mask and a picture, too."""
     prediction_told: bool = True
     """Whether the model, or the user, tells what it predicts; else it is the family's usual."""
     shift: float = _USUAL_SHIFT
@@ -74,6 +76,7 @@ class _Found:
     zero_terminal_snr_from: str
     native_resolution: int
     advice: tuple[str, ...] = ()
+    is_inpainting: bool = False
     untrained: str = ""
     """What it predicts instead, when that is nothing that is trained here."""
     is_sure: bool = True
@@ -103,7 +106,7 @@ def _overruled(found: _Found, config: BaseModelConfig, kind: SourceKind) -> Dete
         raise ModelError(
             f"{config.model} is of family {found.family}, but base_model.family says {config.family}; leave it at auto"
         )
-    notes = [f"{found.family}, {found.native_resolution} px"]
+    notes = [f"{found.family}{', inpainting' if found.is_inpainting else ''}, {found.native_resolution} px"]
     prediction, zero_terminal_snr, advice = found.prediction, found.zero_terminal_snr, found.advice
     if found.untrained and config.prediction == "auto":
         raise ModelError(
@@ -149,6 +152,7 @@ def _overruled(found: _Found, config: BaseModelConfig, kind: SourceKind) -> Dete
         source_kind=kind,
         native_resolution=found.native_resolution,
         notes=("; ".join(notes), *advice),
+        is_inpainting=found.is_inpainting,
         prediction_told=config.prediction != "auto" or found.is_sure,
         shift=found.shift or _USUAL_SHIFT if config.flow_shift == "auto" else config.flow_shift,
         sigmas=found.sigmas,
@@ -208,6 +212,7 @@ def _detect_folder(source: Source, revision: str | None) -> _Found:
         zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)),
         zero_terminal_snr_from=where,
         native_resolution=int(unet.get("sample_size") or _RESOLUTIONS[family] // LATENT_FACTOR) * LATENT_FACTOR,
+        is_inpainting=unet.get("in_channels") == INPAINTING_CHANNELS,
         untrained=untrained,
         is_sure=where == _CONFIG,
         shift=None if shift is None else float(shift),
@@ -255,6 +260,7 @@ def _detect_file(header: Header) -> _Found:
         zero_terminal_snr=False,
         zero_terminal_snr_from="",
         native_resolution=_RESOLUTIONS[family],
+        is_inpainting=header.shapes[f"{UNET_PREFIX}input_blocks.0.0.weight"][1] == INPAINTING_CHANNELS,
         is_sure=False,
     )
     said, marked = _metadata_prediction(header.metadata), _marked_prediction(header)

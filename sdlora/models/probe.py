@@ -61,6 +61,9 @@ def _answer(unet: nn.Module, config: Any, latents_BCHW: Tensor, timestep: int, d
         sizes = torch.tensor([[1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0]], device=device)
         pooled_BD = torch.zeros(1, width, device=device, dtype=dtype)
         extra["added_cond_kwargs"] = {"text_embeds": pooled_BD, "time_ids": sizes}
+    # An inpainting UNet is given no picture, and all of the canvas to paint.
+    latents_BCHW = torch.cat([latents_BCHW, torch.zeros(1, config.in_channels - 4, _EDGE, _EDGE)], dim=1)
+    latents_BCHW[:, 4:5] = 1.0
     predicted_BCHW: Tensor = unet(latents_BCHW.to(device, dtype), timestep, text_BTD, **extra).sample
     return predicted_BCHW.float().cpu()
 

@@ -190,6 +190,7 @@ ELSEWHERE = {
     "base_model.variant": "integration/test_loading.py",
     "base_model.family": "unit/test_detection.py",
     "base_model.vae": "integration/test_loading.py",
+    "images.inpaint_mask": "integration/test_inpainting.py",
     "base_model.flow_shift": "unit/test_detection.py",
     "base_model.precision": "integration/test_loading.py",
     "base_model.quantization": "integration/test_quantised_training.py",

@@ -159,8 +159,7 @@ def without(shapes: dict[str, tuple[int, ...]], *starts: str) -> dict[str, tuple
         ({"lora_unet_mid_block.lora_down.weight": (4, 8)}, "this is a LoRA file.*use adapter.start_from"),
         ({"unet.mid_block.to_q.lora_A.weight": (4, 8)}, "this is a LoRA file"),
         ({"lora_unet_x.hada_w1_a": (4, 8)}, "this is a LoRA file"),
-        ({**SD1, f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)}, "an inpainting model .*takes 9 channels, not 4"),
-        ({**SD1, f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)}, "an InstructPix2Pix model"),
+        ({**SD1, f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)}, "an InstructPix2Pix .*8 channels, not 4 or 9"),
         ({f"{UNET}joint_blocks.0.x.weight": (8,)}, "this is Stable Diffusion 3; sdlora trains"),
         ({"double_blocks.0.img_attn.norm.key_norm.scale": (8,)}, "this is Flux; sdlora trains"),
         ({**SDXL, "edm_mean": (4,)}, "Playground v2.5"),
@@ -260,7 +259,7 @@ def test_a_folders_scheduler_tells_the_prediction(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("unet", "index", "message"),
     [
-        ({**SD1_UNET, "in_channels": 9}, {}, "an inpainting model"),
+        ({**SD1_UNET, "in_channels": 8}, {}, "an InstructPix2Pix model"),
         (SDXL_UNET, {"text_encoder": [None, None], "text_encoder_2": ["transformers", "CLIP"]}, "the SDXL refiner"),
         ({**SD1_UNET, "layers_per_block": 1}, {}, r"unknown family.*4 levels .*layers_per_block 1 \(2\)"),
         (

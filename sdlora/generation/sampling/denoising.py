@@ -98,11 +98,12 @@ def denoise(
     *,
     first: int = 0,
     hooks: Hooks | None = None,
+    inpaint_B5HW: Tensor | None = None,
 ) -> Tensor:
     """Clean latents, float32. latents_BCHW: noisy as the scheduler wants them at its timestep number `first`.
 
     conditions: what holds at a step (from 0) of how many. generators: one for each image, on the CPU, for samplers that
-    add noise. Raises CancelledError.
+    add noise. inpaint: mask and masked picture, for an inpainting model. Raises CancelledError.
     """
     hooks = hooks or Hooks()
     timesteps = scheduler.timesteps[first:]
@@ -117,7 +118,8 @@ def denoise(
         if hooks.before_step is not None:
             hooks.before_step(index / len(timesteps))
         inputs_BCHW = scheduler.scale_model_input(latents_BCHW, timestep)
-        predicted_BCHW = conditions(index, len(timesteps)).predict(bundle, inputs_BCHW, timestep)
+        seen_BCHW = inputs_BCHW if inpaint_B5HW is None else torch.cat([inputs_BCHW, inpaint_B5HW], dim=1)
+        predicted_BCHW = conditions(index, len(timesteps)).predict(bundle, seen_BCHW, timestep)
         latents_BCHW = scheduler.step(predicted_BCHW, timestep, latents_BCHW, **noise).prev_sample
         if hooks.keep is not None:
             latents_BCHW = hooks.keep(latents_BCHW, first + index)

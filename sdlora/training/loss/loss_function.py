@@ -83,6 +83,8 @@ class LossFunction:
         return self._distance(predicted_BCHW, base_BCHW, timesteps_B, batch.mask_B1HW, self._unmasked_weight)
 
     def _predict(self, batch: Batch, noisy_BCHW: Tensor, timesteps_B: Tensor, states: TextStates) -> Tensor:
+        if batch.inpaint_B5HW is not None:
+            noisy_BCHW = torch.cat([noisy_BCHW, batch.inpaint_B5HW.to(noisy_BCHW)], dim=1)
         unet_timesteps_B = self._schedule.unet_timesteps_T[timesteps_B]
         return self._bundle.family.predict(self._bundle, noisy_BCHW, unet_timesteps_B, states, batch.size_conditions)
 

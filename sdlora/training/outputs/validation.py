@@ -13,7 +13,7 @@ import torch
 
 from sdlora.adapters.live.attach import Adapter
 from sdlora.config.train import TrainConfig
-from sdlora.data.batches import derive_seed, sample_generator
+from sdlora.data.batches import derive_seed, sample_generator, sample_random
 from sdlora.data.buckets import BucketedImage
 from sdlora.models.bundle import Bundle
 from sdlora.training.inputs.latents import LatentSource
@@ -53,7 +53,7 @@ class Validation:
     def _loss(self, item: BucketedImage) -> float:
         device = self.bundle.device
         schedule = self.bundle.schedule.to(device)
-        crop = self.latents.fixed(item)
+        crop = self.latents.measured(item, sample_random(self.config.seed, "validation", item.record.content_hash))
         timesteps_B = torch.tensor(self.config.validation.timesteps, device=device)
         count = len(timesteps_B)
         # The posterior's mean, not a sample of it, so that nothing but the adapter changes the loss.
@@ -64,6 +64,8 @@ class Validation:
         )
         noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator).to(device)
         noisy_BCHW = add_noise(latents_BCHW, noise_BCHW, timesteps_B, schedule)
+        if crop.inpaint_5HW is not None:
+            noisy_BCHW = torch.cat([noisy_BCHW, crop.inpaint_5HW.to(noisy_BCHW).expand(count, -1, -1, -1)], dim=1)
         conditional_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, schedule)
         with self.precision.autocast():
             states = self.texts.states([self.caption(item)] * count)

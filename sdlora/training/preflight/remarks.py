@@ -58,6 +58,10 @@ def _without_effect(config: TrainConfig, images: RunImages) -> Iterator[str]:
             "images.random_crop, crop_jitter, rotation, colour_jitter or hue_jitter make an image differ each time, so "
             "images are encoded at every step: images.cache keeps captions only, and the VAE stays in memory"
         )
+    if detect(config.resolved_base_model).is_inpainting:
+        drawn = config.images.inpaint_mask == "strokes"
+        what = "random masks are drawn and what they leave is encoded at every step, so the VAE stays in memory"
+        yield f"the base is an inpainting model: {what if drawn else 'it paints what images.mask covers'}"
     if config.images.crop_focus == "face":
         without = [one.path.name for one in images.trained if focus_of(one) is None and not one.is_class]
         if without:
