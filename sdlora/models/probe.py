@@ -1,10 +1,10 @@
 """What a UNet predicts, found out by asking it: for files that lost the mark that would tell.
 
 Two calls. The first is given nothing but noise, as at the end of the schedule: an epsilon model and a flow give the
-noise back, a v model answers with the image, of which there is none. The second is given a smooth image under as much
-noise: an epsilon model gives the noise back, the other two take the image off it, a v model the whole of it and a flow,
-which reckons with other shares, most of it. A UNet that doesn't even find the noise then (an untrained one) says
-nothing.
+noise back, a v model answers with an image. What any of them adds to the noise is the image that it sees there, however
+faintly, and the second call is given that one under as much noise: an epsilon model gives the noise back, the other two
+take the image off it. Another image would not do, as a model that doesn't know its like takes it for noise. A UNet
+whose answer is neither (an untrained one) says nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate
 
 from sdlora.config.base_model import Prediction
 from sdlora.models.schedule import build_schedule
@@ -21,12 +22,13 @@ _EDGE = 32
 """Of the latents: 256 pixels."""
 _MIDDLE = 0.4
 """Place in the schedule of the second call, where image and noise weigh about the same."""
-_ALIKE, _UNLIKE = 0.6, 0.35
-"""Correlations that count as giving the noise back, and as not."""
-_TAKEN_OFF, _LEFT = -0.2, -0.1
-"""Correlations with the image that count as taking it off, and as leaving it."""
-_FOUND = 0.25
-"""Correlation with the noise, in the middle of the schedule, of a UNet that has learned anything."""
+_GIVEN_BACK, _NOT_GIVEN_BACK = 0.6, 0.35
+"""Multiples of the noise that count as giving it back, and as not."""
+_TAKEN_OFF, _LEFT = -0.3, -0.15
+"""Multiples of the image that count as taking it off, and as leaving it."""
+_EXPLAINED = 0.3
+"""Share of the second answer that noise and image must explain. Trained: 0.55 to 0.95; at random: 0.05."""
+_BLUR = 4
 _TOKENS = 77
 
 
@@ -35,20 +37,38 @@ def probed_prediction(unet: nn.Module, dtype: torch.dtype) -> Prediction | None:
     """epsilon, v_prediction or flow; None when the answers tell none of them. Two calls of the UNet."""
     config: Any = unet.config
     schedule = build_schedule({}, "epsilon", zero_terminal_snr=False)
-    generator = torch.Generator().manual_seed(0)
-    noise_BCHW = torch.randn(1, 4, _EDGE, _EDGE, generator=generator)
-    image_BCHW = _smooth(noise_BCHW)
+    noise_BCHW = torch.randn(1, 4, _EDGE, _EDGE, generator=torch.Generator().manual_seed(0))
     last, middle = len(schedule) - 1, int(_MIDDLE * len(schedule))
-    signal, spread = schedule.rates_at(middle)
     deep_BCHW = _answer(unet, config, noise_BCHW, last, dtype)
+    (deep,), _ = _shares(deep_BCHW, noise_BCHW)
+    image_BCHW = _image(deep * noise_BCHW - deep_BCHW)
+    signal, spread = schedule.rates_at(middle)
     mixed_BCHW = _answer(unet, config, signal * image_BCHW + spread * noise_BCHW, middle, dtype)
-    deep = _correlation(deep_BCHW, noise_BCHW)
-    noise, image = _correlation(mixed_BCHW, noise_BCHW), _correlation(mixed_BCHW, image_BCHW)
-    if noise < _FOUND or not all(map(torch.isfinite, (deep, noise, image))):
+    (_, image), explained = _shares(mixed_BCHW, noise_BCHW, image_BCHW)
+    if not explained > _EXPLAINED:  # in this form for answers that are not finite
         return None
-    if deep > _ALIKE:
+    if deep > _GIVEN_BACK:
         return "flow" if image < _TAKEN_OFF else "epsilon" if image > _LEFT else None
-    return "v_prediction" if deep < _UNLIKE and image < _TAKEN_OFF else None
+    return "v_prediction" if deep < _NOT_GIVEN_BACK and image < _TAKEN_OFF else None
+
+
+def _image(seen_BCHW: Tensor) -> Tensor:
+    """What a model sees in pure noise, without detail (and the rounding of half precision), of unit power."""
+    blurred_BCHW = interpolate(avg_pool2d(seen_BCHW, _BLUR), scale_factor=float(_BLUR), mode="bilinear")
+    return blurred_BCHW / blurred_BCHW.square().mean().sqrt().clamp(min=1e-12)
+
+
+def _shares(answer_BCHW: Tensor, *parts_BCHW: Tensor) -> tuple[list[float], float]:
+    """The multiples of some parts whose sum is nearest to an answer, and the share of its power that they explain."""
+    answer_N, parts_NK = (
+        answer_BCHW.flatten().double(),
+        torch.stack([each.flatten() for each in parts_BCHW], 1).double(),
+    )
+    if not torch.isfinite(answer_N).all():
+        return [float("nan")] * len(parts_BCHW), float("nan")
+    shares_K = torch.linalg.lstsq(parts_NK, answer_N[:, None]).solution[:, 0]
+    left = (answer_N - parts_NK @ shares_K).square().sum() / answer_N.square().sum()
+    return shares_K.tolist(), 1.0 - float(left)
 
 
 def _answer(unet: nn.Module, config: Any, latents_BCHW: Tensor, timestep: int, dtype: torch.dtype) -> Tensor:
@@ -66,15 +86,3 @@ def _answer(unet: nn.Module, config: Any, latents_BCHW: Tensor, timestep: int, d
     latents_BCHW[:, 4:5] = 1.0
     predicted_BCHW: Tensor = unet(latents_BCHW.to(device, dtype), timestep, text_BTD, **extra).sample
     return predicted_BCHW.float().cpu()
-
-
-def _smooth(noise_BCHW: Tensor) -> Tensor:
-    """An image without detail, of unit variance: waves that cross the canvas once, in another phase each channel."""
-    _, channels, height, width = noise_BCHW.shape
-    y_H, x_W = torch.linspace(0, 2 * torch.pi, height), torch.linspace(0, 2 * torch.pi, width)
-    waves = [torch.sin(x_W + index)[None] + torch.cos(y_H + 2 * index)[:, None] for index in range(channels)]
-    return torch.stack(waves)[None]
-
-
-def _correlation(one: Tensor, other: Tensor) -> Tensor:
-    return torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]
