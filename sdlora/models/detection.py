@@ -280,9 +280,12 @@ def _detect_file(header: Header) -> _Found:
         found = replace(found, zero_terminal_snr=True, zero_terminal_snr_from="marker tensor ztsnr")
     elif _metadata_says(header.metadata, "ss_zero_terminal_snr", "modelspec.zero_terminal_snr"):
         found = replace(found, zero_terminal_snr=True, zero_terminal_snr_from="the file's metadata")
-    if family == "sd2" and found.prediction == "v_prediction":
-        found = replace(found, native_resolution=_SD2_V_RESOLUTION)
-    return found
+    return replace(found, native_resolution=file_resolution(family, found.prediction))
+
+
+def file_resolution(family: FamilyName, prediction: Prediction) -> int:
+    """Edge in pixels that a single-file model was trained at; SD 2's two sizes go with what it predicts."""
+    return _SD2_V_RESOLUTION if family == "sd2" and prediction == "v_prediction" else _RESOLUTIONS[family]
 
 
 def _contradicted(found: _Found, said: str) -> _Found:

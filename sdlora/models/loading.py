@@ -13,7 +13,7 @@ from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
 from sdlora.constants import MIB
 from sdlora.models.bundle import Bundle
 from sdlora.models.components import Parts
-from sdlora.models.detection import Detection, detect
+from sdlora.models.detection import Detection, detect, file_resolution
 from sdlora.models.dtypes import DTYPES
 from sdlora.models.families import FAMILIES
 from sdlora.models.folder import DiffusersModel, load_vae_folder
@@ -64,7 +64,11 @@ def load(
     shift = getattr(vae.config, "shift_factor", None)
     vae_identity = weights_identity([vae], repr(vae.config.scaling_factor), *([repr(shift)] if shift else []))
     text_identity = weights_identity(text_encoders, config.clip_skip)
-    prediction = detection.prediction if detection.prediction_told else _asked(unet, detection, dtype, notes)
+    prediction, native_resolution = detection.prediction, detection.native_resolution
+    if not detection.prediction_told:
+        prediction = _asked(unet, detection, dtype, notes)
+        if detection.source_kind == "file":
+            native_resolution = file_resolution(detection.family, prediction)
     schedule = build_schedule(
         parts.scheduler_config(),
         prediction,
@@ -86,7 +90,7 @@ def load(
         config=config,
         source=config.model,
         dtype=dtype,
-        native_resolution=detection.native_resolution,
+        native_resolution=native_resolution,
         identity=identity,
         vae_identity=vae_identity,
         text_identity=text_identity,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
@@ -9,6 +11,7 @@ from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from sdlora.config.generate import samplers_for
 from sdlora.errors import ConfigError
 from sdlora.generation.sampling.denoising import Step, _clean
+from sdlora.generation.sampling.passes import plan_pass
 from sdlora.generation.sampling.samplers import make_scheduler
 from sdlora.models.schedule import NoiseSchedule, build_schedule
 from sdlora.training.loss.diffusion import add_noise, target
@@ -88,12 +91,7 @@ def test_samplers_turn_noise_into_the_data_of_a_perfect_model(schedule: NoiseSch
 def test_the_picture_while_generating_is_the_image_that_the_prediction_stands_for(schedule, latents_and_noise):
     latents, noise = latents_and_noise
     noisy, wanted = (function(latents, noise, TIMESTEPS, schedule) for function in (add_noise, target))
-
-    class Bundle:
-        pass
-
-    bundle = Bundle()
-    bundle.schedule = schedule
+    bundle = SimpleNamespace(schedule=schedule)
     for row, timestep in enumerate(TIMESTEPS.tolist()):
         told = float(schedule.unet_timesteps_T[timestep])
         shown = Step(1, 1, _clean(bundle, noisy[row], wanted[row], told)).clean()
@@ -104,3 +102,21 @@ def test_the_picture_while_generating_is_the_image_that_the_prediction_stands_fo
 def test_a_sampler_without_a_form_for_the_model_is_refused(schedule: NoiseSchedule, sampler: str):
     with pytest.raises(ConfigError, match=f"{sampler} has no form for a model that predicts .*: take Euler, DPM.. 2M"):
         make_scheduler(sampler, schedule, 5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sampler"),
+    [(schedule, sampler) for schedule in (FLOW, EDM) for sampler in samplers_for(schedule.prediction)],
+)
+def test_a_start_picture_is_as_noisy_as_the_step_that_it_enters_at_and_stays_so(schedule: NoiseSchedule, sampler: str):
+    one = plan_pass(SimpleNamespace(schedule=schedule), sampler, 10, 0.5, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(2)
+    picture, noise = (torch.randn((1, 4, 8, 8), generator=generator) for _ in range(2))
+    signals = 1.0 - one.scheduler.sigmas if schedule.prediction == "flow" else torch.ones(11)
+    latents = one.noisy(picture, noise, one.first)
+    torch.testing.assert_close(latents, signals[5] * picture + one.scheduler.sigmas[5] * noise)
+    for index in range(one.first, 10):
+        one.scheduler.scale_model_input(latents, one.scheduler.timesteps[index])
+        latents = one.scheduler.step(noise, one.scheduler.timesteps[index], latents).prev_sample
+        kept = one.noisy(picture, noise, index + 1)  # what inpainting puts back
+        torch.testing.assert_close(kept, signals[index + 1] * picture + one.scheduler.sigmas[index + 1] * noise)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from sdlora.adapters.files.hub_files import local_file
+from sdlora.adapters.files.metadata import MODELSPEC_PREDICTIONS
+from sdlora.adapters.files.reading import read
 from sdlora.config.interval import length
 from sdlora.config.optimization import OWN_RATE, SCHEDULE_FREE
 from sdlora.config.shipped import BUILTIN_PREFIX, sample_images_folder
@@ -116,7 +119,15 @@ def _unlikely_to_please(config: TrainConfig, images: RunImages) -> Iterator[str]
             f"base_model.model={base} is a tiny model of icons, to try sdlora out: for your own pictures set it to a "
             "Stable Diffusion model (a hub name, a folder or a .safetensors file) or choose a preset that does"
         )
-    native_px = detect(config.resolved_base_model).native_resolution
+    base_model = detect(config.resolved_base_model)
+    if config.adapter.start_from is not None and base_model.prediction_told:
+        said = read(local_file(config.adapter.start_from)).metadata.get("modelspec.prediction_type", "")
+        if said and said != MODELSPEC_PREDICTIONS[base_model.prediction]:
+            yield (
+                f"adapter.start_from={config.adapter.start_from} was trained on a base model that predicts {said}, and "
+                f"this one predicts {base_model.prediction}: what it learned may fit badly"
+            )
+    native_px = base_model.native_resolution
     far = [edge for edge in config.images.resolutions if not _LEAST_SHARE <= edge / native_px <= _LARGEST_SHARE]
     if far:
         yield (
