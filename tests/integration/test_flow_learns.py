@@ -1,7 +1,8 @@
-"""An adapter on a rectified flow that knows something: it lowers the loss on images that it has not seen."""
+"""An adapter on a rectified flow that knows something: it lowers the loss on images that neither has seen."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,21 +10,29 @@ import pytest
 
 from sdlora.config import files
 from sdlora.config.base_model import BaseModelConfig
+from sdlora.config.shipped import sample_images_folder
 from sdlora.models.loading import load
 from sdlora.training.loop.run import train
 from tests.support.tiny_flow import train_flow_base
 
-BASE_STEPS, STEPS = 120, 40
+BASE_STEPS, STEPS = 150, 40
+KNOWN = 5
+"""Of the mascot's pictures: with them the base knows colours and strokes like those of the others."""
 
 
 @pytest.mark.slow
 def test_an_adapter_lowers_the_held_out_loss_of_a_flow_and_the_flow_is_recognised_unmarked(tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    losses = train_flow_base(base, "builtin:blueprint", steps=BASE_STEPS)
+    known, new, base = (tmp_path / name for name in ("known", "new", "base"))
+    for number, picture in enumerate(sorted((sample_images_folder() / "mascot").glob("*.png"))):
+        folder = known if number < KNOWN else new
+        folder.mkdir(exist_ok=True)
+        for file in (picture, picture.with_suffix(".txt")):
+            shutil.copy(file, folder)
+    losses = train_flow_base(base, ["builtin:blueprint", known], steps=BASE_STEPS)
     before, after = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
     settings = {
         "base_model.model": base,
-        "images.folder": "builtin:mascot",
+        "images.folder": new,
         "images.resolution": 64,
         "images.bucket_step": 32,
         "images.cache": "false",
@@ -40,10 +49,12 @@ def test_an_adapter_lowers_the_held_out_loss_of_a_flow_and_the_flow_is_recognise
         "name": "ink",
     }
     result = train(files.load(overrides=[f"{name}={value}" for name, value in settings.items()]))
-    print(f"base {before:.3f} to {after:.3f} in {BASE_STEPS} steps; adapter {result.relative_loss:.3f} in {STEPS}")
+    events = [json.loads(line) for line in (result.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    held_out = [event["loss"] for event in events if event["kind"] == "validated"]
+    print(f"base: {before:.3f} to {after:.3f} in {BASE_STEPS} steps; adapter: held out {held_out} in {STEPS}")
     assert after < 0.4 * before
     assert result.relative_loss is not None
-    assert result.relative_loss < 0.9
+    assert result.relative_loss < 0.95
 
     shutil.rmtree(base / "scheduler")
     bundle = load(BaseModelConfig(model=str(base), precision="fp32"))

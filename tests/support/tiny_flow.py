@@ -7,6 +7,7 @@ builtin:emoji, whose latents mean something, and its text encoders are random.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,12 +27,10 @@ from tests.support.tiny_models import build
 _BATCH = 8
 
 
-def train_flow_base(
-    folder: Path, images: str, *, steps: int, resolution: int = 64, report: bool = False
-) -> list[float]:
+def train_flow_base(folder: Path, images: Sequence[Path | str], *, steps: int) -> list[float]:
     """Write the model to `folder`; returns the loss of every step.
 
-    images: a folder, or `builtin:` and a sample set's name.
+    images: folders, or `builtin:` and a sample set's name.
     """
     build("sdxl", folder, prediction="flow")
     shutil.rmtree(folder / "vae")
@@ -39,8 +38,8 @@ def train_flow_base(
     config = files.load(
         overrides=[
             f"base_model.model={folder}",
-            f"images.folder={images}",
-            f"images.resolution={resolution}",
+            f"images.folder=[{', '.join(map(str, images))}]",
+            "images.resolution=64",
             "images.cache=false",
             "images.bucket_step=32",
             "objective.timestep_distribution=logit_normal",
@@ -69,7 +68,5 @@ def train_flow_base(
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        if report and step % 20 == 19:
-            print(step + 1, sum(losses[-20:]) / 20, flush=True)
     unet.save_pretrained(folder / "unet")
     return losses

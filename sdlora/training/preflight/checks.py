@@ -113,7 +113,7 @@ def _check_base(config: TrainConfig) -> None:
         for setting, sampler in _preview_samplers(config)
         if (problem := sampler_problem(sampler, detection.prediction))
     ]
-    if "inpaint_mask" in config.images.model_fields_set and not detection.is_inpainting:
+    if config.images.inpaint_mask != "strokes" and not detection.is_inpainting:
         problems.append(
             f"images.inpaint_mask={config.images.inpaint_mask} has no effect: {config.base_model.model} is no "
             "inpainting model (its UNet takes 4 channels, not 9); leave the setting out"
