@@ -7,3 +7,6 @@ GIB = 2**30
 
 LATENT_FACTOR = 8
 """Pixels along an edge that become one latent: the three halvings of Stable Diffusion's VAE."""
+
+SIGMA_MIN, SIGMA_MAX = 0.002, 120.0
+"""Least and largest noise of CosXL, as multiples of the image's spread."""

@@ -59,7 +59,10 @@ _FROM_TRAINING = {
     "family",
     "prediction",
     "zero_terminal_snr",
+    "flow_shift",
     "vae",
+    "vae_scale",
+    "vae_shift",
     "adapters",
     "clip_skip",
 }

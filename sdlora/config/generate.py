@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
-from sdlora.config.base_model import BaseModelConfig, Precision
+from sdlora.config.base_model import BaseModelConfig, Precision, Prediction
 from sdlora.config.mix import MixedAdapter
 from sdlora.config.section import Section
 from sdlora.constants import LATENT_FACTOR
@@ -25,6 +25,24 @@ Sampler = Literal[
     "LCM",
 ]
 ImageFormat = Literal["png", "jpeg", "webp"]
+
+_SAMPLERS: dict[Prediction, tuple[Sampler, ...]] = {
+    "flow": ("Euler", "DPM++ 2M", "UniPC"),
+    "edm_v": ("Euler", "DPM++ 2M"),
+}
+"""Of models that are no diffusion over Stable Diffusion's own noise levels: few samplers have a form for them."""
+
+
+def samplers_for(prediction: Prediction) -> tuple[Sampler, ...]:
+    """The samplers that can generate with a model which predicts so, the one to take by default first."""
+    return _SAMPLERS.get(prediction, get_args(Sampler))
+
+
+def sampler_problem(sampler: Sampler, prediction: Prediction) -> str | None:
+    """Why a sampler can't generate with such a model; None where it can."""
+    if sampler in (known := samplers_for(prediction)):
+        return None
+    return f"{sampler} has no form for a model that predicts {prediction}: take {', '.join(known)}"
 
 
 class UsedAdapter(MixedAdapter):

@@ -220,6 +220,10 @@ class ImagesConfig(Section):
     unmasked_weight: float = Field(default=0.0, ge=0.0, le=1.0)
     """Loss weight outside the mask."""
 
+    inpaint_mask: Literal["strokes", "mask"] = "strokes"
+    """What an inpainting base model paints anew: random strokes and boxes, a quarter of the time everything, or what
+    images.mask covers (file or alpha)."""
+
     max_unreadable: float = Field(default=0.2, ge=0.0, le=1.0)
     """Share of files that may be unreadable before the run is refused; each is listed either way."""
 
@@ -267,6 +271,8 @@ class ImagesConfig(Section):
             )
         if self.crop_focus == "mask" and self.mask == "none" and all(each.mask is None for each in self.folders):
             raise ValueError("crop_focus=mask needs images.mask, alpha or file")
+        if self.inpaint_mask == "mask" and self.mask == "none" and all(each.mask is None for each in self.folders):
+            raise ValueError("inpaint_mask=mask needs images.mask, alpha or file")
         _check_resolutions(self)
         for source in self.folders:
             try:

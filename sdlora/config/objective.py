@@ -21,14 +21,14 @@ class ObjectiveConfig(Section):
 
     weighting: Literal["none", "min_snr", "soft_min_snr", "debiased"] = "none"
     """Loss weight by timestep: min_snr (Hang et al. 2023), the same with a smooth cap (Crowson et al. 2024) or debiased
-    (Yu et al. 2024)."""
+    (Yu et al. 2024). With v-prediction and rectified flow the same weight on the same error in the image."""
 
     min_snr_gamma: float = Field(default=5.0, gt=0)
     """Cap of the min_snr and soft_min_snr weights; 5 is usual, anime SDXL sets often take 8."""
 
     v_loss_like_epsilon: bool = False
     """With v-prediction weigh timesteps as an epsilon loss does, by snr / (snr + 1) (sd-scripts'
-    scale_v_pred_loss_like_noise_pred)."""
+    scale_v_pred_loss_like_noise_pred); with rectified flow by its own factor for that, (1 - t)^2."""
 
     noise_offset: float = Field(default=0.0, ge=0, le=1)
     """Add a constant per channel to the noise, for very dark and bright images (Guttenberg 2023); 0.05 is usual."""
@@ -56,6 +56,10 @@ class ObjectiveConfig(Section):
 
     timestep_distribution: Literal["uniform", "logit_normal", "cubic"] = "uniform"
     """How timesteps are drawn: evenly, mostly middle ones, or mostly noisy ones."""
+
+    timestep_shift: float = Field(default=1.0, gt=0, le=100)
+    """Move drawn timesteps towards noise, as shift t / (1 + (shift - 1) t) of their share t (Esser et al. 2024); 1
+    leaves them alone, 2.5 or 3 is usual for rectified flow."""
 
     prior_preservation: Literal["none", "class_images", "base_prediction"] = "none"
     """Keep what the base knows: class images (DreamBooth), or match the frozen base's own predictions."""

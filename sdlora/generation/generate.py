@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -91,6 +92,8 @@ class Generator:
         except ValueError as error:
             raise ConfigError("the request", [str(error)]) from None
         self.bundle = load_base(base_model, device=device, dtype=choose_dtype(base_model, self.compute, device))
+        # Where the model's file doesn't tell, it was asked while it loaded.
+        self.detection = replace(self.detection, prediction=self.bundle.schedule.prediction)
         self._tune(device)
         self._adapted = AdaptedBase(self.bundle)
         self._pool = AdapterPool(self._adapted, DEFAULT_POOL_BYTES if pool_bytes is None else pool_bytes)

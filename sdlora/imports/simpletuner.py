@@ -211,7 +211,10 @@ def _family(settings: Mapping[str, Any]) -> str:
     if switch(settings.get("controlnet")) or switch(settings.get("control")):
         raise ValueError("it trains a ControlNet; only adapters can be trained here")
     if settings.get("prediction_type") == "flow_matching":
-        raise ValueError("it trains flow matching; only epsilon and v-prediction can be trained here")
+        raise ValueError(
+            "it trains flow matching, whose settings are not taken over: begin with a preset for the model's family, "
+            "base_model.prediction=flow and objective.timestep_distribution=logit_normal"
+        )
     return _FAMILIES[family]
 
 

@@ -39,6 +39,7 @@ def fit_unet(config: ModelConfig, shapes: Shapes) -> ModelConfig:
     ]
     cross_width = next(shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
     fitted = {**config, "block_out_channels": widths, "cross_attention_dim": cross_width}
+    fitted["in_channels"] = shapes["input_blocks.0.0.weight"][1]
     if isinstance(config["attention_head_dim"], list):  # diffusers' name for the number of heads
         fitted["attention_head_dim"] = [width // _HEAD_WIDTH for width in widths]
     # Checkpoints of SD 1.x project with 1x1 convolutions, later ones with linear layers; diffusers must know which.

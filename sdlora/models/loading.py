@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
-from sdlora.config.base_model import BaseModelConfig, FamilyName
+from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
 from sdlora.constants import MIB
 from sdlora.models.bundle import Bundle
 from sdlora.models.components import Parts
-from sdlora.models.detection import Detection, detect
+from sdlora.models.detection import Detection, detect, file_resolution
 from sdlora.models.dtypes import DTYPES
 from sdlora.models.families import FAMILIES
 from sdlora.models.folder import DiffusersModel, load_vae_folder
 from sdlora.models.identity import weights_identity
 from sdlora.models.probe import probed_prediction
 from sdlora.models.quantize import quantize_, weight_bytes
-from sdlora.models.schedule import NoiseSchedule, build_schedule
+from sdlora.models.schedule import build_schedule
 from sdlora.models.single_file import SingleFile, load_vae_file
 from sdlora.models.source import locate
 from sdlora.models.text import check_clip_skip
@@ -61,12 +60,22 @@ def load(
     if change is not None:
         notes += change(detection.family, [unet, *text_encoders])
     identity = weights_identity([unet, vae, *text_encoders])
-    # Neither is a weight, but both change what is cached: the factor scales latents, clip_skip chooses the layer.
-    vae_identity = weights_identity([vae], repr(vae.config.scaling_factor))
+    # None is a weight, but all change what is cached: the factors scale and shift latents, clip_skip chooses the layer.
+    shift = getattr(vae.config, "shift_factor", None)
+    vae_identity = weights_identity([vae], repr(vae.config.scaling_factor), *([repr(shift)] if shift else []))
     text_identity = weights_identity(text_encoders, config.clip_skip)
-    schedule = build_schedule(parts.scheduler_config(), detection.prediction, detection.zero_terminal_snr)
+    prediction, native_resolution = detection.prediction, detection.native_resolution
     if not detection.prediction_told:
-        schedule = _asked(unet, schedule, dtype, notes)
+        prediction = _asked(unet, detection, dtype, notes)
+        if detection.source_kind == "file":
+            native_resolution = file_resolution(detection.family, prediction)
+    schedule = build_schedule(
+        parts.scheduler_config(),
+        prediction,
+        detection.zero_terminal_snr,
+        shift=detection.shift,
+        sigmas=detection.sigmas,
+    )
     plain_bytes = weight_bytes(unet)
     quantize_(unet, config.quantization, device)
     if config.quantization != "none":
@@ -81,7 +90,7 @@ def load(
         config=config,
         source=config.model,
         dtype=dtype,
-        native_resolution=detection.native_resolution,
+        native_resolution=native_resolution,
         identity=identity,
         vae_identity=vae_identity,
         text_identity=text_identity,
@@ -91,16 +100,21 @@ def load(
     return bundle.to(device)
 
 
-def _asked(unet: UNet2DConditionModel, schedule: NoiseSchedule, dtype: torch.dtype, notes: list[str]) -> NoiseSchedule:
-    """The schedule with what the UNet itself shows to predict, where its file doesn't say."""
-    found = probed_prediction(unet, schedule, dtype)
-    if found is None or found == schedule.prediction:
-        return schedule
+def _asked(unet: UNet2DConditionModel, detection: Detection, dtype: torch.dtype, notes: list[str]) -> Prediction:
+    """What the UNet itself shows to predict, where its file doesn't tell; what was found is said."""
+    found, usual = probed_prediction(unet, dtype), detection.prediction
+    if found is None or usual == "edm_v":  # whose timesteps are others, so that its answers mean nothing
+        notes.append(
+            "whether it predicts epsilon, v or flow is not certain, as two calls of the UNet gave no clear answer: "
+            f"taken as {usual}; base_model.prediction overrules that"
+        )
+        return usual
+    agree = "and two calls of the UNet say the same" if found == usual else f"but two calls of the UNet show {found}"
     notes.append(
-        f"its file doesn't say so, but two calls of the UNet show that it predicts {found}: taken as {found}; "
-        f"base_model.prediction={schedule.prediction} overrules that"
+        f"its file doesn't say for certain what it predicts; {usual} is likely, {agree}: taken as {found}; "
+        "base_model.prediction overrules that"
     )
-    return replace(schedule, prediction=found)
+    return found
 
 
 def _parts(config: BaseModelConfig, detection: Detection) -> Parts:
@@ -115,7 +129,7 @@ def _load_vae(
     config: BaseModelConfig, parts: Parts, family: FamilyName, dtype: torch.dtype, notes: list[str]
 ) -> AutoencoderKL:
     """The model's own or another VAE; SDXL's in fp32 when fp16 is asked for, as it overflows there."""
-    vae = parts.vae(dtype) if config.vae is None else load_vae(config.vae, family, dtype)
+    vae = _with_factors(parts.vae(dtype) if config.vae is None else load_vae(config.vae, family, dtype), config)
     # There are VAEs whose weights were scaled to fit fp16; their config tells so, or else their file's name.
     name = Path(config.vae or "").name.lower().replace("_", "-")
     fits_fp16 = not vae.config.force_upcast or "fp16-fix" in name
@@ -123,7 +137,17 @@ def _load_vae(
         return vae
     notes.append("SDXL's VAE overflows in fp16, so it is held in fp32")
     # loaded afresh: what was rounded to fp16 stays rounded
-    return parts.vae(torch.float32) if config.vae is None else load_vae(config.vae, family, torch.float32)
+    vae = parts.vae(torch.float32) if config.vae is None else load_vae(config.vae, family, torch.float32)
+    return _with_factors(vae, config)
+
+
+def _with_factors(vae: AutoencoderKL, config: BaseModelConfig) -> AutoencoderKL:
+    """The VAE with the factors on its latents that the settings give it."""
+    if config.vae_scale is not None:
+        vae.register_to_config(scaling_factor=config.vae_scale)
+    if config.vae_shift is not None:
+        vae.register_to_config(shift_factor=config.vae_shift)
+    return vae
 
 
 def load_vae(name: str, family: FamilyName, dtype: torch.dtype) -> AutoencoderKL:

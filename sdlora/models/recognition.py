@@ -17,11 +17,12 @@ SDXL_TEXT_PREFIX = "conditioner.embedders.0.transformer."
 SDXL_TEXT_2_PREFIX = "conditioner.embedders.1.model."
 
 _TRAINED = "sdlora trains Stable Diffusion 1.x, 2.x and SDXL"
+INPAINTING_CHANNELS = 9
+"""Input channels of an inpainting UNet: noisy latents, mask, latents of the masked picture."""
 _IN_CHANNELS = {
     5: "a depth-conditioned model",
     7: "an upscaler",
     8: "an InstructPix2Pix model",
-    9: "an inpainting model",
 }
 _LORA_MARKS = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_", ".lokr_w", ".oft_", ".dora_scale")
 _OTHER_MARKS = {
@@ -148,7 +149,9 @@ def recognise_config(name: str, index: Mapping[str, Any], unet: Mapping[str, Any
 
 
 def refuse_input_channels(name: str, channels: int) -> None:
-    """Raise ModelError unless the UNet takes the 4 channels of a latent."""
-    if channels != 4:
+    """Raise ModelError unless the UNet takes the 4 channels of a latent, or an inpainting model's 9."""
+    if channels not in (4, INPAINTING_CHANNELS):
         what = _IN_CHANNELS.get(channels, "no plain text-to-image model")
-        raise ModelError(f"{name}: this is {what} (its UNet takes {channels} channels, not 4); use the plain model")
+        raise ModelError(
+            f"{name}: this is {what} (its UNet takes {channels} channels, not 4 or 9); use the plain model"
+        )

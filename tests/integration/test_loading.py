@@ -69,7 +69,7 @@ def test_a_single_file_predicts_as_its_folder_bit_for_bit(
     assert folder.family is file.family is FAMILIES[family]  # type: ignore[index]
     assert folder.schedule.prediction == file.schedule.prediction
     assert folder.native_resolution == file.native_resolution
-    assert torch.equal(folder.schedule.alphas_cumprod_T, file.schedule.alphas_cumprod_T)
+    assert torch.equal(folder.schedule.signal_T, file.schedule.signal_T)
     assert torch.equal(prediction(folder), prediction(file))
     for ours, theirs in zip(encode_moments(folder, pixels), encode_moments(file, pixels), strict=True):
         assert torch.equal(ours, theirs)

@@ -15,6 +15,7 @@ from torch import nn
 
 from sdlora.config.objective import ObjectiveConfig
 from sdlora.config.optimization import OptimizationConfig
+from sdlora.models.schedule import NoiseSchedule
 from sdlora.training.loss.objective import loss_per_image
 from sdlora.training.optimization.optimizers import build, set_learning_rates
 from sdlora.training.optimization.parameter_groups import ParameterGroup
@@ -57,8 +58,7 @@ def train() -> tuple[nn.Module, list[float]]:
             wanted,
             torch.zeros(BATCH, dtype=torch.long),
             ObjectiveConfig(),
-            alphas_cumprod_T=torch.tensor([0.5]),
-            prediction="epsilon",
+            schedule=NoiseSchedule.of_alphas(torch.tensor([0.5])),
         )
         context.backward(loss_B.mean())
         losses.append(loss_B.mean().item())

@@ -181,15 +181,15 @@ def test_the_noise_schedule_equals_diffusers(beta_schedule: str, zero_terminal_s
     config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": beta_schedule, "num_train_timesteps": 1000}
     theirs = DDPMScheduler(**config, rescale_betas_zero_snr=zero_terminal_snr)
     ours = build_schedule(config, "v_prediction", zero_terminal_snr)
-    torch.testing.assert_close(ours.alphas_cumprod_T, theirs.alphas_cumprod, rtol=2e-4, atol=1e-7)
-    assert (ours.alphas_cumprod_T[-1] == 0) == zero_terminal_snr
+    torch.testing.assert_close(ours.alpha_bars(), theirs.alphas_cumprod, rtol=2e-4, atol=1e-7)
+    assert (ours.alpha_bars()[-1] == 0) == zero_terminal_snr
 
 
 def test_trained_betas_are_taken_as_they_are() -> None:
     betas = torch.linspace(0.001, 0.02, 50)
     theirs = DDPMScheduler(num_train_timesteps=50, trained_betas=betas.tolist())
     ours = build_schedule({"trained_betas": betas.tolist()}, "epsilon", False)
-    torch.testing.assert_close(ours.alphas_cumprod_T, theirs.alphas_cumprod)
+    torch.testing.assert_close(ours.alpha_bars(), theirs.alphas_cumprod)
 
 
 def test_an_unknown_noise_schedule_is_refused() -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from sdlora.adapters.files.metadata import MODELSPEC_PREDICTIONS
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
 from sdlora.models.configs import ModelConfig, shipped_configs
 from sdlora.models.detection import detect
@@ -40,6 +41,17 @@ _UNET_WIDTHS: dict[FamilyName, list[int]] = {
     "sd2": [64, 64, 128, 128],
     "sdxl": [32, 64, 64],
 }
+_SCHEDULERS: dict[Prediction, ModelConfig] = {
+    "flow": {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
+    "edm_v": {
+        "_class_name": "EDMEulerScheduler",
+        "prediction_type": "v_prediction",
+        "sigma_data": 1.0,
+        "sigma_min": 0.002,
+        "sigma_max": 120.0,
+        "sigma_schedule": "exponential",
+    },
+}
 _VAE_WIDTHS = [32, 32, 64, 64]
 _TEXT_WIDTH, _TEXT_2_WIDTH = 64, 128
 _OPENCLIP_PARTS: dict[FamilyName, tuple[str, ...]] = {
@@ -58,13 +70,19 @@ def build(
     seed: int = 0,
     prediction: Prediction = "epsilon",
     zero_terminal_snr: bool = False,
+    inpainting: bool = False,
 ) -> Path:
     """Write a random model as a diffusers folder, and return the folder.
 
     width: "tiny" (a few million weights, mostly the text encoders' vocabulary) or "true" (SD 1.5 in bf16 takes 2 GB).
     """
     configs = narrow_configs(family, prediction) if width == "tiny" else shipped_configs(family, prediction)
-    configs["scheduler"]["rescale_betas_zero_snr"] = zero_terminal_snr
+    if inpainting:
+        configs["unet"]["in_channels"] = 9
+    if prediction in _SCHEDULERS:
+        configs["scheduler"] = dict(_SCHEDULERS[prediction])
+    else:
+        configs["scheduler"]["rescale_betas_zero_snr"] = zero_terminal_snr
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -123,7 +141,7 @@ def _write_rest(folder: Path, family: FamilyName, configs: Mapping[str, ModelCon
     index: dict[str, Any] = {
         "_class_name": "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline",
         "_diffusers_version": "0.30.0",
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": ["diffusers", configs["scheduler"].get("_class_name", "DDIMScheduler")],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
@@ -159,6 +177,11 @@ def save_single_file(folder: Path, file: Path, *, metadata: Mapping[str, str] | 
     }
     if detection.zero_terminal_snr:
         weights["ztsnr"] = torch.tensor([])
+    if detection.prediction == "edm_v":
+        weights |= {
+            f"edm_vpred.sigma_m{end}": torch.tensor(value)
+            for end, value in zip(("in", "ax"), detection.sigmas, strict=True)
+        }
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     if file.suffix == ".ckpt":
         torch.save({"state_dict": weights}, file)
@@ -168,7 +191,7 @@ def save_single_file(folder: Path, file: Path, *, metadata: Mapping[str, str] | 
         metadata = {
             "modelspec.sai_model_spec": "1.0.1",
             "modelspec.architecture": family.modelspec_architecture(detection.prediction),
-            "modelspec.prediction_type": "v" if detection.prediction == "v_prediction" else "epsilon",
+            "modelspec.prediction_type": MODELSPEC_PREDICTIONS[detection.prediction],
         }
     save_file(weights, file, metadata=dict(metadata))
     return file

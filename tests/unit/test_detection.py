@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,58 +12,15 @@ from safetensors.torch import save_file
 
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.errors import ModelError
+from sdlora.models.bundle import Bundle
 from sdlora.models.detection import Detection, detect
 from sdlora.models.headers import read_header
 from sdlora.models.loading import load
 from sdlora.models.probe import probed_prediction
+from sdlora.models.schedule import NoiseSchedule
+from tests.support.base_headers import SD1, SD1_UNET, SD2, SDXL, SDXL_UNET, TWO_ENCODERS, UNET, folder, safetensors
 
-UNET = "model.diffusion_model."
-SD1 = {
-    **{f"{UNET}input_blocks.{index}.0.weight": (8,) for index in range(1, 12)},
-    f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3),
-    f"{UNET}input_blocks.7.1.transformer_blocks.0.attn2.to_k.weight": (1280, 768),
-    "first_stage_model.encoder.conv_in.weight": (128, 3, 3, 3),
-    "cond_stage_model.transformer.text_model.final_layer_norm.weight": (768,),
-}
-SD2 = {
-    **{name: shape for name, shape in SD1.items() if name.startswith((UNET, "first_stage_model."))},
-    f"{UNET}input_blocks.7.1.transformer_blocks.0.attn2.to_k.weight": (1280, 1024),
-    "cond_stage_model.model.ln_final.weight": (1024,),
-}
-SDXL = {
-    **{f"{UNET}input_blocks.{index}.0.weight": (8,) for index in range(1, 9)},
-    **{f"{UNET}input_blocks.7.1.transformer_blocks.{index}.attn2.to_k.weight": (1280, 2048) for index in range(10)},
-    f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3),
-    f"{UNET}label_emb.0.0.weight": (1280, 2816),
-    "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight": (768,),
-    "conditioner.embedders.1.model.ln_final.weight": (1280,),
-}
 BIAS = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
-
-
-def safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str] | None = None) -> Path:
-    """A file with these names and shapes; its weights are a hole on the disk."""
-    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 2 * torch.Size(shape).numel()
-        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
-    encoded = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        file.truncate(8 + len(encoded) + end)
-    return path
-
-
-def folder(path: Path, unet: Mapping[str, object], index: Mapping[str, object], **scheduler: object) -> Path:
-    """A diffusers folder with configs alone."""
-    (path / "unet").mkdir(parents=True)
-    (path / "scheduler").mkdir()
-    (path / "unet" / "config.json").write_text(json.dumps(unet))
-    (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    parts = {"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
-    (path / "model_index.json").write_text(json.dumps(parts | dict(index)))
-    return path
 
 
 def found(model: Path, **settings: object) -> Detection:
@@ -157,8 +112,7 @@ def without(shapes: dict[str, tuple[int, ...]], *starts: str) -> dict[str, tuple
         ({"lora_unet_mid_block.lora_down.weight": (4, 8)}, "this is a LoRA file.*use adapter.start_from"),
         ({"unet.mid_block.to_q.lora_A.weight": (4, 8)}, "this is a LoRA file"),
         ({"lora_unet_x.hada_w1_a": (4, 8)}, "this is a LoRA file"),
-        ({**SD1, f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)}, "an inpainting model .*takes 9 channels, not 4"),
-        ({**SD1, f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)}, "an InstructPix2Pix model"),
+        ({**SD1, f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)}, "an InstructPix2Pix .*8 channels, not 4 or 9"),
         ({f"{UNET}joint_blocks.0.x.weight": (8,)}, "this is Stable Diffusion 3; sdlora trains"),
         ({"double_blocks.0.img_attn.norm.key_norm.scale": (8,)}, "this is Flux; sdlora trains"),
         ({**SDXL, "edm_mean": (4,)}, "Playground v2.5"),
@@ -236,10 +190,6 @@ def test_checkpoints_of_the_old_format_are_read(tmp_path: Path) -> None:
 
 # ---- folders
 
-SD1_UNET = {"block_out_channels": [64, 96, 128, 160], "cross_attention_dim": 192, "sample_size": 16}
-SDXL_UNET = {"block_out_channels": [320, 640, 1280], "addition_embed_type": "text_time", "sample_size": 128}
-TWO_ENCODERS = {"text_encoder": ["transformers", "CLIPTextModel"], "text_encoder_2": ["transformers", "CLIP"]}
-
 
 def test_folders_are_told_apart_by_their_unet(tmp_path: Path) -> None:
     narrow = found(folder(tmp_path / "a", SD1_UNET, {}))
@@ -258,7 +208,7 @@ def test_a_folders_scheduler_tells_the_prediction(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("unet", "index", "message"),
     [
-        ({**SD1_UNET, "in_channels": 9}, {}, "an inpainting model"),
+        ({**SD1_UNET, "in_channels": 8}, {}, "an InstructPix2Pix model"),
         (SDXL_UNET, {"text_encoder": [None, None], "text_encoder_2": ["transformers", "CLIP"]}, "the SDXL refiner"),
         ({**SD1_UNET, "layers_per_block": 1}, {}, r"unknown family.*4 levels .*layers_per_block 1 \(2\)"),
         (
@@ -276,7 +226,9 @@ def test_other_folders_are_named_for_what_they_are(
 
 
 def test_an_unknown_prediction_type_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="prediction_type is 'sample'; sdlora trains epsilon and v_prediction"):
+    with pytest.raises(
+        ModelError, match="prediction_type is 'sample'; sdlora trains epsilon, v_prediction, flow and edm_v"
+    ):
         found(folder(tmp_path / "model", SD1_UNET, {}, prediction_type="sample"))
 
 
@@ -320,40 +272,68 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 # ---- models that are trained otherwise
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "what"),
-    [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "rectified flow"),
-        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "rectified flow"),
-        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "rectified flow"),
-        ({"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction"}, "rectified flow"),
-        ({"_class_name": "EDMEulerScheduler", "sigma_data": 1.0, "prediction_type": "v_prediction"}, "an EDM noise"),
-        ({"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_max": 80.0}, "an EDM noise"),
-    ],
-)
-def test_folders_of_flow_and_edm_models_are_refused_until_the_user_says_otherwise(
-    tmp_path: Path, scheduler: dict[str, object], what: str
-) -> None:
-    model = folder(tmp_path / "model", SD1_UNET, {}, **scheduler)
-    with pytest.raises(ModelError, match=f"trained with {what}.*scheduler_config.json.*set base_model.prediction"):
+EDM_FOLDER = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_max": 80.0}
+
+
+def test_models_of_another_edm_are_refused_until_the_user_says_otherwise(tmp_path: Path) -> None:
+    model = folder(tmp_path / "model", SD1_UNET, {}, **EDM_FOLDER)
+    with pytest.raises(
+        ModelError, match=r"an EDM noise schedule other than CosXL's .scheduler_config.json.*set base_model.prediction"
+    ):
         found(model)
     overruled = found(model, prediction="epsilon")
     assert overruled.prediction == "epsilon"
-    assert f"overruling {what}" in overruled.notes[0]
+    assert "overruling an EDM noise schedule" in overruled.notes[0]
 
 
-@pytest.mark.parametrize("said", ["flow", "Flow", "rectified_flow", "flow-matching", "flow matching", "rf"])
-def test_files_whose_metadata_say_flow_are_refused(tmp_path: Path, said: str) -> None:
-    model = safetensors(tmp_path / "model.safetensors", SDXL, {"modelspec.prediction_type": said})
-    with pytest.raises(ModelError, match="trained with rectified flow .the file's metadata"):
+def test_a_flow_takes_its_shift_from_its_scheduler_else_from_the_settings(tmp_path: Path) -> None:
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    told = found(folder(tmp_path / "told", SD1_UNET, {}, **flow, shift=2.5))
+    assert (told.shift, "shift 2.5 (scheduler_config.json)" in told.notes[0]) == (2.5, True)
+    usual = found(folder(tmp_path / "usual", SD1_UNET, {}, **flow))
+    assert (usual.shift, "shift 3 (the usual)" in usual.notes[0]) == (3.0, True)
+    own = found(tmp_path / "told", flow_shift=6)
+    assert (own.shift, "shift 6 (base_model.flow_shift)" in own.notes[0]) == (6.0, True)
+
+
+def test_a_shift_by_image_size_is_refused_unless_the_user_gives_one(tmp_path: Path) -> None:
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+    model = folder(tmp_path / "model", SD1_UNET, {}, **flow)
+    with pytest.raises(ModelError, match=r"by each image's size .use_dynamic_shifting.*set base_model.flow_shift"):
         found(model)
+    assert found(model, flow_shift=3).shift == 3.0
 
 
-@pytest.mark.parametrize("marker", ["edm_vpred.sigma_max", "edm_vpred.sigma_min", "sigma_data"])
-def test_files_with_the_marks_of_edm_are_refused(tmp_path: Path, marker: str) -> None:
-    model = safetensors(tmp_path / "model.safetensors", {**SDXL, marker: (1,), "v_pred": (0,)})
-    with pytest.raises(ModelError, match=f"an EDM noise schedule .marker tensor {marker}"):
-        found(model)
+def test_a_shift_without_a_flow_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"flow_shift has no effect, as this model predicts epsilon.*prediction=flow"):
+        found(folder(tmp_path / "model", SD1_UNET, {}), flow_shift=3)
+    with pytest.raises(ValueError, match=r"flow_shift has no effect with prediction=epsilon"):
+        BaseModelConfig(prediction="epsilon", flow_shift=3)
+
+
+def test_zero_terminal_snr_is_refused_where_noise_levels_are_others(tmp_path: Path) -> None:
+    model = safetensors(tmp_path / "model.safetensors", SDXL, {"modelspec.prediction_type": "flow"})
+    with pytest.raises(ModelError, match=r"zero_terminal_snr has no effect with flow.*leave it at auto"):
+        found(model, zero_terminal_snr=True)
+
+
+def test_cosxls_noise_levels_are_read_from_its_tensors(tmp_path: Path) -> None:
+    weights = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in SDXL.items()}
+    weights |= {"edm_vpred.sigma_max": torch.tensor(100.0), "edm_vpred.sigma_min": torch.tensor(0.01)}
+    save_file(weights, tmp_path / "cosxl.safetensors")
+    detection = found(tmp_path / "cosxl.safetensors")
+    assert detection.prediction == "edm_v"
+    assert detection.sigmas == pytest.approx((0.01, 100.0))
+
+
+def test_a_contradiction_is_said_and_the_unet_asked(tmp_path: Path) -> None:
+    model = safetensors(
+        tmp_path / "merge.safetensors", {**SDXL, "v_pred": (0,)}, {"modelspec.prediction_type": "epsilon"}
+    )
+    detection = found(model)
+    assert (detection.prediction, detection.prediction_told) == ("v_prediction", False)
+    assert "its metadata say epsilon and its marker tensor v_pred v_prediction, which is taken" in detection.notes[1]
+    assert found(model, prediction="epsilon").prediction_told
 
 
 def test_only_what_a_model_tells_counts_as_told(tmp_path: Path) -> None:
@@ -363,26 +343,41 @@ def test_only_what_a_model_tells_counts_as_told(tmp_path: Path) -> None:
     assert found(safetensors(tmp_path / "v.safetensors", {**SDXL, "v_pred": (0,)})).prediction_told
 
 
-class AsVelocity(torch.nn.Module):
-    """A UNet that predicts noise, turned into one that predicts v."""
+class As(torch.nn.Module):
+    """A UNet that predicts noise, turned into one that predicts v or a flow's velocity."""
 
-    def __init__(self, unet: torch.nn.Module, alphas_cumprod_T: torch.Tensor) -> None:
+    def __init__(self, unet: torch.nn.Module, schedule: NoiseSchedule, prediction: str) -> None:
         super().__init__()
-        self.unet, self.config, self.alphas = unet, unet.config, alphas_cumprod_T
+        self.unet, self.config, self.schedule, self.prediction = unet, unet.config, schedule, prediction
 
     def forward(self, latents: torch.Tensor, timestep: int, text: torch.Tensor) -> SimpleNamespace:
-        noise = self.unet(latents, timestep, text).sample
-        alpha_bar = self.alphas[timestep]
-        image = (latents - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
-        return SimpleNamespace(sample=alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * image)
+        if self.prediction == "v_prediction":
+            signal, spread = self.schedule.rates_at(timestep)
+            noise = self.unet(latents, timestep, text).sample
+            image = (latents - spread * noise) / signal
+            return SimpleNamespace(sample=signal * noise - spread * image)
+        spread = timestep / 1000
+        # the timestep at which the UNet knows this ratio of noise, and its input on the scale that it knows
+        ratios = self.schedule.spread_T / self.schedule.signal_T
+        own = int((ratios - spread / (1 - spread)).abs().argmin())
+        noise = self.unet(latents * self.schedule.rates_at(own)[1] / spread, own, text).sample
+        image = (latents - spread * noise) / (1 - spread) if spread < 0.9 else torch.zeros_like(latents)
+        return SimpleNamespace(sample=noise - image)
 
 
-def test_two_calls_of_a_unet_tell_what_it_predicts() -> None:
-    bundle = load(BaseModelConfig(model="builtin:emoji", precision="fp32"))
-    assert probed_prediction(bundle.unet, bundle.schedule, torch.float32) == "epsilon"
-    velocity = AsVelocity(bundle.unet, bundle.schedule.alphas_cumprod_T)
-    assert probed_prediction(velocity, bundle.schedule, torch.float32) == "v_prediction"
+@pytest.fixture(scope="module")
+def emoji() -> Bundle:
+    return load(BaseModelConfig(model="builtin:emoji", precision="fp32"))
+
+
+def test_two_calls_of_a_unet_tell_what_it_predicts(emoji: Bundle) -> None:
+    assert probed_prediction(emoji.unet, torch.float32) == "epsilon"
+    for prediction in ("v_prediction", "flow"):
+        assert probed_prediction(As(emoji.unet, emoji.schedule, prediction), torch.float32) == prediction
+
+
+def test_an_untrained_unet_tells_nothing(emoji: Bundle) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        untrained = UNet2DConditionModel.from_config(bundle.unet.config)
-    assert probed_prediction(untrained, bundle.schedule, torch.float32) is None
+        untrained = UNet2DConditionModel.from_config(emoji.unet.config)
+    assert probed_prediction(untrained, torch.float32) is None

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sdlora.config.objective import ObjectiveConfig
+from sdlora.models.schedule import NoiseSchedule
 from sdlora.training.loss.objective import image_weights, loss_per_image, masked_mean
 
 ALPHAS = torch.linspace(0.99, 0.01, 1000)
@@ -18,8 +19,7 @@ def losses(predicted: torch.Tensor, **options) -> torch.Tensor:
         torch.zeros_like(predicted),
         timesteps,
         ObjectiveConfig(),
-        alphas_cumprod_T=ALPHAS,
-        prediction="epsilon",
+        schedule=NoiseSchedule.of_alphas(ALPHAS),
         **options,
     )
 

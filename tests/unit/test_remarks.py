@@ -9,11 +9,19 @@ import pytest
 from sdlora.config import files
 from sdlora.training.inputs.images import find_images
 from sdlora.training.preflight.remarks import remarks
+from tests.support.emoji_adapters import random_adapter
 
 
 def advice(*overrides: str) -> list[str]:
     config = files.load("demo.yaml", overrides)
     return [text for label, text in remarks(config, find_images(config)) if label == "advice"]
+
+
+def test_an_adapter_of_a_base_that_predicts_something_else_is_said(tmp_path: Path) -> None:
+    flow = random_adapter(tmp_path / "flow.safetensors", **{"modelspec.prediction_type": "flow"})
+    (said,) = advice(f"adapter.start_from={flow}")
+    assert "was trained on a base model that predicts flow, and this one predicts epsilon" in said
+    assert advice(f"adapter.start_from={random_adapter(tmp_path / 'plain.safetensors')}") == []
 
 
 def test_the_demo_is_as_it_is_meant() -> None:

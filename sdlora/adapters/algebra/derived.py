@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from sdlora.adapters.algebra.operands import Operand
 from sdlora.adapters.files.container import refuse_overwriting, write_atomically
-from sdlora.adapters.files.metadata import NetworkFacts, TrainingFacts, derived_metadata
+from sdlora.adapters.files.metadata import MODELSPEC_PREDICTIONS, NetworkFacts, TrainingFacts, derived_metadata
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights, VectorUpdate
 from sdlora.adapters.files.writing import Export, named_tensors, travel_warnings, vector_tensors, with_hashes
 from sdlora.config.base_model import FamilyName, Precision, Prediction
@@ -22,6 +22,7 @@ from sdlora.models.families import FAMILIES
 PROVENANCE = "sdlora.provenance"
 """Metadata entry (JSON) that says what a file was made of, and how."""
 MERGED_FROM = "modelspec.merged_from"
+_BY_MODELSPEC = {said: prediction for prediction, said in MODELSPEC_PREDICTIONS.items()}
 _STAYS_TRUE = ("author", "description", "license", "date", "usage_hint", "tags", "thumbnail", "encoder_layer")
 
 
@@ -132,10 +133,10 @@ def _prediction(files: Sequence[AdapterFile]) -> Prediction:
     """Of all files that tell; epsilon when none does. Raises AdapterError when they differ."""
     told: dict[Prediction, AdapterFile] = {}
     for file in files:
-        kind = file.metadata.get("modelspec.prediction_type")
+        kind = _BY_MODELSPEC.get(file.metadata.get("modelspec.prediction_type", ""))
         version = file.metadata.get("ss_base_model_version", "")
-        if kind in ("v", "epsilon") or version:
-            told["v_prediction" if kind == "v" or (kind is None and version.endswith("_v")) else "epsilon"] = file
+        if kind is not None or version:
+            told[kind or ("v_prediction" if version.endswith("_v") else "epsilon")] = file
     if len(told) > 1:
         named = " and ".join(f"{file.path.name} for {prediction}" for prediction, file in told.items())
         raise AdapterError(f"adapters for models of different prediction can't be put together: {named}")

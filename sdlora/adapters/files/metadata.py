@@ -93,6 +93,9 @@ class TrainingFacts:
     multires_noise_iterations: int | None = None
     multires_noise_discount: float | None = None
     input_perturbation: float | None = None
+    timestep_sampling: str | None = None
+    """By sd-scripts' name, of a rectified flow."""
+    timestep_shift: float | None = None
     min_snr_gamma: float | None = None
     debiased: bool = False
     loss: str = "l2"
@@ -140,12 +143,22 @@ LINEAGE = "sdlora.lineage"
 """Metadata entry (JSON) that tells how settings changed while an adapter was trained."""
 NEW_TOKENS = "sdlora.new_tokens"
 """Metadata entry (JSON) that names the tokens that were trained with an adapter and mean nothing without it."""
+MODELSPEC_PREDICTIONS: dict[Prediction, str] = {
+    "epsilon": "epsilon",
+    "v_prediction": "v",
+    "flow": "flow",
+    "edm_v": "edm_v",
+}
+"""ModelSpec knows the first two; the others are by the names that base models give themselves."""
 # The words of A1111's own list of versions.
 _SIDE_CAR_VERSIONS: dict[FamilyName, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 # Sites tell versions apart, not families: of each that for which nearly all adapters are made.
 _SITES_FAMILIES: dict[FamilyName, str] = {"sd1": "SD 1.5", "sd2": "SD 2.1", "sdxl": "SDXL 1.0"}
 _PREFERRED_WEIGHT = 1.0
-_LEFT_OUT_IF_UNKNOWN = {"ss_training_started_at", "ss_training_finished_at", "ss_network_args", "ss_bucket_info"}
+_LEFT_OUT_IF_UNKNOWN = {
+    "ss_training_started_at", "ss_training_finished_at", "ss_network_args", "ss_bucket_info", "ss_timestep_sampling",
+    "ss_discrete_flow_shift",
+}  # fmt: skip
 """A1111 parses these: "None" would break its metadata dialog."""
 
 
@@ -179,7 +192,7 @@ def model_spec(
         "implementation": family.modelspec_implementation,
         "title": facts.name,
         "resolution": "{}x{}".format(*facts.resolution),
-        "prediction_type": "v" if facts.prediction == "v_prediction" else "epsilon",
+        "prediction_type": MODELSPEC_PREDICTIONS[facts.prediction],
         # ModelSpec wants hexadecimal numbers with 0x in front.
         "hash_sha256": f"0x{tensor_hash}",
         "date": date,
@@ -312,6 +325,8 @@ def _about_objective(facts: TrainingFacts) -> dict[str, Any]:
         "ss_ip_noise_gamma": facts.input_perturbation,
         "ss_adaptive_noise_scale": None,
         "ss_zero_terminal_snr": facts.zero_terminal_snr,
+        "ss_timestep_sampling": facts.timestep_sampling,
+        "ss_discrete_flow_shift": facts.timestep_shift,
         "ss_min_snr_gamma": facts.min_snr_gamma,
         "ss_debiased_estimation": facts.debiased,
         "ss_loss_type": facts.loss,

@@ -9,8 +9,8 @@ from typing import TypeVar
 from sdlora.adapters.algebra.blocks import block_weights
 from sdlora.adapters.files.catalog import require_adapter
 from sdlora.adapters.files.hub_files import local_file
-from sdlora.config.base_model import BaseModelConfig, FamilyName
-from sdlora.config.generate import GenerateConfig, UsedAdapter
+from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
+from sdlora.config.generate import GenerateConfig, UsedAdapter, sampler_problem, samplers_for
 from sdlora.constants import LATENT_FACTOR
 from sdlora.data.decoding import UnreadableImageError
 from sdlora.errors import ConfigError, SdloraError
@@ -50,6 +50,9 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
         for number, merged in enumerate(config.base_model.adapters):
             adapter = UsedAdapter(file=merged.file, weight=merged.weight)
             problems += _adapter_problems(f"base_model.adapters.{number}", adapter, detection.family)
+        config = _with_fitting_sampler(config, detection.prediction)
+        if problem := sampler_problem(config.sampler, detection.prediction):
+            problems.append(f"sampler: {problem}")
         if not files_at_fault:
             config = _sized(config, detection.native_resolution)
     if config.sampler == "LCM" and config.steps > _LCM_MOST_STEPS:
@@ -129,6 +132,13 @@ def _adapter_problems(name: str, adapter: UsedAdapter, family: FamilyName) -> li
     except SdloraError as error:
         return [f"{name}: {error}"]
     return []
+
+
+def _with_fitting_sampler(config: GenerateConfig, prediction: Prediction) -> GenerateConfig:
+    """With a sampler that the model has, where nobody has asked for another."""
+    if "sampler" in config.model_fields_set or config.sampler in (known := samplers_for(prediction)):
+        return config
+    return config.model_copy(update={"sampler": known[0]})
 
 
 def _sized(config: GenerateConfig, native_px: int) -> GenerateConfig:

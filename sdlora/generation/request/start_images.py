@@ -36,6 +36,11 @@ class StartImage:
         values = torch.from_numpy(numpy.array(self.image)).float() / 127.5 - 1
         return values.permute(2, 0, 1)[None]
 
+    def hard_pixels(self) -> Tensor:
+        """mask_11HW: 1 for pixels that may be generated anew."""
+        assert self.hard_mask is not None
+        return torch.from_numpy(numpy.array(self.hard_mask)).float()[None, None] / 255
+
     def latent_mask(self) -> Tensor | None:
         """mask_11hw: 1 for latent cells that are generated anew: those of which any pixel is."""
         if self.hard_mask is None:

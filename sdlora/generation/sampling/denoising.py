@@ -98,11 +98,12 @@ def denoise(
     *,
     first: int = 0,
     hooks: Hooks | None = None,
+    inpaint_B5HW: Tensor | None = None,
 ) -> Tensor:
     """Clean latents, float32. latents_BCHW: noisy as the scheduler wants them at its timestep number `first`.
 
     conditions: what holds at a step (from 0) of how many. generators: one for each image, on the CPU, for samplers that
-    add noise. Raises CancelledError.
+    add noise. inpaint: mask and masked picture, for an inpainting model. Raises CancelledError.
     """
     hooks = hooks or Hooks()
     timesteps = scheduler.timesteps[first:]
@@ -117,7 +118,8 @@ def denoise(
         if hooks.before_step is not None:
             hooks.before_step(index / len(timesteps))
         inputs_BCHW = scheduler.scale_model_input(latents_BCHW, timestep)
-        predicted_BCHW = conditions(index, len(timesteps)).predict(bundle, inputs_BCHW, timestep)
+        seen_BCHW = inputs_BCHW if inpaint_B5HW is None else torch.cat([inputs_BCHW, inpaint_B5HW], dim=1)
+        predicted_BCHW = conditions(index, len(timesteps)).predict(bundle, seen_BCHW, timestep)
         latents_BCHW = scheduler.step(predicted_BCHW, timestep, latents_BCHW, **noise).prev_sample
         if hooks.keep is not None:
             latents_BCHW = hooks.keep(latents_BCHW, first + index)
@@ -150,16 +152,16 @@ def guided(conditional_BCHW: Tensor, unconditional_BCHW: Tensor, guidance_B: Ten
 
 
 def _clean(bundle: Bundle, inputs_BCHW: Tensor, predicted_BCHW: Tensor, timestep: float) -> Callable[[], Tensor]:
-    """The clean latents that a prediction stands for; the UNet's inputs have variance 1 whatever the sampler."""
+    """The clean latents that a prediction stands for; the UNet's inputs are mixed as in training by any sampler."""
 
     def clean() -> Tensor:
-        alphas_T = bundle.schedule.alphas_cumprod_T
-        alpha_bar = float(alphas_T[min(max(round(timestep), 0), len(alphas_T) - 1)])
-        signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-        if bundle.schedule.prediction == "v_prediction":
-            return signal * inputs_BCHW - noise * predicted_BCHW
+        signal, spread = bundle.schedule.rates_at(timestep)
+        if bundle.schedule.prediction == "flow":
+            return inputs_BCHW - spread * predicted_BCHW
+        if bundle.schedule.prediction != "epsilon":
+            return signal * inputs_BCHW - spread * predicted_BCHW
         # Near pure noise the signal is almost 0; the floor keeps the preview from dividing by it.
-        return (inputs_BCHW - noise * predicted_BCHW) / max(signal, 1e-3)
+        return (inputs_BCHW - spread * predicted_BCHW) / max(signal, 1e-3)
 
     return clean
 

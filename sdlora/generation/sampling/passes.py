@@ -23,6 +23,7 @@ from sdlora.generation.sampling.sample import seeded, to_images, unit_noise
 from sdlora.generation.sampling.samplers import make_scheduler
 from sdlora.generation.sampling.text_conditions import ConditionsAt
 from sdlora.models.bundle import Bundle
+from sdlora.models.inpainting import blank_conditions, inpaint_conditions, is_inpainting
 from sdlora.models.vae import decode_latents, encode_images
 
 _TILED_FROM_PX = 1.5e6
@@ -119,12 +120,14 @@ class Passes:
         if start_BCHW is not None and masks and masks[0] is not None:
             mask_B1HW = torch.cat([mask for mask in masks if mask is not None]).to(start_BCHW)
             keep = _keeper(first, start_BCHW, noise_BCHW, mask_B1HW)
-        latents_BCHW = self._run(first, latents_BCHW, conditions(*self._size), keep)
+        latents_BCHW = self._run(first, latents_BCHW, conditions(*self._size), keep, self._inpaint())
         for second in self._passes[1:]:
             width_px, height_px = second_size(self._rows[0])
             larger_BCHW = self._enlarged(latents_BCHW, width_px, height_px)
             noisy_BCHW = second.noisy(larger_BCHW, self._noise(width_px, height_px), second.first)
-            latents_BCHW = self._run(second, noisy_BCHW, conditions(width_px, height_px), None)
+            # All of it is painted over: what stays of the start image is put back into the finished picture.
+            inpaint_B5HW = self._blank(width_px, height_px)
+            latents_BCHW = self._run(second, noisy_BCHW, conditions(width_px, height_px), None, inpaint_B5HW)
         return latents_BCHW
 
     def picture(self, latents_BCHW: Tensor, index: int) -> Image.Image:
@@ -134,7 +137,22 @@ class Passes:
         start = self._starts[index]
         return generated if start is None else start.outside_kept(generated)
 
-    def _run(self, one: Pass, latents_BCHW: Tensor, conditions: ConditionsAt, keep: Any) -> Tensor:
+    def _inpaint(self) -> Tensor | None:
+        """What an inpainting model sees of start images and masks; None for others."""
+        if not is_inpainting(self._bundle) or any(start is None or start.hard_mask is None for start in self._starts):
+            return self._blank(*self._size)
+        starts = [start for start in self._starts if start is not None]
+        conditions = [inpaint_conditions(self._bundle, start.pixels(), start.hard_pixels()) for start in starts]
+        return torch.cat(conditions).to(self._bundle.device)
+
+    def _blank(self, width_px: int, height_px: int) -> Tensor | None:
+        if not is_inpainting(self._bundle):
+            return None
+        return blank_conditions(self._bundle, len(self._rows), width_px, height_px).to(self._bundle.device)
+
+    def _run(
+        self, one: Pass, latents_BCHW: Tensor, conditions: ConditionsAt, keep: Any, inpaint_B5HW: Tensor | None
+    ) -> Tensor:
         total, before = sum(each.num_steps for each in self._passes), self._done
 
         def after_step(step: Step) -> None:
@@ -144,7 +162,14 @@ class Passes:
 
         hooks = Hooks(self._watch.use_adapters, after_step, keep, self._watch.is_cancelled)
         return denoise(
-            self._bundle, one.scheduler, latents_BCHW, conditions, self._generators, first=one.first, hooks=hooks
+            self._bundle,
+            one.scheduler,
+            latents_BCHW,
+            conditions,
+            self._generators,
+            first=one.first,
+            hooks=hooks,
+            inpaint_B5HW=inpaint_B5HW,
         )
 
     def _noise(self, width_px: int, height_px: int) -> Tensor:

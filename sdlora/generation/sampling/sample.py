@@ -20,6 +20,7 @@ from sdlora.generation.sampling.samplers import make_scheduler, rescale_of
 from sdlora.generation.sampling.text_conditions import RowTexts, TextConditions
 from sdlora.generation.sampling.texts import Texts
 from sdlora.models.bundle import Bundle
+from sdlora.models.inpainting import blank_conditions, is_inpainting
 from sdlora.models.vae import decode_latents
 
 
@@ -67,8 +68,18 @@ def sample(
     generators = [seeded(request.seed) for request in requests]
     noise_BCHW = unit_noise(generators, first.width_px, first.height_px).to(bundle.device)
     hooks = Hooks(after_step=None if on_step is None else lambda step: on_step(step.number))
+    inpaint_B5HW = None
+    if is_inpainting(bundle):
+        blank_B5HW = blank_conditions(bundle, len(requests), first.width_px, first.height_px)
+        inpaint_B5HW = blank_B5HW.to(bundle.device)
     latents_BCHW = denoise(
-        bundle, scheduler, noise_BCHW * scheduler.init_noise_sigma, conditions, generators, hooks=hooks
+        bundle,
+        scheduler,
+        noise_BCHW * scheduler.init_noise_sigma,
+        conditions,
+        generators,
+        hooks=hooks,
+        inpaint_B5HW=inpaint_B5HW,
     )
     return to_images(decode_latents(bundle, latents_BCHW))
 

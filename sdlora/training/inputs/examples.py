@@ -30,6 +30,8 @@ class Batch:
     """The captions without the trigger: what the base model is asked for prior preservation."""
     size_conditions: list[SizeConditions]
     mask_B1HW: Tensor | None
+    inpaint_B5HW: Tensor | None
+    """Mask and masked picture, for an inpainting model."""
     loss_weights_B: Tensor
     """Factor on each image's loss, fp32."""
     is_class_B: Tensor
@@ -52,6 +54,7 @@ class Batch:
                 prior_captions=self.prior_captions[part],
                 size_conditions=self.size_conditions[part],
                 mask_B1HW=self.mask_B1HW[part] if self.mask_B1HW is not None else None,
+                inpaint_B5HW=self.inpaint_B5HW[part] if self.inpaint_B5HW is not None else None,
                 loss_weights_B=self.loss_weights_B[part],
                 is_class_B=self.is_class_B[part],
                 names=self.names[part],
@@ -89,7 +92,11 @@ class BatchSource:
             self._plan = (epoch, plan_epoch(self._placed, self._batch_size, self._seed, epoch))
         rows = [self._placed[item] for item in self._plan[1][index]]
         crops = [
-            self._latents.sampled(item, sample_random(self._seed, "crop", position, row))
+            self._latents.sampled(
+                item,
+                sample_random(self._seed, "crop", position, row),
+                sample_random(self._seed, "inpainting", position, row),
+            )
             for row, item in enumerate(rows)
         ]
         # Each row has its own generator, so that an image's noise doesn't depend on its neighbours or on the batch
@@ -101,6 +108,7 @@ class BatchSource:
             if any(crop.mask_HW is not None for crop in crops)
             else []
         )
+        inpaint = [crop.inpaint_5HW for crop in crops if crop.inpaint_5HW is not None]
         return Batch(
             # This uses up the first draws of each generator, so noise and timesteps come from where it left off.
             latents_BCHW=torch.stack([crop.sample(each) for crop, each in zip(crops, generators, strict=True)]),
@@ -111,6 +119,7 @@ class BatchSource:
             prior_captions=[item.record.prior_caption() for item in rows],
             size_conditions=[crop.size_conditions for crop in crops],
             mask_B1HW=torch.stack(masks)[:, None] if masks else None,
+            inpaint_B5HW=torch.stack(inpaint) if inpaint else None,
             loss_weights_B=torch.tensor([item.record.loss_weight for item in rows], dtype=torch.float32),
             is_class_B=torch.tensor([item.record.is_class for item in rows]),
             names=[item.record.path.name for item in rows],

@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -18,10 +19,12 @@ from sdlora.data.buckets import BucketedImage
 from sdlora.data.cache import Cache
 from sdlora.data.crops import fixed_crop, prepare_mask, prepare_pixels, sample_crop, size_conditions
 from sdlora.data.focus import focus_of
+from sdlora.data.strokes import draw_mask
 from sdlora.data.variation import PLAIN, Variation, draw_variation, zoomed
 from sdlora.errors import DataError
 from sdlora.events import EventStream
 from sdlora.models.bundle import Bundle
+from sdlora.models.inpainting import inpaint_conditions, is_inpainting
 from sdlora.models.size_conditions import SizeConditions
 from sdlora.models.vae import encode_moments
 
@@ -35,6 +38,8 @@ class Latents:
     mask_HW: Tensor | None
     """Loss weights at latent size, 1 inside; None without masks."""
     size_conditions: SizeConditions
+    inpaint_5HW: Tensor | None = None
+    """Mask and masked picture, for an inpainting model."""
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """A sample of the posterior (latents_CHW)."""
@@ -50,11 +55,18 @@ class LatentSource:
         # What is hardly ever the same twice would fill the disk and never be read.
         self._cache = None if config.is_live else cache
         self._memory: dict[tuple[BucketedImage, bool], Latents] = {}
+        self._is_inpainting = is_inpainting(bundle)
+        self._draws_masks = self._is_inpainting and config.inpaint_mask == "strokes"
 
     @property
     def is_live(self) -> bool:
-        """Whether images are encoded while training goes on, so that the VAE must stay."""
+        """Whether images are encoded while training goes on."""
         return self._config.is_live
+
+    @property
+    def needs_vae(self) -> bool:
+        """Whether the VAE must stay: for images that differ each time, or what random masks leave of them."""
+        return self.is_live or self._draws_masks
 
     def prepare(self, placed: Sequence[BucketedImage], events: EventStream, *, flips: bool = True) -> None:
         """Encode every image (and with `flips` its mirror image, if asked for) that is not in the cache."""
@@ -70,22 +82,60 @@ class LatentSource:
             events.progress("encoding images", index + 1, len(todo))
 
     def fixed(self, placed: BucketedImage, *, flip: bool = False) -> Latents:
-        """Latents of the crop in the centre, or around the image's focus."""
+        """Latents of the crop in the centre, or around the image's focus, with its own mask for inpainting if any."""
         if (placed, flip) not in self._memory:
-            self._memory[placed, flip] = self._latents(placed, flip, None)
+            latents = self._latents(placed, flip, None)
+            if self._is_inpainting and not self._draws_masks:
+                latents = self._painted(latents, placed, flip, None)
+            self._memory[placed, flip] = latents
         return self._memory[placed, flip]
 
-    def sampled(self, placed: BucketedImage, generator: random.Random) -> Latents:
-        """Latents of one image as seen this time: mirrored or not, cut and varied as the generator says."""
+    def measured(self, placed: BucketedImage, generator: random.Random) -> Latents:
+        """`fixed`, with the mask for inpainting that the generator draws where masks are drawn."""
+        latents = self.fixed(placed)
+        return self._painted(latents, placed, False, None, masks=generator) if self._draws_masks else latents
+
+    def sampled(self, placed: BucketedImage, generator: random.Random, masks: random.Random) -> Latents:
+        """Latents of one image as seen this time: mirrored or not, cut and varied as the generator says.
+
+        masks: draws what an inpainting model is to paint.
+        """
         flip = placed.record.horizontal_flip and generator.random() < 0.5
         if not self.is_live:
-            return self.fixed(placed, flip=flip)
+            latents = self.fixed(placed, flip=flip)
+            return self._painted(latents, placed, flip, None, masks=masks) if self._draws_masks else latents
         variation = draw_variation(self._config, generator)
         placed = dataclasses.replace(placed, placement=zoomed(placed.placement, variation.zoom))
         focus = focus_of(placed.record)
         moves = self._config.random_crop or self._config.crop_jitter
         crop_xy = sample_crop(placed.placement, generator, focus) if moves else fixed_crop(placed.placement, focus)
-        return self._latents(placed, flip, crop_xy, variation)
+        latents = self._latents(placed, flip, crop_xy, variation)
+        if not self._is_inpainting:
+            return latents
+        return self._painted(latents, placed, flip, crop_xy, variation, masks=masks)
+
+    def _painted(
+        self,
+        latents: Latents,
+        placed: BucketedImage,
+        flip: bool,
+        crop_xy: tuple[int, int] | None,
+        variation: Variation = PLAIN,
+        *,
+        masks: random.Random | None = None,
+    ) -> Latents:
+        """With what an inpainting model sees of the same crop: around a mask that is drawn, or the image's own."""
+        if self._draws_masks:
+            assert masks is not None
+            bucket = placed.placement.bucket
+            drawn = numpy.array(draw_mask(bucket.width_px, bucket.height_px, masks))
+            mask_HW = torch.from_numpy(drawn).float() / 255
+        else:
+            mask = prepare_mask(placed.record, placed.placement, flip=flip, crop_xy=crop_xy, variation=variation)
+            mask_HW = mask.pixels_HW
+        pixels_CHW = self._pixels(placed, flip, crop_xy, variation)
+        conditions_15HW = inpaint_conditions(self._bundle, pixels_CHW[None], mask_HW[None, None])
+        return dataclasses.replace(latents, inpaint_5HW=conditions_15HW[0].cpu())
 
     def _latents(
         self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None, variation: Variation = PLAIN
@@ -102,10 +152,10 @@ class LatentSource:
         conditions = size_conditions(placed.record, placed.placement, flip=flip, crop_xy=crop_xy)
         return Latents(moments["mean"], moments["std"], mask_HW, conditions)
 
-    def _moments(
-        self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None, variation: Variation = PLAIN
-    ) -> dict[str, Tensor]:
-        pixels_CHW = prepare_pixels(
+    def _pixels(
+        self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None, variation: Variation
+    ) -> Tensor:
+        return prepare_pixels(
             placed.record,
             placed.placement,
             flip=flip,
@@ -113,6 +163,11 @@ class LatentSource:
             background=self._config.background,
             variation=variation,
         )
+
+    def _moments(
+        self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None, variation: Variation = PLAIN
+    ) -> dict[str, Tensor]:
+        pixels_CHW = self._pixels(placed, flip, crop_xy, variation)
         mean_BCHW, std_BCHW = encode_moments(self._bundle, pixels_CHW[None])
         if not (torch.isfinite(mean_BCHW).all() and torch.isfinite(std_BCHW).all()):
             precision = str(self._bundle.vae.dtype).removeprefix("torch.")

@@ -64,7 +64,7 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
         _checkpoint_activations(bundle, adapter)
     # Previews decode with the VAE and encode prompts of their own, so with them nothing may leave.
     if not config.previews.prompts:
-        _leave_device(bundle, vae=not latents.is_live, text_encoders=not texts.live)
+        _leave_device(bundle, vae=not latents.needs_vae, text_encoders=not texts.live)
     batches = BatchSource(images.placed, latents, batch_size=config.optimization.batch_size, seed=config.seed)
     validation = None
     if images.bucketed_held_out:

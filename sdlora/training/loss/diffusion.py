@@ -1,46 +1,44 @@
 """The forward diffusion process: noisy latents, what the UNet should predict, signal-to-noise ratio.
 
-Legend: B batch, C channels, H and W latent height and width, T number of timesteps. alphas_cumprod_T is the share of
-signal power left at each timestep; 0 at the last one if the schedule ends in pure noise (zero terminal SNR).
+Legend: B batch, C channels, H and W latent height and width.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from sdlora.config.base_model import Prediction
+from sdlora.models.schedule import NoiseSchedule
 
 
-def signal_and_noise_rates(alphas_cumprod_T: Tensor, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors on image and noise at each image's timestep, fp32: sqrt(alphas_cumprod), sqrt(1 - alphas_cumprod)."""
-    alphas_B = alphas_cumprod_T.to(timesteps_B.device, torch.float32)[timesteps_B]
-    return alphas_B.sqrt(), (1.0 - alphas_B).sqrt()
+def signal_and_noise_rates(schedule: NoiseSchedule, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors on image and noise at each image's timestep, fp32."""
+    schedule = schedule.to(timesteps_B.device)
+    return schedule.signal_T[timesteps_B], schedule.spread_T[timesteps_B]
 
 
-def add_noise(latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor, alphas_cumprod_T: Tensor) -> Tensor:
-    """Noisy latents at the given timesteps, fp32 (Ho et al. 2020, equation 4)."""
-    signal_B111, spread_B111 = _broadcast(signal_and_noise_rates(alphas_cumprod_T, timesteps_B))
+def add_noise(latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Noisy latents at the given timesteps, fp32 (Ho et al. 2020, equation 4; on a line for rectified flow)."""
+    signal_B111, spread_B111 = _broadcast(signal_and_noise_rates(schedule, timesteps_B))
     return signal_B111 * latents_BCHW.float() + spread_B111 * noise_BCHW.float()
 
 
-def target(
-    latents_BCHW: Tensor,
-    noise_BCHW: Tensor,
-    timesteps_B: Tensor,
-    alphas_cumprod_T: Tensor,
-    prediction: Prediction,
-) -> Tensor:
-    """What the UNet should predict, fp32: the noise, or the velocity (Salimans and Ho 2022, appendix D)."""
-    if prediction == "epsilon":
+def target(latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """What the UNet should predict, fp32.
+
+    epsilon is the noise, v the velocity on the circle (Salimans and Ho 2022, appendix D), flow that on the line from
+    image to noise (Liu et al. 2022, equation 1, seen from the noise).
+    """
+    if schedule.prediction == "epsilon":
         return noise_BCHW.float()
-    signal_B111, spread_B111 = _broadcast(signal_and_noise_rates(alphas_cumprod_T, timesteps_B))
+    if schedule.prediction == "flow":
+        return noise_BCHW.float() - latents_BCHW.float()
+    signal_B111, spread_B111 = _broadcast(signal_and_noise_rates(schedule, timesteps_B))
     return signal_B111 * noise_BCHW.float() - spread_B111 * latents_BCHW.float()
 
 
-def snr(timesteps_B: Tensor, alphas_cumprod_T: Tensor) -> Tensor:
+def snr(timesteps_B: Tensor, schedule: NoiseSchedule) -> Tensor:
     """Signal-to-noise ratio by power at each timestep, fp32, 0 for pure noise (Kingma et al. 2021, equation 2)."""
-    signal_B, spread_B = signal_and_noise_rates(alphas_cumprod_T, timesteps_B)
+    signal_B, spread_B = signal_and_noise_rates(schedule, timesteps_B)
     return (signal_B / spread_B) ** 2
 
 

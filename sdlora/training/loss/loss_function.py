@@ -27,7 +27,7 @@ class LossFunction:
         self._bundle = bundle
         self._adapter = adapter
         self._texts = texts
-        self._alphas_cumprod_T = bundle.schedule.alphas_cumprod_T.to(bundle.device)
+        self._schedule = bundle.schedule.to(bundle.device)
 
     def loss(self, batch: Batch) -> Tensor:
         """The batch's mean loss, a scalar with gradients."""
@@ -49,10 +49,9 @@ class LossFunction:
             objective.input_perturbation,
             random_strength=objective.input_perturbation_random,
         )
-        noisy_BCHW = add_noise(latents_BCHW, input_noise_BCHW, timesteps_B, self._alphas_cumprod_T)
+        noisy_BCHW = add_noise(latents_BCHW, input_noise_BCHW, timesteps_B, self._schedule)
         # Perturbed noise goes into the input alone: the target stays the noise that it was before.
-        prediction = self._bundle.schedule.prediction
-        target_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, self._alphas_cumprod_T, prediction)
+        target_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, self._schedule)
         predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(batch.captions))
         loss_B = self._distance(predicted_BCHW, target_BCHW, timesteps_B, batch.mask_B1HW, self._unmasked_weight)
         loss_B = loss_B * image_weights(batch.is_class_B.to(device), objective) * batch.loss_weights_B.to(device)
@@ -84,7 +83,10 @@ class LossFunction:
         return self._distance(predicted_BCHW, base_BCHW, timesteps_B, batch.mask_B1HW, self._unmasked_weight)
 
     def _predict(self, batch: Batch, noisy_BCHW: Tensor, timesteps_B: Tensor, states: TextStates) -> Tensor:
-        return self._bundle.family.predict(self._bundle, noisy_BCHW, timesteps_B, states, batch.size_conditions)
+        if batch.inpaint_B5HW is not None:
+            noisy_BCHW = torch.cat([noisy_BCHW, batch.inpaint_B5HW.to(noisy_BCHW)], dim=1)
+        unet_timesteps_B = self._schedule.unet_timesteps_T[timesteps_B]
+        return self._bundle.family.predict(self._bundle, noisy_BCHW, unet_timesteps_B, states, batch.size_conditions)
 
     def _distance(
         self,
@@ -99,8 +101,7 @@ class LossFunction:
             target_BCHW,
             timesteps_B,
             self._objective,
-            alphas_cumprod_T=self._alphas_cumprod_T,
-            prediction=self._bundle.schedule.prediction,
+            schedule=self._schedule,
             mask_B1HW=mask_B1HW,
             unmasked_weight=unmasked_weight,
         )

@@ -74,9 +74,13 @@ def sample_timesteps(generators: Sequence[Generator], objective: ObjectiveConfig
     uniform       evenly
     logit_normal  sigmoid of a unit normal, mostly the middle (Esser et al. 2024, section 3.1)
     cubic         1 - u^3 for even u, mostly the noisy end (Mou et al. 2023, T2I-Adapter)
+    objective.timestep_shift then moves it towards noise (Esser et al. 2024, equation 23).
     """
     count = objective.max_timestep - objective.min_timestep + 1
     positions = [_position(generator, objective.timestep_distribution) for generator in generators]
+    shift = objective.timestep_shift
+    if shift != 1.0:
+        positions = [shift * position / (1.0 + (shift - 1.0) * position) for position in positions]
     # In float64 a position of almost 1 times the count can still round up to the count itself.
     steps_B = (torch.stack(positions) * count).long().clamp(max=count - 1)
     return objective.min_timestep + steps_B

@@ -7,7 +7,7 @@ others and `image_weights` gives them their own weight. With the base's own pred
 what the frozen base predicts for the same noisy input: call `loss_per_image` once more with that prediction as target
 and add it times ObjectiveConfig.prior_weight.
 
-Legend: B batch, C channels, H and W latent height and width, T number of timesteps.
+Legend: B batch, C channels, H and W latent height and width.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdlora.config.base_model import Prediction
 from sdlora.config.objective import ObjectiveConfig
+from sdlora.models.schedule import NoiseSchedule
 from sdlora.training.loss.diffusion import signal_and_noise_rates, snr
 
 _SMALLEST_SNR = 1e-3
@@ -29,8 +30,7 @@ def loss_per_image(
     timesteps_B: Tensor,
     objective: ObjectiveConfig,
     *,
-    alphas_cumprod_T: Tensor,
-    prediction: Prediction,
+    schedule: NoiseSchedule,
     mask_B1HW: Tensor | None = None,
     unmasked_weight: float = 0.0,
 ) -> Tensor:
@@ -40,7 +40,7 @@ def loss_per_image(
     """
     residual_BCHW = predicted_BCHW.float() - target_BCHW.float()
     if objective.loss in ("huber", "smooth_l1"):
-        delta_B = huber_delta(timesteps_B, alphas_cumprod_T, objective.huber_delta, objective.huber_schedule)
+        delta_B = huber_delta(timesteps_B, schedule, objective.huber_delta, objective.huber_schedule)
         delta_B111 = delta_B[:, None, None, None]
         distance_BCHW = pseudo_huber(residual_BCHW, delta_B111)
         if objective.loss == "smooth_l1":
@@ -51,7 +51,7 @@ def loss_per_image(
     else:
         distance_BCHW = residual_BCHW**2
     loss_B = masked_mean(distance_BCHW, mask_B1HW, unmasked_weight)
-    return loss_B * timestep_weights(timesteps_B, objective, alphas_cumprod_T, prediction)
+    return loss_B * timestep_weights(timesteps_B, objective, schedule)
 
 
 def image_weights(is_class_B: Tensor, objective: ObjectiveConfig) -> Tensor:
@@ -60,11 +60,9 @@ def image_weights(is_class_B: Tensor, objective: ObjectiveConfig) -> Tensor:
     return torch.where(is_class_B, objective.prior_weight * ones_B, ones_B)
 
 
-def timestep_weights(
-    timesteps_B: Tensor, objective: ObjectiveConfig, alphas_cumprod_T: Tensor, prediction: Prediction
-) -> Tensor:
+def timestep_weights(timesteps_B: Tensor, objective: ObjectiveConfig, schedule: NoiseSchedule) -> Tensor:
     """Factor on each image's loss by objective.weighting, fp32 and finite at every timestep (weights_B)."""
-    snr_B = snr(timesteps_B, alphas_cumprod_T)
+    snr_B, prediction = snr(timesteps_B, schedule), schedule.prediction
     if objective.weighting == "min_snr":
         weights_B = min_snr_weights(snr_B, objective.min_snr_gamma, prediction)
     elif objective.weighting == "soft_min_snr":
@@ -73,44 +71,56 @@ def timestep_weights(
         weights_B = debiased_weights(snr_B, prediction)
     else:
         weights_B = torch.ones_like(snr_B)
-    if objective.v_loss_like_epsilon and prediction == "v_prediction":
+    if objective.v_loss_like_epsilon and prediction != "epsilon":
         # An error in v is sqrt((snr + 1) / snr) times that in epsilon, so this makes it an epsilon loss.
-        weights_B = weights_B * snr_B / (snr_B + 1.0)
+        weights_B = weights_B * snr_B / _errors_of_image(snr_B, prediction)
     return weights_B
+
+
+def _errors_of_image(snr_B: Tensor, prediction: Prediction) -> Tensor:
+    """How many times an error in v, or in the velocity of a flow, is the one in the image it stands for, squared.
+
+    On v's circle the image is signal * noisy - spread * v, and spread^2 = 1 / (snr + 1); on a flow's line it is
+    noisy - spread * velocity, and spread = 1 / (sqrt(snr) + 1).
+    """
+    return (snr_B.sqrt() + 1.0) ** 2 if prediction == "flow" else snr_B + 1.0
 
 
 def min_snr_weights(snr_B: Tensor, gamma: float, prediction: Prediction) -> Tensor:
     """Loss weight per image, capping easy low-noise steps (Hang et al. 2023, section 3.4).
 
     snr_B: signal-to-noise ratio at each image's timestep, 0 or more. gamma: cap, usually 5. Returns weights_B:
-    min(snr, gamma) / snr for epsilon, / (snr + 1) for v. At snr 0 these are 1 and 0: with v-prediction the step of
-    pure noise has no weight, as in the paper.
+    min(snr, gamma) / snr for epsilon, / (snr + 1) for v, / (sqrt(snr) + 1)^2 for a flow: one weight on the error in the
+    image, told in what is predicted. At snr 0 these are 1 and 0: with v-prediction the step of pure noise has no
+    weight, as in the paper.
     """
     if prediction == "epsilon":
         # At snr 0 this is inf, which the clamp makes 1; min(snr, gamma) / snr would be NaN there.
         return (gamma / snr_B).clamp(max=1.0)
-    return snr_B.clamp(max=gamma) / (snr_B + 1.0)
+    return snr_B.clamp(max=gamma) / _errors_of_image(snr_B, prediction)
 
 
 def soft_min_snr_weights(snr_B: Tensor, gamma: float, prediction: Prediction) -> Tensor:
     """min_snr_weights with a cap that sets in smoothly: snr gamma / (snr + gamma) in place of min(snr, gamma).
 
-    Crowson et al. 2024 (Hourglass Diffusion Transformers, section 3.4), for a loss on epsilon or v. Returns weights_B.
+    Crowson et al. 2024 (Hourglass Diffusion Transformers, section 3.4), for a loss on epsilon, v or velocity. Returns
+    weights_B.
     """
     if prediction == "epsilon":
         return gamma / (snr_B + gamma)
-    return snr_B * gamma / ((snr_B + gamma) * (snr_B + 1.0))
+    return snr_B * gamma / ((snr_B + gamma) * _errors_of_image(snr_B, prediction))
 
 
 def debiased_weights(snr_B: Tensor, prediction: Prediction) -> Tensor:
     """Loss weight per image that undoes the bias towards low noise: 1 / sqrt(snr) (Yu et al. 2024).
 
     The paper weighs the error in epsilon; an error in v is sqrt((snr + 1) / snr) times as large, so that the same
-    objective has the weight sqrt(snr) / (snr + 1) on v. At snr 0 epsilon's weight is held finite. Returns weights_B.
+    objective has the weight sqrt(snr) / (snr + 1) on v, and sqrt(snr) / (sqrt(snr) + 1)^2 on a flow's velocity. At snr
+    0 epsilon's weight is held finite. Returns weights_B.
     """
     if prediction == "epsilon":
         return snr_B.clamp(min=_SMALLEST_SNR).rsqrt()
-    return snr_B.sqrt() / (snr_B + 1.0)
+    return snr_B.sqrt() / _errors_of_image(snr_B, prediction)
 
 
 def pseudo_huber(residual: Tensor, delta: Tensor | float) -> Tensor:
@@ -122,7 +132,7 @@ def pseudo_huber(residual: Tensor, delta: Tensor | float) -> Tensor:
     return 2.0 * delta * residual**2 / ((residual**2 + delta**2).sqrt() + delta)
 
 
-def huber_delta(timesteps_B: Tensor, alphas_cumprod_T: Tensor, delta: float, schedule: str) -> Tensor:
+def huber_delta(timesteps_B: Tensor, noise: NoiseSchedule, delta: float, schedule: str) -> Tensor:
     """Huber's turning point at each timestep, from 1 without noise to `delta` at full noise (Khrapov et al. 2024).
 
     constant     delta everywhere
@@ -130,9 +140,9 @@ def huber_delta(timesteps_B: Tensor, alphas_cumprod_T: Tensor, delta: float, sch
     snr          (1 - delta) / (1 + s)^2 + delta, with s the noise-to-signal ratio by amplitude
     Returns delta_B, fp32.
     """
-    signal_B, spread_B = signal_and_noise_rates(alphas_cumprod_T, timesteps_B)
+    signal_B, spread_B = signal_and_noise_rates(noise, timesteps_B)
     if schedule == "exponential":
-        return delta ** (timesteps_B.float() / len(alphas_cumprod_T))
+        return delta ** (timesteps_B.float() / len(noise))
     if schedule == "snr":
         # 1 / (1 + spread / signal), written so that it is finite where there is no signal.
         return (1.0 - delta) * (signal_B / (signal_B + spread_B)) ** 2 + delta

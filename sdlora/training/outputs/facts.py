@@ -20,6 +20,7 @@ from sdlora.runs.changes import Version
 from sdlora.training.optimization.schedules import warmup_steps
 
 _KOHYA_LOSS = {"mse": "l2", "l1": "l1", "huber": "huber", "smooth_l1": "smooth_l1"}
+_KOHYA_SAMPLING = {"uniform": "uniform", "logit_normal": "sigmoid", "cubic": "cubic"}
 _NOT_TOLD = ("images.folder", "images.class_folder", "images.cache", "validation.folder", "captions.", "previews.",
              "outputs.", "base_model.")  # fmt: skip
 """Settings whose values are paths, or words that a private file keeps to itself."""
@@ -50,6 +51,7 @@ def training_facts(
         config.images,
         config.captions,
     )
+    is_flow = bundle.schedule.prediction == "flow"
     trains_text = config.adapter.text_encoder
     edge = images.resolutions[0]
     options = {"weight_decay": optimization.weight_decay, **optimization.optimizer_options}
@@ -101,6 +103,8 @@ def training_facts(
         multires_noise_iterations=objective.multires_noise_iterations or None,
         multires_noise_discount=objective.multires_noise_discount if objective.multires_noise_iterations else None,
         input_perturbation=objective.input_perturbation or None,
+        timestep_sampling=_KOHYA_SAMPLING[objective.timestep_distribution] if is_flow else None,
+        timestep_shift=objective.timestep_shift if is_flow else None,
         min_snr_gamma=objective.min_snr_gamma if objective.weighting == "min_snr" else None,
         debiased=objective.weighting == "debiased",
         loss=_KOHYA_LOSS[objective.loss],

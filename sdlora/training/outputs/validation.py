@@ -13,7 +13,7 @@ import torch
 
 from sdlora.adapters.live.attach import Adapter
 from sdlora.config.train import TrainConfig
-from sdlora.data.batches import derive_seed, sample_generator
+from sdlora.data.batches import derive_seed, sample_generator, sample_random
 from sdlora.data.buckets import BucketedImage
 from sdlora.models.bundle import Bundle
 from sdlora.training.inputs.latents import LatentSource
@@ -52,8 +52,8 @@ class Validation:
 
     def _loss(self, item: BucketedImage) -> float:
         device = self.bundle.device
-        alphas_cumprod_T = self.bundle.schedule.alphas_cumprod_T.to(device)
-        crop = self.latents.fixed(item)
+        schedule = self.bundle.schedule.to(device)
+        crop = self.latents.measured(item, sample_random(self.config.seed, "validation", item.record.content_hash))
         timesteps_B = torch.tensor(self.config.validation.timesteps, device=device)
         count = len(timesteps_B)
         # The posterior's mean, not a sample of it, so that nothing but the adapter changes the loss.
@@ -63,14 +63,14 @@ class Validation:
             derive_seed(self.config.seed, "validation"), item.record.content_hash, item.resolution
         )
         noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator).to(device)
-        noisy_BCHW = add_noise(latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
-        conditional_BCHW = target(
-            latents_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T, self.bundle.schedule.prediction
-        )
+        noisy_BCHW = add_noise(latents_BCHW, noise_BCHW, timesteps_B, schedule)
+        if crop.inpaint_5HW is not None:
+            noisy_BCHW = torch.cat([noisy_BCHW, crop.inpaint_5HW.to(noisy_BCHW).expand(count, -1, -1, -1)], dim=1)
+        conditional_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, schedule)
         with self.precision.autocast():
             states = self.texts.states([self.caption(item)] * count)
             predicted_BCHW = self.bundle.family.predict(
-                self.bundle, noisy_BCHW, timesteps_B, states, [crop.size_conditions] * count
+                self.bundle, noisy_BCHW, schedule.unet_timesteps_T[timesteps_B], states, [crop.size_conditions] * count
             )
         # Plain MSE whatever the objective is, so that runs with other losses and weightings compare.
         return (predicted_BCHW.float() - conditional_BCHW).square().mean().item()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 from sdlora import disk
@@ -12,6 +12,7 @@ from sdlora.adapters.algebra.loaded_base import read_base_adapters
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.live.starting_point import check_fit
+from sdlora.config.generate import Sampler, sampler_problem
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.data.captions import protected_tags
@@ -107,10 +108,32 @@ def _check_tags(config: TrainConfig) -> None:
 
 def _check_base(config: TrainConfig) -> None:
     detection = detect(config.resolved_base_model)
+    problems = [
+        f"{setting}: {problem}"
+        for setting, sampler in _preview_samplers(config)
+        if (problem := sampler_problem(sampler, detection.prediction))
+    ]
+    if config.images.inpaint_mask != "strokes" and not detection.is_inpainting:
+        problems.append(
+            f"images.inpaint_mask={config.images.inpaint_mask} has no effect: {config.base_model.model} is no "
+            "inpainting model (its UNet takes 4 channels, not 9); leave the setting out"
+        )
+    if problems:
+        raise ConfigError("this run", problems)
     try:
         read_base_adapters(config.base_model, detection.family)
     except AdapterError as error:
         raise ConfigError("base_model.adapters", [str(error)]) from None
+
+
+def _preview_samplers(config: TrainConfig) -> Iterator[tuple[str, Sampler]]:
+    """The samplers that the run's previews are generated with, and where they are set."""
+    previews = config.previews.parsed
+    if config.previews.from_captions or any(one.sampler is None for one in previews):
+        yield "previews.sampler", config.previews.sampler
+    for one in previews:
+        if one.sampler is not None:
+            yield "previews.prompts", one.sampler
 
 
 def _check_start(config: TrainConfig) -> None:

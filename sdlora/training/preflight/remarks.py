@@ -6,6 +6,9 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from sdlora.adapters.files.hub_files import local_file
+from sdlora.adapters.files.metadata import MODELSPEC_PREDICTIONS
+from sdlora.adapters.files.reading import read
 from sdlora.config.interval import length
 from sdlora.config.optimization import OWN_RATE, SCHEDULE_FREE
 from sdlora.config.shipped import BUILTIN_PREFIX, sample_images_folder
@@ -64,6 +67,10 @@ def _without_effect(config: TrainConfig, images: RunImages) -> Iterator[str]:
             "images.random_crop, crop_jitter, rotation, colour_jitter or hue_jitter make an image differ each time, so "
             "images are encoded at every step: images.cache keeps captions only, and the VAE stays in memory"
         )
+    if detect(config.resolved_base_model).is_inpainting:
+        drawn = config.images.inpaint_mask == "strokes"
+        what = "random masks are drawn and what they leave is encoded at every step, so the VAE stays in memory"
+        yield f"the base is an inpainting model: {what if drawn else 'it paints what images.mask covers'}"
     if config.images.crop_focus == "face":
         without = [one.path.name for one in images.trained if focus_of(one) is None and not one.is_class]
         if without:
@@ -118,7 +125,15 @@ def _unlikely_to_please(config: TrainConfig, images: RunImages) -> Iterator[str]
             f"base_model.model={base} is a tiny model of icons, to try sdlora out: for your own pictures set it to a "
             "Stable Diffusion model (a hub name, a folder or a .safetensors file) or choose a preset that does"
         )
-    native_px = detect(config.resolved_base_model).native_resolution
+    base_model = detect(config.resolved_base_model)
+    if config.adapter.start_from is not None and base_model.prediction_told:
+        said = read(local_file(config.adapter.start_from)).metadata.get("modelspec.prediction_type", "")
+        if said and said != MODELSPEC_PREDICTIONS[base_model.prediction]:
+            yield (
+                f"adapter.start_from={config.adapter.start_from} was trained on a base model that predicts {said}, and "
+                f"this one predicts {base_model.prediction}: what it learned may fit badly"
+            )
+    native_px = base_model.native_resolution
     far = [edge for edge in config.images.resolutions if not _LEAST_SHARE <= edge / native_px <= _LARGEST_SHARE]
     if far:
         yield (
