@@ -18,15 +18,17 @@ from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.optimization import Speed
 from sdlora.config.train import TrainConfig
-from sdlora.events import StepFinished, parse_event
+from sdlora.events import StepFinished, Validated, parse_event
 from sdlora.models.bundle import Bundle
 from sdlora.models.detection import detect
-from sdlora.models.frozen.engine import speed_up
+from sdlora.models.frozen.attention import PlainAttention
+from sdlora.models.frozen.engine import speed_up, without_gradients
 from sdlora.models.frozen.packed import PackedLayer, packed
 from sdlora.models.layout import unet_layout
 from sdlora.models.loading import load
 from sdlora.models.quantize import parameter_count
 from sdlora.training.loop.run import resume, train
+from sdlora.training.outputs.validation import Validation
 from sdlora.training.preflight import speed as speeds
 from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.memory import MemoryPlan
@@ -233,10 +235,46 @@ def test_the_dry_run_says_which_speed_and_why(
 def test_auto_is_fast_where_the_unet_is_wide_and_memory_allows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = _config("auto", "builtin:emoji", "builtin:blueprint", tmp_path, steps=1)
     unet = unet_layout(config.base_model, detect(config.base_model))
-    monkeypatch.setattr(speeds, "_LEAST_WIDTH", 1)
+    monkeypatch.setattr("sdlora.models.frozen.engine._WIDE", 1)
     plan = MemoryPlan.of(config, check(config), unet, 1000)
     assert speeds.choose_speed(config.optimization, config.base_model, unet, plan).speed == "fast"
     monkeypatch.setattr(speeds, "_MOST_MEMORY", 0)
     chosen = speeds.choose_speed(config.optimization, config.base_model, unet, plan)
     assert chosen.speed == "plain"
     assert "fast takes about" in chosen.text
+
+
+def test_the_base_is_measured_once_before_the_first_step(
+    tiny_sd1: Path, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new adapter changes nothing yet, so its loss is the base's."""
+    calls: list[Validation] = []
+    measure = Validation.loss
+    monkeypatch.setattr(Validation, "loss", lambda self: calls.append(self) or measure(self))
+    result = train(_config("plain", tiny_sd1, tiny_images, tmp_path, "validation.fraction=0.2", steps=1))
+    events = map(parse_event, (result.folder / "events.jsonl").read_text(encoding="utf-8").splitlines())
+    first, last = [event for event in events if isinstance(event, Validated)]
+    assert len(calls) == 2
+    assert (first.relative_loss, first.step, last.step) == (1.0, 0, 1)
+    assert last.relative_loss != 1.0
+
+
+def test_previews_leave_the_attention_of_the_steps_as_it_was(tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = load(BaseModelConfig(model=str(tiny_sd1)), dtype=torch.bfloat16).unet
+    before = unet.attn_processors
+    with without_gradients(unet, torch.device("cpu")):
+        assert all(isinstance(processor, PlainAttention) for processor in unet.attn_processors.values())
+    assert unet.attn_processors == before
+    assert len(before) > 0
+
+
+@pytest.mark.parametrize("speed", FASTER)
+def test_recomputed_activations_give_the_gradients_they_gave(tiny_sd1: Path, speed: Speed) -> None:
+    found = []
+    for recompute in (False, True):
+        bundle, adapter = started(tiny_sd1, "attention", torch.bfloat16)
+        if recompute:
+            bundle.unet.enable_gradient_checkpointing()
+            bundle.unet.train()
+        found.append(gradients(bundle, adapter, speed))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -12,7 +12,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.data.cache import Cache, default_cache_folder
 from sdlora.events import EventStream
 from sdlora.models.bundle import Bundle
-from sdlora.models.frozen.engine import speed_up
+from sdlora.models.frozen.engine import is_wide, speed_up, to_channels_last
 from sdlora.models.host import tune_malloc
 from sdlora.training.inputs.examples import BatchSource
 from sdlora.training.inputs.images import RunImages
@@ -50,6 +50,8 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
     bundle = load_base(config.resolved_base_model, device=workers.device)
     # Not before the model is loaded: the process would keep every buffer that reading the weights has freed.
     tune_malloc()
+    if workers.device.type == "cpu" and is_wide(bundle.unet):
+        to_channels_last(bundle.vae)  # encodes and decodes a tenth faster
     for note in bundle.notes:
         events.notice(note)
     cache = None

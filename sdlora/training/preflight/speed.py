@@ -11,11 +11,9 @@ from diffusers import UNet2DConditionModel
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.optimization import OptimizationConfig, Speed
 from sdlora.constants import GIB
-from sdlora.models.frozen.engine import calculates_in_bf16, packed_bytes
+from sdlora.models.frozen.engine import calculates_in_bf16, is_wide, packed_bytes
 from sdlora.training.preflight.memory import MemoryPlan, estimate
 
-_LEAST_WIDTH = 256
-"""Channels of a UNet's first level from which packing pays: builtin:emoji's layers gain nothing."""
 _MOST_MEMORY = 0.6
 """Share of the machine's memory that a run may take with packed weights; of all of it and not of what is free at the
 moment, so that a resumed run chooses as the run did."""
@@ -68,7 +66,7 @@ def choose_speed(
         return ChosenSpeed("plain", setting, "" if setting == "plain" else reason)
     fast = ChosenSpeed("fast", setting, "", packed_bytes(unet))
     if setting == "auto":
-        if unet.config.block_out_channels[0] < _LEAST_WIDTH:
+        if not is_wide(unet):
             return ChosenSpeed("plain", setting, "so narrow a UNet gains nothing")
         needed_gib, total_gib = estimate(fast.added_to(plan)).total_gib, psutil.virtual_memory().total / GIB
         if needed_gib > _MOST_MEMORY * total_gib:
