@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdlora.adapters.live.attach import Adapter, attach
 from sdlora.config import files
@@ -18,7 +21,7 @@ from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.optimization import Speed
 from sdlora.config.train import TrainConfig
-from sdlora.events import StepFinished, Validated, parse_event
+from sdlora.events import EventStream, StepFinished, Validated, parse_event
 from sdlora.models.bundle import Bundle
 from sdlora.models.detection import detect
 from sdlora.models.frozen.attention import PlainAttention
@@ -27,7 +30,10 @@ from sdlora.models.frozen.packed import PackedLayer, packed
 from sdlora.models.layout import unet_layout
 from sdlora.models.loading import load
 from sdlora.models.quantize import parameter_count
+from sdlora.training.loop.prepare import prepare
 from sdlora.training.loop.run import resume, train
+from sdlora.training.loop.trainer import Trainer
+from sdlora.training.loop.workers import Workers
 from sdlora.training.outputs.validation import Validation
 from sdlora.training.preflight import speed as speeds
 from sdlora.training.preflight.checks import check
@@ -62,6 +68,16 @@ def test_a_packed_convolution_is_torchs_to_the_last_bit(stride: int, size: int, 
     (expected, to_expected), (found, to_found) = (_with_gradient(one, inputs) for one in (layer, fast))
     assert torch.equal(found, expected)
     assert torch.equal(to_found, to_expected)
+    assert torch.equal(fast.weight, layer.weight)
+
+
+def test_a_packed_1x1_convolution_is_torchs_but_for_the_order_of_sums() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(32, 48, 1, dtype=torch.bfloat16).requires_grad_(False)
+    fast = packed(layer, torch.bfloat16)
+    for size in (4, 9):
+        inputs = torch.randn(2, 32, size, size, dtype=torch.bfloat16)
+        torch.testing.assert_close(_with_gradient(fast, inputs), _with_gradient(layer, inputs))
     assert torch.equal(fast.weight, layer.weight)
 
 
@@ -278,3 +294,45 @@ def test_recomputed_activations_give_the_gradients_they_gave(tiny_sd1: Path, spe
             bundle.unet.train()
         found.append(gradients(bundle, adapter, speed))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+class _Counted(TorchDispatchMode):
+    """Counts the operations that calculate or copy; views cost nothing on any device."""
+
+    VIEWS = ("t", "view", "detach", "slice", "transpose", "_unsafe_view", "expand", "permute", "unsqueeze", "split")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation: Any, _: Any, arguments: Any = (), options: Any = None) -> Any:
+        name = operation.overloadpacket.__name__
+        self.counts[name] += name not in self.VIEWS
+        return operation(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize(
+    ("speed", "settings", "most", "most_casts"),
+    [
+        ("plain", [], 3720, 990),
+        ("fast", [], 3560, 535),
+        ("plain", ["adapter.layers=all+conv", "adapter.text_encoder=true"], 8200, 2830),
+        ("fast", ["adapter.layers=all+conv", "adapter.text_encoder=true"], 7190, 1450),
+    ],
+)
+def test_a_step_launches_no_more_operations_than_it_did(
+    speed: str, settings: list[str], most: int, most_casts: int, tiny_sd1: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    """On a fast card a step of one image takes as long as its launches: a new copy in every layer shows here first."""
+    layers = [] if settings else ["adapter.layers=attention"]
+    config = _config(speed, tiny_sd1, tiny_images, tmp_path, *settings, *layers, steps=9)
+    events, workers = EventStream([]), Workers("cpu")
+    made = prepare(config, check(config), events, workers)
+    trainer = Trainer(config, 9, made.adapter, made.batches, made.loss_function, events, workers)
+    trainer._step()
+    with _Counted() as counted:
+        trainer._step()
+    total, casts = counted.counts.total(), counted.counts["_to_copy"]
+    print(f"{speed} {settings}: {total} operations, {casts} casts; most {counted.counts.most_common(5)}")
+    assert total <= most
+    assert casts <= most_casts

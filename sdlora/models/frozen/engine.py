@@ -78,7 +78,8 @@ def _has_form(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
     """Whether a layer is of a form that is faster packed."""
     # These very classes alone: quantised and adapted layers have a forward of their own.
     if type(layer) is nn.Conv2d:
-        return layer.kernel_size != (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
+        is_plain = layer.groups == 1 and layer.padding_mode == "zeros"
+        return is_plain and (layer.kernel_size != (1, 1) or layer.stride == (1, 1))
     return type(layer) is nn.Linear and layer.weight.numel() >= _LEAST_LINEAR
 
 
