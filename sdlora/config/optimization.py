@@ -20,6 +20,7 @@ Schedule = Literal[
     "inverse_sqrt",
     "piecewise",
 ]
+Speed = Literal["plain", "fast", "lean"]
 OPTIMIZERS = (
     "adamw",
     "adamw8bit",
@@ -144,6 +145,11 @@ class OptimizationConfig(Section):
     on_out_of_memory: Literal["smaller_batch", "stop"] = "smaller_batch"
     """What happens when a step needs more memory than there is: smaller_batch sends the batch through the model in two,
     four, ... parts from then on, which gives the same gradients; stop saves and ends the run."""
+
+    speed: Literal["auto"] | Speed = "auto"
+    """How the frozen weights of the UNet are held on a processor (CPU). plain: as torch does; fast: reordered once for
+    both directions instead of at every step, at up to twice their bytes; lean: what is faster without a second copy.
+    auto takes fast where it pays (bf16, a UNet of full width, memory enough), plain elsewhere, and says why."""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""

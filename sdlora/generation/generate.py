@@ -17,7 +17,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.files.embeddings import embeddings_beside
@@ -33,21 +33,20 @@ from sdlora.generation.request.prompt_warnings import prompt_warnings
 from sdlora.generation.request.requests import check_rows, resolve, same_base, single_images
 from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
 from sdlora.generation.sampling.batch_generator import BatchGenerator, OnStep
-from sdlora.generation.sampling.cpu_layers import PlainAttention, use_plain_convolutions
 from sdlora.generation.sampling.denoising import CancelledError
 from sdlora.generation.sampling.embeddings import ChosenEmbeddings, Source, choose_embeddings
 from sdlora.generation.sampling.latent_colours import LatentColours
 from sdlora.generation.sampling.pool import DEFAULT_POOL_BYTES, AdapterPool
 from sdlora.models.detection import detect
-from sdlora.models.host import forget_mapped, tune_malloc
+from sdlora.models.frozen.attention import PlainAttention
+from sdlora.models.frozen.engine import is_wide, to_channels_last
+from sdlora.models.frozen.windows import use_plain_convolutions
+from sdlora.models.host import tune_malloc
 from sdlora.models.identity import file_hash
-from sdlora.models.quantize import QuantizedLayer
 from sdlora.models.source import locate
 
 _MODEL_HASH_LETTERS = 10
 _ADAPTER_HASH_LETTERS = 12
-_WIDE = 256
-"""Channels from which keeping them innermost is faster: 6% in bf16 on a CPU; narrow group norms are then slower."""
 
 
 def _never() -> bool:
@@ -104,9 +103,9 @@ class Generator:
     def _tune(self, device: torch.device) -> None:
         """Whatever makes steps faster; after loading, when what that freed is back with the system."""
         unet = self.bundle.unet
-        if unet.config.block_out_channels[0] >= _WIDE:
-            _to_channels_last(unet)
-            _to_channels_last(self.bundle.vae.decoder)
+        if is_wide(unet):
+            to_channels_last(unet)
+            to_channels_last(self.bundle.vae.decoder)
         if device.type == "cpu":
             tune_malloc()
             if self.bundle.dtype == torch.bfloat16:
@@ -271,13 +270,3 @@ class Generator:
             prediction=self.bundle.schedule.prediction,
             seconds=seconds,
         )
-
-
-def _to_channels_last(model: nn.Module) -> None:
-    """Convolutions with their channels innermost; never two copies of many at once."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d) and not isinstance(layer, QuantizedLayer):
-            weight = layer.weight.data
-            layer.weight.data = weight.contiguous(memory_format=torch.channels_last)
-            if layer.weight.data_ptr() != weight.data_ptr():
-                forget_mapped([weight])

@@ -27,6 +27,7 @@ from torch.nn.grad import conv2d_input
 
 from sdlora.config.base_model import Quantization
 from sdlora.errors import MissingPackageError
+from sdlora.models.frozen.packed import PackedLayer
 
 # A small part of the weights, through which all of the signal passes: saving here costs most.
 _SPARED = ("conv_in", "conv_out", "time_embedding", "add_embedding")
@@ -64,7 +65,8 @@ def weight_bytes(module: nn.Module) -> int:
 
 def parameter_count(module: nn.Module) -> int:
     """Number of weights, quantised ones counted as what they stand for."""
-    packed = sum(layer.weight_shape.numel() for layer in module.modules() if isinstance(layer, QuantizedLayer))
+    layers = [layer for layer in module.modules() if isinstance(layer, QuantizedLayer | PackedLayer)]
+    packed = sum(layer.weight_shape.numel() for layer in layers)
     return packed + sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -204,6 +204,7 @@ ELSEWHERE = {
     "optimization.gradient_checkpointing": "integration/test_training.py",
     "optimization.max_nonfinite": "integration/test_training.py",
     "optimization.on_out_of_memory": "integration/test_full_disk_and_memory.py",
+    "optimization.speed": "integration/test_training_speed.py",
     "optimization.device": "integration/test_imported_training.py",
     "optimization.threads": "integration/test_training.py",
     "validation.every": "integration/test_training.py",

@@ -7,8 +7,9 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
-from sdlora.generation.sampling import cpu_layers
-from sdlora.generation.sampling.cpu_layers import PlainAttention, PlainConvolution, use_plain_convolutions
+from sdlora.models.frozen import attention
+from sdlora.models.frozen.attention import PlainAttention
+from sdlora.models.frozen.windows import PlainConvolution, use_plain_convolutions
 
 
 @pytest.mark.parametrize("most_scores", [2**25, 300])
@@ -17,7 +18,7 @@ from sdlora.generation.sampling.cpu_layers import PlainAttention, PlainConvoluti
 def test_plain_attention_equals_torchs_whether_in_parts_or_whole(
     is_cross: bool, most_scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_layers, "_MOST_SCORES", most_scores)
+    monkeypatch.setattr(attention, "_MOST_SCORES", most_scores)
     torch.manual_seed(0)
     layer = Attention(query_dim=48, cross_attention_dim=32 if is_cross else None, heads=3, dim_head=16)
     inputs, texts = torch.randn(2, 20, 48), torch.randn(2, 7, 32) if is_cross else None
@@ -25,6 +26,29 @@ def test_plain_attention_equals_torchs_whether_in_parts_or_whole(
     expected = layer(inputs, encoder_hidden_states=texts)
     layer.set_processor(PlainAttention())
     torch.testing.assert_close(layer(inputs, encoder_hidden_states=texts), expected)
+
+
+@pytest.mark.parametrize("most_kept", [2**24, 0])
+def test_gradients_of_plain_attention_are_torchs_whether_scores_are_kept_or_made_again(
+    most_kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_MOST_KEPT", most_kept)
+    if not most_kept:
+        monkeypatch.setattr(attention, "_MOST_SCORES", 300)
+    torch.manual_seed(0)
+    layer = Attention(query_dim=48, cross_attention_dim=32, heads=3, dim_head=16)
+    found = []
+    for processor in (AttnProcessor2_0(), PlainAttention()):
+        layer.set_processor(processor)
+        layer.zero_grad()
+        generator = torch.Generator().manual_seed(1)
+        inputs, texts, weights = (
+            torch.randn(2, *shape, generator=generator, requires_grad=True) for shape in ((20, 48), (7, 32), (20, 48))
+        )
+        (layer(inputs, encoder_hidden_states=texts) * weights.detach()).sum().backward()
+        found.append([inputs.grad, texts.grad, *(parameter.grad for parameter in layer.parameters())])
+    for own, expected in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(own, expected)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,24 @@ class Adapter:
             # PEFT multiplies alpha / rank anew each time, so two calls don't multiply up.
             module.layer.set_scale(ADAPTER_NAME, scale)
 
+    def leave_casts_to_autocast(self) -> None:
+        """Give inputs to the adapter's layers as they are: for use under autocast alone, in half precision.
+
+        PEFT casts them to the weights' fp32 first, which autocast takes back at once: the same bits, two copies more.
+        """
+        if not self.reads_base_weights:
+            for module in self._modules.values():
+                module.layer.cast_input_dtype_enabled = False
+
+    @property
+    def reads_base_weights(self) -> bool:
+        """Whether the update is reckoned from the base's weights (DoRA), or made in their shape (LoHa, LoKr)."""
+        return self.algorithm != "lora" or self.config.dora
+
+    def base_layers(self) -> list[nn.Module]:
+        """The base model's own layers beneath the adapter's."""
+        return [module.layer.get_base_layer() for module in self._modules.values()]
+
     def train(self, mode: bool = True) -> None:
         """Switch the adapter's dropout on (training) or off (validation, previews)."""
         for module in self._modules.values():

@@ -415,8 +415,11 @@ class _Run:
         # The base never changes: measured once and carried on by the checkpoints.
         if progress.step == 0:
             progress.base_loss = validation.base_loss()
-        with self.trainer.evaluating():
-            loss = validation.loss()
+        if progress.step == 0 and self.config.adapter.start_from is None:
+            loss = progress.base_loss  # a new adapter changes nothing until its first step
+        else:
+            with self.trainer.evaluating():
+                loss = validation.loss()
         self.relative_loss = loss / progress.base_loss
         is_best = progress.step > 0 and self.relative_loss < progress.best_relative_loss
         if is_best:

@@ -17,6 +17,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.events import EventStream, PreviewReady
 from sdlora.generation.sampling.sample import SampleRequest, sample
 from sdlora.models.bundle import Bundle
+from sdlora.models.frozen.engine import without_gradients
 from sdlora.runs.folder import RunFolder
 
 _AT_ONCE = 4
@@ -72,7 +73,7 @@ def generate(
     if not wanted:
         return []
     images: dict[int, Image.Image] = {}
-    with autocast:
+    with autocast, without_gradients(bundle.unet, bundle.device):
         for batch in _batches(wanted):
             adapter.set_scale(wanted[batch[0]].adapter_weight)
             try:

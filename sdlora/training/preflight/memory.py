@@ -12,12 +12,14 @@ from typing import Any
 
 import psutil
 import torch
+from diffusers import UNet2DConditionModel
 
 from sdlora import disk
 from sdlora.config.base_model import Precision
 from sdlora.config.train import TrainConfig
 from sdlora.constants import GIB, LATENT_FACTOR, MIB
 from sdlora.models.dtypes import DTYPES
+from sdlora.training.inputs.images import RunImages
 
 # Bytes of optimizer state per trained value.
 # Moments in fp32 take 4 each, in 8 bits 1 and a share of their blocks' scales; Adafactor keeps rows and columns only.
@@ -37,6 +39,9 @@ _OTHER_STATE_BYTES = 8.0
 # channels; the sums meet those within 15%, checkpointed within 40%. In half precision some are kept twice.
 _KEPT = {"fp32": (7, 9, 33), "bf16": (7, 14, 42), "fp16": (7, 14, 42)}
 _KEPT_CHECKPOINTED = {"fp32": (3, 4, 2), "bf16": (3, 5, 3), "fp16": (3, 5, 3)}
+
+_QUANTIZED_BITS = {"none": 0, "int8": 8.04, "nf4": 4.53, "nf4-double": 4.16}
+"""Bits a UNet weight as measured by `weight_bytes` on SD 1.5's layout, scales and unquantised layers included."""
 
 _WORKSPACE_SHARE = 0.1
 _RUNTIME_BYTES = int(0.6 * GIB)
@@ -84,6 +89,33 @@ class MemoryPlan:
     height_px: int
     precision: Precision
     checkpointing: bool
+
+    @classmethod
+    def of(cls, config: TrainConfig, images: RunImages, unet: UNet2DConditionModel, trainable: int) -> MemoryPlan:
+        """From the settings, the images and the UNet's layout, whose weights need not be there.
+
+        trainable: number of trained values.
+        """
+        largest = max(
+            (item.placement.bucket for item in images.placed), key=lambda bucket: bucket.width_px * bucket.height_px
+        )
+        base = config.resolved_base_model
+        precision = config.optimization.precision if base.precision == "auto" else base.precision
+        bits = _QUANTIZED_BITS[base.quantization] or 8 * DTYPES[precision].itemsize
+        # The whole UNet counts at these bits: they were measured with the layers that quantising leaves alone.
+        return cls(
+            frozen_bytes=int(sum(parameter.numel() for parameter in unet.parameters()) * bits / 8),
+            trained_parameters=trainable,
+            optimizer=config.optimization.optimizer,
+            with_average=config.optimization.ema > 0,
+            unet=UNetShape.from_config(unet.config),
+            batch_size=config.optimization.batch_size,
+            width_px=largest.width_px,
+            height_px=largest.height_px,
+            precision=config.optimization.precision,
+            with_convolutions=config.adapter.layers == "all+conv",
+            checkpointing=config.optimization.gradient_checkpointing,
+        )
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import UNet2DConditionModel
-
 from sdlora import disk
 from sdlora.adapters.live.layers import choose, layer_shape
 from sdlora.config.given import Values, train_config
@@ -18,21 +16,19 @@ from sdlora.data.cache import default_cache_folder
 from sdlora.data.images import ImageRecord
 from sdlora.errors import ConfigError, SdloraError
 from sdlora.models.detection import Detection, detect
-from sdlora.models.dtypes import DTYPES
 from sdlora.models.layout import unet_layout
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.inputs.preview_prompts import with_captions
 from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.dry_run import BucketSamples, DryRun, Figures, SummaryLine, problems_of
-from sdlora.training.preflight.memory import DiskPlan, MemoryEstimate, MemoryPlan, UNetShape, estimate
+from sdlora.training.preflight.memory import DiskPlan, MemoryEstimate, MemoryPlan, estimate
 from sdlora.training.preflight.new_tokens import vector_counts
 from sdlora.training.preflight.remarks import cut_off, long_captions, remarks, some
+from sdlora.training.preflight.speed import ChosenSpeed, choose_speed
 
 _NAMES_SHOWN = 5
 _LATENT_BYTES_PER_PIXEL = 8 * 4 / LATENT_FACTOR**2  # mean and spread of four channels, fp32
 """Mean and spread of 4 channels in fp32, one cell for 8x8 pixels."""
-_QUANTIZED_BITS = {"none": 0, "int8": 8.04, "nf4": 4.53, "nf4-double": 4.16}
-"""Bits a UNet weight as measured by `weight_bytes` on SD 1.5's layout, scales and unquantised layers included."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,7 @@ class Summary:
     trainable_parameters: int
     """Of the UNet's adapter."""
     memory: MemoryEstimate
+    speed: ChosenSpeed
 
     @property
     def epochs(self) -> float:
@@ -117,6 +114,7 @@ class Summary:
         if prompts := with_captions(self.config, self.images.trained).previews.prompts:
             yield "previews", "; ".join(prompts)
         yield "memory", f"about {self.memory.total_gib:.1f} GiB for the training steps (an estimate)"
+        yield "speed", self.speed.text
         limit = self.config.captions.max_tokens
         yield "text", f"{len(self.long_captions)} captions over {limit} tokens" + cut_off(self.long_captions)
         needed = f"{self.cache_bytes / MIB:.1f} MiB of cache and {self.run_bytes / MIB:.0f} MiB in the run's folder"
@@ -166,7 +164,9 @@ def summarise(config: TrainConfig | Values | Path | str) -> Summary:
         inputs, outputs, kernel = layer_shape(unet.get_submodule(target.path))
         total += target.rank * (inputs * kernel + outputs)
     trainable = total * (2 if config.adapter.algorithm == "loha" else 1)
-    memory = estimate(_memory_plan(config, images, unet, trainable))
+    plan = MemoryPlan.of(config, images, unet, trainable)
+    speed = choose_speed(config.optimization, config.base_model, unet, plan)
+    memory = estimate(speed.added_to(plan))
     room = DiskPlan.of(config, trainable)
     # With flips an image is cached twice, as a mirrored latent is not the latent of the mirrored image.
     flips = 2 if config.images.horizontal_flip else 1
@@ -187,29 +187,7 @@ def summarise(config: TrainConfig | Values | Path | str) -> Summary:
         free_disk_gib=disk.free_bytes(config.outputs.folder) / GIB,
         trainable_parameters=trainable,
         memory=memory,
-    )
-
-
-def _memory_plan(config: TrainConfig, images: RunImages, unet: UNet2DConditionModel, trainable: int) -> MemoryPlan:
-    largest = max(
-        (item.placement.bucket for item in images.placed), key=lambda bucket: bucket.width_px * bucket.height_px
-    )
-    base = config.resolved_base_model
-    precision = config.optimization.precision if base.precision == "auto" else base.precision
-    bits = _QUANTIZED_BITS[base.quantization] or 8 * DTYPES[precision].itemsize
-    # The whole UNet counts at these bits: they were measured with the layers that quantising leaves alone.
-    return MemoryPlan(
-        frozen_bytes=int(sum(parameter.numel() for parameter in unet.parameters()) * bits / 8),
-        trained_parameters=trainable,
-        optimizer=config.optimization.optimizer,
-        with_average=config.optimization.ema > 0,
-        unet=UNetShape.from_config(unet.config),
-        batch_size=config.optimization.batch_size,
-        width_px=largest.width_px,
-        height_px=largest.height_px,
-        precision=config.optimization.precision,
-        with_convolutions=config.adapter.layers == "all+conv",
-        checkpointing=config.optimization.gradient_checkpointing,
+        speed=speed,
     )
 
 
