@@ -1,0 +1,100 @@
+"""Does `sdlora evaluate` find what was planted? Runs on builtin:emoji with known faults, and the table found/missed.
+
+`python -m tests.benchmarks.evaluation FOLDER` trains in FOLDER (what is there already is not trained again) and prints:
+
+- over-trained: eight pictures, far too many steps. Copies must be flagged at the end, and an earlier checkpoint named.
+- planted, seed by seed: one caption that belongs to another picture, one picture of another kind. Both must be among
+  the top 3 problem images.
+- cost: evaluating against generating the same images plainly, and problem images against the training.
+
+Half an hour on two cores with five seeds; --seeds 1 is a start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SAMPLES = Path(__file__).parents[2] / "sample_images"
+FEW = ("balloon", "jumping", "lolly", "reading", "sad", "snow", "tea", "waving")
+FOREIGN = "foreign"
+TOP = 3
+
+
+def train(name: str, images: Path, trigger: str, root: Path, *settings: str) -> Path:
+    """The folder of a run, trained unless its result is there."""
+    run = root / "runs" / name
+    if (run / f"{name}.safetensors").is_file():
+        return run
+    shutil.rmtree(run, ignore_errors=True)
+    fixed = [f"name={name}", f"images.folder={images}", f"captions.trigger={trigger}", "previews.prompts=[]"]
+    fixed += [f"outputs.folder={root / 'runs'}", "outputs.self_test=false", "outputs.keep_checkpoints=20"]
+    _sdlora(root, "train", "--preset", "demo.yaml", *(f"--set={one}" for one in (*fixed, *settings)))
+    return run
+
+
+def over_trained(root: Path) -> Path:
+    """A run of eight pictures, with a checkpoint at each hundred of its 700 steps."""
+    images = root / "few"
+    images.mkdir(parents=True, exist_ok=True)
+    for name in FEW:
+        for suffix in (".png", ".txt"):
+            shutil.copy(SAMPLES / "mascot" / f"{name}{suffix}", images)
+    settings = ("optimization.steps=700", "optimization.batch_size=4", "optimization.learning_rate=2e-3")
+    more = ("optimization.schedule=constant", "validation.fraction=0", "outputs.checkpoint_every=100")
+    return train("over", images, "sdl-mascot", root, *settings, *more)
+
+
+def planted(root: Path, seed: int) -> tuple[Path, str]:
+    """A run with a wrong caption and a foreign picture, and the name of the picture whose caption is wrong."""
+    draws, images = random.Random(seed), root / f"planted-{seed}"
+    pictures = sorted((SAMPLES / "blueprint").glob("*.png"))
+    wrong, other = draws.sample(pictures, 2)
+    foreign = draws.choice(sorted((SAMPLES / "mascot").glob("*.png")))
+    if not images.is_dir():
+        shutil.copytree(SAMPLES / "blueprint", images)
+        shutil.copy(other.with_suffix(".txt"), images / f"{wrong.stem}.txt")
+        shutil.copy(foreign, images / f"{FOREIGN}.png")
+        (images / f"{FOREIGN}.txt").write_text("a penguin, blueprint style\n", encoding="utf-8")
+    settings = (f"seed={seed}", "validation.fraction=0", "outputs.checkpoint_every=100")
+    return train(f"planted-{seed}", images, "blueprint style", root, *settings), wrong.name
+
+
+def evaluate(run: Path, root: Path, *settings: str) -> tuple[dict[str, object], float]:
+    """The report of an evaluation, and its seconds."""
+    began = time.monotonic()
+    _sdlora(root, "evaluate", str(run), *(f"--set={one}" for one in settings))
+    seconds = time.monotonic() - began
+    return json.loads((run / "evaluation" / "evaluation.json").read_text(encoding="utf-8")), seconds
+
+
+def _sdlora(root: Path, *arguments: str) -> None:
+    environment = {**os.environ, "SDLORA_CACHE": str(root / "cache")}
+    subprocess.run([sys.executable, "-m", "sdlora", *arguments], check=True, env=environment)
+
+
+def main() -> None:
+    """Train, evaluate and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only-train", action="store_true")
+    given = parser.parse_args()
+    root = given.folder.resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    over = over_trained(root)
+    runs = [planted(root, seed) for seed in range(given.seeds)]
+    if given.only_train:
+        return
+    print(over, runs)
+
+
+if __name__ == "__main__":
+    main()
