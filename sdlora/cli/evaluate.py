@@ -71,30 +71,23 @@ def evaluate(
 
 
 def _show(result: Evaluation) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    headings = (
-        "checkpoint",
-        "likeness",
-        "adherence",
-        "copies",
-        "diversity",
-        "leak",
-        "saturation",
-        "contrast",
-        "burned",
-    )
-    for heading in (*headings, *(["held-out loss"] if result.checkpoints[0].held_out else [])):
-        table.add_column(heading, justify="left" if heading == "checkpoint" else "right")
+    # Nine columns have to fit 80 letters: saturation and contrast stand in the report, `burned` sums them up.
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    headings = ["", "likeness", "adherence", "copies", "diversity", "leak", "burned"]
+    if result.checkpoints[0].held_out is not None:
+        headings.append("held-out loss")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for one in (result.base, *result.checkpoints):
         mark = " *" if one.label == result.recommendation.label else ""
         table.add_row(f"{one.label}{mark}", *_cells(one))
     console.print(table)
-    console.print(result.recommendation.sentence, markup=False)
+    console.print(f"\ntake {result.recommendation.sentence}", markup=False)
     if result.problem_images is not None:
         _show_problems(result.problem_images)
     if result.promoted:
-        console.print(result.promoted, markup=False)
-    console.print(f"report: {result.run / 'evaluation' / 'evaluation.json'}", markup=False)
+        console.print(f"\n{result.promoted}", markup=False)
+    console.print(f"\nreport: {result.run / 'evaluation' / 'evaluation.json'}", markup=False)
 
 
 def _cells(one: Scores) -> list[str]:
@@ -104,8 +97,6 @@ def _cells(one: Scores) -> list[str]:
         f"{len(one.copies)}/{one.num_images}",
         _share(one.diversity),
         _NONE if one.leak is None else f"{one.leak:.2f}",
-        f"{one.saturation:.2f}",
-        f"{one.contrast:.2f}",
         f"{one.burned}/{one.num_images}",
     ]
     if one.held_out is not None:
@@ -118,11 +109,6 @@ def _share(value: float | None) -> str:
 
 
 def _show_problems(report: ProblemReport) -> None:
-    console.print()
-    console.print("training images that stand out", style="bold")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("image", "how", "score", "what"):
-        table.add_column(heading, justify="right" if heading == "score" else "left", overflow="fold")
+    console.print(f"\ntraining images that stand out (measured in {report.seconds:.0f} s)")
     for one in report.worst:
-        table.add_row(one.name, one.kind, f"{one.score:.1f}", one.sentence)
-    console.print(table, markup=False)
+        console.print(f"  {one.name}: {one.kind}, {one.score:.1f} deviations: {one.sentence}", markup=False)

@@ -89,7 +89,7 @@ def _reasons(chosen: Scores, base: Scores, best: Scores) -> list[str]:
 def _counted(count: int, total: int, one: str, several: str) -> str:
     if count == 0:
         return f"no {several}"
-    return f"{count} of {total} {one if count == 1 else several}"
+    return f"{count} of {total} images is a {one}" if count == 1 else f"{count} of {total} images are {several}"
 
 
 def _from_when_on(checkpoints: Sequence[Scores], faults: Sequence[list[str]], chosen: Scores) -> list[str]:
