@@ -115,6 +115,11 @@ class EvaluateConfig(Section):
             problems.append("prompts.known and prompts.new: nothing to evaluate; give prompts, or numbers above 0")
         for name, texts in (("known", prompts.known), ("new", prompts.new), ("plain", prompts.plain)):
             problems += [f"prompts.{name}.{place}: is empty" for place, text in enumerate(texts) if not text.strip()]
+        for name in ("known", "new", "plain"):
+            if getattr(prompts, name) and f"num_{name}" in prompts.model_fields_set:
+                problems.append(f"prompts.num_{name} has no effect beside prompts.{name}")
+        if self.features == "latents" and self.features_revision is not None:
+            problems.append("features_revision has no effect with features=latents")
         if not self.features.strip():
             problems.append("features: is empty; give latents, auto, a hub name or a folder")
         if len(set(self.checkpoints)) != len(self.checkpoints):

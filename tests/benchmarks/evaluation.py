@@ -2,7 +2,7 @@
 
 `python -m tests.benchmarks.evaluation FOLDER` trains in FOLDER (what is there already is not trained again) and prints:
 
-- over-trained: eight pictures, far too many steps. Copies must be flagged at the end, and an earlier checkpoint named.
+- over-trained: six pictures, far too many steps. Copies must be flagged at the end, and an earlier checkpoint named.
 - planted, seed by seed: one caption that belongs to another picture, one picture of another kind. Both must be among
   the top 3 problem images.
 - cost: evaluating against generating the same images plainly, and problem images against the training.
@@ -21,9 +21,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 SAMPLES = Path(__file__).parents[2] / "sample_images"
-FEW = ("balloon", "jumping", "lolly", "reading", "sad", "snow", "tea", "waving")
+FEW = ("bell", "fish", "guitar", "rocket", "teapot", "tree")
 FOREIGN = "foreign"
 TOP = 3
 
@@ -41,15 +42,15 @@ def train(name: str, images: Path, trigger: str, root: Path, *settings: str) -> 
 
 
 def over_trained(root: Path) -> Path:
-    """A run of eight pictures, with a checkpoint at each hundred of its 700 steps."""
+    """A run of six pictures, with a checkpoint at each fifty of its 300 steps."""
     images = root / "few"
     images.mkdir(parents=True, exist_ok=True)
     for name in FEW:
         for suffix in (".png", ".txt"):
-            shutil.copy(SAMPLES / "mascot" / f"{name}{suffix}", images)
-    settings = ("optimization.steps=700", "optimization.batch_size=4", "optimization.learning_rate=2e-3")
-    more = ("optimization.schedule=constant", "validation.fraction=0", "outputs.checkpoint_every=100")
-    return train("over", images, "sdl-mascot", root, *settings, *more)
+            shutil.copy(SAMPLES / "blueprint" / f"{name}{suffix}", images)
+    settings = ("optimization.steps=300", "optimization.batch_size=4", "optimization.schedule=constant")
+    more = ("validation.fraction=0", "outputs.checkpoint_every=50")
+    return train("over", images, "blueprint style", root, *settings, *more)
 
 
 def planted(root: Path, seed: int) -> tuple[Path, str]:
@@ -67,7 +68,7 @@ def planted(root: Path, seed: int) -> tuple[Path, str]:
     return train(f"planted-{seed}", images, "blueprint style", root, *settings), wrong.name
 
 
-def evaluate(run: Path, root: Path, *settings: str) -> tuple[dict[str, object], float]:
+def evaluate(run: Path, root: Path, *settings: str) -> tuple[dict[str, Any], float]:
     """The report of an evaluation, and its seconds."""
     began = time.monotonic()
     _sdlora(root, "evaluate", str(run), *(f"--set={one}" for one in settings))
@@ -78,6 +79,43 @@ def evaluate(run: Path, root: Path, *settings: str) -> tuple[dict[str, object], 
 def _sdlora(root: Path, *arguments: str) -> None:
     environment = {**os.environ, "SDLORA_CACHE": str(root / "cache")}
     subprocess.run([sys.executable, "-m", "sdlora", *arguments], check=True, env=environment)
+
+
+def training_seconds(run: Path) -> float:
+    """How long the training took."""
+    lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    return next(one["seconds"] for one in map(json.loads, reversed(lines)) if one["kind"] == "run_finished")
+
+
+def check_over_trained(run: Path, root: Path) -> None:
+    """Print whether copies are flagged at the end and an earlier checkpoint is named, and what the evaluation cost."""
+    report, seconds = evaluate(run, root, "guidance=4", "steps=20")
+    *_, last = report["checkpoints"]
+    step = report["recommendation"]["step"]
+    print(f"copies at step {last['step']}: {_verdict(len(last['copies']) > 0)} ({len(last['copies'])} images)")
+    print(f"an earlier checkpoint recommended: {_verdict(step < last['step'])} (step {step})")
+    spent = report["seconds"]
+    share = spent["comparing"] / max(spent["generating"], 1e-9)
+    print(
+        f"{seconds:.0f} s: generating {spent['generating']:.0f} s, comparing {spent['comparing']:.0f} s ({share:.1%})"
+    )
+
+
+def check_planted(run: Path, wrong: str, root: Path) -> None:
+    """Print whether both faults are among the top 3 problem images, and what finding them cost."""
+    few = ("prompts.num_known=1", "prompts.num_new=0", "prompts.num_plain=0", "num_seeds=1", "steps=4")
+    report, _ = evaluate(run, root, *few)
+    problems = report["problem_images"]
+    top = [(one["name"], one["kind"]) for one in problems["worst"][:TOP]]
+    names = [name for name, _ in top]
+    cost = problems["seconds"] / training_seconds(run)
+    for what, name in (("wrong caption", wrong), ("foreign picture", f"{FOREIGN}.png")):
+        print(f"{run.name}: {what} {name}: {_verdict(name in names)}")
+    print(f"{run.name}: top {TOP}: {top}; {problems['seconds']:.0f} s, {cost:.1%} of the training")
+
+
+def _verdict(is_found: bool) -> str:
+    return "found" if is_found else "MISSED"
 
 
 def main() -> None:
@@ -93,7 +131,9 @@ def main() -> None:
     runs = [planted(root, seed) for seed in range(given.seeds)]
     if given.only_train:
         return
-    print(over, runs)
+    check_over_trained(over, root)
+    for run, wrong in runs:
+        check_planted(run, wrong, root)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,8 @@ def test_one_checkpoint_stands_for_a_list_of_one() -> None:
     [
         ({"prompts": {"num_known": 0, "num_new": 0}}, "prompts.known and prompts.new: nothing to evaluate"),
         ({"prompts": {"known": ["a", " "]}}, "prompts.known.1: is empty"),
+        ({"prompts": {"new": ["a"], "num_new": 2}}, "prompts.num_new has no effect beside prompts.new"),
+        ({"features": "latents", "features_revision": "main"}, "features_revision has no effect with features=latents"),
         ({"features": " "}, "features: is empty; give latents, auto, a hub name or a folder"),
         ({"checkpoints": [1, 1]}, "checkpoints: 1, 1: a step is named twice"),
         ({"num_sedes": 2}, "num_sedes: unknown setting; did you mean 'num_seeds'"),
