@@ -43,8 +43,6 @@ from sdlora.runs.folder import RunFolder, open_run
 
 _LEAST_ADHERENCE_BY_TEXT, _LEAST_ADHERENCE_BY_BASE = 0.85, 0.5
 """Share of the base's adherence below which images no longer show what is asked for."""
-_PARTS = 100
-"""What an image counts in the progress, so that its steps can be told."""
 
 
 def evaluate(
@@ -154,7 +152,7 @@ class _Evaluating:
         identity = generator.bundle.identity
         planned = plan_images(self.folder, train, config, self.checkpoints, self.prompts, identity)
         with self._timed("generating"):
-            made = generate_missing(planned, generator, self._generating)
+            made = generate_missing(planned, generator, self._telling("generating images"))
         cache = Cache(evaluation_folder(self.folder) / "cache", on_damage=self.stream.warn)
         looking = Looking(generator, scorer, cache, config.batch_size, config.seed)
         with self._timed("comparing"):
@@ -221,9 +219,6 @@ class _Evaluating:
             checkpoints=tuple(dict.fromkeys(("base", first.label, chosen.label))),
             seconds=0.0,
         )
-
-    def _generating(self, done: float, total: int) -> None:
-        self.stream.progress("generating images", int(done * _PARTS), total * _PARTS)
 
     def _telling(self, stage: str) -> Tell:
         return lambda done, total: self.stream.progress(stage, done, total)

@@ -23,7 +23,6 @@ from sdlora.config.train import TrainConfig
 from sdlora.data.decoding import UnreadableImageError, load_rgb
 from sdlora.evaluation.plan import EvaluatedCheckpoint, EvaluatedPrompt
 from sdlora.generation.generate import Generator
-from sdlora.generation.generated import StepPreview
 from sdlora.generation.restore.image_files import save_image
 from sdlora.runs.folder import RunFolder, step_name
 
@@ -125,33 +124,23 @@ def used_adapter(checkpoint: EvaluatedCheckpoint, config: EvaluateConfig) -> Use
 
 
 def generate_missing(
-    planned: Sequence[PlannedImage],
-    generator: Generator,
-    on_progress: Callable[[float, int], None],
+    planned: Sequence[PlannedImage], generator: Generator, on_progress: Callable[[int, int], None]
 ) -> int:
     """Generate the images that aren't there, each written as soon as it is ready; returns how many were made.
 
-    on_progress: called with images done, parts of them counted, and all. Raises AdapterError, DataError.
+    on_progress: called with images done and all. Raises AdapterError, DataError.
     """
     different = {one.path: one for one in planned}
     missing = [one for one in different.values() if not one.is_there]
-    before = len(different) - len(missing)
-    on_progress(before, len(different))
-    made = 0
+    done = len(different) - len(missing)
     for group in _by_checkpoint(missing):
-
-        def on_step(step: StepPreview, size: int = len(group)) -> None:
-            at_once = min(group_batch, size - step.image_index)  # noqa: B023
-            on_progress(before + made + at_once * step.step / step.total_steps, len(different))  # noqa: B023
-
-        group_batch = group[0].request.batch_size
-        rows = [one.request for one in group]
-        for one, generated in zip(group, generator.generate_rows(rows, on_step=on_step), strict=True):
+        images = generator.generate_rows([one.request for one in group])
+        for one, generated in zip(group, images, strict=True):
             one.path.parent.mkdir(parents=True, exist_ok=True)
             save_image(generated, one.path)
-            made += 1
-            on_progress(before + made, len(different))
-    return made
+            done += 1
+            on_progress(done, len(different))
+    return len(missing)
 
 
 def _by_checkpoint(planned: Sequence[PlannedImage]) -> list[list[PlannedImage]]:
