@@ -54,8 +54,7 @@ class Comparing:
         plain = [(one, place) for one, place in pairs if one.prompt.kind == "plain"]
         own = [place for _, place in asked]
         base = [self._base_place(one) for one, _ in asked]
-        saturations = [self._looked.saturations[place] for place in own]
-        contrasts = [self._looked.contrasts[place] for place in own]
+        saturation, contrast = self._looked.tones_N2[own].mean(dim=0).tolist()
         adherence, of_base = self._adherence(own), self._adherence(base)
         spread, base_spread = self._diversity(own), self._diversity(base)
         return Scores(
@@ -68,8 +67,8 @@ class Comparing:
             adherence_of_base=None if adherence is None or not of_base else adherence / of_base,
             diversity=None if spread is None or not base_spread else spread / base_spread,
             leak=self._leak(plain),
-            saturation=sum(saturations) / len(own),
-            contrast=sum(contrasts) / len(own),
+            saturation=saturation,
+            contrast=contrast,
             burned=self._burned(own, base),
             copies=self._copies(own),
         )
@@ -99,15 +98,10 @@ class Comparing:
         return scores.leak(self._features_ND[[place for _, place in plain]], self._features_ND[base], spread)
 
     def _burned(self, own: Sequence[int], base: Sequence[int]) -> int:
-        burned = [False] * len(own)
-        for values, known in (
-            (self._looked.saturations, self._training.saturations),
-            (self._looked.contrasts, self._training.contrasts),
-        ):
-            reference = [*known, *(values[place] for place in base)]
-            above = scores.is_burned([values[place] for place in own], reference)
-            burned = [one or other for one, other in zip(burned, above, strict=True)]
-        return sum(burned)
+        """Images beyond all training images and all of the base's, in saturation or in contrast."""
+        tones_N2 = self._looked.tones_N2
+        reference = torch.cat([self._training.tones_N2, tones_N2[list(base)]])
+        return int(scores.is_burned(tones_N2[list(own)], reference).any(dim=1).sum())
 
     def _copies(self, own: Sequence[int]) -> tuple[Copy, ...]:
         """Images nearer to a training image than training images are to each other, in layout and in features."""

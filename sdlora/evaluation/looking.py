@@ -16,6 +16,7 @@ from sdlora.data.inspection import hash_file
 from sdlora.evaluation import scores
 from sdlora.evaluation.features.latents import EncodedImages, LatentScorer, LayoutScorer
 from sdlora.evaluation.features.scorer import KeptFeatures, Scorer
+from sdlora.evaluation.features.tones import ToneScorer
 from sdlora.evaluation.images import PlannedImage
 from sdlora.evaluation.losses import MeasuredImage, measure, prompt_gain, timesteps
 from sdlora.evaluation.training_images import TrainingImages
@@ -34,8 +35,8 @@ class LookedAt:
     layouts_ND: Tensor
     adherence_N: Tensor
     """How well each follows its prompt without the trigger; NaN where that is empty."""
-    saturations: list[float]
-    contrasts: list[float]
+    tones_N2: Tensor
+    """Saturation and contrast."""
 
 
 class Looking:
@@ -48,6 +49,7 @@ class Looking:
         scorer = scorer or LatentScorer(self._encoded)
         self._features = KeptFeatures(scorer, cache, batch_size)
         self._layouts = KeptFeatures(LayoutScorer(self._encoded), cache, batch_size)
+        self._tones = KeptFeatures(ToneScorer(), cache, batch_size)
         self._cache = cache
         self._batch_size = batch_size
         self._seed = seed
@@ -64,8 +66,7 @@ class Looking:
 
         features_ND = self._features.of_images(hashes, lambda place: rows[place].load(), told(0))
         layouts_ND = self._layouts.of_images(hashes, lambda place: rows[place].load(), told(1))
-        pictures = (one.load() for one in rows)
-        tones = [(scores.saturation(picture), scores.contrast(picture)) for picture in pictures]
+        tones_N2 = self._tones.of_images(hashes, lambda place: rows[place].load())
         bare = [one.prompt.bare for one in rows]
         texts_ND = self._features.of_texts(bare)
         # CLIP's own answer where there is one, else the base model's.
@@ -73,24 +74,16 @@ class Looking:
             self._gains(rows, hashes, told(2)) if texts_ND is None else scores.adherence(features_ND, texts_ND)
         )
         is_empty_N = torch.tensor([not text.strip() for text in bare])
-        return LookedAt(
-            features_ND,
-            layouts_ND,
-            torch.where(is_empty_N, torch.nan, adherence_N),
-            [saturation for saturation, _ in tones],
-            [contrast for _, contrast in tones],
-        )
+        return LookedAt(features_ND, layouts_ND, torch.where(is_empty_N, torch.nan, adherence_N), tones_N2)
 
     def at_training(self, training: TrainingImages) -> LookedAt:
         """What is compared of the training images; they follow no prompt."""
         hashes, count = training.hashes, len(training.placed)
-        pictures = [training.picture(place) for place in range(count)]
         return LookedAt(
-            self._features.of_images(hashes, pictures.__getitem__),
-            self._layouts.of_images(hashes, pictures.__getitem__),
+            self._features.of_images(hashes, training.picture),
+            self._layouts.of_images(hashes, training.picture),
             torch.full((count,), torch.nan),
-            [scores.saturation(picture) for picture in pictures],
-            [scores.contrast(picture) for picture in pictures],
+            self._tones.of_images(hashes, training.picture),
         )
 
     def _gains(self, rows: Sequence[PlannedImage], hashes: Sequence[str], tell: Tell) -> Tensor:

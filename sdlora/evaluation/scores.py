@@ -6,12 +6,9 @@ Legend: N images, M training images, D width of a feature, P prompts, S seeds, K
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -113,22 +110,10 @@ def is_copy(distances_N: Tensor, threshold: float | None) -> Tensor:
     return torch.zeros_like(distances_N, dtype=torch.bool) if threshold is None else distances_N < threshold
 
 
-def saturation(image: Image.Image) -> float:
-    """Mean saturation (HSV, 0 to 1) of an RGB image."""
-    return float(numpy.asarray(image.convert("HSV"), dtype=numpy.float32)[..., 1].mean() / 255)
-
-
-def contrast(image: Image.Image) -> float:
-    """Standard deviation of the luminance (0 to 0.5) of an RGB image."""
-    return float((numpy.asarray(image.convert("L"), dtype=numpy.float32) / 255).std())
-
-
-def is_burned(values_N: Sequence[float], reference: Sequence[float]) -> list[bool]:
-    """Which images are above everything in the reference, by more than a tenth of its range."""
-    if not reference:
-        return [False] * len(values_N)
-    limit = max(reference) + 0.1 * (max(reference) - min(reference))
-    return [value > limit for value in values_N]
+def is_burned(tones_N2: Tensor, reference_M2: Tensor) -> Tensor:
+    """Which tones are above everything in the reference, by more than a tenth of its range; burned_N2."""
+    highest_2, lowest_2 = reference_M2.max(dim=0).values, reference_M2.min(dim=0).values
+    return tones_N2 > highest_2 + 0.1 * (highest_2 - lowest_2)
 
 
 def relative_loss(adapted_NK: Tensor, base_NK: Tensor, seed: int = 0) -> Interval:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from sdlora.evaluation import scores
+from sdlora.evaluation.features import tones
 from sdlora.evaluation.losses import prompt_gain, timesteps
 
 NORTH, EAST, SOUTH = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]), torch.tensor([0.0, -1.0])
@@ -71,15 +72,16 @@ def test_saturation_and_contrast_know_grey_from_colour_and_flat_from_striped() -
     stripes = numpy.zeros((8, 8, 3), numpy.uint8)
     stripes[::2] = 255
 
-    assert scores.saturation(Image.new("RGB", (8, 8), (200, 200, 200))) == 0
-    assert scores.saturation(Image.new("RGB", (8, 8), (255, 0, 0))) == pytest.approx(1)
-    assert scores.contrast(Image.new("RGB", (8, 8), (200, 10, 90))) == 0
-    assert scores.contrast(Image.fromarray(stripes)) == pytest.approx(0.5)
+    assert tones.saturation(Image.new("RGB", (8, 8), (200, 200, 200))) == 0
+    assert tones.saturation(Image.new("RGB", (8, 8), (255, 0, 0))) == pytest.approx(1)
+    assert tones.contrast(Image.new("RGB", (8, 8), (200, 10, 90))) == 0
+    assert tones.contrast(Image.fromarray(stripes)) == pytest.approx(0.5)
 
 
 def test_burned_is_what_is_above_all_training_and_base_images() -> None:
-    assert scores.is_burned([0.2, 0.53, 0.56], [0.0, 0.5]) == [False, False, True]
-    assert scores.is_burned([9.0], []) == [False]
+    tones_N2, reference = torch.tensor([[0.2, 0.2], [0.53, 0.2], [0.56, 0.2]]), torch.tensor([[0.0, 0.1], [0.5, 0.3]])
+
+    assert scores.is_burned(tones_N2, reference).tolist() == [[False, False], [False, False], [True, False]]
 
 
 def test_relative_loss_has_an_interval_that_shared_noise_doesnt_widen() -> None:

@@ -14,15 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from sdlora.constants import LATENT_FACTOR
+from sdlora.constants import LATENT_FACTOR, MIB
 from sdlora.models.bundle import Bundle
 from sdlora.models.vae import encode_moments
 
 LAYOUT_EDGE = 16
 """Cells to a side of the grid in which copies are looked for: with 512 px each stands for 32 px."""
 _POOLED_EDGE = 4
-_REMEMBERED = 2048
-"""Latents kept in memory: 128 MiB of 512 px images."""
+_REMEMBERED_BYTES = 256 * MIB
+"""Latents kept in memory: 4,096 of images of 512 px."""
 
 
 class EncodedImages:
@@ -37,9 +37,9 @@ class EncodedImages:
         """The mean of an image's latents (latents_CHW, float32, on the CPU), its edges cut to whole latent cells."""
         key = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
         if key not in self._known:
-            while len(self._known) >= _REMEMBERED:
-                self._known.pop(next(iter(self._known)))
             self._known[key] = _encode(self._bundle, image)
+            while len(self._known) > 1 and sum(one.nbytes for one in self._known.values()) > _REMEMBERED_BYTES:
+                self._known.pop(next(iter(self._known)))
         return self._known[key]
 
 
