@@ -6,6 +6,7 @@ Legend: N images, K draws, M captions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -60,14 +61,12 @@ class LossMeasures:
         """
         placed, names = self._training.placed, self._training.names
         captions = [item.record.plain_caption() for item in placed]
-        tried = self._other_captions(captions)
-        jobs = [(place, text) for place, others in enumerate(tried) for text in others]
+        swaps = _Swaps.plan(captions, self._config.problem_images.captions, self._config.seed)
         is_early = [one.file for one in first] != [one.file for one in chosen]
-        count = Counted(tell, (2 + is_early) * len(placed) + len(jobs))
+        count = Counted(tell, (2 + is_early) * len(placed) + 2 * len(swaps.jobs))
         base_NK = self._losses(placed, (), captions, count)
         chosen_NK = self._losses(placed, chosen, captions, count)
         first_NK = self._losses(placed, first, captions, count) if is_early else chosen_NK
-        swapped_JK = self._losses([placed[place] for place, _ in jobs], (), [text for _, text in jobs], count)
         hard_N = problem_images.normalised(chosen_NK)
         left_N = problem_images.relative(chosen_NK, base_NK)
         early_N = problem_images.relative(first_NK, base_NK)
@@ -76,8 +75,11 @@ class LossMeasures:
             "never learned": (left_N, [f"{one:.0%} of the base's loss is left" for one in left_N.tolist()]),
             "memorised first": (-early_N, [f"only {one:.0%} of the base's loss is left" for one in early_N.tolist()]),
         }
-        if jobs:
-            found["mislabelled"] = _mislabelled(captions, jobs, base_NK, swapped_JK)
+        if len(set(captions)) > 1:
+            asked = [placed[place] for place, _ in swaps.jobs]
+            texts = [text for _, text in swaps.jobs]
+            by_model = [self._losses(asked, adapters, texts, count) for adapters in ((), first)]
+            found["mislabelled"] = swaps.judged(by_model)
         if len(placed) > 2:
             alike_N = problem_images.likeness_to_others(features_ND)
             told = [f"likeness to the other images {one:.2f}" for one in alike_N.tolist()]
@@ -88,10 +90,15 @@ class LossMeasures:
         }
 
     def _losses(
-        self, placed: Sequence[BucketedImage], adapters: Adapters, captions: Sequence[str], count: Counted
+        self,
+        placed: Sequence[BucketedImage],
+        adapters: Adapters,
+        captions: Sequence[str],
+        count: Counted,
     ) -> Tensor:
         """losses_NK of placed images under these captions with these adapters."""
-        steps = timesteps(self._config.problem_images.draws, len(self._generator.bundle.schedule.alphas_cumprod_T))
+        total = len(self._generator.bundle.schedule.alphas_cumprod_T)
+        steps = timesteps(self._config.problem_images.draws, total)
         texts = list(dict.fromkeys(["", *captions]))
         limits = self._captions
         encoded = self._generator.encode_texts(adapters, texts, max_tokens=limits.max_tokens, weights=limits.weights)
@@ -113,15 +120,45 @@ class LossMeasures:
         count.add(len(placed))
         return losses_NK
 
-    def _other_captions(self, captions: Sequence[str]) -> list[list[str]]:
-        """For each image captions of others to try, drawn by its place: the same every time."""
+
+@dataclass(frozen=True)
+class _Swaps:
+    """Which images are tried with which captions: with their own first, then with some of others."""
+
+    captions: Sequence[str]
+    jobs: Sequence[tuple[int, str]]
+    """Place of an image, and a caption."""
+
+    @classmethod
+    def plan(cls, captions: Sequence[str], most: int, seed: int) -> _Swaps:
+        """Captions of others are drawn by an image's place: the same every time."""
         different = list(dict.fromkeys(captions))
-        found = []
+        jobs = []
         for place, own in enumerate(captions):
             others = [text for text in different if text != own]
-            number = min(self._config.problem_images.captions, len(others))
-            found.append(sample_random(self._config.seed, "captions", place).sample(others, number))
-        return found
+            drawn = sample_random(seed, "captions", place).sample(others, min(most, len(others)))
+            jobs += [(place, text) for text in (own, *drawn)]
+        return cls(captions, jobs)
+
+    def judged(self, by_model: Sequence[Tensor]) -> tuple[Tensor, list[str]]:
+        """How doubtful each image's caption is, and a sentence for each. by_model: losses_JK of the jobs."""
+        rows: dict[int, list[int]] = {}
+        for number, (place, _) in enumerate(self.jobs):
+            rows.setdefault(place, []).append(number)
+        found = [
+            [problem_images.swapped(losses_JK[own[0]], losses_JK[own[1:]]) for own in rows.values()]
+            for losses_JK in by_model
+        ]
+        doubts_N = problem_images.doubt([torch.tensor([one.fit for one in results]) for results in found])
+        sentences = []
+        for (place, own), result in zip(rows.items(), found[-1], strict=True):
+            caption, other = self.captions[place], self.jobs[own[1 + result.best_other]][1]
+            sentences.append(
+                f"'{other}' fits {result.gain:.1%} better than its caption '{caption}'"
+                if result.gain > 0
+                else f"its caption '{caption}' fits {result.fit:.1f} deviations better than others"
+            )
+        return doubts_N, sentences
 
 
 class Counted:
@@ -139,26 +176,3 @@ class Counted:
     def add(self, number: int) -> None:
         """The present measurement, of so many, is over."""
         self._before += number
-
-
-def _mislabelled(
-    captions: Sequence[str], jobs: Sequence[tuple[int, str]], own_NK: Tensor, swapped_JK: Tensor
-) -> tuple[Tensor, list[str]]:
-    """How little each image's caption fits against others, as the base model sees it, and a sentence for each."""
-    rows: dict[int, list[int]] = {}
-    for number, (place, _) in enumerate(jobs):
-        rows.setdefault(place, []).append(number)
-    values, sentences = [], []
-    for place, caption in enumerate(captions):
-        if place not in rows:
-            values.append(0.0)
-            sentences.append("all captions are alike")
-            continue
-        result = problem_images.swapped(own_NK[place], swapped_JK[rows[place]])
-        other = jobs[rows[place][result.best_other]][1]
-        values.append(-result.advantage)
-        if result.gain > 0:
-            sentences.append(f"'{other}' fits {result.gain:.1%} better than '{caption}'")
-        else:
-            sentences.append(f"'{caption}' fits {result.advantage:.1%} better than others")
-    return torch.tensor(values), sentences

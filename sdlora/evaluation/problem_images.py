@@ -5,7 +5,6 @@ Legend: N images, K draws, M captions tried.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +13,10 @@ import torch
 from torch import Tensor
 
 Kind = Literal["hardest", "never learned", "memorised first", "mislabelled", "unlike the others"]
+CAUSES: tuple[Kind, ...] = ("mislabelled", "unlike the others")
+"""Kinds that a person can do something about; the others are what shows of an image, whatever the cause."""
+_SURE = 2.0
+"""Deviations from which on a cause is named before what only shows."""
 _MAD_TO_SIGMA = 1.4826
 """Of a normal distribution: its standard deviation over its median absolute deviation."""
 
@@ -54,25 +57,29 @@ def outlying(values_N: Tensor) -> Tensor:
 class Swapped:
     """How an image's own caption does against those of others."""
 
-    advantage: float
-    """Loss with an average other caption less that with its own, over the former: near 0 or below, it doesn't fit."""
+    fit: float
+    """How far its loss lies below those with other captions, in their standard deviations, mean over the draws."""
     best_other: int
     """Place of the caption, among those tried, that fits best."""
     gain: float
     """Share of the loss that this caption takes off, against the image's own."""
-    certainty: float
-    """That gain over its standard error, from draw to draw."""
 
 
 def swapped(own_K: Tensor, others_MK: Tensor) -> Swapped:
     """Compare one image's losses under its own caption with those under M others, draw by draw."""
-    mean_others_K = others_MK.mean(dim=0)
-    advantage = float(((mean_others_K - own_K) / mean_others_K).mean())
-    gains_MK = (own_K - others_MK) / own_K
-    means_M = gains_MK.mean(dim=1)
-    best = int(means_M.argmax())
-    error = float(gains_MK[best].std()) / math.sqrt(own_K.shape[0]) if own_K.shape[0] > 1 else 0.0
-    return Swapped(advantage, best, float(means_M[best]), float(means_M[best]) / max(error, 1e-9))
+    spread_K = others_MK.std(dim=0, unbiased=False).clamp(min=1e-9)
+    gains_M = ((own_K - others_MK) / own_K).mean(dim=1)
+    best = int(gains_M.argmax())
+    return Swapped(float(((others_MK.mean(dim=0) - own_K) / spread_K).mean()), best, float(gains_M[best]))
+
+
+def doubt(fits: Sequence[Tensor]) -> Tensor:
+    """doubt_N: how little the captions fit by several models together. fits: fit_N of each.
+
+    The base knows what things are called and may not know them in this style; a young adapter knows the style, and has
+    not learned wrong captions by heart yet. A caption that neither finds fitting is wrong more likely.
+    """
+    return -torch.stack(list(fits)).mean(dim=0)
 
 
 def likeness_to_others(features_ND: Tensor) -> Tensor:
@@ -90,11 +97,10 @@ def ranked(kind: Kind, names: Sequence[str], scores_N: Tensor, sentences: Sequen
 
 
 def worst(by_kind: Mapping[Kind, Sequence[Problem]], listed: int) -> list[Problem]:
-    """The images that stand out most of all, each once, under the kind in which it does."""
+    """The images that stand out most of all, each once: causes that are clear first, then by their scores."""
+    found = [problem for problems in by_kind.values() for problem in problems]
+    found.sort(key=lambda one: (not (one.kind in CAUSES and one.score >= _SURE), -one.score, one.name))
     best: dict[str, Problem] = {}
-    for problems in by_kind.values():
-        for problem in problems:
-            known = best.get(problem.name)
-            if known is None or problem.score > known.score:
-                best[problem.name] = problem
-    return sorted(best.values(), key=lambda one: (-one.score, one.name))[:listed]
+    for problem in found:
+        best.setdefault(problem.name, problem)
+    return list(best.values())[:listed]

@@ -61,7 +61,7 @@ def leak(adapted_ND: Tensor, base_ND: Tensor, base_diversity: float) -> float:
     0: prompts without the trigger are left alone; 1: they change as much as by another seed.
     """
     distance = 1 - (normalize(adapted_ND, dim=-1) * normalize(base_ND, dim=-1)).sum(dim=-1).mean()
-    return float(distance) / max(base_diversity, 1e-6)
+    return max(float(distance), 0.0) / max(base_diversity, 1e-6)
 
 
 @dataclass(frozen=True)

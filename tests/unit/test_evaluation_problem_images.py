@@ -39,8 +39,8 @@ def test_a_caption_that_fits_better_is_named_with_its_gain() -> None:
 
     assert found.best_other == 1
     assert found.gain == pytest.approx((0.5 + 0.4) / 2)
-    assert found.certainty == pytest.approx(0.45 / (torch.tensor([0.5, 0.4]).std() / 2**0.5))
-    assert found.advantage == pytest.approx(((0.8 - 1.0) / 0.8 + (1.7 - 2.0) / 1.7) / 2)
+    # Its losses lie 0.2 and 0.3 above the others' mean; those lie 0.3 and 0.5 from theirs.
+    assert found.fit == pytest.approx((-0.2 / 0.3 - 0.3 / 0.5) / 2)
 
 
 def test_likeness_to_the_others_leaves_the_image_itself_out() -> None:
@@ -49,14 +49,22 @@ def test_likeness_to_the_others_leaves_the_image_itself_out() -> None:
     assert problem_images.likeness_to_others(features).tolist() == pytest.approx([0.5, 0.5, 0.0])
 
 
-def test_images_are_ranked_by_kind_and_the_worst_named_once() -> None:
-    hard = problem_images.ranked("hardest", NAMES, torch.tensor([0.0, 3.0, 1.0, 2.0]), ["-"] * 4)
-    wrong = problem_images.ranked("mislabelled", NAMES, torch.tensor([5.0, 4.0, 0.0, 0.0]), ["+"] * 4)
+def test_a_caption_is_doubtful_that_neither_model_finds_fitting() -> None:
+    by_base, by_adapter = torch.tensor([0.0, 0.0, 0.2]), torch.tensor([0.0, 5.0, 5.0])
+
+    assert problem_images.doubt([by_base, by_adapter]).argsort(descending=True).tolist() == [0, 1, 2]
+
+
+def test_images_are_ranked_by_kind_and_clear_causes_named_before_what_only_shows() -> None:
+    hard = problem_images.ranked("hardest", NAMES, torch.tensor([0.0, 6.0, 1.0, 2.5]), ["-"] * 4)
+    wrong = problem_images.ranked("mislabelled", NAMES, torch.tensor([5.0, 0.0, 1.5, 0.0]), ["+"] * 4)
 
     assert [one.name for one in hard] == ["b.png", "d.png", "c.png", "a.png"]
-    worst = problem_images.worst({"hardest": hard, "mislabelled": wrong}, 3)
+    worst = problem_images.worst({"hardest": hard, "mislabelled": wrong}, 4)
     assert [(one.name, one.kind) for one in worst] == [
         ("a.png", "mislabelled"),
-        ("b.png", "mislabelled"),
+        ("b.png", "hardest"),
         ("d.png", "hardest"),
+        ("c.png", "mislabelled"),
     ]
+    assert len(problem_images.worst({"hardest": hard}, 2)) == 2
