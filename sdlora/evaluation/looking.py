@@ -23,7 +23,7 @@ from sdlora.evaluation.training_images import TrainingImages
 from sdlora.generation.generate import Generator
 
 Tell = Callable[[int, int], None]
-_DRAWS, _RANGE = 3, (0.3, 0.7)
+_DRAWS, _RANGE = 2, (0.35, 0.65)
 """Timesteps at which a prompt's gain is measured: in the middle, where it is decided what is seen."""
 
 
