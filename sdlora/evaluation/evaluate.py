@@ -56,8 +56,9 @@ def evaluate(
 
     config: settings, or values as they stand in a YAML file. sinks: are told of the progress, and stay open. promote:
     make the recommended checkpoint the run's result. Interrupted, the same call goes on where it was: no image is
-    generated twice. Everything that can be checked is checked before a model is loaded. Raises ConfigError listing every
-    problem, RunError for a run without checkpoints or one that is being evaluated, DataError, ModelError, AdapterError.
+    generated twice. Everything that can be checked is checked before a model is loaded. Raises ConfigError listing
+    every problem, RunError for a run without checkpoints or one that is being evaluated, DataError, ModelError,
+    AdapterError.
     """
     config = evaluate_config(config)
     folder, train = open_run(Path(run))
