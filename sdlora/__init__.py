@@ -23,12 +23,15 @@ if TYPE_CHECKING:  # for type checkers and editors; what runs is `_PUBLIC`, and 
     from sdlora.adapters.files.weights import AdapterFile
     from sdlora.adapters.hub.inspection import inspect as inspect_adapter
     from sdlora.config.base_model import BaseModelConfig
+    from sdlora.config.evaluate import EvaluateConfig
     from sdlora.config.files import load as load_config
     from sdlora.config.generate import GenerateConfig, UsedAdapter
     from sdlora.config.mix import MixConfig, MixedAdapter
     from sdlora.config.train import TrainConfig
     from sdlora.data.lint.check import check as check_dataset
     from sdlora.errors import SdloraError
+    from sdlora.evaluation.evaluate import evaluate
+    from sdlora.evaluation.report import Evaluation
     from sdlora.events import Event, EventSink
     from sdlora.generation.generate import Generator, generate
     from sdlora.generation.generated import GeneratedImage
@@ -38,6 +41,8 @@ if TYPE_CHECKING:  # for type checkers and editors; what runs is `_PUBLIC`, and 
 __all__ = [
     "AdapterFile",
     "BaseModelConfig",
+    "EvaluateConfig",
+    "Evaluation",
     "Event",
     "EventSink",
     "GenerateConfig",
@@ -52,6 +57,7 @@ __all__ = [
     "__version__",
     "check_dataset",
     "convert_adapter",
+    "evaluate",
     "extract_adapter",
     "generate",
     "inspect_adapter",
@@ -69,6 +75,8 @@ __all__ = [
 _PUBLIC = {
     "AdapterFile": ("sdlora.adapters.files.weights", "AdapterFile"),
     "BaseModelConfig": ("sdlora.config.base_model", "BaseModelConfig"),
+    "EvaluateConfig": ("sdlora.config.evaluate", "EvaluateConfig"),
+    "Evaluation": ("sdlora.evaluation.report", "Evaluation"),
     "Event": ("sdlora.events", "Event"),
     "EventSink": ("sdlora.events", "EventSink"),
     "GenerateConfig": ("sdlora.config.generate", "GenerateConfig"),
@@ -82,6 +90,7 @@ _PUBLIC = {
     "UsedAdapter": ("sdlora.config.generate", "UsedAdapter"),
     "check_dataset": ("sdlora.data.lint.check", "check"),
     "convert_adapter": ("sdlora.adapters.algebra.convert", "convert"),
+    "evaluate": ("sdlora.evaluation.evaluate", "evaluate"),
     "extract_adapter": ("sdlora.adapters.algebra.making", "extract_adapter"),
     "generate": ("sdlora.generation.generate", "generate"),
     "inspect_adapter": ("sdlora.adapters.hub.inspection", "inspect"),

@@ -1,6 +1,18 @@
 """The command line: parse, call the API, show the result. Heavy imports live in the commands' bodies."""
 
-from sdlora.cli import adapters, captioning, class_images, dataset, doctor, generate, masks, runs, train, webui
+from sdlora.cli import (
+    adapters,
+    captioning,
+    class_images,
+    dataset,
+    doctor,
+    evaluate,
+    generate,
+    masks,
+    runs,
+    train,
+    webui,
+)
 from sdlora.cli.app import app
 
 __all__ = [
@@ -10,6 +22,7 @@ __all__ = [
     "class_images",
     "dataset",
     "doctor",
+    "evaluate",
     "generate",
     "masks",
     "runs",

@@ -7,7 +7,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 PANELS = {
-    "Train": ("train", "resume", "stop", "save", "preview", "runs", "queue", "presets", "explain"),
+    "Train": ("train", "resume", "stop", "save", "preview", "evaluate", "runs", "queue", "presets", "explain"),
     "Images": ("generate", "webui"),
     "Datasets": ("dataset", "cache"),
     "Adapters": ("inspect", "mix", "merge", "extract", "resize", "convert", "push"),
@@ -20,6 +20,7 @@ EXAMPLES = {
     "stop": "sdlora stop runs/my-lora",
     "save": "sdlora save runs/my-lora",
     "preview": "sdlora preview runs/my-lora",
+    "evaluate": "sdlora evaluate runs/my-lora",
     "runs": "sdlora runs",
     "queue add": "sdlora queue add --preset sd15_style.yaml --set images.folder=my_pictures",
     "queue list": "sdlora queue list",

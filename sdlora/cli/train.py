@@ -17,6 +17,7 @@ from sdlora.cli.app import INTERRUPTED, app, console
 from sdlora.cli.guesses import SettingsCommand, named, what_to_train
 from sdlora.cli.help import Commands
 from sdlora.config import files, schema
+from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.presets import as_typed
 from sdlora.config.train import TrainConfig
@@ -146,13 +147,20 @@ def show_preset(name: Annotated[str, typer.Argument(help="A preset's name.")]) -
 @app.command()
 def explain(
     name: Annotated[
-        str, typer.Argument(help="A setting or section (adapter.rank, images, generate), or its name in another tool.")
+        str,
+        typer.Argument(
+            help="A setting or section (adapter.rank, images, generate, evaluate), or its name in another tool."
+        ),
     ] = "",
 ) -> None:
     """Explain settings: kind of value, default and meaning."""
-    known = [*schema.settings(TrainConfig), *schema.settings(GenerateConfig, "generate.")]
+    known = [
+        *schema.settings(TrainConfig),
+        *schema.settings(GenerateConfig, "generate."),
+        *schema.settings(EvaluateConfig, "evaluate."),
+    ]
     if not name:
-        found = [item for item in known if not item.name.startswith("generate.")]
+        found = [item for item in known if not item.name.startswith(("generate.", "evaluate."))]
     else:
         found = [item for item in known if f"{item.name}.".startswith(f"{name}.")]
     if not found and (meant := named(name)):

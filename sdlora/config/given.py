@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.config.base_model import BaseModelConfig
+from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.files import load, on_preset, validate, with_files_read
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.mix import MixConfig
@@ -44,3 +45,8 @@ def mix_config(given: MixConfig | Values) -> MixConfig:
 def base_model_config(given: BaseModelConfig | Path | str) -> BaseModelConfig:
     """A base model. given: also its name, folder or file alone."""
     return given if isinstance(given, BaseModelConfig) else BaseModelConfig(model=str(given))
+
+
+def evaluate_config(given: EvaluateConfig | Values | None) -> EvaluateConfig:
+    """How a run is evaluated. given: also values, None for the defaults. Raises ConfigError listing every problem."""
+    return given if isinstance(given, EvaluateConfig) else validate(given or {}, "the evaluation", EvaluateConfig)

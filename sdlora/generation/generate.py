@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -23,7 +24,7 @@ from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.files.embeddings import embeddings_beside
 from sdlora.adapters.files.metadata import new_tokens_in
 from sdlora.config.base_model import BaseModelConfig
-from sdlora.config.generate import ComputeConfig, GenerateConfig
+from sdlora.config.generate import ComputeConfig, GenerateConfig, UsedAdapter
 from sdlora.config.given import Values, base_model_config, generate_config
 from sdlora.data.cache import default_cache_folder
 from sdlora.errors import ConfigError
@@ -37,6 +38,7 @@ from sdlora.generation.sampling.denoising import CancelledError
 from sdlora.generation.sampling.embeddings import ChosenEmbeddings, Source, choose_embeddings
 from sdlora.generation.sampling.latent_colours import LatentColours
 from sdlora.generation.sampling.pool import DEFAULT_POOL_BYTES, AdapterPool
+from sdlora.models.bundle import Bundle, TextStates
 from sdlora.models.detection import detect
 from sdlora.models.frozen.attention import PlainAttention
 from sdlora.models.frozen.engine import is_wide, to_channels_last
@@ -153,6 +155,39 @@ class Generator:
         if resolved:
             check_rows(resolved)
         return self._generate(resolved, on_step, is_cancelled)
+
+    @torch.no_grad()
+    def encode_texts(
+        self, adapters: Sequence[UsedAdapter], texts: Sequence[str], *, max_tokens: int, weights: bool
+    ) -> list[TextStates]:
+        """Each text's states, on the CPU, with these adapters on the text encoders and the new tokens they bring.
+
+        max_tokens and weights as in `Family.encode_text`. Raises AdapterError.
+        """
+        own = tuple(self._pool.get(used) for used in adapters)
+        self.bundle.new_tokens = self._chosen(GenerateConfig(adapters=tuple(adapters)), texts).tokens
+        self._adapted.use_for_text(own)
+        try:
+            encode = self.bundle.family.encode_text
+            return [
+                encode(self.bundle, [text], max_tokens=max_tokens, weights=weights).to("cpu", torch.float32)
+                for text in texts
+            ]
+        finally:
+            self._adapted.clear()
+
+    @contextmanager
+    def adapted(self, adapters: Sequence[UsedAdapter]) -> Iterator[Bundle]:
+        """The loaded model with these adapters on its UNet inside the block, as images are generated with them."""
+        own = tuple(self._pool.get(used) for used in adapters)
+        if self._adapted.can_merge:
+            self._adapted.merge(own)
+        else:
+            self._adapted.use([own], 1)
+        try:
+            yield self.bundle
+        finally:
+            self._adapted.clear()
 
     def _resolved(self, config: GenerateConfig) -> GenerateConfig:
         if not self.fits(config):

@@ -17,6 +17,7 @@ from sdlora.runs.folder import RunFolder, by_step
 
 STATE_FILE = "state.pt"
 _BEST_FILE = "best.json"
+_PROMOTED_FILE = "promoted.json"
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,26 @@ def best_step(folder: RunFolder) -> int | None:
         return None
 
 
+def name_promoted(folder: RunFolder, name: str) -> None:
+    """Note the checkpoint, by its folder's name, that was made the run's result; it and those before it stay."""
+    names = sorted({name, *promoted_names(folder)})
+    atomic.write_json(folder.checkpoints / _PROMOTED_FILE, {"checkpoints": names}, parents=True)
+
+
+def promoted_names(folder: RunFolder) -> list[str]:
+    """The folders' names of the checkpoints that were made the run's result."""
+    try:
+        names = json.loads((folder.checkpoints / _PROMOTED_FILE).read_text(encoding="utf-8"))["checkpoints"]
+        return [str(name) for name in names]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def prune(folder: RunFolder, keep: int, stays: Callable[[int], bool] = lambda step: False) -> list[Checkpoint]:
-    """Remove all but the newest `keep` checkpoints, the best one and those whose step `stays`; returns the removed."""
-    best = best_step(folder)
-    old = find(folder)[:-keep]
+    """Remove all but the newest `keep` checkpoints, the best one, those whose step `stays` and those that were made
+    the run's result; returns the removed."""
+    best, promoted = best_step(folder), promoted_names(folder)
+    old = [checkpoint for checkpoint in find(folder)[:-keep] if checkpoint.path.name not in promoted]
     removed = [checkpoint for checkpoint in old if checkpoint.step != best and not stays(checkpoint.step)]
     for checkpoint in removed:
         shutil.rmtree(checkpoint.path)

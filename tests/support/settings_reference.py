@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from sdlora.config.captioning import CaptioningConfig
+from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.mix import MixConfig
 from sdlora.config.schema import Setting, settings
@@ -24,6 +25,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "guides" / "settings.md"
 PARTS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("Training", "`sdlora train --preset FILE --set NAME=VALUE`", TrainConfig),
     ("Generating", "`sdlora generate REQUEST.yaml --set NAME=VALUE`", GenerateConfig),
+    ("Evaluating", "`sdlora evaluate RUN --set NAME=VALUE`, or `--config FILE`", EvaluateConfig),
     ("Mixing", "`sdlora mix --config FILE`", MixConfig),
     ("Captioning", "`sdlora dataset caption`, which has an option for each", CaptioningConfig),
 )

@@ -1,0 +1,231 @@
+"""A run evaluated: images generated, looked at and compared, losses measured, a checkpoint recommended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sdlora import atomic
+from sdlora.config.evaluate import EvaluateConfig
+from sdlora.config.given import Values, evaluate_config
+from sdlora.config.train import TrainConfig
+from sdlora.data.cache import Cache
+from sdlora.errors import ConfigError, RunError
+from sdlora.evaluation import problem_images
+from sdlora.evaluation.comparing import Comparing
+from sdlora.evaluation.features.scorer import load_scorer
+from sdlora.evaluation.images import (
+    PlannedImage,
+    base_model_of,
+    evaluation_folder,
+    generate_missing,
+    plan_images,
+    used_adapter,
+)
+from sdlora.evaluation.looking import LookedAt, Looking, Tell
+from sdlora.evaluation.loss_measures import LossMeasures
+from sdlora.evaluation.plan import EvaluatedCheckpoint, EvaluatedPrompt, choose_prompts, find_checkpoints
+from sdlora.evaluation.promotion import promote as promote_checkpoint
+from sdlora.evaluation.promotion import refuse_promotion
+from sdlora.evaluation.recommendation import recommend
+from sdlora.evaluation.report import Evaluation, ProblemReport, Scores
+from sdlora.evaluation.scores import standardised
+from sdlora.evaluation.training_images import TrainingImages, find_training_images
+from sdlora.events import EventSink, EventStream
+from sdlora.generation.generate import Generator
+from sdlora.generation.request.requests import resolve
+from sdlora.runs.folder import RunFolder, open_run
+
+_LEAST_ADHERENCE_BY_TEXT, _LEAST_ADHERENCE_BY_BASE = 0.85, 0.5
+"""Share of the base's adherence below which images no longer show what is asked for."""
+
+
+def evaluate(
+    run: Path | str,
+    config: EvaluateConfig | Values | None = None,
+    sinks: Sequence[EventSink] = (),
+    *,
+    promote: bool = False,
+) -> Evaluation:
+    """Evaluate a run's checkpoints; the report is written to `RUN/evaluation/evaluation.json`, too.
+
+    config: settings, or values as they stand in a YAML file. sinks: are told of the progress, and stay open. promote:
+    make the recommended checkpoint the run's result. Interrupted, the same call goes on where it was: no image is
+    generated twice. Everything that can be checked is checked before a model is loaded. Raises ConfigError listing
+    every problem, RunError for a run without checkpoints or one that is being evaluated, DataError, ModelError,
+    AdapterError.
+    """
+    config = evaluate_config(config)
+    folder, train = open_run(Path(run))
+    if promote:
+        refuse_promotion(folder)
+    checkpoints = find_checkpoints(folder, train, config.checkpoints)
+    training = find_training_images(folder, train)
+    prompts = choose_prompts(config, train.captions, training.records)
+    _check(folder, train, config, checkpoints, prompts)
+    stream = EventStream(list(sinks))
+    with _locked(folder):
+        result = _Evaluating(folder, train, config, checkpoints, training, prompts, stream).go()
+        if promote:
+            result = replace(result, promoted=promote_checkpoint(folder, train, Path(result.recommendation.file)))
+        result.write()
+    return result
+
+
+def _check(
+    folder: RunFolder,
+    train: TrainConfig,
+    config: EvaluateConfig,
+    checkpoints: Sequence[EvaluatedCheckpoint],
+    prompts: Sequence[EvaluatedPrompt],
+) -> None:
+    """Raise ConfigError with every problem that requests for these images have; reads headers only."""
+    if not any(one.kind != "plain" for one in prompts):
+        raise ConfigError("the evaluation", ["prompts.known and prompts.new: no prompt is left; give some"])
+    problems: dict[str, None] = {}
+    planned = plan_images(folder, train, config, checkpoints, prompts, "")
+    seen: set[tuple[str | None, str]] = set()
+    for one in planned:
+        kind = (None if one.checkpoint is None else str(one.checkpoint.path), one.text)
+        if kind not in seen:  # seeds can't be wrong each by itself
+            seen.add(kind)
+            try:
+                resolve(one.request)
+            except ConfigError as error:
+                problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConfigError("the evaluation", list(problems))
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    """Inside, this process alone evaluates the run, and what a killed one left half written is gone."""
+    place = evaluation_folder(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{folder.path} is being evaluated already by another process") from None
+    try:
+        atomic.sweep(place)
+        yield
+    finally:
+        lock.release()
+
+
+class _Evaluating:
+    """One evaluation under way."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        train: TrainConfig,
+        config: EvaluateConfig,
+        checkpoints: Sequence[EvaluatedCheckpoint],
+        training: TrainingImages,
+        prompts: Sequence[EvaluatedPrompt],
+        stream: EventStream,
+    ) -> None:
+        self.folder = folder
+        self.train = train
+        self.config = config
+        self.checkpoints = checkpoints
+        self.training = training
+        self.prompts = prompts
+        self.stream = stream
+        self.seconds: dict[str, float] = {}
+
+    def go(self) -> Evaluation:
+        """Everything in order; each stage's time is noted."""
+        train, config = self.train, self.config
+        for note in self.training.notes:
+            self.stream.warn(note)
+        with self._timed("loading"):
+            # Before the base model: whether there is such a scorer is told sooner.
+            scorer = load_scorer(config, train.base_model.model)
+            generator = Generator(base_model_of(train), config.compute)
+        identity = generator.bundle.identity
+        planned = plan_images(self.folder, train, config, self.checkpoints, self.prompts, identity)
+        with self._timed("generating"):
+            made = generate_missing(planned, generator, self._telling("generating images"))
+        cache = Cache(evaluation_folder(self.folder) / "cache", on_damage=self.stream.warn)
+        looking = Looking(generator, scorer, cache, config.batch_size, config.seed)
+        with self._timed("comparing"):
+            looked_training = looking.at_training(self.training)
+            base, *found = self._scores(planned, looking, looked_training)
+        measures = LossMeasures(generator, train, config, self.training)
+        with self._timed("held-out loss"):
+            used = [[used_adapter(one, config)] for one in self.checkpoints]
+            intervals = measures.held_out(used, self._telling("measuring held-out images"))
+            if intervals:
+                found = [replace(one, held_out=own) for one, own in zip(found, intervals, strict=True)]
+        # Similarities of CLIP have a floor, so that little of them is much; the base model's own gains have none.
+        least_adherence = _LEAST_ADHERENCE_BY_BASE if scorer is None else _LEAST_ADHERENCE_BY_TEXT
+        recommendation = recommend(base, found, config.most_copies, least_adherence)
+        problems = None
+        if config.problem_images.enabled:
+            with self._timed("problem images"):
+                chosen = next(one for one in self.checkpoints if str(one.path) == recommendation.file)
+                problems = self._problems(measures, chosen, looked_training, centred=looking.is_centred)
+            problems = replace(problems, seconds=self.seconds["problem images"])
+        return Evaluation(
+            run=self.folder.path,
+            features=looking.scorer_name,
+            base=base,
+            checkpoints=tuple(found),
+            recommendation=recommendation,
+            prompts=tuple({"kind": one.kind, "prompt": one.prompt, "bare": one.bare} for one in self.prompts),
+            num_seeds=config.num_seeds,
+            problem_images=problems,
+            notes=self.training.notes,
+            seconds=self.seconds,
+            generated=made,
+        )
+
+    def _scores(self, planned: Sequence[PlannedImage], looking: Looking, training: LookedAt) -> list[Scores]:
+        """Scores of the base, then of each checkpoint."""
+        different = {one.path: one for one in planned}
+        rows = list(different.values())
+        looked = looking.at_generated(rows, self._telling("comparing images"))
+        places = {path: place for place, path in enumerate(different)}
+        comparing = Comparing(
+            rows, looked, training, self.training.names, self.config.num_seeds, is_centred=looking.is_centred
+        )
+        groups: dict[EvaluatedCheckpoint | None, list[PlannedImage]] = {}
+        for one in planned:
+            groups.setdefault(one.checkpoint, []).append(one)
+        return [comparing.of(own, [places[one.path] for one in own]) for own in groups.values()]
+
+    def _problems(
+        self, measures: LossMeasures, chosen: EvaluatedCheckpoint, training: LookedAt, *, centred: bool
+    ) -> ProblemReport:
+        features = training.features_ND
+        features = standardised(features, features) if centred else features
+        first, listed = self.checkpoints[0], self.config.problem_images.listed
+        by_kind = measures.problems(
+            [used_adapter(first, self.config)],
+            [used_adapter(chosen, self.config)],
+            features,
+            self._telling("measuring training images"),
+        )
+        return ProblemReport(
+            worst=tuple(problem_images.worst(by_kind, listed)),
+            by_kind={kind: tuple(problems[:listed]) for kind, problems in by_kind.items()},
+            checkpoints=tuple(dict.fromkeys(("base", first.label, chosen.label))),
+            seconds=0.0,
+        )
+
+    def _telling(self, stage: str) -> Tell:
+        return lambda done, total: self.stream.progress(stage, done, total)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[stage] = round(time.monotonic() - began, 2)

@@ -1,0 +1,178 @@
+"""Losses of held-out and of training images: how a checkpoint generalises, and which images are trouble.
+
+Legend: N images, K draws, M captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdlora.config.evaluate import EvaluateConfig
+from sdlora.config.generate import UsedAdapter
+from sdlora.config.train import TrainConfig
+from sdlora.data.batches import sample_random
+from sdlora.data.buckets import BucketedImage
+from sdlora.data.cache import Cache, default_cache_folder
+from sdlora.evaluation import problem_images, scores
+from sdlora.evaluation.losses import MeasuredImage, measure, timesteps
+from sdlora.evaluation.problem_images import Kind, Problem
+from sdlora.evaluation.training_images import TrainingImages
+from sdlora.generation.generate import Generator
+from sdlora.training.inputs.latents import LatentSource
+
+Tell = Callable[[int, int], None]
+Adapters = Sequence[UsedAdapter]
+
+
+class LossMeasures:
+    """Measures images with a loaded base model and any adapters on it, always with the same draws."""
+
+    def __init__(
+        self, generator: Generator, train: TrainConfig, config: EvaluateConfig, training: TrainingImages
+    ) -> None:
+        self._generator = generator
+        self._captions = train.captions
+        self._config = config
+        self._training = training
+        cache = Cache(train.images.cache_folder or default_cache_folder()) if train.images.cache else None
+        self._latents = LatentSource(generator.bundle, train.images, cache)
+
+    def held_out(self, checkpoints: Sequence[Adapters], tell: Tell) -> list[scores.Interval]:
+        """Loss of each checkpoint on the held-out images over the base's; nothing when none are held out."""
+        placed = self._training.held_out
+        if not placed:
+            return []
+        count = Counted(tell, len(placed) * (1 + len(checkpoints)))
+        captions = [item.record.plain_caption() for item in placed]
+        base_NK = self._losses(placed, (), captions, count)
+        return [
+            scores.relative_loss(self._losses(placed, adapters, captions, count), base_NK, self._config.seed)
+            for adapters in checkpoints
+        ]
+
+    def problems(self, first: Adapters, chosen: Adapters, features_ND: Tensor, tell: Tell) -> dict[Kind, list[Problem]]:
+        """All training images by how much they stand out, the worst first, under each kind of trouble.
+
+        first: the earliest checkpoint's adapters; chosen: the taken one's. features_ND: of the training images.
+        """
+        placed, names = self._training.placed, self._training.names
+        captions = [item.record.plain_caption() for item in placed]
+        swaps = _Swaps.plan(captions, self._config.problem_images.captions, self._config.seed)
+        is_early = [one.file for one in first] != [one.file for one in chosen]
+        count = Counted(tell, (2 + is_early) * len(placed) + 2 * len(swaps.jobs))
+        base_NK = self._losses(placed, (), captions, count)
+        chosen_NK = self._losses(placed, chosen, captions, count)
+        first_NK = self._losses(placed, first, captions, count) if is_early else chosen_NK
+        hard_N = problem_images.normalised(chosen_NK)
+        left_N = problem_images.relative(chosen_NK, base_NK)
+        early_N = problem_images.relative(first_NK, base_NK)
+        found: dict[Kind, tuple[Tensor, list[str]]] = {
+            "hardest": (hard_N, [f"{one:.2f} times the mean loss" for one in hard_N.tolist()]),
+            "never learned": (left_N, [f"{one:.0%} of the base's loss is left" for one in left_N.tolist()]),
+            "memorised first": (-early_N, [f"only {one:.0%} of the base's loss is left" for one in early_N.tolist()]),
+        }
+        if len(set(captions)) > 1:
+            asked = [placed[place] for place, _ in swaps.jobs]
+            texts = [text for _, text in swaps.jobs]
+            by_model = [self._losses(asked, adapters, texts, count) for adapters in ((), first)]
+            found["mislabelled"] = swaps.judged(by_model)
+        if len(placed) > 2:
+            alike_N = problem_images.likeness_to_others(features_ND)
+            told = [f"likeness to the other images {one:.2f}" for one in alike_N.tolist()]
+            found["unlike the others"] = (-alike_N, told)
+        return {
+            kind: problem_images.ranked(kind, names, problem_images.outlying(values_N), sentences)
+            for kind, (values_N, sentences) in found.items()
+        }
+
+    def _losses(
+        self,
+        placed: Sequence[BucketedImage],
+        adapters: Adapters,
+        captions: Sequence[str],
+        count: Counted,
+    ) -> Tensor:
+        """losses_NK of placed images under these captions with these adapters."""
+        total = len(self._generator.bundle.schedule)
+        steps = timesteps(self._config.problem_images.draws, total)
+        texts = list(dict.fromkeys(["", *captions]))
+        limits = self._captions
+        encoded = self._generator.encode_texts(adapters, texts, max_tokens=limits.max_tokens, weights=limits.weights)
+        states = dict(zip(texts, encoded, strict=True))
+        images = []
+        for item, caption in zip(placed, captions, strict=True):
+            crop = self._latents.fixed(item)
+            images.append(MeasuredImage(crop.mean_CHW, states[caption], crop.size_conditions))
+        with self._generator.adapted(adapters) as bundle:
+            losses_NK = measure(
+                bundle,
+                images,
+                steps,
+                seed=self._config.seed,
+                empty=states[""],
+                batch_size=2 * self._config.batch_size,
+                on_progress=count.tell,
+            )
+        count.add(len(placed))
+        return losses_NK
+
+
+@dataclass(frozen=True)
+class _Swaps:
+    """Which images are tried with which captions: with their own first, then with some of others."""
+
+    captions: Sequence[str]
+    jobs: Sequence[tuple[int, str]]
+    """Place of an image, and a caption."""
+
+    @classmethod
+    def plan(cls, captions: Sequence[str], most: int, seed: int) -> _Swaps:
+        """Captions of others are drawn by an image's place: the same every time."""
+        different = list(dict.fromkeys(captions))
+        jobs = []
+        for place, own in enumerate(captions):
+            others = [text for text in different if text != own]
+            drawn = sample_random(seed, "captions", place).sample(others, min(most, len(others)))
+            jobs += [(place, text) for text in (own, *drawn)]
+        return cls(captions, jobs)
+
+    def judged(self, by_model: Sequence[Tensor]) -> tuple[Tensor, list[str]]:
+        """How doubtful each image's caption is, and a sentence for each. by_model: losses_JK of the jobs."""
+        rows: dict[int, list[int]] = {}
+        for number, (place, _) in enumerate(self.jobs):
+            rows.setdefault(place, []).append(number)
+        found = [
+            [problem_images.swapped(losses_JK[own[0]], losses_JK[own[1:]]) for own in rows.values()]
+            for losses_JK in by_model
+        ]
+        doubts_N = problem_images.doubt([torch.tensor([one.fit for one in results]) for results in found])
+        sentences = []
+        for (place, own), result in zip(rows.items(), found[-1], strict=True):
+            caption, other = self.captions[place], self.jobs[own[1 + result.best_other]][1]
+            sentences.append(
+                f"'{other}' fits {result.gain:.1%} better than its caption '{caption}'"
+                if result.gain > 0
+                else f"its caption '{caption}' fits {result.fit:.1f} deviations better than others"
+            )
+        return doubts_N, sentences
+
+
+class Counted:
+    """Progress of several measurements as one count."""
+
+    def __init__(self, tell: Tell, total: int) -> None:
+        self._tell = tell
+        self._total = total
+        self._before = 0
+
+    def tell(self, done: int) -> None:
+        """So many of the present measurement are done."""
+        self._tell(self._before + done, self._total)
+
+    def add(self, number: int) -> None:
+        """The present measurement, of so many, is over."""
+        self._before += number

@@ -1,0 +1,112 @@
+"""What an evaluation found, for the terminal, for Python and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdlora import atomic
+from sdlora.evaluation.problem_images import Kind, Problem
+from sdlora.evaluation.scores import Interval
+
+REPORT = "evaluation.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A generated image that is nearly a training image; `share` is its distance over that of the nearest training
+    pair, below 1."""
+
+    image: str
+    of: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one checkpoint, or of the base model (no step, no file)."""
+
+    label: str
+    step: int | None
+    file: str | None
+    num_images: int
+    """Images with the trigger, over which all but leak is averaged."""
+    likeness: float
+    """Mean cosine to the training images."""
+    adherence: float | None
+    """How well images follow their prompts without the trigger; None where no prompt has other words."""
+    adherence_of_base: float | None
+    """The same as a share of what the base reaches with these prompts."""
+    diversity: float | None
+    """Distance between seeds of one prompt, over the base's; None with a single seed."""
+    leak: float | None
+    """How far images of prompts without the trigger move; 1 is as far as another seed. None without such prompts."""
+    saturation: float
+    contrast: float
+    burned: int
+    """Images more saturated or of higher contrast than all training images and all of the base."""
+    copies: tuple[Copy, ...]
+    held_out: Interval | None = None
+    """Loss on held-out images over the base's; None when none are held out."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The checkpoint to take, and why."""
+
+    label: str
+    step: int | None
+    file: str
+    reasons: tuple[str, ...]
+    passed_over: tuple[str, ...] = ()
+    """What is wrong with others, from when on."""
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one line."""
+        return f"{self.label}: {', '.join(self.reasons)}" + "".join(f"; {one}" for one in self.passed_over)
+
+
+@dataclass(frozen=True)
+class ProblemReport:
+    """Training images that are trouble, by kind, and those that stand out most."""
+
+    worst: tuple[Problem, ...]
+    by_kind: Mapping[Kind, Sequence[Problem]]
+    checkpoints: tuple[str, ...]
+    """Those whose losses were compared."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The whole result."""
+
+    run: Path
+    features: str
+    base: Scores
+    checkpoints: tuple[Scores, ...]
+    recommendation: Recommendation
+    prompts: tuple[Mapping[str, str], ...]
+    num_seeds: int
+    problem_images: ProblemReport | None = None
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """By stage."""
+    generated: int = 0
+    """Images made by this call; all others were there."""
+    promoted: str | None = None
+    """What was done about the run's result, in words."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"version": _VERSION, **asdict(self), "run": str(self.run)}
+
+    def write(self) -> Path:
+        """Write `evaluation/evaluation.json` into the run's folder; returns the file."""
+        path = self.run / "evaluation" / REPORT
+        atomic.write_json(path, self.as_json(), indent=2, parents=True)
+        return path
