@@ -35,7 +35,8 @@ if TYPE_CHECKING:  # for type checkers and editors; what runs is `_PUBLIC`, and 
     from sdlora.events import Event, EventSink
     from sdlora.generation.generate import Generator, generate
     from sdlora.generation.generated import GeneratedImage
-    from sdlora.training.loop.run import RunResult, resume, train
+    from sdlora.training.loop.run import resume, train
+    from sdlora.training.loop.running import RunResult
     from sdlora.training.preflight.summary import summarise
 
 __all__ = [
@@ -84,7 +85,7 @@ _PUBLIC = {
     "Generator": ("sdlora.generation.generate", "Generator"),
     "MixConfig": ("sdlora.config.mix", "MixConfig"),
     "MixedAdapter": ("sdlora.config.mix", "MixedAdapter"),
-    "RunResult": ("sdlora.training.loop.run", "RunResult"),
+    "RunResult": ("sdlora.training.loop.running", "RunResult"),
     "SdloraError": ("sdlora.errors", "SdloraError"),
     "TrainConfig": ("sdlora.config.train", "TrainConfig"),
     "UsedAdapter": ("sdlora.config.generate", "UsedAdapter"),

@@ -27,7 +27,7 @@ from sdlora.errors import ConfigError
 if TYPE_CHECKING:
     from sdlora.runs.folder import Request
     from sdlora.sinks.terminal import TerminalSink
-    from sdlora.training.loop.run import RunResult
+    from sdlora.training.loop.running import RunResult
 
 presets_app = typer.Typer(
     cls=Commands,

@@ -24,7 +24,7 @@ from sdlora.runs.event_log import iterate_events
 from sdlora.runs.folder import RunFolder
 from sdlora.runs.state import derive
 from sdlora.sinks.jsonl import JsonlSink
-from sdlora.training.loop import run as running
+from sdlora.training.loop import running
 from sdlora.training.loop.run import resume, train
 from sdlora.training.loss.loss_function import LossFunction
 from sdlora.training.outputs.checkpoint_state import _write_state
@@ -259,13 +259,13 @@ def test_a_run_that_memory_does_not_suffice_for_saves_and_says_what_to_change(
 ) -> None:
     config = configure("optimization.batch_size=2", f"optimization.on_out_of_memory={setting}", "optimization.epochs=2",
                        "optimization.steps=null", "outputs.checkpoint_every=0")  # fmt: skip
-    steps = running._Run._after_step
+    steps = running.Running._after_step
 
     def after_first(run: Any) -> Any:
         Short(monkeypatch, most, torch.cuda.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB")
         return steps(run)
 
-    monkeypatch.setattr(running._Run, "_after_step", after_first)
+    monkeypatch.setattr(running.Running, "_after_step", after_first)
     at_a_time = 2 if setting == "stop" else 1
     with pytest.raises(
         TrainingError,

@@ -11,7 +11,8 @@ from sdlora.config.base_model import BaseModelConfig, Quantization
 from sdlora.events import Validated, parse_event
 from sdlora.models.loading import load
 from sdlora.models.quantize import weight_bytes
-from sdlora.training.loop.run import RunResult, train
+from sdlora.training.loop.run import train
+from sdlora.training.loop.running import RunResult
 
 SHARE_OF_FP16: dict[Quantization, float] = {"int8": 0.55, "nf4": 0.32, "nf4-double": 0.32}
 STEPS = 60

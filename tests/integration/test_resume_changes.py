@@ -23,7 +23,7 @@ from sdlora.errors import ConfigError, RunError, TrainingError
 from sdlora.events import Event, StepFinished
 from sdlora.runs import changes, checkpoints
 from sdlora.runs.folder import RunFolder
-from sdlora.training.loop import run as running
+from sdlora.training.loop import running
 from sdlora.training.loop.run import resume, train
 from sdlora.training.outputs import checkpoint_state
 from tests.integration.test_resume import weights_hash

@@ -32,7 +32,8 @@ from sdlora.models.loading import load
 from sdlora.runs.checkpoints import newest
 from sdlora.runs.folder import RunFolder
 from sdlora.runs.results import adapter_files, embedding_files
-from sdlora.training.loop.run import RunResult, resume, train
+from sdlora.training.loop.run import resume, train
+from sdlora.training.loop.running import RunResult
 from sdlora.training.preflight.summary import summarise
 from tests.integration.test_resume import STEPS, kill_after_checkpoint, settings
 

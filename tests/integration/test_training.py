@@ -33,7 +33,8 @@ from sdlora.events import (
 )
 from sdlora.runs import checkpoints
 from sdlora.runs.folder import RunFolder
-from sdlora.training.loop.run import RunResult, resume, train
+from sdlora.training.loop.run import resume, train
+from sdlora.training.loop.running import RunResult
 from sdlora.training.loss.loss_function import LossFunction
 from sdlora.training.outputs import checkpoint_state
 from sdlora.training.outputs.validation import Validation
@@ -422,8 +423,7 @@ def test_checkpoints_previews_and_validation_follow_epochs_and_are_called_as_sd_
 
 def test_a_run_saves_by_itself_at_tenths_and_when_it_has_waited_long(
     configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sdlora.training.loop import run as running
+    from sdlora.training.loop import running
 
     clock = iter(range(0, 10_000_000, 31))  # seconds between two looks at the clock
     monkeypatch.setattr(running.time, "monotonic", lambda: next(clock))

@@ -1,0 +1,346 @@
+"""A training under way: what happens before its first step, between its steps, and at its end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sdlora import atomic
+from sdlora.adapters.algebra.loaded_base import load_base
+from sdlora.adapters.files.metadata import TrainingFacts
+from sdlora.adapters.files.writing import write_side_car
+from sdlora.config.interval import is_due
+from sdlora.config.train import TrainConfig
+from sdlora.errors import AdapterError, OutOfMemoryError, TrainingError
+from sdlora.events import (
+    CheckpointSaved,
+    EventStream,
+    RunFinished,
+    RunStarted,
+    Stopping,
+    Validated,
+)
+from sdlora.models.bundle import Bundle
+from sdlora.models.identity import sha256_of
+from sdlora.runs import changes, checkpoints
+from sdlora.runs.checkpoints import Checkpoint
+from sdlora.runs.folder import REQUESTS, Request, RunFolder, result_file, step_name
+from sdlora.training.inputs.images import RunImages
+from sdlora.training.loop.interrupts import Interrupts
+from sdlora.training.loop.prepare import Prepared
+from sdlora.training.loop.trainer import Outcome, Trainer
+from sdlora.training.loop.workers import Workers
+from sdlora.training.outputs import checkpoint_state, previews
+from sdlora.training.outputs.exporting import export, prove
+from sdlora.training.outputs.facts import training_facts
+from sdlora.training.preflight.memory import is_out_of_memory, release
+
+# For checkpoint_every=auto: short runs are not slowed down by saving, and a long one loses ten minutes at most.
+_SHORTEST_UNSAVED_SECONDS, _LONGEST_UNSAVED_SECONDS = 60.0, 600.0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended, and where its adapter lies."""
+
+    folder: Path
+    outcome: Outcome
+    step: int
+    adapter: Path
+    """The finished file, or the newest checkpoint's when the run was stopped."""
+    interrupted: bool
+    """Whether Ctrl-C (or a termination signal) stopped it."""
+    relative_loss: float | None
+    """Last validation loss over the base model's, if images were held out."""
+
+
+class Running:
+    """The pieces of a running training and what happens between its steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        images: RunImages,
+        prepared: Prepared,
+        events: EventStream,
+        workers: Workers,
+        interrupts: Interrupts,
+        started: float,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.images = images
+        self.prepared = prepared
+        self.events = events
+        self.workers = workers
+        self.interrupts = interrupts
+        self.started = started
+        self.relative_loss: float | None = None
+        self._saved_at = time.monotonic()
+        self.trainer = Trainer(
+            config,
+            images.total_steps(config),
+            prepared.adapter,
+            prepared.batches,
+            prepared.loss_function,
+            events,
+            workers,
+        )
+
+    def go(self) -> RunResult:
+        """Train from where the trainer stands to the end, or until asked to stop."""
+        trainer = self.trainer
+        self.events.emit(
+            RunStarted(
+                name=self.config.name,
+                folder=str(self.folder.path),
+                process_id=os.getpid(),
+                total_steps=trainer.total_steps,
+                first_step=trainer.progress.step,
+                trainable_parameters=self.prepared.adapter.trainable_parameters,
+                total_parameters=self.prepared.adapter.total_parameters,
+            )
+        )
+        outcome: Outcome = "stopped"
+        if not self._is_asked_to_stop(self._requests(("stop",))):
+            # Before the first step: evaluate the base model, or do what the stop that this run goes on from left undone
+            step = self.trainer.progress.step
+            is_missing = self.trainer.progress.validated_step < step and self._is_due(self.config.validation.every)
+            if (step == 0 or is_missing) and self._validate() and self.workers.is_main:
+                self._tidy_checkpoints(improved=True)
+            generated = len(list(self.folder.previews(step).glob("*.png")))
+            is_missing = generated < len(self.config.previews.prompts) and self._is_due(self.config.previews.every)
+            if step == 0 or is_missing:
+                self._preview()
+            try:
+                outcome = trainer.run(self._after_step)
+            except OutOfMemoryError:
+                # The step that failed has changed nothing: the weights are those of the step before.
+                if trainer.progress.step:
+                    self._save()
+                raise
+        reached = trainer.progress.step
+        adapter = self._finish() if outcome == "completed" else self._save()
+        self.events.emit(
+            RunFinished(
+                step=reached,
+                reason=outcome,
+                adapter_path=str(adapter),
+                adapter_sha256=sha256_of(adapter) if outcome == "completed" and self.workers.is_main else None,
+                seconds=time.time() - self.started,
+            )
+        )
+        return RunResult(
+            folder=self.folder.path,
+            outcome=outcome,
+            step=reached,
+            adapter=adapter,
+            interrupted=self.interrupts.seen,
+            relative_loss=self.relative_loss,
+        )
+
+    def _after_step(self) -> Literal["go on", "stop"]:
+        step = self.trainer.progress.step
+        is_last = step == self.trainer.total_steps
+        # Asked for before anything long is done: who wants the run to stop should not wait for previews.
+        requests = self._requests()
+        if self._is_asked_to_stop(requests):
+            return "stop"
+        # Measured before saving, so that the checkpoint of the best step is always there to be kept.
+        improved = (is_last or self._is_due(self.config.validation.every)) and self._validate()
+        if improved or is_last or "save" in requests or self._is_checkpoint_due():
+            self._save()
+            if self.workers.is_main:
+                self._tidy_checkpoints(improved)
+        if is_last or "preview" in requests or self._is_due(self.config.previews.every):
+            self._preview()
+        return "go on"
+
+    def _is_checkpoint_due(self) -> bool:
+        every = self.config.outputs.checkpoint_every
+        if every != "auto":
+            return self._is_due(every)
+        # A run over night loses ten minutes at most, and a short one is not slowed down by saving.
+        waited = time.monotonic() - self._saved_at
+        is_tenth = is_due("1 epoch", self.trainer.progress.step, self.trainer.total_steps / 10)
+        return self.workers.any(
+            waited >= _LONGEST_UNSAVED_SECONDS or (is_tenth and waited >= _SHORTEST_UNSAVED_SECONDS)
+        )
+
+    def _is_due(self, every: int | str) -> bool:
+        return is_due(every, self.trainer.progress.step, self.images.steps_per_epoch(self.config, self.workers.count))
+
+    def _requests(self, wanted: Sequence[Request] = REQUESTS) -> set[Request]:
+        return self.workers.share(self.folder.take_requests(wanted) if self.workers.is_main else set())
+
+    def _is_asked_to_stop(self, requests: set[Request]) -> bool:
+        if "stop" not in requests and not self.workers.any(self.interrupts.seen):
+            return False
+        self.events.emit(Stopping(step=self.trainer.progress.step))
+        return True
+
+    def _tidy_checkpoints(self, improved: bool) -> None:
+        if improved:
+            progress = self.trainer.progress
+            checkpoints.name_best(self.folder, progress.step, progress.best_relative_loss)
+        outputs = self.config.outputs
+        per_epoch = self.images.steps_per_epoch(self.config, self.workers.count)
+        checkpoints.prune(
+            self.folder, outputs.keep_checkpoints, lambda step: is_due(outputs.keep_every, step, per_epoch)
+        )
+
+    def _validate(self) -> bool:
+        """Measure the held-out images; returns whether the adapter predicts them better than ever before."""
+        validation, progress = self.prepared.validation, self.trainer.progress
+        if validation is None:
+            return False
+        progress.validated_step = progress.step
+        # The base never changes: measured once and carried on by the checkpoints.
+        if progress.step == 0:
+            progress.base_loss = validation.base_loss()
+        if progress.step == 0 and self.config.adapter.start_from is None:
+            loss = progress.base_loss  # a new adapter changes nothing until its first step
+        else:
+            with self.trainer.evaluating():
+                loss = validation.loss()
+        self.relative_loss = loss / progress.base_loss
+        is_best = progress.step > 0 and self.relative_loss < progress.best_relative_loss
+        if is_best:
+            progress.best_relative_loss = self.relative_loss
+        self.events.emit(
+            Validated(
+                step=progress.step,
+                loss=loss,
+                base_loss=progress.base_loss,
+                relative_loss=self.relative_loss,
+                is_best=is_best,
+            )
+        )
+        return is_best
+
+    def _preview(self) -> list[Path]:
+        if not self.workers.is_main:
+            return []
+        step = self.trainer.progress.step
+        try:
+            with self.trainer.evaluating():
+                return previews.generate(
+                    self.config,
+                    self.prepared.bundle,
+                    self.prepared.adapter,
+                    self.folder,
+                    step,
+                    self.events,
+                    self.trainer.precision.autocast(),
+                )
+        # A training of hours must not end because its pictures need more memory than its steps.
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        release(self.workers.device)
+        self.events.warn(f"step {step}: no previews, they need more memory than there is: lower previews.width_px")
+        return []
+
+    def _save(self) -> Path:
+        """Write a checkpoint; returns the adapter file in it."""
+        step = self.trainer.progress.step
+        ending = step_name(step)
+        if self.config.outputs.checkpoint_names == "epoch":
+            ending = f"{round(step / self.images.steps_per_epoch(self.config, self.workers.count)):06d}"
+        name = f"{self.config.name}-{ending}.safetensors"
+        if self.workers.is_main:
+            # Outside `evaluating`: going on needs the weights that are trained, other tools get the averaged ones.
+            state = self.trainer.state()
+            with self.trainer.evaluating():
+                saved = checkpoint_state.save(self.folder, step, state, lambda folder: self._export(folder / name)[0])
+            self.events.emit(CheckpointSaved(step=step, path=str(saved.path)))
+        self._saved_at = time.monotonic()
+        self.workers.wait()
+        return result_file(self.folder.checkpoint(step) / name, self.config.adapter)
+
+    def _finish(self) -> Path:
+        """Write the finished adapter with its side-cars and prove that it holds what was trained.
+
+        All is made in a folder of its own; the adapter gets its place last. So where it lies nothing is left to do, and
+        a run that was ended before does it all again when it is gone on with.
+        """
+        path = self.folder.result(self.config)
+        if self.workers.is_main:
+            self._take_best()
+            shutil.rmtree(self.folder.finishing, ignore_errors=True)
+            self.folder.finishing.mkdir()
+            with self.trainer.evaluating():
+                (made, *embeddings), warnings = self._export(self.folder.finishing / f"{self.config.name}.safetensors")
+                for warning in warnings:
+                    self.events.warn(warning)
+                generated = sorted(self.folder.previews(self.trainer.progress.step).glob("*.png"))
+                kind: Literal["LORA", "TextualInversion"] = "LORA" if self.config.adapter.rank else "TextualInversion"
+                side_cars = write_side_car(made, self._facts(), generated[0] if generated else None, kind)
+                if self.config.outputs.self_test:
+                    # A file that doesn't hold what was trained must not lie about as if it did: it gets another name
+                    try:
+                        report = prove([made, *embeddings], self.prepared.adapter, self._load_fresh_base)
+                    except AdapterError:
+                        atomic.move(made, path.with_suffix(".failed-self-test"))
+                        raise
+                    self.events.notice(f"self-test passed: {report}")
+            for file in (*side_cars, *embeddings, made):
+                atomic.move(file, path.with_name(file.name))
+            shutil.rmtree(self.folder.finishing)
+        self.workers.wait()
+        return path
+
+    def _load_fresh_base(self) -> Bundle:
+        # In full precision whatever the run used: the file must hold
+        # its updates exactly, and a quantised base would blur them.
+        base = self.config.base_model.model_copy(update={"quantization": "none", "precision": "fp32"})
+        return load_base(base, device=self.workers.device)
+
+    def _take_best(self) -> None:
+        """Turn to the weights that the finished file shall hold, and say which they are."""
+        best, last = checkpoints.best_step(self.folder), self.trainer.progress.step
+        if best is None:
+            return
+        relative = self.trainer.progress.best_relative_loss
+        said = f"best by validation: {'the last step' if best == last else f'step {best}'}"
+        said += f", {100 * (relative - 1):+.1f}% against the base model"
+        if relative >= 1:
+            said += "; no checkpoint predicts the held-out images better than the base model does"
+        elif best != last and self.config.outputs.finish == "best":
+            try:
+                state = checkpoint_state.load(Checkpoint(best, self.folder.checkpoint(best)), with_checksums=True)
+            except TrainingError as error:
+                self.events.warn(f"{error}; the finished file holds the last step instead of step {best}, the best")
+                return
+            self.trainer.load_state(state)
+            if self.relative_loss is not None:  # not known where only finishing was left to do
+                said += f" (the last step: {100 * (self.relative_loss - 1):+.1f}%)"
+            said += "; the finished file holds its weights, as outputs.finish is best; those of the last step are in "
+            said += f"checkpoints/{step_name(last)}"
+            if not list(self.folder.previews(best).glob("*.png")):
+                self._preview()
+        self.events.notice(said)
+
+    def _export(self, path: Path) -> tuple[list[Path], tuple[str, ...]]:
+        return export(path, self.prepared.adapter, self._facts(), self.config.outputs)
+
+    def _facts(self) -> TrainingFacts:
+        trainer, tokens = self.trainer, self.prepared.adapter.tokens
+        return training_facts(
+            self.config,
+            self.prepared.bundle,
+            self.images.trained,
+            self.images.plan,
+            total_steps=trainer.total_steps,
+            step=trainer.progress.step,
+            epoch=trainer.batches.epoch_of(trainer.progress.position * self.workers.count),
+            started=self.started,
+            versions=changes.history(self.folder),
+            new_tokens={token: len(vectors[0]) for token, vectors in tokens.vectors.items()} if tokens else None,
+        )
