@@ -15,8 +15,8 @@ from sdlora.models.loading import load
 from sdlora.training.loop.run import train
 from tests.support.tiny_flow import train_flow_base
 
-BASE_STEPS, STEPS = 150, 40
-KNOWN = 5
+BASE_STEPS, STEPS = 120, 40
+KNOWN = 3
 """Of the mascot's pictures: with them the base knows colours and strokes like those of the others."""
 
 
@@ -36,12 +36,12 @@ def test_an_adapter_lowers_the_held_out_loss_of_a_flow_and_the_flow_is_recognise
         "images.resolution": 64,
         "images.bucket_step": 32,
         "images.cache": "false",
-        "adapter.rank": 8,
-        "adapter.layers": "all",
+        "adapter.rank": 16,
+        "adapter.layers": "all+conv",
         "objective.timestep_distribution": "logit_normal",
         "optimization.steps": STEPS,
         "optimization.batch_size": 4,
-        "optimization.learning_rate": 2e-3,
+        "optimization.learning_rate": 4e-3,
         "optimization.precision": "fp32",
         "outputs.folder": tmp_path,
         "outputs.self_test": "false",
@@ -54,7 +54,7 @@ def test_an_adapter_lowers_the_held_out_loss_of_a_flow_and_the_flow_is_recognise
     print(f"base: {before:.3f} to {after:.3f} in {BASE_STEPS} steps; adapter: held out {held_out} in {STEPS}")
     assert after < 0.4 * before
     assert result.relative_loss is not None
-    assert result.relative_loss < 0.95
+    assert result.relative_loss < 0.9
 
     shutil.rmtree(base / "scheduler")
     bundle = load(BaseModelConfig(model=str(base), precision="fp32"))

@@ -381,3 +381,21 @@ def test_latents_are_drawn_by_the_generator_and_decode_to_pixels(
     torch.testing.assert_close(std_BCHW, distribution.std * bundle.vae.config.scaling_factor)
     expected = bundle.vae.decode(mean_BCHW / bundle.vae.config.scaling_factor).sample
     torch.testing.assert_close(decode_latents(bundle, mean_BCHW), expected)
+
+
+def test_a_file_that_tells_nothing_of_a_unet_that_says_nothing_is_taken_as_usual_and_it_is_said(
+    tiny_sd1: Path, tmp_path: Path
+) -> None:
+    file = save_single_file(tiny_sd1, tmp_path / "model.safetensors", metadata={})
+    bundle = loaded(file)
+    assert bundle.schedule.prediction == "epsilon"
+    assert "gave no clear answer: taken as epsilon; base_model.prediction overrules that" in bundle.notes[-1]
+    assert not any("clear answer" in note for note in loaded(file, prediction="flow").notes)
+
+
+def test_the_latents_factors_can_be_given_and_name_other_cached_latents(tiny_sd1: Path) -> None:
+    plain, other = loaded(tiny_sd1), loaded(tiny_sd1, vae_scale=0.5, vae_shift=0.1)
+    pixels_BCHW = torch.zeros(1, 3, 32, 32)
+    (mean, _), (changed, _) = (encode_moments(bundle, pixels_BCHW) for bundle in (plain, other))
+    torch.testing.assert_close(changed, (mean / plain.vae.config.scaling_factor - 0.1) * 0.5)
+    assert plain.vae_identity != other.vae_identity

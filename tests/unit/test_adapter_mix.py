@@ -204,10 +204,11 @@ def test_different_families_are_refused_with_both_named(two: tuple[str, str], tm
         mixed(tmp_path, two[0], other)
 
 
-def test_predictions_that_differ_are_refused(tmp_path: Path) -> None:
-    first = written(tmp_path, "a", lora(KEY, 1), metadata={"modelspec.prediction_type": "v"})
+@pytest.mark.parametrize(("said", "prediction"), [("v", "v_prediction"), ("flow", "flow"), ("edm_v", "edm_v")])
+def test_predictions_that_differ_are_refused(tmp_path: Path, said: str, prediction: str) -> None:
+    first = written(tmp_path, "a", lora(KEY, 1), metadata={"modelspec.prediction_type": said})
     second = written(tmp_path, "b", lora(KEY, 2), metadata={"ss_base_model_version": "sd_v1"})
-    with pytest.raises(AdapterError, match="different prediction.*a.safetensors for v_prediction"):
+    with pytest.raises(AdapterError, match=f"different prediction.*a.safetensors for {prediction}"):
         mixed(tmp_path, first, second)
 
 
