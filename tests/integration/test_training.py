@@ -423,6 +423,7 @@ def test_checkpoints_previews_and_validation_follow_epochs_and_are_called_as_sd_
 
 def test_a_run_saves_by_itself_at_tenths_and_when_it_has_waited_long(
     configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sdlora.training.loop import running
 
     clock = iter(range(0, 10_000_000, 31))  # seconds between two looks at the clock
