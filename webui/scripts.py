@@ -59,6 +59,21 @@ MARKS = """watch('value', () => {
 });"""
 """For the words about the image in the editor: marks its tile, and shows the editor where a press asked for it."""
 
+SAVED = (
+    PRESSES
+    + """watch('value', () => {
+  const saved = element.querySelector('[data-of]');
+  if (!saved) return;
+  for (const tile of document.querySelectorAll('#dataset-gallery [data-tile]')) {
+    if (tile.dataset.tile !== saved.dataset.of) continue;
+    const line = tile.querySelector('.small') ?? tile.appendChild(document.createElement('span'));
+    line.className = saved.dataset.wrong === 'true' ? 'small bad' : 'small';
+    line.textContent = saved.dataset.line;
+  }
+});"""
+)
+"""For the words about a caption: where it was just saved, its image's tile says so, too."""
+
 ASKED = "{asked: window.sdlora.%s(), pressed: window.sdlora.pressed}"
 """For `gradio_quirks.collect`: the number of the newest event that fills the form (`ask` begins one, `asked` tells it),
 and the data of the button pressed last."""

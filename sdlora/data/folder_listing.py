@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,25 @@ def list_folder(root: Path) -> Listing:
     if not pictures:
         refuse_empty_folder(root, files)
     return Listing(files, pictures, masks, left_out)
+
+
+def stamp_of_folders(folders: Iterable[Path]) -> int:
+    """A number that changes when a file below these folders is added, removed or written; missing folders count."""
+    found: list[tuple[str, int, int]] = []
+    waiting = [os.fspath(folder) for folder in folders]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    status = entry.stat()
+                    found.append((entry.path, status.st_size, status.st_mtime_ns))
+        except OSError:  # gone meanwhile, or never there
+            continue
+    return hash(tuple(sorted(found)))
 
 
 def _files_below(folder: Path, visited: set[Path], left_out: dict[Path, str]) -> Iterator[Path]:

@@ -25,7 +25,7 @@ from sdlora.data.decoding import (
     oriented_size,
     why_unread,
 )
-from sdlora.data.folder_listing import Listing, list_folder
+from sdlora.data.folder_listing import MASK_ENDING, Listing, list_folder
 from sdlora.data.inspection import ImageFacts, hash_file, open_memory, recall
 from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.scan_problems import (
@@ -36,6 +36,7 @@ from sdlora.data.scan_problems import (
     refuse_zero_repeats,
 )
 from sdlora.errors import DataError
+from sdlora.words import count
 
 _COMPANIONS = (".npz", ".safetensors")
 """Other trainers' caches, which may lie beside the images."""
@@ -340,6 +341,11 @@ def _unused(listing: Listing, captions: CaptionsConfig) -> dict[Path, str]:
 
 
 def _notes(listing: Listing, source: Source) -> Iterator[str]:
+    if source.images.mask != "file" and (masked := sum(listing.mask_of(path) is not None for path in listing.pictures)):
+        yield (
+            f"{source.folder.name}: {count(masked, 'image')} with a mask beside it (name{MASK_ENDING}), which "
+            "images.mask=file trains by; as it is, all of each image is trained"
+        )
     by_stem: dict[Path, list[str]] = defaultdict(list)
     for path in listing.pictures:
         by_stem[path.with_suffix("")].append(path.name)

@@ -49,9 +49,12 @@ class DryRuns:
         self._job: tuple[str, JobHandle] | None = None
         self._found: OrderedDict[str, DryRun] = OrderedDict()
 
-    def ask(self, config: TrainConfig | None) -> None:
-        """Say which draft is of interest now; None for one that is no configuration yet."""
-        key = "" if config is None else _key(config)
+    def ask(self, config: TrainConfig | None, files_stamp: int = 0) -> None:
+        """Say which draft is of interest now; None for one that is no configuration yet.
+
+        files_stamp: changes with the files that the draft is about, which are looked at anew then.
+        """
+        key = "" if config is None else _key(config, files_stamp)
         with self._lock:
             if config is None:
                 self._asked = None
@@ -64,14 +67,14 @@ class DryRuns:
         with self._lock:
             return self._asked is not None and self._asked.key not in self._found
 
-    def find(self, config: TrainConfig | None) -> Finding:
+    def find(self, config: TrainConfig | None, files_stamp: int = 0) -> Finding:
         """Move things on and say what is known about a draft. Call it again and again."""
         with self._lock:
             self._collect()
             self._begin()
             if config is None:
                 return Finding("idle")
-            key = _key(config)
+            key = _key(config, files_stamp)
             if key in self._found:
                 return Finding("done", self._found[key])
             if self._job is not None and self._job[0] == key:
@@ -104,9 +107,9 @@ class DryRuns:
         job.delete()
 
 
-def _key(config: TrainConfig) -> str:
+def _key(config: TrainConfig, files_stamp: int) -> str:
     """Drafts that differ in name only need one dry run."""
-    return files.dump(config.model_copy(update={"name": "draft"}), only_changes=True)
+    return f"{files.dump(config.model_copy(update={'name': 'draft'}), only_changes=True)}{files_stamp}"
 
 
 def _result(job: JobHandle) -> DryRun:

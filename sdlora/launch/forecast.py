@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdlora.config.train import TrainConfig
+from sdlora.data.folder_listing import stamp_of_folders
 from sdlora.launch.dry_runs import DryRuns, Finding
 from sdlora.launch.pace import Pace, Paces
 from sdlora.launch.watch import RunWatch
@@ -17,6 +18,10 @@ from sdlora.words import count, duration_in_words
 
 _FRESH_SECONDS = 5.0
 """How long what was found in a configuration's folders holds, while it stays as it is."""
+
+
+_InFolders = tuple[tuple[str, ...], StepCount | None, int]
+"""Problems with a configuration's folders, its steps, and a stamp of the files there."""
 
 
 @dataclass(frozen=True)
@@ -77,20 +82,20 @@ class Forecaster:
         self._watch = watch
         self._dry_runs = DryRuns(jobs_folder)
         self._paces = Paces()
-        self._newest: tuple[TrainConfig, float, tuple[str, ...], StepCount | None] | None = None
+        self._newest: tuple[TrainConfig, float, _InFolders] | None = None
 
     def forecast(self, config: TrainConfig | None) -> Forecast:
         """What is known of a configuration now; None for a draft that is none yet. Call it again and again."""
         if config is None:
             self._dry_runs.ask(None)
             return Forecast()
-        problems, steps = self._folders_of(config)
+        problems, steps, stamp = self._folders_of(config)
         pace = self._paces.find(config, (run.handle for run in self._watch.snapshot().runs))
         # A dry run of a draft whose folders are missing would tell the same, seconds later.
-        self._dry_runs.ask(None if problems else config)
+        self._dry_runs.ask(None if problems else config, stamp)
         if problems:
             return Forecast(problems, steps, pace)
-        finding = self._dry_runs.find(config)
+        finding = self._dry_runs.find(config, stamp)
         wrong = finding.found.problems if finding.found else []
         return Forecast(tuple(problem.message for problem in wrong), steps, pace, finding)
 
@@ -99,10 +104,12 @@ class Forecaster:
         """Whether a dry run that was asked for has still to say: then forecasts change by themselves."""
         return self._dry_runs.is_busy
 
-    def _folders_of(self, config: TrainConfig) -> tuple[tuple[str, ...], StepCount | None]:
+    def _folders_of(self, config: TrainConfig) -> _InFolders:
         known, now = self._newest, time.monotonic()
         if known is not None and known[0] == config and now - known[1] < _FRESH_SECONDS:
-            return known[2], known[3]
-        problems, steps = tuple(missing_paths(config)), count_steps(config)
-        self._newest = (config, now, problems, steps)
-        return problems, steps
+            return known[2]
+        others = (config.images.class_folder, config.validation.folder)
+        stamp = stamp_of_folders([*config.images.all_folders, *(folder for folder in others if folder is not None)])
+        found = (tuple(missing_paths(config)), count_steps(config), stamp)
+        self._newest = (config, now, found)
+        return found

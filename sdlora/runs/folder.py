@@ -19,6 +19,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 
 Request = Literal["stop", "save", "preview"]
+_ACCEPT = "accept_changes"
 REQUESTS: tuple[Request, ...] = get_args(Request)
 _STEP = re.compile(r"step_(\d{6,})")
 _PACKAGES = ("sdlora", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes")
@@ -122,6 +123,19 @@ class RunFolder:
                 continue
             taken.add(request)
         return taken
+
+    def accept_changes(self) -> None:
+        """Have the next process take images and captions as it finds them."""
+        self.requests.mkdir(parents=True, exist_ok=True)
+        (self.requests / _ACCEPT).touch()
+
+    def takes_changes_accepted(self) -> bool:
+        """Whether that was asked for, which is answered by asking."""
+        try:
+            (self.requests / _ACCEPT).unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def discard_requests(self, made_before: float) -> None:
         """Forget requests made before a time in seconds since the epoch: they were meant for an earlier process."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -154,15 +155,27 @@ def test_changed_images_and_captions_are_said_and_accepted_on_request(configure,
     shutil.copy(images / "5.txt", images / "new.txt")
     with pytest.raises(RunError) as caught:
         resume(run.folder, overrides=["optimization.steps=3"])
-    for words in ("1 images are gone: 3.png", "1 images are new: new.png", "1 captions were changed: 4.png"):
+    for words in ("1 image is gone: 3.png", "1 image is new: new.png", "1 caption was changed: 4.png"):
         assert words in str(caught.value)
     assert "--accept-changes and the same --set" in str(caught.value)
     heard = Heard()
     result = resume(run.folder, [heard], overrides=["optimization.steps=3"], accept_changes=True)
     assert result.step == 3
-    assert heard.has("since the run began 1 images are gone: 3.png")
+    assert heard.has("since the run began 1 image is gone: 3.png")
     assert "4.png" in changes.history(RunFolder(run.folder))[0].images
     resume(run.folder, overrides=["optimization.steps=4"])  # what was accepted is not asked again
+
+
+def test_masks_that_were_there_before_can_be_switched_on(configure, images: Path) -> None:
+    Image.new("L", Image.open(images / "3.png").size, 255).save(images / "3-masklabel.png")
+    run = train(configure())
+    heard = Heard()
+    resume(run.folder, [heard], overrides=["optimization.steps=3", "images.mask=file"])
+    assert heard.has("since the run began 1 mask was changed: 3.png")
+    # Accepted from elsewhere, as the page does, while no flag is given.
+    (images / "4.txt").write_text("another caption")
+    RunFolder(run.folder).accept_changes()
+    assert resume(run.folder, overrides=["optimization.steps=4"]).step == 4
 
 
 def damage(path: Path, how: str) -> None:

@@ -28,7 +28,7 @@ def going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_changes_are_written_into_the_run_and_it_goes_on(going_on: Any) -> None:
-    assert going_on._go("fox", "optimization.steps=600\n\n optimization.learning_rate=5e-4 ") == ("", "")
+    assert going_on._go("fox", "optimization.steps=600\n\n optimization.learning_rate=5e-4 ", False) == ("", False, "")
     assert going_on.resumed == [going_on.run]
     config = going_on.run.config().optimization
     assert (config.steps, config.learning_rate) == (600, 5e-4)
@@ -49,6 +49,15 @@ def test_changes_are_written_into_the_run_and_it_goes_on(going_on: Any) -> None:
 def test_what_is_refused_changes_nothing(going_on: Any, name: str, lines: str, words: str) -> None:
     before = going_on.run.files.config.read_bytes()
     with pytest.raises(ConfigError, match=words):
-        going_on._go(name, lines)
+        going_on._go(name, lines, False)
     assert going_on.run.files.config.read_bytes() == before
     assert (going_on.resumed, changes.history(going_on.run.files)) == ([], [])
+
+
+def test_images_as_they_are_now_can_be_accepted_without_another_setting(going_on: Any) -> None:
+    files = going_on.run.files
+    told(going_on.run, started(2))  # it is to go on
+    assert going_on._go("fox", "", True) == ("", False, "")
+    assert going_on.resumed == [going_on.run]
+    assert files.takes_changes_accepted()
+    assert not files.takes_changes_accepted()

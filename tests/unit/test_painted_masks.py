@@ -34,7 +34,7 @@ def read(folder: Path) -> Image.Image:
 def test_paint_says_what_is_trained_at_the_images_own_size(folder: Path) -> None:
     (item,) = listing.read(folder)
     words = masks.save_painted(folder, item, painted((100, 50), (0, 0, 25, 50)), "trained")
-    assert words == "Saved: 25% of fox.png is trained."
+    assert words == "Saved: 25% of fox.png is trained, once images.mask on Train is file."
     mask = read(folder)
     assert (mask.mode, mask.size) == ("L", (200, 100))
     assert (mask.getpixel((10, 50)), mask.getpixel((190, 50))) == (255, 0)

@@ -45,6 +45,7 @@ def test_the_demo_is_as_it_is_meant() -> None:
             ["optimization.optimizer=schedule_free_adamw", "optimization.schedule=constant", "optimization.steps=60"],
             "lags behind in a run of 60 steps",
         ),
+        (["captions.trigger=zibbo"], "none of them holds the trigger 'zibbo'"),
         (
             ["optimization.learning_rate=1e-4", "optimization.steps=80"],
             "at a learning rate of 0.0001 so few steps change little; some 200 and more, or a higher rate",

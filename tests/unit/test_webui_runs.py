@@ -20,10 +20,12 @@ from sdlora import events
 from sdlora.config import fields
 from sdlora.config import files as config_files
 from sdlora.config.train import TrainConfig
+from sdlora.data.sets.folders import stamps
+from sdlora.data.sets.listing import write_caption
 from sdlora.errors import RunError
 from sdlora.launch import queue
 from sdlora.launch.dry_runs import DryRuns, Finding
-from sdlora.launch.forecast import Forecast
+from sdlora.launch.forecast import Forecast, Forecaster
 from sdlora.launch.pace import Pace, Paces
 from sdlora.launch.runs import RunHandle
 from sdlora.launch.starting import Starter
@@ -478,3 +480,24 @@ def test_what_the_dry_run_finds_wrong_keeps_start_closed(
     assert not after.can_enqueue
     assert "the check of these settings failed: out of memory" in after.problems
     assert "1 problem" in after.status
+
+
+def test_a_repaired_dataset_is_looked_into_again(
+    tmp_path: Path, dry_jobs: list[FinishedJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdlora.launch.dry_runs.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("sdlora.launch.forecast._FRESH_SECONDS", 0.0)
+    images = tmp_path / "datasets" / "cats"
+    images.mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(images / "a.png")
+    (images / "a.txt").write_text("a cat")
+    before = stamps(tmp_path / "datasets")
+    draft = DEMO.model_copy(update={"images": DEMO.images.model_copy(update={"folder": images}), "seed": 13})
+    forecaster = Forecaster(RunWatch(tmp_path / "runs"), tmp_path / "jobs")
+    forecaster.forecast(draft)
+    dry_jobs[0].is_active = False
+    assert forecaster.forecast(draft).problems == ("13 is unlucky",)
+    write_caption(images / "a.png", "a black cat")
+    assert stamps(tmp_path / "datasets") != before  # which an open Train tab asks for
+    assert forecaster.forecast(draft).problems == ()
+    assert len(dry_jobs) == 2

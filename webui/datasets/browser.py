@@ -46,7 +46,7 @@ class Browser:
                     self._lay_out_filter()
                     self._lay_out_pages()
                 with gr.Column(scale=2, min_width=320, elem_id="dataset-editor"):
-                    self.editor = Editor(self.context, self.chosen)
+                    self.editor = Editor(self.context, self.chosen, self.summary)
 
     def _lay_out_filter(self) -> None:
         with gr.Row():

@@ -17,7 +17,7 @@ from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import view
 from webui.datasets.mask import MaskPanel
 from webui.layout import hidden_text, live_html, small_button
-from webui.scripts import LIVE, MARKS, PRESSES
+from webui.scripts import LIVE, MARKS, SAVED
 
 RESOLUTIONS = (256, 320, 384, 512, 640, 768, 1024)
 DEFAULT_RESOLUTION = 512
@@ -32,8 +32,10 @@ class Editor:
     so a caption is never written to the image that came after it.
     """
 
-    def __init__(self, context: Context, chosen: gr.Dropdown) -> None:
+    def __init__(self, context: Context, chosen: gr.Dropdown, summary: gr.HTML) -> None:
+        """summary: counts captions, so a first or a last word changes it."""
         self.context = context
+        self.summary = summary
         self.chosen = chosen
         self.own = gr.State({})  # by image, the captions that this page has written
         self._lay_out()
@@ -56,7 +58,7 @@ class Editor:
             max_lines=14,
             placeholder="What is in the picture?",
         )
-        self.tokens = gr.HTML("", elem_id="dataset-tokens", js_on_load=PRESSES)
+        self.tokens = gr.HTML("", elem_id="dataset-tokens", js_on_load=SAVED)
         with gr.Row(elem_classes="bar"):
             self.save = small_button("Save", "dataset-save", 80)
             self.delete = small_button("Delete image", "dataset-delete-image", 110)
@@ -83,8 +85,9 @@ class Editor:
         return [self.chosen, self.editing, self.caption, self.loaded, self.own]
 
     def _wire(self) -> None:
-        self.caption.input(handler(self._write), self.written, self.tokens, **LAST_COUNTS)
-        self.save.click(handler(self._write), self.written, self.tokens, **QUICK)
+        said = [self.tokens, self.summary]
+        self.caption.input(handler(self._write), self.written, said, **LAST_COUNTS)
+        self.save.click(handler(self._write), self.written, said, **QUICK)
         self.tokens.select(handler(self._settle), self.written, [self.caption, self.tokens, self.loaded], **QUICK)
         self.resolution.input(
             handler(self._redraw), [self.chosen, self.editing, self.resolution], self.picture, **LAST_COUNTS
@@ -146,13 +149,18 @@ class Editor:
     def _write(self, name: str, editing: str, caption: str, loaded: str, own: Own) -> Any:
         """Save what the box holds for the image that it holds it for, or show whose caption differs."""
         if not editing:
-            return gr.skip()
-        if not (self._folder(name) / editing).is_file():
+            return gr.skip(), gr.skip()
+        folder = self._folder(name)
+        if not (folder / editing).is_file():
             raise DataError(f"{editing} is not in the dataset any more, so its caption was not saved.")
+        had_words = bool(listing.caption_of(folder / editing, folder))
         theirs = self._save(name, editing, caption, loaded, own)
         if theirs is not None:
-            return view.changed_meanwhile(theirs)
-        return view.tokens(listing.count(caption.strip()), saved=True)
+            return view.changed_meanwhile(theirs), gr.skip()
+        is_counted = had_words == bool(caption.strip())
+        # Of thousands of images the list takes a while, so it is read only when a count changes.
+        counts = gr.skip() if is_counted else view.summary_of(listing.read(folder))
+        return view.saved(editing, caption.strip()), counts
 
     def _settle(
         self, name: str, editing: str, caption: str, loaded: str, own: Own, event: gr.EventData
@@ -165,7 +173,7 @@ class Editor:
             listing.write_caption(image, caption)
         else:
             caption = listing.caption_of(image, folder)
-        saved = view.tokens(listing.count(caption.strip()), saved=True)
+        saved = view.saved(editing, caption.strip())
         return {self.caption: caption, self.tokens: saved, self.loaded: json.dumps((editing, caption))}
 
     def _redraw(self, name: str, editing: str, resolution: int) -> str:

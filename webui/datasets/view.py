@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora.data.sets import shapes
+from sdlora.data.sets import listing, shapes
 from sdlora.data.sets.edits import Rewritten
 from sdlora.data.sets.listing import TOKEN_LIMIT, Item
 from sdlora.data.sets.uploads import Received
@@ -58,11 +58,20 @@ def summary(items: Sequence[Item], num_tags: int) -> str:
     return str(_HTML.summary(held, wrong, [*([count(masks, "mask")] if masks else []), count(num_tags, "tag")]))
 
 
+def summary_of(items: Sequence[Item]) -> str:
+    """The same, with the tags counted here."""
+    return summary(items, len(listing.tag_counts(items)))
+
+
 def line(item: Item) -> tuple[str, bool]:
     """What stands below a picture's name, and whether that is to be seen to."""
-    if not item.caption:
+    return _line(item.caption, item.tokens)
+
+
+def _line(caption: str, tokens: int) -> tuple[str, bool]:
+    if not caption:
         return "no caption", True
-    return (f"{item.tokens} tokens", True) if item.tokens > TOKEN_LIMIT else (item.caption[:_LINE], False)
+    return (f"{tokens} tokens", True) if tokens > TOKEN_LIMIT else (caption[:_LINE], False)
 
 
 def place(item: Item, index: int, num_items: int) -> str:
@@ -73,6 +82,13 @@ def place(item: Item, index: int, num_items: int) -> str:
 def tokens(number: int, saved: bool) -> str:
     """The caption's length, and whether it is on the disk."""
     return str(_HTML.tokens(number, TOKEN_LIMIT, saved))
+
+
+def saved(name: str, caption: str) -> str:
+    """The same of a caption that was just written, with what the image's tile is to say now."""
+    number = listing.count(caption)
+    words, is_wrong = _line(caption, number)
+    return str(_HTML.saved(name, words, is_wrong)) + tokens(number, saved=True)
 
 
 changed_meanwhile = _HTML.changed_meanwhile

@@ -24,12 +24,17 @@ class GoingOn:
                 info="One a line, as on the command line. Kept in the run, with what was before.",
                 placeholder="optimization.steps=600",
             )  # fmt: skip
+            self.accept = gr.Checkbox(
+                False, label="Take images, captions and masks as they are now", elem_id="runs-go-on-accept",
+                info="Where they were changed since the run began, which it otherwise stops at.",
+            )  # fmt: skip
             self.go = gr.Button("Continue", elem_id="runs-go-on-go", size="sm")
             self.problems = problems_html("runs-go-on-problems")
-        outputs = [self.settings, self.problems]
-        self.go.click(shown_problems(self._go, len(outputs)), [selected, self.settings], outputs, **QUICK)
+        outputs = [self.settings, self.accept, self.problems]
+        inputs = [selected, self.settings, self.accept]
+        self.go.click(shown_problems(self._go, len(outputs)), inputs, outputs, **QUICK)
 
-    def _go(self, selected: str, lines: str) -> tuple[Any, ...]:
+    def _go(self, selected: str, lines: str, accept: bool) -> tuple[Any, ...]:
         overrides = [line.strip() for line in (lines or "").splitlines() if line.strip()]
         run = self.watch.snapshot(now=True).find(selected)
         if run is None:
@@ -37,7 +42,7 @@ class GoingOn:
         if run.state.is_active or run.state.status == "queued":
             words = f"{run.name} is {run.state.status}: stop it, or take it out of the queue, first"
             raise ConfigError("the run", [words])
-        if not overrides:
+        if not overrides and not accept:
             raise ConfigError("the changes", ["write at least one, such as optimization.steps=600; Resume needs none"])
         after, changed = changes.planned(run.handle.folder, overrides)
         steps = after.optimization.steps
@@ -46,5 +51,7 @@ class GoingOn:
             raise ConfigError("the changes", [f"{words}{2 * run.state.step}"])
         # Written before the process starts, which may have to wait for its turn.
         changes.apply(run.handle.files, after, changed)
+        if accept:
+            run.handle.files.accept_changes()
         self.watch.resume(run.handle)
-        return "", ""
+        return "", False, ""

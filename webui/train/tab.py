@@ -11,6 +11,7 @@ import gradio as gr
 
 from sdlora import SdloraError, TrainConfig
 from sdlora.config import presets
+from sdlora.data.sets import folders
 from sdlora.data.sets.folders import list_sources
 from sdlora.data.sets.suggestions import suggest
 from sdlora.errors import ConfigError
@@ -459,7 +460,14 @@ class TrainTab:
 
     def _stamp(self) -> object:
         seen = self.services.watch.snapshot()
-        return tuple(run.name for run in seen.active), seen.waiting, each_second(self.services.forecaster.is_checking)
+        checking = each_second(self.services.forecaster.is_checking)
+        # A dataset that is repaired meanwhile has its folder's time changed: captions are replaced, never overwritten.
+        return (
+            tuple(run.name for run in seen.active),
+            seen.waiting,
+            folders.stamps(self.context.workspace.datasets),
+            checking,
+        )
 
     def _tick(self, draft: Sheet | None, said: Report | None) -> Any:
         """Follow the dry run and the runs; says only what is new."""

@@ -281,5 +281,8 @@ def travel_warnings(
         warnings.append("the diffusers format is read whole by diffusers only; other tools want the kohya format")
     empty = [name for name, tensor in tensors.items() if tensor.ndim > 0 and not bool(tensor.any())]
     if empty:
-        warnings.append(f"{len(empty)} tensors are all zero (first: {empty[0]}): those layers have no effect")
+        warnings.append(
+            f"{len(empty)} tensors are all zero (first: {empty[0]}): those layers have learned nothing and have no "
+            "effect. That is as it should be for attention in images so small that it sees one position only"
+        )
     return tuple(warnings)

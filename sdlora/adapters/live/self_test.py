@@ -29,6 +29,8 @@ _DELTA_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e
 """Relative error allowed for one layer's update: rounding of two factors to the file's number type."""
 _PREDICTION_TOLERANCE = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Error allowed in a prediction, relative to what the adapter changes in it."""
+_LEAST_SHARE = 1e-3
+"""Of the largest layer's update: below that a layer's relative error says nothing."""
 _NOISE_FLOOR = 1e-5
 """Differences below this share of the prediction itself are arithmetic, not the adapter."""
 _TINY_FP16 = 2.0**-24
@@ -45,7 +47,7 @@ class SelfTestReport:
     relative_error: float
     """Of all updates together."""
     max_relative_error: float
-    """Of the worst layer, which may be large where an update is almost nothing in the file's number type."""
+    """Of the worst layer; those whose update is next to nothing beside the others' don't count."""
     worst_module: str
     diffusers_error: float | None
     """Largest relative error of a layer's update as diffusers loaded it."""
@@ -107,9 +109,8 @@ def _compare_deltas(
 
     Raises AdapterError when a layer's is beyond rounding.
     """
-    worst, largest = "", -1.0
-    distances: list[float] = []
-    sizes: list[float] = []
+    distances: dict[str, float] = {}
+    sizes: dict[str, float] = {}
     for key, expected in live.items():
         actual = stored[key].delta()
         reference = expected.double().cpu()
@@ -117,10 +118,7 @@ def _compare_deltas(
             raise AdapterError(f"self-test: {'.'.join(key)} has {actual.numel()} weights, not {reference.numel()}")
         distance = float((actual.reshape(reference.shape) - reference).norm())
         error = _relative(distance, float(reference.norm()))
-        distances.append(distance)
-        sizes.append(float(reference.norm()))
-        if error > largest:
-            worst, largest = ".".join(key), error
+        distances[".".join(key)], sizes[".".join(key)] = distance, float(reference.norm())
         allowed = _DELTA_TOLERANCE[dtype] * float(reference.norm())
         if dtype == torch.float16:
             # Values below 6e-5 lose digits in fp16: as much as a shift of all factors by its smallest step.
@@ -131,7 +129,10 @@ def _compare_deltas(
                 f"self-test: {path.name} does not hold what was trained: {'.'.join(key)} differs by {error:.2e} of its "
                 f"update's size (allowed {_DELTA_TOLERANCE[dtype]:.0e})"
             )
-    return _relative(math.hypot(*distances), math.hypot(*sizes)), largest, worst
+    least = _LEAST_SHARE * max(sizes.values(), default=0.0)
+    by_layer = {name: _relative(distances[name], size) for name, size in sizes.items() if size >= least}
+    worst = max(by_layer, key=lambda name: by_layer[name], default="")
+    return _relative(math.hypot(*distances.values()), math.hypot(*sizes.values())), by_layer.get(worst, 0.0), worst
 
 
 def _compare_magnitudes(adapter: Adapter, tensors: Mapping[str, Tensor], path: Path) -> None:

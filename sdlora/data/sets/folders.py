@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from sdlora import atomic
@@ -62,6 +64,16 @@ def add_sample(datasets: Path, sample: str = "mascot") -> Path:
     name = next(name for name in atomic.numbered(f"sample-{sample}") if not (datasets / name).exists())
     shutil.copytree(sample_images_folder() / sample, datasets / name)
     return datasets / name
+
+
+def stamps(datasets: Path) -> tuple[tuple[str, int], ...]:
+    """Name and time of change of each dataset's folder: other ones once a file was added, removed or replaced there."""
+    found = []
+    with suppress(OSError), os.scandir(datasets) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                found.append((entry.name, entry.stat().st_mtime_ns))
+    return tuple(sorted(found))
 
 
 def count_images(folder: Path) -> int:

@@ -45,7 +45,7 @@ def save_painted(folder: Path, item: Item, layers: Sequence[Image.Image], meanin
     if item.mask is not None and item.mask != target:
         changes.append(Change(("mask",), item.mask, None, "the mask before"))
     apply(folder, changes)
-    return f"Saved: {share:.0%} of {item.name} is trained."
+    return f"Saved: {share:.0%} of {item.name} is trained, once images.mask on Train is file."
 
 
 def remove_mask(folder: Path, item: Item) -> str:

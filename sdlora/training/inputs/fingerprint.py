@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sdlora import atomic
 from sdlora.data.images import ImageRecord
+from sdlora.words import count
 
 Fingerprint = dict[str, list[str]]
 """Hashes of image, caption and mask by path."""
@@ -21,14 +22,20 @@ _NAMES_SHOWN = 5
 class Difference:
     """Files of one kind of change."""
 
-    what: str
+    noun: str
+    change: str
+    """What stands behind `was` or `were`, such as `changed`; with `is` where it is so now, such as `new`."""
     names: tuple[str, ...]
+    by_setting: bool = False
+    """Whether a setting explains it: the files may be the same."""
 
     @property
     def sentence(self) -> str:
         """The change in words, with the first names."""
         shown = ", ".join(self.names[:_NAMES_SHOWN]) + (", ..." if len(self.names) > _NAMES_SHOWN else "")
-        return f"{len(self.names)} {self.what}: {shown}"
+        is_now = self.change in ("gone", "new")
+        verb = ("is" if is_now else "was") if len(self.names) == 1 else ("are" if is_now else "were")
+        return f"{count(len(self.names), self.noun)} {verb} {self.change}: {shown}"
 
 
 def fingerprint(records: Sequence[ImageRecord]) -> Fingerprint:
@@ -67,16 +74,19 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[Difference]:
         # What is gone here and has the same bytes elsewhere was moved; told as gone and new it would sound like a loss.
         moved = {before[path][0] for path in before.keys() - both}
         elsewhere = {now[path][0] for path in now.keys() - both}
-        for what, names in (
-            ("images are gone", {path for path in before.keys() - both if before[path][0] not in elsewhere}),
-            ("images are new", {path for path in now.keys() - both if now[path][0] not in moved}),
-            ("images were moved or renamed", {path for path in now.keys() - both if now[path][0] in moved}),
-            ("images were changed", {path for path in both if before[path][0] != now[path][0]}),
-            ("captions were changed", {path for path, old in pairs.items() if before[old][1] != now[path][1]}),
-            ("masks were changed", {path for path, old in pairs.items() if before[old][2] != now[path][2]}),
+        # Masks count only while a setting asks for them: then all have none before, or all now.
+        masks_by_setting = any(all(not hashes[2] for hashes in every.values()) for every in (before, now))
+        for noun, change, names in (
+            ("image", "gone", {path for path in before.keys() - both if before[path][0] not in elsewhere}),
+            ("image", "new", {path for path in now.keys() - both if now[path][0] not in moved}),
+            ("image", "moved or renamed", {path for path in now.keys() - both if now[path][0] in moved}),
+            ("image", "changed", {path for path in both if before[path][0] != now[path][0]}),
+            ("caption", "changed", {path for path, old in pairs.items() if before[old][1] != now[path][1]}),
+            ("mask", "changed", {path for path, old in pairs.items() if before[old][2] != now[path][2]}),
         ):
             if names:
-                yield Difference(what, tuple(sorted(Path(name).name for name in names)))
+                shown = tuple(sorted(Path(name).name for name in names))
+                yield Difference(noun, change, shown, by_setting=noun == "mask" and masks_by_setting)
 
     return list(kinds())
 

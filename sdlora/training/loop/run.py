@@ -47,7 +47,9 @@ from sdlora.training.preflight.memory import DiskPlan, is_out_of_memory
 class _LastStep:
     """Remembers how far the run had come, for the message of its failure."""
 
-    step = 0
+    def __init__(self, folder: RunFolder) -> None:
+        newest = checkpoints.newest(folder)
+        self.step = newest.step if newest else 0
 
     def emit(self, event: Event) -> None:
         if isinstance(event, RunStarted):
@@ -95,6 +97,7 @@ def resume(
     """
     path = Path(path)
     folder = run_folder.find(path)
+    accept_changes |= folder.takes_changes_accepted()
     config, changed = changes.planned(path, overrides)
     is_finished = folder.result(config).is_file()
     is_complete = is_finished and has_finished(folder)
@@ -146,11 +149,12 @@ def _compare_images(
             f"{folder.images.name} is missing or damaged, so it can't be told whether images or captions are others "
             "than when the run began"
         )
-    if found and not accept_changes:
+    if not accept_changes and not all(one.by_setting for one in found):
         listed = "\n  ".join(one.sentence for one in found)
         raise RunError(
             f"{folder.path}: since this run began\n  {listed}\nPut them back, or go on with what is there now: "
-            f"sdlora resume {folder.path} --accept-changes{' and the same --set' if with_settings else ''}"
+            f"sdlora resume {folder.path} --accept-changes{' and the same --set' if with_settings else ''} "
+            "(on the page: Continue with changes)"
         )
     for one in found:
         events.warn(f"since the run began {one.sentence}")
@@ -190,7 +194,7 @@ def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]
         yield EventStream([])
         return
     with locked(folder), folder.log.open("a", encoding="utf-8") as log:
-        last = _LastStep()
+        last = _LastStep(folder)
         log_sink = TerminalSink(Console(file=log, highlight=False, soft_wrap=True, emoji=False))
         own: list[EventSink] = [JsonlSink(folder.events), log_sink, last]
         if config.outputs.tensorboard:

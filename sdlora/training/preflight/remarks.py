@@ -13,6 +13,7 @@ from sdlora.config.interval import length
 from sdlora.config.optimization import OWN_RATE, SCHEDULE_FREE
 from sdlora.config.shipped import BUILTIN_PREFIX, sample_images_folder
 from sdlora.config.train import TrainConfig
+from sdlora.data.captions import has_trigger
 from sdlora.data.focus import focus_of
 from sdlora.data.images import Skipped
 from sdlora.models.detection import detect
@@ -139,6 +140,13 @@ def _unlikely_to_please(config: TrainConfig, images: RunImages) -> Iterator[str]
         yield (
             f"images.resolution={', '.join(map(str, far))}: this base model was trained at {native_px} px; what is "
             "learned at sizes so different shows little at its own"
+        )
+    trigger = config.captions.trigger
+    prompts = config.previews.prompts
+    if trigger and prompts and not any(has_trigger(prompt, trigger) for prompt in prompts):
+        yield (
+            f"previews.prompts: none of them holds the trigger '{trigger}', so the previews will not show what is "
+            "learned; previews.from_captions=2 without prompts takes them from the captions"
         )
     total, optimizer = images.total_steps(config), config.optimization.optimizer
     if optimizer in OWN_RATE and total < _STEPS_TO_FIND_A_RATE:
