@@ -135,7 +135,7 @@ def test_files_of_tokens_are_not_taken_for_adapters(configure: Configure, tmp_pa
     assert sorted(entry.name for entry in library.entries) == ["my-lora", "my-lora-step_000002"]
     assert library.problems == ()
     assert list(embeddings_beside(result.adapter)) == ["<ohwx>", "other"]
-    published = prepare_push(result.folder, "me/fox")
+    published = prepare_push(result.folder, "me/fox", base_model="own/base")
     assert {"my-lora_emb-ohwx.safetensors", "my-lora_emb-other.safetensors"} <= set(published.files)
     assert (
         'load_textual_inversion("me/fox", weight_name="my-lora_emb-ohwx.safetensors", token="<ohwx>")' in published.card

@@ -101,7 +101,7 @@ def test_validation_is_relative_to_the_base_and_the_best_checkpoint_is_named(con
 
 
 def losses_in_turn(monkeypatch: pytest.MonkeyPatch, base: float, *later: float) -> None:
-    """Have validation find these losses, one after another."""
+    """Have validation find these losses after the first step and later, one after another."""
     losses = iter(later)
     monkeypatch.setattr(Validation, "base_loss", lambda self: base)
     monkeypatch.setattr(Validation, "loss", lambda self: next(losses))
@@ -113,7 +113,7 @@ def weights(path: Path) -> dict[str, Any]:
 
 
 def test_the_finished_file_holds_the_best_step_and_says_so(configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses_in_turn(monkeypatch, 1.0, 1.0, 0.6, 0.8)
+    losses_in_turn(monkeypatch, 1.0, 0.6, 0.8)
     settings = ("validation.fraction=0.2", "validation.every=1", "optimization.steps=2", "previews.prompts=[a cat]")
     result, collector = run(configure(*settings, "previews.steps=1"))
     folder = RunFolder(result.folder)
@@ -135,7 +135,7 @@ def test_the_finished_file_holds_the_best_step_and_says_so(configure, monkeypatc
 
 @pytest.mark.parametrize(
     ("settings", "losses"),
-    [(("outputs.finish=last",), (1.0, 0.6, 0.8)), ((), (1.0, 1.2, 1.3))],
+    [(("outputs.finish=last",), (0.6, 0.8)), ((), (1.2, 1.3))],
     ids=["asked for", "no step is better than the base"],
 )
 def test_the_finished_file_holds_the_last_step_where_the_best_is_not_wanted(
@@ -150,7 +150,7 @@ def test_the_finished_file_holds_the_last_step_where_the_best_is_not_wanted(
 def test_a_damaged_best_checkpoint_gives_way_to_the_last_step_and_is_told_of(
     configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses_in_turn(monkeypatch, 1.0, 1.0, 0.6, 0.8)
+    losses_in_turn(monkeypatch, 1.0, 0.6, 0.8)
     original = checkpoint_state.load
 
     def damaged(checkpoint: Any, **options: Any) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def test_losses_are_those_of_the_plain_run_within_noise(tmp_path: Path) -> None:
     """The noise is that of bf16 itself: how far plain bf16 is from plain fp32."""
     places, less = ("builtin:emoji", "builtin:blueprint"), ("adapter.layers=attention", "outputs.self_test=false")
     runs = {
-        name: train(_config(speed, *places, tmp_path / name, precision, *less, steps=60)).folder
+        name: train(_config(speed, *places, tmp_path / name, precision, *less, steps=30)).folder
         for name, speed, precision in (
             ("fp32", "plain", "optimization.precision=fp32"),
             *((speed, speed, "optimization.precision=bf16") for speed in ("plain", *FASTER)),

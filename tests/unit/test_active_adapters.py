@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -30,6 +32,7 @@ from sdlora.library.rows import (
 from sdlora.library.scan import Library, Scan
 from tests.support.emoji_adapters import random_adapter
 from webui.active_adapters import ActiveAdapters
+from webui.mix.rows import RowsPanel
 from webui.state import PageState
 
 
@@ -253,3 +256,15 @@ def test_an_adapter_is_spelled_as_the_command_line_reads_it(adapter: MixedAdapte
 def test_a_mix_has_a_name_that_every_system_can_keep(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="Windows keeps it for devices|is too long"):
         mixes.new_file(name, tmp_path, ".safetensors")
+
+
+def test_of_values_that_overtake_each_other_the_newest_counts() -> None:
+    panel: Any = object.__new__(RowsPanel)
+    panel._newest, panel._lock = {}, threading.Lock()
+
+    def is_newest(number: int, window: str = "a", row: int = 1, name: str = "weight") -> bool:
+        return bool(panel._is_newest(row, name, {"window": window, "number": number}))
+
+    assert [is_newest(number) for number in (1, 4, 3, 2, 5)] == [True, True, False, False, True]
+    assert is_newest(2, window="b")  # another window counts by itself, and so does another field
+    assert is_newest(3, name="start")

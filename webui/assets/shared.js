@@ -6,6 +6,8 @@ window.sdlora = {
   ask: () => String(++asked),
   asked: () => (asked ? String(asked) : ""),
   goes: {}, // by tab: turns to the run or dataset of this name
+  window: Math.random().toString(36).slice(2), // tells this window from others
+  number: 0, // of the newest value that was typed into a row
   run: null, // the run that was pressed, until its news are there
   inFlight: 0, // quick events that the server has not answered
   settled: async () => { // two frames, so that what was just typed is on its way; then until all is answered
@@ -104,7 +106,8 @@ window.sdlora.rows = (element, trigger, watch) => {
     const {row, set} = event.target.dataset;
     if (!set) return;
     const value = event.target.type === 'checkbox' ? event.target.checked : event.target.value;
-    trigger('select', {pressed: {row, set, value}});
+    // Requests may overtake each other on their way: of one window's values the newest is the one that counts.
+    trigger('select', {pressed: {row, set, value, window: window.sdlora.window, number: ++window.sdlora.number}});
   });
   element.addEventListener('click', (event) => {
     const pressed = event.target.closest('button');

@@ -5,6 +5,7 @@ Each tab's rows are one piece of HTML, made from the one list of `services.activ
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from webui.mix import view
 from webui.scripts import ROWS
 
 SWEEP = "0:1.2:0.2"
+_FIELDS_REMEMBERED = 10_000
 _FLAGS, _NUMBERS = ("enabled",), ("weight", "text_encoder", "start", "end")
 
 
@@ -43,6 +45,8 @@ class RowsPanel:
             placeholder="<lora:name:text encoder:UNet>",
         )  # fmt: skip
         self.html = {tab: html(f"{tab}-rows", js_on_load=ROWS, render=False) for tab in ("mix", "generate")}
+        self._newest: dict[tuple[str, int, str], int] = {}
+        self._lock = threading.Lock()
         self.revision = gr.State(-1)
         """Of the list, as this page shows it."""
 
@@ -91,6 +95,8 @@ class RowsPanel:
             if name is None:
                 self.services.active.change(lambda rows: _rearranged(rows, row_id, pressed["act"]))
                 return self.shown()
+            if not self._is_newest(row_id, name, pressed):
+                return {self.tags: gr.skip()}
             try:
                 self._set(row_id, name, pressed["value"])
             except (ConfigError, AdapterError) as error:
@@ -104,6 +110,16 @@ class RowsPanel:
             return {**updates, self.html[tab]: gr.skip()}
 
         return act
+
+    def _is_newest(self, row_id: int, name: str, pressed: Any) -> bool:
+        """Whether no value that the same window typed into the field later has come before."""
+        key = (str(pressed["window"]), row_id, name)
+        with self._lock:
+            newest = max(self._newest.get(key, 0), int(pressed["number"]))
+            if len(self._newest) > _FIELDS_REMEMBERED:
+                self._newest.clear()
+            self._newest[key] = newest
+            return newest == int(pressed["number"])
 
     def _set(self, row_id: int, name: str, value: Any) -> None:
         rows = self.services.active.rows
