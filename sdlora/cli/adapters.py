@@ -10,12 +10,14 @@ import typer
 
 from sdlora.cli.app import app, console
 from sdlora.cli.early import require_files
+from sdlora.cli.guesses import WholeCommand
 from sdlora.cli.progress import progress
 from sdlora.config import files
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.config.mix import MixConfig, MixMethod, parse_adapter
 from sdlora.constants import MIB
 from sdlora.errors import ConfigError
+from sdlora.runs.folder import run_meant
 
 if TYPE_CHECKING:
     from sdlora.adapters.algebra.making import Made
@@ -111,7 +113,7 @@ def _show_embedding(embedding: Embedding, base: str | None, *, as_json: bool) ->
         console.print(facts.as_text(), markup=False)
 
 
-@app.command()
+@app.command(cls=WholeCommand)
 def mix(
     out: OutOption,
     adapters: AdaptersArgument = None,
@@ -152,7 +154,7 @@ def mix(
     _show_made(made, errors=errors)
 
 
-@app.command()
+@app.command(cls=WholeCommand)
 def merge(
     adapters: AdaptersArgument,
     base: Annotated[str, typer.Option("--base", help="Base model: folder, .safetensors file or a hub name.")],
@@ -174,7 +176,7 @@ def merge(
         console.print(f"note: {note}", markup=False)
 
 
-@app.command()
+@app.command(cls=WholeCommand)
 def extract(
     tuned: Annotated[str, typer.Option("--tuned", help="The tuned model: folder, .safetensors file or hub name.")],
     base: Annotated[str, typer.Option("--base", help="The model it was tuned from.")],
@@ -202,7 +204,7 @@ def extract(
     _show_made(made, errors=errors)
 
 
-@app.command()
+@app.command(cls=WholeCommand)
 def resize(
     file: FileArgument,
     out: OutOption,
@@ -232,7 +234,7 @@ def resize(
     _show_made(made, errors=errors)
 
 
-@app.command()
+@app.command(cls=WholeCommand)
 def convert(
     file: FileArgument,
     out: OutOption,
@@ -250,19 +252,31 @@ def convert(
 
 @app.command()
 def push(
-    source: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="An adapter file, or a run's folder.")],
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub.")],
+    source: Annotated[
+        Path | None, typer.Argument(metavar="FILE|RUN", help="An adapter file, or a run's folder.")
+    ] = None,
+    repository: Annotated[
+        str | None, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub; --dry-run needs none.")
+    ] = None,
     base_model: Annotated[str | None, typer.Option("--base", help="Hub name of the base model, for the card.")] = None,
     license_name: Annotated[str | None, typer.Option("--license", help="Licence, for the card.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the card and the files, upload nothing.")] = False,
 ) -> None:
     """Upload an adapter to the Hugging Face hub with a model card and preview pictures."""
-    require_files([str(source)])
+    missing = ["FILE|RUN: what to upload, an adapter file or a run's folder"] if source is None else []
+    if repository is None and not dry_run:
+        missing.append("OWNER/NAME: the repository on the hub; --dry-run shows everything without one")
+    if source is None or missing:
+        raise ConfigError("the command line", [f"there is no {text}" for text in missing])
+    if not source.expanduser().exists():
+        raise ConfigError(str(source), [f"there is no such file or run folder; {run_meant(source)}"])
     from sdlora.adapters.hub.publishing import prepare
     from sdlora.adapters.hub.publishing import push as upload
 
-    publication = prepare(source, repository, base_model=base_model, license_name=license_name)
+    publication = prepare(
+        source.expanduser(), repository or "OWNER/NAME", base_model=base_model, license_name=license_name
+    )
     if publication.base_model is None:
         note = "note: the card links no base model, since the file names none on the hub; --base OWNER/NAME sets it"
         console.print(note, markup=False)

@@ -9,6 +9,7 @@ import typer
 
 from sdlora.cli.app import console
 from sdlora.cli.dataset import dataset_app
+from sdlora.cli.guesses import SettingsCommand
 from sdlora.cli.progress import progress
 from sdlora.cli.train import PresetOption, SetOption
 from sdlora.config import files
@@ -16,7 +17,7 @@ from sdlora.config.generate import ComputeConfig, GenerateConfig
 from sdlora.errors import ConfigError
 
 
-@dataset_app.command("class-images")
+@dataset_app.command("class-images", cls=SettingsCommand)
 def class_images_command(
     prompts: Annotated[
         list[str] | None,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from sdlora import atomic
 from sdlora.cli.app import app, console
+from sdlora.cli.guesses import SettingsCommand, WholeCommand
 from sdlora.cli.help import Commands
 from sdlora.cli.progress import progress
 from sdlora.cli.train import PresetOption, SetOption
@@ -39,7 +41,7 @@ FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="A datase
 ApplyOption = Annotated[bool, typer.Option("--apply", help="Make the changes; without it they are only shown.")]
 
 
-@dataset_app.command("check")
+@dataset_app.command("check", cls=SettingsCommand)
 def check_command(
     folders: FoldersArgument = None,
     preset: PresetOption = None,
@@ -67,10 +69,12 @@ def check_command(
         raise typer.Exit(1)
 
 
-@dataset_app.command("fix")
+@dataset_app.command("fix", cls=SettingsCommand)
 def fix_command(
     folder: FolderArgument,
-    rules: Annotated[str, typer.Option("--rules", "-r", help="Fixes to make, with commas between; or all.")],
+    rules: Annotated[
+        str | None, typer.Option("--rules", "-r", help="Fixes to make, with commas between; or all.")
+    ] = None,
     preset: PresetOption = None,
     overrides: SetOption = None,
     encoding: Annotated[str, typer.Option(help="What captions that aren't UTF-8 are written in.")] = "cp1252",
@@ -81,13 +85,17 @@ def fix_command(
     from sdlora.data.lint.findings import FIXABLE
 
     config = files.load(preset, overrides or ())
-    names = [name.strip() for name in rules.split(",") if name.strip()]
-    if names == ["all"]:
-        names = [name for name in FIXABLE if name != "trigger-missing" or config.captions.trigger]
-    _make_or_show(folder, plan_fixes(folder, names, config, encoding=encoding), apply_changes)
+    every = [name for name in FIXABLE if name != "trigger-missing" or config.captions.trigger]
+    names = [name.strip() for name in (rules or "").split(",") if name.strip()]
+    if not names:
+        raise ConfigError(
+            "the command line", [_which_fixes(folder, plan_fixes(folder, every, config, encoding=encoding))]
+        )
+    changes = plan_fixes(folder, every if names == ["all"] else names, config, encoding=encoding)
+    _make_or_show(folder, changes, apply_changes)
 
 
-@dataset_app.command("edit")
+@dataset_app.command("edit", cls=WholeCommand)
 def edit_command(
     folder: FolderArgument,
     pattern: Annotated[str, typer.Argument(help="A regular expression, Python's syntax.")],
@@ -110,7 +118,7 @@ def undo_command(folder: FolderArgument) -> None:
     console.print(f"undone: {len(undone.files)} changes of {undone.change_set}", markup=False)
 
 
-@dataset_app.command("sheet")
+@dataset_app.command("sheet", cls=SettingsCommand)
 def sheet_command(
     folders: FoldersArgument = None,
     preset: PresetOption = None,
@@ -169,6 +177,8 @@ def import_command(
             console.print(f"changed: {sentence}", markup=False)
         for sentence in imported.lost:
             console.print(f"not taken over: {sentence}", markup=False)
+        if imported.without_effect:
+            console.print(f"without effect here: {', '.join(imported.without_effect)}", markup=False)
         console.print(f"wrote {out}, read as {imported.tool}", markup=False)
     if captions_for is not None:
         from sdlora.data.fix.caption_import import plan_captions
@@ -221,6 +231,14 @@ def _show(report: Report) -> None:
     if report.findings:
         console.print(table)
     console.print(report.summary, markup=False)
+
+
+def _which_fixes(folder: Path, changes: Sequence[Change]) -> str:
+    """What to write where no rules are given; changes: those that all fixes would make."""
+    counts = Counter(rule for change in changes for rule in change.rules)
+    apply_here = ", ".join(f"{rule} ({count} change{'' if count == 1 else 's'})" for rule, count in counts.items())
+    here = f"in {folder} apply: {apply_here}" if counts else f"in {folder} none has anything to change"
+    return f"say which fixes to make with --rules, commas between them, or --rules all; {here}"
 
 
 def _make_or_show(folder: Path, changes: list[Change], apply_changes: bool) -> None:

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from sdlora.cli.app import app, console
+from sdlora.cli.guesses import EvaluateCommand
 from sdlora.cli.progress import event_stream
 from sdlora.cli.train import RunArgument, SetOption
 from sdlora.config import files
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _NONE = "-"
 
 
-@app.command()
+@app.command(cls=EvaluateCommand)
 def evaluate(
     run: RunArgument,
     config: Annotated[

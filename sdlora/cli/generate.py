@@ -20,6 +20,7 @@ from sdlora.cli.grids import (
     picture_settings,
     run_settings,
 )
+from sdlora.cli.guesses import GenerateCommand
 from sdlora.cli.progress import progress
 from sdlora.cli.train import SetOption
 from sdlora.config import files, schema
@@ -39,7 +40,7 @@ def _option(name: str, *spellings: str, metavar: str | None = None) -> Any:
     return typer.Option(*spellings, help=f"{setting.description}{default}".replace("[", r"\["), metavar=metavar)
 
 
-@app.command()
+@app.command(cls=GenerateCommand)
 def generate(
     request: Annotated[
         str | None,

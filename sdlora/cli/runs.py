@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from sdlora.cli.app import app, console
+from sdlora.cli.guesses import SettingsCommand
 from sdlora.cli.help import Commands
 from sdlora.cli.train import PresetOption, SetOption
 from sdlora.errors import ConfigError
@@ -47,7 +48,7 @@ def runs(
         console.print(f"no runs in {folder}", markup=False)
 
 
-@queue_app.command("add")
+@queue_app.command("add", cls=SettingsCommand)
 def queue_add(
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="A run to go on with, instead of a new one.")
@@ -121,7 +122,9 @@ def _refuse_what_is_no_folder(folder: Path) -> None:
     if (folder / "config.yaml").is_file():
         raise ConfigError(str(folder), ["this is one run; give the folder that holds the runs"])
     if folder != RUNS and not folder.is_dir():
-        raise ConfigError(str(folder), ["no such folder"])
+        from sdlora.data.scan_problems import did_you_mean
+
+        raise ConfigError(str(folder), [f"no such folder{did_you_mean(folder)}"])
 
 
 def _show(states: list[tuple[RunHandle, RunState]]) -> None:

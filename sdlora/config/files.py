@@ -80,7 +80,33 @@ def read_preset(path: Path, *, built_on: tuple[Path, ...] = ()) -> dict[str, Any
     """
     if path.resolve() in built_on:
         raise ConfigError(str(path), ["preset: the files build on each other in a circle"])
-    return on_preset(read_yaml(path), str(path), path.parent, built_on=(*built_on, path.resolve()))
+    values = {} if path.suffix.lower() == ".toml" else _settings_in(path)
+    if path.suffix.lower() == ".toml" or _is_of_another_trainer(values, path):
+        raise ConfigError(str(path), [_taken_over(path)])
+    return on_preset(values, str(path), path.parent, built_on=(*built_on, path.resolve()))
+
+
+def _settings_in(path: Path) -> dict[str, Any]:
+    try:
+        return read_yaml(path)
+    except ConfigError as error:
+        if path.suffix.lower() != ".json":
+            raise
+        # A list, or broken off: whose file it is can't be told.
+        raise ConfigError(str(path), [*error.problems, _taken_over(path)]) from None
+
+
+def _taken_over(path: Path) -> str:
+    return f"settings of another trainer are taken over by `sdlora dataset import {path}`"
+
+
+def _is_of_another_trainer(values: Mapping[str, Any], path: Path) -> bool:
+    """Whether plain values are another trainer's: a JSON file without any section of ours, or ai-toolkit's job."""
+    if path.suffix.lower() != ".json":
+        return {"job", "config"} <= values.keys()
+    ours = {"preset", *TrainConfig.model_fields}
+    sections = any(isinstance(value, dict) and name in ours for name, value in values.items())
+    return not sections and not values.keys() <= ours
 
 
 def on_preset(
@@ -268,10 +294,11 @@ def _suggestion(location: Sequence[Any], kind: type[BaseModel]) -> str:
     *section, last = (str(part) for part in location)
     prefix = "".join(f"{part}." for part in section)
     siblings = {name.removeprefix(prefix).split(".")[0] for name in known if name.startswith(prefix)}
-    near = difflib.get_close_matches(last, sorted(siblings), n=1, cutoff=0.6)
+    same_name = [name for name in known if name.split(".")[-1] == last]
+    # Without a section the very name says more than one much like it: model is base_model.model, not base_model.
+    near = [] if same_name and not section else difflib.get_close_matches(last, sorted(siblings), n=1, cutoff=0.6)
     if near:
         return f"; did you mean '{near[0]}'?"
-    same_name = [name for name in known if name.split(".")[-1] == last]
     near = same_name[:1] or difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean '{near[0]}'?"

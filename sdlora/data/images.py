@@ -209,7 +209,7 @@ def scan(
     reasons = {_name(item.path, roots): item.reason for item in found.skipped}
     refuse_unreadable(reasons, files_seen, images.max_unreadable)
     uncaptioned = {_name(path, roots): path for path in found.uncaptioned}
-    refuse_caption_problems(uncaptioned, found.caption_problems, len(found.records), captions)
+    refuse_caption_problems(uncaptioned, found.caption_problems, len(found.records), captions, found.orphans)
     masked: dict[MaskSource, list[ImageRecord]] = defaultdict(list)
     for record in found.records:
         if record.mask != "none" and not record.is_class:
@@ -242,6 +242,7 @@ class _Finds:
     skipped: list[Skipped] = field(default_factory=list)
     uncaptioned: list[Path] = field(default_factory=list)
     caption_problems: list[str] = field(default_factory=list)
+    orphans: dict[Path, Path] = field(default_factory=dict)
     left_out: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     real_paths: dict[Path, Path] = field(default_factory=dict)
@@ -275,6 +276,7 @@ def _scan_folder(source: Source, inner: Sequence[Path], found: _Finds) -> None:
         for path, reason in _unused(listing, source.captions).items()
         if not any(path.is_relative_to(folder) for folder in inner)
     ]
+    found.orphans |= orphan_captions(listing, source.captions)
     found.notes += _notes(listing, source)
 
     files = CaptionFolders(root, source.captions)
@@ -325,19 +327,31 @@ def make_record(
 def _unused(listing: Listing, captions: CaptionsConfig) -> dict[Path, str]:
     """What lies in a folder and is not trained, with the reason; companions of images are not among it."""
     unused = dict(listing.left_out)
+    orphans = orphan_captions(listing, captions)
+    for path, ending in _others(listing, captions):
+        if ending is None:
+            unused[path] = "not an image"
+        elif path in orphans:
+            unused[path] = "a caption without an image of its name"
+    return unused
+
+
+def orphan_captions(listing: Listing, captions: CaptionsConfig) -> dict[Path, Path]:
+    """Captions without an image of their name, each with the path that its image would have, without an ending."""
     stems = {path.with_suffix("") for path in listing.pictures}
+    named = {path: path.with_name(path.name.removesuffix(end)) for path, end in _others(listing, captions) if end}
+    return {path: stem for path, stem in named.items() if stem not in stems}
+
+
+def _others(listing: Listing, captions: CaptionsConfig) -> Iterator[tuple[Path, str | None]]:
+    """The files that are no images and belong to none as its mask or cache, each with its ending if a caption's."""
     read = {*listing.pictures, *listing.masks.values()}
     # The longest first: a-short.txt ends in .txt, too, and must be read as the -short.txt that is asked for.
     endings = sorted((captions.extension, *captions.alternatives), key=len, reverse=True)
     for path in listing.files:
         if path in read or path.name in METADATA_FILES or path.suffix.lower() in _COMPANIONS:
             continue
-        ending = next((each for each in endings if path.name.endswith(each)), None)
-        if ending is None:
-            unused[path] = "not an image"
-        elif path.with_name(path.name.removesuffix(ending)) not in stems:
-            unused[path] = "a caption without an image of its name"
-    return unused
+        yield path, next((each for each in endings if path.name.endswith(each)), None)
 
 
 def _notes(listing: Listing, source: Source) -> Iterator[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sdlora.config.images import CaptionsConfig
@@ -53,9 +55,16 @@ def refuse_unreadable(reasons: Mapping[str, str], files_seen: int, allowed: floa
 
 
 def refuse_caption_problems(
-    uncaptioned: Mapping[str, Path], problems: Sequence[str], num_images: int, captions: CaptionsConfig
+    uncaptioned: Mapping[str, Path],
+    problems: Sequence[str],
+    num_images: int,
+    captions: CaptionsConfig,
+    orphans: Mapping[Path, Path],
 ) -> None:
-    """Raise DataError for images without a caption (name: path) and for caption files that can't be read."""
+    """Raise DataError for images without a caption (name: path) and for caption files that can't be read.
+
+    orphans: captions without an image, as `almost_captions` takes them: one may be misspelt.
+    """
     messages = list(problems)
     if uncaptioned:
         count = f"{len(uncaptioned)} of {num_images} images {'has' if len(uncaptioned) == 1 else 'have'} no caption"
@@ -65,9 +74,28 @@ def refuse_caption_problems(
         if captions.trigger:
             remedy += ' (captions.default="" takes the trigger alone)'
         hints = _caption_hints(list(uncaptioned.values()))
+        misspelt = almost_captions(uncaptioned.values(), orphans)
+        hints += _shortened([f"{path.name}: did you mean {meant.name}?" for path, meant in misspelt.items()])
         messages.append(" ".join([f"{count}: {', '.join(_shortened(names))}. {remedy}.", *hints]))
     if messages:
         raise DataError("\n".join(messages))
+
+
+def almost_captions(uncaptioned: Iterable[Path], orphans: Mapping[Path, Path]) -> dict[Path, Path]:
+    """Captions that differ from an uncaptioned image's name in case, spaces, - or _ only, each with its right path.
+
+    orphans: captions without an image, each with the path that its image would have, without an ending.
+    """
+    images = {(path.parent, _squeezed(path.stem)): path for path in uncaptioned}
+    found = {}
+    for path, stem in orphans.items():
+        if image := images.get((path.parent, _squeezed(stem.name))):
+            found[path] = path.with_name(image.stem + path.name.removeprefix(stem.name))
+    return found
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFC", name)).casefold()
 
 
 def refuse_zero_repeats(folder: Path) -> None:
@@ -96,9 +124,14 @@ def _folder_problem(folder: Path) -> str | None:
     parent = folder.parent
     if not parent.is_dir():
         return f"{message} (nor does {parent})."
-    siblings = [path.name for path in parent.iterdir() if path.is_dir()]
-    close = difflib.get_close_matches(folder.name, siblings, n=1)
-    return f"{message}; did you mean {parent / close[0]}?" if close else f"{message}."
+    return f"{message}{did_you_mean(folder) or '.'}"
+
+
+def did_you_mean(folder: Path) -> str:
+    """The end of a sentence about a folder that isn't there: the one beside it with almost its name, or nothing."""
+    siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+    close = difflib.get_close_matches(folder.name, sorted(siblings), n=1)
+    return f"; did you mean {folder.parent / close[0]}?" if close else ""
 
 
 def _images_in(folder: Path) -> str:

@@ -121,6 +121,7 @@ DATASET: dict[str, tuple[str, Convert]] = {
     "loss_multiplier": (LOSS_WEIGHT, lambda value: some(value) if value != 1 else None),
     "alpha_mask": ("images.mask", lambda value: "alpha" if switch(value) else None),
 }
+_TOLD_APART = ("lokr_factor", "lokr_full_rank", "disable_sampling", "train_unet", "dtype", "qtype")
 WITHOUT_EFFECT: dict[str, set[str]] = {
     "network": {"transformer_only", "old_lokr_format", "lokr_factor", "lokr_full_rank", "layer_offloading"},
     "save": {"save_format", "push_to_hub", "hf_repo_id", "hf_private"},
@@ -219,7 +220,8 @@ def from_job(job: Mapping[str, Any]) -> Translation:
         if section == "train":
             settings = {**_TRAIN_DEFAULTS, **settings}
         settings = legible(settings, result, *_READ_APART.get(section, ((), ())), f"{section}.")
-        known = result.take(settings, table, f"{section}.") | WITHOUT_EFFECT[section]
+        known = result.take(settings, table, f"{section}.")
+        known |= result.pass_over(settings, WITHOUT_EFFECT[section], f"{section}.", _TOLD_APART)
         known |= _SPECIAL.get(section, _nothing)(settings, result)
         result.lose_rest(settings, known, f"{section}.", _REASONS)
         if section == "train" and switch(settings.get("disable_sampling")):
@@ -418,6 +420,7 @@ def _model(model: Mapping[str, Any], result: Translation) -> None:
         result.put("base_model.quantization", "int8")
         if model.get("qtype") not in (None, "int8", "qint8"):
             result.change("model.qtype", model["qtype"], "held in int8 here")
-    known = {"name_or_path", "vae_path", "arch", "is_v_pred", "quantize", *flags, *WITHOUT_EFFECT["model"]}
+    known = {"name_or_path", "vae_path", "arch", "is_v_pred", "quantize", *flags}
+    known |= result.pass_over(model, WITHOUT_EFFECT["model"], "model.", _TOLD_APART)
     known |= {name for name in model if name.startswith("is_")}
     result.lose_rest(model, known, "model.")

@@ -200,7 +200,7 @@ def from_gui(settings: Mapping[str, Any]) -> Translation:
     result = Translation()
     settings = legible({**settings, **_more_parameters(settings, result)}, result, _NUMBERS, _SWITCHES)
     settings = _with_old_switches(settings)
-    known = result.take(settings, SETTINGS) | WITHOUT_EFFECT | {"additional_parameters"}
+    known = result.take(settings, SETTINGS) | result.pass_over(settings, WITHOUT_EFFECT) | {"additional_parameters"}
     known |= _families(settings, result) | adapter_kind(settings, result) | ranks(settings, result)
     known |= rates(settings, result) | steps(settings, result) | _noise(settings, result)
     known |= _weighting(settings, result) | optimizer_options(settings, result) | _prompts(settings, result)

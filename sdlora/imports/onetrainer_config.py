@@ -134,6 +134,10 @@ SETTINGS: dict[str, tuple[str, Convert]] = {
     "min_noising_strength": ("objective.min_timestep", lambda value: round(1000 * float(value)) or None),
     "max_noising_strength": ("objective.max_timestep", lambda value: round(1000 * float(value)) - 1),
 }
+_TOLD_APART = (
+    "__version", "training_method", "model_type", "weight_dtype", "unmasked_probability", "embedding", "embeddings",
+    "token_count", "initial_embedding_text", "lora_decompose_output_axis", "optimizer_defaults",
+)  # fmt: skip
 _WITHOUT_EFFECT = {
     "__version", "training_method", "model_type", "debug_mode", "debug_dir", "workspace_dir", "cache_dir", "validation",
     "continue_last_backup", "prevent_overwrites", "include_train_config", "output_model_format", "async_offloading",
@@ -185,9 +189,10 @@ def from_config(
 ) -> Translation:
     """The whole configuration; concepts and samples are those of the file, or of the files that it names."""
     result = from_concepts(concepts) if concepts else Translation()
+    known = result.pass_over(settings, _WITHOUT_EFFECT, read_apart=_TOLD_APART)
     settings = legible({**_DEFAULTS, **settings}, result, _NUMBERS, _SWITCHES)
     own_resolution = result.values.get("images.resolution")
-    known = result.take(settings, SETTINGS) | _WITHOUT_EFFECT
+    known |= result.take(settings, SETTINGS)
     result.put("images.resolution", own_resolution)  # a concept's resolution goes before that of the run
     for part in ("unet", "text_encoder", "text_encoder_2"):
         if isinstance(settings.get(part), Mapping):

@@ -38,6 +38,8 @@ class Imported:
     """A sentence for each setting that has no counterpart."""
     changed: tuple[str, ...]
     """A sentence for each that was taken over with another value, and why."""
+    without_effect: tuple[str, ...]
+    """The names of settings about speed, the machine or a window, which change nothing here."""
     captions: Mapping[str, str]
     """Captions of a metadata file, by image; empty for other files."""
 
@@ -48,6 +50,8 @@ class Imported:
             lines += ["# Taken over with changes:", *(f"#   {' '.join(one.split())}" for one in self.changed)]
         if self.lost:
             lines += ["# Not taken over:", *(f"#   {' '.join(sentence.split())}" for sentence in self.lost)]
+        if self.without_effect:
+            lines.append(f"# Without effect here: {' '.join(', '.join(self.without_effect).split())}")
         return "\n".join([*lines, files.dump(self.config, only_changes=True)])
 
 
@@ -67,7 +71,14 @@ def import_settings(path: Path) -> Imported:
         shape = "a text, a number or nothing stands where a section or a list belongs, or the other way round"
         raise ConfigError(str(path), [f"can't be imported: {shape} ({' '.join(str(error).split())})"]) from error
     config = files.validate(schema.nest(translation.values), f"{path}, as imported,")
-    return Imported(tool, config, tuple(translation.lost), tuple(translation.changed), translation.captions)
+    return Imported(
+        tool,
+        config,
+        lost=tuple(translation.lost),
+        changed=tuple(translation.changed),
+        without_effect=tuple(dict.fromkeys(translation.without_effect)),
+        captions=translation.captions,
+    )
 
 
 def _translate(path: Path) -> tuple[str, Translation]:

@@ -132,6 +132,7 @@ SETTINGS: dict[str, tuple[str, Convert]] = {
     "checkpoints_total_limit": ("outputs.keep_checkpoints", count),
     "tracker_project_name": ("outputs.wandb_project", same),
 }
+_TOLD_APART = ("data_backend_config", "lycoris_config", "model_type", "noise_offset_probability", "offset_noise")
 WITHOUT_EFFECT = {
     "model_type", "lora_format", "data_backend_config", "resume_from_checkpoint", "push_to_hub", "hub_model_id",
     "push_checkpoints_to_hub", "push_to_hub_background", "model_card_private", "model_card_safe_for_work",
@@ -187,7 +188,7 @@ def from_config(settings: Mapping[str, Any], read_json: ReadJson) -> Translation
     result = Translation()
     family = _family(plain)
     given = legible({**_DEFAULTS, **plain}, result, _NUMBERS, _SWITCHES)
-    known = result.take(given, SETTINGS) | WITHOUT_EFFECT
+    known = result.take(given, SETTINGS) | result.pass_over(plain, WITHOUT_EFFECT, read_apart=_TOLD_APART)
     result.put("base_model.family", family)
     if "base_model.model" not in result.values:
         result.put("base_model.model", _MODELS[family])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,8 @@ class Translation:
     lost: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     """What was taken over with another value than it had, and why."""
+    without_effect: list[str] = field(default_factory=list)
+    """Names of settings that change nothing here, as they are about speed, the machine or a window."""
     captions: dict[str, str] = field(default_factory=dict)
     """Captions by image, for metadata files: a path, relative or absolute, with or without ending."""
     sources: dict[str, str] = field(default_factory=dict)
@@ -57,6 +59,17 @@ class Translation:
         """Note a foreign setting that is not taken over."""
         shown = str(value)
         self.lost.append(f"{name}={shown if len(shown) <= 80 else shown[:77] + '...'}: {why}")
+
+    def pass_over(
+        self, source: Mapping[str, Any], names: set[str], prefix: str = "", read_apart: Collection[str] = ()
+    ) -> set[str]:
+        """Note which of the names are switched on, without values as there are many; returns all names.
+
+        read_apart: those whose value tells something all the same, and which are not noted.
+        """
+        on = [name for name, value in source.items() if name in names and name not in read_apart and _is_on(value)]
+        self.without_effect += [prefix + name for name in on]
+        return names
 
     def take(self, source: Mapping[str, Any], table: Mapping[str, tuple[str, Convert]], prefix: str = "") -> set[str]:
         """Take over each setting of the table (foreign name: our name, conversion); returns all names of the table.
@@ -86,6 +99,7 @@ class Translation:
         self.values |= other.values
         self.sources |= other.sources
         self.lost += other.lost
+        self.without_effect += other.without_effect
         self.changed += other.changed
 
     def lose_rest(
@@ -93,8 +107,12 @@ class Translation:
     ) -> None:
         """Note every other setting that is switched on. reasons: by name, where there is more to say."""
         for name, value in source.items():
-            if name not in known and not any(value is nothing or value == nothing for nothing in _NOTHING):
+            if name not in known and _is_on(value):
                 self.lose(prefix + name, value, (reasons or {}).get(name, "no counterpart"))
+
+
+def _is_on(value: Any) -> bool:
+    return not any(value is nothing or value == nothing for nothing in _NOTHING)
 
 
 def same(value: Any) -> Any:

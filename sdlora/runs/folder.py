@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import platform
 import re
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Literal, get_args
 from sdlora import atomic
 from sdlora.config import files
 from sdlora.config.adapter import AdapterConfig, bare_token
+from sdlora.config.outputs import OutputsConfig
 from sdlora.config.shipped import resolve_folder
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
@@ -195,9 +198,41 @@ def write_config(folder: RunFolder, config: TrainConfig) -> None:
 def find(path: Path) -> RunFolder:
     """The run in a folder. Raises ConfigError when there is none."""
     folder = RunFolder(path.expanduser().resolve())
-    if not folder.config.is_file():
-        raise ConfigError(str(path), [f"not a run folder: it has no {folder.config.name}"])
-    return folder
+    if folder.config.is_file():
+        return folder
+    if folder.path.is_dir():
+        inside = [each.name for each in _runs_in(folder.path)]
+        named = f"; it holds runs: {', '.join(inside[:5])}" + (", ..." if len(inside) > 5 else "") if inside else ""
+        raise ConfigError(str(path), [f"not a run folder: it has no {folder.config.name}{named}"])
+    if folder.path.is_file():
+        raise ConfigError(str(path), ["not a run folder but a file: give the folder of the run"])
+    raise ConfigError(str(path), [f"not a run folder: there is no such folder; {run_meant(path)}"])
+
+
+def run_meant(path: Path) -> str:
+    """What to say of a folder that isn't there: the run that may be meant by it, or how runs are listed."""
+    meant = _run_like(path)
+    return f"did you mean {meant}?" if meant else "`sdlora runs` lists the runs"
+
+
+def _run_like(path: Path) -> Path | None:
+    """A run of that name, or almost of that name, beside `path` or where runs lie by default."""
+    path = path.expanduser()
+    places = list(dict.fromkeys((OutputsConfig().folder, path.parent)))
+    runs = {place: {run.name: run for run in _runs_in(place)} for place in places}
+    for names in runs.values():
+        if path.name in names:
+            return names[path.name]
+    for names in runs.values():
+        if near := difflib.get_close_matches(path.name, names, n=1):
+            return names[near[0]]
+    return None
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    with suppress(OSError):  # a folder that must not be listed
+        return [each for each in sorted(folder.iterdir()) if RunFolder(each).config.is_file()]
+    return []
 
 
 def open_run(path: Path) -> tuple[RunFolder, TrainConfig]:

@@ -119,3 +119,5 @@ def test_push_shows_card_and_files_before_anything_is_uploaded(cli, two: tuple[P
     result = cli("push", two[0], "me/mine", "--dry-run", "--license", "cc0-1.0")
     assert "license: cc0-1.0" in result.output, result.errors
     assert "files: README.md, a.safetensors" in result.output
+    without = cli("push", two[0], "--dry-run")
+    assert 'load_lora_weights("OWNER/NAME"' in without.output, without.errors

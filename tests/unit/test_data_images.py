@@ -213,6 +213,19 @@ def test_missing_captions_are_all_named_in_one_error(tmp_path: Path) -> None:
         scan_folder(tmp_path, CaptionsConfig())
 
 
+def test_a_caption_that_is_almost_named_like_an_image_is_pointed_out(tmp_path: Path) -> None:
+    save(tmp_path / "zibbo_pink.png")
+    save(tmp_path / "b.png")
+    for name in ("Zibbo-pink.txt", "other.txt"):
+        (tmp_path / name).write_text("zibbo")
+    with pytest.raises(DataError, match=r"default\. Zibbo-pink\.txt: did you mean zibbo_pink\.txt\?$"):
+        scan_folder(tmp_path, CaptionsConfig())
+    for path in sorted(tmp_path.glob("*.txt")):
+        path.rename(path.with_suffix(".tags"))
+    with pytest.raises(DataError, match=r"Zibbo-pink\.tags: did you mean zibbo_pink\.tags\?$"):
+        scan_folder(tmp_path, CaptionsConfig(extension=".tags"))
+
+
 def test_one_missing_caption_names_the_file_and_the_trigger_as_a_way_out(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     message = r'1 of 1 images has no caption: a\.png\. Add a\.txt beside it, .*captions\.default="" takes the trigger'

@@ -184,6 +184,21 @@ def test_caption_files_that_are_not_read_are_errors(clean: Path) -> None:
     assert "caption-missing" not in rules(report(clean, settings=("captions.default=a thing",)))
 
 
+def test_a_caption_without_an_image_is_a_finding_and_the_image_that_it_is_meant_for_is_named(clean: Path) -> None:
+    save_captioned(picture(70), clean / "zibbo_pink.png", None)
+    for name in ("Zibbo-pink.txt", "stray.txt"):
+        (clean / name).write_text("zibbo", encoding="utf-8")
+    misspelt, other = report(clean).of_rule("caption-orphan")
+    assert [path.name for path in (*misspelt.files, *other.files)] == ["Zibbo-pink.txt", "stray.txt"]
+    assert misspelt.message.endswith("did you mean zibbo_pink.txt?")
+    assert "did you mean" not in other.message
+    (clean / "inner").mkdir()
+    save_captioned(picture(71), clean / "inner" / "a.png", "x")
+    (clean / "inner" / "b.txt").write_text("zibbo", encoding="utf-8")
+    both = report(clean, clean / "inner").of_rule("caption-orphan")
+    assert [path.name for finding in both for path in finding.files].count("b.txt") == 1
+
+
 def test_a_caption_longer_than_the_limit_says_which_limit_would_do(clean: Path) -> None:
     words = ["red", "green", "blue", "black", "white", "brown", "pink", "grey", "gold", "teal"] * 10
     save_captioned(picture(80), clean / "long.png", " ".join(words))

@@ -103,6 +103,17 @@ def test_fix_shows_then_makes_and_undo_takes_back(run, folder: Path) -> None:
     assert fingerprint(folder) == before
 
 
+def test_fix_without_rules_says_which_apply_here_and_changes_nothing(run, folder: Path) -> None:
+    before = fingerprint(folder)
+    code, output, errors = run("fix", folder, "--apply")
+    assert code == 2
+    said = " ".join(f"{output}{errors}".split())
+    assert f"or --rules all; in {folder} apply: caption-extension (2 changes)" in said
+    assert fingerprint(folder) == before
+    run("fix", folder, "--rules", "all", "--apply")
+    assert "none has anything to change" in run("fix", folder)[2]
+
+
 def test_a_fix_that_does_not_exist_is_refused(run, folder: Path) -> None:
     code, _, errors = run("fix", folder, "--rules", "sharpen")
     assert code == 2

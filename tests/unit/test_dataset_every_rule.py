@@ -22,6 +22,7 @@ DEFECTS: dict[str, set[str]] = {
     "unread-format": {"unread-format.heic"},
     "zero-repeats": {"zero-repeats.png"},
     "caption-missing": {"caption-missing.png"},
+    "caption-orphan": {"Caption missing.txt"},
     "caption-unreadable": set(),  # a line of metadata.jsonl, told in the message
     "caption-encoding": {"caption-encoding.txt"},
     "caption-extension": {"caption-extension.caption"},
@@ -73,6 +74,7 @@ def faulty(tmp_path: Path) -> Path:
     (folder / "unread-format.heic").write_bytes(b"heic")
     save(picture(40), "0_later/zero-repeats.png")
     save(picture(41), "caption-missing.png", None)
+    (folder / "Caption missing.txt").write_text("zeta, a caption", encoding="utf-8")
     (folder / "metadata.jsonl").write_text('not json\n{"file_name": "gone.png", "text": "x"}\n', encoding="utf-8")
     save(picture(42), "caption-encoding.png").with_suffix(".txt").write_bytes("zeta, café, soft light".encode("cp1252"))
     text = save(picture(43), "caption-extension.png").with_suffix(".txt")

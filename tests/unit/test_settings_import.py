@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
+from sdlora.config import files
 from sdlora.config.base_model import MergedAdapter
 from sdlora.errors import ConfigError
 from sdlora.imports import kohya
@@ -52,6 +54,15 @@ def test_kohya_settings_without_counterpart_are_listed_and_others_are_not(tmp_pa
     result = imported(tmp_path, "kohya.json", {**KOHYA, "adaptive_noise_scale": 0.01})
     assert result.lost == ("adaptive_noise_scale=0.01: no counterpart",)
     assert "#   adaptive_noise_scale=0.01: no counterpart" in result.as_yaml()
+
+
+def test_settings_that_change_nothing_here_are_listed_by_name_in_one_line(tmp_path: Path) -> None:
+    result = imported(tmp_path, "kohya.json", {**KOHYA, "xformers": True, "sdpa": False, "vae_batch_size": 4})
+    assert {"xformers", "vae_batch_size"} <= set(result.without_effect)
+    assert "sdpa" not in result.without_effect
+    (line,) = [line for line in result.as_yaml().splitlines() if line.startswith("# Without effect here: ")]
+    assert "xformers" in line
+    assert files.validate(yaml.safe_load(result.as_yaml()), "it") == result.config
 
 
 def test_every_kohya_setting_is_of_one_class_only() -> None:

@@ -14,6 +14,7 @@ from sdlora.data.images import ImageRecord
 from sdlora.data.lint.findings import Finding
 from sdlora.data.lint.samples import Dataset
 from sdlora.data.lint.tags import near_miss_spellings, repeated_tags, tags_of
+from sdlora.data.scan_problems import almost_captions
 from sdlora.models.prompts import MAX_TOKENS, count_tokens, parse_weights
 from sdlora.models.tokenizer import light_tokenizer
 
@@ -58,6 +59,11 @@ def _files(data: Dataset, config: CaptionsConfig) -> Iterator[Finding]:
     ]
     if missing and config.default is None:
         yield Finding("caption-missing", "no caption, or an empty one: add a .txt file", tuple(missing))
+    misspelt = almost_captions(missing, data.orphan_captions)
+    for path, meant in misspelt.items():
+        yield Finding("caption-orphan", f"a caption without an image of its name: did you mean {meant.name}?", (path,))
+    if others := tuple(path for path in data.orphan_captions if path not in misspelt):
+        yield Finding("caption-orphan", "a caption without an image of its name, so it is not trained", others)
 
 
 def _lengths(records: Sequence[ImageRecord], config: TrainConfig) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ RULES: dict[str, Severity] = {
     "caption-unreadable": "error",
     "caption-encoding": "error",
     "caption-extension": "error",
+    "caption-orphan": "warning",
     "upscaled": "warning",
     "extreme-aspect": "warning",
     "near-black": "warning",

@@ -19,6 +19,7 @@ from sdlora.data.images import (
     inspect_all,
     make_record,
     mask_problem,
+    orphan_captions,
     sources_of,
 )
 from sdlora.data.lint.measures import Measures, measure
@@ -52,6 +53,8 @@ class Dataset:
     """Caption files that are no text in UTF-8 or UTF-16."""
     unread_captions: dict[Path, Path] = field(default_factory=dict)
     """Caption files with an ending that is not read, by picture."""
+    orphan_captions: dict[Path, Path] = field(default_factory=dict)
+    """Captions without an image of their name, each with the path that its image would have, without an ending."""
     zero_repeats: list[Path] = field(default_factory=list)
     """Pictures in folders called `0_name`."""
 
@@ -85,6 +88,11 @@ def gather(
                 if path.resolve() not in seen and not any(path.is_relative_to(folder) for folder in inner)
             ],
         )
+        found.orphan_captions |= {
+            path: stem
+            for path, stem in orphan_captions(listing, sources[root].captions).items()
+            if not any(path.is_relative_to(folder) for folder in inner)
+        }
         seen.update(path.resolve() for path in pictures[root][1])
     done, total = 0, len(seen) * (2 if figures else 1)
 
