@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from sdlora.data.decoding import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from sdlora.data.scan_problems import refuse_empty_folder
 
 MASK_ENDING = "-masklabel"
+_SETTLED_SECONDS = 2.0
 _SYSTEM_NAMES = {
     "__MACOSX": "macOS's notes about files",
     "@eaDir": "a Synology NAS's thumbnails",
@@ -51,23 +53,38 @@ def list_folder(root: Path) -> Listing:
     return Listing(files, pictures, masks, left_out)
 
 
+def settled_stamp(folder: Path) -> int:
+    """The stamp of a folder to remember facts by; while something in it was just written, another one each time."""
+    stamp, newest = _stamp([folder])
+    # File systems round times, so a second change right after the first might not show.
+    return stamp if time.time() - newest > _SETTLED_SECONDS else time.time_ns()
+
+
 def stamp_of_folders(folders: Iterable[Path]) -> int:
     """A number that changes when a file below these folders is added, removed or written; missing folders count."""
+    return _stamp(folders)[0]
+
+
+def _stamp(folders: Iterable[Path]) -> tuple[int, float]:
+    """The stamp, and the time of the newest change in seconds since the epoch."""
     found: list[tuple[str, int, int]] = []
-    waiting = [os.fspath(folder) for folder in folders]
+    waiting, visited = [os.fspath(folder) for folder in folders], set()
     while waiting:
         try:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
                     status = entry.stat()
+                    if entry.is_dir():
+                        if (place := (status.st_dev, status.st_ino)) in visited:  # links may lead in a circle
+                            continue
+                        visited.add(place)
+                        waiting.append(entry.path)
                     found.append((entry.path, status.st_size, status.st_mtime_ns))
         except OSError:  # gone meanwhile, or never there
             continue
-    return hash(tuple(sorted(found)))
+    return hash(tuple(sorted(found))), max((modified for _, _, modified in found), default=0) / 1e9
 
 
 def _files_below(folder: Path, visited: set[Path], left_out: dict[Path, str]) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -215,7 +216,7 @@ def test_the_crop_figure_names_the_image_and_marks_the_window(dataset: Path, tmp
 def test_the_bucket_chart_counts_repeats_and_has_a_table(tmp_path: Path) -> None:
     save_captioned(picture(1, (64, 64)), tmp_path / "3_cat" / "a.png", None)
     save_captioned(picture(2, (96, 48)), tmp_path / "b.png", None)
-    counts = shapes.count_buckets(listing.read(tmp_path), tmp_path, 512)
+    counts = shapes.count_buckets(tmp_path, 512)
     assert sorted(counts.values()) == [1, 3]
     chart = view.buckets(counts)
     assert 'aria-label="4 images an epoch in 2 buckets, 3 in the largest"' in chart
@@ -294,3 +295,23 @@ def test_a_dataset_suggests_name_trigger_and_prompts(tmp_path: Path) -> None:
     )
     (folder / "0.txt").write_text("something else", encoding="utf-8")
     assert suggest(folder).trigger == ""
+
+
+def test_a_listing_is_remembered_only_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a fox", encoding="utf-8")
+    read: list[Path] = []
+    original = listing.list_folder
+    monkeypatch.setattr(listing, "list_folder", lambda folder: read.append(folder) or original(folder))
+    listing.read(tmp_path)
+    listing.read(tmp_path)
+    assert len(read) == 2  # just written: a second change might not show in the file's time
+    for path in tmp_path.iterdir():
+        os.utime(path, (1.0, 1.0))
+    assert [item.caption for item in listing.read(tmp_path)] == ["a fox"]
+    listing.read(tmp_path)
+    assert len(read) == 3
+    (tmp_path / "a.txt").write_text("a dog", encoding="utf-8")
+    assert [item.caption for item in listing.read(tmp_path)] == ["a dog"]
+    (tmp_path / "a.txt").unlink()
+    assert [item.caption for item in listing.read(tmp_path)] == [""]

@@ -180,7 +180,7 @@ class DatasetTab:
         }
         updates |= {button: gr.Button(interactive=name is not None) for button in (self.delete, self.rename)}
         updates[self.train] = gr.Button(interactive=bool(items))
-        return updates | self.browser.opened(folder, items) | self.bulk.opened() | self.work.opened(folder, items)
+        return updates | self.browser.opened(folder, items) | self.bulk.opened() | self.work.opened(folder)
 
     def _ask_new(self) -> dict[Any, Any]:
         return {

@@ -11,8 +11,7 @@ from typing import Any
 import gradio as gr
 
 from sdlora.config.captioning import CaptioningConfig
-from sdlora.data.sets import folders, listing, shapes
-from sdlora.data.sets.listing import Item
+from sdlora.data.sets import folders, shapes
 from sdlora.errors import ConfigError
 from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, Kind, caption_options, check_options, progress
 from sdlora.launch.jobs import JobHandle
@@ -136,12 +135,12 @@ class WorkPanels:
         for trigger in (self.buckets_box.expand, editor.resolution.input):
             trigger(handler(self._buckets), [self.chosen, editor.resolution], self.buckets, **QUICK)
 
-    def opened(self, folder: Path | None, items: list[Item]) -> dict[Any, Any]:
+    def opened(self, folder: Path | None) -> dict[Any, Any]:
         """The jobs of a dataset as they stand, and its buckets."""
         if folder is None:
             return {self.buckets: ""}
         shown = {**self._shown(folder), self.problems: ""}
-        return {self.buckets: _chart(folder, items, self.browser.editor.kept_resolution), **shown}
+        return {self.buckets: _chart(folder, self.browser.editor.kept_resolution), **shown}
 
     # Handlers
 
@@ -224,8 +223,7 @@ class WorkPanels:
             self._begin_check(folder, resolution, trigger)
 
     def _buckets(self, name: str, resolution: int) -> str:
-        folder = self._folder(name)
-        return _chart(folder, listing.read(folder), resolution)
+        return _chart(self._folder(name), resolution)
 
     # Pieces of updates
 
@@ -256,8 +254,8 @@ class WorkPanels:
         }
 
 
-def _chart(folder: Path, items: list[Item], resolution: int) -> str:
-    return view.buckets(shapes.count_buckets(items, folder, int(resolution)))
+def _chart(folder: Path, resolution: int) -> str:
+    return view.buckets(shapes.count_buckets(folder, int(resolution)))
 
 
 def _progress(kind: Kind, handle: JobHandle | None) -> str:

@@ -15,7 +15,7 @@ from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.images import CaptionsConfig
 from sdlora.data.caption_files import CaptionFolders
 from sdlora.data.captions import render
-from sdlora.data.folder_listing import list_folder
+from sdlora.data.folder_listing import list_folder, settled_stamp
 from sdlora.data.lint.tags import tags_of
 from sdlora.errors import DataError
 from sdlora.models.prompts import CHUNK_TOKENS, count_tokens
@@ -75,15 +75,21 @@ class Filter:
 
 def read(folder: Path) -> list[Item]:
     """All images of a dataset in the order of their names, none for an empty one."""
+    # Asked for at every press on the page: of thousands of images only their files' times are looked at then.
+    return list(_read(folder, settled_stamp(folder)))
+
+
+@lru_cache(maxsize=16)
+def _read(folder: Path, _stamp: int) -> tuple[Item, ...]:
     try:
         listing = list_folder(folder)
     except DataError:
-        return []
+        return ()
     sources = CaptionFolders(folder)
-    return [
+    return tuple(
         Item(path, path.relative_to(folder).as_posix(), sources.caption(path) or "", listing.mask_of(path))
         for path in listing.pictures
-    ]
+    )
 
 
 def position(items: Sequence[Item], name: str | None) -> int | None:

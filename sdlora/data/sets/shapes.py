@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,8 +11,8 @@ from sdlora.config.images import ImagesConfig
 from sdlora.data.buckets import Bucket, Placement, bucket_sizes, place
 from sdlora.data.caption_files import repeats_folder
 from sdlora.data.decoding import UnreadableImageError, open_image, oriented_size
-from sdlora.data.images import THREADS
-from sdlora.data.sets.listing import Item
+from sdlora.data.folder_listing import settled_stamp
+from sdlora.data.sets.listing import read
 
 BucketCounts = Counter[Bucket]
 """Images by bucket."""
@@ -64,13 +62,15 @@ def crop_in_words(placed: Placement, size: tuple[int, int]) -> str:
     return f"{size[0]} × {size[1]} px, trained as {bucket.width_px} × {bucket.height_px}: {cut}{enlarged}."
 
 
-def count_buckets(items: Sequence[Item], folder: Path, resolution: int) -> BucketCounts:
-    """How many images an epoch has in each bucket, repeats of `10_name` folders counted."""
-    # A hundred at a time: most sizes are known already, and a task for each image would cost more than the look-up.
-    parts = [items[start : start + 100] for start in range(0, len(items), 100)]
-    with ThreadPoolExecutor(THREADS) as threads:
-        found = threads.map(lambda part: [size_of(item.path) for item in part], parts)
-        sizes = [size for part in found for size in part]
+def count_buckets(folder: Path, resolution: int) -> BucketCounts:
+    """How many images of a dataset an epoch has in each bucket, repeats of `10_name` folders counted."""
+    return _count_buckets(folder, resolution, settled_stamp(folder))
+
+
+@lru_cache(maxsize=64)
+def _count_buckets(folder: Path, resolution: int, _stamp: int) -> BucketCounts:
+    items = read(folder)
+    sizes = [size_of(item.path) for item in items]  # in threads these short reads take twice as long
     repeats = {inner: repeats_folder(inner, folder) or (1, "") for inner in {item.path.parent for item in items}}
     counts: BucketCounts = Counter()
     for item, size in zip(items, sizes, strict=True):
