@@ -4,7 +4,8 @@
 2,000 outputs. It opens a page there and prints the server's CPU seconds for each view, the first time and after that.
 Then it trains in that studio, first alone, then beside clients that each hold an open Runs tab: they ask for news each
 second and, where there are some, fetch them as the page does. It prints the training's CPU seconds a step both times,
-the growth of the server's memory and the slowest answers. Needs Chromium and two quiet cores.
+the growth of the server's memory, the slowest answers, and the handlers that used most CPU seconds in one call.
+Needs Chromium and two quiet cores.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -37,6 +39,7 @@ from tests.support.told_runs import made, started, step, told
 
 PROJECT = Path(__file__).parents[2]
 RUNS, PICTURES, OUTPUTS = 200, 5_000, 2_000
+TAGS = ("fox", "red", "blue", "sitting", "standing", "tree", "house", "sky", "cloud", "night", "day", "happy", "hat")
 FINISHED = events.RunFinished(step=20, reason="completed", adapter_path=None, seconds=1.0)
 TRAINING = (
     "images.resolution=64", "images.bucket_min=64", "optimization.threads=1", "optimization.steps=100000",
@@ -56,6 +59,9 @@ def fill(root: Path, long_steps: int) -> None:
         (root / folder).mkdir(parents=True)
         for index in range(number):
             shutil.copy(first, root / folder / f"{index:05}.png")
+            if folder.startswith("datasets"):
+                tags = ", ".join(random.sample(TAGS, 6))
+                (root / folder / f"{index:05}.txt").write_text(f"teal square, {tags}, number {index}", "utf-8")
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -72,7 +78,9 @@ class Server:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "webui", "--root", str(root), "--port", str(port), "--no-browser"]
+        self.calls = root.parent / "calls.jsonl"
+        command = [sys.executable, "-m", "tests.benchmarks.timed_page", str(self.calls)]
+        command += ["--root", str(root), "--port", str(port), "--no-browser"]
         with (root.parent / "server.log").open("wb") as log:
             self.process = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log, start_new_session=True)
         self.measured = psutil.Process(self.process.pid)
@@ -93,6 +101,20 @@ class Server:
         page.wait_for_timeout(1000)
         waited = time.monotonic() - began
         return cpu_seconds(self.measured) - before - idle / 2 * waited
+
+    def print_handlers(self, place: int, since: int, shown: int = 6) -> int:
+        """The handlers whose dearest call cost most since that line of the record. Returns the number of lines.
+
+        place: 1 for the seconds of their own thread, 2 for those of the whole process meanwhile.
+        """
+        calls = [json.loads(line) for line in self.calls.read_text(encoding="utf-8").splitlines()]
+        by_name: dict[str, list[float]] = {}
+        for call in calls[since:]:
+            by_name.setdefault(call[0], []).append(call[place])
+        dearest = sorted(by_name.items(), key=lambda each: -max(each[1]))[:shown]
+        told = "; ".join(f"{name} {max(used):.2f} (of {len(used):,})" for name, used in dearest)
+        print(f"the dearest call of a handler in CPU s: {told}", flush=True)
+        return len(calls)
 
     def close(self) -> None:
         """End it and all that it started."""
@@ -129,6 +151,11 @@ def measure_views(browser: Any, server: Server, rounds: int = 4) -> None:
         page.click("#generate-history-tab-button")
         page.wait_for_selector("#generate-history-tab img")
 
+    def buckets() -> None:
+        for visible in ("visible", "hidden"):
+            page.click("#dataset-buckets-box > button")
+            page.wait_for_selector("#dataset-buckets svg", state=visible)
+
     views: dict[str, Callable[[], object]] = {
         f"list of {RUNS} runs": lambda: open_tab(page, "runs"),
         "a run of 20 steps": lambda: show_run(page, "run-7"),
@@ -136,6 +163,7 @@ def measure_views(browser: Any, server: Server, rounds: int = 4) -> None:
         "the Dataset tab": lambda: open_tab(page, "dataset"),
         "a dataset of 20": lambda: choose_dataset(page, "few"),
         f"a dataset of {PICTURES:,}": lambda: choose_dataset(page, "many"),
+        f"the buckets of {PICTURES:,}": buckets,
         f"{OUTPUTS:,} outputs": history,
         "adapters": lambda: open_tab(page, "mix"),
         "settings": lambda: open_tab(page, "settings"),
@@ -314,8 +342,10 @@ def main() -> None:
         server = Server(root)
         try:
             measure_views(browser, server)
+            calls = server.print_handlers(2, 0)
             if options.minutes:
                 measure_load(browser, server, root, options.clients, options.minutes)
+                server.print_handlers(1, calls)
         finally:
             server.close()
 

@@ -217,8 +217,10 @@ def filter_and_delete(page: Any, folder: Path) -> None:
     wait_for_text(page, "#dataset-nothing", "No image passes the filter")
     assert asked == ["Delete shape 3.png? Undo brings it back."]
     assert not list(folder.glob("shape 3.*"))
+    wait_for_text(page, "#dataset-buckets", "7 images an epoch")
     page.click("#dataset-undo:has-text('Undo the deletion of 2 files')")
     wait_for_text(page, "#dataset-place", "shape 3.png")
+    wait_for_text(page, "#dataset-buckets", "8 images an epoch")
     page.press("#dataset-find input", "ControlOrMeta+a")
     page.press("#dataset-find input", "Delete")
     wait_for_text(page, "#dataset-pager", "8 images")

@@ -14,7 +14,7 @@ from sdlora.config.captioning import CaptioningConfig
 from sdlora.data.fix.changes import undo
 from sdlora.data.sets import history, listing, shapes
 from sdlora.data.sets.edits import Edit, make_edit, plan_edit
-from sdlora.data.sets.listing import Filter
+from sdlora.data.sets.listing import Filter, Item
 from sdlora.data.sets.suggestions import Suggestion, suggest
 from sdlora.data.thumbnails import large_picture, thumbnail
 from sdlora.errors import ConfigError
@@ -315,3 +315,10 @@ def test_a_listing_is_remembered_only_until_a_file_changes(tmp_path: Path, monke
     assert [item.caption for item in listing.read(tmp_path)] == ["a dog"]
     (tmp_path / "a.txt").unlink()
     assert [item.caption for item in listing.read(tmp_path)] == [""]
+
+
+@pytest.mark.parametrize("letters", ["a", "ab ", "é", "狐", "🦊", "?!", "a, "])
+def test_what_is_too_long_agrees_with_the_count_of_tokens(letters: str) -> None:
+    for number in (1, 18, 24, 37, 38, 75, 76, 151, 300):
+        item = Item(Path("a.png"), "a.png", letters * number)
+        assert item.is_too_long == (item.tokens > listing.TOKEN_LIMIT)

@@ -115,10 +115,14 @@ class Browser:
         for step, turn, move in ((-1, self.page_back, editor.previous), (1, self.page_on, editor.next)):
             turn.click(handler(self._turn(step)), [*wanted, self.number], self._list, **QUICK)
             move.click(handler(self._step(step)), [*editor.written, *self.filter, self.number], looked_at, **QUICK)
-        self.undo.click(handler(self._undo), [self.chosen, *self.around], self.views, **PRIVATE)
+        undone = self.undo.click(handler(self._undo), [self.chosen, *self.around], self.views, **PRIVATE)
         editor.mask.wire(self.views, self.refreshed, self.around)
         question = confirm("Delete {#dataset-image}? Undo brings it back.")
-        editor.delete.click(handler(self._delete), [self.chosen, *self.around], self.views, js=question, **QUICK)
+        deleted = editor.delete.click(
+            handler(self._delete), [self.chosen, *self.around], self.views, js=question, **QUICK
+        )
+        self.changes_images = (undone, deleted)
+        """Events after which other images are there."""
 
     # What the tab and its panels ask for
 

@@ -105,29 +105,31 @@ class DatasetTab:
 
     def _wire(self) -> None:
         named = [self.naming, self.name, self.create, self.give_name, self.renamed]
-        self.chosen.input(handler(self._choose_other), [self.chosen, self.opened], self._views, **LAST_COUNTS)
+        other = self.chosen.input(handler(self._choose_other), [self.chosen, self.opened], self._views, **LAST_COUNTS)
         self.new.click(handler(self._ask_new), None, named, **QUICK).then(None, None, None, js=focus("dataset-name"))
         self.rename.click(handler(self._ask_rename), self.chosen, named, **QUICK).then(
             None, None, None, js=focus("dataset-name")
         )
         self.cancel_naming.click(lambda: gr.Row(visible=False), None, self.naming, **QUICK)
         asked = [self.create.click, self.give_name.click, self.name.submit]
-        gr.on(asked, handler(self._name), [self.renamed, self.name], [self.naming, *self._views], **QUICK)
-        self.delete.click(
+        named_so = gr.on(asked, handler(self._name), [self.renamed, self.name], [self.naming, *self._views], **QUICK)
+        deleted = self.delete.click(
             handler(self._delete),
             self.chosen,
             self._views,
             js=confirm("Move '{#dataset-chosen input}' ({#dataset-count}) to the trash?"),
             **PRIVATE,
         )
-        self.upload.upload(
+        received = self.upload.upload(
             handler(self._receive),
             [self.chosen, self.upload],
             [self.upload, *self._views],
             api_visibility="private",
             show_progress_on=[self.received],
         )
-        self.address.select(handler(self._go), None, self._views, **EACH_COUNTS)
+        gone = self.address.select(handler(self._go), None, self._views, **EACH_COUNTS)
+        for event in (other, named_so, deleted, received, gone):
+            self.work.chart_on(event.then)
         self.context.shared["tab.dataset"].select(handler(self._offer), None, self.chosen, **QUICK)
         self.context.remember("dataset.chosen", self.chosen, show=self._kept)
         # A dataset named in the page's address comes before the one that was remembered.
@@ -140,7 +142,8 @@ class DatasetTab:
         sent = [*train.outputs, *train.choices, self.context.tabs]
         self.train.click(handler(self._send_to_train), [self.chosen, train.asked], sent, js=NEXT_ASKED, **QUICK)
         begun = [self.context.shared["runs.selected"], self.context.tabs]
-        self.empty.select(handler(self._act), self.chosen, [*self._views, *begun], **QUEUED)
+        acted = self.empty.select(handler(self._act), self.chosen, [*self._views, *begun], **QUEUED)
+        self.work.chart_on(acted.then)
 
     def _kept(self, name: str) -> Any:
         """The remembered choice, if that dataset is still there."""

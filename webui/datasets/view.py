@@ -50,7 +50,7 @@ edited = _HTML.edited
 def summary(items: Sequence[Item], num_tags: int) -> str:
     """What is in the dataset, in one line."""
     uncaptioned = sum(not item.caption for item in items)
-    longer = sum(item.tokens > TOKEN_LIMIT for item in items)
+    longer = sum(item.is_too_long for item in items)
     masks = sum(item.mask is not None for item in items)
     wrong = [("no caption", f"{uncaptioned} without caption")] if uncaptioned else []
     wrong += [("too long", f"{longer} over {TOKEN_LIMIT} tokens")] if longer else []

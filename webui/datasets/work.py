@@ -15,7 +15,7 @@ from sdlora.data.sets import folders, shapes
 from sdlora.errors import ConfigError
 from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, Kind, caption_options, check_options, progress
 from sdlora.launch.jobs import JobHandle
-from webui.context import PRIVATE, QUICK, Context, handler
+from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.datasets import view
 from webui.datasets.browser import Browser
 from webui.datasets.editor import Own
@@ -69,6 +69,8 @@ class WorkPanels:
             self._lay_out_captioning()
         with gr.Accordion("Health check", open=False, elem_id="dataset-check-box"):
             self._lay_out_check()
+        # Every image's head is read for the chart, which takes a second for thousands: only while it is in view.
+        self.is_charted = gr.State(False)
         with gr.Accordion("Shapes: buckets", open=False, elem_id="dataset-buckets-box") as self.buckets_box:
             gr.Markdown(
                 "How many images share each size at the resolution chosen beside the caption.", elem_classes="quiet"
@@ -130,17 +132,23 @@ class WorkPanels:
         self.check.click(handler(self._start_check), as_trained, self._job_views, **QUICK)
         self.cancel_check.click(handler(self._cancel("check", "fix")), self.chosen, self._job_views, **PRIVATE)
         self.report.select(handler(self._act), as_trained, looked_at, **QUICK)
-        inputs = [*as_trained, self.seen, editor.caption, editor.loaded, editor.own, *self.browser.around]
-        self.context.follow("dataset", self.jobs.stamp, self._poll, inputs, looked_at)
-        for trigger in (self.buckets_box.expand, editor.resolution.input):
-            trigger(handler(self._buckets), [self.chosen, editor.resolution], self.buckets, **QUICK)
+        inputs = [*as_trained, self.seen, self.is_charted, editor.caption, editor.loaded, editor.own]
+        self.context.follow(
+            "dataset", self.jobs.stamp, self._poll, [*inputs, *self.browser.around], [*looked_at, self.buckets]
+        )
+        for event, is_open in ((self.buckets_box.expand, True), (self.buckets_box.collapse, False)):
+            self.chart_on(event(lambda is_open=is_open: is_open, None, self.is_charted, **PRIVATE).then)
+        for event in (editor.resolution.input, *(changed.then for changed in self.browser.changes_images)):
+            self.chart_on(event)
+
+    def chart_on(self, event: Any) -> None:
+        """Have the buckets follow an event."""
+        seen = [self.chosen, self.browser.editor.resolution, self.is_charted]
+        event(handler(self._buckets), seen, self.buckets, **LAST_COUNTS)
 
     def opened(self, folder: Path | None) -> dict[Any, Any]:
-        """The jobs of a dataset as they stand, and its buckets."""
-        if folder is None:
-            return {self.buckets: ""}
-        shown = {**self._shown(folder), self.problems: ""}
-        return {self.buckets: _chart(folder, self.browser.editor.kept_resolution), **shown}
+        """The jobs of a dataset as they stand; its buckets come after that."""
+        return {self.buckets: "", **({**self._shown(folder), self.problems: ""} if folder else {})}
 
     # Handlers
 
@@ -194,6 +202,7 @@ class WorkPanels:
         resolution: int,
         trigger: str,
         seen: Seen,
+        is_charted: bool,
         caption: str,
         loaded: str,
         own: Own,
@@ -208,8 +217,9 @@ class WorkPanels:
         ended = {kind for kind, job in seen.jobs.items() if job.is_active and not now[kind].is_active}
         if "fix" in ended:
             self._check_again(folder, resolution, trigger)
+        charted = {self.buckets: self._buckets(name, resolution, is_charted)} if "fix" in ended else {}
         writes = ended & {"caption", "fix"} or ("caption" in now and now["caption"].is_active)
-        updates = self._shown(folder)
+        updates = self._shown(folder) | charted
         # Reading a folder's captions anew takes longer than a look at the jobs, so that is done less often.
         if not writes or not (ended or time.time() - seen.followed_at > _FOLLOW_SECONDS):
             return updates | {self.seen: Seen(now, seen.followed_at)}
@@ -222,8 +232,11 @@ class WorkPanels:
         with suppress(ConfigError):  # another page was first
             self._begin_check(folder, resolution, trigger)
 
-    def _buckets(self, name: str, resolution: int) -> str:
-        return _chart(self._folder(name), resolution)
+    def _buckets(self, name: str | None, resolution: int, is_charted: bool) -> str:
+        """The chart; nothing while it is out of view."""
+        if not is_charted or not name:
+            return ""
+        return view.buckets(shapes.count_buckets(self._folder(name), int(resolution)))
 
     # Pieces of updates
 
@@ -252,10 +265,6 @@ class WorkPanels:
             self.check_progress: _progress("fix", fixing) if fixing else _progress("check", check),
             self.report: _report(check, folder),
         }
-
-
-def _chart(folder: Path, resolution: int) -> str:
-    return view.buckets(shapes.count_buckets(folder, int(resolution)))
 
 
 def _progress(kind: Kind, handle: JobHandle | None) -> str:

@@ -44,6 +44,12 @@ class Item:
         return count(self.caption)
 
     @property
+    def is_too_long(self) -> bool:
+        """Whether the model doesn't see all of the caption."""
+        # A token is at least one byte: most captions of a large dataset needn't be counted.
+        return len(self.caption.encode()) > TOKEN_LIMIT and self.tokens > TOKEN_LIMIT
+
+    @property
     def tags(self) -> list[str]:
         """What stands between the caption's commas."""
         return tags_of(self.caption, CAPTIONS)
@@ -162,5 +168,5 @@ def _is(item: Item, kind: Kind) -> bool:
     if kind == "no caption":
         return not item.caption
     if kind == "too long":
-        return item.tokens > TOKEN_LIMIT
+        return item.is_too_long
     return item.mask is not None
