@@ -29,6 +29,7 @@ from sdlora.data.folder_listing import MASK_ENDING, Listing, list_folder
 from sdlora.data.inspection import ImageFacts, hash_file, open_memory, recall
 from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.scan_problems import (
+    Gathered,
     refuse_absent_masks,
     refuse_caption_problems,
     refuse_missing_folders,
@@ -196,27 +197,38 @@ def scan(
 
     folders: by default the configured ones. is_class marks their records as class images.
     Raises DataError for a missing or empty folder, for more unreadable files than `images.max_unreadable` allows, for
-    images without a caption and for masks that can't be found; each message names all files concerned.
+    images without a caption and for masks that can't be found; the message lists all of that, each with its files.
     """
     sources = sources_of(images, captions, folders, is_class=is_class)
     roots = [source.folder for source in sources]
-    refuse_missing_folders(roots)
-    _refuse_two_purposes(sources)
-    found = _Finds()
+    problems, found = Gathered(), _Finds()
+    with problems.go_on():
+        refuse_missing_folders(roots)
+    with problems.go_on():
+        _refuse_two_purposes(sources)
     for source in sources:
-        _scan_folder(source, inner_folders(source.folder, roots), found)
+        with problems.go_on():
+            if source.folder.is_dir():
+                _scan_folder(source, inner_folders(source.folder, roots), found)
     files_seen = len(found.records) + len(found.skipped)
     reasons = {_name(item.path, roots): item.reason for item in found.skipped}
-    refuse_unreadable(reasons, files_seen, images.max_unreadable)
+    with problems.go_on():
+        refuse_unreadable(reasons, files_seen, images.max_unreadable)
     uncaptioned = {_name(path, roots): path for path in found.uncaptioned}
-    refuse_caption_problems(uncaptioned, found.caption_problems, len(found.records), captions, found.orphans)
+    with problems.go_on():
+        refuse_caption_problems(uncaptioned, found.caption_problems, len(found.records), captions, found.orphans)
+    for folder in dict.fromkeys(record.path.parent for record in found.records if record.repeats == 0):
+        with problems.go_on():
+            refuse_zero_repeats(folder)
     masked: dict[MaskSource, list[ImageRecord]] = defaultdict(list)
     for record in found.records:
         if record.mask != "none" and not record.is_class:
             masked[record.mask].append(record)
     for kind, records in masked.items():
         if not any(record.has_mask for record in records):
-            refuse_absent_masks(len(records), kind)
+            with problems.go_on():
+                refuse_absent_masks(len(records), kind)
+    problems.refuse()
     return ScanResult(found.records, found.skipped, files_seen, found.left_out, found.notes)
 
 
@@ -289,8 +301,6 @@ def _scan_folder(source: Source, inner: Sequence[Path], found: _Finds) -> None:
         record = make_record(path, facts, source, files, mask_path)
         if record.caption is None:
             found.uncaptioned.append(path)
-        if record.repeats == 0:
-            refuse_zero_repeats(path.parent)
         found.records.append(record)
     found.caption_problems += files.problems
     found.notes += files.notes()

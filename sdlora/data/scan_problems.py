@@ -6,7 +6,8 @@ import difflib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sdlora.config.images import CaptionsConfig
@@ -15,6 +16,26 @@ from sdlora.errors import DataError
 
 _LISTED_AT_MOST = 100
 OTHER_CAPTION_SUFFIXES = (".caption", ".cap", ".txt")
+
+
+class Gathered:
+    """The DataErrors of several checks, so that all of them can be told at once."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    @contextmanager
+    def go_on(self) -> Iterator[None]:
+        """Keep a DataError of what is done inside, and go on behind it."""
+        try:
+            yield
+        except DataError as error:
+            self.messages += [line for line in [str(error)] if line not in self.messages]
+
+    def refuse(self) -> None:
+        """Raise what has been kept as one DataError; nothing without any."""
+        if self.messages:
+            raise DataError("\n".join(self.messages))
 
 
 def refuse_missing_folders(folders: Sequence[Path]) -> None:

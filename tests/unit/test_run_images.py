@@ -47,3 +47,24 @@ def test_a_prior_that_is_the_trained_caption_is_refused(tmp_path: Path, setting:
     settings = [f"images.folder={tmp_path}", "images.cache=false", "objective.prior_preservation=base_prediction"]
     with pytest.raises(DataError, match=r"would undo the training of 1 of 1 images \(a\.png\).*'a cat'"):
         find_images(files.load(None, [*settings, setting]))
+
+
+def test_all_that_is_wrong_with_the_images_is_told_at_once(tmp_path: Path) -> None:
+    trained, zero = tmp_path / "trained", tmp_path / "trained" / "0_never"
+    for number in range(3):
+        save_captioned(picture(number), trained / f"{number}.png", None if number == 1 else "a cat")
+    save_captioned(picture(3), zero / "3.png", "a cat")
+    (trained / "broken.png").write_bytes(b"junk")
+    (tmp_path / "held").mkdir()
+    settings = {
+        "images.folder": trained, "images.mask": "file", "images.max_unreadable": 0.1, "images.resolution": 64,
+        "images.class_folder": tmp_path / "gone", "objective.prior_preservation": "class_images",
+        "validation.folder": tmp_path / "held", "images.cache": "false",
+    }  # fmt: skip
+    with pytest.raises(DataError) as caught:
+        find_images(files.load(None, [f"{name}={value}" for name, value in settings.items()]))
+    for told in (
+        "1 of 5 image files can't be used", "1 of 4 images has no caption: 1.png", "0_never asks for 0 repeats",
+        "none of the 4 images has a NAME-masklabel.png", "held and its subfolders hold no images", "gone does not exist",
+    ):  # fmt: skip
+        assert told in str(caught.value)

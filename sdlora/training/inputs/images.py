@@ -11,6 +11,7 @@ from sdlora.data.buckets import BucketedImage, assign
 from sdlora.data.focus import focus_of
 from sdlora.data.images import ImageRecord, ScanResult, scan
 from sdlora.data.planning import DataPlan, plan
+from sdlora.data.scan_problems import Gathered
 from sdlora.errors import ConfigError, DataError
 
 
@@ -46,8 +47,18 @@ def find_images(config: TrainConfig) -> RunImages:
     images = config.images
     if not images.sources:
         raise ConfigError("images.folder", ["no image folder is set: use --set images.folder=FOLDER"])
-    found = scan(images, config.captions)
-    trained, held_out = _hold_out(found.records, config)
+    problems, found, class_images, held_out = Gathered(), ScanResult(), ScanResult(), None
+    with problems.go_on():
+        found = scan(images, config.captions)
+    if config.validation.folder is not None:
+        with problems.go_on():
+            held_out = scan(images, config.captions, folders=[config.validation.folder]).records
+    if images.class_folder is not None:
+        with problems.go_on():
+            _refuse_missing_class_images(images.class_folder)
+            class_images = scan(images, config.captions, folders=[images.class_folder], is_class=True)
+    problems.refuse()
+    trained, held_out = _hold_out(found.records, held_out, config)
     if not trained:
         raise DataError(
             f"all {len(found.records)} training images are held out too, so none is left to train on: give "
@@ -60,8 +71,6 @@ def find_images(config: TrainConfig) -> RunImages:
             "detect_face_rotate writes such names), or set images.crop_focus=centre"
         )
     if images.class_folder is not None:
-        _refuse_missing_class_images(images.class_folder)
-        class_images = scan(images, config.captions, folders=[images.class_folder], is_class=True)
         trained += class_images.records
         found = ScanResult(
             found.records + class_images.records,
@@ -111,14 +120,15 @@ def _refuse_missing_class_images(folder: Path) -> None:
         )
 
 
-def _hold_out(records: list[ImageRecord], config: TrainConfig) -> tuple[list[ImageRecord], list[ImageRecord]]:
+def _hold_out(
+    records: list[ImageRecord], held_out: list[ImageRecord] | None, config: TrainConfig
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
     """Split off the validation images: a folder's, or the share whose content's hash is lowest under the run's seed.
 
-    Copies of one image stay on one side.
+    held_out: the validation folder's. Copies of one image stay on one side.
     """
     validation = config.validation
-    if validation.folder is not None:
-        held_out = scan(config.images, config.captions, folders=[validation.folder]).records
+    if held_out is not None:
         inside = {record.content_hash for record in held_out}
         return [record for record in records if record.content_hash not in inside], held_out
     if validation.fraction == 0:
