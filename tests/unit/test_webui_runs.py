@@ -358,6 +358,23 @@ def test_a_run_of_tokens_alone_offers_its_embedding(tmp_path: Path) -> None:
     assert view.outcome(run, [], "") == ""
 
 
+def test_a_first_picture_is_made_as_the_first_preview_was(tmp_path: Path) -> None:
+    overrides = [
+        "previews.prompts=[a blue fox --n blurry --w 96 --s 7]",
+        "previews.guidance=3",
+        "captions.trigger=ohwx",
+    ]
+    set_so = config_files.load(overrides=overrides)
+    handle = made(tmp_path / "runs", previews=set_so.previews, captions=set_so.captions)
+    first = view.first_request(handle, "a prompt for something else")
+    assert {name: first[name] for name in ("prompt", "negative", "width_px", "steps", "guidance", "sampler")} == {
+        "prompt": "a blue fox", "negative": "blurry", "width_px": 96, "steps": 7, "guidance": 3.0, "sampler": "DPM++ 2M",
+    }  # fmt: skip
+    assert first["height_px"] is None
+    own = view.first_request(handle, "a portrait of OHWX")
+    assert set(own) == {"base_model.model", "prompt"}
+
+
 def test_a_support_zip_holds_no_images_and_prompts_only_when_asked(tmp_path: Path) -> None:
     handle = made(tmp_path / "runs")
     previewed(handle, 0)

@@ -375,6 +375,8 @@ class RunsTab:
         state = self.context.state
         folders = str(state.get("generate.embedding_folders") or "")
         first = view.first_request(run, state.get("generate.prompt") or "", folders)
+        if "guidance" in first:
+            gr.Info("Prompt and settings are those of the run's first preview.", duration=6)
         shown: dict[Any, Any] = self.context.shared["generate.tab"].generating.show(first)
         return shown
 

@@ -112,10 +112,19 @@ def first_request(handle: RunHandle, prompt: str, embedding_folders: str = "") -
     """
     config = handle.config()
     trigger = config.captions.trigger or ""
-    first = next(iter(config.previews.prompts or ()), trigger)
+    shown: dict[str, Any] = {"base_model.model": config.base_model.model}
     # A prompt with the trigger in it was written for this adapter; any other would not call it up.
-    words = prompt if prompt.strip() and trigger.casefold() in prompt.casefold() else first
-    shown = {"base_model.model": config.base_model.model, "prompt": words}
+    if prompt.strip() and trigger.casefold() in prompt.casefold():
+        shown["prompt"] = prompt
+    elif first := next(iter(config.previews.parsed), None):
+        # All of the preview's settings, not its words alone: the picture is to look as it did in the run.
+        for name in ("prompt", "negative", "steps", "guidance", "sampler", "width_px", "height_px"):
+            own = getattr(first, name)
+            shown[name] = getattr(config.previews, name) if own is None else own
+        for side in ("width_px", "height_px"):
+            shown[side] = shown[side] or config.images.resolutions[0]
+    else:
+        shown["prompt"] = trigger
     if config.adapter.rank == 0:
         folders = [*embedding_folders.splitlines(), str(handle.folder)]
         shown["embedding_folders"] = "\n".join(dict.fromkeys(folders))

@@ -478,7 +478,11 @@ class TrainTab:
 
     def _show(self, settings: Mapping[str, Any], preset: str, instead_of: Sheet | None = None) -> dict[Any, Any]:
         """Fill the form and say what follows from it. instead_of: what Undo brings back, if that is something else."""
-        undoable = instead_of is not None and instead_of.differs(self.form.fields, settings, preset)
+        undoable = (
+            instead_of is not None
+            and instead_of.differs(self.form.fields, settings, preset)
+            and bool(changed_settings(self.form.fields, self._preset_shown(instead_of.standing), instead_of.settings))
+        )
         return {
             self.preset: preset,
             self.standing: preset,
