@@ -65,6 +65,7 @@ def test_all_that_is_wrong_with_the_images_is_told_at_once(tmp_path: Path) -> No
         find_images(files.load(None, [f"{name}={value}" for name, value in settings.items()]))
     for told in (
         "1 of 5 image files can't be used", "1 of 4 images has no caption: 1.png", "0_never asks for 0 repeats",
-        "none of the 4 images has a NAME-masklabel.png", "held and its subfolders hold no images", "gone does not exist",
+        "none of the 4 images has a NAME-masklabel.png", "held and its subfolders hold no images",
+        "gone does not exist",
     ):  # fmt: skip
         assert told in str(caught.value)

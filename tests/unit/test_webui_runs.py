@@ -359,18 +359,13 @@ def test_a_run_of_tokens_alone_offers_its_embedding(tmp_path: Path) -> None:
 
 
 def test_a_first_picture_is_made_as_the_first_preview_was(tmp_path: Path) -> None:
-    overrides = [
-        "previews.prompts=[a blue fox --n blurry --w 96 --s 7]",
-        "previews.guidance=3",
-        "captions.trigger=ohwx",
-    ]
-    set_so = config_files.load(overrides=overrides)
+    line = "a blue fox --n blurry --w 96 --s 7"
+    set_so = config_files.load(overrides=[f"previews.prompts=[{line}]", "previews.guidance=3", "captions.trigger=ohwx"])
     handle = made(tmp_path / "runs", previews=set_so.previews, captions=set_so.captions)
     first = view.first_request(handle, "a prompt for something else")
-    assert {name: first[name] for name in ("prompt", "negative", "width_px", "steps", "guidance", "sampler")} == {
-        "prompt": "a blue fox", "negative": "blurry", "width_px": 96, "steps": 7, "guidance": 3.0, "sampler": "DPM++ 2M",
-    }  # fmt: skip
-    assert first["height_px"] is None
+    expected = {"prompt": "a blue fox", "negative": "blurry", "steps": 7, "guidance": 3.0, "sampler": "DPM++ 2M"}
+    expected |= {"width_px": 96, "height_px": handle.config().images.resolutions[0]}
+    assert {name: first[name] for name in expected} == expected
     own = view.first_request(handle, "a portrait of OHWX")
     assert set(own) == {"base_model.model", "prompt"}
 
