@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,16 +16,32 @@ from sdlora import atomic
 Answer = TypeVar("Answer")
 
 _SETTLED_SECONDS = 2.0
-"""A file changed more recently than this is not remembered: file systems round times, so it may change unseen."""
 
 
-def stamp_of(path: Path) -> tuple[int, int] | None:
-    """Modification time in nanoseconds and size in bytes, None for a file that isn't there."""
+Stamp = tuple[int, int, int]
+
+
+def stamp(status: os.stat_result) -> Stamp:
+    """What another content of a file differs in: size in bytes, times of the last change in nanoseconds.
+
+    The time of modification alone is not enough: tools that copy and unpack set it, and a file that is renamed to
+    another one's name keeps its own. The other time (ctime) moves with all of that, and nobody can set it. Windows has
+    none; what stands in its place there is when the file was made.
+    """
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """The stamp of a file, None for one that isn't there."""
     try:
-        status = path.stat()
+        return stamp(path.stat())
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size
+
+
+def is_settled(status: os.stat_result) -> bool:
+    """Whether a file changed so long ago that another change would show in its stamp: file systems round times."""
+    return time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS
 
 
 def while_unchanged(most: int) -> Callable[[Callable[[Path], Answer]], Callable[[Path], Answer]]:
@@ -32,7 +49,7 @@ def while_unchanged(most: int) -> Callable[[Callable[[Path], Answer]], Callable[
 
     def decorate(function: Callable[[Path], Answer]) -> Callable[[Path], Answer]:
         @lru_cache(maxsize=most)
-        def ask(path: Path, _stamp: tuple[int, int] | None) -> Answer:
+        def ask(path: Path, _stamp: Stamp | None) -> Answer:
             return function(path)
 
         @wraps(function)
@@ -45,7 +62,7 @@ def while_unchanged(most: int) -> Callable[[Callable[[Path], Answer]], Callable[
 
 
 class FileMemory:
-    """Plain facts (what JSON can hold) about files, by path, size and time of change, in one JSON file.
+    """Plain facts (what JSON can hold) about files, by path and stamp, in one JSON file.
 
     Safe from several threads. Two processes may save at once: the last one wins, and the other's work is done again
     next time.
@@ -65,11 +82,11 @@ class FileMemory:
         the file can't be looked at, and what `find_out` raises.
         """
         name, status = str(path.absolute()), path.stat()
-        stamp = [status.st_size, status.st_mtime_ns, also]
+        seen = [*stamp(status), also]
         known = self._known.get(name)
-        facts = known[1] if known is not None and known[0] == stamp else find_out()
-        if time.time() - status.st_mtime > _SETTLED_SECONDS:
-            self._asked[name] = [stamp, facts]
+        facts = known[1] if known is not None and known[0] == seen else find_out()
+        if is_settled(status):
+            self._asked[name] = [seen, facts]
         return facts
 
     def save(self, *, keep_others: bool = False) -> None:

@@ -6,6 +6,7 @@ process and isn't marked slow. The rest trains, generates, starts processes or o
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
+
+from sdlora import file_memory
 
 TESTS = Path(__file__).parent
 FAST_FOLDERS = ("unit", "parity", "regression")
@@ -71,6 +74,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDLORA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files count as old from the beginning. No test can date one back: of its two times one can't be set."""
+    monkeypatch.setattr(file_memory, "_SETTLED_SECONDS", -math.inf)
 
 
 @pytest.fixture(scope="session")

@@ -89,8 +89,11 @@ def main(arguments: list[str] | None = None) -> int:
     from webui.app import serve
     from webui.workspace import Workspace
 
+    workspace = Workspace(options.root.expanduser().resolve())
+    workspace.prepare()
+    os.chdir(workspace.root)  # so that `datasets/cats`, typed anywhere on the page, is the one that it shows
     return serve(
-        Workspace(options.root.expanduser().resolve()),
+        workspace,
         host=options.host,
         port=options.port,
         auth=options.auth,

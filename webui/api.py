@@ -19,6 +19,7 @@ from pydantic import ValidationError, validate_call
 
 from sdlora import GenerateConfig
 from sdlora.config import fields, files
+from sdlora.config.outputs import OutputsConfig
 from sdlora.data.sets import folders
 from sdlora.disk import explain
 from sdlora.errors import ConfigError, RunError, SdloraError
@@ -33,6 +34,8 @@ from webui.generate.request import FIELDS, read_request
 log = logging.getLogger("webui")
 
 _LOOK_SECONDS = 0.2
+_LONGEST_ERROR = 4000
+"""Characters: what was sent is named in it, and may be as long as it likes."""
 
 
 class RunStatus(TypedDict):
@@ -86,7 +89,12 @@ def add_run_endpoints(context: Context) -> None:
         preset: the name of a shipped preset or of one of yours, or settings as YAML text. It starts at once if nothing
         else trains.
         """
-        return queue.submit(files.load_foreign(preset, context.workspace.presets, overrides), runs_folder).name
+        config = files.load_foreign(preset, context.workspace.presets, overrides)
+        if config.outputs.folder not in (OutputsConfig().folder, runs_folder):
+            raise ConfigError(
+                "the call of /train", [f"outputs.folder: leave it out; runs of the page lie in {runs_folder}"]
+            )
+        return queue.submit(config, runs_folder).name
 
     def status(run: str) -> RunStatus:
         """How a run stands; it is named by its folder."""
@@ -115,8 +123,8 @@ def add_run_endpoints(context: Context) -> None:
         ]
 
     for function in (train, status, stop, resume, datasets):
-        _offer(function)
-    _offer(list_runs, "runs")
+        _offer(context, function)
+    _offer(context, list_runs, "runs")
 
 
 def add_image_endpoints(context: Context) -> None:
@@ -166,11 +174,12 @@ def add_image_endpoints(context: Context) -> None:
         }
 
     for function in (mix, generate):
-        _offer(function)
+        _offer(context, function)
 
 
-def _offer(function: Callable[..., Any], name: str = "") -> None:
+def _offer(context: Context, function: Callable[..., Any], name: str = "") -> None:
     name = name or function.__name__
+    context.services.signatures[name] = inspect.signature(function)
     # With the page's limit of one, a call that waits minutes for its images would hold up every other.
     gr.api(_checked(function, name), api_name=name, concurrency_limit=None)
 
@@ -191,10 +200,15 @@ def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             words = str(error)
         except OSError as error:  # a full disk, no permission: for the caller to mend
             words = explain(error)
+        except UnicodeEncodeError as error:
+            half = error.object[error.start : error.end]
+            words = str(ConfigError(f"the call of /{name}", [f"{half!r} is half a character: send it whole"]))
         except Exception as error:
             log.exception("/%s failed", name)
             words = f"That did not work: {type(error).__name__}. Details are in the server's log."
-        raise gr.Error(words, print_exception=False)
+        raise gr.Error(
+            words if len(words) <= _LONGEST_ERROR else f"{words[:_LONGEST_ERROR]} ...", print_exception=False
+        )
 
     # Gradio reads the result's type from the signature, where it would be text.
     checked.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
@@ -226,7 +240,8 @@ def _status(run: str, state: RunState) -> RunStatus:
 
 def _find(runs_folder: Path, name: str) -> RunHandle:
     """The run of this name, which can't lead out of the folder of runs."""
-    is_name = isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..")
-    if not is_name or "\0" in name or len(name.encode()) > 255:
-        raise ConfigError("the run's name", [f"'{str(name)[:60]}' is no name of a run: give the folder's name alone"])
+    # Not printable are NUL, line ends and the halves of characters that no file system takes.
+    is_name = name.isprintable() and Path(name).name == name and name not in ("", ".", "..")
+    if not is_name or len(name.encode()) > 255:
+        raise ConfigError("the run's name", [f"{name[:60]!r} is no name of a run: give the folder's name alone"])
     return runs.find(runs_folder / name)

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
 from webui import api, theme
+from webui.calls import ArgumentCount
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import tab as datasets
 from webui.generate import tab as generate
@@ -86,6 +87,7 @@ def served(
     page = build(workspace, services)
     page.queue(default_concurrency_limit=1, max_size=64)
     around = FastAPI(openapi_url=None)
+    around.add_middleware(ArgumentCount, signatures=services.signatures)
     around.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=6)
     around.add_api_route("/news/{tab}", services.news.now, methods=["GET"])
     gr.mount_gradio_app(

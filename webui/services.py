@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 from functools import cached_property
 from pathlib import Path
 
@@ -32,6 +33,8 @@ class Services:
         self.active = ActiveAdapters(state)
         self.history = History(workspace.outputs, workspace.internal / "history.json")
         self.news = News()
+        self.signatures: dict[str, inspect.Signature] = {}
+        """The API's functions, by the name they are called by."""
         self.scripts = ""
         """JavaScript that the page begins with."""
         self._library = Library((), workspace.internal / "library.json")

@@ -252,9 +252,13 @@ def _print_dry_run(preset: str | None, overrides: Sequence[str], dry_run: bool) 
 def _queue_goes_on(runs_folder: Path) -> Iterator[None]:
     """Start the next waiting run when this one has ended, however it ended, unless a person interrupted it here."""
     from sdlora.launch import queue
+    from sdlora.training.loop.interrupts import StoppedEarly
 
     try:
         yield
+    except StoppedEarly as error:
+        if not error.is_asked:
+            raise typer.Exit(INTERRUPTED) from None
     # A run that was interrupted at this terminal leaves the queue to the person who did it.
     except (KeyboardInterrupt, typer.Exit):
         raise

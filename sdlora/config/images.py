@@ -95,7 +95,7 @@ class ImageFolder(Section):
     folder: Path
     """The folder; subfolders are read."""
 
-    repeats: int | None = Field(default=None, ge=1)
+    repeats: int | None = Field(default=None, ge=1, le=100_000)
     """How often each image is seen in an epoch; without it the folder's name (`10_name`) or images.repeats says."""
 
     is_class: bool = False
@@ -167,7 +167,7 @@ class ImagesConfig(Section):
     """Folder with class images for prior preservation; `sdlora dataset class-images` generates them. Their captions
     stay without trigger, prefix and suffix."""
 
-    repeats: int = Field(default=1, ge=1)
+    repeats: int = Field(default=1, ge=1, le=100_000)
     """How often each image is seen in an epoch; a `10_name` folder overrules it."""
 
     resolution: int | tuple[int, ...] = 512

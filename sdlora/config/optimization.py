@@ -49,16 +49,16 @@ what textual inversion is published with."""
 
 
 class OptimizationConfig(Section):
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, le=100_000_000)
     """Optimizer updates; give this or epochs."""
 
-    epochs: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1, le=1_000_000)
     """Passes over all images; give this or steps. Without either: 10 epochs."""
 
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1, le=4096)
     """Images in a forward pass."""
 
-    accumulation: int = Field(default=1, ge=1)
+    accumulation: int = Field(default=1, ge=1, le=65_536)
     """Batches whose gradients are averaged for one step."""
 
     optimizer: str = "adamw"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from sdlora.data.decoding import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from sdlora.data.scan_problems import refuse_empty_folder
+from sdlora.file_memory import Stamp, is_settled, stamp
 
 MASK_ENDING = "-masklabel"
-_SETTLED_SECONDS = 2.0
 _SYSTEM_NAMES = {
     "__MACOSX": "macOS's notes about files",
     "@eaDir": "a Synology NAS's thumbnails",
@@ -55,9 +55,8 @@ def list_folder(root: Path) -> Listing:
 
 def settled_stamp(folder: Path) -> int:
     """The stamp of a folder to remember facts by; while something in it was just written, another one each time."""
-    stamp, newest = _stamp([folder])
-    # File systems round times, so a second change right after the first might not show.
-    return stamp if time.time() - newest > _SETTLED_SECONDS else time.time_ns()
+    found, settled = _stamp([folder])
+    return found if settled else time.time_ns()
 
 
 def stamp_of_folders(folders: Iterable[Path]) -> int:
@@ -65,9 +64,9 @@ def stamp_of_folders(folders: Iterable[Path]) -> int:
     return _stamp(folders)[0]
 
 
-def _stamp(folders: Iterable[Path]) -> tuple[int, float]:
-    """The stamp, and the time of the newest change in seconds since the epoch."""
-    found: list[tuple[str, int, int]] = []
+def _stamp(folders: Iterable[Path]) -> tuple[int, bool]:
+    """The stamp, and whether a further change of any file would show in it."""
+    found: list[tuple[str, Stamp, bool]] = []
     waiting, visited = [os.fspath(folder) for folder in folders], set()
     while waiting:
         try:
@@ -81,10 +80,10 @@ def _stamp(folders: Iterable[Path]) -> tuple[int, float]:
                             continue
                         visited.add(place)
                         waiting.append(entry.path)
-                    found.append((entry.path, status.st_size, status.st_mtime_ns))
+                    found.append((entry.path, stamp(status), is_settled(status)))
         except OSError:  # gone meanwhile, or never there
             continue
-    return hash(tuple(sorted(found))), max((modified for _, _, modified in found), default=0) / 1e9
+    return hash(tuple(sorted(found))), all(settled for _, _, settled in found)
 
 
 def _files_below(folder: Path, visited: set[Path], left_out: dict[Path, str]) -> Iterator[Path]:

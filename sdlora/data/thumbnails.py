@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sdlora import atomic
 from sdlora.data.decoding import UnreadableImageError, load_grey, open_image, to_rgb
 from sdlora.data.images import THREADS
+from sdlora.file_memory import stamp
 
 EDGE_PX = 256
 LARGE_EDGE_PX = 1024
@@ -28,10 +29,10 @@ def thumbnail(image: Path, folder: Path, edge_px: int = EDGE_PX) -> Path:
     A file that is no readable image gets a tile that says so: one bad file must not hide a gallery.
     """
     try:
-        status = image.stat()
+        seen = stamp(image.stat())
     except OSError:
         return tile(f"{image.name} is gone", folder, edge_px)
-    key = f"{image.resolve()}|{status.st_mtime_ns}|{status.st_size}|{edge_px}"
+    key = f"{image.resolve()}|{seen}|{edge_px}"
     target = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.webp"
     if target.is_file():
         return target
@@ -59,7 +60,7 @@ def large_picture(image: Path, mask: Path | None, folder: Path) -> Path:
     if mask is None:
         return plain
     try:
-        key = f"{plain.name}|{mask}|{mask.stat().st_mtime_ns}"
+        key = f"{plain.name}|{mask}|{stamp(mask.stat())}"
         target = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.webp"
         if not target.is_file():
             with Image.open(plain) as opened:

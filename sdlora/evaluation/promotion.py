@@ -15,11 +15,9 @@ from sdlora.models.identity import sha256_of
 from sdlora.runs import checkpoints
 from sdlora.runs.folder import RunFolder, embedding_files
 from sdlora.runs.state import derive
+from sdlora.training.outputs.former import SIDE_CARS, keep_former
 
-FORMER = "former"
-"""Folder of a run with the results that were replaced, one folder each."""
 _MAKING = ".promoting"
-_SIDE_CARS = (".json", ".civitai.info", ".png")
 
 
 def refuse_promotion(folder: RunFolder) -> None:
@@ -42,7 +40,7 @@ def promote(folder: RunFolder, config: TrainConfig, chosen: Path) -> str:
     if chosen == result or (result.is_file() and content_hash(result) == content_hash(chosen)):
         _keep(folder, chosen, result)
         return f"{result.name} is that already"
-    former = _keep_former(folder, config, result)
+    former = keep_former(folder, config, result)
     making = folder.path / _MAKING
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir()
@@ -64,34 +62,10 @@ def _keep(folder: RunFolder, chosen: Path, result: Path) -> None:
         checkpoints.name_promoted(folder, chosen.parent.name)
 
 
-def _keep_former(folder: RunFolder, config: TrainConfig, result: Path) -> Path | None:
-    """Copy the present result with all beside it into a folder called after its step; None when there is none."""
-    if not result.is_file():
-        return None
-    step = read_header(result).metadata.get("ss_steps", "")
-    name = f"step_{int(step):06d}" if step.isdecimal() else "result"
-    place = folder.path / FORMER
-    content = content_hash(result)
-    # Promoted to and fro, the same file is kept once.
-    for kept in place.glob(f"{name}*/{result.stem}-*.safetensors"):
-        if content_hash(kept) == content:
-            return kept.parent
-    place.mkdir(exist_ok=True)
-    target = next(place / each for each in atomic.numbered(name) if not (place / each).exists())
-    files = [result, *(result.with_suffix(suffix) for suffix in _SIDE_CARS)]
-    files += embedding_files(result, config.adapter.new_tokens).values()
-    with atomic.making_folder(target) as filled:
-        for file in files:
-            if file.is_file():
-                # Under another name: two files of one name would be one too many for whoever asks by name.
-                shutil.copy2(file, filled / f"{result.stem}-{target.name}{file.name.removeprefix(result.stem)}")
-    return target
-
-
 def _side_cars(result: Path, new: Path) -> list[Path]:
     """The present side-cars with the new file's hashes and size."""
     made = []
-    for suffix in _SIDE_CARS:
+    for suffix in SIDE_CARS:
         present, copy = result.with_suffix(suffix), new.with_suffix(suffix)
         if not present.is_file():
             continue

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sdlora.config import files
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, RunError, SdloraError
 from sdlora.events import RunFailed
@@ -17,6 +18,7 @@ from sdlora.launch import queue_file
 from sdlora.launch.queue_file import QueueOrder
 from sdlora.launch.runs import RunHandle, list_runs, prepare
 from sdlora.sinks.jsonl import JsonlSink
+from sdlora.training.preflight.paths import missing_paths
 
 _SAME_ACCELERATOR = ("auto", "cpu", "cuda", "cuda:0", "mps")
 
@@ -43,7 +45,14 @@ def read(runs_folder: Path) -> Queue:
 
 
 def submit(config: TrainConfig | Path | str, runs_folder: Path | None = None) -> RunHandle:
-    """Make a new run and put it into the queue; it starts at once if nothing else runs or waits."""
+    """Make a new run and put it into the queue; it starts at once if nothing else runs or waits.
+
+    Raises ConfigError when it names folders or files that are not there.
+    """
+    if not isinstance(config, TrainConfig):
+        config = files.load(config)
+    if problems := missing_paths(config, "give the folder with the training images"):
+        raise ConfigError("this run", problems)
     handle = prepare(config, runs_folder)
     enqueue(handle)
     advance(handle.folder.parent)

@@ -13,7 +13,7 @@ from sdlora.config import files
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, RunError
 from sdlora.events import Event
-from sdlora.file_memory import stamp_of
+from sdlora.file_memory import Stamp, stamp_of
 from sdlora.launch import queue_file
 from sdlora.launch.detached import SDLORA, end, spawn
 from sdlora.processes import ProcessRecord
@@ -79,7 +79,7 @@ class RunHandle:
         """Events from a byte offset on (0 is the beginning), and the offset for the next call."""
         return read_events(self.files.events, offset)
 
-    def log_stamp(self) -> tuple[int, int] | None:
+    def log_stamp(self) -> Stamp | None:
         """Changes when log.txt does."""
         return stamp_of(self.files.log)
 

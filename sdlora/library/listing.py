@@ -73,6 +73,6 @@ def _list_folder(place: str, root: Path, seen: set[str]) -> Iterator[ListedFile]
             size_bytes=status.st_size,
             changed=status.st_mtime,
             card=None if card is None else Path(card.path),
-            card_changed=0.0 if card is None else card.stat().st_mtime,
+            card_changed=0.0 if card is None else max(card.stat().st_mtime, card.stat().st_ctime),
             preview=None if preview is None else Path(preview.path),
         )

@@ -24,6 +24,8 @@ from sdlora.errors import ConfigError
 Request = Literal["stop", "save", "preview"]
 _ACCEPT = "accept_changes"
 REQUESTS: tuple[Request, ...] = get_args(Request)
+FAILED_SELF_TEST = ".failed-self-test"
+"""Ending of a finished adapter that did not hold what was trained; it gets no other name."""
 _STEP = re.compile(r"step_(\d{6,})")
 _PACKAGES = ("sdlora", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes")
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sdlora import disk
+from sdlora.config import files
+from sdlora.errors import SdloraError
 from sdlora.events import (
     Progress,
     RunFailed,
@@ -127,6 +129,8 @@ def derive(folder: RunFolder, *, is_queued: bool = False) -> RunState:
         )
     if record is None and newest.time is None:
         return replace(resting, status="stopped")
+    if newest.time is None and not alive and _has_result(folder):
+        return replace(resting, status="finished")  # its events are lost, the adapter is not: that comes last
     if record is None or not alive:
         error = _why_gone(folder, record.log_offset if record else 0)
         # A process that could not write could not tell either, so the disk is asked.
@@ -137,6 +141,16 @@ def derive(folder: RunFolder, *, is_queued: bool = False) -> RunState:
     if newest.is_stopping or (folder.requests / "stop").exists():
         return replace(state, status="stopping", eta_seconds=None)
     return state
+
+
+def _has_result(folder: RunFolder) -> bool:
+    """Whether the finished adapter lies there, of a run whose events say nothing at all."""
+    if next(iterate_backwards(folder.events), None) is not None:
+        return False
+    try:
+        return folder.result(files.load(folder.config)).is_file()
+    except (SdloraError, OSError):
+        return False
 
 
 def has_finished(folder: RunFolder) -> bool:

@@ -22,6 +22,8 @@ from sdlora.training.preflight.dry_run import DryRun
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(600)")
 
+SOME_IMAGES = "images.folder=builtin:blueprint"
+
 
 @pytest.fixture(autouse=True)
 def sleeping_trainers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -74,8 +76,8 @@ def test_runs_are_listed_with_their_state() -> None:
 
 def test_the_queue_is_filled_shown_and_emptied() -> None:
     assert "nothing waits" in call("queue", "list")
-    assert "fox: starting" in call("queue", "add", "--set", "name=fox")
-    assert "hare: queued" in call("queue", "add", "--set", "name=hare")
+    assert "fox: starting" in call("queue", "add", "--set", "name=fox", "--set", SOME_IMAGES)
+    assert "hare: queued" in call("queue", "add", "--set", "name=hare", "--set", SOME_IMAGES)
     shown = call("queue", "list")
     assert shown.index("fox") < shown.index("hare")
     call("queue", "hold")

@@ -163,7 +163,7 @@ def test_the_next_run_begins_by_itself_and_stops_when_asked_before_its_first_ste
     wait_for(lambda: not second.state().is_active, "the end")
     state = second.state()
     assert (state.status, state.step, state.can_start) == ("stopped", 0, True), state
-    assert [file.step for file in second.adapter_files()] == [0]
+    assert second.adapter_files() == []
     assert [run.name for run in list_runs(runs_folder)] == ["second", "first"]
 
 

@@ -21,8 +21,10 @@ from sdlora.config.train import TrainConfig
 from sdlora.errors import AdapterError, TrainingError
 from sdlora.events import (
     Event,
+    EventSink,
     Notice,
     PreviewReady,
+    Progress,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -33,6 +35,8 @@ from sdlora.events import (
 )
 from sdlora.runs import checkpoints
 from sdlora.runs.folder import RunFolder
+from sdlora.runs.state import derive
+from sdlora.training.loop.interrupts import StoppedEarly
 from sdlora.training.loop.run import resume, train
 from sdlora.training.loop.running import RunResult
 from sdlora.training.loss.loss_function import LossFunction
@@ -433,3 +437,42 @@ def test_a_run_saves_by_itself_at_tenths_and_when_it_has_waited_long(
     assert 20 in saved
     assert len(saved) > 3
     assert all(step % 2 == 0 for step in saved), "only at tenths, as ten minutes never pass"
+
+
+def stop_while_encoding(act: Callable[[RunFolder], None], folder: RunFolder) -> EventSink:
+    """A sink that acts once, as the first image is encoded."""
+
+    class Acting(Collector):
+        def emit(self, event: Event) -> None:
+            super().emit(event)
+            if isinstance(event, Progress) and len(self.of(Progress)) == 1:
+                act(folder)
+
+    return Acting()
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_run_can_be_stopped_while_its_images_are_encoded(configure, tmp_path: Path, is_asked: bool) -> None:
+    config = configure("name=early", "optimization.steps=2", f"images.cache_folder={tmp_path / 'cache'}")
+    folder = RunFolder(config.outputs.folder / "early")
+    act = (lambda folder: folder.ask("stop")) if is_asked else (lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(StoppedEarly) as stopped:
+        train(config, [stop_while_encoding(act, folder)])
+    assert stopped.value.is_asked == is_asked
+    state = derive(folder)
+    assert (state.status, state.step, state.can_start) == ("stopped", 0, True)
+    assert f"to go on: sdlora resume {folder.path}" in folder.log.read_text(encoding="utf-8")
+    assert resume(folder.path).outcome == "completed"
+
+
+def test_a_result_that_more_steps_replace_is_kept(configure) -> None:
+    config = configure("name=longer", "optimization.steps=1")
+    first, _ = run(config)
+    content = first.adapter.read_bytes()
+    again = Collector()
+    resume(first.folder, [again], overrides=["optimization.steps=2"])
+    (kept,) = (first.folder / "former" / "step_000001").glob("*.safetensors")
+    assert kept.read_bytes() == content
+    told = [notice.message for notice in again.of(Notice)]
+    assert "longer.safetensors was there already; what it was before lies in former/step_000001" in told
+    assert first.adapter.read_bytes() != content

@@ -82,7 +82,7 @@ def test_files_without_adapter_layers_are_left_out_and_damaged_ones_named(tmp_pa
     assert "cut.safetensors is damaged" in scan.problems[0]
 
 
-def test_a_second_look_reads_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_look_reads_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: None) -> None:
     folder = tmp_path / "a"
     paths = [random_adapter(folder / f"{name}.safetensors") for name in ("one", "two", "three")]
     for path in paths:  # what was written a moment ago is read again, since it may change unseen

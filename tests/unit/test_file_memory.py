@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from sdlora.file_memory import FileMemory
 
 
 @pytest.fixture
-def old_file(tmp_path: Path) -> Callable[..., Path]:
+def old_file(tmp_path: Path, settled: None) -> Callable[..., Path]:
     def make(name: str, content: str = "x", time: float = 1e9) -> Path:
         path = tmp_path / name
         path.write_text(content)
@@ -57,6 +58,33 @@ def test_a_file_changed_just_now_is_not_trusted(tmp_path: Path) -> None:
         memory.save()
 
     assert find_out.calls == 2
+
+
+def replaced_in_place(path: Path) -> None:
+    path.write_text("y")
+
+
+def exchanged(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_text("y")
+    os.utime(other, ns=(path.stat().st_mtime_ns,) * 2)
+    path.rename(path.with_name("gone"))
+    other.rename(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no time of change that nobody can set")
+@pytest.mark.parametrize("change", [replaced_in_place, exchanged])
+def test_another_content_is_noticed_though_size_and_time_are_the_same(
+    tmp_path: Path, old_file: Callable[..., Path], change: Callable[[Path], None]
+) -> None:
+    path, memory, find_out = old_file("a"), FileMemory(None, 1), Counted()
+    memory.get(path, find_out)
+    memory.save()
+    before = path.stat()
+    change(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert memory.get(path, find_out) == {"calls": 2}
 
 
 def test_entries_that_nobody_asks_for_go_unless_they_are_kept(tmp_path: Path, old_file: Callable[..., Path]) -> None:

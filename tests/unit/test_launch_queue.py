@@ -141,8 +141,8 @@ def test_a_complete_run_can_not_wait(new_run: Callable[..., RunHandle]) -> None:
 
 
 def test_submitting_starts_at_once_when_nothing_runs(folder: Path) -> None:
-    first = queue.submit(files.load(overrides=["name=a"]), folder)
-    second = queue.submit(files.load(overrides=["name=a"]), folder)
+    first = queue.submit(files.load(overrides=["name=a", "images.folder=builtin:blueprint"]), folder)
+    second = queue.submit(files.load(overrides=["name=a", "images.folder=builtin:blueprint"]), folder)
     assert (first.name, first.state().status) == ("a", "starting")
     assert (second.name, second.state().status) == ("a-2", "queued")
 

@@ -16,7 +16,7 @@ from sdlora.events import (
     Validated,
 )
 from sdlora.launch.runs import RunHandle, clone, find, list_runs, prepare
-from sdlora.processes import Heartbeat
+from sdlora.processes import Heartbeat, ProcessRecord, here
 from sdlora.runs.event_log import last_words, text_tail
 from tests.support.made_runs import COMPLETED, began, step, write
 from tests.support.waiting import wait_for
@@ -44,6 +44,20 @@ def test_the_heartbeat_touches_the_record(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_run_that_never_began_is_stopped_at_step_0(new_run: Callable[..., RunHandle]) -> None:
     state = new_run().state()
     assert (state.status, state.step, state.can_start, state.last_error) == ("stopped", 0, True, None)
+
+
+def test_a_finished_run_whose_events_are_lost_is_finished(new_run: Callable[..., RunHandle]) -> None:
+    run = new_run()
+    write(run, began(), step(1), COMPLETED)
+    ProcessRecord(999_999_999, "long ago", here(), events_offset=0).write(run.files.process)
+    run.files.result(run.config()).touch()
+    assert run.state().status == "finished"
+    run.files.events.write_text("")
+    assert run.state().status == "finished"
+    run.files.events.unlink()
+    assert run.state().status == "finished"
+    run.files.result(run.config()).unlink()
+    assert run.state().status == "crashed"
 
 
 def test_nobody_is_asked_when_nothing_runs(new_run: Callable[..., RunHandle]) -> None:

@@ -297,7 +297,9 @@ def test_a_dataset_suggests_name_trigger_and_prompts(tmp_path: Path) -> None:
     assert suggest(folder).trigger == ""
 
 
-def test_a_listing_is_remembered_only_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_is_remembered_only_until_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a fox", encoding="utf-8")
     read: list[Path] = []
@@ -306,12 +308,13 @@ def test_a_listing_is_remembered_only_until_a_file_changes(tmp_path: Path, monke
     listing.read(tmp_path)
     listing.read(tmp_path)
     assert len(read) == 2  # just written: a second change might not show in the file's time
-    for path in tmp_path.iterdir():
-        os.utime(path, (1.0, 1.0))
+    request.getfixturevalue("settled")
     assert [item.caption for item in listing.read(tmp_path)] == ["a fox"]
     listing.read(tmp_path)
     assert len(read) == 3
+    before = (tmp_path / "a.txt").stat()
     (tmp_path / "a.txt").write_text("a dog", encoding="utf-8")
+    os.utime(tmp_path / "a.txt", ns=(before.st_atime_ns, before.st_mtime_ns))
     assert [item.caption for item in listing.read(tmp_path)] == ["a dog"]
     (tmp_path / "a.txt").unlink()
     assert [item.caption for item in listing.read(tmp_path)] == [""]

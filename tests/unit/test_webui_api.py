@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from sdlora.errors import ConfigError
 from tests.support.told_runs import made
 from webui import api
+from webui.calls import ArgumentCount
 from webui.context import Context
 from webui.services import Services
 from webui.state import PageState
@@ -84,3 +92,49 @@ def test_the_api_takes_names_of_runs_not_paths(tmp_path: Path) -> None:
             api._find(tmp_path, name)
     with pytest.raises(ConfigError, match="not a run folder"):
         api._find(tmp_path, "dogs")
+
+
+def answered(body: str, name: str = "mix") -> Any:
+    """What an application that gives back what it was sent answers behind the count of arguments."""
+
+    async def echo(request: Request) -> JSONResponse:
+        return JSONResponse(await request.json())
+
+    def mix(adapters: list[str], name: str, rank: int = 0) -> None: ...
+
+    inner = Starlette(routes=[Route("/gradio_api/call/{name}", echo, methods=["POST"])])
+    client = TestClient(ArgumentCount(inner, {"mix": inspect.signature(mix)}))
+    return client.post(f"/gradio_api/call/{name}", content=body)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"data": [["a"]]}', 'lacks name: send {"data": [adapters, name, rank]}'),
+        ('{"data": []}', "lacks adapters, name"),
+        ('{"data": [["a"], "b", 1, 2]}', "has 4 arguments, of which it takes 3"),
+        ('{"adapters": 1}', "has no list of arguments"),
+        ("[1]", "has no list of arguments"),
+        ("nonsense", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+    ],
+)
+def test_a_call_with_another_number_of_arguments_is_refused(body: str, words: str) -> None:
+    answer = answered(body)
+    assert answer.status_code == 422
+    assert words in answer.json()["error"]
+
+
+def test_defaults_are_filled_in_and_other_routes_left_alone() -> None:
+    sent = {"data": [["a"], "b"], "session_hash": "x"}
+    assert answered(json.dumps(sent)).json() == {"data": [["a"], "b", 0], "session_hash": "x"}
+    assert answered('{"data": [1]}', "other").json() == {"data": [1]}
+
+
+def test_half_characters_and_names_of_no_run_are_refused(workspace: Workspace) -> None:
+    for name in ("\ud83d", "a\nb", "..", "", "a/b", "x" * 300):
+        with pytest.raises(ConfigError, match="is no name of a run"):
+            api._find(workspace.runs, name)
+    checked = api._checked(lambda text: text.encode(), "mix")
+    with pytest.raises(gr.Error, match="is half a character"):
+        checked("\udfff")

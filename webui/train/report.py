@@ -10,6 +10,8 @@ from typing import Any
 from sdlora import TrainConfig
 from sdlora.config import fields, files, presets
 from sdlora.config.fields import Field
+from sdlora.config.outputs import OutputsConfig
+from webui.pieces import notes
 from webui.problems import panel
 from webui.services import Services
 from webui.train import view
@@ -123,3 +125,11 @@ def to_yaml(config: TrainConfig) -> str:
 def from_yaml(text: str) -> TrainConfig:
     """The configuration in a text. Raises ConfigError that lists every problem."""
     return files.validate(files.parse_yaml(text, "the YAML text"), "the YAML text")
+
+
+def left_out(config: TrainConfig, runs_folder: Path) -> str:
+    """What of a file's settings the form has no place for, in words; empty for nothing."""
+    folder = config.outputs.folder
+    if folder in (OutputsConfig().folder, runs_folder):
+        return ""
+    return notes([f"outputs.folder={folder}: runs of the page lie in {runs_folder}"], "Not taken over")

@@ -24,7 +24,7 @@ from webui.layout import hidden_text, html, problems_html
 from webui.news import each_second
 from webui.scripts import ASKED, LIVE, NEXT_ASKED, PRESSES
 from webui.train import view
-from webui.train.report import Report, Reporter, changed_settings, from_yaml, with_preset
+from webui.train.report import Report, Reporter, changed_settings, from_yaml, left_out, with_preset
 from webui.train.sheet import Sheet
 
 FIRST_PRESET = "demo.yaml"
@@ -409,11 +409,13 @@ class TrainTab:
             config = from_yaml(sheet.yaml)
         except ConfigError as error:
             return {self.yaml_problems: self.reporter.panel(error.problems), **self._report(sheet)}
-        return self._show(self.form.show(config), sheet.standing, instead_of=sheet)
+        shown = self._show(self.form.show(config), sheet.standing, instead_of=sheet)
+        return {**shown, self.yaml_problems: left_out(config, self.context.workspace.runs)}
 
     def _import(self, uploaded: str, asked: str) -> dict[Any, Any]:
         try:
-            return self.fill(from_yaml(settings_as_yaml(Path(uploaded))), asked)
+            config = from_yaml(settings_as_yaml(Path(uploaded)))
+            return {**self.fill(config, asked), self.yaml_problems: left_out(config, self.context.workspace.runs)}
         except ConfigError as error:
             return {self.yaml_problems: self.reporter.panel(error.problems), self.filled: asked}
 

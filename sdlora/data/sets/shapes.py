@@ -13,6 +13,7 @@ from sdlora.data.caption_files import repeats_folder
 from sdlora.data.decoding import UnreadableImageError, open_image, oriented_size
 from sdlora.data.folder_listing import settled_stamp
 from sdlora.data.sets.listing import read
+from sdlora.file_memory import Stamp, stamp
 
 BucketCounts = Counter[Bucket]
 """Images by bucket."""
@@ -31,8 +32,7 @@ class Window:
 def size_of(path: Path) -> tuple[int, int] | None:
     """Width and height of an image as it is shown, None for one that can't be read. Only the file's head is read."""
     try:
-        # The time is a part of the cache's key: a replaced image is measured anew.
-        return _size(path, path.stat().st_mtime_ns)
+        return _size(path, stamp(path.stat()))
     except OSError:
         return None
 
@@ -80,7 +80,7 @@ def _count_buckets(folder: Path, resolution: int, _stamp: int) -> BucketCounts:
 
 
 @lru_cache(maxsize=20_000)
-def _size(path: Path, modified_ns: int) -> tuple[int, int] | None:
+def _size(path: Path, _stamp: Stamp) -> tuple[int, int] | None:
     try:
         with open_image(path) as image:
             return oriented_size(image)

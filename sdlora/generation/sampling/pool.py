@@ -22,6 +22,7 @@ from sdlora.config.base_model import FamilyName
 from sdlora.config.generate import UsedAdapter
 from sdlora.constants import GIB
 from sdlora.errors import AdapterError
+from sdlora.file_memory import stamp
 
 DEFAULT_POOL_BYTES = GIB
 
@@ -71,7 +72,7 @@ class LoadedAdapter:
     """An adapter ready for use: its updates by layer; `file` holds what is known of it, but no weights."""
 
     file: AdapterFile
-    key: tuple[str, int, int]
+    key: tuple[str, int, int, int]
     updates: Mapping[str, Update]
     warnings: tuple[str, ...]
     vectors: Mapping[str, VectorUpdate] = field(default_factory=dict)
@@ -116,7 +117,7 @@ class AdapterPool:
     def __init__(self, layers: Layers, max_bytes: int = DEFAULT_POOL_BYTES) -> None:
         self._layers = layers
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[tuple[str, int, int], LoadedAdapter] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int, int, int], LoadedAdapter] = OrderedDict()
 
     @property
     def num_bytes(self) -> int:
@@ -134,9 +135,8 @@ class AdapterPool:
         path = local_file(used.file)
         if not path.is_file():
             raise AdapterError(f"{path}: there is no such file")
-        status = path.stat()
-        # Size and time too: a file that is written anew under its name is another adapter.
-        key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+        # With its stamp: a file that is written anew under its name is another adapter.
+        key = (str(path.resolve()), *stamp(path.stat()))
         if key not in self._kept:
             self._kept[key] = self._load(path, key)
         self._kept.move_to_end(key)
@@ -147,7 +147,7 @@ class AdapterPool:
         return WeightedAdapter(loaded, weighted(loaded.file, used, self._layers.family), used.start, used.end)
 
     @torch.no_grad()
-    def _load(self, path: Path, key: tuple[str, int, int]) -> LoadedAdapter:
+    def _load(self, path: Path, key: tuple[str, int, int, int]) -> LoadedAdapter:
         file = read(path)
         family = common_family([file], self._layers.family, "the base model")
         file = with_family(file, family)

@@ -1,4 +1,4 @@
-"""Ctrl-C and termination signals as a wish that training fulfils between two steps."""
+"""Ctrl-C and termination signals: a wish that training fulfils between two steps; before the first one, at once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+class StoppedEarly(KeyboardInterrupt):
+    """Training was stopped while it was prepared, so there is nothing to save.
+
+    is_asked: whether somebody asked for it (`sdlora stop`, the page); else it was a signal.
+    """
+
+    def __init__(self, *, is_asked: bool) -> None:
+        super().__init__("stopped before the first step")
+        self.is_asked = is_asked
+
+
 class Interrupts:
     """Inside the `with` block the first signal sets `seen`, for the run to save; one more Ctrl-C interrupts it.
 
-    Does nothing outside the main thread, where Python allows no signal handlers.
+    Until `can_save` is set the first signal raises StoppedEarly: encoding thousands of images takes hours, and nothing
+    of it is lost. Does nothing outside the main thread, where Python allows no signal handlers.
     """
 
     # A closed terminal or a lost connection sends SIGHUP, which Windows doesn't have.
@@ -19,6 +31,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.seen = False
+        self.can_save = False
         self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -36,3 +49,5 @@ class Interrupts:
         if self.seen and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.seen = True
+        if not self.can_save:
+            raise StoppedEarly(is_asked=False)

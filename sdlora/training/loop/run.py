@@ -19,6 +19,7 @@ from sdlora.events import (
     EventSink,
     EventStream,
     RunFailed,
+    RunFinished,
     RunStarted,
     StepFinished,
 )
@@ -35,7 +36,7 @@ from sdlora.sinks.wandb import WandbSink
 from sdlora.training.inputs import fingerprint
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.inputs.preview_prompts import with_captions
-from sdlora.training.loop.interrupts import Interrupts
+from sdlora.training.loop.interrupts import Interrupts, StoppedEarly
 from sdlora.training.loop.prepare import prepare
 from sdlora.training.loop.running import Running, RunResult
 from sdlora.training.loop.workers import Workers, is_main_process
@@ -61,12 +62,29 @@ class _LastStep:
         """There is nothing to close."""
 
 
+class _StopBeforeSteps:
+    """Ends the preparation when somebody asks for it; once training has begun, that looks after such requests."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._is_training = False
+
+    def emit(self, event: Event) -> None:
+        self._is_training |= isinstance(event, RunStarted)
+        if not self._is_training and self._folder.take_requests(("stop",)):
+            raise StoppedEarly(is_asked=True)
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def train(config: TrainConfig | Values | Path | str, sinks: Sequence[EventSink] = ()) -> RunResult:
     """Train a new adapter. Everything that can be checked is checked before the run's folder or a model is touched.
 
     config: settings, or a preset's name, a YAML file, or values as they stand in one: `train("demo.yaml")`,
     `train({"images": {"folder": "my_pictures"}, "captions": {"trigger": "ohwx"}})`.
-    Raises the SdloraError of what is wrong, with every problem at once.
+    Raises the SdloraError of what is wrong, with every problem at once, and StoppedEarly (a KeyboardInterrupt) when it
+    is stopped before the first step.
     """
     config = train_config(config)
     images = check(config)
@@ -181,6 +199,7 @@ def _run(
         run = Running(config, folder, images, prepared, events, workers, interrupts, started)
         if state is not None:
             run.trainer.load_state(state)
+        interrupts.can_save = True
         return run.go()
 
 
@@ -196,7 +215,7 @@ def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]
     with locked(folder), folder.log.open("a", encoding="utf-8") as log:
         last = _LastStep(folder)
         log_sink = TerminalSink(Console(file=log, highlight=False, soft_wrap=True, emoji=False))
-        own: list[EventSink] = [JsonlSink(folder.events), log_sink, last]
+        own: list[EventSink] = [JsonlSink(folder.events), log_sink, last, _StopBeforeSteps(folder)]
         if config.outputs.tensorboard:
             own.append(TensorBoardSink(folder.path / "tensorboard"))
         if config.outputs.wandb:
@@ -208,6 +227,10 @@ def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]
             # The folder is locked, so whatever is half written here belongs to a process that was killed.
             atomic.sweep(folder.path)
             yield stream
+        except StoppedEarly:
+            stream.notice(f"to go on: sdlora resume {folder.path}")
+            stream.emit(RunFinished(step=last.step, reason="stopped", adapter_path=None, seconds=0.0))
+            raise
         except BaseException as error:
             told = _as_told(error, folder)
             with suppress(OSError):  # a full disk has no room for this either; `runs.state` finds out without it

@@ -29,7 +29,7 @@ from sdlora.models.bundle import Bundle
 from sdlora.models.identity import sha256_of
 from sdlora.runs import changes, checkpoints
 from sdlora.runs.checkpoints import Checkpoint
-from sdlora.runs.folder import REQUESTS, Request, RunFolder, result_file, step_name
+from sdlora.runs.folder import FAILED_SELF_TEST, REQUESTS, Request, RunFolder, result_file, step_name
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.loop.interrupts import Interrupts
 from sdlora.training.loop.prepare import Prepared
@@ -38,6 +38,7 @@ from sdlora.training.loop.workers import Workers
 from sdlora.training.outputs import checkpoint_state, previews
 from sdlora.training.outputs.exporting import export, prove
 from sdlora.training.outputs.facts import training_facts
+from sdlora.training.outputs.former import keep_former
 from sdlora.training.preflight.memory import is_out_of_memory, release
 
 # For checkpoint_every=auto: short runs are not slowed down by saving, and a long one loses ten minutes at most.
@@ -287,11 +288,15 @@ class Running:
                     try:
                         report = prove([made, *embeddings], self.prepared.adapter, self._load_fresh_base)
                     except AdapterError:
-                        atomic.move(made, path.with_suffix(".failed-self-test"))
+                        atomic.move(made, path.with_suffix(FAILED_SELF_TEST))
                         raise
                     self.events.notice(f"self-test passed: {report}")
+            if former := keep_former(self.folder, self.config, path):
+                kept = former.relative_to(self.folder.path)
+                self.events.notice(f"{path.name} was there already; what it was before lies in {kept}")
             for file in (*side_cars, *embeddings, made):
                 atomic.move(file, path.with_name(file.name))
+            path.with_suffix(FAILED_SELF_TEST).unlink(missing_ok=True)  # of an earlier try
             shutil.rmtree(self.folder.finishing)
         self.workers.wait()
         return path
