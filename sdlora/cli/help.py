@@ -7,7 +7,19 @@ from typing import Any
 from typer.core import TyperGroup
 
 PANELS = {
-    "Train": ("train", "resume", "stop", "save", "preview", "evaluate", "runs", "queue", "presets", "explain"),
+    "Train": (
+        "train",
+        "resume",
+        "stop",
+        "save",
+        "preview",
+        "evaluate",
+        "estimate",
+        "runs",
+        "queue",
+        "presets",
+        "explain",
+    ),
     "Images": ("generate", "webui"),
     "Datasets": ("dataset", "cache"),
     "Adapters": ("inspect", "mix", "merge", "extract", "resize", "convert", "push"),
@@ -21,6 +33,7 @@ EXAMPLES = {
     "save": "sdlora save runs/my-lora",
     "preview": "sdlora preview runs/my-lora",
     "evaluate": "sdlora evaluate runs/my-lora",
+    "estimate": "sdlora estimate --preset sdxl_style.yaml --family sdxl --memory 8GB",
     "runs": "sdlora runs",
     "queue add": "sdlora queue add --preset sd15_style.yaml --set images.folder=my_pictures",
     "queue list": "sdlora queue list",

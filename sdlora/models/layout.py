@@ -7,7 +7,7 @@ import json
 import torch
 from diffusers import UNet2DConditionModel
 
-from sdlora.config.base_model import BaseModelConfig
+from sdlora.config.base_model import BaseModelConfig, FamilyName
 from sdlora.models.configs import ModelConfig, fit_unet, shipped_configs
 from sdlora.models.detection import Detection
 from sdlora.models.headers import read_header
@@ -20,6 +20,13 @@ def unet_layout(config: BaseModelConfig, detection: Detection) -> UNet2DConditio
     """The UNet on torch's meta device: true shapes, no memory. Raises ModelError when the model isn't there."""
     with torch.device("meta"):
         unet: UNet2DConditionModel = UNet2DConditionModel.from_config(_unet_config(config, detection))
+    return unet
+
+
+def family_layout(family: FamilyName) -> UNet2DConditionModel:
+    """The same of a family's own models, which need not be there."""
+    with torch.device("meta"):
+        unet: UNet2DConditionModel = UNet2DConditionModel.from_config(shipped_configs(family)["unet"])
     return unet
 
 

@@ -96,9 +96,13 @@ class MemoryPlan:
 
         trainable: number of trained values.
         """
-        largest = max(
-            (item.placement.bucket for item in images.placed), key=lambda bucket: bucket.width_px * bucket.height_px
-        )
+        return cls.for_size(config, *largest_size(images), unet, trainable)
+
+    @classmethod
+    def for_size(
+        cls, config: TrainConfig, width_px: int, height_px: int, unet: UNet2DConditionModel, trainable: int
+    ) -> MemoryPlan:
+        """The same for images of a size."""
         base = config.resolved_base_model
         precision = config.optimization.precision if base.precision == "auto" else base.precision
         bits = _QUANTIZED_BITS[base.quantization] or 8 * DTYPES[precision].itemsize
@@ -110,12 +114,19 @@ class MemoryPlan:
             with_average=config.optimization.ema > 0,
             unet=UNetShape.from_config(unet.config),
             batch_size=config.optimization.batch_size,
-            width_px=largest.width_px,
-            height_px=largest.height_px,
+            width_px=width_px,
+            height_px=height_px,
             precision=config.optimization.precision,
             with_convolutions=config.adapter.layers == "all+conv",
             checkpointing=config.optimization.gradient_checkpointing,
         )
+
+
+def largest_size(images: RunImages) -> tuple[int, int]:
+    """Width and height in pixels of the run's largest bucket."""
+    buckets = [item.placement.bucket for item in images.placed]
+    largest = max(buckets, key=lambda bucket: bucket.width_px * bucket.height_px)
+    return largest.width_px, largest.height_px
 
 
 @dataclass(frozen=True)

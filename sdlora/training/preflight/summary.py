@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora import disk
-from sdlora.adapters.live.layers import choose, layer_shape
 from sdlora.config.given import Values, train_config
 from sdlora.config.images import ImageFolder
 from sdlora.config.train import TrainConfig
@@ -20,6 +19,7 @@ from sdlora.models.layout import unet_layout
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.inputs.preview_prompts import with_captions
 from sdlora.training.preflight.checks import check
+from sdlora.training.preflight.counting import trained_values
 from sdlora.training.preflight.dry_run import BucketSamples, DryRun, Figures, SummaryLine, problems_of
 from sdlora.training.preflight.memory import DiskPlan, MemoryEstimate, MemoryPlan, estimate
 from sdlora.training.preflight.new_tokens import vector_counts
@@ -156,14 +156,7 @@ def summarise(config: TrainConfig | Values | Path | str) -> Summary:
     images = check(config)
     model = detect(config.resolved_base_model)
     unet = unet_layout(config.base_model, model)
-    # Values of the UNet's adapter by its layers' shapes: A and B, for LoHa two of each; LoKr has fewer
-    alone = config.adapter.model_copy(update={"text_encoder": False})
-    targets = choose({"unet": unet}, alone).targets if config.adapter.rank else ()
-    total = 0
-    for target in targets:
-        inputs, outputs, kernel = layer_shape(unet.get_submodule(target.path))
-        total += target.rank * (inputs * kernel + outputs)
-    trainable = total * (2 if config.adapter.algorithm == "loha" else 1)
+    trainable = trained_values(config.adapter, unet)
     plan = MemoryPlan.of(config, images, unet, trainable)
     speed = choose_speed(config.optimization, config.base_model, unet, plan)
     memory = estimate(speed.added_to(plan))
