@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from sdlora.cli.app import app, console
@@ -46,6 +47,30 @@ def runs(
     _show(states)
     if not states:
         console.print(f"no runs in {folder}", markup=False)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of two or more runs.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("comparison.html"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Put runs side by side: figures and settings here, with curves and previews on a page that can be sent around."""
+    from sdlora.launch.comparison import compare as compare_runs
+
+    if out.exists() and not force:
+        raise ConfigError("--out", [f"{out} exists already; choose another name, or give --force to replace it"])
+    found = compare_runs(runs)
+    table = Table(box=None, pad_edge=False)
+    for title in ("", *(run.label for run in found.runs)):
+        table.add_column(escape(title), overflow="fold")
+    for name, values in [*found.facts, *found.differences]:
+        table.add_row(name, *map(escape, values))
+    console.print(table)
+    if not found.differences:
+        console.print("no settings differ")
+    found.write(out)
+    console.print(f"{out}: with curves and previews", markup=False)
 
 
 @queue_app.command("add", cls=SettingsCommand)
