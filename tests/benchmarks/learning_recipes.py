@@ -81,6 +81,16 @@ RECIPES: dict[str, Recipe] = {
     "muon": _unet("optimization.optimizer=muon", source="Muon on the factors, Jordan et al. 2024"),
     "soap": _unet("optimization.optimizer=soap", source="SOAP on the factors, Vyas et al. 2024"),
     "dora": _unet("adapter.dora=true", source="DoRA, Liu et al. 2024"),
+    "varied": _unet(
+        "images.horizontal_flip=true",
+        "images.crop_jitter=0.1",
+        "images.rotation=8",
+        source="mirrored, turned and cut anew each time",
+    ),
+    "flip-lora+4": _unet(
+        "images.horizontal_flip=true", "optimization.lora_plus_ratio=4", source="mirrored images and LoRA+"
+    ),
+    "flip-conv": _unet("images.horizontal_flip=true", layers="all+conv", source="mirrored images and convolutions"),
     "even": _unet("objective.timestep_spacing=even", source="even timesteps, after Kingma et al. 2021"),
     "precondition": _unet("optimization.precondition=true", source="Zhang and Pilanci 2024"),
     "rate-3e-3": _unet(source="the rate alone", rate="3e-3"),
