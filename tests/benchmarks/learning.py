@@ -1,8 +1,8 @@
 """How fast and how well recipes learn the same pictures: sets x seeds x recipes, in held-out loss.
 
 `python -m tests.benchmarks.learning FOLDER --sets ink,mascot --recipes unet,lora+4 --seeds 0 --steps 200` trains what
-FOLDER doesn't hold yet, one result a file, and can be stopped and started again at any time. `--report` prints the
-table and writes `learning.json` and `learning.png` of what is there.
+FOLDER doesn't hold yet, one result a file, and can be stopped and started again at any time. `learning_report` makes
+table and chart of what is there.
 
 A result has the loss on held-out pictures each 25 steps, with fixed noise and by diffusers alone (`held_out_loss`), the
 norm of the update, and CPU seconds. One core, `nice -n 19`.
@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import os
 import shutil
 import statistics
 import time
 from collections.abc import Sequence
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -120,27 +119,6 @@ def _averaged(
     return found
 
 
-def area(points: Sequence[dict[str, float]], until: int) -> float:
-    """Mean held-out loss over steps 0 to `until`, by trapezoids."""
-    used = [point for point in points if point["step"] <= until]
-    return sum((a["loss"] + b["loss"]) / 2 * (b["step"] - a["step"]) for a, b in pairwise(used)) / until
-
-
-def reached(points: Sequence[dict[str, float]], loss: float) -> float:
-    """The step at which a loss is reached, between two points on their line; infinite when it never is."""
-    for before, after in pairwise(points):
-        if after["loss"] <= loss:
-            share = (before["loss"] - loss) / (before["loss"] - after["loss"])
-            return before["step"] + max(0.0, share) * (after["step"] - before["step"])
-    return math.inf
-
-
-def results(root: Path) -> list[dict[str, Any]]:
-    """Everything measured so far."""
-    found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / "results").glob("*.json")))
-    return sorted(found, key=lambda one: (one["set"], list(RECIPES).index(one["recipe"]), one["seed"]))
-
-
 def grid(root: Path, sets: Sequence[str], recipes: Sequence[str], seeds: Sequence[int], steps: int) -> None:
     """Train and measure what is missing, recipe by recipe over all sets, so that a stop leaves whole rows."""
     done = root / "results"
@@ -162,7 +140,7 @@ def grid(root: Path, sets: Sequence[str], recipes: Sequence[str], seeds: Sequenc
 
 
 def main() -> None:
-    """Train and measure, or report."""
+    """Train and measure."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sets", default=",".join(learning_sets.CHOOSING))

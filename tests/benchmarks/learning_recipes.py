@@ -20,6 +20,8 @@ PLAIN = (
 )
 """What all share: the settings that both scripts have in common, at rank 16 and four pictures a step."""
 RATES = ("3e-4", "1e-3", "3e-3")
+BASELINES = tuple(f"{script}-{rate}" for script in ("diffusers", "sd-scripts") for rate in RATES)
+"""What the candidates are held against, each at its own best rate."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,18 @@ RECIPES: dict[str, Recipe] = {
         "images.horizontal_flip=true", "optimization.lora_plus_ratio=4", source="mirrored images and LoRA+"
     ),
     "flip-conv": _unet("images.horizontal_flip=true", layers="all+conv", source="mirrored images and convolutions"),
+    "ema-3e-3": _unet("optimization.ema=0.95", source="a high rate and an average", rate="3e-3"),
+    "flip-ema-3e-3": _unet(
+        "images.horizontal_flip=true", "optimization.ema=0.95", source="the same, and mirrored images", rate="3e-3"
+    ),
+    "varied-ema-3e-3": _unet(
+        "images.horizontal_flip=true",
+        "images.crop_jitter=0.1",
+        "images.rotation=8",
+        "optimization.ema=0.95",
+        source="the same, and turned and cut anew each time",
+        rate="3e-3",
+    ),
     "even": _unet("objective.timestep_spacing=even", source="even timesteps, after Kingma et al. 2021"),
     "precondition": _unet("optimization.precondition=true", source="Zhang and Pilanci 2024"),
     "rate-3e-3": _unet(source="the rate alone", rate="3e-3"),
