@@ -105,6 +105,10 @@ RECIPES: dict[str, Recipe] = {
         source="the same, and turned and cut anew each time",
         rate="3e-3",
     ),
+    "conv-ema-2e-3": _unet(
+        "optimization.ema=0.95", source="convolutions, a high rate and an average", rate="2e-3", layers="all+conv"
+    ),
+    "conv-ema-3e-3": _unet("optimization.ema=0.95", source="the same, a higher rate", rate="3e-3", layers="all+conv"),
     "even": _unet("objective.timestep_spacing=even", source="even timesteps, after Kingma et al. 2021"),
     "precondition": _unet("optimization.precondition=true", source="Zhang and Pilanci 2024"),
     "rate-3e-3": _unet(source="the rate alone", rate="3e-3"),

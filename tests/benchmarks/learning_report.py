@@ -2,6 +2,7 @@
 
 Prints a Markdown table for each set and writes FOLDER/learning.json and FOLDER/learning.png. A recipe's steps and CPU
 seconds are counted until it reaches the best loss that any baseline had on the same set at any rate and step.
+`averaged` is the mean of the checkpoints of the second half of the steps so far (post-hoc, after Karras et al. 2024).
 """
 
 from __future__ import annotations
@@ -74,7 +75,15 @@ def table(measured: Sequence[dict[str, Any]], set_name: str) -> str:
             by_recipe[one["recipe"]].append(one)
     goal = baseline(measured, set_name)
     steps = [step for step in SHOWN if any(_loss(one, step) is not None for runs in by_recipe.values() for one in runs)]
-    header = ["recipe", "seeds", *(f"at {step}" for step in steps), f"mean to {AREA}", "best (step)", "norm"]
+    header = [
+        "recipe",
+        "seeds",
+        *(f"at {step}" for step in steps),
+        f"mean to {AREA}",
+        "best (step)",
+        "averaged (step)",
+        "norm",
+    ]
     header += [f"steps to {goal:.4f}", "CPU s to it"] if goal < math.inf else []
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for recipe, runs in by_recipe.items():
@@ -83,11 +92,14 @@ def table(measured: Sequence[dict[str, Any]], set_name: str) -> str:
         bests = [min(one["points"], key=lambda point: point["loss"]) for one in runs]
         at = "/".join(str(best["step"]) for best in bests)
         cells.append(f"{_mean([best['loss'] for best in bests])} ({at})")
+        averages = [one["averaged"][-1] for one in runs if len(one["averaged"]) > 1]
+        cells.append(f"{_mean([each['loss'] for each in averages])} ({averages[0]['step']})" if averages else "")
         cells.append(f"{statistics.mean(one['points'][-1]['norm'] for one in runs):.1f}")
         if goal < math.inf:
             needed = [reached(one["points"], goal) for one in runs]
             seconds = [step * one["seconds_a_step"] for step, one in zip(needed, runs, strict=True)]
-            cells += [_counts(needed), _counts(seconds)]
+            ends = [(one["steps"], one["steps"] * one["seconds_a_step"]) for one in runs]
+            cells += [_counts(needed, [end for end, _ in ends]), _counts(seconds, [end for _, end in ends])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -113,8 +125,10 @@ def _mean(values: Sequence[float | None]) -> str:
     return f"{statistics.mean(known):.4f}" if known and len(known) == len(values) else ""
 
 
-def _counts(values: Sequence[float]) -> str:
-    return "/".join("never" if math.isinf(value) else f"{value:.0f}" for value in values)
+def _counts(values: Sequence[float], ends: Sequence[float]) -> str:
+    """Each seed's number, or that it is more than there was."""
+    counts = [f"{min(value, end):.0f}" for value, end in zip(values, ends, strict=True)]
+    return "/".join(f"> {count}" if math.isinf(value) else count for value, count in zip(values, counts, strict=True))
 
 
 def chart(measured: Sequence[dict[str, Any]], set_name: str) -> Image.Image:
