@@ -27,17 +27,9 @@ SHOWN = (25, 50, 75, 100, 150, 300)
 AREA = 75
 """Steps that the area under the curve covers: all runs are at least so long."""
 _COLOURS = (
-    "#1f6fb4",
-    "#d1495b",
-    "#3a9d5d",
-    "#8d5fc4",
-    "#e08a1e",
-    "#17a2a2",
-    "#7a5c3e",
-    "#d45fa8",
-    "#5c6b7a",
-    "#9aa51e",
-)
+    "#1f6fb4", "#d1495b", "#3a9d5d", "#8d5fc4", "#e08a1e", "#17a2a2", "#7a5c3e", "#d45fa8", "#5c6b7a", "#9aa51e",
+    "#7ec3ff", "#ff9b9b", "#7fe0a0", "#c9a7f5", "#ffc46b", "#111111", "#a30000", "#005f3c", "#3c0a7a", "#b5b5b5",
+)  # fmt: skip
 _WIDTH_PX, _HEIGHT_PX, _MARGIN_PX, _LEGEND_PX = 620, 360, 56, 170
 
 
@@ -139,7 +131,7 @@ def chart(measured: Sequence[dict[str, Any]], set_name: str) -> Image.Image:
             curves[one["recipe"]].append([(point["step"], point["loss"]) for point in one["points"][1:]])
     places = [place for lines in curves.values() for line in lines for place in line]
     last = max(step for step, _ in places)
-    low, high = min(loss for _, loss in places), sorted(loss for _, loss in places)[int(0.97 * len(places)) - 1]
+    low, high = (choose(loss for _, loss in places) for choose in (min, max))
     image = Image.new("RGB", (_WIDTH_PX + 2 * _MARGIN_PX + _LEGEND_PX, _HEIGHT_PX + 2 * _MARGIN_PX), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
 

@@ -146,7 +146,8 @@ def report(root: Path) -> None:
         if rows:
             cells = [_cell([row[at]["norm"] for row in rows], 3) for at in range(len(MEASURED))]
             cells += [_cell([row[at]["loss"] for row in rows], 4) for at in range(len(MEASURED))]
-            print(f"| {kind} | {side} ({len(rows)} seeds) | " + " | ".join(cells) + " |")
+            seeds = "1 seed" if len(rows) == 1 else f"{len(rows)} seeds"
+            print(f"| {kind} | {side} ({seeds}) | " + " | ".join(cells) + " |")
 
 
 def _cell(values: list[float], digits: int) -> str:
@@ -159,13 +160,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--kinds", default=",".join(KINDS))
     given = parser.parse_args()
     torch.set_num_threads(1)
     root = given.folder.resolve()
     (root / "lycoris").mkdir(parents=True, exist_ok=True)
     folders = learning_sets.prepare(SET, root / "sets")
     trained, held_out = (HeldOutLoss(BASE, folder, SIZE_PX).pictures for folder in folders)
-    for seed, kind, side in product(range(given.seeds), KINDS, ("ours", "lycoris")):
+    for seed, kind, side in product(range(given.seeds), given.kinds.split(","), ("ours", "lycoris")):
         target = root / "lycoris" / f"{kind}_{side}_{seed}.json"
         if not target.exists():
             atomic.write_text(target, json.dumps(train(side, kind, seed, trained, held_out)))  # type: ignore[arg-type]
