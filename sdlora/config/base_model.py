@@ -74,7 +74,8 @@ class BaseModelConfig(Section):
     """Hold frozen weights of UNet layers in int8 (LLM.int8) or 4 bits (NF4, as in QLoRA)."""
 
     clip_skip: int = Field(default=1, ge=1, le=12)
-    """Which text-encoder layer feeds the UNet, counted from the end; 1 is the last, anime models often want 2."""
+    """Which text-encoder layer feeds the UNet, counted from the end; 1 is the last, anime models often want 2.
+    Layers behind it can't learn and get no adapter."""
 
     @model_validator(mode="after")
     def _check(self) -> BaseModelConfig:

@@ -57,6 +57,10 @@ class ObjectiveConfig(Section):
     timestep_distribution: Literal["uniform", "logit_normal", "cubic"] = "uniform"
     """How timesteps are drawn: evenly, mostly middle ones, or mostly noisy ones."""
 
+    timestep_spacing: Literal["independent", "even"] = "independent"
+    """How the timesteps of successive images go together: independent, or even, so that those of a batch and of any
+    stretch of steps fill the range without gaps, which lowers the chance in gradients (Kingma et al. 2021)."""
+
     timestep_shift: float = Field(default=1.0, gt=0, le=100)
     """Move drawn timesteps towards noise, as shift t / (1 + (shift - 1) t) of their share t (Esser et al. 2024); 1
     leaves them alone, 2.5 or 3 is usual for rectified flow."""

@@ -95,6 +95,10 @@ class OptimizationConfig(Section):
     lora_plus_ratio: float = Field(default=1.0, ge=1.0)
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024 suggests 16); 1 is plain LoRA."""
 
+    precondition: bool = False
+    """LoRA: measure the gradients of A and B by the update that they make together (Riemannian preconditioned LoRA,
+    Zhang and Pilanci 2024)."""
+
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay of the optimizer."""
 

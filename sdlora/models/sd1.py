@@ -46,6 +46,10 @@ class StableDiffusion:
         )
         return TextStates(states.states_BTD)
 
+    def text_layers(self, bundle: Bundle) -> tuple[int, ...]:
+        """All up to the one that clip_skip chooses."""
+        return (bundle.text_encoders[0].config.num_hidden_layers - bundle.clip_skip + 1,)
+
     def full_size_conditions(self, width_px: int, height_px: int) -> SizeConditions:
         """Given for uniformity; the UNet takes none."""
         return SizeConditions(height_px, width_px, 0, 0, height_px, width_px)

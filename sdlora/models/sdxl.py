@@ -50,6 +50,11 @@ class StableDiffusionXL:
         )
         return TextStates(torch.cat([first.states_BTD, second.states_BTD], dim=-1), second.pooled_BD)
 
+    def text_layers(self, bundle: Bundle) -> tuple[int, ...]:
+        """The first encoder's last layer is passed over; the second's feeds the pooled state."""
+        first, second = (encoder.config.num_hidden_layers for encoder in bundle.text_encoders)
+        return first - 1, second
+
     def full_size_conditions(self, width_px: int, height_px: int) -> SizeConditions:
         """Original size is target size, no crop."""
         return SizeConditions(height_px, width_px, 0, 0, height_px, width_px)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sdlora.config.objective import ObjectiveConfig
-from sdlora.training.loss.noise import make_noise, perturb, sample_timesteps
+from sdlora.training.loss.noise import even_positions, make_noise, perturb, sample_timesteps
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -128,6 +128,30 @@ def test_timesteps_follow_their_distribution(distribution, quantile):
     drawn = sample_timesteps([generator] * 20_000, ObjectiveConfig(timestep_distribution=distribution)).double().numpy()
     for share in (0.1, 0.25, 0.5, 0.75, 0.9):
         assert np.quantile(drawn, share) == pytest.approx(1000 * quantile(share), abs=12)
+
+
+@pytest.mark.parametrize("count", [4, 7, 32, 200])
+@pytest.mark.parametrize("first", [0, 5, 4096])
+def test_even_timesteps_leave_no_gap_in_any_stretch_of_images(count: int, first: int) -> None:
+    places = sorted(even_positions(range(first, first + count), seed=3))
+    gaps = np.diff([*places, places[0] + 1.0])
+    # Drawn independently the largest of `count` gaps is about log(count) + 0.6 times the mean.
+    assert gaps.max() < 2.7 / count
+    assert all(0.0 <= place < 1.0 for place in places)
+
+
+def test_even_timesteps_hang_on_the_number_and_the_seed_alone():
+    assert even_positions([7], seed=1) == even_positions([5, 6, 7], seed=1)[2:]
+    assert even_positions([7], seed=1) != even_positions([7], seed=2)
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "logit_normal", "cubic"])
+def test_even_timesteps_follow_the_distribution_that_drawn_ones_do(distribution):
+    objective = ObjectiveConfig(timestep_distribution=distribution)
+    even = sample_timesteps([], objective, even_positions(range(5000), seed=0)).double().numpy()
+    drawn = sample_timesteps([torch.Generator().manual_seed(0)] * 20_000, objective).double().numpy()
+    for share in (0.1, 0.5, 0.9):
+        assert np.quantile(even, share) == pytest.approx(np.quantile(drawn, share), abs=14)
 
 
 def inverse_erf(value: float) -> float:

@@ -252,7 +252,8 @@ def attach(bundle: Bundle, config: AdapterConfig, *, seed: int = 0) -> Adapter:
     config = start.config if start else config
     chosen = start.selection if start is not None else None
     if chosen is None:
-        chosen = choose(models, config) if config.rank else Selection(())
+        text_layers = dict(zip(PARTS[1:], bundle.family.text_layers(bundle), strict=False))
+        chosen = choose(models, config, text_layers) if config.rank else Selection(())
     for model in models.values():
         # Everything first; PEFT then makes its own new layers trainable.
         model.requires_grad_(False)

@@ -14,6 +14,7 @@ from sdlora.adapters.files.layer_sets import TEXT_SETS, UNET_SETS, addressable
 from sdlora.config.adapter import REGEX_PREFIX, AdapterConfig
 from sdlora.errors import ConfigError
 
+_TEXT_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 FULL_RANK = 100_000
 """Stands for a LoKr whose larger factor is whole, as in kohya's files."""
 
@@ -38,18 +39,25 @@ class Selection:
     notes: tuple[str, ...] = ()
 
 
-def choose(models: Mapping[Part, nn.Module], config: AdapterConfig) -> Selection:
+def choose(
+    models: Mapping[Part, nn.Module], config: AdapterConfig, text_layers: Mapping[Part, int] | None = None
+) -> Selection:
     """The layers that `config` asks for, with rank and scale each, in the models' own order.
 
     models: the UNet, left out without config.unet, and the text encoders, left out without config.text_encoder.
+    text_layers: how many layers of a text encoder, from the first, have a say; later ones could not learn and get no
+    adapter.
     Raises ConfigError when a pattern matches nothing or no layer is left.
     """
     targets: list[Target] = []
     too_large: list[tuple[Target, int]] = []
-    unmatched, blocks = dict.fromkeys(config.block_ranks), dict[str, None]()
+    unmatched, blocks, idle = dict.fromkeys(config.block_ranks), dict[str, None](), dict[str, None]()
     for part, model in models.items():
         for path, layer in model.named_modules():
             if not _is_chosen(part, path, config):
+                continue
+            if _is_idle(part, path, text_layers or {}):
+                idle[block_of(part, path)] = None
                 continue
             blocks[block_of(part, path)] = None
             inputs, outputs, kernel = layer_shape(layer)
@@ -81,6 +89,8 @@ def choose(models: Mapping[Part, nn.Module], config: AdapterConfig) -> Selection
     if problems:
         raise ConfigError("adapter", problems)
     notes: list[str] = []
+    if idle:
+        notes.append(f"no adapter on {', '.join(idle)}: the UNet takes its text from the layer before")
     if too_large:
         first, limit = too_large[0]
         notes.append(
@@ -90,6 +100,12 @@ def choose(models: Mapping[Part, nn.Module], config: AdapterConfig) -> Selection
     if any(target.rank == 1 for target in targets):
         notes.append("rank 1 is scaled wrongly by stable-diffusion.cpp; use rank 2 or more for files that travel")
     return Selection(tuple(targets), tuple(notes))
+
+
+def _is_idle(part: Part, path: str, text_layers: Mapping[Part, int]) -> bool:
+    """Whether a layer of a text encoder comes after the one that the text states are taken from."""
+    number = _TEXT_LAYER.match(path.removeprefix(TEXT_MODEL))
+    return part in text_layers and number is not None and int(number[1]) >= text_layers[part]
 
 
 def matches_block(pattern: str, part: Part, path: str) -> bool:

@@ -39,6 +39,8 @@ class Batch:
     """The image files, for messages."""
     generators: list[Generator]
     """One a row, for noise and timesteps."""
+    numbers: list[int]
+    """How many images the run has seen before each row, short batches counted as full ones."""
 
     def pieces(self, count: int) -> Iterator[Batch]:
         """The batch in up to `count` parts of nearly equal size, in order."""
@@ -59,6 +61,7 @@ class Batch:
                 is_class_B=self.is_class_B[part],
                 names=self.names[part],
                 generators=self.generators[part],
+                numbers=self.numbers[part],
             )
 
 
@@ -124,4 +127,5 @@ class BatchSource:
             is_class_B=torch.tensor([item.record.is_class for item in rows]),
             names=[item.record.path.name for item in rows],
             generators=generators,
+            numbers=[position * self._batch_size + row for row in range(len(rows))],
         )

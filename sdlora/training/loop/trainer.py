@@ -28,6 +28,7 @@ from sdlora.training.optimization import optimizers, schedules
 from sdlora.training.optimization.ema import MovingAverage
 from sdlora.training.optimization.parameter_groups import NEW_TOKENS, parameter_groups, trained_parameters
 from sdlora.training.optimization.precision import PrecisionContext
+from sdlora.training.optimization.riemannian import factor_pairs, precondition
 from sdlora.training.preflight import memory
 
 # By then every layer that can learn has had gradients in both factors: B leaves 0 with the first step.
@@ -81,6 +82,7 @@ class Trainer:
         self.optimizer = optimizers.build(self.groups, optimization, workers.device)
         self.precision = PrecisionContext(optimization.precision, workers.device)
         self.average = MovingAverage(adapter.parameters, optimization.ema) if optimization.ema else None
+        self._preconditioned = factor_pairs(adapter.weights()) if optimization.precondition else []
         self._weight_norm: float | None = None
         self._pieces = 1
         """In how many parts a batch goes through the model: more than one where memory ran out."""
@@ -235,6 +237,7 @@ class Trainer:
             if factors[group.part] == 0:
                 for parameter in group.parameters:
                     parameter.grad = None
+        precondition(self._preconditioned)
         finding_scale = self.precision.scale > 1  # fp16 begins with too high a scale, on purpose
         if not self.precision.step(self.optimizer):
             self.optimizer.zero_grad(set_to_none=True)

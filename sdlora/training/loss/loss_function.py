@@ -14,7 +14,7 @@ from sdlora.models.bundle import Bundle, TextStates
 from sdlora.training.inputs.examples import Batch
 from sdlora.training.inputs.texts import TextSource
 from sdlora.training.loss.diffusion import add_noise, target
-from sdlora.training.loss.noise import make_noise, perturb, sample_timesteps
+from sdlora.training.loss.noise import even_positions, make_noise, perturb, sample_timesteps
 from sdlora.training.loss.objective import image_weights, loss_per_image
 
 
@@ -22,6 +22,7 @@ class LossFunction:
     """Computes the training loss of batches on one device."""
 
     def __init__(self, config: TrainConfig, bundle: Bundle, adapter: Adapter, texts: TextSource) -> None:
+        self._seed = config.seed
         self._objective = config.objective
         self._unmasked_weight = config.images.unmasked_weight
         self._bundle = bundle
@@ -41,7 +42,9 @@ class LossFunction:
             multires_iterations=objective.multires_noise_iterations,
             multires_discount=objective.multires_noise_discount,
         ).to(device)
-        timesteps_B = sample_timesteps(batch.generators, objective).to(device)
+        is_even = objective.timestep_spacing == "even"
+        evenly = even_positions(batch.numbers, self._seed) if is_even else None
+        timesteps_B = sample_timesteps(batch.generators, objective, evenly).to(device)
         latents_BCHW = batch.latents_BCHW.to(device)
         input_noise_BCHW = perturb(
             noise_BCHW,

@@ -9,6 +9,7 @@ Legend: B batch, C channels, H and W latent height and width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,8 +17,10 @@ from torch import Generator, Tensor
 from torch.nn.functional import interpolate
 
 from sdlora.config.objective import ObjectiveConfig
+from sdlora.data.batches import sample_random
 
 Shape = tuple[int, int, int]
+_GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 def make_noise(
@@ -67,7 +70,11 @@ def perturb(
     return noise_BCHW + torch.stack(extra).to(noise_BCHW.device)
 
 
-def sample_timesteps(generators: Sequence[Generator], objective: ObjectiveConfig) -> Tensor:
+def sample_timesteps(
+    generators: Sequence[Generator],
+    objective: ObjectiveConfig,
+    evenly: Sequence[float] | None = None,
+) -> Tensor:
     """One timestep an image within [min_timestep, max_timestep], both included; returns int64 timesteps_B.
 
     A position in [0, 1) is drawn and spread over the range:
@@ -75,9 +82,13 @@ def sample_timesteps(generators: Sequence[Generator], objective: ObjectiveConfig
     logit_normal  sigmoid of a unit normal, mostly the middle (Esser et al. 2024, section 3.1)
     cubic         1 - u^3 for even u, mostly the noisy end (Mou et al. 2023, T2I-Adapter)
     objective.timestep_shift then moves it towards noise (Esser et al. 2024, equation 23).
+    evenly: the even u of each image in place of draws of its own, see `even_positions`.
     """
     count = objective.max_timestep - objective.min_timestep + 1
-    positions = [_position(generator, objective.timestep_distribution) for generator in generators]
+    if evenly is None:
+        positions = [_position(generator, objective.timestep_distribution) for generator in generators]
+    else:
+        positions = [_spread(torch.tensor(u, dtype=torch.float64), objective.timestep_distribution) for u in evenly]
     shift = objective.timestep_shift
     if shift != 1.0:
         positions = [shift * position / (1.0 + (shift - 1.0) * position) for position in positions]
@@ -86,10 +97,27 @@ def sample_timesteps(generators: Sequence[Generator], objective: ObjectiveConfig
     return objective.min_timestep + steps_B
 
 
+def even_positions(numbers: Sequence[int], seed: int) -> list[float]:
+    """Places in [0, 1) of the images with these numbers in a run, so that any stretch of numbers fills it evenly.
+
+    Kingma et al. 2021 (Variational Diffusion Models, appendix I.1) space the timesteps of a batch evenly behind one
+    random offset. Steps of the golden ratio do so for every stretch of numbers at once, whatever its length, and hang
+    on the number alone, so that a resumed run goes on with them.
+    """
+    offset = sample_random(seed, "even timesteps").random()
+    return [(offset + number * _GOLDEN_RATIO) % 1.0 for number in numbers]
+
+
 def _position(generator: Generator, distribution: str) -> Tensor:
     if distribution == "logit_normal":
         return torch.sigmoid(torch.randn((), generator=generator, dtype=torch.float64))
-    even = torch.rand((), generator=generator, dtype=torch.float64)
+    return _spread(torch.rand((), generator=generator, dtype=torch.float64), distribution)
+
+
+def _spread(even: Tensor, distribution: str) -> Tensor:
+    """An even number as one of the distribution: what lies below it has the same share."""
+    if distribution == "logit_normal":
+        return torch.sigmoid(torch.special.ndtri(even))
     return 1.0 - even**3 if distribution == "cubic" else even
 
 

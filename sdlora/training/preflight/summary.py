@@ -103,6 +103,8 @@ class Summary:
             yield "strength", f"learning rate {product}"
             count = f"{'at most ' if adapter.algorithm == 'lokr' else ''}{self.trainable_parameters:,}"
             where = "the UNet, and the text encoder's" if adapter.text_encoder else "the UNet"
+            if adapter.text_encoder and (self.model.family == "sdxl" or self.config.base_model.clip_skip > 1):
+                where += " without the last layer, which the UNet's text does not come from"
             yield "adapter", f"{adapter.algorithm}, rank {adapter.rank}, {count} trainable parameters in {where}"
         for token, number in vector_counts(self.config).items():
             alone = "" if adapter.rank else ", without an adapter"
