@@ -126,8 +126,8 @@ class Adapter:
         if differing:
             raise AdapterError(
                 f"these adapter weights belong to other settings: {len(differing)} of {len(own)} tensors differ in "
-                f"name or shape, the first is {differing[0]}. Resume with the settings the run began with, and the version of "
-                "sdlora; or begin a new run from its newest adapter file (adapter.start_from)."
+                f"name or shape, the first is {differing[0]}. Resume with the settings the run began with, and the "
+                "version of sdlora; or begin a new run from its newest adapter file (adapter.start_from)."
             )
         for name, parameter in own.items():
             # In place: the optimizer and the moving average hold these very tensors.
