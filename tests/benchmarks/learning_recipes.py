@@ -93,9 +93,12 @@ RECIPES: dict[str, Recipe] = {
         "images.horizontal_flip=true", "optimization.lora_plus_ratio=4", source="mirrored images and LoRA+"
     ),
     "flip-conv": _unet("images.horizontal_flip=true", layers="all+conv", source="mirrored images and convolutions"),
-    "ema-3e-3": _unet("optimization.ema=0.95", source="a high rate and an average", rate="3e-3"),
+    "ema-3e-3": _unet("optimization.ema=0.95", source="thrice the rate, and an average", rate="3e-3"),
     "flip-ema-3e-3": _unet(
-        "images.horizontal_flip=true", "optimization.ema=0.95", source="the same, and mirrored images", rate="3e-3"
+        "images.horizontal_flip=true",
+        "optimization.ema=0.95",
+        source="thrice the rate, an average, mirrored images",
+        rate="3e-3",
     ),
     "varied-ema-3e-3": _unet(
         "images.horizontal_flip=true",
@@ -106,17 +109,23 @@ RECIPES: dict[str, Recipe] = {
         rate="3e-3",
     ),
     "conv-ema-2e-3": _unet(
-        "optimization.ema=0.95", source="convolutions, a high rate and an average", rate="2e-3", layers="all+conv"
+        "optimization.ema=0.95", source="convolutions, twice the rate, an average", rate="2e-3", layers="all+conv"
     ),
     "conv-ema-3e-3": _unet("optimization.ema=0.95", source="the same, a higher rate", rate="3e-3", layers="all+conv"),
     "even": _unet("objective.timestep_spacing=even", source="even timesteps, after Kingma et al. 2021"),
     "precondition": _unet("optimization.precondition=true", source="Zhang and Pilanci 2024"),
-    "rate-3e-3": _unet(source="the rate alone", rate="3e-3"),
+    "rate-3e-3": _unet(source="thrice the rate alone", rate="3e-3"),
     "cosine-3e-3": _unet(
         "optimization.schedule=cosine", "optimization.warmup=0.1", source="a high rate that falls", rate="3e-3"
     ),
     "even-cosine-1e-3": _unet(*_FALLING, source="even timesteps and a rate that falls"),
-    "even-cosine-2e-3": _unet(*_FALLING, source="the same, twice the rate", rate="2e-3"),
-    "even-cosine-3e-3": _unet(*_FALLING, source="the same, thrice the rate", rate="3e-3"),
-    "even-cosine-conv": _unet(*_FALLING, source="the same with convolutions", rate="2e-3", layers="all+conv"),
+    "even-cosine-2e-3": _unet(
+        *_FALLING, source="even timesteps and a rate that falls, from twice the rate", rate="2e-3"
+    ),
+    "even-cosine-3e-3": _unet(
+        *_FALLING, source="even timesteps and a rate that falls, from thrice the rate", rate="3e-3"
+    ),
+    "even-cosine-conv": _unet(
+        *_FALLING, source="even timesteps, a rate that falls, convolutions", rate="2e-3", layers="all+conv"
+    ),
 }
