@@ -34,11 +34,11 @@ from sdlora.training.inputs.images import RunImages
 from sdlora.training.loop.interrupts import Interrupts
 from sdlora.training.loop.prepare import Prepared
 from sdlora.training.loop.trainer import Outcome, Trainer
-from sdlora.training.loop.workers import Workers
 from sdlora.training.outputs import checkpoint_state, previews
 from sdlora.training.outputs.exporting import export, prove
 from sdlora.training.outputs.facts import training_facts
 from sdlora.training.preflight.memory import is_out_of_memory, release
+from sdlora.training.workers import Workers
 
 # For checkpoint_every=auto: short runs are not slowed down by saving, and a long one loses ten minutes at most.
 _SHORTEST_UNSAVED_SECONDS, _LONGEST_UNSAVED_SECONDS = 60.0, 600.0
@@ -108,7 +108,7 @@ class Running:
             )
         )
         outcome: Outcome = "stopped"
-        if not self._is_asked_to_stop(self._requests(("stop",))):
+        if not self._is_asked_to_stop(self._agreed(("stop",))):
             # Before the first step: evaluate the base model, or do what the stop that this run goes on from left undone
             step = self.trainer.progress.step
             is_missing = self.trainer.progress.validated_step < step and self._is_due(self.config.validation.every)
@@ -149,16 +149,16 @@ class Running:
         step = self.trainer.progress.step
         is_last = step == self.trainer.total_steps
         # Asked for before anything long is done: who wants the run to stop should not wait for previews.
-        requests = self._requests()
-        if self._is_asked_to_stop(requests):
+        agreed = self._agreed()
+        if self._is_asked_to_stop(agreed):
             return "stop"
         # Measured before saving, so that the checkpoint of the best step is always there to be kept.
         improved = (is_last or self._is_due(self.config.validation.every)) and self._validate()
-        if improved or is_last or "save" in requests or self._is_checkpoint_due():
+        if improved or is_last or "save" in agreed:
             self._save()
             if self.workers.is_main:
                 self._tidy_checkpoints(improved)
-        if is_last or "preview" in requests or self._is_due(self.config.previews.every):
+        if is_last or "preview" in agreed or self._is_due(self.config.previews.every):
             self._preview()
         return "go on"
 
@@ -169,18 +169,27 @@ class Running:
         # A run over night loses ten minutes at most, and a short one is not slowed down by saving.
         waited = time.monotonic() - self._saved_at
         is_tenth = is_due("1 epoch", self.trainer.progress.step, self.trainer.total_steps / 10)
-        return self.workers.any(
-            waited >= _LONGEST_UNSAVED_SECONDS or (is_tenth and waited >= _SHORTEST_UNSAVED_SECONDS)
-        )
+        return waited >= _LONGEST_UNSAVED_SECONDS or (is_tenth and waited >= _SHORTEST_UNSAVED_SECONDS)
 
     def _is_due(self, every: int | str) -> bool:
-        return is_due(every, self.trainer.progress.step, self.images.steps_per_epoch(self.config, self.workers.count))
+        return is_due(every, self.trainer.progress.step, self.images.steps_per_epoch(self.config))
 
-    def _requests(self, wanted: Sequence[Request] = REQUESTS) -> set[Request]:
-        return self.workers.share(self.folder.take_requests(wanted) if self.workers.is_main else set())
+    def _agreed(self, wanted: Sequence[Request] = REQUESTS) -> set[Request]:
+        """What is asked for now, by files or signals or because it is due: the same in all processes.
 
-    def _is_asked_to_stop(self, requests: set[Request]) -> bool:
-        if "stop" not in requests and not self.workers.any(self.interrupts.seen):
+        One process sees a file or a signal a step earlier than another; one that saved or stopped alone would leave
+        the others waiting for it.
+        """
+        asked: set[Request] = self.folder.take_requests(wanted) if self.workers.is_main else set()
+        if self.interrupts.seen:
+            asked.add("stop")
+        if self.workers.is_main and self._is_checkpoint_due():
+            asked.add("save")
+        flags = self.workers.any_of([request in asked for request in REQUESTS])
+        return {request for request, is_asked in zip(REQUESTS, flags, strict=True) if is_asked}
+
+    def _is_asked_to_stop(self, agreed: set[Request]) -> bool:
+        if "stop" not in agreed:
             return False
         self.events.emit(Stopping(step=self.trainer.progress.step))
         return True
@@ -190,7 +199,7 @@ class Running:
             progress = self.trainer.progress
             checkpoints.name_best(self.folder, progress.step, progress.best_relative_loss)
         outputs = self.config.outputs
-        per_epoch = self.images.steps_per_epoch(self.config, self.workers.count)
+        per_epoch = self.images.steps_per_epoch(self.config)
         checkpoints.prune(
             self.folder, outputs.keep_checkpoints, lambda step: is_due(outputs.keep_every, step, per_epoch)
         )
@@ -252,7 +261,7 @@ class Running:
         step = self.trainer.progress.step
         ending = step_name(step)
         if self.config.outputs.checkpoint_names == "epoch":
-            ending = f"{round(step / self.images.steps_per_epoch(self.config, self.workers.count)):06d}"
+            ending = f"{round(step / self.images.steps_per_epoch(self.config)):06d}"
         name = f"{self.config.name}-{ending}.safetensors"
         if self.workers.is_main:
             # Outside `evaluating`: going on needs the weights that are trained, other tools get the averaged ones.
@@ -261,7 +270,7 @@ class Running:
                 saved = checkpoint_state.save(self.folder, step, state, lambda folder: self._export(folder / name)[0])
             self.events.emit(CheckpointSaved(step=step, path=str(saved.path)))
         self._saved_at = time.monotonic()
-        self.workers.wait()
+        self.workers.meet()
         return result_file(self.folder.checkpoint(step) / name, self.config.adapter)
 
     def _finish(self) -> Path:
@@ -293,7 +302,7 @@ class Running:
             for file in (*side_cars, *embeddings, made):
                 atomic.move(file, path.with_name(file.name))
             shutil.rmtree(self.folder.finishing)
-        self.workers.wait()
+        self.workers.meet()
         return path
 
     def _load_fresh_base(self) -> Bundle:
@@ -339,7 +348,7 @@ class Running:
             self.images.plan,
             total_steps=trainer.total_steps,
             step=trainer.progress.step,
-            epoch=trainer.batches.epoch_of(trainer.progress.position * self.workers.count),
+            epoch=trainer.batches.epoch_of(trainer.progress.position),
             started=self.started,
             versions=changes.history(self.folder),
             new_tokens={token: len(vectors[0]) for token, vectors in tokens.vectors.items()} if tokens else None,
