@@ -93,9 +93,9 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def was_launched() -> bool:
-    """Whether a launcher (torchrun, accelerate, `sdlora train --processes`) started this process and others with it."""
-    return os.environ.get("WORLD_SIZE", "1") != "1"
+def num_processes() -> int:
+    """How many a launcher (torchrun, accelerate, `sdlora train --processes`) started together, this one among them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from sdlora.config.presets import as_typed
 from sdlora.config.train import TrainConfig
 from sdlora.constants import MIB
 from sdlora.errors import ConfigError
-from sdlora.processes import LAUNCHER_VARIABLE, is_main_process
+from sdlora.processes import LAUNCHER_VARIABLE, is_main_process, num_processes
 from sdlora.runs.restarts import is_under_launcher
 
 if TYPE_CHECKING:
@@ -84,8 +84,11 @@ def train(
     config = files.load(preset, overrides or ())
     _refuse_missing(config)
     if dry_run:
+        if not is_main_process():
+            return
         from sdlora.training.preflight.summary import summarise
 
+        processes = max(processes, num_processes())
         console.print(files.dump(config, only_changes=not full), markup=False)
         console.print(summarise(config, processes).as_text(), markup=False)
         return
@@ -256,7 +259,8 @@ def _ask(run: Path, request: Request) -> None:
 def _terminal() -> TerminalSink:
     from sdlora.sinks.terminal import TerminalSink
 
-    return TerminalSink()
+    # Where several processes are ours, how they failed is told once, by us.
+    return TerminalSink(tells_failure=LAUNCHER_VARIABLE not in os.environ)
 
 
 def _as_options(overrides: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import psutil
 from sdlora.config.presets import as_typed
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, LostProcessError, SdloraError, TrainingError
-from sdlora.processes import LAUNCHER_VARIABLE, was_launched
+from sdlora.processes import LAUNCHER_VARIABLE, num_processes
 from sdlora.runs import checkpoints, restarts
 from sdlora.runs.folder import RunFolder
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 _LOST = LostProcessError.exit_code
+_INTERRUPTED = 130
 
 
 def check(config: TrainConfig, processes: int) -> None:
@@ -36,9 +37,9 @@ def check(config: TrainConfig, processes: int) -> None:
     from sdlora.training.shares import check_shares
     from sdlora.training.workers import check_cards
 
-    if was_launched():
+    if num_processes() > 1:
         raise ConfigError(
-            "--processes", [f"this is one of {os.environ['WORLD_SIZE']} processes of a launcher already: leave it out"]
+            "--processes", [f"this is one of {num_processes()} processes of a launcher already: leave it out"]
         )
     check_shares(config.optimization, processes)
     check_cards(config.optimization.device, processes)
@@ -54,13 +55,16 @@ def train(arguments: Sequence[str], processes: int, restart: int, runs_folder: P
     """
     # Each has its share of the processor, as torchrun has it, which takes a single thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # Shared with the launcher, the store of a second try still holds where the processes of the first could be reached,
+    # and whoever reads too early calls there (pytorch issue 135712).
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
     group = _Group([*arguments], processes, restart)
     try:
         group.run()
     finally:
         del os.environ[LAUNCHER_VARIABLE]
-    if group.error is not None:
+    if group.error is not None and not group.ended_as_asked:
         folder = run or restarts.begun_under(os.getpid(), runs_folder)
         raise _in_words(group.error, processes, folder)
     return group.was_asked
@@ -76,6 +80,14 @@ class _Group:
         self.error: ChildFailedError | None = None
         self.was_asked = False
         self._crash: BaseException | None = None
+        self._asked: set[int] = set()
+        """The processes that were handed a signal."""
+
+    @property
+    def ended_as_asked(self) -> bool:
+        """Whether what looks like a failure is a signal's doing, that came before there was anything to save."""
+        codes = {failure.exitcode for failure in self.error.failures.values()} if self.error else set()
+        return self.was_asked and codes <= {_INTERRUPTED, _LOST, *(-number for number in (*_SIGNALS, signal.SIGKILL))}
 
     def run(self) -> None:
         """Until all processes have ended."""
@@ -89,6 +101,9 @@ class _Group:
             # In turns: a wait without an end would not let Windows handle a signal.
             while thread.is_alive():
                 thread.join(0.2)
+                if self.was_asked:
+                    # Nothing is to be started again any more.
+                    self._signal(None, but=self._asked)
         except BaseException:
             self._signal(None)
             thread.join(10.0)
@@ -134,17 +149,18 @@ class _Group:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.was_asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.was_asked = True
         self._signal(signal.Signals(number))
+        self.was_asked = True
 
-    def _signal(self, number: signal.Signals | None) -> None:
-        """To all processes; None ends them at once."""
+    def _signal(self, number: signal.Signals | None, but: Collection[int] = ()) -> None:
+        """To all processes but some; None ends them at once."""
         for child in psutil.Process().children():
             try:
-                if number is None:
-                    child.kill()
-                else:
+                if number is not None:
                     child.send_signal(number)
+                    self._asked.add(child.pid)
+                elif child.pid not in but:
+                    child.kill()
             except psutil.Error:
                 continue
 

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from sdlora.errors import ConfigError, LostProcessError, OutOfMemoryError, SdloraError, TrainingError
-from sdlora.processes import ProcessRecord, start_mark
+from sdlora.processes import ProcessRecord, num_processes, start_mark
 
 T = TypeVar("T")
 
@@ -63,9 +63,15 @@ class Workers:
     """
 
     def __init__(self, device: str = "auto") -> None:
-        wanted = int(os.environ.get("WORLD_SIZE", "1"))
+        wanted = num_processes()
         check_cards(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        self._state = PartialState(cpu=device == "cpu" or (wanted > 1 and not _has_cards()), timeout=_PATIENCE)
+        try:
+            self._state = PartialState(cpu=device == "cpu" or (wanted > 1 and not _has_cards()), timeout=_PATIENCE)
+        except RuntimeError as error:
+            if wanted == 1:
+                raise
+            reason = str(error).strip().splitlines()[0][:200]
+            raise LostProcessError(f"the {wanted} processes can't reach each other: {reason}") from error
         if wanted != self.count:
             raise ConfigError(
                 "optimization.device", [f"{wanted} processes can't train together on '{device}': use cpu or cuda"]

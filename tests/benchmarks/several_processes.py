@@ -71,7 +71,7 @@ def gone_on(runs: Path, source: Path, name: str, processes: int, steps: int) -> 
     if not (runs / name / f"{source.name}.safetensors").is_file():
         shutil.rmtree(runs / name, ignore_errors=True)
         shutil.copytree(source, runs / name)
-        for checkpoint in (runs / name / "checkpoints").iterdir():
+        for checkpoint in (runs / name / "checkpoints").glob("step_*"):
             if int(checkpoint.name[-6:]) > steps:
                 shutil.rmtree(checkpoint)
         (runs / name / f"{source.name}.safetensors").unlink()
@@ -83,12 +83,6 @@ def gone_on(runs: Path, source: Path, name: str, processes: int, steps: int) -> 
 def losses(run: Path) -> dict[int, float]:
     """Each step's loss; of a step made twice the one that counts."""
     return {event.step: event.loss for event in iterate_events(run / "events.jsonl") if isinstance(event, StepFinished)}
-
-
-def seconds_a_step(run: Path) -> float:
-    """The median of its steps."""
-    found = [event.seconds for event in iterate_events(run / "events.jsonl") if isinstance(event, StepFinished)]
-    return sorted(found)[len(found) // 2]
 
 
 def compare(run: Path, with_run: Path) -> tuple[float, float, float]:
@@ -104,67 +98,76 @@ def compare(run: Path, with_run: Path) -> tuple[float, float, float]:
 
 def curves(runs: Path, steps: int) -> None:
     """The table of the same global batch on 1, 2 and 4 processes, and of a run that changes their number."""
-    more = (f"optimization.steps={steps}", f"outputs.checkpoint_every={steps // 2}")
+    more = (f"optimization.steps={steps}", f"outputs.checkpoint_every={steps // 2}", "outputs.keep_checkpoints=99")
     alone = trained(runs, "one", 1, *more)
     two = trained(runs, "two", 2, *more)
     print(f"{steps} steps of 4 images, builtin:emoji, fp32; against one process")
-    print(f"{'':<34}{'losses (relative)':>20}{'adapter':>12}{'of its largest':>16}{'s a step':>10}")
+    print(f"{'':<34}{'losses (relative)':>20}{'adapter':>12}{'of its largest':>16}")
     rows = [("one process, once more", trained(runs, "one-again", 1, *more)), ("two processes", two)]
     rows.append(("four processes", trained(runs, "four", 4, *more)))
     rows.append(("two, from half way on one", gone_on(runs, two, "two-one", 1, steps // 2)))
     rows.append(("two, from half way on four", gone_on(runs, two, "two-four", 4, steps // 2)))
     for label, run in rows:
         of_losses, of_values, relative = compare(run, alone)
-        print(f"{label:<34}{of_losses:>20.1e}{of_values:>12.1e}{relative:>16.1e}{seconds_a_step(run):>10.2f}")
+        print(f"{label:<34}{of_losses:>20.1e}{of_values:>12.1e}{relative:>16.1e}")
 
 
 def kills(runs: Path, tries: int, seed: int) -> None:
     """The table of runs of two processes, one of which is killed at a random moment."""
     chance = random.Random(seed)
     more = ("optimization.steps=16", "outputs.checkpoint_every=4")
-    started = time.monotonic()
     expected = trained(runs, "undisturbed", 2, *more)
-    seconds = float((runs / "seconds").read_text()) if (runs / "seconds").is_file() else time.monotonic() - started
-    (runs / "seconds").write_text(str(seconds))
     wanted = weights_hash(expected / "undisturbed.safetensors")
-    print(f"undisturbed: {seconds:.0f} s", flush=True)
     for number in range(tries):
-        name, rank, at = f"killed-{number}", chance.randrange(2), chance.uniform(0.1, 0.95) * seconds
+        # By steps and not by the clock, which says little where others use the machine; -1 is before the first.
+        name, rank, step, wait = f"killed-{number}", chance.randrange(2), chance.randrange(-1, 17), chance.random()
         by_itself = number % 2 == 0
         for old in runs.glob(f"{name}*"):
-            shutil.rmtree(old)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
         command = ["train", *options(runs, f"name={name}", *more), "--processes", "2"]
         command += ["--restarts", "1"] if by_itself else []
-        output = runs / "output.txt"
+        output = runs / f"{name}.txt"
         with output.open("w") as file:
             launcher = subprocess.Popen([sys.executable, "-m", "sdlora", *command], stdout=file, stderr=file)
-            time.sleep(at)
-            step, is_killed = newest_step(runs / name), kill(launcher.pid, rank)
+            while newest_step(runs / name) < step if step > 0 else not has_processes(launcher.pid):
+                time.sleep(0.02)
+            time.sleep(wait * (10.0 if step < 1 else 0.5))
+            at, is_killed = newest_step(runs / name), kill(launcher.pid, rank)
             code = launcher.wait()
         messages = [line for line in output.read_text().splitlines() if f"process {rank} of 2" in line]
-        folders = sorted(runs.glob(f"{name}*"))
-        if not by_itself and is_killed and code != 0:
-            again = ["resume", str(folders[0]), "--processes", "2"] if folders else command
-            code = sdlora(*again).returncode
-        folders = sorted(runs.glob(f"{name}*"))
+        ended = f"exit code {code}"
+        if not by_itself and code != 0:
+            again = ["resume", str(runs / name), "--processes", "2"] if (runs / name).is_dir() else command
+            ended += f", then {sdlora(*again).returncode}"
+        folders = [path for path in sorted(runs.glob(f"{name}*")) if path.is_dir()]
         same = [weights_hash(path) == wanted for folder in folders for path in folder.glob("*.safetensors")]
         print(
-            f"{number + 1:>2}. process {rank} killed after {at:5.1f} s{'' if is_killed else ' (was not there)'}, at "
-            f"step {step:>2}; {'started again by itself' if by_itself else 'gone on with by hand':<23}; exit code "
-            f"{code}; runs {len(folders)}; same weights {same}; said: {messages[-1:]}",
+            f"{number + 1:>2}. process {rank} killed at step {at:>2}{'' if is_killed else ' (it had ended)'}; "
+            f"{'--restarts 1' if by_itself else 'resume'}; {ended}; runs {len(folders)}; same weights {same}; "
+            f"told: {messages[-1:]}",
             flush=True,
         )
+
+
+def has_processes(launcher: int) -> bool:
+    """Whether a launcher has started what it is to start."""
+    return any("RANK" in environment_of(child) for child in psutil.Process(launcher).children())
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    """Its variables; none where it has ended meanwhile."""
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
 
 
 def kill(launcher: int, rank: int) -> bool:
     """End one of a launcher's processes at once; returns whether it was there."""
     for child in psutil.Process(launcher).children():
-        try:
-            if child.environ().get("RANK") == str(rank):
-                child.kill()
-                return True
-        except psutil.Error:
-            continue
+        if environment_of(child).get("RANK") == str(rank):
+            child.kill()
+            return True
     return False
 
 

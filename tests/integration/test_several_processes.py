@@ -40,7 +40,7 @@ def test_two_processes_follow_the_curve_of_one_which_goes_on_with_their_run(
         "optimization.batch_size": 3,  # one image for the first process, two for the second
         "optimization.precision": "fp32",
         "optimization.optimizer": "torch.optim.SGD",
-        "optimization.learning_rate": "1.0",
+        "optimization.learning_rate": "0.1",
         "optimization.threads": 1,
         "optimization.device": "cpu",
         "validation.fraction": 0.2,
@@ -77,4 +77,5 @@ def test_two_processes_follow_the_curve_of_one_which_goes_on_with_their_run(
 def assert_same(adapter: Path, expected: Path) -> None:
     found = load_file(adapter)
     for name, tensor in load_file(expected).items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+        # Sums in another order differ in their last digits, which small values of a large tensor feel most.
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4 * float(tensor.abs().max()), msg=name)
