@@ -279,8 +279,9 @@ def _train_together(
     from sdlora.launch import together
 
     together.check(config, processes)
-    if together.train(command, processes, restarts, config.outputs.folder, run):
-        raise typer.Exit(INTERRUPTED)
+    with _queue_goes_on(config.outputs.folder):
+        if together.train(command, processes, restarts, config.outputs.folder, run):
+            raise typer.Exit(INTERRUPTED)
 
 
 def _print_dry_run(preset: str | None, overrides: Sequence[str], dry_run: bool, processes: int) -> None:

@@ -25,6 +25,8 @@ def note(folder: RunFolder) -> None:
     """Write down which launcher started this process, if one did."""
     if is_under_launcher():
         ProcessRecord.of(os.getppid()).write(folder.launcher)
+    else:
+        folder.launcher.unlink(missing_ok=True)
 
 
 def begun(runs_folder: Path) -> Path | None:

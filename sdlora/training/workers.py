@@ -76,11 +76,10 @@ class Workers:
             raise ConfigError(
                 "optimization.device", [f"{wanted} processes can't train together on '{device}': use cpu or cuda"]
             )
-        self.device = self._state.device if device in ("auto", "cpu") else _checked(device)
-        if device in ("auto", "cpu") and self.device.type == "cpu":
-            self.device = torch.device("cpu")
-        if self.count > 1 and device not in ("auto", "cpu"):
-            self.device = self._own_card(device)
+        if device not in ("auto", "cpu"):
+            self.device = _checked(device) if self.count == 1 else self._own_card(device)
+        else:
+            self.device = torch.device("cpu") if self._state.device.type == "cpu" else self._state.device
         self.bytes_exchanged = 0
         """What this process has handed to the others so far, in gradients and messages of a known size."""
         self._peers: list[ProcessRecord] = []

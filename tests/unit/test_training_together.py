@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from sdlora import __main__ as command_line
 from sdlora.errors import LostProcessError, TrainingError
+from sdlora.launch.runs import RunHandle
 from sdlora.launch.together import _in_words
 from sdlora.processes import ProcessRecord, without_launcher
 from sdlora.runs import restarts
@@ -88,6 +91,15 @@ def test_a_second_try_of_a_launcher_finds_the_run_that_the_first_began(
     assert restarts.begun(tmp_path / "elsewhere") is None
     ProcessRecord.of(os.getpid()).write(run.launcher)  # of another launcher
     assert restarts.begun(tmp_path) is None
+
+
+@pytest.mark.slow
+def test_killing_a_run_ends_its_launcher_which_would_start_it_again(run: RunFolder) -> None:
+    launcher = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    record = ProcessRecord.of(launcher.pid)
+    record.write(run.launcher)
+    RunHandle(run.path).kill(grace_seconds=1.0)
+    assert not record.is_alive(run.launcher)
 
 
 def test_a_process_of_its_own_inherits_nothing_of_the_launchers() -> None:
