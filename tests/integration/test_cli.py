@@ -93,8 +93,8 @@ def test_processes_share_a_batch_that_is_large_enough(cli, tiny_sd1: Path, tiny_
     assert "GiB in each process" in told
     figures = json.loads(cli(*several, "2", "--dry-run", "--json").output)["figures"]
     assert (figures["processes"], figures["images_a_step"], figures["images_a_pass"]) == (2, 5, 3)
-    assert "which 6 processes can't share" in cli(*several, "6").output
-    assert "--restarts goes with --processes" in cli(*train_on(tiny_sd1, tiny_images), "--restarts", "1").output
+    assert "which 6 processes can't share" in cli(*several, "6").errors
+    assert "--restarts goes with --processes" in cli(*train_on(tiny_sd1, tiny_images), "--restarts", "1").errors
 
 
 def test_of_several_processes_one_shows_the_dry_run(
