@@ -75,7 +75,9 @@ def test_two_processes_follow_the_curve_of_one_which_goes_on_with_their_run(
 
 
 def assert_same(adapter: Path, expected: Path) -> None:
-    found = load_file(adapter)
-    for name, tensor in load_file(expected).items():
-        # Sums in another order differ in their last digits, which small values of a large tensor feel most.
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4 * float(tensor.abs().max()), msg=name)
+    found, wanted = load_file(adapter), load_file(expected)
+    # Sums in another order differ in their last digits, which values that are small by cancellation feel most: so B is
+    # measured by the largest value in any B, as one update is by another.
+    largest = max(float(tensor.abs().max()) for name, tensor in wanted.items() if "lora_up" in name)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4 * largest, msg=name)
