@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import tempfile
+import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from sdlora import disk
 from sdlora.errors import SdloraError
+from sdlora.processes import LAUNCHER_VARIABLE, is_main_process
 
 
 def main() -> None:
@@ -30,7 +34,7 @@ def main() -> None:
         with recorded_end():
             app()
     except SdloraError as error:
-        _end(str(error), error.exit_code)
+        _end(str(error), error.exit_code, is_told=error.is_told)
     except BrokenPipeError:  # `sdlora explain | head`: who read has seen enough
         # Or Python flushes the broken pipe once more as it ends, and complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -46,9 +50,24 @@ def main() -> None:
         _end(_unexpected(error), 1)
 
 
-def _end(message: str, exit_code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+def _end(message: str, exit_code: int, *, is_told: bool = False) -> None:
+    """End with a message on the terminal; of processes that train together one alone shows it there."""
+    reply = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if reply:
+        _reply(Path(reply), message)
+    is_shown = is_main_process() and LAUNCHER_VARIABLE not in os.environ
+    # Without a launcher that shows what others write down, each must say itself what nobody else says.
+    if is_shown or not (reply or is_told or is_main_process()):
+        who = "" if is_main_process() else f"process {os.environ['RANK']}: "
+        print(f"error: {who}{message}", file=sys.stderr)  # noqa: T201
     sys.exit(exit_code)
+
+
+def _reply(path: Path, message: str) -> None:
+    """Tell the launcher, in the form that torchrun shows in its own report."""
+    more = {"py_callstack": message, "timestamp": str(int(time.time()))}
+    with suppress(OSError):
+        path.write_text(json.dumps({"message": {"message": message, "extraInfo": more}}), encoding="utf-8")
 
 
 def _unexpected(error: Exception) -> str:

@@ -8,7 +8,8 @@ SdloraError
 ├── RunError            a run's folder: in use by another process, or not in the state asked for
 ├── MissingPackageError an optional package is not installed
 └── TrainingError       a run that began and could not go on (exit code 1, the others 2)
-    └── OutOfMemoryError     the device has too little memory for a step; the weights are as before it
+    ├── OutOfMemoryError     the device has too little memory for a step; the weights are as before it
+    └── LostProcessError     another of the processes that train together is gone
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class SdloraError(Exception):
     """Base of all errors that this package raises on purpose."""
 
     exit_code = 2
+    is_told = False
+    """Whether the main process of those that train together tells it already."""
 
 
 class ConfigError(SdloraError):
@@ -73,3 +76,9 @@ class TrainingError(SdloraError):
 
 class OutOfMemoryError(TrainingError):
     """The device has too little memory for a step of this run; the weights are as they were before it."""
+
+
+class LostProcessError(TrainingError):
+    """Another of the processes that train together is gone, or can't be reached any more."""
+
+    exit_code = 3

@@ -11,6 +11,7 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,10 @@ from sdlora import atomic
 
 # Twelve beats to a silence: a network disk, or a machine that swaps, may well delay some.
 BEAT_SECONDS = 5.0
+LAUNCHER_VARIABLE = "SDLORA_LAUNCHER"
+"""Set by `sdlora train --processes` for the processes it starts: it says itself how they ended."""
+_OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_OF_LAUNCHERS = ("TORCHELASTIC_", "GROUP_", "ROLE_", "ACCELERATE_", "SDLORA_LAUNCHER")
 SILENT_SECONDS = 60.0
 """A process elsewhere whose record was not touched for so long counts as gone."""
 _ZOMBIE_STATES = "ZX"
@@ -81,6 +86,25 @@ class ProcessRecord:
             return time.time() - path.stat().st_mtime < SILENT_SECONDS
         except OSError:
             return False
+
+
+def is_main_process() -> bool:
+    """Whether this process, of those that a launcher started together, writes files and events."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def num_processes() -> int:
+    """How many a launcher (torchrun, accelerate, `sdlora train --processes`) started together, this one among them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a process of its own, that is none of those that train together."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in _OF_A_LAUNCHER and not name.startswith(_OF_LAUNCHERS)
+    }
 
 
 class Heartbeat:

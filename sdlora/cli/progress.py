@@ -16,6 +16,7 @@ from sdlora import disk
 from sdlora.cli.app import INTERRUPTED
 from sdlora.errors import SdloraError
 from sdlora.events import CommandFinished, Event, EventSink, EventStream, Progress
+from sdlora.processes import LAUNCHER_VARIABLE, is_main_process
 from sdlora.sinks.jsonl import EVENTS_VARIABLE, JsonlSink
 
 _SECONDS_BETWEEN_EVENTS = 0.2
@@ -97,7 +98,8 @@ def _own_words(error: SystemExit) -> str:
 
 def _tell(event: Event) -> None:
     path = os.environ.get(EVENTS_VARIABLE)
-    if path:
+    # Of processes that train together one tells: their launcher if it is ours, or the main one.
+    if path and is_main_process() and LAUNCHER_VARIABLE not in os.environ:
         sink = JsonlSink(Path(path))
         sink.emit(event)
         sink.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -23,6 +24,8 @@ from sdlora.config.presets import as_typed
 from sdlora.config.train import TrainConfig
 from sdlora.constants import MIB
 from sdlora.errors import ConfigError
+from sdlora.processes import LAUNCHER_VARIABLE, is_main_process, num_processes
+from sdlora.runs.restarts import is_under_launcher
 
 if TYPE_CHECKING:
     from sdlora.runs.folder import Request
@@ -45,6 +48,12 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="SECTION.NAME=VALUE", help="Overrule one setting; may be given again."),
 ]
+ProcessesOption = Annotated[
+    int, typer.Option("--processes", min=1, metavar="N", help="Train in N processes, one a card (or on the processor).")
+]
+RestartsOption = Annotated[
+    int, typer.Option("--restarts", min=0, metavar="N", help="Start all processes again up to N times if one is lost.")
+]
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, for example runs/my-lora.")]
 
 
@@ -63,19 +72,30 @@ def train(
     as_json: Annotated[
         bool, typer.Option("--json", help="With --dry-run: print JSON. Exit code 1 on problems.")
     ] = False,
+    processes: ProcessesOption = 1,
+    restarts: RestartsOption = 0,
 ) -> None:
     """Train an adapter, from a preset or a YAML file and single settings."""
     preset, overrides = what_to_train(source, preset, list(overrides or ()))
+    _refuse_lone_restarts(processes, restarts)
     if as_json:
-        _print_dry_run(preset, overrides or (), dry_run)
+        _print_dry_run(preset, overrides or (), dry_run, processes)
         return
     config = files.load(preset, overrides or ())
     _refuse_missing(config)
     if dry_run:
+        if not is_main_process():
+            return
         from sdlora.training.preflight.summary import summarise
 
+        processes = max(processes, num_processes())
         console.print(files.dump(config, only_changes=not full), markup=False)
-        console.print(summarise(config).as_text(), markup=False)
+        console.print(summarise(config, processes).as_text(), markup=False)
+        return
+    if processes > 1:
+        _mention_unfinished(config)
+        command = ["train", *(["--preset", preset] if preset else []), *_as_options(overrides)]
+        _train_together(config, command, processes, restarts)
         return
     from sdlora.training.loop.run import train as train_adapter
 
@@ -92,6 +112,8 @@ def resume(
         bool, typer.Option("--accept-changes", help="Go on although images or captions were changed meanwhile.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; the run's log.txt says it all.")] = False,
+    processes: ProcessesOption = 1,
+    restarts: RestartsOption = 0,
 ) -> None:
     """Go on with an interrupted run from its newest checkpoint, or begin one that was only prepared.
 
@@ -99,8 +121,18 @@ def resume(
     """
     from sdlora.launch import queue, runs
 
+    _refuse_lone_restarts(processes, restarts)
     # Begun by hand it no longer waits for its turn.
-    queue.remove(runs.find(run))
+    if is_main_process():
+        queue.remove(runs.find(run))
+    if processes > 1:
+        from sdlora.runs import changes
+
+        config, _ = changes.planned(run, overrides or ())
+        flags = [*(["--accept-changes"] if accept_changes else []), *(["--quiet"] if quiet else [])]
+        command = ["resume", str(run), *_as_options(overrides or ()), *flags]
+        _train_together(config, command, processes, restarts, run.expanduser().resolve())
+        return
     # After that: a folder that is no run is told without the seconds that loading torch takes.
     from sdlora.training.loop.run import resume as resume_run
 
@@ -227,10 +259,32 @@ def _ask(run: Path, request: Request) -> None:
 def _terminal() -> TerminalSink:
     from sdlora.sinks.terminal import TerminalSink
 
-    return TerminalSink()
+    # Where several processes are ours, how they failed is told once, by us.
+    return TerminalSink(tells_failure=LAUNCHER_VARIABLE not in os.environ)
 
 
-def _print_dry_run(preset: str | None, overrides: Sequence[str], dry_run: bool) -> None:
+def _as_options(overrides: Sequence[str]) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
+
+
+def _refuse_lone_restarts(processes: int, restarts: int) -> None:
+    if restarts and processes == 1:
+        raise ConfigError("the command line", ["--restarts goes with --processes 2 or more, which a launcher watches"])
+
+
+def _train_together(
+    config: TrainConfig, command: Sequence[str], processes: int, restarts: int, run: Path | None = None
+) -> None:
+    """Have several processes run a command of training, in place of this one."""
+    from sdlora.launch import together
+
+    together.check(config, processes)
+    with _queue_goes_on(config.outputs.folder):
+        if together.train(command, processes, restarts, config.outputs.folder, run):
+            raise typer.Exit(INTERRUPTED)
+
+
+def _print_dry_run(preset: str | None, overrides: Sequence[str], dry_run: bool, processes: int) -> None:
     if not dry_run:
         raise ConfigError("the command line", ["--json goes with --dry-run only"])
     from sdlora.training.preflight.dry_run import DryRun, problems_of
@@ -242,7 +296,7 @@ def _print_dry_run(preset: str | None, overrides: Sequence[str], dry_run: bool) 
     else:
         from sdlora.training.preflight.summary import dry_run as find_out
 
-        found = find_out(config)
+        found = find_out(config, processes)
     typer.echo(found.model_dump_json(indent=2))
     if found.problems:
         raise typer.Exit(1)
@@ -254,6 +308,9 @@ def _queue_goes_on(runs_folder: Path) -> Iterator[None]:
     from sdlora.launch import queue
     from sdlora.training.loop.interrupts import StoppedEarly
 
+    if not is_main_process():
+        yield
+        return
     try:
         yield
     except StoppedEarly as error:
@@ -278,6 +335,8 @@ def _refuse_missing(config: TrainConfig) -> None:
 
 def _mention_unfinished(config: TrainConfig) -> None:
     """Say that a run with the very same settings was stopped or broke off: going on with it may be what was meant."""
+    if LAUNCHER_VARIABLE in os.environ or not is_main_process():
+        return
     from sdlora.launch.runs import list_runs
     from sdlora.runs.folder import with_absolute_paths
 
@@ -301,7 +360,8 @@ def _shown(folder: Path) -> str:
 
 
 def _exit_like(result: RunResult) -> None:
-    if result.outcome == "stopped":
+    if result.outcome == "stopped" and is_main_process():
         console.print(f"to go on: {as_typed(['sdlora', 'resume', _shown(result.folder)])}", markup=False)
-    if result.interrupted:
+    # A launcher takes any code but 0 for a failure, after which it would start all again.
+    if result.interrupted and not is_under_launcher():
         raise typer.Exit(INTERRUPTED)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from sdlora.processes import ProcessRecord
+from sdlora.processes import ProcessRecord, without_launcher
 from sdlora.sinks.jsonl import EVENTS_VARIABLE
 
 SDLORA = (sys.executable, "-m", "sdlora")
@@ -35,7 +35,7 @@ def spawn(
     terminal of this process, and its end, don't reach it.
     """
     # The events of whoever starts this command, itself a job perhaps, are not those of the child.
-    inherited = {name: value for name, value in os.environ.items() if name != EVENTS_VARIABLE}
+    inherited = {name: value for name, value in without_launcher(os.environ).items() if name != EVENTS_VARIABLE}
     # With the fault handler a crash in native code leaves a trace in the log, which `last_words` finds.
     settings = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "PYTHONIOENCODING": "utf-8"}
     with log.open("ab") as log_file, (output or log).open("ab") as output_file:

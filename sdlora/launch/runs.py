@@ -111,8 +111,13 @@ class RunHandle:
 
         For a run that doesn't answer to `stop`. What came after the newest checkpoint is lost.
         """
-        record = ProcessRecord.read(self.files.process)
-        if record is not None and not end(record, self.files.process, grace_seconds):
+        path = self.files.process
+        record = ProcessRecord.read(path)
+        launcher = ProcessRecord.read(self.files.launcher)
+        if launcher is not None and launcher.is_here() and launcher.is_alive(self.files.launcher):
+            # With all that it looks after: a process that it loses it may start again.
+            record, path = launcher, self.files.launcher
+        if record is not None and not end(record, path, grace_seconds):
             where = f"process {record.process_id} on {record.place.split()[0]}"
             raise RunError(f"{self.name}: {where} can't be ended from here. End it there.")
         return self.state()

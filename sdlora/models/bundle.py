@@ -124,13 +124,13 @@ class Bundle:
         return self
 
 
-def join_text_states(states: Sequence[TextStates], empty: TextStates) -> TextStates:
+def join_text_states(states: Sequence[TextStates], empty: TextStates, positions: int = 0) -> TextStates:
     """Text states of single captions as one batch; shorter ones are filled up with chunks of the empty caption.
 
-    states: at least one. empty: the encoded caption "", one chunk.
+    states: at least one. empty: the encoded caption "", one chunk. positions: the least length of all, in whole chunks.
     """
     # By chunks of the empty caption and not by zeros: the UNet has never seen zeros there.
-    longest = max(item.states_BTD.shape[1] for item in states)
+    longest = max(positions, *(item.states_BTD.shape[1] for item in states))
     chunk_BTD = empty.states_BTD
     filled = []
     for item in states:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sdlora.errors import ModelError
-from sdlora.models.bundle import TextStates
+from sdlora.models.bundle import Bundle, TextStates
 from sdlora.models.new_tokens import NewTokens
 from sdlora.models.prompts import CHUNK_TOKENS, Chunk, split_into_chunks, token_numbers
 
@@ -46,12 +46,7 @@ def encode_with(
     """
     most = max_tokens // CHUNK_TOKENS
     # Each caption is cut by itself, so that a long one changes nothing in the others.
-    chunks = [
-        split_into_chunks(partial(new_tokens.numbers, partial(token_numbers, tokenizer)), caption, weights=weights)[
-            :most
-        ]
-        for caption in captions
-    ]
+    chunks = [_chunks(tokenizer, caption, new_tokens, weights=weights)[:most] for caption in captions]
     longest = max(len(caption_chunks) for caption_chunks in chunks)
     padded = [chunk for own in chunks for chunk in [*own, *[Chunk((), ())] * (longest - len(own))]]
     device = next(encoder.parameters()).device
@@ -67,6 +62,15 @@ def encode_with(
     pooled_ND = getattr(output, "text_embeds", None)
     # Every longest-th row is the first chunk of a caption, whose pooled state SDXL was trained with.
     return TextStates(states_NTD.reshape(len(captions), -1, width), None if pooled_ND is None else pooled_ND[::longest])
+
+
+def count_chunks(bundle: Bundle, caption: str, *, weights: bool) -> int:
+    """Into how many chunks a caption is cut, however many are allowed. All encoders of a model cut alike."""
+    return len(_chunks(bundle.tokenizers[0], caption, bundle.new_tokens, weights=weights))
+
+
+def _chunks(tokenizer: Any, caption: str, new_tokens: NewTokens, *, weights: bool) -> list[Chunk]:
+    return split_into_chunks(partial(new_tokens.numbers, partial(token_numbers, tokenizer)), caption, weights=weights)
 
 
 def _with_marks(chunk: Chunk, tokenizer: Any) -> list[int]:

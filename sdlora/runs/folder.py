@@ -77,6 +77,11 @@ class RunFolder:
         return self.path / "process.json"
 
     @property
+    def launcher(self) -> Path:
+        """Which launcher (torchrun's, say) started the processes that began this run together."""
+        return self.path / "launcher.json"
+
+    @property
     def lock(self) -> Path:
         """Locked by the process that trains here."""
         return self.path / ".training.lock"

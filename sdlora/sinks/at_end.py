@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sdlora.events import Event, RunFailed, RunFinished, RunStarted
+from sdlora.processes import without_launcher
 from sdlora.words import duration_in_words
 
 _PATIENCE_SECONDS = 20.0
@@ -81,7 +82,7 @@ class AtEndSink:
     def _start(self, command: str, ending: _Ending) -> None:
         told = {"OUTCOME": ending.outcome, "RUN": ending.run, "ADAPTER": ending.adapter, "STEP": str(ending.step)}
         told["MESSAGE"] = ending.message
-        environment = {**os.environ, **{f"SDLORA_{name}": value for name, value in told.items()}}
+        environment = {**without_launcher(os.environ), **{f"SDLORA_{name}": value for name, value in told.items()}}
         program = shlex.split(command)[0]  # what follows may hold passwords, and logs are shown to others
         try:
             ended = subprocess.run(shlex.split(command), env=environment, stdin=subprocess.DEVNULL, check=False)

@@ -23,9 +23,13 @@ class _LastingConsole(Console):
 
 
 class TerminalSink:
-    """A rich progress bar with loss, learning rate, speed and memory; plain lines when output is not a terminal."""
+    """A rich progress bar with loss, learning rate, speed and memory; plain lines when output is not a terminal.
 
-    def __init__(self, console: Console | None = None) -> None:
+    tells_failure: False where somebody else says on the same terminal how the run failed.
+    """
+
+    def __init__(self, console: Console | None = None, *, tells_failure: bool = True) -> None:
+        self._tells_failure = tells_failure
         self.console = console or _LastingConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -91,7 +95,7 @@ class TerminalSink:
                 self._say(f"[green]{event.reason}[/] at step {event.step} after {duration_in_words(event.seconds)}")
                 if event.adapter_path:
                     self._say(f"adapter: {_plain(event.adapter_path)}")
-            case events.RunFailed():
+            case events.RunFailed() if self._tells_failure:
                 self._say(f"[red]failed[/] at step {event.step}: {_plain(event.message)}")
 
     def close(self) -> None:

@@ -103,8 +103,8 @@ def run_sdlora(options: argparse.Namespace, in_turn: Callable[[], bool]) -> None
     from sdlora.events import EventStream
     from sdlora.training.loop.prepare import prepare
     from sdlora.training.loop.trainer import Trainer
-    from sdlora.training.loop.workers import Workers
     from sdlora.training.preflight.checks import check
+    from sdlora.training.workers import Workers
 
     everything = ["adapter.layers=all+conv", "adapter.text_encoder=true"] if options.all else []
     config = files.load(

@@ -20,7 +20,7 @@ from sdlora.generation.restore.image_files import read_image_settings
 from sdlora.training.inputs.images import find_images
 from sdlora.training.loop.prepare import prepare
 from sdlora.training.loop.run import train
-from sdlora.training.loop.workers import Workers
+from sdlora.training.workers import Workers
 
 
 def settings(tiny_sd1: Path, tiny_images: Path, classes: Path, *more: str) -> list[str]:

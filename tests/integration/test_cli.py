@@ -86,6 +86,24 @@ def test_dry_run_prints_settings_and_summary_and_leaves_nothing_behind(
     assert not (tmp_path / "runs").exists()
 
 
+def test_processes_share_a_batch_that_is_large_enough(cli, tiny_sd1: Path, tiny_images: Path) -> None:
+    several = [*train_on(tiny_sd1, tiny_images, "optimization.batch_size=5", "optimization.device=cpu"), "--processes"]
+    told = cli(*several, "2", "--dry-run").output
+    assert "5 images a step (batch 5 x accumulation 1), 2 or 3 for each of 2 processes" in told
+    assert "GiB in each process" in told
+    figures = json.loads(cli(*several, "2", "--dry-run", "--json").output)["figures"]
+    assert (figures["processes"], figures["images_a_step"], figures["images_a_pass"]) == (2, 5, 3)
+    assert "which 6 processes can't share" in cli(*several, "6").errors
+    assert "--restarts goes with --processes" in cli(*train_on(tiny_sd1, tiny_images), "--restarts", "1").errors
+
+
+def test_of_several_processes_one_shows_the_dry_run(
+    cli, tiny_sd1: Path, tiny_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert cli(*train_on(tiny_sd1, tiny_images), "--dry-run").output == ""
+
+
 @pytest.mark.parametrize(
     ("override", "note"),
     [

@@ -23,9 +23,9 @@ from sdlora.models.loading import load
 from sdlora.training.inputs.preview_prompts import with_captions
 from sdlora.training.loop import prepare as preparing
 from sdlora.training.loop.trainer import Trainer
-from sdlora.training.loop.workers import Workers
 from sdlora.training.outputs.previews import planned
 from sdlora.training.preflight.checks import check
+from sdlora.training.workers import Workers
 from tests.support.emoji_adapters import random_adapter
 
 ROOT = Path(__file__).parents[2]

@@ -476,3 +476,21 @@ def test_a_result_that_more_steps_replace_is_kept(configure) -> None:
     told = [notice.message for notice in again.of(Notice)]
     assert "longer.safetensors was there already; what it was before lies in former/step_000001" in told
     assert first.adapter.read_bytes() != content
+
+
+def test_a_stop_before_the_first_step_is_obeyed_between_validation_and_previews(configure) -> None:
+    config = configure("name=soon", "optimization.steps=1", "validation.fraction=0.3", "previews.prompts=[a cat]",
+                       "previews.steps=2")  # fmt: skip
+    folder = RunFolder(config.outputs.folder / "soon")
+
+    class Asking(Collector):
+        def emit(self, event: Event) -> None:
+            super().emit(event)
+            if isinstance(event, Validated):
+                folder.ask("stop")
+
+    asking, after = Asking(), Collector()
+    assert train(config, [asking]).outcome == "stopped"
+    assert asking.of(PreviewReady) == asking.of(StepFinished) == []
+    resume(folder.path, [after])
+    assert [event.step for event in after.of(PreviewReady)] == [0, 1]

@@ -33,12 +33,12 @@ from sdlora.models.quantize import parameter_count
 from sdlora.training.loop.prepare import prepare
 from sdlora.training.loop.run import resume, train
 from sdlora.training.loop.trainer import Trainer
-from sdlora.training.loop.workers import Workers
 from sdlora.training.outputs.validation import Validation
 from sdlora.training.preflight import speed as speeds
 from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.memory import MemoryPlan
 from sdlora.training.preflight.summary import summarise
+from sdlora.training.workers import Workers
 
 KINDS = {
     "attention": {"layers": "attention"},

@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from transformers import CLIPTokenizer
 
 from sdlora.config.base_model import BaseModelConfig
+from sdlora.config.images import CaptionsConfig
 from sdlora.errors import ModelError
 from sdlora.models.builtin import BUILTIN_MODELS
 from sdlora.models.bundle import Bundle, TextStates, join_text_states
@@ -20,6 +21,7 @@ from sdlora.models.prompts import token_numbers
 from sdlora.models.schedule import build_schedule
 from sdlora.models.text import emphasise
 from sdlora.models.tokenizer import clip_tokenizer, light_tokenizer
+from sdlora.training.inputs.texts import TextSource
 
 CAPTIONS = ["a photo of a cat, (masterpiece:1.2) [blurry]", "", "two dogs"]
 
@@ -88,6 +90,19 @@ def test_short_captions_in_a_batch_are_filled_up_with_empty_chunks(tiny_sdxl: Pa
     joined = join_text_states(single, encode(bundle, [""]))
     torch.testing.assert_close(joined.states_BTD, batch.states_BTD)
     torch.testing.assert_close(joined.pooled_BD, batch.pooled_BD)
+
+
+@pytest.mark.parametrize("live", [True, False])
+@torch.no_grad()
+def test_a_part_of_a_batch_is_filled_up_like_the_whole(tiny_sdxl: Path, live: bool) -> None:
+    source = TextSource(bundle_of(tiny_sdxl), CaptionsConfig(max_tokens=150), None, live=live)
+    captions = ["cat " * 80, "a dog", "two dogs", "cat " * 400]
+    whole = source.states(captions)
+    part = source.states(captions[1:3], captions)
+    assert part.states_BTD.shape[:2] == (2, 154)
+    torch.testing.assert_close(part.states_BTD, whole.states_BTD[1:3])
+    torch.testing.assert_close(part.pooled_BD, whole.pooled_BD[1:3])  # type: ignore[index]
+    assert source.states(captions[1:3], captions[1:3]).states_BTD.shape[1] == 77
 
 
 def encode(bundle: Bundle, captions: list[str], **options: Any) -> TextStates:

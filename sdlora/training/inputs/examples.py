@@ -41,6 +41,11 @@ class Batch:
     """One a row, for noise and timesteps."""
     numbers: list[int]
     """How many images the run has seen before each row, short batches counted as full ones."""
+    whole: int
+    """Images of the batch that these are of: more than these where it was divided."""
+    captions_beside: list[str]
+    """The captions of that whole batch: all are filled up to its longest one, however it is divided."""
+    prior_captions_beside: list[str]
 
     def pieces(self, count: int) -> Iterator[Batch]:
         """The batch in up to `count` parts of nearly equal size, in order."""
@@ -62,6 +67,9 @@ class Batch:
                 names=self.names[part],
                 generators=self.generators[part],
                 numbers=self.numbers[part],
+                whole=self.whole,
+                captions_beside=self.captions_beside,
+                prior_captions_beside=self.prior_captions_beside,
             )
 
 
@@ -80,31 +88,38 @@ class BatchSource:
         self._latents = latents
         self._batch_size = batch_size
         self._seed = seed
-        self._plan: tuple[int, list[list[int]]] = (0, plan_epoch(placed, batch_size, seed, 0))
-        self.batches_per_epoch = len(self._plan[1])
+        self._plans: dict[int, list[list[int]]] = {0: plan_epoch(placed, batch_size, seed, 0)}
+        self.batches_per_epoch = len(self._plans[0])
 
     def epoch_of(self, position: int) -> int:
         """The epoch, from 0, that a position lies in."""
         return position // self.batches_per_epoch
 
-    def batch(self, position: int) -> Batch:
-        """The batch at a position; the same whenever it is asked for."""
-        epoch, index = divmod(position, self.batches_per_epoch)
-        # One epoch's plan at a time: positions come in order, and after a resume the first call makes the right one.
-        if self._plan[0] != epoch:
-            self._plan = (epoch, plan_epoch(self._placed, self._batch_size, self._seed, epoch))
-        rows = [self._placed[item] for item in self._plan[1][index]]
+    def size(self, position: int) -> int:
+        """How many images the batch at a position has."""
+        return len(self._indices(position))
+
+    def batch(self, position: int, part: slice | None = None) -> Batch:
+        """The batch at a position, or some rows of it; the same whenever it is asked for, and whoever asks."""
+        whole = [self._placed[item] for item in self._indices(position)]
+        numbers = range(len(whole))[part or slice(None)]
+        rows = [whole[row] for row in numbers]
         crops = [
             self._latents.sampled(
                 item,
                 sample_random(self._seed, "crop", position, row),
                 sample_random(self._seed, "inpainting", position, row),
             )
-            for row, item in enumerate(rows)
+            for row, item in zip(numbers, rows, strict=True)
         ]
         # Each row has its own generator, so that an image's noise doesn't depend on its neighbours or on the batch
         # size.
-        generators = [sample_generator(self._seed, "noise", position, row) for row in range(len(rows))]
+        generators = [sample_generator(self._seed, "noise", position, row) for row in numbers]
+        captions = [
+            item.record.trained_caption(sample_random(self._seed, "caption", position, row))
+            for row, item in enumerate(whole)
+        ]
+        prior_captions = [item.record.prior_caption() for item in whole]
         # An image of a folder without masks has one of ones, in a batch with masks.
         masks = (
             [crop.mask_HW if crop.mask_HW is not None else torch.ones(crop.mean_CHW.shape[1:]) for crop in crops]
@@ -115,11 +130,8 @@ class BatchSource:
         return Batch(
             # This uses up the first draws of each generator, so noise and timesteps come from where it left off.
             latents_BCHW=torch.stack([crop.sample(each) for crop, each in zip(crops, generators, strict=True)]),
-            captions=[
-                item.record.trained_caption(sample_random(self._seed, "caption", position, row))
-                for row, item in enumerate(rows)
-            ],
-            prior_captions=[item.record.prior_caption() for item in rows],
+            captions=[captions[row] for row in numbers],
+            prior_captions=[prior_captions[row] for row in numbers],
             size_conditions=[crop.size_conditions for crop in crops],
             mask_B1HW=torch.stack(masks)[:, None] if masks else None,
             inpaint_B5HW=torch.stack(inpaint) if inpaint else None,
@@ -127,5 +139,16 @@ class BatchSource:
             is_class_B=torch.tensor([item.record.is_class for item in rows]),
             names=[item.record.path.name for item in rows],
             generators=generators,
-            numbers=[position * self._batch_size + row for row in range(len(rows))],
+            numbers=[position * self._batch_size + row for row in numbers],
+            whole=len(whole),
+            captions_beside=captions,
+            prior_captions_beside=prior_captions,
         )
+
+    def _indices(self, position: int) -> list[int]:
+        epoch, index = divmod(position, self.batches_per_epoch)
+        if epoch not in self._plans:
+            # Of two epochs at most, as a step may lie in both; after a resume the first call makes the right one.
+            kept = {number: plan for number, plan in self._plans.items() if number == epoch - 1}
+            self._plans = {**kept, epoch: plan_epoch(self._placed, self._batch_size, self._seed, epoch)}
+        return self._plans[epoch][index]

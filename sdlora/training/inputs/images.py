@@ -37,9 +37,9 @@ class RunImages:
         # Rounded up: the last update takes the batches that it lacks from another epoch.
         return max(1, -(-self.plan.batches * epochs // optimization.accumulation))
 
-    def steps_per_epoch(self, config: TrainConfig, workers: int = 1) -> float:
-        """Optimizer updates in which `workers` processes see every image once; seldom a whole number."""
-        return self.plan.batches / (config.optimization.accumulation * workers)
+    def steps_per_epoch(self, config: TrainConfig) -> float:
+        """Optimizer updates in which every image is seen once; seldom a whole number."""
+        return self.plan.batches / config.optimization.accumulation
 
 
 def find_images(config: TrainConfig) -> RunImages:

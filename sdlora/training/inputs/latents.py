@@ -27,6 +27,7 @@ from sdlora.models.bundle import Bundle
 from sdlora.models.inpainting import inpaint_conditions, is_inpainting
 from sdlora.models.size_conditions import SizeConditions
 from sdlora.models.vae import encode_moments
+from sdlora.training.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,18 @@ class LatentSource:
         """Whether the VAE must stay: for images that differ each time, or what random masks leave of them."""
         return self.is_live or self._draws_masks
 
-    def prepare(self, placed: Sequence[BucketedImage], events: EventStream, *, flips: bool = True) -> None:
-        """Encode every image (and with `flips` its mirror image, if asked for) that is not in the cache."""
+    def prepare(
+        self,
+        placed: Sequence[BucketedImage],
+        events: EventStream,
+        *,
+        flips: bool = True,
+        workers: Workers | None = None,
+    ) -> None:
+        """Encode every image (and with `flips` its mirror image, if asked for) that is not in the cache.
+
+        Workers divide that between them, and then have what the others have put there.
+        """
         if self.is_live:
             return
         todo = [
@@ -77,9 +88,15 @@ class LatentSource:
             for item in placed
             for flip in ((False, True) if flips and item.record.horizontal_flip else (False,))
         ]
-        for index, (item, flip) in enumerate(todo):
+        index, count = (0, 1) if self._cache is None or workers is None else (workers.index, workers.count)
+        for number, (item, flip) in enumerate(todo[index::count]):
             self.fixed(item, flip=flip)
-            events.progress("encoding images", index + 1, len(todo))
+            events.progress("encoding images", min((number + 1) * count, len(todo)), len(todo))
+        if workers is not None and count > 1:
+            workers.meet()
+            # What the others have encoded; what a cache of another machine lacks is encoded here.
+            for item, flip in todo:
+                self.fixed(item, flip=flip)
 
     def fixed(self, placed: BucketedImage, *, flip: bool = False) -> Latents:
         """Latents of the crop in the centre, or around the image's focus, with its own mask for inpainting if any."""

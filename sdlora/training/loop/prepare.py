@@ -18,13 +18,13 @@ from sdlora.training.inputs.examples import BatchSource
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.inputs.latents import LatentSource
 from sdlora.training.inputs.texts import TextSource
-from sdlora.training.loop.workers import Workers
 from sdlora.training.loss.loss_function import LossFunction
 from sdlora.training.optimization.precision import PrecisionContext
 from sdlora.training.outputs.validation import Validation
 from sdlora.training.preflight.memory import MemoryPlan
 from sdlora.training.preflight.remarks import cut_off, long_captions, remarks
 from sdlora.training.preflight.speed import choose_speed
+from sdlora.training.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
     if config.images.cache:
         cache = Cache(config.images.cache_folder or default_cache_folder(), on_damage=events.warn)
     latents = LatentSource(bundle, config.images, cache)
-    latents.prepare(images.placed, events)
+    latents.prepare(images.placed, events, workers=workers)
     # Held-out images are never mirrored, so that losses stay comparable.
-    latents.prepare(images.bucketed_held_out, events, flips=False)
-    texts = _texts(config, images, bundle, cache, events)
+    latents.prepare(images.bucketed_held_out, events, flips=False, workers=workers)
+    texts = _texts(config, images, bundle, cache, events, workers)
     adapter = attach(bundle, config.adapter, seed=config.seed)
     for note in adapter.notes:
         events.notice(note)
@@ -76,7 +76,7 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
     if images.bucketed_held_out:
         # A context of its own: validation only casts, and the trainer's, which owns fp16's loss scale, is not made yet.
         precision = PrecisionContext(config.optimization.precision, workers.device)
-        validation = Validation(images.bucketed_held_out, config, bundle, adapter, latents, texts, precision)
+        validation = Validation(images.bucketed_held_out, config, bundle, adapter, latents, texts, precision, workers)
     return Prepared(bundle, adapter, batches, LossFunction(config, bundle, adapter, texts), validation)
 
 
@@ -93,7 +93,12 @@ def _speed_up(config: TrainConfig, images: RunImages, bundle: Bundle, adapter: A
 
 
 def _texts(
-    config: TrainConfig, images: RunImages, bundle: Bundle, cache: Cache | None, events: EventStream
+    config: TrainConfig,
+    images: RunImages,
+    bundle: Bundle,
+    cache: Cache | None,
+    events: EventStream,
+    workers: Workers,
 ) -> TextSource:
     """Text states from the cache where each caption has few forms and nothing that encodes it is trained, else live."""
     records = images.trained + images.held_out
@@ -107,7 +112,7 @@ def _texts(
         known += [
             config.objective.prior_prompt or record.prior_caption() for record in images.trained if not record.is_class
         ]
-    texts.prepare(known, events)
+    texts.prepare(known, events, workers)
     return texts
 
 

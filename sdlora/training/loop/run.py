@@ -13,7 +13,7 @@ from rich.console import Console
 from sdlora import atomic, disk
 from sdlora.config.given import Values, train_config
 from sdlora.config.train import TrainConfig
-from sdlora.errors import ConfigError, OutOfMemoryError, RunError, SdloraError, TrainingError
+from sdlora.errors import ConfigError, LostProcessError, OutOfMemoryError, RunError, SdloraError, TrainingError
 from sdlora.events import (
     Event,
     EventSink,
@@ -23,7 +23,8 @@ from sdlora.events import (
     RunStarted,
     StepFinished,
 )
-from sdlora.runs import changes, checkpoints
+from sdlora.processes import is_main_process, num_processes
+from sdlora.runs import changes, checkpoints, restarts
 from sdlora.runs import folder as run_folder
 from sdlora.runs.folder import RunFolder
 from sdlora.runs.lock import locked
@@ -39,10 +40,11 @@ from sdlora.training.inputs.preview_prompts import with_captions
 from sdlora.training.loop.interrupts import Interrupts, StoppedEarly
 from sdlora.training.loop.prepare import prepare
 from sdlora.training.loop.running import Running, RunResult
-from sdlora.training.loop.workers import Workers, is_main_process
 from sdlora.training.outputs import checkpoint_state
 from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.memory import DiskPlan, is_out_of_memory
+from sdlora.training.shares import check_shares, in_words
+from sdlora.training.workers import Workers
 
 
 class _LastStep:
@@ -87,14 +89,19 @@ def train(config: TrainConfig | Values | Path | str, sinks: Sequence[EventSink] 
     is stopped before the first step.
     """
     config = train_config(config)
-    images = check(config)
-    config = with_captions(config, images.trained)
     workers = Workers(config.optimization.device)
+    if begun := workers.share(restarts.begun(config.outputs.folder) if workers.is_main else None):
+        return _go_on_after_restart(begun, sinks)
+    with workers.together():
+        check_shares(config.optimization, workers.count)
+        images = check(config)
+    config = with_captions(config, images.trained)
     # One process makes the folder; with a number added to a taken name, each of the others would make another.
     folder = workers.share(run_folder.create(config) if workers.is_main else None)
     assert folder is not None
     with _recorded(config, folder, sinks) as events:
         if workers.is_main:
+            restarts.note(folder)
             fingerprint.write(folder.images, fingerprint.fingerprint([*images.trained, *images.held_out]))
         return _run(config, folder, images, events, workers, None)
 
@@ -115,10 +122,22 @@ def resume(
     """
     path = Path(path)
     folder = run_folder.find(path)
-    accept_changes |= folder.takes_changes_accepted()
     config, changed = changes.planned(path, overrides)
+    _refuse_complete(path, folder, config)
+    with _recorded(config, folder, sinks) as events:
+        # All processes have read the run by now, and from here on the main one alone changes what lies in its folder.
+        workers = Workers(config.optimization.device)
+        with workers.together():
+            # Inside, so that a run that can't go on says so in its own log and events, where the page looks.
+            check_shares(config.optimization, workers.count)
+            images = check(config)
+            found = _taken_up(folder, config, changed, images, events, accept_changes) if workers.is_main else None
+        state = workers.share(found)
+        return _run(with_captions(config, images.trained), folder, images, events, workers, state)
+
+
+def _refuse_complete(path: Path, folder: RunFolder, config: TrainConfig) -> None:
     is_finished = folder.result(config).is_file()
-    is_complete = is_finished and has_finished(folder)
     newest = checkpoints.newest(folder)
     if newest is None and is_finished:
         result = folder.result(config)
@@ -127,7 +146,7 @@ def resume(
             f"{path}: this run is finished and its checkpoints are gone, so it can't go on, and from the start it "
             f"would write over {result.name}. Begin a new run{start}"
         )
-    if newest is not None and is_complete:
+    if newest is not None and is_finished and has_finished(folder):
         total_steps = check(config).total_steps(config)
         if newest.step >= total_steps:
             done = f"this run is complete: all {total_steps} steps are done"
@@ -136,23 +155,42 @@ def resume(
             raise RunError(
                 f"{path}: {done}. To train it further: sdlora resume {path} --set optimization.steps={2 * newest.step}"
             )
-    with _recorded(config, folder, sinks) as events:
-        # Inside, so that a run that can't go on says so in its own log and events, where the page looks.
-        images = check(config)
-        _compare_images(folder, images, events, accept_changes=accept_changes, with_settings=bool(changed))
-        found = checkpoint_state.newest_sound(folder, events.warn)
-        # Only now: a run that is refused keeps the settings it had.
-        changes.apply(folder, config, changed)
-        for one in changed:
-            events.notice(f"changed {one.sentence}")
-        previewed = with_captions(config, images.trained)
-        if previewed != config:  # a run that was only prepared so far, as the page and the queue do
-            config = previewed
-            run_folder.write_config(folder, config)
-        # Another optimizer can't make sense of these moments; without them the new one begins with its own.
-        if found is not None and any(one.name == "optimization.optimizer" for one in changed):
-            found[1].pop("optimizer")
-        return _run(config, folder, images, events, Workers(config.optimization.device), found and found[1])
+
+
+def _taken_up(
+    folder: RunFolder,
+    config: TrainConfig,
+    changed: Sequence[changes.Change],
+    images: RunImages,
+    events: EventStream,
+    accept_changes: bool,
+) -> dict[str, Any] | None:
+    """Compare what is there with what the run began with, write down what changed; returns the state to go on from."""
+    accept_changes |= folder.takes_changes_accepted()
+    _compare_images(folder, images, events, accept_changes=accept_changes, with_settings=bool(changed))
+    found = checkpoint_state.newest_sound(folder, events.warn)
+    # Only now: a run that is refused keeps the settings it had.
+    changes.apply(folder, config, changed)
+    for one in changed:
+        events.notice(f"changed {one.sentence}")
+    restarts.note(folder)
+    previewed = with_captions(config, images.trained)
+    if previewed != config:  # a run that was only prepared so far, as the page and the queue do
+        run_folder.write_config(folder, previewed)
+    # Another optimizer can't make sense of these moments; without them the new one begins with its own.
+    if found is not None and any(one.name == "optimization.optimizer" for one in changed):
+        found[1].pop("optimizer")
+    return found and found[1]
+
+
+def _go_on_after_restart(path: Path, sinks: Sequence[EventSink]) -> RunResult:
+    """What `train` does where a launcher has started its processes again: the run is there already."""
+    folder, config = run_folder.open_run(path)
+    newest = checkpoints.newest(folder)
+    if folder.result(config).is_file() and has_finished(folder) and newest is not None:
+        # A process was lost after the last thing that had to be done.
+        return RunResult(folder.path, "completed", newest.step, folder.result(config), False, None)
+    return resume(path, sinks)
 
 
 def _compare_images(
@@ -192,10 +230,13 @@ def _run(
 ) -> RunResult:
     started = time.time()
     with Interrupts() as interrupts:
-        prepared = prepare(config, images, events, workers)
-        # Once more after the dry run: only now are the text encoder's and LoKr's values counted, and not estimated.
-        if problem := DiskPlan.of(config, prepared.adapter.trainable_parameters).problem(config.outputs.folder):
-            raise ConfigError("this run", [problem])
+        with workers.together():
+            if workers.count > 1:
+                events.notice(in_words(config.optimization, workers.count))
+            prepared = prepare(config, images, events, workers)
+            # Once more after the dry run: only now are the text encoder's and LoKr's values counted, not estimated.
+            if problem := DiskPlan.of(config, prepared.adapter.trainable_parameters).problem(config.outputs.folder):
+                raise ConfigError("this run", [problem])
         run = Running(config, folder, images, prepared, events, workers, interrupts, started)
         if state is not None:
             run.trainer.load_state(state)
@@ -215,7 +256,9 @@ def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]
     with locked(folder), folder.log.open("a", encoding="utf-8") as log:
         last = _LastStep(folder)
         log_sink = TerminalSink(Console(file=log, highlight=False, soft_wrap=True, emoji=False))
-        own: list[EventSink] = [JsonlSink(folder.events), log_sink, last, _StopBeforeSteps(folder)]
+        own: list[EventSink] = [JsonlSink(folder.events), log_sink, last]
+        if num_processes() == 1:  # of several, one that leaves alone is a lost one for the others
+            own.append(_StopBeforeSteps(folder))
         if config.outputs.tensorboard:
             own.append(TensorBoardSink(folder.path / "tensorboard"))
         if config.outputs.wandb:
@@ -246,13 +289,14 @@ def _as_told(error: BaseException, folder: RunFolder) -> BaseException:
     """The error as a person needs it: what the disk or the memory would not do, and how to go on."""
     if isinstance(error, OSError):
         reason = disk.explain(error, folder.path)
-    elif isinstance(error, OutOfMemoryError) or is_out_of_memory(error):
+    elif isinstance(error, (OutOfMemoryError, LostProcessError)) or is_out_of_memory(error):
         reason = str(error)
     else:
         return error
     newest = checkpoints.newest(folder)
     saved = f"Step {newest.step} is saved" if newest else "Nothing is saved yet"
-    return TrainingError(f"{reason.removesuffix('.')}. {saved}: go on with `sdlora resume {folder.path}`")
+    kind = LostProcessError if isinstance(error, LostProcessError) else TrainingError
+    return kind(f"{reason.removesuffix('.')}. {saved}: go on with `sdlora resume {folder.path}`")
 
 
 def _in_words(error: BaseException) -> str:

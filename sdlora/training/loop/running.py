@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,12 +34,12 @@ from sdlora.training.inputs.images import RunImages
 from sdlora.training.loop.interrupts import Interrupts
 from sdlora.training.loop.prepare import Prepared
 from sdlora.training.loop.trainer import Outcome, Trainer
-from sdlora.training.loop.workers import Workers
 from sdlora.training.outputs import checkpoint_state, previews
 from sdlora.training.outputs.exporting import export, prove
 from sdlora.training.outputs.facts import training_facts
 from sdlora.training.outputs.former import keep_former
 from sdlora.training.preflight.memory import is_out_of_memory, release
+from sdlora.training.workers import Workers
 
 # For checkpoint_every=auto: short runs are not slowed down by saving, and a long one loses ten minutes at most.
 _SHORTEST_UNSAVED_SECONDS, _LONGEST_UNSAVED_SECONDS = 60.0, 600.0
@@ -109,16 +109,7 @@ class Running:
             )
         )
         outcome: Outcome = "stopped"
-        if not self._is_asked_to_stop(self._requests(("stop",))):
-            # Before the first step: evaluate the base model, or do what the stop that this run goes on from left undone
-            step = self.trainer.progress.step
-            is_missing = self.trainer.progress.validated_step < step and self._is_due(self.config.validation.every)
-            if (step == 0 or is_missing) and self._validate() and self.workers.is_main:
-                self._tidy_checkpoints(improved=True)
-            generated = len(list(self.folder.previews(step).glob("*.png")))
-            is_missing = generated < len(self.config.previews.prompts) and self._is_due(self.config.previews.every)
-            if step == 0 or is_missing:
-                self._preview()
+        if self._ready_to_train():
             try:
                 outcome = trainer.run(self._after_step)
             except OutOfMemoryError:
@@ -146,20 +137,40 @@ class Running:
             relative_loss=self.relative_loss,
         )
 
+    def _ready_to_train(self) -> bool:
+        """Evaluate the base model, or do what the stop that this run goes on from left undone.
+
+        Returns False when asked to stop meanwhile: before the first step that takes minutes on a slow machine.
+        """
+        step = self.trainer.progress.step
+        if self._is_asked_to_stop(self._agreed(("stop",))):
+            return False
+        is_missing = self.trainer.progress.validated_step < step and self._is_due(self.config.validation.every)
+        if (step == 0 or is_missing) and self._validate() and self.workers.is_main:
+            self._tidy_checkpoints(improved=True)
+        if self._is_asked_to_stop(self._agreed(("stop",))):
+            return False
+        generated = len(list(self.folder.previews(step).glob("*.png")))
+        is_missing = generated < len(self.config.previews.prompts) and self._is_due(self.config.previews.every)
+        if step == 0 or is_missing:
+            # What is left out now is generated when the run goes on.
+            self._preview(until=lambda: self.interrupts.seen or (self.folder.requests / "stop").exists())
+        return not self._is_asked_to_stop(self._agreed(("stop",)))
+
     def _after_step(self) -> Literal["go on", "stop"]:
         step = self.trainer.progress.step
         is_last = step == self.trainer.total_steps
         # Asked for before anything long is done: who wants the run to stop should not wait for previews.
-        requests = self._requests()
-        if self._is_asked_to_stop(requests):
+        agreed = self._agreed()
+        if self._is_asked_to_stop(agreed):
             return "stop"
         # Measured before saving, so that the checkpoint of the best step is always there to be kept.
         improved = (is_last or self._is_due(self.config.validation.every)) and self._validate()
-        if improved or is_last or "save" in requests or self._is_checkpoint_due():
+        if improved or is_last or "save" in agreed:
             self._save()
             if self.workers.is_main:
                 self._tidy_checkpoints(improved)
-        if is_last or "preview" in requests or self._is_due(self.config.previews.every):
+        if is_last or "preview" in agreed or self._is_due(self.config.previews.every):
             self._preview()
         return "go on"
 
@@ -170,18 +181,27 @@ class Running:
         # A run over night loses ten minutes at most, and a short one is not slowed down by saving.
         waited = time.monotonic() - self._saved_at
         is_tenth = is_due("1 epoch", self.trainer.progress.step, self.trainer.total_steps / 10)
-        return self.workers.any(
-            waited >= _LONGEST_UNSAVED_SECONDS or (is_tenth and waited >= _SHORTEST_UNSAVED_SECONDS)
-        )
+        return waited >= _LONGEST_UNSAVED_SECONDS or (is_tenth and waited >= _SHORTEST_UNSAVED_SECONDS)
 
     def _is_due(self, every: int | str) -> bool:
-        return is_due(every, self.trainer.progress.step, self.images.steps_per_epoch(self.config, self.workers.count))
+        return is_due(every, self.trainer.progress.step, self.images.steps_per_epoch(self.config))
 
-    def _requests(self, wanted: Sequence[Request] = REQUESTS) -> set[Request]:
-        return self.workers.share(self.folder.take_requests(wanted) if self.workers.is_main else set())
+    def _agreed(self, wanted: Sequence[Request] = REQUESTS) -> set[Request]:
+        """What is asked for now, by files or signals or because it is due: the same in all processes.
 
-    def _is_asked_to_stop(self, requests: set[Request]) -> bool:
-        if "stop" not in requests and not self.workers.any(self.interrupts.seen):
+        One process sees a file or a signal a step earlier than another; one that saved or stopped alone would leave
+        the others waiting for it.
+        """
+        asked: set[Request] = self.folder.take_requests(wanted) if self.workers.is_main else set()
+        if self.interrupts.seen:
+            asked.add("stop")
+        if self.workers.is_main and self._is_checkpoint_due():
+            asked.add("save")
+        flags = self.workers.any_of([request in asked for request in REQUESTS])
+        return {request for request, is_asked in zip(REQUESTS, flags, strict=True) if is_asked}
+
+    def _is_asked_to_stop(self, agreed: set[Request]) -> bool:
+        if "stop" not in agreed:
             return False
         self.events.emit(Stopping(step=self.trainer.progress.step))
         return True
@@ -191,7 +211,7 @@ class Running:
             progress = self.trainer.progress
             checkpoints.name_best(self.folder, progress.step, progress.best_relative_loss)
         outputs = self.config.outputs
-        per_epoch = self.images.steps_per_epoch(self.config, self.workers.count)
+        per_epoch = self.images.steps_per_epoch(self.config)
         checkpoints.prune(
             self.folder, outputs.keep_checkpoints, lambda step: is_due(outputs.keep_every, step, per_epoch)
         )
@@ -225,7 +245,7 @@ class Running:
         )
         return is_best
 
-    def _preview(self) -> list[Path]:
+    def _preview(self, until: Callable[[], bool] = lambda: False) -> list[Path]:
         if not self.workers.is_main:
             return []
         step = self.trainer.progress.step
@@ -239,6 +259,7 @@ class Running:
                     step,
                     self.events,
                     self.trainer.precision.autocast(),
+                    until,
                 )
         # A training of hours must not end because its pictures need more memory than its steps.
         except (RuntimeError, MemoryError) as error:
@@ -253,7 +274,7 @@ class Running:
         step = self.trainer.progress.step
         ending = step_name(step)
         if self.config.outputs.checkpoint_names == "epoch":
-            ending = f"{round(step / self.images.steps_per_epoch(self.config, self.workers.count)):06d}"
+            ending = f"{round(step / self.images.steps_per_epoch(self.config)):06d}"
         name = f"{self.config.name}-{ending}.safetensors"
         if self.workers.is_main:
             # Outside `evaluating`: going on needs the weights that are trained, other tools get the averaged ones.
@@ -262,7 +283,7 @@ class Running:
                 saved = checkpoint_state.save(self.folder, step, state, lambda folder: self._export(folder / name)[0])
             self.events.emit(CheckpointSaved(step=step, path=str(saved.path)))
         self._saved_at = time.monotonic()
-        self.workers.wait()
+        self.workers.meet()
         return result_file(self.folder.checkpoint(step) / name, self.config.adapter)
 
     def _finish(self) -> Path:
@@ -298,7 +319,7 @@ class Running:
                 atomic.move(file, path.with_name(file.name))
             path.with_suffix(FAILED_SELF_TEST).unlink(missing_ok=True)  # of an earlier try
             shutil.rmtree(self.folder.finishing)
-        self.workers.wait()
+        self.workers.meet()
         return path
 
     def _load_fresh_base(self) -> Bundle:
@@ -344,7 +365,7 @@ class Running:
             self.images.plan,
             total_steps=trainer.total_steps,
             step=trainer.progress.step,
-            epoch=trainer.batches.epoch_of(trainer.progress.position * self.workers.count),
+            epoch=trainer.batches.epoch_of(trainer.progress.position),
             started=self.started,
             versions=changes.history(self.folder),
             new_tokens={token: len(vectors[0]) for token, vectors in tokens.vectors.items()} if tokens else None,

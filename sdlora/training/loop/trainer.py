@@ -1,7 +1,8 @@
 """The training loop.
 
-One step is one optimizer update over `accumulation` batches. Every random draw is a function of the run's seed, the
-batch's position in the run and the row in the batch, so a resumed run repeats the uninterrupted one exactly.
+One step is one optimizer update over `accumulation` batches, which the processes that train together divide between
+them. Every random draw is a function of the run's seed, the batch's position in the run and the row in the batch, so a
+resumed run repeats the uninterrupted one exactly, and several processes do what one would.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -21,8 +22,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.data.batches import derive_seed
 from sdlora.errors import OutOfMemoryError, TrainingError
 from sdlora.events import EventStream, StepFinished
-from sdlora.training.inputs.examples import Batch, BatchSource
-from sdlora.training.loop.workers import Workers
+from sdlora.training.inputs.examples import BatchSource
 from sdlora.training.loss.loss_function import LossFunction
 from sdlora.training.optimization import optimizers, schedules
 from sdlora.training.optimization.ema import MovingAverage
@@ -30,6 +30,8 @@ from sdlora.training.optimization.parameter_groups import NEW_TOKENS, parameter_
 from sdlora.training.optimization.precision import PrecisionContext
 from sdlora.training.optimization.riemannian import factor_pairs, precondition
 from sdlora.training.preflight import memory
+from sdlora.training.shares import images_a_pass, share
+from sdlora.training.workers import BadLoss, Workers
 
 # By then every layer that can learn has had gradients in both factors: B leaves 0 with the first step.
 DEAD_MODULE_STEP = 10
@@ -45,7 +47,7 @@ class TrainerProgress:
 
     step: int = 0
     position: int = 0
-    """Rounds of batches used, good or bad: the counter behind every random draw."""
+    """Batches used, good or bad, by all processes together: the counter behind every random draw."""
     bad_in_a_row: int = 0
     best_relative_loss: float = math.inf
     base_loss: float = math.nan
@@ -131,7 +133,7 @@ class Trainer:
     def _step(self) -> None:
         """Use batches until the optimizer has made one update."""
         started = time.perf_counter()
-        epoch = self.batches.epoch_of(self.progress.position * self.workers.count)
+        epoch = self.batches.epoch_of(self.progress.position)
         while True:
             # A batch that can't be used costs its images, never a step: the schedule and the checkpoints count updates.
             loss = self._accumulate()
@@ -156,55 +158,66 @@ class Trainer:
         )
 
     def _accumulate(self) -> float | None:
-        """Sum up the gradients of one step's batches; returns their mean loss, None if one is not finite.
+        """Sum up the gradients of one step's batches; returns their mean loss, None if one is not finite."""
+        first, loss = self.progress.position, 0.0
+        bad: BadLoss | None = None
+        error: Exception | None = None
+        try:
+            loss, bad = self._own_share(first)
+        except Exception as raised:
+            error = raised
+        # Every process comes here, and has the same answer: one that went another way alone would leave the others
+        # waiting for it forever.
+        loss, bad = self.workers.add_up(self.parameters, loss, bad, error)
+        if bad is not None:
+            self.progress.position = bad.position + 1
+            self._handle_bad(f"the loss is {bad.value}", bad.names)
+            return None
+        self.progress.position = first + self.config.accumulation
+        return loss
 
-        Where memory runs out, the step is done again with its batches in smaller pieces.
-        """
-        before = self.progress.position
+    def _own_share(self, first: int) -> tuple[float, BadLoss | None]:
+        """Add the gradients of this process's share; where memory runs out it is done again in smaller pieces."""
         while True:
             try:
-                return self._add_gradients()
+                return self._add_gradients(first)
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):
                     raise
                 told = str(error)
-            # Not in the handler: there the error still holds the tensors of the pass that failed.
+            # Not in the handler: there the error still holds the tensors of the pass that failed. The draws hang on
+            # the position, so the same images, captions and noise are seen once more.
             self._halve_pieces(told)
-            # The draws hang on the position, so the same images, captions and noise are seen once more.
-            self.progress.position = before
 
-    def _add_gradients(self) -> float | None:
+    def _add_gradients(self, first: int) -> tuple[float, BadLoss | None]:
         total = 0.0
-        for _ in range(self.config.accumulation):
-            # Processes take the positions in turn, so that two with one batch see what one with two would.
-            position = self.progress.position * self.workers.count + self.workers.index
-            batch = self.batches.batch(position)
-            self.progress.position += 1
+        count = self.config.accumulation
+        sizes = [self.batches.size(first + number) for number in range(count)]
+        for number, rows in share(sizes, self.workers.index, self.workers.count):
+            position = first + number
+            batch = self.batches.batch(position, rows)
             # Dropout draws from torch's global generator, on whatever device.
-            torch.manual_seed(derive_seed(self.seed, "dropout", position))
+            torch.manual_seed(derive_seed(self.seed, "dropout", position, *([rows.start] if rows.start else [])))
             for piece in batch.pieces(self._pieces):
-                # By size, not by number of pieces: their gradients then
-                # sum up to those of the batch's mean, however it was cut.
-                share = len(piece.names) / (len(batch.names) * self.config.accumulation)
+                # By size, not by number of pieces: their gradients then sum up to those of the batch's mean, however
+                # it was cut.
+                part = len(piece.names) / (batch.whole * count)
                 with self.precision.autocast():
-                    loss = self.loss_function.loss(piece) * share
-                # Every process sees the same mean and so takes the same branch; one that went another way alone would
-                # leave the others waiting for it forever.
-                value = self.workers.mean(loss.item())
+                    loss = self.loss_function.loss(piece) * part
+                value = loss.item()
                 if not math.isfinite(value):
-                    self._handle_bad(f"the loss is {value}", batch)
-                    return None
+                    return math.nan, BadLoss(position, value, tuple(batch.names))
                 self.precision.backward(loss)
                 total += value
-        return total
+        return total, None
 
     def _halve_pieces(self, told: str) -> None:
         """Make room for the step that memory ran out in. Raises OutOfMemoryError where nothing is left to halve."""
         self.optimizer.zero_grad(set_to_none=True)
         memory.release(self.workers.device)
-        largest = -(-self.config.batch_size // self._pieces)
-        # Other processes wait in the middle of this step for a mean that will not come.
-        if self.config.on_out_of_memory == "stop" or largest == 1 or self.workers.count > 1:
+        at_most = images_a_pass(self.config, self.workers.count)
+        largest = -(-at_most // self._pieces)
+        if self.config.on_out_of_memory == "stop" or largest == 1:
             raise OutOfMemoryError(
                 f"out of memory at step {self.progress.step + 1}, {largest} images at a time ({told.splitlines()[0]}). "
                 "Set optimization.gradient_checkpointing=true, a smaller optimization.batch_size or images.resolution, "
@@ -213,13 +226,12 @@ class Trainer:
         self._pieces *= 2
         self.events.warn(
             f"step {self.progress.step + 1}: out of memory with {largest} images at a time; from here on "
-            f"{-(-self.config.batch_size // self._pieces)}, which trains the same and takes longer"
+            f"{-(-at_most // self._pieces)}, which trains the same and takes longer"
         )
 
     def _update(self) -> float | None:
         """Clip and apply the gradients; returns their norm before clipping, None when they are not finite."""
-        self.workers.average_gradients(self.parameters)
-        # After averaging: every process clips by the same norm, and the adapters stay alike.
+        # The gradients are those of all processes: each clips by the same norm, and the adapters stay alike.
         norm = self.precision.unscale_and_clip(self.optimizer, self.config.max_gradient_norm)
         # Not in the first steps: while LoRA's B is 0, A gets no gradient either.
         if self.progress.step + 1 == DEAD_MODULE_STEP:
@@ -242,7 +254,7 @@ class Trainer:
         if not self.precision.step(self.optimizer):
             self.optimizer.zero_grad(set_to_none=True)
             if not finding_scale:
-                self._handle_bad(f"the gradient's norm is {norm}", None)
+                self._handle_bad(f"the gradient's norm is {norm}")
             return None
         self.optimizer.zero_grad(set_to_none=True)
         if self.config.max_weight_norm:
@@ -254,11 +266,11 @@ class Trainer:
             self.average.update()
         return norm
 
-    def _handle_bad(self, reason: str, batch: Batch | None) -> None:
+    def _handle_bad(self, reason: str, images: Sequence[str] = ()) -> None:
         """Leave out a step that can't be used; put weights back if they are spoiled; give up when it goes on."""
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.bad_in_a_row += 1
-        names = f" for {', '.join(batch.names)}" if batch else ""
+        names = f" for {', '.join(images)}" if images else ""
         if self.progress.bad_in_a_row > self.config.max_nonfinite:
             raise TrainingError(
                 f"{reason}{names}, {self.progress.bad_in_a_row} times in a row: training can't go on. "

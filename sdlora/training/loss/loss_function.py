@@ -55,7 +55,7 @@ class LossFunction:
         noisy_BCHW = add_noise(latents_BCHW, input_noise_BCHW, timesteps_B, self._schedule)
         # Perturbed noise goes into the input alone: the target stays the noise that it was before.
         target_BCHW = target(latents_BCHW, noise_BCHW, timesteps_B, self._schedule)
-        predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(batch.captions))
+        predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._states(batch))
         loss_B = self._distance(predicted_BCHW, target_BCHW, timesteps_B, batch.mask_B1HW, self._unmasked_weight)
         loss_B = loss_B * image_weights(batch.is_class_B.to(device), objective) * batch.loss_weights_B.to(device)
         if objective.prior_preservation == "base_prediction":
@@ -73,17 +73,23 @@ class LossFunction:
         """How far the adapter moves predictions outside the mask (loss_B), each pixel there counting alike."""
         with torch.no_grad(), self._adapter.disabled():
             # Encoded inside as well: where a text encoder is trained, its adapter must be off for the base's answer.
-            base_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(batch.captions))
+            base_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._states(batch))
         return self._distance(predicted_BCHW, base_BCHW, timesteps_B, 1.0 - mask_B1HW, 0.0)
 
     def _prior_loss(self, batch: Batch, noisy_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """How far the adapter moves predictions for captions without the trigger (loss_B)."""
-        captions = [self._objective.prior_prompt or text for text in batch.prior_captions]
+        captions, beside = (
+            [self._objective.prior_prompt or text for text in texts]
+            for texts in (batch.prior_captions, batch.prior_captions_beside)
+        )
         with torch.no_grad(), self._adapter.disabled():
             # The base's answer is taken from the same weights with the adapter switched off: no second UNet in memory.
-            base_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions))
-        predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions))
+            base_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions, beside))
+        predicted_BCHW = self._predict(batch, noisy_BCHW, timesteps_B, self._texts.states(captions, beside))
         return self._distance(predicted_BCHW, base_BCHW, timesteps_B, batch.mask_B1HW, self._unmasked_weight)
+
+    def _states(self, batch: Batch) -> TextStates:
+        return self._texts.states(batch.captions, batch.captions_beside)
 
     def _predict(self, batch: Batch, noisy_BCHW: Tensor, timesteps_B: Tensor, states: TextStates) -> Tensor:
         if batch.inpaint_B5HW is not None:

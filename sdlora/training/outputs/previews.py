@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,14 +67,20 @@ def generate(
     step: int,
     events: EventStream,
     autocast: AbstractContextManager[Any],
+    until: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
-    """Generate all previews with the model as it is now and save them as PNG files, in the order of the prompts."""
+    """Generate all previews with the model as it is now and save them as PNG files, in the order of the prompts.
+
+    until: asked between the pictures; once it is true there are none at all.
+    """
     wanted = planned(config)
     if not wanted:
         return []
     images: dict[int, Image.Image] = {}
     with autocast, without_gradients(bundle.unet, bundle.device):
         for batch in _batches(wanted):
+            if until():
+                return []
             adapter.set_scale(wanted[batch[0]].adapter_weight)
             try:
                 images |= zip(batch, sample(bundle, [wanted[index].request for index in batch]), strict=True)

@@ -20,6 +20,7 @@ from sdlora.training.inputs.latents import LatentSource
 from sdlora.training.inputs.texts import TextSource
 from sdlora.training.loss.diffusion import add_noise, target
 from sdlora.training.optimization.precision import PrecisionContext
+from sdlora.training.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Validation:
     latents: LatentSource
     texts: TextSource
     precision: PrecisionContext
+    workers: Workers | None = None
+    """Those who divide the images between them; each gets the same result."""
 
     def caption(self, placed: BucketedImage) -> str:
         """The caption of a held-out image: with trigger, nothing dropped, shuffled or picked by chance."""
@@ -46,7 +49,10 @@ class Validation:
     @torch.no_grad()
     def loss(self) -> float:
         """Mean squared error over images and timesteps, unweighted."""
-        losses = [self._loss(item) for item in self.placed]
+        index, count = (self.workers.index, self.workers.count) if self.workers else (0, 1)
+        losses = [self._loss(item) if number % count == index else 0.0 for number, item in enumerate(self.placed)]
+        if self.workers:
+            losses = self.workers.gather_parts(losses)
         # fsum rounds once, so the mean doesn't hang on the order of the images.
         return math.fsum(losses) / len(losses)
 

@@ -48,6 +48,12 @@ class Figures(_Values):
     """The figures of the summary, for programs."""
 
     total_steps: int
+    processes: int
+    """How many train together."""
+    images_a_step: int
+    """The global batch: images of one optimizer update, over all processes."""
+    images_a_pass: int
+    """The most that one process sends through the model at once."""
     epochs: float
     images: int
     """Different images that are trained."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdlora import disk
@@ -25,6 +25,8 @@ from sdlora.training.preflight.memory import DiskPlan, MemoryEstimate, MemoryPla
 from sdlora.training.preflight.new_tokens import vector_counts
 from sdlora.training.preflight.remarks import cut_off, long_captions, remarks, some
 from sdlora.training.preflight.speed import ChosenSpeed, choose_speed
+from sdlora.training.shares import check_shares, images_a_pass, images_a_step, in_words
+from sdlora.training.workers import check_cards
 
 _NAMES_SHOWN = 5
 _LATENT_BYTES_PER_PIXEL = 8 * 4 / LATENT_FACTOR**2  # mean and spread of four channels, fp32
@@ -49,7 +51,10 @@ class Summary:
     trainable_parameters: int
     """Of the UNet's adapter."""
     memory: MemoryEstimate
+    """Of each process."""
     speed: ChosenSpeed
+    processes: int = 1
+    """How many train together."""
 
     @property
     def epochs(self) -> float:
@@ -67,6 +72,9 @@ class Summary:
             lines=[SummaryLine(label=label, text=text) for label, text in self.lines()],
             figures=Figures(
                 total_steps=self.total_steps,
+                processes=self.processes,
+                images_a_step=images_a_step(self.config.optimization),
+                images_a_pass=images_a_pass(self.config.optimization, self.processes),
                 epochs=self.epochs,
                 images=plan.images,
                 held_out=len(self.images.held_out),
@@ -96,6 +104,8 @@ class Summary:
         optimization, adapter = self.config.optimization, self.config.adapter
         steps = f"{self.total_steps} optimizer steps of {optimization.accumulation} batches"
         yield "steps", f"{steps}, {self.epochs:.1f} epochs"
+        if self.processes > 1:
+            yield "processes", in_words(optimization, self.processes)
         if adapter.rank:
             scale = adapter.scale(adapter.rank)
             quotient = "alpha/sqrt(rank)" if adapter.rslora else "alpha/rank"
@@ -115,7 +125,8 @@ class Summary:
             )
         if prompts := with_captions(self.config, self.images.trained).previews.prompts:
             yield "previews", "; ".join(prompts)
-        yield "memory", f"about {self.memory.total_gib:.1f} GiB for the training steps (an estimate)"
+        each = " in each process" if self.processes > 1 else ""
+        yield "memory", f"about {self.memory.total_gib:.1f} GiB{each} for the training steps (an estimate)"
         yield "speed", self.speed.text
         limit = self.config.captions.max_tokens
         yield "text", f"{len(self.long_captions)} captions over {limit} tokens" + cut_off(self.long_captions)
@@ -141,25 +152,29 @@ class Summary:
         yield "never trained", f"{len(plan.never_trained)} images"
 
 
-def dry_run(config: TrainConfig) -> DryRun:
+def dry_run(config: TrainConfig, processes: int = 1) -> DryRun:
     """The summary as plain values, or all that keeps the run from beginning."""
     try:
-        return summarise(config).as_dry_run()
+        return summarise(config, processes).as_dry_run()
     except SdloraError as error:
         return DryRun(problems=problems_of(error))
 
 
-def summarise(config: TrainConfig | Values | Path | str) -> Summary:
+def summarise(config: TrainConfig | Values | Path | str, processes: int = 1) -> Summary:
     """Check everything and count what the run would do. Raises the SdloraError of what is wrong.
 
-    config: as for `train`, for example `summarise("demo.yaml")`.
+    config: as for `train`, for example `summarise("demo.yaml")`. processes: how many are to train together.
     """
     config = train_config(config)
+    check_shares(config.optimization, processes)
+    check_cards(config.optimization.device, processes)
     images = check(config)
     model = detect(config.resolved_base_model)
     unet = unet_layout(config.base_model, model)
     trainable = trained_values(config.adapter, unet)
-    plan = MemoryPlan.of(config, images, unet, trainable)
+    plan = replace(
+        MemoryPlan.of(config, images, unet, trainable), batch_size=images_a_pass(config.optimization, processes)
+    )
     speed = choose_speed(config.optimization, config.base_model, unet, plan)
     memory = estimate(speed.added_to(plan))
     room = DiskPlan.of(config, trainable)
@@ -183,6 +198,7 @@ def summarise(config: TrainConfig | Values | Path | str) -> Summary:
         trainable_parameters=trainable,
         memory=memory,
         speed=speed,
+        processes=processes,
     )
 
 
