@@ -265,7 +265,7 @@ def test_a_runs_view_is_of_one_run(page: Any, server: Any) -> None:
     assert not page.complaints
 
 
-@pytest.mark.parametrize("tab", ["dataset", "train", "runs", "mix", "generate", "settings"])
+@pytest.mark.parametrize("tab", ["home", "dataset", "train", "runs", "mix", "generate", "settings"])
 def test_each_tab_opened_alone_polls_without_an_error(tab: str, server: Any, new_page: Any) -> None:
     """With runs that wait, failed and finished, and an export that is over."""
     job = server.root / ".webui" / "jobs" / "20260101-000000-mix"
