@@ -133,3 +133,21 @@ def test_home_leads_to_what_one_was_at(filled: Path, server: Any, new_page: Any)
     page.evaluate("() => { location.hash = '#settings'; }")
     page.wait_for_selector("#settings-versions table")
     assert not page.complaints
+
+
+def test_a_press_is_answered_by_the_page_itself(page: Any) -> None:
+    buttons = {
+        "home": (),
+        "dataset": ("dataset-new", "dataset-cancel-naming"),
+        "train": ("train-reset",),
+        "mix": ("mix-refresh", "mix-add", "mix-compare"),
+        "generate": ("generate-random", "generate-go"),
+        "settings": ("settings-refresh", "settings-prune"),
+    }
+    press = "(id) => { const one = document.getElementById(id); one.click(); return one.getAttribute('aria-busy'); }"
+    for tab, ids in buttons.items():
+        open_tab(page, tab)
+        for each in ids:
+            page.wait_for_selector(f"#{each}:not([disabled])")
+            assert page.evaluate(press, each) == "true", f"{each} looks as before until the server has answered"
+            page.wait_for_selector(f"#{each}[aria-busy]", state="detached")
