@@ -23,6 +23,7 @@ from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import tab as datasets
 from webui.generate import tab as generate
 from webui.gradio_quirks import empty_numbers, slim, spare_progress
+from webui.home import tab as home
 from webui.mix import tab as mix
 from webui.runs import tab as runs
 from webui.runs.view import StatusLine
@@ -35,6 +36,7 @@ from webui.train import tab as train
 from webui.workspace import Workspace
 
 TABS = (
+    ("home", "Home", home.build),
     ("dataset", "Dataset", datasets.build),
     ("train", "Train", train.build),
     ("runs", "Runs", runs.build),
@@ -42,6 +44,8 @@ TABS = (
     ("generate", "Generate", generate.build),
     ("settings", "Settings", settings.build),
 )
+FIRST_TAB = "dataset"
+"""What a first visit begins with; where a browser has been before, its visits begin at home."""
 # None is a value that a field can be left with, so "never set" needs a value of its own.
 _NEVER_SET = object()
 
@@ -52,14 +56,14 @@ def build(workspace: Workspace, services: Services | None = None) -> gr.Blocks:
     # Served from where they lie; anything else Gradio would first copy into its own cache, each picture once more.
     gr.set_static_paths([workspace.thumbnails, workspace.outputs])
     services = services or Services(workspace, PageState(workspace.state))
-    with gr.Blocks(title="sdlora", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with gr.Blocks(title="sdlora", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
         with gr.Row(elem_id="header"):
             gr.HTML("<h1>sd<span>lora</span></h1>", elem_id="title")
             gr.HTML("", elem_id="status", js_on_load=STATUS)
             gr.HTML('<button id="show-keys" type="button" aria-label="Keyboard shortcuts">?</button>')
         with gr.Column(elem_classes="off-page"):
             clocks = {name: gr.HTML("", elem_id=f"clock-{name}", js_on_load=CLOCK) for name, _, _ in TABS}
-        with gr.Tabs(elem_id="tabs") as tabs:
+        with gr.Tabs(elem_id="tabs", selected=FIRST_TAB) as tabs:
             context = Context(services, page, tabs, clocks)
             for name, label, _ in TABS:
                 context.share(f"tab.{name}", gr.Tab(label, id=name, elem_id=f"tab-{name}"))
@@ -70,6 +74,7 @@ def build(workspace: Workspace, services: Services | None = None) -> gr.Blocks:
             wire()
         api.add_run_endpoints(context)
         api.add_image_endpoints(context)
+        context.scripts["names.tabs"] = json.dumps({name: label for name, label, _ in TABS})
         shared = (f"window.sdlora[{json.dumps(name)}] = {value};" for name, value in context.scripts.items())
         services.scripts = "".join(shared)
         line = StatusLine()

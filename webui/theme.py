@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 TEXT = gr.themes.Size(
-    name="rem", xxs="0.75rem", xs="0.75rem", sm="0.85rem", md="0.95rem", lg="0.95rem", xl="1.4rem", xxl="1.4rem"
+    name="rem", xxs="0.85rem", xs="0.85rem", sm="0.85rem", md="0.95rem", lg="0.95rem", xl="1.1rem", xxl="1.4rem"
 )
 """Four sizes, in the browser's own measure, so that its setting for larger text counts."""
 _ASSETS = Path(__file__).parent / "assets"

@@ -8,12 +8,12 @@ from typing import Any
 
 import psutil
 import pytest
-from browsing import enter, open_tab, toast
+from browsing import enter, open_tab
 from PIL import Image, ImageDraw
 
 from tests.support.tiny_captioners import build_tagger
 
-TABS = ("dataset", "train", "runs", "mix", "generate", "settings")
+TABS = ("home", "dataset", "train", "runs", "mix", "generate", "settings")
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 PHONE = {"width": 390, "height": 844}
 WINDOW = {"width": 1280, "height": 900}
@@ -124,8 +124,7 @@ def test_a_dataset_from_upload_to_undo_survives_reload_and_restart(server: Any, 
     page.click("#dataset-new")
     enter(page, "#dataset-name input", "Shapes")
     page.click("#dataset-create")
-    assert "'Shapes' is there already: choose another name" in toast(page)
-    page.click("#toasts button")
+    wait_for_text(page, "#dataset-name-problems", "'Shapes' is there already: choose another name")
     page.click("#dataset-cancel-naming")
 
     page.set_input_files("#dataset-upload input[type=file]", pictures(tmp_path / "upload"))

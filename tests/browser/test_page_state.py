@@ -258,6 +258,18 @@ def test_a_runs_view_is_of_one_run(page: Any, server: Any) -> None:
     page.wait_for_selector("#runs-status:has-text('not begun')")
     wait_until(page, lambda: page.url.endswith("#runs/unbegun"))
     assert "No log yet" in value(page, "runs-log")
+    page.click("#runs-list [data-run=unbegun]")  # the one in view: there is no news, but the press is answered
+    page.wait_for_selector("#runs-details:not([aria-busy])")
+    page.route("**/gradio_api/run/**", lambda route: route.fulfill(status=500, json={"error": None}))
+    page.click("#runs-list [data-run=done]")
+    page.wait_for_selector("#runs-details[aria-busy]")
+    page.wait_for_timeout(500)
+    page.unroute("**/gradio_api/run/**")  # that answer is lost: the page goes on all the same
+    page.wait_for_selector("#runs-details:not([aria-busy])")
+    page.click("#runs-list [data-run=broken]")
+    wait_until(page, lambda: "log of broken" in value(page, "runs-log"))
+    page.click("#runs-list [data-run=unbegun]")
+    page.wait_for_selector("#runs-status:has-text('not begun')")
     page.go_back()
     wait_until(page, lambda: "log of broken" in value(page, "runs-log"))
     page.reload()
@@ -265,7 +277,7 @@ def test_a_runs_view_is_of_one_run(page: Any, server: Any) -> None:
     assert not page.complaints
 
 
-@pytest.mark.parametrize("tab", ["dataset", "train", "runs", "mix", "generate", "settings"])
+@pytest.mark.parametrize("tab", ["home", "dataset", "train", "runs", "mix", "generate", "settings"])
 def test_each_tab_opened_alone_polls_without_an_error(tab: str, server: Any, new_page: Any) -> None:
     """With runs that wait, failed and finished, and an export that is over."""
     job = server.root / ".webui" / "jobs" / "20260101-000000-mix"

@@ -101,17 +101,23 @@
   // Where one is: the tab and what it shows, such as #runs/mascot-2. It is this browser's own: in its address, so that Back
   // works, and in its storage for the next visit.
   const NAMES = { runs: "#runs-selected textarea", dataset: "#dataset-chosen input" };
-  const openTab = () => document.querySelector('#tabs > .tab-wrapper [role="tab"][aria-selected="true"]')?.id.slice(4, -7);
+  const TABS = window.sdlora["names.tabs"]; // with their labels
+  const openTab = () => openPanel()?.id.slice(4);
+  // Where the window is narrow, or the text large, Gradio moves tabs into a menu, in which they have no ids.
+  const tabButton = (tab) => document.getElementById(`tab-${tab}-button`)
+    ?? [...document.querySelectorAll("#tabs > .tab-wrapper .overflow-dropdown button")].find((button) => button.textContent.trim() === TABS[tab]);
+  window.sdlora.open = (tab) => tabButton(tab)?.click();
   const kept = JSON.parse(localStorage.getItem("sdlora.places") || "{}");
   const inAddress = () => {
     const [tab, ...name] = location.hash.slice(1).split("/");
-    return { tab: document.getElementById(`tab-${tab}-button`) ? tab : "", name: decodeURIComponent(name.join("/")) };
+    return { tab: tab in TABS ? tab : "", name: decodeURIComponent(name.join("/")) };
   };
   window.sdlora.place = (tab) => (inAddress().tab === tab && inAddress().name) || kept[tab] || "";
   const addressOf = (tab) => `#${tab}${NAMES[tab] && kept[tab] ? `/${encodeURIComponent(kept[tab])}` : ""}`;
+  let turning = 0; // while the page turns to an address, it doesn't show it yet, and must not be taken for another
   const noteThePlace = () => {
     const tab = openTab();
-    if (!document.body.dataset.ready || !tab) return;
+    if (!document.body.dataset.ready || !tab || turning) return;
     const name = document.querySelector(NAMES[tab])?.value;
     if (NAMES[tab] && name !== undefined) kept[tab] = name;
     kept.tab = tab;
@@ -126,19 +132,24 @@
     for (let tries = 0; !holds() && tries < 200; tries++) await new Promise((done) => setTimeout(done, 50));
   };
   window.sdlora.arrive = async () => {
-    const tab = inAddress().tab || kept.tab;
-    const button = document.getElementById(`tab-${tab}-button`);
-    if (!button || openTab() === tab) return;
-    button.click();
+    const tab = inAddress().tab || (kept.tab && "home");
+    if (!tab || openTab() === tab) return;
+    await until(() => tabButton(tab));
+    window.sdlora.open(tab);
     await until(() => openTab() === tab);
   };
   window.addEventListener("popstate", async () => {
-    await window.sdlora.arrive();
     const { tab, name } = inAddress();
-    if (!name || name === document.querySelector(NAMES[tab])?.value) return;
-    kept[tab] = name;
-    await until(() => window.sdlora.goes[tab]);
-    window.sdlora.goes[tab]?.(name);
+    const isThere = () => document.querySelector(NAMES[tab])?.value === name;
+    turning++;
+    if (name) kept[tab] = name;
+    try {
+      await window.sdlora.arrive();
+      if (!name || isThere()) return;
+      await until(() => window.sdlora.goes[tab]);
+      window.sdlora.goes[tab]?.(name);
+      await until(isThere);
+    } finally { turning--; }
   });
   new MutationObserver(noteThePlace).observe(document.body, { subtree: true, attributeFilter: ["aria-selected"] });
 
@@ -175,6 +186,26 @@
     await Promise.all([window.sdlora.settled(), new Promise((done) => setTimeout(done, 400))]);
     button.removeAttribute("aria-busy");
   }, true);
+
+  // With the lock on, one side of a picture follows the other: in the ratio that both had when the person came to it.
+  const SIDES = ["#generate-width_px input", "#generate-height_px input"];
+  const SIDE_STEP_PX = 8;
+  let ratio = 0;
+  document.addEventListener("focusin", (event) => {
+    if (!event.target.matches(SIDES.join())) return;
+    const [width, height] = SIDES.map((side) => Number(document.querySelector(side).value));
+    ratio = width && height ? width / height : 0;
+  });
+  document.addEventListener("input", (event) => {
+    const side = Number(event.target.value);
+    if (!event.isTrusted || !event.target.matches(SIDES.join()) || !ratio || !(side > 0)) return;
+    if (!document.querySelector("#generate-lock input").checked) return;
+    const isWidth = event.target.matches(SIDES[0]);
+    const other = document.querySelector(SIDES[isWidth ? 1 : 0]);
+    const follows = Math.round((isWidth ? side / ratio : side * ratio) / SIDE_STEP_PX) * SIDE_STEP_PX;
+    other.value = Math.max(SIDE_STEP_PX, follows);
+    other.dispatchEvent(new Event("input", { bubbles: true }));
+  });
 
   // A text to be had elsewhere: a button with data-copy says when it has been copied.
   document.addEventListener("click", async (event) => {

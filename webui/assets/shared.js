@@ -9,6 +9,7 @@ window.sdlora = {
   window: Math.random().toString(36).slice(2), // tells this window from others
   number: 0, // of the newest value that was typed into a row
   run: null, // the run that was pressed, until its news are there
+  runsPressed: 0, // how often one was
   inFlight: 0, // quick events that the server has not answered
   settled: async () => { // two frames, so that what was just typed is on its way; then until all is answered
     const frame = () => new Promise((done) => requestAnimationFrame(done));
@@ -29,7 +30,7 @@ window.sdlora = {
 window.sdlora.presses = (element, trigger) => {
   element.addEventListener('click', (event) => {
     const tab = event.target.closest('[data-tab]');
-    if (tab) { document.querySelector('#tab-' + tab.dataset.tab + '-button')?.click(); return; }
+    if (tab) { window.sdlora.open(tab.dataset.tab); return; }
     const pressed = event.target.closest(['act', 'fix', 'image', 'queue', 'run', 'step', 'reset', 'tile']
       .map((name) => `[data-${name}]`).join());
     if (!pressed) return;
@@ -40,6 +41,13 @@ window.sdlora.presses = (element, trigger) => {
       window.sdlora.run = run;
       document.querySelector('#runs-details')?.setAttribute('aria-busy', 'true');
       element.querySelectorAll('[data-run]').forEach((one) => one.setAttribute('aria-pressed', one === pressed));
+      // Should the answer be lost, the page goes on with the run that it shows.
+      const press = ++window.sdlora.runsPressed;
+      window.sdlora.settled().then(() => setTimeout(() => {
+        if (window.sdlora.runsPressed !== press || window.sdlora.run !== run) return;
+        window.sdlora.run = null;
+        document.querySelector('#runs-details')?.removeAttribute('aria-busy');
+      }, 10000));
     }
     if (pressed.dataset.tile) window.sdlora.mark(element, pressed.dataset.tile);
     if (pressed.dataset.image) window.sdlora.reveal = '#dataset-editor';

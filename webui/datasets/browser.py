@@ -42,10 +42,10 @@ class Browser:
                 self.summary = gr.HTML("", elem_id="dataset-summary", js_on_load=PRESSES)
                 self.undo = small_button("Undo", "dataset-undo", 150, interactive=False)
             with gr.Row(elem_classes="page-columns"):
-                with gr.Column(scale=3, min_width=320):
+                with gr.Column():
                     self._lay_out_filter()
                     self._lay_out_pages()
-                with gr.Column(scale=2, min_width=320, elem_id="dataset-editor"):
+                with gr.Column(elem_id="dataset-editor"):
                     self.editor = Editor(self.context, self.chosen, self.summary)
 
     def _lay_out_filter(self) -> None:

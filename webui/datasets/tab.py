@@ -9,7 +9,7 @@ import gradio as gr
 
 from sdlora.config import presets
 from sdlora.data.sets import folders, listing, uploads
-from sdlora.errors import DataError
+from sdlora.errors import ConfigError, DataError
 from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, runs_on
 from sdlora.trash import move_to_trash
 from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUEUED, QUICK, Context, confirm, handler
@@ -18,7 +18,8 @@ from webui.datasets.browser import Browser
 from webui.datasets.bulk import BulkPanel
 from webui.datasets.work import WorkPanels
 from webui.gradio_quirks import COMES_AND_GOES
-from webui.layout import hidden_text, html, live_html, small_button
+from webui.layout import hidden_text, html, live_html, problems_html, small_button
+from webui.problems import panel
 from webui.scripts import NEXT_ASKED, PRESSES, focus, goes_to
 
 FIRST_NAME = "my images"
@@ -44,14 +45,15 @@ class DatasetTab:
 
     def _lay_out(self) -> None:
         known = folders.names(self.datasets)
+        gr.HTML("<h2>Dataset</h2>", elem_classes="tab-title")
         with gr.Row(elem_classes="page-columns"):
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column():
                 self.chosen = gr.Dropdown(
                     known, value=known[0] if known else None, label="Dataset", elem_id="dataset-chosen",
                     info="A folder of images and captions.", interactive=True, **COMES_AND_GOES,
                 )  # fmt: skip
                 self._lay_out_buttons()
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column():
                 self.upload = gr.File(
                     label="Drop images, captions (.txt) or zip files here",
                     file_count="multiple",
@@ -60,24 +62,25 @@ class DatasetTab:
                     height=146,
                 )
         self.received = live_html("dataset-received")
-        self.empty = gr.HTML("", elem_id="dataset-empty", js_on_load=PRESSES, visible=False)
+        self.empty = html("dataset-empty", js_on_load=PRESSES, visible=False)
         with gr.Column(elem_classes="off-page"):
             self.address = html("dataset-address", js_on_load=goes_to("dataset", "name"))
             self.opened = hidden_text("dataset-opened", "The dataset in view")
-        self.browser = Browser(self.context, self.chosen)
-        with gr.Column(visible=False) as self.below:
-            self.bulk = BulkPanel(self.context, self.chosen, self.browser)
-            self.work = WorkPanels(self.context, self.chosen, self.browser, self.jobs)
+        with gr.Row(elem_classes="page-columns dataset-columns"):
+            self.browser = Browser(self.context, self.chosen)
+            with gr.Column(visible=False) as self.below:
+                self.bulk = BulkPanel(self.context, self.chosen, self.browser)
+                self.work = WorkPanels(self.context, self.chosen, self.browser, self.jobs)
 
     def _lay_out_buttons(self) -> None:
         with gr.Row(elem_classes="bar"):
             self.new = small_button("New", "dataset-new", 60)
             self.rename = small_button("Rename", "dataset-rename", 80)
             self.delete = small_button("Delete", "dataset-delete", 70)
-            self.train = small_button("Train with this dataset", "dataset-train", 190, variant="primary", scale=1)
+            self.train = small_button("Train with this dataset", "dataset-train", 190, variant="primary")
         with gr.Column(elem_classes="off-page"):
             self.renamed = hidden_text("dataset-renamed", "The dataset that gets a new name")
-        with gr.Row(visible=False, elem_classes="bar") as self.naming:
+        with gr.Row(visible=False, elem_classes="row-end") as self.naming:
             self.name = gr.Textbox(
                 label="Name", info="Becomes the folder's name.", elem_id="dataset-name", max_lines=1, scale=3,
                 min_width=200,
@@ -85,6 +88,7 @@ class DatasetTab:
             self.create = small_button("Create", "dataset-create", 90)
             self.give_name = small_button("Give it this name", "dataset-give-name", 130)
             self.cancel_naming = small_button("Cancel", "dataset-cancel-naming", 80)
+        self.name_problems = problems_html("dataset-name-problems", elem_classes="bare")
 
     @property
     def _views(self) -> list[Any]:
@@ -104,15 +108,16 @@ class DatasetTab:
         ]
 
     def _wire(self) -> None:
-        named = [self.naming, self.name, self.create, self.give_name, self.renamed]
+        named = [self.naming, self.name, self.create, self.give_name, self.renamed, self.name_problems]
         other = self.chosen.input(handler(self._choose_other), [self.chosen, self.opened], self._views, **LAST_COUNTS)
         self.new.click(handler(self._ask_new), None, named, **QUICK).then(None, None, None, js=focus("dataset-name"))
         self.rename.click(handler(self._ask_rename), self.chosen, named, **QUICK).then(
             None, None, None, js=focus("dataset-name")
         )
-        self.cancel_naming.click(lambda: gr.Row(visible=False), None, self.naming, **QUICK)
+        closed = [self.naming, self.name_problems]
+        self.cancel_naming.click(lambda: (gr.Row(visible=False), ""), None, closed, **QUICK)
         asked = [self.create.click, self.give_name.click, self.name.submit]
-        named_so = gr.on(asked, handler(self._name), [self.renamed, self.name], [self.naming, *self._views], **QUICK)
+        named_so = gr.on(asked, handler(self._name), [self.renamed, self.name], [*closed, *self._views], **QUICK)
         deleted = self.delete.click(
             handler(self._delete),
             self.chosen,
@@ -192,6 +197,7 @@ class DatasetTab:
             self.create: gr.Button(visible=True),
             self.give_name: gr.Button(visible=False),
             self.renamed: "",
+            self.name_problems: "",
         }
 
     def _ask_rename(self, name: str) -> dict[Any, Any]:
@@ -202,16 +208,22 @@ class DatasetTab:
             self.create: gr.Button(visible=False),
             self.give_name: gr.Button(visible=True),
             self.renamed: name,
+            self.name_problems: "",
         }
 
     def _name(self, old: str, name: str) -> dict[Any, Any]:
         """Make a dataset of this name, or give it to the one that was to be renamed."""
-        if old:
-            self._refuse_while_used(folders.folder_of(self.datasets, old))
-            folder = folders.rename(self.datasets, old, name)
-        else:
-            folder = folders.create(self.datasets, name)
-        return {self.naming: gr.Row(visible=False), **self._choose(folder.name)}
+        try:
+            if old:
+                self._refuse_while_used(folders.folder_of(self.datasets, old))
+                folder = folders.rename(self.datasets, old, name)
+            else:
+                folder = folders.create(self.datasets, name)
+        except ConfigError as error:
+            return {self.name_problems: panel(error.problems)}
+        except DataError as error:
+            return {self.name_problems: panel([str(error)])}
+        return {self.naming: gr.Row(visible=False), self.name_problems: "", **self._choose(folder.name)}
 
     def _delete(self, name: str) -> dict[Any, Any]:
         folder = folders.folder_of(self.datasets, name)

@@ -19,7 +19,7 @@ from webui.context import QUICK, Context, handler
 from webui.form import Form
 from webui.generate.request import FIELDS, LEFT_OUT, read_request
 from webui.generate.start import StartPanel
-from webui.layout import problems_html
+from webui.layout import problems_html, small_button
 from webui.mix.rows import RowsPanel
 from webui.problems import panel
 from webui.scripts import SETTLED
@@ -47,14 +47,18 @@ class Generating:
     # ---- layout
 
     def lay_out_actions(self) -> None:
-        """Generate, Cancel, and the question beside a training."""
-        self.go = gr.Button("Generate", variant="primary", size="lg", elem_id="generate-go")
-        self.cancel = gr.Button("Cancel", variant="stop", elem_id="generate-cancel", interactive=False)
-        with gr.Column(visible=False, elem_id="generate-training") as self.training:
-            self.training_words = gr.Markdown()
-            self.now = gr.Button("Generate now", size="sm", elem_id="generate-now")
-            self.later = gr.Button("Wait for it to end", size="sm", elem_id="generate-wait")
-        self.problems = problems_html("generate-problems")
+        """The bar with Generate and Cancel, what is wrong, and the question beside a training."""
+        with gr.Column(elem_classes="action-bar"):
+            self.problems = problems_html("generate-problems", elem_classes="bare")
+            with gr.Row(visible=False, elem_id="generate-training", elem_classes="row-end") as self.training:
+                self.training_words = gr.Markdown()
+                self.now = small_button("Generate now", "generate-now", 120)
+                self.later = small_button("Wait for it to end", "generate-wait", 150)
+            with gr.Row(elem_classes="presses"):
+                self.go = gr.Button("Generate", variant="primary", elem_id="generate-go", min_width=120)
+                self.cancel = gr.Button(
+                    "Cancel", variant="stop", elem_id="generate-cancel", visible=False, min_width=90
+                )
 
     def lay_out_start(self) -> None:
         """The start image's panel, with its fields of the form."""
@@ -120,7 +124,7 @@ class Generating:
 
     def shown(self, problems: list[str]) -> tuple[Any, ...]:
         """The outputs that list problems, close the question and forget the request it was about."""
-        return panel(problems, self._place_of), gr.Column(visible=False), "", None
+        return panel(problems, self._place_of), gr.Row(visible=False), "", None
 
     def show(self, shown: dict[str, Any]) -> dict[Any, Any]:
         """Fill inputs by dotted name, and remember them."""
@@ -134,7 +138,7 @@ class Generating:
 
     @property
     def _asked_for(self) -> tuple[Any, ...]:
-        return "", gr.Column(visible=False), "", None
+        return "", gr.Row(visible=False), "", None
 
     def _submit(self, submit: Submit) -> tuple[Any, ...]:
         """Ask for it at once; where a training is active, ask the person first."""
@@ -142,7 +146,7 @@ class Generating:
         # With requests under way or waiting the question was answered before: a new one goes behind them.
         if training is not None and not self.services.images.is_busy:
             words = f"**{training}** is training on this machine: generating now slows it and shares its memory."
-            return "", gr.Column(visible=True), words, submit
+            return "", gr.Row(visible=True), words, submit
         submit(False)
         return self._asked_for
 

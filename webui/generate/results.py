@@ -154,7 +154,7 @@ class ResultsPanel:
             view.progress(request, sum(not other.is_over for other in requests if other.id != request.id)),
             view.requests(requests),
             tiles("Result", view.tiles(request, self.context.workspace.thumbnails)) if is_new else gr.skip(),
-            gr.Button(interactive=not request.is_over),
+            gr.Button(visible=not request.is_over),
         ]
 
     def _poll_for_mix(self, seen: str) -> Any:

@@ -12,6 +12,7 @@ from webui.generate import view
 from webui.generate.generating import PREFIX, Generating
 from webui.generate.grid import GridPanel
 from webui.generate.results import ResultsPanel
+from webui.layout import small_button
 from webui.scripts import SETTLED
 
 SIZES = ["512 x 512", "512 x 768", "768 x 512", "768 x 768", "1024 x 1024", "832 x 1216", "1216 x 832", "896 x 1152",
@@ -40,17 +41,15 @@ class GenerateTab:
         self.context, self.services = context, context.services
         self.generating = Generating(context)
         self.form = self.generating.form
-        gr.Markdown("## Generate")
-        with gr.Row(elem_classes="generate-head"):
-            with gr.Column(scale=8, min_width=320):
+        gr.HTML("<h2>Generate</h2>", elem_classes="tab-title")
+        with gr.Row(elem_classes="page-columns form-and-more"):
+            with gr.Column():
                 self._lay_out_prompts()
-            with gr.Column(scale=3, min_width=220, elem_classes="generate-actions"):
-                self.generating.lay_out_actions()
-        with gr.Row(elem_classes="generate-body"):
-            with gr.Column(scale=6, min_width=320, elem_classes="generate-settings"):
+            with gr.Column():
                 self._lay_out_settings()
-            with gr.Column(scale=7, min_width=320, elem_classes="generate-results"):
+            with gr.Column():
                 self.results = ResultsPanel(self.generating)
+        self.generating.lay_out_actions()
         for name, component in self.form.components.items():
             context.remember(f"{PREFIX}.{name}", component)
         self._wire()
@@ -69,12 +68,12 @@ class GenerateTab:
         place("negative", label="Negative prompt", lines=1, max_lines=6)
         self.negative_tokens = gr.HTML(elem_id="generate-negative-tokens", elem_classes="tokens")
         self.context.share("generate.prompt", prompt)
+        with gr.Accordion("Adapters in use", open=True, elem_id="generate-adapters"):
+            self.generating.rows.place("generate")
+            self.to_mix = small_button("Choose adapters in Mix", "generate-to-mix", 190)
 
     def _lay_out_settings(self) -> None:
         place = self.form.place
-        with gr.Accordion("Adapters in use", open=True, elem_id="generate-adapters", elem_classes="generate-adapters"):
-            self.generating.rows.place("generate")
-            self.to_mix = gr.Button("Choose adapters in Mix", size="sm", elem_id="generate-to-mix")
         with gr.Row():
             place("sampler", info="By its usual name.", min_width=190, scale=2)
             place("steps", label="Steps", info="Sampling steps.", min_width=90, scale=1)
@@ -86,6 +85,11 @@ class GenerateTab:
             )  # fmt: skip
             place("width_px", info="Empty: its own.", placeholder="auto", min_width=110)
             place("height_px", info="Empty: its own.", placeholder="auto", min_width=110)
+            # page.js has one side follow the other: by events of both, Gradio would go round and round.
+            self.context.remember("generate.lock_ratio", gr.Checkbox(
+                False, label="Keep ratio", info="Of both sides.", elem_id="generate-lock",
+                min_width=170,
+            ))  # fmt: skip
             self.swap = gr.Button("Swap", elem_id="generate-swap", min_width=70, scale=0)
         with gr.Row(elem_classes="row-end"):
             place("seed", info="-1 generates one.", min_width=130)

@@ -14,7 +14,7 @@ from sdlora.library.scan import LibraryEntry, add_file
 from sdlora.words import count
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUICK, Context, handler
 from webui.gradio_quirks import COMES_AND_GOES
-from webui.layout import problems_html, tiles_html
+from webui.layout import html, problems_html, tiles_html
 from webui.mix import view
 from webui.mix.rows import RowsPanel
 from webui.paging import page_of
@@ -40,10 +40,10 @@ class LibraryPanel:
             )  # fmt: skip
             self.family = gr.Dropdown(
                 FAMILIES, value="", label="Family", info="What it fits.", elem_id="mix-family", scale=2,
-                min_width=130, interactive=True,
+                min_width=180, interactive=True,
             )  # fmt: skip
         self.gallery = tiles_html("mix-library")
-        self.found = gr.HTML(elem_id="mix-library-found")
+        self.found = html("mix-library-found")
         with gr.Row(visible=False) as self.pager:
             self.page = gr.Slider(
                 1, 2, 1, step=1, label="Page", info=f"{PAGE_ADAPTERS} adapters a page.", elem_id="mix-page",
@@ -83,7 +83,7 @@ class LibraryPanel:
         self.context.shared["tab.mix"].select(handler(self.look_again), asked, self.shown, **QUICK)
         self.gallery.select(handler(self._select), None, [self.pick, self.card], **EACH_COUNTS)
         self.pick.input(handler(self._show_card), [self.pick], [self.card], **LAST_COUNTS)
-        self.add.click(handler(self._add), self.pick, rows.outputs, **QUICK)
+        self.add.click(handler(self._add), self.pick, [self.card, *rows.outputs], **QUICK)
         self.upload.upload(
             handler(self._upload), [self.upload, *asked], [self.upload, self.refused, *self.shown],
             api_visibility="private",
@@ -135,9 +135,9 @@ class LibraryPanel:
     def _add(self, path: str | None) -> dict[Any, Any]:
         entry = self.services.adapters.by_path(path) if path else None
         if entry is None:
-            raise gr.Error("Choose an adapter first: press its picture, or type its name.", print_exception=False)
+            return {self.card: panel(["Choose an adapter first: press its picture, or type its name."])}
         self.services.active.change(lambda rows: add(rows, entry))
-        return self.rows.shown()
+        return {self.card: view.card(entry), **self.rows.shown()}
 
     def _upload(
         self, paths: list[str] | None, text: str, family: str, page: int, chosen: str | None

@@ -19,15 +19,17 @@ from webui.problems import panel
 def build(context: Context) -> None:
     """Lay out the tab."""
     rows = RowsPanel.of(context)
-    gr.Markdown("## Mix\nPut adapters together, each with its own weight. Generate generates with the same list.")
-    with gr.Row(elem_classes="page-columns"):
-        with gr.Column(scale=5, min_width=320):
+    gr.HTML("<h2>Mix</h2>", elem_classes="tab-title")
+    with gr.Row(elem_classes="page-columns mix-columns"):
+        with gr.Column():
             library = LibraryPanel(context)
-        with gr.Column(scale=7, min_width=320):
-            gr.Markdown("### Adapters in use")
+        with gr.Column():
+            gr.Markdown("### Adapters in use\nEach with its own weight. Generate generates with the same list.")
             rows.place("mix")
             rows.tags.render()
-            problems = context.share("mix.problems", problems_html("mix-problems"))
+            problems = context.share("mix.problems", problems_html("mix-problems", elem_classes="bare"))
+        with gr.Column():
+            gr.Markdown("### What to make of them")
             _build_comparison(context)
             build_export(context, library)
             build_saved(context, rows)
@@ -62,7 +64,7 @@ def _build_comparison(context: Context) -> None:
                 label="Prompt for comparisons and sweeps", max_lines=2, elem_id="mix-prompt", scale=4, min_width=220,
                 info="Empty: the prompt of Generate. All other settings are those of Generate.",
             )  # fmt: skip
-            compare = gr.Button("Compare: none, each, together", elem_id="mix-compare", scale=2, min_width=200)
+            compare = gr.Button("Compare: none, each, together", elem_id="mix-compare", scale=0, min_width=240)
         context.share("mix.progress", gr.HTML(elem_id="mix-progress"))
         context.share("mix.sheet", gr.HTML(elem_id="mix-sheet"))
     context.remember("mix.prompt", prompt)

@@ -50,12 +50,16 @@ class RunsTab:
             self.news = hidden_text("runs-news", "What is new")
         self.preview = gr.State((0, None))
         self.pending = gr.State(None)
+        gr.HTML("<h2>Runs</h2>", elem_classes="tab-title")
         with gr.Row(elem_classes="page-columns runs-columns"):
-            with gr.Column(scale=2, min_width=280, elem_classes="side"):
+            with gr.Column():
                 self.queue = html("runs-queue", js_on_load=PRESSES)
                 self.list = html("runs-list", js_on_load=PRESSES + goes_to("runs", "run"))
-            with gr.Column(scale=5, min_width=320, visible=False, elem_id="runs-details") as self.details:
-                self._lay_out_run()
+            with gr.Row(visible=False, elem_id="runs-details", elem_classes="page-columns") as self.details:
+                with gr.Column():
+                    self._lay_out_run()
+                with gr.Column():
+                    self._lay_out_views()
         self._wire()
 
     # Layout
@@ -64,6 +68,7 @@ class RunsTab:
         self.headline = html("runs-status", js_on_load=LIVE)
         self.figures = html("runs-figures")
         self.hint = html("runs-hint", js_on_load=LIVE)
+        self.outcome = html("runs-outcome", js_on_load=BEFORE_AFTER + PRESSES)
         with gr.Row(elem_id="runs-actions", elem_classes="run-actions"):
             self.buttons = {
                 name: gr.Button(label, elem_id=f"runs-{name}", interactive=False, min_width=90, size="sm", **options)
@@ -82,7 +87,8 @@ class RunsTab:
             self.yes = gr.Button("Yes", variant="stop", elem_id="runs-yes", min_width=80)
             self.no = gr.Button("No", elem_id="runs-no", min_width=80)
         self.going_on = GoingOn(self.context, self.selected)
-        self.outcome = html("runs-outcome", js_on_load=BEFORE_AFTER + PRESSES)
+
+    def _lay_out_views(self) -> None:
         with gr.Tabs(elem_id="runs-views"):
             with gr.Tab("Loss", id="loss", elem_id="runs-view-loss"):
                 self._lay_out_chart()
@@ -120,7 +126,7 @@ class RunsTab:
             self.with_rate = remember("runs.with_rate", gr.Checkbox(
                 True, label="Learning rate", info="On the axis at the right.", elem_id="runs-with-rate", min_width=200
             ))  # fmt: skip
-        with gr.Row():
+        with gr.Row(elem_classes="row-end"):
             self.first = gr.Number(
                 0, label="From step", info="Or drag over the chart.", precision=0, elem_id="runs-first", min_width=130
             )
@@ -235,10 +241,13 @@ class RunsTab:
         standing = tuple((run.name, run.state.status) for run in seen.runs)
         return standing, seen.waiting, seen.is_held, active, each_second(bool(seen.active) or self.watch.is_reading)
 
-    def _tell(self, selected: str | None, sent: str, preview: Any, *chosen: Any) -> dict[Any, Any]:
+    def _tell(
+        self, selected: str | None, sent: str, preview: Any, *chosen: Any, is_pressed: bool = False
+    ) -> dict[Any, Any]:
         """Whatever this page doesn't show yet; nothing at all when nothing is new.
 
         The page itself says what it shows, as `sent`: an answer that came late or got lost is made good by the next.
+        is_pressed: the run was pressed, so the page waits for an answer, be it the run that it shows already.
         """
         *charted, compared = chosen
         parts = self.made.parts(Choice(selected, tuple(preview), _chart_options(*charted), tuple(compared or ())))
@@ -247,7 +256,7 @@ class RunsTab:
         now = {name: hash(part.key) for name, part in parts.items()}
         run = self.made.chosen(self.watch.snapshot(), selected)
         new = {name: part.make() for name, part in parts.items() if before.get(name) != now[name]}
-        if not new and run is not None and run.name == selected:
+        if not new and run is not None and run.name == selected and not is_pressed:
             return {self.news: gr.skip()}
         buttons = self._press_states(new.pop("buttons")) if "buttons" in new else {}
         news = {
@@ -267,9 +276,9 @@ class RunsTab:
         return NEWS_OF_A_RUN % (json.dumps(list(self._parts)), json.dumps(list(self.buttons)))
 
     def _press_states(self, actions: Any) -> dict[str, dict[str, bool]]:
-        hidden_else = ("kill", "resume")
+        # What a run that is over, or hasn't begun, has no use for is not in the way either.
         return {
-            name: {"interactive": name in actions, **({"visible": name in actions} if name in hidden_else else {})}
+            name: {"interactive": name in actions, **({} if name == "delete" else {"visible": name in actions})}
             for name in self.buttons
         }
 
@@ -320,7 +329,7 @@ class RunsTab:
         """Look at another run; a question about the last one is over."""
         name, first = str(event.pressed["run"]), (0, None)
         closed = {self.confirm: gr.update(visible=False), self.question: "", self.pending: None}
-        return {**self._tell(name, sent, first, *chosen), **closed, self.preview: first}
+        return {**self._tell(name, sent, first, *chosen, is_pressed=True), **closed, self.preview: first}
 
     def _compare_previews(
         self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any

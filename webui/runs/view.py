@@ -34,11 +34,12 @@ question = _HTML.question
 
 def run_list(seen: Snapshot, selected: str | None) -> str:
     """All runs, newest first, each a button."""
-    rows = [
-        (run.name, run.state.status, sentences.badge(run.state), _facts_of_row(run), run.name == selected)
-        for run in seen.runs
-    ]
-    return str(_HTML.run_list(rows))
+    return str(_HTML.run_list([(*row, row[0] == selected) for row in run_rows(seen)]))
+
+
+def run_rows(seen: Snapshot) -> list[tuple[str, str, str, list[str]]]:
+    """Of all runs, newest first: name, status, that in a word or two, and some figures."""
+    return [(run.name, run.state.status, sentences.badge(run.state), _facts_of_row(run)) for run in seen.runs]
 
 
 def queue(seen: Snapshot) -> str:

@@ -35,12 +35,13 @@ class SettingsTab:
         self._wire()
 
     def _lay_out(self) -> None:
-        with gr.Row(elem_classes="page-columns"):
-            with gr.Column(min_width=320):
+        gr.HTML("<h2>Settings</h2>", elem_classes="tab-title")
+        with gr.Row(elem_classes="page-columns settings-columns"):
+            with gr.Column():
                 self.theme = gr.Radio(
                     THEMES, value="system", label="Colours", info="Kept in this browser.", elem_id="settings-theme"
                 )
-                gr.Markdown("## Folders")
+                gr.Markdown("### Folders")
                 self.folders = gr.HTML("", elem_id="settings-folders")
                 self.adapter_folders = gr.Textbox(
                     label="Further adapter folders",
@@ -50,20 +51,21 @@ class SettingsTab:
                     elem_id="settings-adapter-folders",
                 )
                 self.missing = live_html("settings-missing")
+            with gr.Column():
                 self._lay_out_cache()
                 self._lay_out_trash()
-            with gr.Column(min_width=320):
-                gr.Markdown("## This machine")
+            with gr.Column():
+                gr.Markdown("### This machine")
                 self.machine = gr.HTML("", elem_id="settings-machine")
                 self.torch = gr.HTML("", elem_id="settings-torch")
                 with gr.Row(elem_classes="bar"):
                     self.refresh = small_button("Refresh", "settings-refresh", 90)
                     self.ask_torch = small_button("Ask PyTorch for its devices", "settings-ask-torch", 210)
-                gr.Markdown("## Versions")
+                gr.Markdown("### Versions")
                 self.versions = gr.HTML("", elem_id="settings-versions")
 
     def _lay_out_cache(self) -> None:
-        gr.Markdown("## Cache")
+        gr.Markdown("### Cache")
         self.cache = live_html("settings-cache")
         with gr.Row():
             self.keep_gib = gr.Number(
@@ -83,14 +85,14 @@ class SettingsTab:
                 elem_id="settings-keep-days",
                 min_width=150,
             )
-        self.prune = gr.Button("Prune the cache", elem_id="settings-prune", size="sm")
+        self.prune = small_button("Prune the cache", "settings-prune", 150)
         self.context.remember("settings.keep_gib", self.keep_gib)
         self.context.remember("settings.keep_days", self.keep_days)
 
     def _lay_out_trash(self) -> None:
-        gr.Markdown("## Trash")
+        gr.Markdown("### Trash")
         self.trash = live_html("settings-trash")
-        self.empty = gr.Button("Empty the trash", variant="stop", elem_id="settings-empty-trash", size="sm")
+        self.empty = small_button("Empty the trash", "settings-empty-trash", 150, variant="stop")
 
     def _wire(self) -> None:
         self.theme.input(None, self.theme, None, js="(choice) => { window.sdloraTheme(choice); return []; }", **PRIVATE)

@@ -120,13 +120,15 @@ class TrainTab:
             self.asked = hidden_text("train-asked", "Asked for")
             self.filled = hidden_text("train-filled", "Answered")
             self.yaml_base = hidden_text("train-yaml-base", "The YAML that agrees with the form")
-        with gr.Row(elem_classes="page-columns"):
-            with gr.Column(scale=3, min_width=320):
+        gr.HTML("<h2>Train</h2>", elem_classes="tab-title")
+        with gr.Row(elem_classes="page-columns form-and-more"):
+            with gr.Column():
                 self._lay_out_first_fields()
+            with gr.Column():
                 self._lay_out_advanced()
                 self._lay_out_yaml()
                 self._lay_out_saving()
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column():
                 self.problems = problems_html("train-problems", elem_classes="bare")
                 self.summary = html("train-summary")
                 with gr.Accordion("What differs from the preset", open=True, elem_id="train-differences-box"):
@@ -147,7 +149,7 @@ class TrainTab:
             self.stop = gr.Button("Stop", variant="stop", elem_id="train-stop", visible=False, min_width=90)
 
     def _lay_out_first_fields(self) -> None:
-        with gr.Row(equal_height=False):
+        with gr.Row(elem_classes="row-end"):
             self.preset = gr.Dropdown(
                 presets.choices(self.context.workspace.presets),
                 value=FIRST_PRESET,
@@ -157,7 +159,7 @@ class TrainTab:
                 interactive=True,
                 scale=4,
             )
-            self.reset = gr.Button("Reset to preset", elem_id="train-reset", scale=1, min_width=140, size="sm")
+            self.reset = gr.Button("Reset to preset", elem_id="train-reset", scale=0, min_width=150, size="sm")
         self.about = html("train-about")
         self.aside = html("train-aside", js_on_load=LIVE + PRESSES)
         place = self.form.place
@@ -169,10 +171,10 @@ class TrainTab:
             place("captions.trigger", label="Trigger", info="Word that calls the adapter up. Empty: not set.")
         with gr.Row():
             narrow = {"min_width": 130}
-            place("optimization.steps", info="Optimizer updates. Empty: by epochs.", **narrow)
-            place("optimization.epochs", info="Passes over all images.", **narrow)
-            place("images.resolution", label="Resolution (px)", info="Target edge; a list: several.", **narrow)
-            place("optimization.batch_size", info="Images in a forward pass.", **narrow)
+            place("optimization.steps", info="Empty: by epochs.", **narrow)
+            place("optimization.epochs", info="Over all images.", **narrow)
+            place("images.resolution", label="Resolution (px)", info="Edge, or several.", **narrow)
+            place("optimization.batch_size", info="Images at once.", **narrow)
         with gr.Row():
             place("adapter.rank", info="Size of the adapter.", **narrow)
             place("optimization.learning_rate", info="Of the UNet's adapter.", **narrow)

@@ -1,0 +1,1 @@
+"""The Home tab: what one was at last."""
