@@ -166,6 +166,7 @@ def measure_views(browser: Any, server: Server, rounds: int = 4) -> None:
         f"the buckets of {PICTURES:,}": buckets,
         f"{OUTPUTS:,} outputs": history,
         "adapters": lambda: open_tab(page, "mix"),
+        "home": lambda: open_tab(page, "home"),
         "settings": lambda: open_tab(page, "settings"),
     }
     figures: dict[str, list[float]] = {name: [] for name in views}

@@ -73,6 +73,8 @@ def choose_speed(
             reason = f"fast takes about {needed_gib:.1f} GiB, and this machine has {total_gib:.1f}; lean needs no more"
             return ChosenSpeed("plain", setting, reason)
         return replace(fast, reason="bf16 on a processor, and memory enough")
+    if setting == "plain":
+        return ChosenSpeed("plain", setting, "")
     chosen = fast if setting == "fast" else ChosenSpeed(setting, setting, "")
     return chosen if is_wide(unet) else replace(chosen, reason="taken as asked, but so narrow a UNet gains nothing")
 
