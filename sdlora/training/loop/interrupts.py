@@ -22,8 +22,7 @@ class StoppedEarly(KeyboardInterrupt):
 class Interrupts:
     """Inside the `with` block the first signal sets `seen`, for the run to save; one more Ctrl-C interrupts it.
 
-    Until `can_save` is set the first signal raises StoppedEarly: encoding thousands of images takes hours, and nothing
-    of it is lost. Does nothing outside the main thread, where Python allows no signal handlers.
+    Does nothing outside the main thread, where Python allows no signal handlers.
     """
 
     # A closed terminal or a lost connection sends SIGHUP, which Windows doesn't have.
@@ -31,7 +30,6 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.seen = False
-        self.can_save = False
         self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -49,5 +47,3 @@ class Interrupts:
         if self.seen and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.seen = True
-        if not self.can_save:
-            raise StoppedEarly(is_asked=False)

@@ -23,7 +23,7 @@ from sdlora.events import (
     RunStarted,
     StepFinished,
 )
-from sdlora.processes import is_main_process, num_processes
+from sdlora.processes import is_main_process
 from sdlora.runs import changes, checkpoints, restarts
 from sdlora.runs import folder as run_folder
 from sdlora.runs.folder import RunFolder
@@ -65,16 +65,18 @@ class _LastStep:
 
 
 class _StopBeforeSteps:
-    """Ends the preparation when somebody asks for it; once training has begun, that looks after such requests."""
+    """Ends the preparation at its next event when somebody asks for it: encoding thousands of images takes hours, and
+    nothing of it is lost. Once training has begun, that looks after such requests."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        self._is_training = False
+    def __init__(self, folder: RunFolder, interrupts: Interrupts) -> None:
+        self._folder, self._interrupts = folder, interrupts
+        self._is_over = False
 
     def emit(self, event: Event) -> None:
-        self._is_training |= isinstance(event, RunStarted)
-        if not self._is_training and self._folder.take_requests(("stop",)):
-            raise StoppedEarly(is_asked=True)
+        self._is_over |= isinstance(event, RunStarted)
+        if not self._is_over and (self._interrupts.seen or self._folder.take_requests(("stop",))):
+            self._is_over = True
+            raise StoppedEarly(is_asked=not self._interrupts.seen)
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -230,6 +232,8 @@ def _run(
 ) -> RunResult:
     started = time.time()
     with Interrupts() as interrupts:
+        if workers.count == 1:  # of several, one that leaves alone is a lost one for the others
+            events.sinks.append(_StopBeforeSteps(folder, interrupts))
         with workers.together():
             if workers.count > 1:
                 events.notice(in_words(config.optimization, workers.count))
@@ -240,7 +244,6 @@ def _run(
         run = Running(config, folder, images, prepared, events, workers, interrupts, started)
         if state is not None:
             run.trainer.load_state(state)
-        interrupts.can_save = True
         return run.go()
 
 
@@ -257,8 +260,6 @@ def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]
         last = _LastStep(folder)
         log_sink = TerminalSink(Console(file=log, highlight=False, soft_wrap=True, emoji=False))
         own: list[EventSink] = [JsonlSink(folder.events), log_sink, last]
-        if num_processes() == 1:  # of several, one that leaves alone is a lost one for the others
-            own.append(_StopBeforeSteps(folder))
         if config.outputs.tensorboard:
             own.append(TensorBoardSink(folder.path / "tensorboard"))
         if config.outputs.wandb:
