@@ -1,4 +1,4 @@
-"""Ctrl-C and termination signals: a wish that training fulfils between two steps; before the first one, at once."""
+"""Ctrl-C and termination signals: a wish that training fulfils between two steps, or between two images it encodes."""
 
 from __future__ import annotations
 
