@@ -179,7 +179,7 @@ def test_a_dataset_from_upload_to_undo_survives_reload_and_restart(server: Any, 
 
     page.click("#dataset-train")
     page.wait_for_selector("#train-images-folder")
-    assert page.get_by_label("Dataset", exact=False).last.input_value() == "shapes"
+    assert page.input_value("#train-images-folder input") == "shapes"
     assert not [each for each in page.complaints if "cancelled" not in each]
     assert (server.look_ups, page.elsewhere) == ([], [])
 
@@ -259,7 +259,7 @@ def test_a_dataset_is_checked_fixed_captioned_and_deleted_only_when_confirmed(
     page.reload()
     page.wait_for_selector("body[data-ready]")  # sooner, what the page begins with would close the list again
     open_tab(page, "dataset")
-    page.get_by_label("Dataset").first.click()
+    page.click("#dataset-chosen input")
     page.get_by_role("option", name="twice").click()
     wait_for_text(page, "#dataset-summary", "3 images and 3 captions")
     open_all(page, "dataset")
