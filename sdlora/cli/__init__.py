@@ -11,6 +11,7 @@ from sdlora.cli import (
     generate,
     masks,
     runs,
+    suggest,
     train,
     webui,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "generate",
     "masks",
     "runs",
+    "suggest",
     "train",
     "webui",
 ]

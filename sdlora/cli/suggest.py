@@ -1,0 +1,54 @@
+"""`sdlora suggest`: settings to begin with for a folder of pictures, each with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sdlora.cli.app import app, console
+
+
+@app.command()
+def suggest(
+    folder: Annotated[str, typer.Argument(help="The pictures, with their captions.")],
+    subject: Annotated[
+        Literal["style", "person", "character", "concept"],
+        typer.Option("--for", help="What the pictures are to teach."),
+    ],
+    base: Annotated[
+        str | None, typer.Option("--base", "-b", help="The base model: a hub name, a folder or a file.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", "-m", help="What the card has, as 8GB; the settings keep to it.")
+    ] = None,
+    trigger: Annotated[
+        str | None, typer.Option("--trigger", help="The word that is to call up what is learned.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the preset to this file, as my.yaml.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Suggest settings for a folder of pictures, each with its reason, as a preset to train with or to change."""
+    from sdlora import atomic
+    from sdlora.errors import ConfigError
+    from sdlora.training.preflight.fitting import parse_memory
+    from sdlora.training.preflight.suggestion import suggest as suggest_settings
+
+    if output is not None and output.exists() and not force:
+        raise ConfigError("--output", [f"{output} is there already: take another name, or --force replaces it"])
+    limit_gib = None if memory is None else parse_memory(memory)
+    found = suggest_settings(folder, subject, base=base, memory_gib=limit_gib, trigger=trigger)
+    found.config()
+    text = found.to_yaml()
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        atomic.write_text(output, text)
+        console.print(text, end="", markup=False, highlight=False)
+    for remark in found.remarks:
+        typer.echo(f"note: {remark}", err=True)
+    if output is not None:
+        console.print(f"\nwritten: {output}. Train with: sdlora train --preset {output}", markup=False)

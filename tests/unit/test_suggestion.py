@@ -1,0 +1,108 @@
+"""`sdlora suggest`: each fact of the pictures becomes a setting with its reason, and the whole is a preset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sdlora.config import files
+from sdlora.errors import ConfigError
+from sdlora.training.preflight.suggestion import SUBJECTS, Suggestion, suggest
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder: `pictures(number, edge_px, caption)`."""
+
+    def make(number: int, edge_px: int = 512, caption: str | None = None) -> Path:
+        folder = tmp_path / f"my {number}"
+        folder.mkdir()
+        for index in range(number):
+            Image.new("RGB", (edge_px, edge_px), (index, 9, 9)).save(folder / f"{index}.png")
+            if caption is not None:
+                (folder / f"{index}.txt").write_text(caption.format(index), encoding="utf-8")
+        return folder
+
+    return make
+
+
+def values(found: Suggestion) -> dict[str, Any]:
+    return {each.setting: each.value for each in found.advice}
+
+
+def test_what_is_written_reads_back_as_what_was_meant(pictures: Callable[..., Path], tmp_path: Path) -> None:
+    found = suggest(pictures(12, caption="ohwx, a hat, n{}, outdoors"), "character", memory_gib=5)
+    file = tmp_path / "my.yaml"
+    file.write_text(found.to_yaml(), encoding="utf-8")
+    assert files.load(file) == found.config()
+    assert all(each.reason for each in found.advice)
+    assert len(values(found)) == len(found.advice), "a setting twice"
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("edge_px", [512, 1024])
+def test_the_preset_fits_subject_and_size(pictures: Callable[..., Path], subject: Any, edge_px: int) -> None:
+    found = suggest(pictures(3, edge_px), subject, trigger="zwx")
+    assert found.preset.startswith("sdxl" if edge_px == 1024 else ("sd15", "anime"))
+    assert found.config().images.resolution == edge_px
+
+
+def test_pictures_count_for_length_and_batch(pictures: Callable[..., Path]) -> None:
+    few, many = (suggest(pictures(number, caption="a tree {}"), "style") for number in (2, 60))
+    assert (few.config().optimization.batch_size, few.config().optimization.steps) == (2, 200)
+    assert (many.config().optimization.batch_size, many.config().optimization.steps) == (4, 2000)
+    assert few.config().validation.fraction == 0.0
+    assert many.config().validation.fraction == 0.1
+    assert any("teach little" in each for each in few.remarks)
+    assert not any("teach little" in each for each in many.remarks)
+
+
+def test_tags_are_shuffled_and_sentences_are_not(pictures: Callable[..., Path]) -> None:
+    tags = values(suggest(pictures(3, caption="ohwx, blue sky, n{}, tree"), "style"))
+    assert (tags["captions.trigger"], tags["captions.shuffle_tags"], tags["captions.keep_tags"]) == ("ohwx", True, 1)
+    text = "a tree {} that stands alone in a field, with a wide sky above it"
+    assert values(suggest(pictures(4, caption=text), "character"))["captions.shuffle_tags"] is False
+
+
+def test_small_pictures_lower_the_resolution_and_are_named(pictures: Callable[..., Path]) -> None:
+    found = suggest(pictures(3, 330), "style", trigger="zwx")
+    assert found.config().images.resolution == 320
+    tiny = suggest(pictures(4, 64), "style", trigger="zwx")
+    assert tiny.config().images.resolution == 320, "less breaks the base model's forms"
+    assert any("4 pictures of 4 will be enlarged" in each for each in tiny.remarks)
+
+
+def test_what_is_missing_is_said(pictures: Callable[..., Path]) -> None:
+    folder = pictures(3)
+    with pytest.raises(ConfigError, match="--trigger"):
+        suggest(folder, "style")
+    found = suggest(folder, "style", trigger="zwx")
+    assert any("3 pictures of 3 without a caption" in each for each in found.remarks)
+    assert (found.config().captions.default, found.config().captions.trigger) == ("", "zwx")
+    assert any("--trigger" in each for each in suggest(pictures(4, caption="a tree {}"), "style").remarks)
+
+
+def test_memory_is_kept_to_or_refused(pictures: Callable[..., Path]) -> None:
+    folder = pictures(3, 1024, "a tree {}")
+    assert suggest(folder, "style", memory_gib=6).preset == "sd15_style.yaml"
+    found = suggest(folder, "style", memory_gib=8)
+    assert found.preset == "sdxl_style.yaml"
+    assert any("8 GiB" in each.reason for each in found.advice)
+    with pytest.raises(ConfigError, match="not enough"):
+        suggest(folder, "style", memory_gib=0.5)
+
+
+def test_the_command_writes_a_preset_once(cli: Callable[..., Any], tmp_path: Path) -> None:
+    arguments = ("suggest", "builtin:mascot", "--for", "character", "-o", tmp_path / "my.yaml")
+    first = cli(*arguments)
+    assert first.code == 0, first.errors
+    assert "steps: 1050" in first.output
+    assert files.load(tmp_path / "my.yaml").captions.trigger == "sdl-mascot"
+    again = cli(*arguments)
+    assert again.code == 2
+    assert "--force" in again.errors
+    assert cli("suggest", tmp_path / "nowhere", "--for", "style").code == 2
