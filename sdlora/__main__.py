@@ -13,14 +13,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from sdlora import disk
+from sdlora.constants import INTERRUPTED
 from sdlora.errors import SdloraError
-from sdlora.processes import LAUNCHER_VARIABLE, is_main_process
+from sdlora.processes import LAUNCHER_VARIABLE, is_main_process, without_traceback
+
+
+def program() -> None:
+    """`main` as a process of its own."""
+    with without_traceback():
+        main()
 
 
 def main() -> None:
     """Run the command line; an SdloraError becomes its message and exit code, never a traceback."""
     from sdlora.cli import app
-    from sdlora.cli.app import INTERRUPTED
     from sdlora.cli.progress import recorded_end
 
     # Libraries warn of packages that sdlora does without; what matters to users comes as events
@@ -84,4 +90,4 @@ def _unexpected(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -10,3 +10,6 @@ LATENT_FACTOR = 8
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 120.0
 """Least and largest noise of CosXL, as multiples of the image's spread."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""

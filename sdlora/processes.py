@@ -6,12 +6,15 @@ by its id and the moment it began, since ids are given out again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import signal
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +22,7 @@ from types import TracebackType
 import psutil
 
 from sdlora import atomic
+from sdlora.constants import INTERRUPTED
 
 # Twelve beats to a silence: a network disk, or a machine that swaps, may well delay some.
 BEAT_SECONDS = 5.0
@@ -31,6 +35,20 @@ SILENT_SECONDS = 60.0
 _ZOMBIE_STATES = "ZX"
 _ON_LINUX = platform.system() == "Linux"
 _PROC = Path("/proc")
+
+
+@contextlib.contextmanager
+def without_traceback() -> Iterator[None]:
+    """The whole of a program: Ctrl-C ends it without a traceback, while it loads and while it takes itself apart too.
+
+    For what is inside nothing changes: a training saves as ever. From a thread of a larger program it can't be used.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # pressed again: it is gone at once, as nothing is left to save
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sdlora.errors import MissingPackageError
+from sdlora.processes import without_traceback
 
 DEFAULT_PORT = 7860
 AUTH_VARIABLE = "SDLORA_WEBUI_AUTH"
@@ -108,4 +109,5 @@ def address(host: str, port: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with without_traceback():
+        sys.exit(main())

@@ -20,9 +20,6 @@ app = typer.Typer(
     add_completion=True,
 )
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-
 # Without emojis: rich would turn `:b:` in a prompt, a name or printed YAML into one.
 console = Console(highlight=False, soft_wrap=True, emoji=False)
 

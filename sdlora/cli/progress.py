@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdlora import disk
-from sdlora.cli.app import INTERRUPTED
+from sdlora.constants import INTERRUPTED
 from sdlora.errors import SdloraError
 from sdlora.events import CommandFinished, Event, EventSink, EventStream, Progress
 from sdlora.processes import LAUNCHER_VARIABLE, is_main_process

@@ -14,7 +14,7 @@ import yaml
 from pydantic import TypeAdapter
 from rich.table import Table
 
-from sdlora.cli.app import INTERRUPTED, app, console
+from sdlora.cli.app import app, console
 from sdlora.cli.guesses import SettingsCommand, named, what_to_train
 from sdlora.cli.help import Commands
 from sdlora.config import files, schema
@@ -22,7 +22,7 @@ from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.presets import as_typed
 from sdlora.config.train import TrainConfig
-from sdlora.constants import MIB
+from sdlora.constants import INTERRUPTED, MIB
 from sdlora.errors import ConfigError
 from sdlora.processes import LAUNCHER_VARIABLE, is_main_process, num_processes
 from sdlora.runs.restarts import is_under_launcher

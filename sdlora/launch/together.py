@@ -18,6 +18,7 @@ import psutil
 
 from sdlora.config.presets import as_typed
 from sdlora.config.train import TrainConfig
+from sdlora.constants import INTERRUPTED
 from sdlora.errors import ConfigError, LostProcessError, SdloraError, TrainingError
 from sdlora.processes import LAUNCHER_VARIABLE, num_processes
 from sdlora.runs import checkpoints, restarts
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 _LOST = LostProcessError.exit_code
-_INTERRUPTED = 130
 
 
 def check(config: TrainConfig, processes: int) -> None:
@@ -87,7 +87,7 @@ class _Group:
     def ended_as_asked(self) -> bool:
         """Whether what looks like a failure is a signal's doing, that came before there was anything to save."""
         codes = {failure.exitcode for failure in self.error.failures.values()} if self.error else set()
-        return self.was_asked and codes <= {_INTERRUPTED, _LOST, *(-number for number in (*_SIGNALS, signal.SIGKILL))}
+        return self.was_asked and codes <= {INTERRUPTED, _LOST, *(-number for number in (*_SIGNALS, signal.SIGKILL))}
 
     def run(self) -> None:
         """Until all processes have ended."""

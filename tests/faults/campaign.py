@@ -10,11 +10,12 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sdlora.__main__ import main
+from sdlora.__main__ import program
 from sdlora.config import files
 from sdlora.events import StepFinished
 from sdlora.runs import checkpoints
@@ -122,10 +123,14 @@ def started(arguments: list[str], output: Path, prepare: Callable[[], object] = 
             os.dup2(descriptor, 2)
             sys.argv = ["sdlora", *arguments]
             prepare()
-            main()
+            program()
             code = 0
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except KeyboardInterrupt:
+            # Python itself would print one. It must not get any further here: on its way out of this fork it would
+            # clear away the folder of the whole campaign.
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

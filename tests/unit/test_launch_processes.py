@@ -284,3 +284,24 @@ def test_launching_loads_no_torch() -> None:
 def test_a_damaged_record_is_none(tmp_path: Path, values: dict[str, object]) -> None:
     (tmp_path / "process.json").write_text(json.dumps(values), encoding="utf-8")
     assert ProcessRecord.read(tmp_path / "process.json") is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_ctrl_c_pressed_again_and_again_prints_no_traceback() -> None:
+    code = (
+        "import signal, time; from sdlora.processes import without_traceback\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
+        "with without_traceback():\n    print('begun', flush=True); time.sleep(60)"
+    )
+    for presses in (1, 20):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        for _ in range(presses):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.001)
+        _, errors = process.communicate(timeout=60)
+        assert errors == b""
+        assert process.returncode in ((130,) if presses == 1 else (130, -signal.SIGINT))
