@@ -74,12 +74,11 @@ class Form:
                 (titles or {}).get(section, plain),
                 open=False,
                 elem_id=self.element_id(f"section-{section or 'general'}"),
-                elem_classes="settings",
+                elem_classes=["settings", f"by-{columns}"],
             ) as self.sections[section]:
-                for first in range(0, len(inside), columns):
-                    with gr.Row():
-                        for field in inside[first : first + columns]:
-                            self.place(field.name)
+                # Beside each other by style alone: the page opens the slower the more parts it has, and rows are some.
+                for field in inside:
+                    self.place(field.name)
 
     def element_id(self, name: str) -> str:
         """The element id of a setting's input: `train-adapter-rank`."""

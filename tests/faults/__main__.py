@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,10 +19,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="kinds, with commas between")
+    parser.add_argument("--evidence", type=Path, help="keep the folders of tries that went wrong here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sdlora-faults-") as folder:
         _preload(Path(folder))
-        _campaign(Path(folder), arguments.minutes, arguments.seed, [name for name in arguments.only.split(",") if name])
+        kinds = [name for name in arguments.only.split(",") if name]
+        _campaign(Path(folder), arguments.minutes, arguments.seed, kinds, arguments.evidence)
 
 
 def _preload(folder: Path) -> None:
@@ -35,7 +38,7 @@ def _preload(folder: Path) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "tests.faults", *sys.argv[1:]], environment)
 
 
-def _campaign(root: Path, minutes: float, seed: int, only: list[str]) -> None:
+def _campaign(root: Path, minutes: float, seed: int, only: list[str], evidence: Path | None) -> None:
     from tests.faults.campaign import Lab, Try
     from tests.faults.kinds import KINDS
     from tests.support.tiny_models import build
@@ -53,6 +56,8 @@ def _campaign(root: Path, minutes: float, seed: int, only: list[str]) -> None:
         tries[kind.__name__].append(result)
         if result.what or not result.survived:
             print(f"{kind.__name__}: {result}", flush=True)
+        if evidence is not None and (result.wrong or result.traceback):
+            shutil.copytree(root / f"runs-{lab.number}", evidence / f"{kind.__name__}-{lab.number}")
     print(f"{'kind':<14}{'tries':>7}{'survived':>10}{'lost steps':>12}{'silently wrong':>16}{'tracebacks':>12}")
     for name, found in tries.items():
         lost = max((one.lost_steps for one in found), default=0)
