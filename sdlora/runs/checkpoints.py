@@ -45,8 +45,11 @@ def newest(folder: RunFolder) -> Checkpoint | None:
     return found[-1] if found else None
 
 
-def name_best(folder: RunFolder, step: int, relative_loss: float) -> None:
-    """Note which checkpoint predicts the held-out images best."""
+def name_best(folder: RunFolder, step: int | None, relative_loss: float) -> None:
+    """Note which checkpoint predicts the held-out images best; None for no one."""
+    if step is None:
+        (folder.checkpoints / _BEST_FILE).unlink(missing_ok=True)
+        return
     best = {"step": step, "relative_loss": relative_loss}
     atomic.write_json(folder.checkpoints / _BEST_FILE, best, parents=True)
 

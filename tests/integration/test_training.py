@@ -137,6 +137,29 @@ def test_the_finished_file_holds_the_best_step_and_says_so(configure, monkeypatc
     assert read(more.adapter).metadata["ss_steps"] == "3"
 
 
+@pytest.mark.parametrize("left", [1, 3, None])
+def test_the_best_step_is_the_states_whatever_a_kill_left_noted(
+    configure, monkeypatch: pytest.MonkeyPatch, left: int | None
+) -> None:
+    losses_in_turn(monkeypatch, 1.0, 0.9, 0.6, 0.8)
+    config = configure("validation.fraction=0.2", "validation.every=1", "optimization.steps=3")
+    note = checkpoints.name_best
+
+    def be_killed(folder: RunFolder, step: int | None, relative_loss: float) -> None:
+        """Between the second checkpoint and its note."""
+        note(folder, left if step == 2 else step, relative_loss)
+        if step == 2:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(checkpoints, "name_best", be_killed)
+    with pytest.raises(ZeroDivisionError):
+        run(config)
+    monkeypatch.setattr(checkpoints, "name_best", note)
+    result = resume(config.outputs.folder / config.name)
+    assert checkpoints.best_step(RunFolder(result.folder)) == 2
+    assert read(result.adapter).metadata["ss_steps"] == "2"
+
+
 @pytest.mark.parametrize(
     ("settings", "losses"),
     [(("outputs.finish=last",), (0.6, 0.8)), ((), (1.2, 1.3))],

@@ -23,18 +23,31 @@ def stored_layers(adapter: Adapter, tensors: Mapping[str, Tensor]) -> dict[tuple
     if not any(key.startswith("lora_") for key in tensors):
         names = {key: peft_name(*key) for key in names}
     stored: dict[tuple[str, str], StoredLayer] = {}
-    used: set[str] = set()
+    by_layer, surplus = _by_layer(tensors, set(names.values()))
     for key, name in names.items():
-        own = {full.removeprefix(f"{name}."): full for full in tensors if full.startswith(f"{name}.")}
-        if not own:
+        own = by_layer.get(name)
+        if own is None:
             raise AdapterError(f"self-test: the file has no entry {name} for the trained layer {'.'.join(key)}")
-        used |= set(own.values())
-        stored[key] = StoredLayer({short: tensors[full] for short, full in own.items()})
+        stored[key] = StoredLayer(own)
     # Surplus keys count too: a loader that reads them would add what was never trained.
-    surplus = sorted(set(tensors) - used)
     if surplus:
-        raise AdapterError(f"self-test: {len(surplus)} entries belong to no trained layer, first: {surplus[0]}")
+        raise AdapterError(f"self-test: {len(surplus)} entries belong to no trained layer, first: {min(surplus)}")
     return stored
+
+
+def _by_layer(tensors: Mapping[str, Tensor], names: set[str]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """The tensors by layer and the rest of their key, and the keys that are no layer's."""
+    by_layer: dict[str, dict[str, Tensor]] = {}
+    surplus: list[str] = []
+    for key, tensor in tensors.items():
+        name = key
+        while name and name not in names:
+            name = name.rpartition(".")[0]
+        if name and name != key:
+            by_layer.setdefault(name, {})[key[len(name) + 1 :]] = tensor
+        else:
+            surplus.append(key)
+    return by_layer, surplus
 
 
 @dataclass(frozen=True)

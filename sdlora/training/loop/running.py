@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -108,6 +109,7 @@ class Running:
                 total_parameters=self.prepared.adapter.total_parameters,
             )
         )
+        self._recall_best()
         outcome: Outcome = "stopped"
         if self._ready_to_train():
             try:
@@ -136,6 +138,19 @@ class Running:
             interrupted=self.interrupts.seen,
             relative_loss=self.relative_loss,
         )
+
+    def _recall_best(self) -> None:
+        """Have the note of the best checkpoint say what the state says that this run goes on from.
+
+        It is written after the checkpoint: a kill between the two leaves an older one behind. And it is ahead of the
+        state where the newest checkpoints are damaged.
+        """
+        progress = self.trainer.progress
+        noted = checkpoints.best_step(self.folder)
+        if progress.best_step is None and progress.best_relative_loss < math.inf:
+            progress.best_step = noted  # state of an older version
+        elif progress.best_step != noted and self.workers.is_main:
+            checkpoints.name_best(self.folder, progress.best_step, progress.best_relative_loss)
 
     def _ready_to_train(self) -> bool:
         """Evaluate the base model, or do what the stop that this run goes on from left undone.
@@ -209,7 +224,7 @@ class Running:
     def _tidy_checkpoints(self, improved: bool) -> None:
         if improved:
             progress = self.trainer.progress
-            checkpoints.name_best(self.folder, progress.step, progress.best_relative_loss)
+            checkpoints.name_best(self.folder, progress.best_step, progress.best_relative_loss)
         outputs = self.config.outputs
         per_epoch = self.images.steps_per_epoch(self.config)
         checkpoints.prune(
@@ -234,6 +249,7 @@ class Running:
         is_best = progress.step > 0 and self.relative_loss < progress.best_relative_loss
         if is_best:
             progress.best_relative_loss = self.relative_loss
+            progress.best_step = progress.step
         self.events.emit(
             Validated(
                 step=progress.step,
@@ -330,7 +346,7 @@ class Running:
 
     def _take_best(self) -> None:
         """Turn to the weights that the finished file shall hold, and say which they are."""
-        best, last = checkpoints.best_step(self.folder), self.trainer.progress.step
+        best, last = self.trainer.progress.best_step, self.trainer.progress.step
         if best is None:
             return
         relative = self.trainer.progress.best_relative_loss

@@ -50,6 +50,8 @@ class TrainerProgress:
     """Batches used, good or bad, by all processes together: the counter behind every random draw."""
     bad_in_a_row: int = 0
     best_relative_loss: float = math.inf
+    best_step: int | None = None
+    """Step of that loss."""
     base_loss: float = math.nan
     """The base model's own validation loss, measured once."""
     validated_step: int = -1
