@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # for type checkers and editors; what runs is `_PUBLIC`, and 
     from sdlora.generation.generated import GeneratedImage
     from sdlora.training.loop.run import resume, train
     from sdlora.training.loop.running import RunResult
+    from sdlora.training.preflight.suggestion import Suggestion, suggest
     from sdlora.training.preflight.summary import summarise
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "MixedAdapter",
     "RunResult",
     "SdloraError",
+    "Suggestion",
     "TrainConfig",
     "UsedAdapter",
     "__version__",
@@ -69,6 +71,7 @@ __all__ = [
     "read_adapter",
     "resize_adapter",
     "resume",
+    "suggest",
     "summarise",
     "train",
 ]
@@ -87,6 +90,7 @@ _PUBLIC = {
     "MixedAdapter": ("sdlora.config.mix", "MixedAdapter"),
     "RunResult": ("sdlora.training.loop.running", "RunResult"),
     "SdloraError": ("sdlora.errors", "SdloraError"),
+    "Suggestion": ("sdlora.training.preflight.suggestion", "Suggestion"),
     "TrainConfig": ("sdlora.config.train", "TrainConfig"),
     "UsedAdapter": ("sdlora.config.generate", "UsedAdapter"),
     "check_dataset": ("sdlora.data.lint.check", "check"),
@@ -102,6 +106,7 @@ _PUBLIC = {
     "read_adapter": ("sdlora.adapters.files.reading", "read"),
     "resize_adapter": ("sdlora.adapters.algebra.making", "resize_adapter"),
     "resume": ("sdlora.training.loop.run", "resume"),
+    "suggest": ("sdlora.training.preflight.suggestion", "suggest"),
     "summarise": ("sdlora.training.preflight.summary", "summarise"),
     "train": ("sdlora.training.loop.run", "train"),
 }

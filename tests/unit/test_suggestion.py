@@ -86,6 +86,15 @@ def test_what_is_missing_is_said(pictures: Callable[..., Path]) -> None:
     assert any("--trigger" in each for each in suggest(pictures(4, caption="a tree {}"), "style").remarks)
 
 
+def test_nothing_of_the_demos_own_pictures_is_left(pictures: Callable[..., Path]) -> None:
+    config = suggest(pictures(12, caption="a tree {}"), "style", base="builtin:emoji", trigger=" ").config()
+    assert config.base_model.model == "builtin:emoji"
+    assert config.images.resolution == 128
+    assert config.captions.trigger is None
+    assert all("tree" in prompt for prompt in config.previews.prompts)
+    assert "blueprint" not in files.dump(config)
+
+
 def test_memory_is_kept_to_or_refused(pictures: Callable[..., Path]) -> None:
     folder = pictures(3, 1024, "a tree {}")
     assert suggest(folder, "style", memory_gib=6).preset == "sd15_style.yaml"

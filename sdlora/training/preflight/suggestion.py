@@ -102,7 +102,7 @@ def suggest(
     memory_gib: float | None = None,
     trigger: str | None = None,
 ) -> Suggestion:
-    """Settings for training these pictures.
+    """Settings for training these pictures; `train(suggest("my_pictures", "style").config())` takes them at their word.
 
     folder: the pictures with their captions, or `builtin:` and a sample set's name.
     subject: what they are to teach. base: a base model by name, folder or file; without it SD 1.5 or SDXL by the
@@ -112,7 +112,7 @@ def suggest(
     there is no preset for, pictures without a caption or trigger, or memory that nothing makes it fit into.
     """
     folder = Path(folder).expanduser()
-    told = told_by_dataset(resolve_folder(folder))
+    told, trigger = told_by_dataset(resolve_folder(folder)), (trigger or "").strip() or None
     records = scan(ImagesConfig(folder=folder), CaptionsConfig(default="")).records
     if not (trigger or told.trigger) and not all(record.caption for record in records):
         raise ConfigError(
@@ -129,6 +129,9 @@ def suggest(
         *_captions(records, trigger, told.trigger, start),
         *_length(len(records), subject, start),
     ]
+    if start.previews.prompts:
+        prompts = list(told.prompts) or [trigger or told.trigger]
+        advice.append(Advice("previews.prompts", prompts, "some of the captions, in place of the preset's own"))
     remarks = tuple(_remarks(records, edges_px, advice))
     found = Suggestion(preset, preset_reason, tuple(advice), remarks)
     if memory_gib is None:
