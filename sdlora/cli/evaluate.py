@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sdlora.evaluation.report import Evaluation, ProblemReport, Scores
 
 _NONE = "-"
+_WEIGHTS = (0.4, 0.6, 0.8, 1.0, 1.2)
 
 
 @app.command(cls=EvaluateCommand)
@@ -40,6 +42,9 @@ def evaluate(
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Also measure the training images, to find those in trouble.")
     ] = True,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also try the recommended checkpoint at several weights, and advise one.")
+    ] = False,
     promote: Annotated[
         bool, typer.Option("--promote", help="Make the recommended checkpoint the run's result; the former is kept.")
     ] = False,
@@ -56,6 +61,8 @@ def evaluate(
         values["features"] = features
     if not images:
         files.override(values, ["problem_images.enabled=false"], source, EvaluateConfig)
+    if weights and "weights" not in values:
+        values["weights"] = _WEIGHTS
     settings = files.validate(values, source, EvaluateConfig)
 
     from sdlora.runs.folder import find
@@ -72,23 +79,30 @@ def evaluate(
 
 
 def _show(result: Evaluation) -> None:
-    # Nine columns have to fit 80 letters: saturation and contrast stand in the report, `burned` sums them up.
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    headings = ["", "likeness", "adherence", "copies", "diversity", "leak", "burned"]
-    if result.checkpoints[0].held_out is not None:
-        headings.append("held-out loss")
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for one in (result.base, *result.checkpoints):
-        mark = " *" if one.label == result.recommendation.label else ""
-        table.add_row(f"{one.label}{mark}", *_cells(one))
-    console.print(table)
+    _show_scores((result.base, *result.checkpoints), result.recommendation.label)
     console.print(f"\ntake {result.recommendation.sentence}", markup=False)
+    if result.weight_advice is not None:
+        console.print()
+        _show_scores(result.weight_advice.tried, f"weight {result.weight_advice.weight:g}")
+        console.print(f"\nuse it at {result.weight_advice.sentence}", markup=False)
     if result.problem_images is not None:
         _show_problems(result.problem_images)
     if result.promoted:
         console.print(f"\n{result.promoted}", markup=False)
     console.print(f"\nreport: {result.run / 'evaluation' / 'evaluation.json'}", markup=False)
+
+
+def _show_scores(rows: Sequence[Scores], marked: str) -> None:
+    # Nine columns have to fit 80 letters: saturation and contrast stand in the report, `burned` sums them up.
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    headings = ["", "likeness", "adherence", "copies", "diversity", "leak", "burned"]
+    if rows[-1].held_out is not None:
+        headings.append("held-out loss")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for one in rows:
+        table.add_row(f"{one.label}{' *' if one.label == marked else ''}", *_cells(one))
+    console.print(table)
 
 
 def _cells(one: Scores) -> list[str]:

@@ -58,7 +58,11 @@ class EvaluateConfig(Section):
     """Steps whose checkpoints are evaluated; by default all that the run has kept."""
 
     weight: float = Field(default=1.0, gt=0.0, le=4.0)
-    """Weight of the adapter in all images."""
+    """Weight of the adapter in all images by which checkpoints are compared."""
+
+    weights: tuple[float, ...] = ()
+    """Weights that the recommended checkpoint is tried at, to advise one, such as [0.4, 0.6, 0.8, 1, 1.2]; empty: none.
+    Each above 0 and at most 4."""
 
     features: str = "auto"
     """What compares images: `latents` (the base model's own VAE and UNet, no download), or a CLIP, SigLIP or DINOv2
@@ -122,6 +126,9 @@ class EvaluateConfig(Section):
             problems.append("features_revision has no effect with features=latents")
         if not self.features.strip():
             problems.append("features: is empty; give latents, auto, a hub name or a folder")
+        problems += [f"weights: {each:g} is not above 0 and at most 4" for each in self.weights if not 0 < each <= 4]
+        if len(set(self.weights)) != len(self.weights):
+            problems.append(f"weights: {', '.join(f'{each:g}' for each in self.weights)}: a weight is named twice")
         if len(set(self.checkpoints)) != len(self.checkpoints):
             problems.append(f"checkpoints: {', '.join(map(str, self.checkpoints))}: a step is named twice")
         if problems:

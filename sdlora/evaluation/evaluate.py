@@ -33,8 +33,8 @@ from sdlora.evaluation.plan import EvaluatedCheckpoint, EvaluatedPrompt, choose_
 from sdlora.evaluation.promotion import promote as promote_checkpoint
 from sdlora.evaluation.promotion import refuse_promotion
 from sdlora.evaluation.recommendation import recommend
-from sdlora.evaluation.report import Evaluation, ProblemReport, Scores
-from sdlora.evaluation.scores import standardised
+from sdlora.evaluation.report import Evaluation, ProblemReport, Scores, WeightAdvice
+from sdlora.evaluation.scores import Interval, standardised
 from sdlora.evaluation.training_images import TrainingImages, find_training_images
 from sdlora.events import EventSink, EventStream
 from sdlora.generation.generate import Generator
@@ -72,7 +72,9 @@ def evaluate(
     with _locked(folder):
         result = _Evaluating(folder, train, config, checkpoints, training, prompts, stream).go()
         if promote:
-            result = replace(result, promoted=promote_checkpoint(folder, train, Path(result.recommendation.file)))
+            weight = result.weight_advice.weight if result.weight_advice else None
+            done = promote_checkpoint(folder, train, Path(result.recommendation.file), weight)
+            result = replace(result, promoted=done)
         result.write()
     return result
 
@@ -119,6 +121,14 @@ def _locked(folder: RunFolder) -> Iterator[None]:
         lock.release()
 
 
+def _by_checkpoint(planned: Sequence[PlannedImage]) -> list[list[PlannedImage]]:
+    """The base's images, then each checkpoint's."""
+    groups: dict[EvaluatedCheckpoint | None, list[PlannedImage]] = {}
+    for one in planned:
+        groups.setdefault(one.checkpoint, []).append(one)
+    return list(groups.values())
+
+
 class _Evaluating:
     """One evaluation under way."""
 
@@ -158,7 +168,7 @@ class _Evaluating:
         looking = Looking(generator, scorer, cache, config.batch_size, config.seed)
         with self._timed("comparing"):
             looked_training = looking.at_training(self.training)
-            base, *found = self._scores(planned, looking, looked_training)
+            base, *found = self._scores(_by_checkpoint(planned), looking, looked_training)
         measures = LossMeasures(generator, train, config, self.training)
         with self._timed("held-out loss"):
             used = [[used_adapter(one, config)] for one in self.checkpoints]
@@ -168,10 +178,17 @@ class _Evaluating:
         # Similarities of CLIP have a floor, so that little of them is much; the base model's own gains have none.
         least_adherence = _LEAST_ADHERENCE_BY_BASE if scorer is None else _LEAST_ADHERENCE_BY_TEXT
         recommendation = recommend(base, found, config.most_copies, least_adherence)
+        chosen = next(one for one in self.checkpoints if str(one.path) == recommendation.file)
+        advice = None
+        if config.weights:
+            with self._timed("weights"):
+                advice, more = self._weight_advice(
+                    chosen, generator, looking, looked_training, measures, least_adherence
+                )
+            made += more
         problems = None
         if config.problem_images.enabled:
             with self._timed("problem images"):
-                chosen = next(one for one in self.checkpoints if str(one.path) == recommendation.file)
                 problems = self._problems(measures, chosen, looked_training, centred=looking.is_centred)
             problems = replace(problems, seconds=self.seconds["problem images"])
         return Evaluation(
@@ -182,25 +199,52 @@ class _Evaluating:
             recommendation=recommendation,
             prompts=tuple({"kind": one.kind, "prompt": one.prompt, "bare": one.bare} for one in self.prompts),
             num_seeds=config.num_seeds,
+            weight_advice=advice,
             problem_images=problems,
             notes=self.training.notes,
             seconds=self.seconds,
             generated=made,
         )
 
-    def _scores(self, planned: Sequence[PlannedImage], looking: Looking, training: LookedAt) -> list[Scores]:
-        """Scores of the base, then of each checkpoint."""
-        different = {one.path: one for one in planned}
+    def _scores(self, groups: Sequence[Sequence[PlannedImage]], looking: Looking, training: LookedAt) -> list[Scores]:
+        """Scores of each group of images, the base's among them."""
+        different = {one.path: one for group in groups for one in group}
         rows = list(different.values())
         looked = looking.at_generated(rows, self._telling("comparing images"))
         places = {path: place for place, path in enumerate(different)}
         comparing = Comparing(
             rows, looked, training, self.training.names, self.config.num_seeds, is_centred=looking.is_centred
         )
-        groups: dict[EvaluatedCheckpoint | None, list[PlannedImage]] = {}
-        for one in planned:
-            groups.setdefault(one.checkpoint, []).append(one)
-        return [comparing.of(own, [places[one.path] for one in own]) for own in groups.values()]
+        return [comparing.of(own, [places[one.path] for one in own]) for own in groups]
+
+    def _weight_advice(
+        self,
+        chosen: EvaluatedCheckpoint,
+        generator: Generator,
+        looking: Looking,
+        training: LookedAt,
+        measures: LossMeasures,
+        least_adherence: float,
+    ) -> tuple[WeightAdvice, int]:
+        """The lowest weight that shows nearly all that any of them shows, by the rule for checkpoints; and how many
+        images were made."""
+        by_weight = [self.config.model_copy(update={"weight": weight}) for weight in sorted(self.config.weights)]
+        identity = generator.bundle.identity
+        plans = [plan_images(self.folder, self.train, each, [chosen], self.prompts, identity) for each in by_weight]
+        planned = [one for plan in plans for one in plan]
+        made = generate_missing(planned, generator, self._telling("generating images at other weights"))
+        groups = [_by_checkpoint(plan) for plan in plans]  # of each the base's, which all share, and the weight's own
+        base, *found = self._scores([groups[0][0], *(own for _, own in groups)], looking, training)
+        used = [[used_adapter(chosen, each)] for each in by_weight]
+        measured = measures.held_out(used, self._telling("measuring held-out images at other weights"))
+        intervals: Sequence[Interval | None] = measured or [None] * len(found)
+        tried = [
+            replace(one, label=f"weight {each.weight:g}", held_out=interval)
+            for one, each, interval in zip(found, by_weight, intervals, strict=True)
+        ]
+        advised = recommend(base, tried, self.config.most_copies, least_adherence)
+        weight = next(each.weight for one, each in zip(tried, by_weight, strict=True) if one.label == advised.label)
+        return WeightAdvice(weight, advised.sentence, tuple(tried)), made
 
     def _problems(
         self, measures: LossMeasures, chosen: EvaluatedCheckpoint, training: LookedAt, *, centred: bool

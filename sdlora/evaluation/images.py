@@ -133,7 +133,7 @@ def generate_missing(
     different = {one.path: one for one in planned}
     missing = [one for one in different.values() if not one.is_there]
     done = len(different) - len(missing)
-    for group in _by_checkpoint(missing):
+    for group in _by_adapter(missing):
         images = generator.generate_rows([one.request for one in group])
         for one, generated in zip(group, images, strict=True):
             one.path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,11 +143,11 @@ def generate_missing(
     return len(missing)
 
 
-def _by_checkpoint(planned: Sequence[PlannedImage]) -> list[list[PlannedImage]]:
-    """Images with the same adapter together: it is merged into the weights once, which is faster."""
-    groups: dict[Path | None, list[PlannedImage]] = {}
+def _by_adapter(planned: Sequence[PlannedImage]) -> list[list[PlannedImage]]:
+    """Images with the same adapter and weight together: it is merged into the weights once, which is faster."""
+    groups: dict[object, list[PlannedImage]] = {}
     for one in planned:
-        groups.setdefault(None if one.checkpoint is None else one.checkpoint.path, []).append(one)
+        groups.setdefault(tuple((used.file, used.weight) for used in one.request.adapters), []).append(one)
     return list(groups.values())
 
 

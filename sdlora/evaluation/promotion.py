@@ -30,16 +30,17 @@ def refuse_promotion(folder: RunFolder) -> None:
         )
 
 
-def promote(folder: RunFolder, config: TrainConfig, chosen: Path) -> str:
+def promote(folder: RunFolder, config: TrainConfig, chosen: Path, weight: float | None = None) -> str:
     """Make an adapter file of the run its result; returns what was done in words.
 
+    weight: is written into the side-car as the one that the adapter is best used at.
     All is made ready in a folder of its own, then moved into place, the adapter last: killed at any moment the old
     result or the new one lies there, the old one besides under `former/`, and the same call does the rest.
     """
     result = folder.adapter(config.name)
     if chosen == result or (result.is_file() and content_hash(result) == content_hash(chosen)):
         _keep(folder, chosen, result)
-        return f"{result.name} is that already"
+        return f"{result.name} is that already{_with_weight(result, weight)}"
     former = keep_former(folder, config, result)
     making = folder.path / _MAKING
     shutil.rmtree(making, ignore_errors=True)
@@ -53,7 +54,7 @@ def promote(folder: RunFolder, config: TrainConfig, chosen: Path) -> str:
     shutil.rmtree(making)
     _keep(folder, chosen, result)
     kept = f"; what it was before lies in {former.relative_to(folder.path)}" if former else ""
-    return f"{result.name} is now {chosen.name}{kept}"
+    return f"{result.name} is now {chosen.name}{kept}{_with_weight(result, weight)}"
 
 
 def _keep(folder: RunFolder, chosen: Path, result: Path) -> None:
@@ -74,6 +75,20 @@ def _side_cars(result: Path, new: Path) -> list[Path]:
             _tell_hashes(copy, new)
         made.append(copy)
     return made
+
+
+def _with_weight(result: Path, weight: float | None) -> str:
+    """Write the weight to use the result at into its side-car; what was done, as the end of a sentence."""
+    if weight is None:
+        return ""
+    side_car = result.with_suffix(".json")
+    try:
+        content = json.loads(side_car.read_text(encoding="utf-8"))
+        content["preferred weight"] = weight
+    except (OSError, ValueError, TypeError):
+        return f"; there is no {side_car.name} to write the weight {weight:g} into"
+    atomic.write_json(side_car, content, indent=2)
+    return f"; its preferred weight is {weight:g}"
 
 
 def _tell_hashes(side_car: Path, adapter: Path) -> None:

@@ -37,7 +37,7 @@ def recommend(
         raise RunError(f"{chosen.label}: has no file")
     reasons = _reasons(chosen, base, best)
     if not sound:
-        reasons.insert(0, "no checkpoint is without fault, this one has the least")
+        reasons.insert(0, "none is without fault, this one has the least")
     return Recommendation(
         chosen.label, chosen.step, chosen.file, tuple(reasons), tuple(_from_when_on(checkpoints, faults, chosen))
     )

@@ -71,6 +71,16 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
+class WeightAdvice:
+    """The weight to use the recommended checkpoint at, and what it is at others."""
+
+    weight: float
+    sentence: str
+    tried: tuple[Scores, ...]
+    """From the lowest weight on."""
+
+
+@dataclass(frozen=True)
 class ProblemReport:
     """Training images that are trouble, by kind, and those that stand out most."""
 
@@ -92,6 +102,7 @@ class Evaluation:
     recommendation: Recommendation
     prompts: tuple[Mapping[str, str], ...]
     num_seeds: int
+    weight_advice: WeightAdvice | None = None
     problem_images: ProblemReport | None = None
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -90,6 +90,25 @@ def test_a_run_is_evaluated_from_end_to_end(run: Path) -> None:
     assert '"ohwx, shape' in Image.open(image).text["sdlora"]  # type: ignore[attr-defined]
 
 
+def test_a_weight_is_advised_and_promoted_with_the_checkpoint(run: Path) -> None:
+    settings = {**QUICK, "problem_images": {"enabled": False}, "weights": [1.0, 0.5]}
+    result = sdlora.evaluate(run, settings, promote=True)
+    advice = result.weight_advice
+    assert advice is not None
+    assert [one.label for one in advice.tried] == ["weight 0.5", "weight 1"]
+    assert advice.sentence.startswith(f"weight {advice.weight:g}: ")
+    assert result.generated == len(pictures(run)) == IMAGES + 6  # at weight 1 they were there
+    at_1 = next(one for one in result.checkpoints if one.label == result.recommendation.label)
+    assert advice.tried[1].likeness == pytest.approx(at_1.likeness, abs=1e-3)
+    assert advice.tried[0].held_out != advice.tried[1].held_out is not None
+    card = json.loads((run / "tiny.json").read_text(encoding="utf-8"))
+    assert card["preferred weight"] == advice.weight
+    assert card["activation text"] == "ohwx"
+    again = sdlora.evaluate(run, settings, promote=True)
+    assert again.generated == 0
+    assert again.weight_advice == advice
+
+
 def test_an_interrupted_evaluation_generates_only_what_is_missing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, saved = evaluating.generate_missing.__globals__["save_image"], []
 

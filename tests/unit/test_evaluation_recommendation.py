@@ -55,7 +55,7 @@ def test_adherence_is_held_against_the_best_checkpoint_where_none_has_the_bases(
 def test_where_all_have_faults_the_least_is_taken_and_said_so() -> None:
     said = recommended(at(100, 0.5, copies=COPIES[:1]), at(200, 0.8, copies=COPIES))
 
-    assert said.startswith("step 100: no checkpoint is without fault, this one has the least, likeness is the best")
+    assert said.startswith("step 100: none is without fault, this one has the least, likeness is the best")
     assert "1 of 8 images is a near copy" in said
 
 
