@@ -139,7 +139,7 @@ def test_cache_can_be_shown_and_pruned(cli, tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("adapter.rnak=4", "adapter.rnak: unknown setting; did you mean 'rank'?"),
-        ("adapter.rank=many", "adapter.rank: must be a valid integer"),
+        ("adapter.rank=many", "adapter.rank: must be a whole number"),
         ("images.folder=nowhere", "nowhere"),
         ("adapter.layers=everything", "unknown layer set 'everything'"),
         ("adapter.start_from=nowhere.safetensors", "adapter.start_from: no such file: nowhere.safetensors"),
