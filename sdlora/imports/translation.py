@@ -83,6 +83,9 @@ class Translation:
                 self.put(ours, value)
                 if value is not None:
                     self.sources[ours] = prefix + name
+                if convert in (count, epochs) and (given := number(source[name])) and given != int(given):
+                    taken = f"{int(given)} is taken" if int(given) else "it is left out"
+                    self.change(prefix + name, source[name], f"a whole number is wanted here, {taken}")
             except (ValueError, TypeError) as error:
                 self.lose(
                     prefix + name, source[name], str(error) if isinstance(error, ValueError) else "not understood"
@@ -287,6 +290,9 @@ def reconcile(translation: Translation) -> None:
     if "optimization.steps" in values and "optimization.epochs" in values:
         steps = values.pop("optimization.steps")
         translation.change("steps", steps, f"epochs win over steps, as there: {values['optimization.epochs']} epochs")
+    if "validation.folder" in values or "validation.fraction" in values:
+        # Elsewhere held-out images are only looked at, and the file holds the last step.
+        values.setdefault("outputs.finish", "last")
     _settle_buckets(translation)
 
 
