@@ -125,6 +125,9 @@ def parse_adapter(text: str, kind: type[MixedAdapter] = MixedAdapter) -> MixedAd
     settings = match["settings"] or ""
     if settings and not re.fullmatch(rf"(?:{_SETTING.pattern})+", settings):
         raise ConfigError(text, [f"'{settings}' is not a list of name=value"])
+    given = [name for name, _ in _SETTING.findall(settings)]
+    if twice := [name for name in dict.fromkeys(given) if given.count(name) > 1]:
+        raise ConfigError(text, [f"{', '.join(twice)} is given twice"])
     for name, value in _SETTING.findall(settings):
         if name == "blocks":
             values["blocks"] = [_number(part, text) for part in value[1:-1].split(",")] if value[0] == "[" else value
