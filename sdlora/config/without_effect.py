@@ -62,6 +62,8 @@ def in_training(config: TrainConfig) -> Iterator[str]:
         ("outputs.wandb_project", config.outputs.wandb, "outputs.wandb=true"),
     ]
     yield from _unread(config, rules)
+    if isinstance(images.folder, tuple) and len(set(images.folder)) < len(images.folder):
+        yield "images.folder: a folder named twice is read once; images.folders with repeats lets its images count more"
     if previews.prompts and previews.from_captions:
         yield "previews.from_captions has no effect beside previews.prompts"
     if validation.folder is not None and validation.fraction:

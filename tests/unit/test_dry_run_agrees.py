@@ -13,7 +13,7 @@ from sdlora.training.preflight.remarks import remarks
 from sdlora.training.preflight.summary import Summary, summarise
 from tests.support.emoji_adapters import random_adapter
 
-_DEMO = ["previews.prompts=[]", "optimization.steps=2"]
+_DEMO = ["previews.prompts=[]", "previews.every=0", "optimization.steps=2"]
 
 
 def _summary(*settings: str) -> Summary:
@@ -58,10 +58,36 @@ def test_what_the_run_would_refuse_is_refused_before_a_model_is_loaded(setting: 
         check(load("demo.yaml", [*_DEMO, setting]))
 
 
+def _notes(*settings: str) -> list[str]:
+    config = load("demo.yaml", [*_DEMO, *settings])
+    return [text for label, text in remarks(config, check(config)) if label == "note"]
+
+
+def test_words_of_a_preview_that_only_generating_knows_are_named() -> None:
+    told = _notes("previews.prompts=['a (fox:1.2) AND a [dog|cat] BREAK', 'a {red|green} fox <lora:x:0.5> __animal__']")
+    assert [text.split(" is taken")[0] for text in told] == [
+        "previews.prompts.1: <lora:x:0.5>",
+        "previews.prompts.1: {red|green}",
+        "previews.prompts.1: __animal__",
+    ]
+
+
+def test_what_sizes_folders_and_caption_files_come_to_is_said() -> None:
+    (told,) = _notes("images.resolution=136")
+    assert "136 is no multiple of images.bucket_step=64: square images are trained at 128 px" in told
+    assert _notes("captions.alternatives={.short.txt: 0.3}") == [
+        "captions.alternatives: no image has a caption file that ends in .short.txt"
+    ]
+    twice = "images.folder=['builtin:blueprint', 'builtin:blueprint']"
+    assert any(text.startswith("images.folder: a folder named twice is read once") for text in _notes(twice))
+    second = ["adapter.text_encoder=true", "optimization.text_encoder_2_learning_rate=1e-5"]
+    assert _notes(*second)[-1:] == [
+        "optimization.text_encoder_2_learning_rate has no effect: a base of sd1 has one text encoder"
+    ]
+
+
 def test_nothing_is_promised_of_previews_and_validation_that_there_are_not() -> None:
-    config = load("demo.yaml", [*_DEMO, "previews.every=5", "validation.every=5", "validation.fraction=0"])
-    told = [text for label, text in remarks(config, check(config)) if label == "note"]
-    assert told == [
+    assert _notes("previews.every=5", "validation.every=5", "validation.fraction=0") == [
         "validation.every has no effect without validation.folder or fraction",
         "previews.every has no effect without previews.prompts or from_captions",
     ]

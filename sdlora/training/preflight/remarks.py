@@ -17,6 +17,7 @@ from sdlora.config.without_effect import in_training, is_written
 from sdlora.data.captions import has_trigger
 from sdlora.data.focus import focus_of
 from sdlora.data.images import Skipped
+from sdlora.generation.request.prompt_warnings import preview_warnings
 from sdlora.models.detection import detect
 from sdlora.models.prompts import count_numbers
 from sdlora.training.inputs.images import RunImages
@@ -73,6 +74,16 @@ def _without_effect(config: TrainConfig, images: RunImages) -> Iterator[str]:
                 yield f"optimization.{name} has no effect: a base of {model.family} has one text encoder"
     if config.objective.v_loss_like_epsilon and model.prediction == "epsilon":
         yield "objective.v_loss_like_epsilon has no effect: the base predicts epsilon"
+    for number, one in enumerate(config.previews.parsed):
+        for sentence in [*preview_warnings(one.prompt), *preview_warnings(one.negative or "")]:
+            yield f"previews.prompts.{number}: {sentence}"
+    for edge in config.images.resolutions if config.images.buckets else ():
+        if edge % config.images.bucket_step:
+            square = edge // config.images.bucket_step * config.images.bucket_step
+            yield (
+                f"images.resolution={edge} is no multiple of images.bucket_step={config.images.bucket_step}: square "
+                f"images are trained at {square} px, others at no larger area"
+            )
     for ending in config.captions.alternatives:
         if not any(one.path.with_suffix(ending).is_file() for one in images.trained):
             yield f"captions.alternatives: no image has a caption file that ends in {ending}"
