@@ -137,7 +137,9 @@ def load_foreign(preset: str, folder: Path, overrides: Sequence[str] = ()) -> Tr
         found = [path for path in places if Path(name).name == name and path.is_file()]
         if not found:
             known = ", ".join(file.stem for file in (*folder.glob("*.yaml"), *shipped_presets()))
-            raise ConfigError(str(base), [f"no preset of that name, and files are not read here; there is: {known}"])
+            raise ConfigError(
+                str(base) or "the preset", [f"no preset of that name, and files are not read here; there is: {known}"]
+            )
         values = schema.joined(without_rivals(read_preset(found[0]), schema.dotted_names(values)), values)
     override(values, overrides, "the preset")
     return with_files_read(validate(values, "the preset"))
@@ -270,6 +272,8 @@ def _in_words(item: Any, location: str, kind: type[BaseModel]) -> list[str]:
     shown = repr(item["input"])
     # A whole list of prompts in an error would hide what the error is.
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    if item["type"] == "string_pattern_mismatch" and (setting := schema.find(kind, location)) is not None:
+        return [f"{location}: {shown} is not of the form that is wanted: {setting.description}"]
     message = _PLAIN_WORDS.get(item["type"]) or item["msg"].replace("Input should be", "must be")
     return [f"{location}: {message[0].lower()}{message[1:]}; got {shown}"]
 

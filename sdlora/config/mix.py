@@ -97,6 +97,14 @@ class MixConfig(Section):
             raise ValueError(f"method {self.method} needs a rank or an energy, one of them (for example rank: 32)")
         if not self.truncates and chosen:
             raise ValueError(f"rank and energy have no effect with method {self.method}; use svd")
+        thins = {"density": ("ties", "dare", "dare-ties"), "seed": ("dare", "dare-ties")}
+        useless = [
+            f"{name} has no effect with method {self.method}; use {' or '.join(methods)}"
+            for name, methods in thins.items()
+            if self.method not in methods and getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if useless:
+            raise ValueError("\n".join(useless))
         return self
 
 

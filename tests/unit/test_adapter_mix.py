@@ -333,6 +333,8 @@ def test_misspelled_adapters_are_explained(text: str, message: str) -> None:
     [
         ({"method": "svd"}, "method svd needs a rank or an energy"),
         ({"rank": 4}, "rank and energy have no effect with method concat; use svd"),
+        ({"density": 0.3}, "density has no effect with method concat; use ties or dare or dare-ties"),
+        ({"method": "ties", "rank": 4, "seed": 3}, "seed has no effect with method ties; use dare or dare-ties"),
         ({"method": "ties", "rank": 4, "density": 1.5}, "density: must be less than 1; got 1.5"),
         ({"methd": "svd"}, "methd: unknown setting; did you mean 'method'?"),
         ({"adapters": []}, "adapters: "),

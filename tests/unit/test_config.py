@@ -138,6 +138,8 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
         ("adapter=lora", "adapter: must be a section of settings, such as .name: value.; got 'lora'"),
         ("optimization.learning_rate=1,0e-4", "must be a number, with a point and no comma; got '1,0e-4'"),
         ("validation.timesteps=[1000, -1]", "validation.timesteps: must be one or more whole numbers from 0 to 999"),
+        ("captions.extension=txt", "'txt' is not of the form that is wanted: Ending of the caption files .*its dot"),
+        ("images.background=red", "'red' is not of the form that is wanted: Colour behind .* as #rrggbb"),
         ("validation.timesteps=[]", "validation.timesteps: must be one or more whole numbers from 0 to 999"),
     ],
 )
