@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sdlora.config.captioning import CaptioningConfig
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.section import Section
 from sdlora.config.train import TrainConfig
@@ -86,6 +87,17 @@ def in_generating(config: GenerateConfig) -> Iterator[str]:
     yield from _unread(config, rules)
     if config.negative and config.guidance <= 1:
         yield f"negative has no effect with guidance={config.guidance:g}, which leaves it out"
+
+
+def in_captioning(config: CaptioningConfig) -> Iterator[str]:
+    """The same of captions by a model, as far as it goes without knowing which kind the model is."""
+    has_endpoint = config.endpoint is not None
+    of_endpoint = ("prompt", "key_variable", "timeout_seconds")
+    of_model = ("revision", "detail", "beams", "device", "escape_brackets")
+    thresholds = ("threshold", "character_threshold", "rating_threshold")
+    yield from _unread(config, [(name, has_endpoint, "endpoint") for name in of_endpoint])
+    here = "a model here: the endpoint does it in its own way"
+    yield from _unread(config, [(name, not has_endpoint, here) for name in (*of_model, *thresholds)])
 
 
 def is_written(config: Section, name: str) -> bool:

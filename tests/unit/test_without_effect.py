@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from sdlora.config.captioning import CaptioningConfig
 from sdlora.config.files import load, validate
 from sdlora.config.generate import GenerateConfig
-from sdlora.config.without_effect import in_generating, in_training
+from sdlora.config.without_effect import in_captioning, in_generating, in_training
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,13 @@ def test_defaults_are_passed_over_also_where_they_are_spelled_out() -> None:
     config = load()
     assert list(in_training(type(config).model_validate(config.model_dump()))) == []
     assert list(in_generating(GenerateConfig.model_validate(GenerateConfig().model_dump()))) == []
+
+
+def test_options_of_an_endpoint_and_of_a_model_are_told_apart() -> None:
+    local = CaptioningConfig(prompt="Describe the dog.", beams=5)
+    assert list(in_captioning(local)) == ["prompt has no effect without endpoint"]
+    (told,) = in_captioning(local.model_copy(update={"endpoint": "http://localhost:1234/v1"}))
+    assert told.startswith("beams has no effect without a model here")
 
 
 def test_a_request_names_what_it_does_not_use() -> None:
