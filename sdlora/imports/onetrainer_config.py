@@ -191,6 +191,7 @@ def from_config(
     result = from_concepts(concepts) if concepts else Translation()
     known = result.pass_over(settings, _WITHOUT_EFFECT, read_apart=_TOLD_APART)
     settings = legible({**_DEFAULTS, **settings}, result, _NUMBERS, _SWITCHES)
+    result.note_fractions(settings, ("lokr_dim", "text_encoder_layer_skip", "sample_after", "save_every"))
     own_resolution = result.values.get("images.resolution")
     known |= result.take(settings, SETTINGS)
     result.put("images.resolution", own_resolution)  # a concept's resolution goes before that of the run

@@ -92,6 +92,8 @@ def from_training_config(settings: Mapping[str, Any], read_beside: Callable[[str
     prompts = given.get("sample_prompts")
     if isinstance(prompts, list):
         prompts = given["sample_prompts"] = "\n".join(str(one) for one in prompts)
+    if (share := given.pop("warmup_ratio", None)) not in (None, 0, "") and not given.get("lr_warmup_steps"):
+        given["lr_warmup_steps"] = share  # of all steps, as LoRA_Easy_Training_Scripts writes it
     trains_text = given.pop("network_train_text_encoder", True)
     if trains_text in (False, "false", "False"):
         given["network_train_unet_only"] = True

@@ -29,6 +29,8 @@ def test_a_fraction_is_not_cut_to_a_whole_number_in_silence(tmp_path: Path) -> N
     result = onetrainer(tmp_path, CONCEPTS, **changes)
     assert result.config.optimization.schedule_cycles == 2
     assert "learning_rate_cycles=2.5: a whole number is wanted here, 2 is taken" in told(result)
+    result = onetrainer(tmp_path, CONCEPTS, save_every=2.5, save_every_unit="EPOCH")
+    assert "save_every=2.5: a whole number is wanted here, 2 is taken" in told(result)
     result = ai_toolkit(tmp_path, train={"batch_size": 0.5})
     assert "train.batch_size=0.5: a whole number is wanted here, it is left out" in told(result)
 
@@ -85,6 +87,28 @@ def test_onetrainer_validates_when_it_says_so_and_keeps_the_last_step(tmp_path: 
 def test_what_a_part_of_onetrainer_holds_besides_is_named(tmp_path: Path) -> None:
     part = {"train": True, "learning_rate": 1e-4, "min_noising_strength": 0.2}
     assert "unet.min_noising_strength=0.2: no counterpart" in told(onetrainer(tmp_path, CONCEPTS, unet=part))
+
+
+def test_ranks_epochs_and_warm_up_of_lora_easy(tmp_path: Path) -> None:
+    text = """
+    [general_args.args]
+    pretrained_model_name_or_path = "b"
+    max_train_epochs = 2.5
+    [network_args.args]
+    network_dim = 8.5
+    [optimizer_args.args]
+    learning_rate = 0.0001
+    lr_scheduler = "cosine"
+    warmup_ratio = 0.1
+    [[subsets]]
+    image_dir = "x"
+    """
+    result = imported(tmp_path, "easy.toml", text)
+    assert (result.config.adapter.rank, result.config.optimization.epochs) == (8, 2)
+    assert result.config.optimization.warmup == 0.1
+    assert "network_dim=8.5: a whole number is wanted here, 8 is taken" in told(result)
+    assert "max_train_epochs=2.5: a whole number is wanted here, 2 is taken" in told(result)
+    assert "warmup_ratio" not in told(result)
 
 
 @pytest.mark.parametrize(("module", "dropout"), [("lycoris.kohya", 0.1), ("networks.lora", 0.05)])
