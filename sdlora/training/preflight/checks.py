@@ -12,6 +12,7 @@ from sdlora.adapters.algebra.loaded_base import read_base_adapters
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.live.starting_point import check_fit
+from sdlora.config.adapter import REGEX_PREFIX
 from sdlora.config.generate import Sampler, sampler_problem
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import default_cache_folder
@@ -138,7 +139,11 @@ def _check_layers(config: TrainConfig) -> None:
     if config.base_model.clip_skip > 1:
         encoders = text_encoder_layouts(config.base_model, detect(config.resolved_base_model))
         check_clip_skip(config.base_model.clip_skip, encoders[0].config.num_hidden_layers)
-    if not config.adapter.rank or config.adapter.start_from is not None:
+    adapter = config.adapter
+    patterns = adapter.block_ranks or config.optimization.block_learning_rates
+    # A layer set fits every model; only names can be wrong.
+    is_sure = not patterns and not adapter.layers.startswith(REGEX_PREFIX)
+    if is_sure or not adapter.rank or adapter.start_from is not None:
         return
     targets = chosen_layers(config, Layouts.of(config)).targets
     check_blocks(config.optimization, [(target.part, target.path) for target in targets])
