@@ -18,7 +18,7 @@ def require_files(
     adapters, models: as they were given; names on the hub are left to it. out: where a new file goes.
     """
     problems = [
-        f"{name}: there is no such file"
+        _missing(name)
         for name in adapters
         if name is not None and not name.startswith("hf:") and not Path(name).expanduser().exists()
     ]
@@ -32,3 +32,11 @@ def require_files(
         raise AdapterError(problems[0])
     if problems:
         raise ConfigError("the command line", problems)
+
+
+def _missing(name: str) -> str:
+    """What to say of an adapter that isn't there; of one with something behind a colon, that this is no weight."""
+    file, colon, rest = name.rpartition(":")
+    if colon and Path(file).expanduser().exists():
+        return f"{file}:{rest}: '{rest}' is no weight: write a number, with a point and no comma, such as {file}:0.8"
+    return f"{name}: there is no such file"

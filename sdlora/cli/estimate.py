@@ -11,6 +11,7 @@ from sdlora.cli.app import app, console
 from sdlora.cli.guesses import SettingsCommand
 from sdlora.cli.train import PresetOption, SetOption
 from sdlora.config.base_model import FamilyName
+from sdlora.errors import ModelError
 
 if TYPE_CHECKING:
     from sdlora.training.preflight.fitting import Fit
@@ -25,7 +26,10 @@ def estimate(
     ] = None,
     device: Annotated[
         Literal["cuda", "cpu"] | None,
-        typer.Option("--device", help="What trains: a card (cuda, the default with --memory) or this processor (cpu)."),
+        typer.Option(
+            "--device",
+            help="What trains: a card or this processor; else optimization.device, or cuda with --memory.",
+        ),
     ] = None,
     family: Annotated[
         FamilyName | None, typer.Option("--family", help="Count a model of this family; the base need not be here.")
@@ -40,7 +44,13 @@ def estimate(
     from sdlora.training.preflight.fitting import MemoryNeeds, parse_memory, parts
 
     limit = None if memory is None else parse_memory(memory)
-    needs = MemoryNeeds.of(files.load(preset, overrides or ()), device or ("cpu" if limit is None else "cuda"), family)
+    config = files.load(preset, overrides or ())
+    asked = config.optimization.device.partition(":")[0]
+    where = device or (asked if asked in ("cpu", "cuda") else "cpu" if limit is None else "cuda")
+    try:
+        needs = MemoryNeeds.of(config, where, family)
+    except ModelError as error:
+        raise ModelError(f"{error}. Or count one of its kind: --family sd1, sd2 or sdxl") from None
     needed = needs.memory()
     fit = None if limit is None else needs.fit(limit)
     if as_json:

@@ -60,6 +60,8 @@ def compare(
 
     if out.exists() and not force:
         raise ConfigError("--out", [f"{out} exists already; choose another name, or give --force to replace it"])
+    if not out.absolute().parent.is_dir():
+        raise ConfigError("--out", [f"there is no folder {out.parent}"])
     found = compare_runs(runs)
     table = Table(box=None, pad_edge=False)
     for title in ("", *(run.label for run in found.runs)):

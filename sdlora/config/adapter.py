@@ -13,6 +13,7 @@ from sdlora.config.section import Section
 Algorithm = Literal["lora", "loha", "lokr"]
 LAYER_SETS = ("attention", "attention+ff", "all", "all+conv")
 REGEX_PREFIX = "regex:"
+LARGEST_RANK = 1024
 _MOST_VECTORS = 75
 """As many as a chunk of a caption has places."""
 _NO_PART_OF_A_TOKEN = re.compile(r"[\s,()\[\]{}:|\\.]|\b(?:BREAK|AND)\b")
@@ -52,13 +53,13 @@ class AdapterConfig(Section):
     algorithm: Algorithm = "lora"
     """lora (low rank), loha (Hadamard product of two low-rank maps) or lokr (Kronecker product)."""
 
-    rank: int = Field(default=16, ge=0, le=1024)
+    rank: int = Field(default=16, ge=0, le=LARGEST_RANK)
     """Rank of the update of linear layers and 1x1 projections; 0 trains new_tokens alone."""
 
     alpha: float | None = Field(default=None, gt=0)
     """Scale of the update is alpha / rank; by default alpha = rank / 2."""
 
-    conv_rank: int | None = Field(default=None, ge=1, le=1024)
+    conv_rank: int | None = Field(default=None, ge=1, le=LARGEST_RANK)
     """Rank of Conv2d layers (layer set all+conv); by default the same as rank."""
 
     conv_alpha: float | None = Field(default=None, gt=0)
@@ -157,8 +158,8 @@ class AdapterConfig(Section):
             problems += self._problems_without_layers()
         elif not self.unet and not self.text_encoder:
             problems.append("unet=false leaves nothing to train; set text_encoder=true, or rank=0 for new_tokens alone")
-        if any(rank < 0 for rank in self.block_ranks.values()):
-            problems.append("block_ranks: a rank must be 0 (leave out) or more")
+        if any(not 0 <= rank <= LARGEST_RANK for rank in self.block_ranks.values()):
+            problems.append(f"block_ranks: a rank must be 0 (leave out) or more, up to {LARGEST_RANK}")
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -137,7 +137,9 @@ def load_foreign(preset: str, folder: Path, overrides: Sequence[str] = ()) -> Tr
         found = [path for path in places if Path(name).name == name and path.is_file()]
         if not found:
             known = ", ".join(file.stem for file in (*folder.glob("*.yaml"), *shipped_presets()))
-            raise ConfigError(str(base), [f"no preset of that name, and files are not read here; there is: {known}"])
+            raise ConfigError(
+                str(base) or "the preset", [f"no preset of that name, and files are not read here; there is: {known}"]
+            )
         values = schema.joined(without_rivals(read_preset(found[0]), schema.dotted_names(values)), values)
     override(values, overrides, "the preset")
     return with_files_read(validate(values, "the preset"))
@@ -270,8 +272,27 @@ def _in_words(item: Any, location: str, kind: type[BaseModel]) -> list[str]:
     shown = repr(item["input"])
     # A whole list of prompts in an error would hide what the error is.
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    message = item["msg"].replace("Input should be", "must be")
+    if item["type"] == "string_pattern_mismatch" and (setting := schema.find(kind, location)) is not None:
+        return [f"{location}: {shown} is not of the form that is wanted: {setting.description}"]
+    message = _PLAIN_WORDS.get(item["type"]) or item["msg"].replace("Input should be", "must be")
     return [f"{location}: {message[0].lower()}{message[1:]}; got {shown}"]
+
+
+_PLAIN_WORDS = {
+    "tuple_type": "must be a list, such as [one, two]",
+    "list_type": "must be a list, such as [one, two]",
+    "dict_type": "must be names with values, such as {name: value}",
+    "model_type": "must be a section of settings, such as {name: value}",
+    "string_type": "must be text; quotes make text of a number or a word like true",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number, with a point and no comma",
+    "float_parsing": "must be a number, with a point and no comma",
+}
+"""What pydantic says in the words of Python, which a preset's author need not know."""
 
 
 def _locate(location: str, message: str) -> str:

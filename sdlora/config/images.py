@@ -62,7 +62,7 @@ class CaptionsConfig(Section):
     """Tags that tag_dropout never leaves out: a list, or a text file with one a line."""
 
     extension: str = Field(default=".txt", pattern=r"^\.[\w.-]+$")
-    """Ending of the caption files beside the images."""
+    """Ending of the caption files beside the images, with its dot."""
 
     alternatives: dict[str, float] = Field(default_factory=dict)
     """Further caption files beside the images, by ending, each with its chance to be used instead of the main one:

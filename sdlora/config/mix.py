@@ -97,6 +97,14 @@ class MixConfig(Section):
             raise ValueError(f"method {self.method} needs a rank or an energy, one of them (for example rank: 32)")
         if not self.truncates and chosen:
             raise ValueError(f"rank and energy have no effect with method {self.method}; use svd")
+        thins = {"density": ("ties", "dare", "dare-ties"), "seed": ("dare", "dare-ties")}
+        useless = [
+            f"{name} has no effect with method {self.method}; use {' or '.join(methods)}"
+            for name, methods in thins.items()
+            if self.method not in methods and getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if useless:
+            raise ValueError("\n".join(useless))
         return self
 
 
@@ -125,6 +133,9 @@ def parse_adapter(text: str, kind: type[MixedAdapter] = MixedAdapter) -> MixedAd
     settings = match["settings"] or ""
     if settings and not re.fullmatch(rf"(?:{_SETTING.pattern})+", settings):
         raise ConfigError(text, [f"'{settings}' is not a list of name=value"])
+    given = [name for name, _ in _SETTING.findall(settings)]
+    if twice := [name for name in dict.fromkeys(given) if given.count(name) > 1]:
+        raise ConfigError(text, [f"{', '.join(twice)} is given twice"])
     for name, value in _SETTING.findall(settings):
         if name == "blocks":
             values["blocks"] = [_number(part, text) for part in value[1:-1].split(",")] if value[0] == "[" else value

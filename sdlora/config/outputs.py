@@ -30,6 +30,13 @@ class ValidationConfig(Section):
     timesteps: tuple[int, ...] = (100, 300, 500, 700, 900)
     """Fixed timesteps at which the loss is measured, each with fixed noise."""
 
+    @field_validator("timesteps")
+    @classmethod
+    def _are_timesteps(cls, timesteps: tuple[int, ...]) -> tuple[int, ...]:
+        if not timesteps or not all(0 <= each <= 999 for each in timesteps):
+            raise ValueError(f"must be one or more whole numbers from 0 to 999; got {list(timesteps)}")
+        return timesteps
+
 
 class PreviewsConfig(Section):
     prompts: tuple[str, ...] = ()

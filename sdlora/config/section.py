@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +20,15 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false (also written yes, no, on, off) for a number, as which they would be 1 and 0."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if _is_truth(value) and _takes(annotation, int, float) and not _takes(annotation, bool):
+            raise ValueError("must be a number, not true or false (yes, no, on and off are these, too)")
+        return value
 
     @field_validator("*", mode="before")
     @classmethod
@@ -48,4 +58,15 @@ _NAMES = ("model", "vae", "start_from", "file", "name")
 
 def holds_path(annotation: Any) -> bool:
     """Whether a setting takes a path, alone or among other kinds."""
-    return annotation is Path or any(holds_path(part) for part in get_args(annotation))
+    return _takes(annotation, Path)
+
+
+def _takes(annotation: Any, *kinds: type) -> bool:
+    """Whether a setting takes one of these kinds, alone or among others, as such or in a list or mapping."""
+    return annotation in kinds or any(_takes(part, *kinds) for part in get_args(annotation))
+
+
+def _is_truth(value: Any) -> bool:
+    """Whether a value, or one in its list or mapping, is true or false."""
+    held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(each, bool) for each in held)

@@ -77,7 +77,7 @@ class TrainConfig(Section):
         if not re.fullmatch(r"[\w.+() -]+", name) or name.strip(" .") != name or name.lower() in {"none", "addams"}:
             raise ValueError(
                 f"'{name}' can't be used as a name: other tools read it in <lora:name:1>, so use letters, digits, "
-                "spaces, _ - + . ( ), not 'none'"
+                "spaces, _ - + . ( ), and neither the name none nor addams"
             )
         if name.startswith("-"):
             raise ValueError(f"'{name}' can't be used as a name: commands would take it for an option")

@@ -26,6 +26,7 @@ from sdlora.adapters.files.metadata import new_tokens_in
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import ComputeConfig, GenerateConfig, UsedAdapter
 from sdlora.config.given import Values, base_model_config, generate_config
+from sdlora.config.without_effect import in_generating
 from sdlora.data.cache import default_cache_folder
 from sdlora.errors import ConfigError
 from sdlora.generation.generated import GeneratedImage, GenerationFacts, StepPreview
@@ -275,6 +276,7 @@ class Generator:
             compute = row.compute.model_copy(update={"merge_adapters": merge})
             said = [text for adapter in own for text in adapter.loaded.warnings]
             said += [
+                *in_generating(row),
                 *prompt_warnings(row, chosen.names),
                 *chosen.notes,
                 *notes,

@@ -71,7 +71,6 @@ SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
     "train": {
         "batch_size": ("optimization.batch_size", count),
         "steps": ("optimization.steps", count),
-        "gradient_accumulation_steps": ("optimization.accumulation", count),
         "gradient_accumulation": ("optimization.accumulation", count),
         "gradient_checkpointing": ("optimization.gradient_checkpointing", switch),
         "optimizer": ("optimization.optimizer", optimizer),
@@ -132,8 +131,8 @@ WITHOUT_EFFECT: dict[str, set[str]] = {
         "attention_f32_rope_enabled", "refiner_lr", "embedding_lr", "adapter_lr", "train_refiner",
     },
     "sample": {
-        "walk_seed", "sample_start_step", "format", "ext", "num_frames", "fps", "refiner_start_at",
-        "extend_prompts", "use_embeddings", "network_multiplier",
+        "sample_start_step", "format", "ext", "num_frames", "fps", "refiner_start_at",
+        "extend_prompts", "use_embeddings",
     },
     "logging": {"log_every", "verbose", "use_ui_logger", "run_name"},
     "datasets": {
@@ -168,7 +167,7 @@ NO_COUNTERPART: dict[str, set[str]] = {
         "replacements", "clip_image_path", "loss_type", "prior_reg", "token_dropout_keep",
     },
     "model": {
-        "refiner_name_or_path", "lora_path", "assistant_lora_path", "inference_lora_path", "unet_path",
+        "refiner_name_or_path", "assistant_lora_path", "inference_lora_path", "unet_path",
         "te_name_or_path",
     },
 }  # fmt: skip
@@ -187,9 +186,10 @@ _READ_APART: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train": (
         ("min_snr_gamma", "snr_gamma", "ema_config.ema_decay", "pseudo_huber_c", "inverted_mask_prior_multiplier",
          "text_encoder_lr", "lr", "min_denoising_steps", "max_denoising_steps", "optimizer_params.weight_decay",
-         "diff_output_preservation_multiplier"),
+         "diff_output_preservation_multiplier", "gradient_accumulation_steps"),
         ("train_unet", "ema_config.use_ema", "inverted_mask_prior", "diff_output_preservation", "disable_sampling"),
     ),
+    "sample": (("network_multiplier", "seed"), ("walk_seed",)),
 }  # fmt: skip
 """Numbers and switches of a section that are read outside `SECTIONS`."""
 
@@ -233,6 +233,9 @@ def from_job(job: Mapping[str, Any]) -> Translation:
     trigger, prompts = result.values.get("captions.trigger", ""), result.values.get("previews.prompts")
     if prompts:
         result.put("previews.prompts", [str(prompt).replace("[trigger]", trigger).strip() for prompt in prompts])
+    device = str(process.get("device") or "cuda")
+    result.put("optimization.device", None if device in ("cuda", "cuda:0") else device)
+    _batches_between_steps(process.get("train") or {}, result)
     _datasets(process.get("datasets") or [], result)
     top = {*SECTIONS, "datasets", "model", "type", "training_folder", "trigger_word", "device", "performance_log_every"}
     result.lose_rest(process, top | {"sqlite_db_path", "meta"})
@@ -250,6 +253,25 @@ def _flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def _batches_between_steps(train: Mapping[str, Any], result: Translation) -> None:
+    """gradient_accumulation_steps: all that counts steps counts batches there, of which so many make an update."""
+    try:
+        batches = count(train.get("gradient_accumulation_steps")) or 1
+    except ValueError:  # noted where the section is read
+        return
+    if batches <= 1:
+        return
+    result.put("optimization.accumulation", batches * result.values.get("optimization.accumulation", 1))
+    for name in ("optimization.steps", "outputs.checkpoint_every", "previews.every"):
+        if name in result.values:
+            result.put(name, max(1, result.values[name] // batches))
+    result.change(
+        "train.gradient_accumulation_steps",
+        batches,
+        f"steps are batches there and updates here, so steps and intervals are divided by {batches}",
+    )
 
 
 def _nothing(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -310,7 +332,7 @@ def _train(settings: Mapping[str, Any], result: Translation) -> set[str]:
         "min_snr_gamma", "snr_gamma", "ema_config.use_ema", "ema_config.ema_decay", "pseudo_huber_c",
         "inverted_mask_prior", "inverted_mask_prior_multiplier", "content_or_style", "diff_output_preservation",
         "diff_output_preservation_multiplier", "diff_output_preservation_class", "blank_prompt_preservation_multiplier",
-        "min_denoising_steps", "max_denoising_steps",
+        "min_denoising_steps", "max_denoising_steps", "gradient_accumulation_steps",
     }  # fmt: skip
     # What is as it always is here.
     handled |= {name for name, usual in _USUAL.items() if settings.get(name) in (usual, str(usual))}
@@ -374,8 +396,14 @@ def _sample(settings: Mapping[str, Any], result: Translation) -> set[str]:
             lines.append(preview_line(result, "sample.samples", sample["prompt"], options))
         else:
             result.lose("sample.samples", sample, "it has no prompt")
+    weight, seed = number(settings.get("network_multiplier")), count(settings.get("seed")) or 0
+    if weight not in (None, 1):
+        lines = [line if " --am " in line else f"{line} --am {weight:g}" for line in lines]
+    if len(lines) > 1 and not switch(settings.get("walk_seed")):
+        # One seed for all there, where ours counts up.
+        lines = [line if " --d " in line else f"{line} --d {seed}" for line in lines]
     result.put("previews.prompts", lines or None)
-    return {"prompts", "samples"}
+    return {"prompts", "samples", "network_multiplier", "walk_seed"}
 
 
 _SPECIAL = {"network": _network, "train": _train, "sample": _sample}
@@ -416,11 +444,13 @@ def _model(model: Mapping[str, Any], result: Translation) -> None:
         raise ValueError(f"it trains {named}; only Stable Diffusion 1.x, 2.x and XL can be trained here")
     result.put("base_model.family", families[0] if families else None)
     result.put("base_model.prediction", "v_prediction" if switch(model.get("is_v_pred")) else None)
+    if merged := same(model.get("lora_path")):
+        result.put("base_model.adapters", [merged])
     if switch(model.get("quantize")):
         result.put("base_model.quantization", "int8")
         if model.get("qtype") not in (None, "int8", "qint8"):
             result.change("model.qtype", model["qtype"], "held in int8 here")
-    known = {"name_or_path", "vae_path", "arch", "is_v_pred", "quantize", *flags}
+    known = {"name_or_path", "vae_path", "lora_path", "arch", "is_v_pred", "quantize", *flags}
     known |= result.pass_over(model, WITHOUT_EFFECT["model"], "model.", _TOLD_APART)
     known |= {name for name in model if name.startswith("is_")}
     result.lose_rest(model, known, "model.")

@@ -186,6 +186,7 @@ _NUMBERS = (
     "sample_every_n_epochs", "noise_offset", "multires_noise_iterations", "multires_noise_discount",
     "bucket_reso_steps", "min_snr_gamma",
 )  # fmt: skip
+_WHOLE = ("network_dim", "conv_dim", "epoch", "max_train_epochs", "max_train_steps", "multires_noise_iterations")
 _SWITCHES = (
     "sdxl", "v2", "v_parameterization", "sd3_checkbox", "flux1_checkbox", "network_train_unet_only",
     "network_train_text_encoder_only", "noise_offset_random_strength", "ip_noise_gamma_random_strength", "use_wandb",
@@ -200,6 +201,7 @@ def from_gui(settings: Mapping[str, Any]) -> Translation:
     result = Translation()
     settings = legible({**settings, **_more_parameters(settings, result)}, result, _NUMBERS, _SWITCHES)
     settings = _with_old_switches(settings)
+    result.note_fractions(settings, _WHOLE)
     known = result.take(settings, SETTINGS) | result.pass_over(settings, WITHOUT_EFFECT) | {"additional_parameters"}
     known |= _families(settings, result) | adapter_kind(settings, result) | ranks(settings, result)
     known |= rates(settings, result) | steps(settings, result) | _noise(settings, result)

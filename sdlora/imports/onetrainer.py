@@ -139,6 +139,7 @@ def _tags(text: Mapping[str, Any], result: Translation) -> None:
     special, mode = str(text.get("tag_dropout_special_tags") or ""), text.get("tag_dropout_special_tags_mode", "NONE")
     if special and mode == "WHITELIST" and not switch(text.get("tag_dropout_special_tags_regex")):
         is_file = special.lower().endswith((".txt", ".csv"))
-        result.put("captions.protected_tags", special if is_file else [tag.strip() for tag in special.split(",")])
+        parts = special.split(str(text.get("tag_delimiter") or ","))
+        result.put("captions.protected_tags", special if is_file else [tag.strip() for tag in parts])
     elif special and mode != "NONE":
         result.lose("text.tag_dropout_special_tags", f"{mode} {special}", "captions.protected_tags takes plain tags")

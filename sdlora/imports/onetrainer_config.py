@@ -136,7 +136,7 @@ SETTINGS: dict[str, tuple[str, Convert]] = {
 }
 _TOLD_APART = (
     "__version", "training_method", "model_type", "weight_dtype", "unmasked_probability", "embedding", "embeddings",
-    "token_count", "initial_embedding_text", "lora_decompose_output_axis", "optimizer_defaults",
+    "token_count", "initial_embedding_text", "lora_decompose_output_axis", "optimizer_defaults", "validation",
 )  # fmt: skip
 _WITHOUT_EFFECT = {
     "__version", "training_method", "model_type", "debug_mode", "debug_dir", "workspace_dir", "cache_dir", "validation",
@@ -174,11 +174,11 @@ _NUMBERS = (
     "min_snr_gamma", "loss_weight_strength", "unmasked_weight", "ema_decay", "sample_after", "save_every", "lokr_dim",
     "lokr_decompose_factor", "text_encoder_layer_skip", "weight_decay", "min_noising_strength", "max_noising_strength",
     "timestep_shift", "noising_weight", "noising_bias", "text_encoder_2_layer_skip", "gradient_accumulation_steps",
-    "ema_update_step_interval",
+    "ema_update_step_interval", "validate_after",
 )  # fmt: skip
 _SWITCHES = (
     "force_v_prediction", "force_epsilon_prediction", "masked_training", "lokr_decompose_both", "lokr_full_matrix",
-    "lokr_use_tucker", "lokr_weight_decompose", "lokr_dora_on_output", "lora_decompose_output_axis",
+    "lokr_use_tucker", "lokr_weight_decompose", "validation", "lokr_dora_on_output", "lora_decompose_output_axis",
 )  # fmt: skip
 _NUMBERS_OF_PARTS = ("learning_rate", "stop_training_after", "dropout_probability")
 """What is read outside `SETTINGS`, where each conversion answers for itself."""
@@ -191,6 +191,7 @@ def from_config(
     result = from_concepts(concepts) if concepts else Translation()
     known = result.pass_over(settings, _WITHOUT_EFFECT, read_apart=_TOLD_APART)
     settings = legible({**_DEFAULTS, **settings}, result, _NUMBERS, _SWITCHES)
+    result.note_fractions(settings, ("lokr_dim", "text_encoder_layer_skip", "sample_after", "save_every"))
     own_resolution = result.values.get("images.resolution")
     known |= result.take(settings, SETTINGS)
     result.put("images.resolution", own_resolution)  # a concept's resolution goes before that of the run
@@ -354,7 +355,12 @@ def _samples(settings: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], 
     samples = [legible(sample, result, (), ("enabled",), "samples.") for sample in samples]
     enabled = [sample for sample in samples if switch(sample.get("enabled", True)) and sample.get("prompt")]
     result.put("previews.prompts", [_line(sample, result) for sample in enabled] or None)
-    for name, ours in (("sample_after", "previews.every"), ("save_every", "outputs.checkpoint_every")):
+    every_of = {"sample_after": "previews.every", "save_every": "outputs.checkpoint_every"}
+    if "validation.folder" in result.values and switch(settings.get("validation")):
+        every_of["validate_after"] = "validation.every"
+    elif folder := result.values.pop("validation.folder", None):
+        result.lose("validation", f"off: {folder}", "its concept is left out, as there")
+    for name, ours in every_of.items():
         unit, every = settings.get(f"{name}_unit", "NEVER"), count(settings.get(name))
         if unit == "STEP":
             result.put(ours, every)

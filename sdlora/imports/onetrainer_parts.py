@@ -15,6 +15,13 @@ _RATES = (
     "optimization.text_encoder_2_learning_rate",
 )  # fmt: skip
 
+_KNOWN_OF_PARTS = {
+    "__version", "model_name", "include", "train", "stop_training_after", "stop_training_after_unit", "learning_rate",
+    "weight_dtype", "dropout_probability", "train_embedding", "attention_mask", "guidance_scale",
+    "gradient_checkpointing",
+}  # fmt: skip
+"""What a part may hold; no more of it concerns Stable Diffusion than what is read here."""
+
 
 def _quantization(value: Any) -> str | None:
     if value in (None, "", "NONE", "FLOAT_32", "TFLOAT_32", "FLOAT_16", "BFLOAT_16"):
@@ -41,6 +48,8 @@ def part_of(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 def parts(settings: Mapping[str, Any], result: Translation) -> set[str]:
     unet, text_encoder, second = (part_of(settings, part) for part in ("unet", "text_encoder", "text_encoder_2"))
+    for name, part in (("unet", unet), ("text_encoder", text_encoder), ("text_encoder_2", second)):
+        result.lose_rest(part, _KNOWN_OF_PARTS, f"{name}.")
     if unet.get("train") is False:
         result.put("adapter.unet", False)
     if stops(unet):

@@ -92,6 +92,8 @@ def from_training_config(settings: Mapping[str, Any], read_beside: Callable[[str
     prompts = given.get("sample_prompts")
     if isinstance(prompts, list):
         prompts = given["sample_prompts"] = "\n".join(str(one) for one in prompts)
+    if (share := given.pop("warmup_ratio", None)) not in (None, 0, "") and not given.get("lr_warmup_steps"):
+        given["lr_warmup_steps"] = share  # of all steps, as LoRA_Easy_Training_Scripts writes it
     trains_text = given.pop("network_train_text_encoder", True)
     if trains_text in (False, "false", "False"):
         given["network_train_unet_only"] = True
@@ -101,7 +103,9 @@ def from_training_config(settings: Mapping[str, Any], read_beside: Callable[[str
         text = read_beside(str(prompts)) if str(prompts).lower().endswith(".txt") else None
         given["sample_prompts"] = text or ""
         if text is None:
-            notes.lose("sample_prompts", prompts, "not read; previews.prompts takes such a file, or its lines")
+            notes.lose(
+                "sample_prompts", prompts, "not read; previews.file takes such a file, previews.prompts its lines"
+            )
     return _translated(given, _GUI_NAMES, notes, datasets)
 
 
@@ -178,6 +182,8 @@ def _translated(
     arguments = _arguments(given.get("network_args"), notes)
     module = str(gui.pop("network_module", None) or "networks.lora")
     gui |= {name: value for name, value in arguments.items() if name not in ("algo", "algorithm")}
+    if "lycoris" in module and (own := gui.pop("dropout", None)) is not None:
+        gui["network_dropout"] = own  # which goes before the other one there
     gui["LoRA_type"] = _kind(module, arguments)
     if isinstance(gui.get("optimizer_args"), dict):
         gui["optimizer_args"] = [f"{name}={value}" for name, value in gui["optimizer_args"].items()]

@@ -83,11 +83,21 @@ class Translation:
                 self.put(ours, value)
                 if value is not None:
                     self.sources[ours] = prefix + name
+                if convert in (count, epochs):
+                    self.note_fractions(source, (name,), prefix)
             except (ValueError, TypeError) as error:
                 self.lose(
                     prefix + name, source[name], str(error) if isinstance(error, ValueError) else "not understood"
                 )
         return set(table)
+
+    def note_fractions(self, source: Mapping[str, Any], names: Iterable[str], prefix: str = "") -> None:
+        """Note which of these numbers, of which only the whole part is taken, have another one."""
+        for name in names:
+            given = number(source.get(name))
+            if given and given != int(given):
+                taken = f"{int(given)} is taken" if int(given) else "it is left out"
+                self.change(prefix + name, source[name], f"a whole number is wanted here, {taken}")
 
     def drop(self, name: str, why: str) -> None:
         """Take one of our settings back, if it was entered, and note the foreign one that it came from."""
@@ -287,6 +297,9 @@ def reconcile(translation: Translation) -> None:
     if "optimization.steps" in values and "optimization.epochs" in values:
         steps = values.pop("optimization.steps")
         translation.change("steps", steps, f"epochs win over steps, as there: {values['optimization.epochs']} epochs")
+    if "validation.folder" in values or "validation.fraction" in values:
+        # Elsewhere held-out images are only looked at, and the file holds the last step.
+        values.setdefault("outputs.finish", "last")
     _settle_buckets(translation)
 
 

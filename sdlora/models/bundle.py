@@ -63,7 +63,7 @@ class Family(Protocol):
         max_tokens: 75, 150 or 225. weights: read (word:1.2) and [word], see `sdlora.models.prompts`.
         """
 
-    def text_layers(self, bundle: Bundle) -> tuple[int, ...]:
+    def text_layers(self, text_encoders: Sequence[TextEncoder], clip_skip: int) -> tuple[int, ...]:
         """How many layers of each text encoder, from the first, have a say in the text states; later ones have none."""
 
     def full_size_conditions(self, width_px: int, height_px: int) -> SizeConditions:

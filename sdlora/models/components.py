@@ -65,14 +65,19 @@ def build_vae(config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtyp
     return vae
 
 
+def text_encoder_layout(config: ModelConfig) -> TextEncoder:
+    """A CLIP text encoder on torch's meta device: true shapes, no memory."""
+    projected = config["architectures"] == ["CLIPTextModelWithProjection"]
+    with torch.device("meta"):
+        return (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**config))
+
+
 def build_text_encoder(config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype, where: str) -> TextEncoder:
     """A CLIP text encoder that holds `weights` (names with `text_model.`), cast to `dtype`; empties `weights`.
 
     Since transformers 5.6 CLIPTextModel has no `text_model` in its names, CLIPTextModelWithProjection still has.
     """
-    projected = config["architectures"] == ["CLIPTextModelWithProjection"]
-    with torch.device("meta"):
-        encoder = (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**config))
+    encoder = text_encoder_layout(config)
     if not hasattr(encoder, "text_model"):
         for name in list(weights):
             weights[name.removeprefix("text_model.")] = weights.pop(name)

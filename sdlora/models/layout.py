@@ -1,4 +1,4 @@
-"""A base model's UNet without weights: to count and choose layers before anything is loaded."""
+"""A base model's UNet and text encoders without weights: to count and choose layers before anything is loaded."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import json
 import torch
 from diffusers import UNet2DConditionModel
 
-from sdlora.config.base_model import BaseModelConfig, FamilyName
+from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
+from sdlora.models.components import TextEncoder, text_encoder_layout
 from sdlora.models.configs import ModelConfig, fit_unet, shipped_configs
 from sdlora.models.detection import Detection
 from sdlora.models.headers import read_header
 from sdlora.models.hub import model_file
 from sdlora.models.recognition import UNET_PREFIX
 from sdlora.models.source import locate
+
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 def unet_layout(config: BaseModelConfig, detection: Detection) -> UNet2DConditionModel:
@@ -28,6 +31,21 @@ def family_layout(family: FamilyName) -> UNet2DConditionModel:
     with torch.device("meta"):
         unet: UNet2DConditionModel = UNet2DConditionModel.from_config(shipped_configs(family)["unet"])
     return unet
+
+
+def text_encoder_layouts(config: BaseModelConfig, detection: Detection) -> list[TextEncoder]:
+    """The same of its text encoders, two of SDXL."""
+    source = locate(config.model)
+    if source.kind == "file":
+        return family_text_encoders(detection.family, detection.prediction)
+    paths = [model_file(source, f"{part}/config.json", config.revision) for part in _TEXT_ENCODERS]
+    return [text_encoder_layout(json.loads(path.read_text(encoding="utf-8"))) for path in paths if path is not None]
+
+
+def family_text_encoders(family: FamilyName, prediction: Prediction = "epsilon") -> list[TextEncoder]:
+    """The same of a family's own models, which need not be there; single files have these, whatever their UNet."""
+    configs = shipped_configs(family, prediction)
+    return [text_encoder_layout(configs[part]) for part in _TEXT_ENCODERS if part in configs]
 
 
 def _unet_config(config: BaseModelConfig, detection: Detection) -> ModelConfig:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdlora.config.base_model import FamilyName, Prediction
 from sdlora.models.bundle import Bundle, TextStates, run_unet
+from sdlora.models.components import TextEncoder
 from sdlora.models.size_conditions import SizeConditions
 from sdlora.models.text import encode_with, layer_states
 
@@ -46,9 +47,9 @@ class StableDiffusion:
         )
         return TextStates(states.states_BTD)
 
-    def text_layers(self, bundle: Bundle) -> tuple[int, ...]:
+    def text_layers(self, text_encoders: Sequence[TextEncoder], clip_skip: int) -> tuple[int, ...]:
         """All up to the one that clip_skip chooses."""
-        return (bundle.text_encoders[0].config.num_hidden_layers - bundle.clip_skip + 1,)
+        return (text_encoders[0].config.num_hidden_layers - clip_skip + 1,)
 
     def full_size_conditions(self, width_px: int, height_px: int) -> SizeConditions:
         """Given for uniformity; the UNet takes none."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from sdlora.config.base_model import FamilyName, Prediction
 from sdlora.constants import LATENT_FACTOR
 from sdlora.models.bundle import Bundle, TextStates, run_unet
+from sdlora.models.components import TextEncoder
 from sdlora.models.size_conditions import SizeConditions
 from sdlora.models.text import encode_with, penultimate_states
 
@@ -50,9 +51,9 @@ class StableDiffusionXL:
         )
         return TextStates(torch.cat([first.states_BTD, second.states_BTD], dim=-1), second.pooled_BD)
 
-    def text_layers(self, bundle: Bundle) -> tuple[int, ...]:
+    def text_layers(self, text_encoders: Sequence[TextEncoder], clip_skip: int) -> tuple[int, ...]:
         """The first encoder's last layer is passed over; the second's feeds the pooled state."""
-        first, second = (encoder.config.num_hidden_layers for encoder in bundle.text_encoders)
+        first, second = (encoder.config.num_hidden_layers for encoder in text_encoders)
         return first - 1, second
 
     def full_size_conditions(self, width_px: int, height_px: int) -> SizeConditions:

@@ -268,7 +268,25 @@ def _has_cards() -> bool:
     return torch.cuda.is_available() or torch.xpu.is_available()
 
 
+def check_device(name: str) -> None:
+    """Raise ConfigError for the name of no device, or of one that isn't there; nothing is put on it."""
+    if name == "auto":
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        problem = f"'{name}' is no device: use auto, cpu, cuda, cuda:1 or mps"
+        raise ConfigError("optimization.device", [problem]) from None
+    cards = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= cards:
+        there_is = f"only {cards} of them" if cards else "no card that torch can use (sdlora doctor says why)"
+        raise ConfigError("optimization.device", [f"there is no '{name}' on this machine, which has {there_is}"])
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("optimization.device", [f"there is no '{name}' on this machine"])
+
+
 def _checked(name: str) -> torch.device:
+    check_device(name)
     try:
         device = torch.device(name)
         # A name that parses may still be a card that isn't there: only an allocation finds out.

@@ -105,19 +105,20 @@ def test_of_several_processes_one_shows_the_dry_run(
 
 
 @pytest.mark.parametrize(
-    ("override", "note"),
+    ("overrides", "note"),
     [
-        ("optimization.warmup=500", "optimization.warmup=500: the run has 100 steps"),
-        ("previews.every=200", "previews.every=200: the run has 100 steps"),
-        ("outputs.checkpoint_every=20 epochs", "outputs.checkpoint_every=20 epochs: the run has 100 steps"),
-        ("optimization.batch_size=64", "optimization.batch_size=64: no bucket holds more than"),
+        (["optimization.warmup=500"], "optimization.warmup=500: the run has 100 steps"),
+        (["previews.every=200"], "previews.every has no effect without previews.prompts"),
+        (["previews.every=200", "previews.from_captions=1"], "previews.every=200: the run has 100 steps"),
+        (["outputs.checkpoint_every=20 epochs"], "outputs.checkpoint_every=20 epochs: the run has 100 steps"),
+        (["optimization.batch_size=64"], "optimization.batch_size=64: no bucket holds more than"),
     ],
 )
 def test_the_dry_run_notes_what_cannot_be_followed_as_written(
-    cli, tiny_sd1: Path, tiny_images: Path, override: str, note: str
+    cli, tiny_sd1: Path, tiny_images: Path, overrides: list[str], note: str
 ) -> None:
     steps = ("optimization.steps=100", "optimization.epochs=null")
-    assert note in cli(*train_on(tiny_sd1, tiny_images, *steps, override), "--dry-run").output
+    assert note in cli(*train_on(tiny_sd1, tiny_images, *steps, *overrides), "--dry-run").output
     assert "note:" not in cli(*train_on(tiny_sd1, tiny_images, *steps), "--dry-run").output
 
 
@@ -139,7 +140,7 @@ def test_cache_can_be_shown_and_pruned(cli, tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("adapter.rnak=4", "adapter.rnak: unknown setting; did you mean 'rank'?"),
-        ("adapter.rank=many", "adapter.rank: must be a valid integer"),
+        ("adapter.rank=many", "adapter.rank: must be a whole number"),
         ("images.folder=nowhere", "nowhere"),
         ("adapter.layers=everything", "unknown layer set 'everything'"),
         ("adapter.start_from=nowhere.safetensors", "adapter.start_from: no such file: nowhere.safetensors"),

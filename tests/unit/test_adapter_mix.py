@@ -13,11 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sdlora.adapters.algebra.blocks import block_label, block_names, block_weights
-from sdlora.adapters.algebra.making import mix_adapters, resize_adapter
+from sdlora.adapters.algebra.making import merge_adapters, mix_adapters, resize_adapter
 from sdlora.adapters.files.reading import read
+from sdlora.cli.early import require_files
 from sdlora.config.files import validate
 from sdlora.config.mix import MixConfig, MixedAdapter, parse_adapter
 from sdlora.errors import AdapterError, ConfigError
+from tests.support.emoji_adapters import random_adapter
 
 QUERY = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_q"
 KEY = "lora_unet_up_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -296,6 +298,20 @@ def test_adapters_are_spelled_on_the_command_line(text: str, expected: dict[str,
     }
 
 
+def test_a_weight_that_is_no_number_is_no_missing_file(tmp_path: Path) -> None:
+    file = random_adapter(tmp_path / "a.safetensors")
+    with pytest.raises(AdapterError, match="'0,8' is no weight: write a number, with a point and no comma"):
+        require_files([f"{file}:0,8"])
+    with pytest.raises(AdapterError, match="b.safetensors:0,8: there is no such file"):
+        require_files([f"{tmp_path / 'b.safetensors'}:0,8"])
+
+
+def test_a_folder_model_is_not_merged_into_what_is_called_a_file(tmp_path: Path) -> None:
+    file = random_adapter(tmp_path / "a.safetensors")
+    with pytest.raises(AdapterError, match="a model that is a folder becomes a folder; leave the ending out"):
+        merge_adapters("builtin:emoji", [MixedAdapter(file=str(file))], tmp_path / "merged.safetensors")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -303,6 +319,8 @@ def test_adapters_are_spelled_on_the_command_line(text: str, expected: dict[str,
         ("a.safetensors:vae=1", "'vae' is not known here; use unet, te, te2, blocks"),
         ("a.safetensors:blocks=OUTD,MID=1", "give either blocks=... or single blocks"),
         ("a.safetensors:unet=1,,", "is not a list of name=value"),
+        ("a.safetensors:OUT03=0,MID=1,OUT03=1", "OUT03 is given twice"),
+        ("a.safetensors:te=0,te=1", "te is given twice"),
     ],
 )
 def test_misspelled_adapters_are_explained(text: str, message: str) -> None:
@@ -315,6 +333,8 @@ def test_misspelled_adapters_are_explained(text: str, message: str) -> None:
     [
         ({"method": "svd"}, "method svd needs a rank or an energy"),
         ({"rank": 4}, "rank and energy have no effect with method concat; use svd"),
+        ({"density": 0.3}, "density has no effect with method concat; use ties or dare or dare-ties"),
+        ({"method": "ties", "rank": 4, "seed": 3}, "seed has no effect with method ties; use dare or dare-ties"),
         ({"method": "ties", "rank": 4, "density": 1.5}, "density: must be less than 1; got 1.5"),
         ({"methd": "svd"}, "methd: unknown setting; did you mean 'method'?"),
         ({"adapters": []}, "adapters: "),

@@ -118,9 +118,34 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     assert caught.value.problems == [
         "images.resolution: every value must be a multiple of 8, at least 64; got 100",
         "adapter.rnak: unknown setting; did you mean 'rank'?",
-        "optimization.batch_size: must be a valid integer, unable to parse string as an integer; got 'x'",
+        "optimization.batch_size: must be a whole number; got 'x'",
         "imags: unknown setting; did you mean 'images'?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.noise_offset=on", "objective.noise_offset: must be a number, not true or false"),
+        ("optimization.batch_size=true", "optimization.batch_size: must be a number, not true or false"),
+        ("images.resolution=[true]", "images.resolution: must be a number, not true or false"),
+        ("adapter.block_ranks={mid_block: yes}", "adapter.block_ranks: must be a number, not true or false"),
+        (
+            "adapter.block_ranks={mid_block: 5000}",
+            "adapter.block_ranks: a rank must be 0 .leave out. or more, up to 1024",
+        ),
+        ("previews.prompts=a fox", "previews.prompts: must be a list, such as .one, two.; got 'a fox'"),
+        ("adapter=lora", "adapter: must be a section of settings, such as .name: value.; got 'lora'"),
+        ("optimization.learning_rate=1,0e-4", "must be a number, with a point and no comma; got '1,0e-4'"),
+        ("validation.timesteps=[1000, -1]", "validation.timesteps: must be one or more whole numbers from 0 to 999"),
+        ("captions.extension=txt", "'txt' is not of the form that is wanted: Ending of the caption files .*its dot"),
+        ("images.background=red", "'red' is not of the form that is wanted: Colour behind .* as #rrggbb"),
+        ("validation.timesteps=[]", "validation.timesteps: must be one or more whole numbers from 0 to 999"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_in_plain_words(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        files.load(overrides=[override])
 
 
 def test_a_setting_in_the_wrong_section_is_pointed_to_its_place(tmp_path: Path) -> None:

@@ -64,3 +64,14 @@ def test_the_command_says_so_and_ends_with_1_where_nothing_helps(cli: Callable[.
     assert told["fits_with"]
     assert sum(told["gib"].values()) == pytest.approx(told["total_gib"], abs=0.01)
     assert cli("estimate", "--preset", "sdxl_style.yaml", "--family", "sdxl", "--memory", "1GB").code == 1
+
+
+def test_the_device_is_that_of_the_settings_and_a_base_that_is_not_here_can_be_counted(cli: Callable[..., Any]) -> None:
+    def total(*options: str) -> float:
+        settings = ("--set", "base_model.model=builtin:emoji", "--set", "optimization.speed=fast", "--json")
+        return float(json.loads(cli("estimate", *settings, *options).output)["total_gib"])
+
+    on_card = ("--set", "optimization.device=cuda:1")
+    assert total(*on_card) == total("--device", "cuda") != total("--device", "cpu") == total()
+    missing = cli("estimate", "--set", "base_model.model=nothere.safetensors")
+    assert "Or count one of its kind: --family sd1, sd2 or sdxl" in missing.errors

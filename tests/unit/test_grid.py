@@ -112,6 +112,8 @@ def test_all_problems_of_all_axes_are_listed_before_anything_is_generated(tmp_pa
     assert len(caught.value.problems) == 3
     with pytest.raises(ConfigError, match="an axis is given twice; x, y and z each take one"):
         grid("x=seed=1,2", "x=steps=1,2")
+    with pytest.raises(ConfigError, match="cfg=1,2 and guidance=3: guidance is varied by two axes"):
+        grid("cfg=1,2", "guidance=3")
     with pytest.raises(ConfigError, match="4 axes; a grid has up to three, x, y and z"):
         grid("seed=1,2", "steps=1,2", "guidance=1,2", "clip_skip=1,2")
     with pytest.raises(ConfigError, match="num_images=2: a grid generates one image a cell"):

@@ -149,6 +149,10 @@ def _write_folder(
     on_progress: OnProgress | None,
 ) -> None:
     """The whole folder, every variant of UNet and text encoders changed; built beside the target, then put in place."""
+    if target.suffix in (".safetensors", ".ckpt"):
+        raise AdapterError(
+            f"{target.name}: a model that is a folder becomes a folder; leave the ending out of its name"
+        )
     files = [(part, TensorFile(path)) for part, path in weight_files(base.path)]
     count = _Counter(sum(len(file.names()) for _, file in files), on_progress)
     changed_files = {file.path for _, file in files}

@@ -192,7 +192,8 @@ def _cast(tensor: Tensor, dtype: torch.dtype, path: str) -> Tensor:
     if largest > torch.finfo(dtype).max:
         raise AdapterError(
             f"{path} holds the value {largest:.3g}, beyond what {str(dtype).removeprefix('torch.')} can hold "
-            f"({torch.finfo(dtype).max:.3g}); set outputs.precision: bf16, and lower the learning rate"
+            f"({torch.finfo(dtype).max:.3g}); write bf16 (outputs.precision=bf16, or --precision bf16), and take a "
+            "lower learning rate or weight"
         )
     return tensor.detach().to("cpu", dtype, copy=True).contiguous()
 

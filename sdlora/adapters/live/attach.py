@@ -253,7 +253,8 @@ def attach(bundle: Bundle, config: AdapterConfig, *, seed: int = 0) -> Adapter:
     config = start.config if start else config
     chosen = start.selection if start is not None else None
     if chosen is None:
-        text_layers = dict(zip(PARTS[1:], bundle.family.text_layers(bundle), strict=False))
+        layers = bundle.family.text_layers(bundle.text_encoders, bundle.clip_skip)
+        text_layers = dict(zip(PARTS[1:], layers, strict=False))
         chosen = choose(models, config, text_layers) if config.rank else Selection(())
     for model in models.values():
         # Everything first; PEFT then makes its own new layers trainable.

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from sdlora.config.captioning import CaptioningConfig
+from sdlora.config.without_effect import in_captioning
 from sdlora.data.caption_files import CaptionFolders
 from sdlora.data.captioning.captioner import load_captioner
 from sdlora.data.captioning.journal import Journal, Written
@@ -62,6 +63,8 @@ def caption_folder(
     folder, events = folder.expanduser().resolve(), events or EventStream([])
     if not folder.is_dir():
         raise DataError(f"the image folder {folder} doesn't exist.")
+    for sentence in in_captioning(config):
+        events.warn(sentence)
     listing = list_folder(folder)
     unread = unread_captions(listing)
     if unread:

@@ -57,6 +57,14 @@ def parse_axes(specs: Sequence[str], config: GenerateConfig, run: Path | None = 
         except (ConfigError, ValueError) as error:
             several = error.problems if isinstance(error, ConfigError) else [str(error)]
             problems += [f"{spec}: {problem}" for problem in several]
+    varied: dict[str, list[str]] = {}
+    for axis in placed.values():
+        varied.setdefault(axis.title, []).append(axis.spec)
+    problems += [
+        f"{' and '.join(specs)}: {name} is varied by two axes, of which one would overrule the other"
+        for name, specs in varied.items()
+        if len(specs) > 1
+    ]
     if problems:
         raise ConfigError("the grid", problems)
     return tuple(placed[place] for place in sorted(placed))

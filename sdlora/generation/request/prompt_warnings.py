@@ -13,6 +13,7 @@ _EMBEDDING = re.compile(r"\bembedding:[\w./\\<>-]+", re.IGNORECASE)
 _BRACES = re.compile(r"\{[^{}|$]*\}")
 _INVOKE_WEIGHT = re.compile(r"(?:\)|\w)(?:\+{1,4}|-{2,4})(?=[\s,)]|$)")
 _INVOKE_CALL = re.compile(r"\)\.(?:and|blend|swap)\(")
+_CHOICE = re.compile(r"\{[^{}]*[|$][^{}]*\}|__[\w./*-]+?__")
 _AND = re.compile(r"\bAND\b")
 
 Rule = tuple[re.Pattern[str], Callable[[str], str]]
@@ -34,6 +35,15 @@ _IN_NEGATIVE: tuple[Rule, ...] = (
     (_ADAPTER_TAG, lambda found: f"{found} counts in the prompt only; in the negative prompt it is taken as words"),
     (_AND, lambda _: "AND joins prompts in the prompt only; in the negative prompt it is a word"),
 )
+_IN_PREVIEWS: tuple[Rule, ...] = (
+    (_ADAPTER_TAG, lambda found: f"{found} is taken as words: a preview has the trained adapter alone"),
+    (_CHOICE, lambda found: f"{found} is taken as words: choices are settled in generating, not in previews"),
+)
+
+
+def preview_warnings(prompt: str) -> list[str]:
+    """The same of a prompt that is generated while training, or of its negative."""
+    return _sentences(prompt, (*_IN_BOTH, *_IN_PREVIEWS))
 
 
 def prompt_warnings(config: GenerateConfig, embeddings: Collection[str] = ()) -> list[str]:

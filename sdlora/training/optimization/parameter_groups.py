@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from sdlora.adapters.files.kohya import Part
 from sdlora.adapters.live.attach import Weight
-from sdlora.adapters.live.layers import matches_block
+from sdlora.adapters.live.layers import block_of, matches_block
 from sdlora.config.optimization import OptimizationConfig
 from sdlora.errors import ConfigError
 
@@ -33,6 +33,18 @@ class ParameterGroup:
     """The model part it belongs to, or new_tokens; none has weights of two."""
 
 
+def check_blocks(config: OptimizationConfig, layers: Sequence[tuple[Part, str]]) -> None:
+    """Raise ConfigError for a block pattern that matches none of the trained layers (part and path)."""
+    blocks = ", ".join(dict.fromkeys(block_of(part, path) for part, path in layers))
+    problems = [
+        f"block_learning_rates: '{pattern}' matches no trained layer, trained blocks are: {blocks}"
+        for pattern in config.block_learning_rates
+        if not any(matches_block(pattern, part, path) for part, path in layers)
+    ]
+    if problems:
+        raise ConfigError("optimization", problems)
+
+
 def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> list[ParameterGroup]:
     """The trained weights in as few groups as their learning rates allow, in the order they first occur.
 
@@ -42,15 +54,7 @@ def parameter_groups(weights: Iterable[Weight], config: OptimizationConfig) -> l
     Raises ConfigError for a block pattern that matches nothing, and when nothing is left to train.
     """
     weights = list(weights)
-    layers = [weight for weight in weights if not weight.is_token]
-    blocks = ", ".join(dict.fromkeys(weight.block for weight in layers))
-    problems = [
-        f"block_learning_rates: '{pattern}' matches no trained layer, trained blocks are: {blocks}"
-        for pattern in config.block_learning_rates
-        if not any(matches_block(pattern, weight.part, weight.path) for weight in layers)
-    ]
-    if problems:
-        raise ConfigError("optimization", problems)
+    check_blocks(config, [(weight.part, weight.path) for weight in weights if not weight.is_token])
     groups: dict[str, ParameterGroup] = {}
     for weight in weights:
         part: GroupPart = NEW_TOKENS if weight.is_token else weight.part

@@ -12,6 +12,7 @@ from sdlora.adapters.algebra.loaded_base import read_base_adapters
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.live.starting_point import check_fit
+from sdlora.config.adapter import REGEX_PREFIX
 from sdlora.config.generate import Sampler, sampler_problem
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import default_cache_folder
@@ -20,11 +21,16 @@ from sdlora.errors import AdapterError, ConfigError, MissingPackageError, ModelE
 from sdlora.models.detection import detect
 from sdlora.models.headers import read_header
 from sdlora.models.hub import model_file
+from sdlora.models.layout import text_encoder_layouts
 from sdlora.models.source import locate
+from sdlora.models.text import check_clip_skip
 from sdlora.text_files import UnreadableTextError
 from sdlora.training.inputs.images import RunImages, find_images
 from sdlora.training.optimization import optimizers
+from sdlora.training.optimization.parameter_groups import check_blocks
+from sdlora.training.preflight.counting import Layouts, chosen_layers
 from sdlora.training.preflight.new_tokens import check_tokens
+from sdlora.training.workers import check_device
 
 
 def check(config: TrainConfig) -> RunImages:
@@ -36,12 +42,14 @@ def check(config: TrainConfig) -> RunImages:
     found: list[RunImages] = []
     checks: tuple[Callable[[], object], ...] = (
         lambda: _check_folders(config),
+        lambda: check_device(config.optimization.device),
         lambda: optimizers.check(config.optimization),
         lambda: _check_packages(config),
         lambda: _check_start(config),
         lambda: _check_vae(config),
         lambda: _check_tags(config),
         lambda: _check_base(config),
+        lambda: _check_layers(config),
         lambda: found.append(find_images(config)),
         # The last one, as it needs the images; where they can't be read, that is what is told.
         lambda: check_tokens(config, found[0]) if found else None,
@@ -124,6 +132,21 @@ def _check_base(config: TrainConfig) -> None:
         read_base_adapters(config.base_model, detection.family)
     except AdapterError as error:
         raise ConfigError("base_model.adapters", [str(error)]) from None
+
+
+def _check_layers(config: TrainConfig) -> None:
+    """The layers, blocks and text-encoder layer that are named are there, by the shapes of the model alone."""
+    if config.base_model.clip_skip > 1:
+        encoders = text_encoder_layouts(config.base_model, detect(config.resolved_base_model))
+        check_clip_skip(config.base_model.clip_skip, encoders[0].config.num_hidden_layers)
+    adapter = config.adapter
+    patterns = adapter.block_ranks or config.optimization.block_learning_rates
+    # A layer set fits every model; only names can be wrong.
+    is_sure = not patterns and not adapter.layers.startswith(REGEX_PREFIX)
+    if is_sure or not adapter.rank or adapter.start_from is not None:
+        return
+    targets = chosen_layers(config, Layouts.of(config)).targets
+    check_blocks(config.optimization, [(target.part, target.path) for target in targets])
 
 
 def _preview_samplers(config: TrainConfig) -> Iterator[tuple[str, Sampler]]:

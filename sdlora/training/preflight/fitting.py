@@ -14,10 +14,8 @@ from sdlora.config.base_model import FamilyName
 from sdlora.config.train import TrainConfig
 from sdlora.constants import GIB
 from sdlora.errors import ConfigError
-from sdlora.models.detection import detect
-from sdlora.models.layout import family_layout, unet_layout
 from sdlora.training.inputs.images import find_images
-from sdlora.training.preflight.counting import trained_values
+from sdlora.training.preflight.counting import Layouts, trained_values
 from sdlora.training.preflight.memory import MemoryEstimate, MemoryPlan, estimate, largest_size
 from sdlora.training.preflight.speed import choose_speed
 
@@ -58,6 +56,7 @@ class MemoryNeeds:
     height_px: int
     """The size of the largest bucket."""
     unet: UNet2DConditionModel
+    trained_values: int
     device: str
     """The kind of device that trains: `cuda`, `cpu` ..."""
 
@@ -72,16 +71,13 @@ class MemoryNeeds:
             width_px, height_px = largest_size(find_images(config))
         else:
             width_px = height_px = max(config.images.resolutions)
-        base = config.base_model
-        unet = family_layout(family) if family else unet_layout(base, detect(config.resolved_base_model))
-        return cls(config, width_px, height_px, unet, device)
+        layouts = Layouts.of(config, family)
+        return cls(config, width_px, height_px, layouts.unet, trained_values(config, layouts), device)
 
     def memory(self, settings: tuple[str, ...] = ()) -> MemoryEstimate:
         """What the training steps take, with some settings changed."""
         config = _with(self.config, settings)
-        plan = MemoryPlan.for_size(
-            config, self.width_px, self.height_px, self.unet, trained_values(config.adapter, self.unet)
-        )
+        plan = MemoryPlan.for_size(config, self.width_px, self.height_px, self.unet, self.trained_values)
         speed = choose_speed(config.optimization, config.base_model, self.unet, plan, torch.device(self.device))
         return estimate(speed.added_to(plan))
 

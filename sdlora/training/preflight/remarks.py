@@ -13,9 +13,11 @@ from sdlora.config.interval import length
 from sdlora.config.optimization import OWN_RATE, SCHEDULE_FREE
 from sdlora.config.shipped import BUILTIN_PREFIX, sample_images_folder
 from sdlora.config.train import TrainConfig
+from sdlora.config.without_effect import in_training, is_written
 from sdlora.data.captions import has_trigger
 from sdlora.data.focus import focus_of
 from sdlora.data.images import Skipped
+from sdlora.generation.request.prompt_warnings import preview_warnings
 from sdlora.models.detection import detect
 from sdlora.models.prompts import count_numbers
 from sdlora.training.inputs.images import RunImages
@@ -64,12 +66,33 @@ def _without_effect(config: TrainConfig, images: RunImages) -> Iterator[str]:
 
     Defaults that nobody wrote are passed over.
     """
+    yield from in_training(config)
+    model = detect(config.resolved_base_model)
+    if model.family != "sdxl":
+        for name in ("text_encoder_2_learning_rate", "text_encoder_2_until"):
+            if config.adapter.text_encoder and is_written(config.optimization, name):
+                yield f"optimization.{name} has no effect: a base of {model.family} has one text encoder"
+    if config.objective.v_loss_like_epsilon and model.prediction == "epsilon":
+        yield "objective.v_loss_like_epsilon has no effect: the base predicts epsilon"
+    for number, one in enumerate(config.previews.parsed):
+        for sentence in [*preview_warnings(one.prompt), *preview_warnings(one.negative or "")]:
+            yield f"previews.prompts.{number}: {sentence}"
+    for edge in config.images.resolutions if config.images.buckets else ():
+        if edge % config.images.bucket_step:
+            square = edge // config.images.bucket_step * config.images.bucket_step
+            yield (
+                f"images.resolution={edge} is no multiple of images.bucket_step={config.images.bucket_step}: square "
+                f"images are trained at {square} px, others at no larger area"
+            )
+    for ending in config.captions.alternatives:
+        if not any(one.path.with_suffix(ending).is_file() for one in images.trained):
+            yield f"captions.alternatives: no image has a caption file that ends in {ending}"
     if config.images.is_live and config.images.cache:
         yield (
             "images.random_crop, crop_jitter, rotation, colour_jitter or hue_jitter make an image differ each time, so "
             "images are encoded at every step: images.cache keeps captions only, and the VAE stays in memory"
         )
-    if detect(config.resolved_base_model).is_inpainting:
+    if model.is_inpainting:
         drawn = config.images.inpaint_mask == "strokes"
         what = "random masks are drawn and what they leave is encoded at every step, so the VAE stays in memory"
         yield f"the base is an inpainting model: {what if drawn else 'it paints what images.mask covers'}"
@@ -92,14 +115,21 @@ def _without_effect(config: TrainConfig, images: RunImages) -> Iterator[str]:
     late = [f"{start:g}" for start, _ in optimization.schedule_points if start >= total]
     if late:
         yield f"optimization.schedule_points: {', '.join(late)} is beyond the run's {total} steps"
-    for name, section, instead in (
-        ("previews.every", config.previews, "images are generated before and after training only"),
-        ("validation.every", config.validation, "validation comes before and after training only"),
-        ("outputs.checkpoint_every", config.outputs, "there is a checkpoint at the end only"),
+    previews = config.previews
+    for name, section, happens, instead in (
+        (
+            "previews.every",
+            previews,
+            previews.prompts or previews.from_captions,
+            "images are generated before and after training only",
+        ),
+        ("validation.every", config.validation, images.held_out, "validation comes before and after training only"),
+        ("outputs.checkpoint_every", config.outputs, True, "there is a checkpoint at the end only"),
+        ("outputs.keep_every", config.outputs, True, "no checkpoint is kept for good"),
     ):
         setting = name.rpartition(".")[2]
         interval = getattr(section, setting)
-        if setting not in section.model_fields_set or interval == "auto":
+        if not happens or setting not in section.model_fields_set or interval == "auto":
             continue
         if length(interval, images.steps_per_epoch(config)) > total:
             yield f"{name}={interval}: the run has {total} steps, so {instead}"

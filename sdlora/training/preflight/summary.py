@@ -15,11 +15,10 @@ from sdlora.data.cache import default_cache_folder
 from sdlora.data.images import ImageRecord
 from sdlora.errors import ConfigError, SdloraError
 from sdlora.models.detection import Detection, detect
-from sdlora.models.layout import unet_layout
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.inputs.preview_prompts import with_captions
 from sdlora.training.preflight.checks import check
-from sdlora.training.preflight.counting import trained_values
+from sdlora.training.preflight.counting import Layouts, trained_values
 from sdlora.training.preflight.dry_run import BucketSamples, DryRun, Figures, SummaryLine, problems_of
 from sdlora.training.preflight.memory import DiskPlan, MemoryEstimate, MemoryPlan, estimate
 from sdlora.training.preflight.new_tokens import vector_counts
@@ -106,15 +105,23 @@ class Summary:
         yield "steps", f"{steps}, {self.epochs:.1f} epochs"
         if self.processes > 1:
             yield "processes", in_words(optimization, self.processes)
-        if adapter.rank:
+        parts = ["the UNet"] if adapter.unet else []
+        if adapter.text_encoder:
+            encoders = "the text encoders" if self.model.family == "sdxl" else "the text encoder"
+            is_cut = self.model.family == "sdxl" or self.config.base_model.clip_skip > 1
+            parts.append(encoders + (" without the last layer, which the UNet's text does not come from" * is_cut))
+        where = " and ".join(parts)
+        if adapter.rank and adapter.start_from is not None:
+            yield (
+                "adapter",
+                f"that of {adapter.start_from}, {self.trainable_parameters:,} trainable parameters in {where}",
+            )
+        elif adapter.rank:
             scale = adapter.scale(adapter.rank)
             quotient = "alpha/sqrt(rank)" if adapter.rslora else "alpha/rank"
             product = f"{optimization.learning_rate:g} x {quotient} {scale:g} = {optimization.learning_rate * scale:g}"
             yield "strength", f"learning rate {product}"
             count = f"{'at most ' if adapter.algorithm == 'lokr' else ''}{self.trainable_parameters:,}"
-            where = "the UNet, and the text encoder's" if adapter.text_encoder else "the UNet"
-            if adapter.text_encoder and (self.model.family == "sdxl" or self.config.base_model.clip_skip > 1):
-                where += " without the last layer, which the UNet's text does not come from"
             yield "adapter", f"{adapter.algorithm}, rank {adapter.rank}, {count} trainable parameters in {where}"
         for token, number in vector_counts(self.config).items():
             alone = "" if adapter.rank else ", without an adapter"
@@ -170,8 +177,8 @@ def summarise(config: TrainConfig | Values | Path | str, processes: int = 1) -> 
     check_cards(config.optimization.device, processes)
     images = check(config)
     model = detect(config.resolved_base_model)
-    unet = unet_layout(config.base_model, model)
-    trainable = trained_values(config.adapter, unet)
+    layouts = Layouts.of(config)
+    unet, trainable = layouts.unet, trained_values(config, layouts)
     plan = replace(
         MemoryPlan.of(config, images, unet, trainable), batch_size=images_a_pass(config.optimization, processes)
     )
