@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from sdlora.config import files
+from sdlora.config.without_effect import in_training
 from sdlora.errors import ConfigError
 from sdlora.training.preflight.suggestion import SUBJECTS, Suggestion, suggest
 
@@ -49,6 +50,7 @@ def test_the_preset_fits_subject_and_size(pictures: Callable[..., Path], subject
     found = suggest(pictures(3, edge_px), subject, trigger="zwx")
     assert found.preset.startswith("sdxl" if edge_px == 1024 else ("sd15", "anime"))
     assert found.config().images.resolution == edge_px
+    assert list(in_training(found.config())) == []
 
 
 def test_pictures_count_for_length_and_batch(pictures: Callable[..., Path]) -> None:
@@ -66,6 +68,7 @@ def test_tags_are_shuffled_and_sentences_are_not(pictures: Callable[..., Path]) 
     assert (tags["captions.trigger"], tags["captions.shuffle_tags"], tags["captions.keep_tags"]) == ("ohwx", True, 1)
     text = "a tree {} that stands alone in a field, with a wide sky above it"
     assert values(suggest(pictures(4, caption=text), "character"))["captions.shuffle_tags"] is False
+    assert list(in_training(suggest(pictures(5, caption=text), "character").config())) == []
 
 
 def test_small_pictures_lower_the_resolution_and_are_named(pictures: Callable[..., Path]) -> None:

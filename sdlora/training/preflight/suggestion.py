@@ -203,6 +203,7 @@ def _captions(records: Sequence[ImageRecord], trigger: str | None, own: str, sta
             yield Advice("captions.keep_tags", 1, "the trigger stays in front")
     elif start.captions.shuffle_tags:
         yield Advice("captions.shuffle_tags", False, "the captions are sentences, which shuffling would break up")
+        yield Advice("captions.keep_tags", 0, "as nothing is shuffled")
 
 
 def _length(number: int, subject: Subject, start: TrainConfig) -> Iterator[Advice]:
