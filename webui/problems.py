@@ -32,3 +32,16 @@ def shown_problems(function: Callable[..., Any], num_outputs: int) -> Callable[.
             return (*[gr.skip()] * (num_outputs - 1), panel(listed))
 
     return handler(guarded)
+
+
+def shown_in(place: gr.HTML, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler that answers by component; where it raises, its problems stand in `place` and nothing else changes."""
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except SdloraError as error:
+            return {place: panel(error.problems if isinstance(error, ConfigError) else [str(error)])}
+
+    return handler(guarded)

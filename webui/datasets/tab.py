@@ -41,6 +41,7 @@ class DatasetTab:
         self._lay_out()
         self._wire()
         context.share("dataset.chosen", self.chosen)
+        context.share("dataset.tab", self)
         context.when_built.append(self._wire_train)
 
     def _lay_out(self) -> None:
@@ -91,7 +92,7 @@ class DatasetTab:
         self.name_problems = problems_html("dataset-name-problems", elem_classes="bare")
 
     @property
-    def _views(self) -> list[Any]:
+    def views(self) -> list[Any]:
         """What changes with the chosen dataset."""
         return [
             self.chosen,
@@ -109,7 +110,7 @@ class DatasetTab:
 
     def _wire(self) -> None:
         named = [self.naming, self.name, self.create, self.give_name, self.renamed, self.name_problems]
-        other = self.chosen.input(handler(self._choose_other), [self.chosen, self.opened], self._views, **LAST_COUNTS)
+        other = self.chosen.input(handler(self._choose_other), [self.chosen, self.opened], self.views, **LAST_COUNTS)
         self.new.click(handler(self._ask_new), None, named, **QUICK).then(None, None, None, js=focus("dataset-name"))
         self.rename.click(handler(self._ask_rename), self.chosen, named, **QUICK).then(
             None, None, None, js=focus("dataset-name")
@@ -117,29 +118,29 @@ class DatasetTab:
         closed = [self.naming, self.name_problems]
         self.cancel_naming.click(lambda: (gr.Row(visible=False), ""), None, closed, **QUICK)
         asked = [self.create.click, self.give_name.click, self.name.submit]
-        named_so = gr.on(asked, handler(self._name), [self.renamed, self.name], [*closed, *self._views], **QUICK)
+        named_so = gr.on(asked, handler(self._name), [self.renamed, self.name], [*closed, *self.views], **QUICK)
         deleted = self.delete.click(
             handler(self._delete),
             self.chosen,
-            self._views,
+            self.views,
             js=confirm("Move '{#dataset-chosen input}' ({#dataset-count}) to the trash?"),
             **PRIVATE,
         )
         received = self.upload.upload(
             handler(self._receive),
             [self.chosen, self.upload],
-            [self.upload, *self._views],
+            [self.upload, *self.views],
             api_visibility="private",
             show_progress_on=[self.received],
         )
-        gone = self.address.select(handler(self._go), None, self._views, **EACH_COUNTS)
+        gone = self.address.select(handler(self._go), None, self.views, **EACH_COUNTS)
         for event in (other, named_so, deleted, received, gone):
             self.work.chart_on(event.then)
         self.context.shared["tab.dataset"].select(handler(self._offer), None, self.chosen, **QUICK)
         self.context.remember("dataset.chosen", self.chosen, show=self._kept)
         # A dataset named in the page's address comes before the one that was remembered.
         kept = "(chosen) => [window.sdlora.place('dataset') || chosen]"
-        self.context.on_load.append((self._choose, [self.chosen], self._views, kept))
+        self.context.on_load.append((self._choose, [self.chosen], self.views, kept))
 
     def _wire_train(self) -> None:
         """Send the dataset to the Train tab, which is built later."""
@@ -147,7 +148,7 @@ class DatasetTab:
         sent = [*train.outputs, *train.choices, self.context.tabs]
         self.train.click(handler(self._send_to_train), [self.chosen, train.asked], sent, js=NEXT_ASKED, **QUICK)
         begun = [self.context.shared["runs.selected"], self.context.tabs]
-        acted = self.empty.select(handler(self._act), self.chosen, [*self._views, *begun], **QUEUED)
+        acted = self.empty.select(handler(self._act), self.chosen, [*self.views, *begun], **QUEUED)
         self.work.chart_on(acted.then)
 
     def _kept(self, name: str) -> Any:
@@ -189,6 +190,11 @@ class DatasetTab:
         updates |= {button: gr.Button(interactive=name is not None) for button in (self.delete, self.rename)}
         updates[self.train] = gr.Button(interactive=bool(items))
         return updates | self.browser.opened(folder, items) | self.bulk.opened() | self.work.opened(folder)
+
+    def with_image(self, name: str, image: str) -> dict[Any, Any]:
+        """A dataset with one of its images in the editor, as updates of `views`. Raises DataError when it is gone."""
+        folder = folders.folder_of(self.datasets, name)
+        return {**self._choose(folder.name), **self.browser.shown_image(folder, image)}
 
     def _ask_new(self) -> dict[Any, Any]:
         return {

@@ -13,8 +13,8 @@ import gradio as gr
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.data.sets import folders, shapes
 from sdlora.errors import ConfigError
-from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, Kind, caption_options, check_options, progress
-from sdlora.launch.jobs import JobHandle
+from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, Kind, caption_options, check_options
+from sdlora.launch.jobs import JobHandle, progress
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.datasets import view
 from webui.datasets.browser import Browser
@@ -268,7 +268,7 @@ class WorkPanels:
 
 
 def _progress(kind: Kind, handle: JobHandle | None) -> str:
-    return view.job(progress(kind, handle.state()) if handle is not None else None)
+    return view.job(progress(WORDS[kind], handle.state()) if handle is not None else None)
 
 
 def _report(handle: JobHandle | None, folder: Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 
 from sdlora.errors import RunError
+from sdlora.launch.evaluations import Evaluations
 from sdlora.launch.runs import RunHandle, clone
 from sdlora.launch.support import copy_log, support_zip, write_csv
 from sdlora.library import rows as rows_of
@@ -25,9 +26,20 @@ from webui.layout import hidden_text, html
 from webui.news import each_second
 from webui.runs import view
 from webui.runs.chart import ChartOptions
+from webui.runs.evaluating import EvaluateView
 from webui.runs.going_on import GoingOn
 from webui.runs.parts import Choice, RunParts
-from webui.scripts import BEFORE_AFTER, CHART, LIVE, NEWS_OF_A_RUN, NEXT_ASKED, PRESSES, TO_THE_END, goes_to
+from webui.scripts import (
+    BEFORE_AFTER,
+    CHART,
+    LIVE,
+    NEWS_OF_A_RUN,
+    NEXT_ASKED,
+    PRESSES,
+    TO_THE_END,
+    TO_THE_EVALUATION,
+    goes_to,
+)
 
 
 def build(context: Context) -> None:
@@ -41,7 +53,9 @@ class RunsTab:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.watch = context.services.watch
-        self.made = RunParts(self.watch, context.workspace.thumbnails)
+        self.evaluations = Evaluations(context.workspace.jobs)
+        workspace = context.workspace
+        self.made = RunParts(self.watch, self.evaluations, workspace.thumbnails, workspace.datasets)
         self._numbers = count(1)
         self.selected = context.shared["runs.selected"]
         with gr.Column(elem_classes="off-page"):
@@ -89,12 +103,15 @@ class RunsTab:
         self.going_on = GoingOn(self.context, self.selected)
 
     def _lay_out_views(self) -> None:
-        with gr.Tabs(elem_id="runs-views"):
+        with gr.Tabs(elem_id="runs-views", selected="loss") as self.views:
             with gr.Tab("Loss", id="loss", elem_id="runs-view-loss"):
                 self._lay_out_chart()
             with gr.Tab("Previews", id="previews", elem_id="runs-view-previews"):
                 self.pair = html("runs-pair", js_on_load=BEFORE_AFTER)
                 self.grid = html("runs-grid", js_on_load=PRESSES)
+            with gr.Tab("Evaluate", id="evaluate", elem_id="runs-view-evaluate"):
+                self.evaluate = EvaluateView(self.context, self.evaluations)
+                self.buttons |= {"evaluate": self.evaluate.start, "cancel_evaluation": self.evaluate.cancel}
             with gr.Tab("Log", id="log", elem_id="runs-view-log") as self.log_tab:
                 self._lay_out_log()
             with gr.Tab("Files", id="files", elem_id="runs-view-files"):
@@ -171,6 +188,7 @@ class RunsTab:
             on(changed.input, self._tell, trigger_mode="always_last")
         shown = [*self._parts.values(), *self.buttons.values(), self.details, self.sent, self.selected]
         self.news.change(None, [self.news, self.selected], shown, js=self._script, **PRIVATE)
+        self.evaluate.wire(inputs, told, self._tell, self._handle)
         for name, act in (
             ("stop", RunHandle.stop),
             ("save", RunHandle.save_now),
@@ -195,7 +213,8 @@ class RunsTab:
 
     def _wire_choices(self, inputs: list[Any], told: list[Any], asking: list[Any]) -> None:
         """Presses inside lists and pictures, and what a page begins with."""
-        self.list.select(handler(self._select), inputs, [*told, *asking], **EACH_COUNTS)
+        looked_at = [*told, *asking, self.evaluate.problems]
+        self.list.select(handler(self._select), inputs, looked_at, **EACH_COUNTS)
         self.queue.select(handler(self._alter_queue), inputs, told, **EACH_COUNTS)
         self.grid.select(handler(self._compare_previews), inputs, told, **EACH_COUNTS)
         for chart in (self.chart, self.compared):
@@ -208,9 +227,10 @@ class RunsTab:
     def _wire_outcome(self) -> None:
         """What can be done with a finished run's file."""
         generate = self.context.shared["generate.tab"].generating
-        outputs = [*generate.rows.outputs, *generate.form.outputs, self.context.tabs]
+        outputs = [*generate.rows.outputs, *generate.form.outputs, self.context.tabs, self.views]
         # Queued, since the handler tells what it did by `gr.Info`.
-        self.outcome.select(handler(self._use), None, outputs, **QUEUED)
+        used = self.outcome.select(handler(self._use), None, outputs, **QUEUED)
+        used.then(None, None, None, js=TO_THE_EVALUATION, **PRIVATE)
 
     @property
     def _chart_inputs(self) -> list[Any]:
@@ -232,6 +252,8 @@ class RunsTab:
             "log": self.log,
             "files": self.files,
             "compared": self.compared,
+            "evaluate": self.evaluate.standing,
+            "evaluation": self.evaluate.result,
         }
 
     def _stamp(self) -> object:
@@ -239,7 +261,9 @@ class RunsTab:
         seen = self.watch.snapshot()
         active = tuple((run.name, run.state.step, run.state.stage_done, run.handle.log_stamp()) for run in seen.active)
         standing = tuple((run.name, run.state.status) for run in seen.runs)
-        return standing, seen.waiting, seen.is_held, active, each_second(bool(seen.active) or self.watch.is_reading)
+        evaluated = self.evaluations.stamp()
+        changing = each_second(bool(seen.active) or self.watch.is_reading)
+        return standing, seen.waiting, seen.is_held, active, evaluated, changing
 
     def _tell(
         self, selected: str | None, sent: str, preview: Any, *chosen: Any, is_pressed: bool = False
@@ -329,6 +353,7 @@ class RunsTab:
         """Look at another run; a question about the last one is over."""
         name, first = str(event.pressed["run"]), (0, None)
         closed = {self.confirm: gr.update(visible=False), self.question: "", self.pending: None}
+        closed[self.evaluate.problems] = ""
         return {**self._tell(name, sent, first, *chosen, is_pressed=True), **closed, self.preview: first}
 
     def _compare_previews(
@@ -363,6 +388,8 @@ class RunsTab:
         """Generate with a run's file, or put it into the mix."""
         act, run = event.pressed["act"], RunHandle(self.context.workspace.runs / str(event.pressed["of"]))
         generate = self.context.shared["generate.tab"].generating
+        if act == "evaluate":
+            return {self.views: gr.Tabs(selected="evaluate")}
         if act == "generate" and any(str(file.path) == event.pressed["file"] for file in run.embedding_files()):
             return {**self._first_request(run), self.context.tabs: self.context.go_to("generate")}
         entry = self.context.services.scan().by_path(str(event.pressed["file"]))
