@@ -9,7 +9,7 @@ import gradio as gr
 
 from sdlora.config import presets
 from sdlora.data.sets import folders, listing, uploads
-from sdlora.errors import ConfigError, DataError
+from sdlora.errors import DataError
 from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, runs_on
 from sdlora.trash import move_to_trash
 from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUEUED, QUICK, Context, confirm, handler
@@ -19,7 +19,7 @@ from webui.datasets.bulk import BulkPanel
 from webui.datasets.work import WorkPanels
 from webui.gradio_quirks import COMES_AND_GOES
 from webui.layout import hidden_text, html, live_html, problems_html, small_button
-from webui.problems import panel
+from webui.problems import shown_in
 from webui.scripts import NEXT_ASKED, PRESSES, focus, goes_to
 
 FIRST_NAME = "my images"
@@ -110,26 +110,31 @@ class DatasetTab:
 
     def _wire(self) -> None:
         named = [self.naming, self.name, self.create, self.give_name, self.renamed, self.name_problems]
-        other = self.chosen.input(handler(self._choose_other), [self.chosen, self.opened], self.views, **LAST_COUNTS)
+        told = [*self.views, self.name_problems]
+
+        def shown(act: Any) -> Any:
+            return shown_in(self.name_problems, act)
+
+        other = self.chosen.input(shown(self._choose_other), [self.chosen, self.opened], told, **LAST_COUNTS)
         self.new.click(handler(self._ask_new), None, named, **QUICK).then(None, None, None, js=focus("dataset-name"))
-        self.rename.click(handler(self._ask_rename), self.chosen, named, **QUICK).then(
+        self.rename.click(shown(self._ask_rename), self.chosen, named, **QUICK).then(
             None, None, None, js=focus("dataset-name")
         )
         closed = [self.naming, self.name_problems]
         self.cancel_naming.click(lambda: (gr.Row(visible=False), ""), None, closed, **QUICK)
         asked = [self.create.click, self.give_name.click, self.name.submit]
-        named_so = gr.on(asked, handler(self._name), [self.renamed, self.name], [*closed, *self.views], **QUICK)
+        named_so = gr.on(asked, shown(self._name), [self.renamed, self.name], [self.naming, *told], **QUICK)
         deleted = self.delete.click(
-            handler(self._delete),
+            shown(self._delete),
             self.chosen,
-            self.views,
+            told,
             js=confirm("Move '{#dataset-chosen input}' ({#dataset-count}) to the trash?"),
             **PRIVATE,
         )
         received = self.upload.upload(
-            handler(self._receive),
+            shown(self._receive),
             [self.chosen, self.upload],
-            [self.upload, *self.views],
+            [self.upload, *told],
             api_visibility="private",
             show_progress_on=[self.received],
         )
@@ -145,11 +150,13 @@ class DatasetTab:
     def _wire_train(self) -> None:
         """Send the dataset to the Train tab, which is built later."""
         train = self.context.shared["train.tab"]
-        sent = [*train.outputs, *train.choices, self.context.tabs]
-        self.train.click(handler(self._send_to_train), [self.chosen, train.asked], sent, js=NEXT_ASKED, **QUICK)
+        sent = [*train.outputs, *train.choices, self.context.tabs, self.name_problems]
+        acted = shown_in(self.name_problems, self._send_to_train)
+        self.train.click(acted, [self.chosen, train.asked], sent, js=NEXT_ASKED, **QUICK)
         begun = [self.context.shared["runs.selected"], self.context.tabs]
-        acted = self.empty.select(handler(self._act), self.chosen, [*self.views, *begun], **QUEUED)
-        self.work.chart_on(acted.then)
+        outputs = [*self.views, *begun, self.name_problems]
+        begun_by = self.empty.select(shown_in(self.name_problems, self._act), self.chosen, outputs, **QUEUED)
+        self.work.chart_on(begun_by.then)
 
     def _kept(self, name: str) -> Any:
         """The remembered choice, if that dataset is still there."""
@@ -219,17 +226,12 @@ class DatasetTab:
 
     def _name(self, old: str, name: str) -> dict[Any, Any]:
         """Make a dataset of this name, or give it to the one that was to be renamed."""
-        try:
-            if old:
-                self._refuse_while_used(folders.folder_of(self.datasets, old))
-                folder = folders.rename(self.datasets, old, name)
-            else:
-                folder = folders.create(self.datasets, name)
-        except ConfigError as error:
-            return {self.name_problems: panel(error.problems)}
-        except DataError as error:
-            return {self.name_problems: panel([str(error)])}
-        return {self.naming: gr.Row(visible=False), self.name_problems: "", **self._choose(folder.name)}
+        if old:
+            self._refuse_while_used(folders.folder_of(self.datasets, old))
+            folder = folders.rename(self.datasets, old, name)
+        else:
+            folder = folders.create(self.datasets, name)
+        return {self.naming: gr.Row(visible=False), **self._choose(folder.name)}
 
     def _delete(self, name: str) -> dict[Any, Any]:
         folder = folders.folder_of(self.datasets, name)

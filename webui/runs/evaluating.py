@@ -58,7 +58,8 @@ class EvaluateView:
             def acted(selected: str | None, *values: Any) -> dict[Any, Any]:
                 own, others = values[: len(values) - len(inputs) + 1], values[len(values) - len(inputs) + 1 :]
                 act(run_of(selected), *own)
-                return {**tell(selected, *others), self.problems: ""}
+                updates: dict[Any, Any] = tell(selected, *others)
+                return updates
 
             return shown_in(self.problems, acted)
 
@@ -75,7 +76,8 @@ class EvaluateView:
                 name, image = str(event.pressed["of"]), str(event.pressed["image"])
                 return {**dataset.with_image(name, image), self.context.tabs: self.context.go_to("dataset")}
             self.evaluations.promote(run_of(selected), str(event.pressed["checkpoint"]))
-            return {**tell(selected, *values), self.problems: ""}
+            updates: dict[Any, Any] = tell(selected, *values)
+            return updates
 
         self.result.select(shown_in(self.problems, pressed), list(inputs), [*outputs, *shown], **EACH_COUNTS)
 

@@ -22,8 +22,9 @@ from sdlora.library import rows as rows_of
 from webui.context import EACH_COUNTS, PRIVATE, QUEUED, QUICK, Context, handler
 from webui.downloads import download_button
 from webui.gradio_quirks import COMES_AND_GOES
-from webui.layout import hidden_text, html
+from webui.layout import hidden_text, html, problems_html
 from webui.news import each_second
+from webui.problems import shown_in
 from webui.runs import view
 from webui.runs.chart import ChartOptions
 from webui.runs.evaluating import EvaluateView
@@ -96,6 +97,7 @@ class RunsTab:
                 )
             }
             self.clone = gr.Button("Copy to Train", elem_id="runs-clone", min_width=90, size="sm")
+        self.problems = problems_html("runs-problems", elem_classes="bare")
         with gr.Row(visible=False, elem_id="runs-confirm", elem_classes="confirm") as self.confirm:
             self.question = html("runs-question", js_on_load=LIVE)
             self.yes = gr.Button("Yes", variant="stop", elem_id="runs-yes", min_width=80)
@@ -195,18 +197,19 @@ class RunsTab:
             ("preview", RunHandle.preview_now),
             ("resume", self._resume_run),
         ):
-            on(self.buttons[name].click, self._acting(act), queue=True)  # or its message would not be shown
-        asking = [self.confirm, self.question, self.pending]
+            acted = shown_in(self.problems, self._acting(act))
+            self.buttons[name].click(acted, inputs, [*told, self.problems], **QUEUED)  # or `gr.Info` would not be shown
+        asking = [self.confirm, self.question, self.pending, self.problems]
         for name in ("kill", "delete"):
-            self.buttons[name].click(handler(self._asking(name)), self.selected, asking, **QUICK)
-        self.no.click(handler(lambda: (gr.update(visible=False), "", None)), None, asking, **QUICK)
-        self.yes.click(handler(self._confirmed), [self.pending, *inputs], [*asking, *told], **QUICK)
+            self.buttons[name].click(shown_in(self.problems, self._asking(name)), self.selected, asking, **QUICK)
+        self.no.click(shown_in(self.problems, self._closed), None, asking, **QUICK)
+        self.yes.click(shown_in(self.problems, self._confirmed), [self.pending, *inputs], [*asking, *told], **QUICK)
         self._wire_choices(inputs, told, asking)
         train = self.context.shared["train.tab"]
         self.clone.click(
-            handler(self._clone),
+            shown_in(self.problems, self._clone),
             [self.selected, train.asked],
-            [*train.outputs, self.context.tabs],
+            [*train.outputs, self.context.tabs, self.problems],
             js=NEXT_ASKED,
             **QUICK,
         )
@@ -227,9 +230,9 @@ class RunsTab:
     def _wire_outcome(self) -> None:
         """What can be done with a finished run's file."""
         generate = self.context.shared["generate.tab"].generating
-        outputs = [*generate.rows.outputs, *generate.form.outputs, self.context.tabs, self.views]
+        outputs = [*generate.rows.outputs, *generate.form.outputs, self.context.tabs, self.views, self.problems]
         # Queued, since the handler tells what it did by `gr.Info`.
-        used = self.outcome.select(handler(self._use), None, outputs, **QUEUED)
+        used = self.outcome.select(shown_in(self.problems, self._use), None, outputs, **QUEUED)
         used.then(None, None, None, js=TO_THE_EVALUATION, **PRIVATE)
 
     @property
@@ -320,18 +323,23 @@ class RunsTab:
     def _asking(self, action: str) -> Callable[..., Any]:
         """A handler that asks first."""
 
-        def ask(selected: str | None) -> Any:
+        def ask(selected: str | None) -> dict[Any, Any]:
             name = self._handle(selected).name
             questions = {
                 "kill": f"Kill {name}? It ends at once; steps since its last checkpoint are lost.",
                 "delete": f"Move the run {name} with its adapter files and previews to the trash?",
             }
-            return gr.update(visible=True), view.question(questions[action]), (action, name)
+            question = view.question(questions[action])
+            return {self.confirm: gr.update(visible=True), self.question: question, self.pending: (action, name)}
 
         return ask
 
+    def _closed(self) -> dict[Any, Any]:
+        """Without the question, whatever it was about."""
+        return {self.confirm: gr.update(visible=False), self.question: "", self.pending: None}
+
     def _confirmed(self, pending: tuple[str, str] | None, selected: str | None, *inputs: Any) -> Any:
-        closed = {self.confirm: gr.update(visible=False), self.question: "", self.pending: None}
+        closed = self._closed()
         if pending is None:
             return closed
         action, name = pending
@@ -352,9 +360,8 @@ class RunsTab:
     def _select(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
         """Look at another run; a question about the last one is over."""
         name, first = str(event.pressed["run"]), (0, None)
-        closed = {self.confirm: gr.update(visible=False), self.question: "", self.pending: None}
-        closed[self.evaluate.problems] = ""
-        return {**self._tell(name, sent, first, *chosen, is_pressed=True), **closed, self.preview: first}
+        closed = {**self._closed(), self.problems: "", self.evaluate.problems: "", self.preview: first}
+        return {**self._tell(name, sent, first, *chosen, is_pressed=True), **closed}
 
     def _compare_previews(
         self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any
