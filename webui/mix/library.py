@@ -54,8 +54,8 @@ class LibraryPanel:
                 [], label="Adapter", info="Press a picture above, or type a name.", elem_id="mix-pick", scale=5,
                 min_width=170, interactive=True, **COMES_AND_GOES,
             )  # fmt: skip
-            self.add = gr.Button("Add", variant="primary", elem_id="mix-add", scale=1, min_width=80)
-            self.refresh = gr.Button("Look again", elem_id="mix-refresh", scale=1, min_width=110)
+            self.add = gr.Button("Add", variant="primary", elem_id="mix-add", scale=0, min_width=80)
+            self.refresh = gr.Button("Look again", elem_id="mix-refresh", scale=0, min_width=110)
         self.problems = problems_html("mix-library-problems", elem_classes="bare")
         self.card = gr.HTML(elem_id="mix-card")
         with gr.Accordion("Upload adapter files", open=False, elem_id="mix-upload-panel"):
