@@ -11,7 +11,7 @@ from sdlora import EvaluateConfig
 from sdlora.config.fields import fields
 from sdlora.launch.evaluations import Evaluations
 from sdlora.launch.runs import RunHandle
-from webui.context import EACH_COUNTS, QUICK, Context
+from webui.context import QUICK, Context
 from webui.gradio_quirks import COMES_AND_GOES
 from webui.layout import html, live_html, problems_html, small_button
 from webui.problems import shown_in
@@ -50,36 +50,37 @@ class EvaluateView:
         self.result = html("runs-evaluation", js_on_load=PRESSES)
 
     def wire(
-        self, inputs: Sequence[Any], told: Sequence[Any], tell: Callable[..., Any], run_of: Callable[..., RunHandle]
+        self,
+        inputs: Sequence[Any],
+        told: Sequence[Any],
+        tell: Callable[..., dict[Any, Any]],
+        run_of: Callable[[str | None], RunHandle],
     ) -> None:
         """tell: gives the updates of `told` from `inputs`, of which the first is the run's name; run_of: its handle."""
-
-        def acting(act: Callable[..., None]) -> Callable[..., Any]:
-            def acted(selected: str | None, *values: Any) -> dict[Any, Any]:
-                own, others = values[: len(values) - len(inputs) + 1], values[len(values) - len(inputs) + 1 :]
-                act(run_of(selected), *own)
-                updates: dict[Any, Any] = tell(selected, *others)
-                return updates
-
-            return shown_in(self.problems, acted)
-
-        selected, *others = inputs
-        outputs = [*told, self.problems]
-        given = [selected, self.features, self.seeds, self.settings, *others]
-        self.start.click(acting(self._begin), given, outputs, **QUICK)
-        self.cancel.click(acting(self.evaluations.cancel), list(inputs), outputs, **QUICK)
         dataset = self.context.shared["dataset.tab"]
-        shown = [*dataset.views, self.context.tabs]
 
-        def pressed(event: gr.EventData, selected: str | None, *values: Any) -> dict[Any, Any]:
+        def begin(features: str | None, seeds: float | None, lines: str | None, *shown: Any) -> dict[Any, Any]:
+            self._begin(run_of(shown[0]), features, seeds, lines)
+            return tell(*shown)
+
+        def cancel(*shown: Any) -> dict[Any, Any]:
+            self.evaluations.cancel(run_of(shown[0]))
+            return tell(*shown)
+
+        def pressed(event: gr.EventData, *shown: Any) -> dict[Any, Any]:
+            """Edit the caption of an image that stands out, or promote a checkpoint."""
             if "image" in event.pressed:
                 name, image = str(event.pressed["of"]), str(event.pressed["image"])
                 return {**dataset.with_image(name, image), self.context.tabs: self.context.go_to("dataset")}
-            self.evaluations.promote(run_of(selected), str(event.pressed["checkpoint"]))
-            updates: dict[Any, Any] = tell(selected, *values)
-            return updates
+            self.evaluations.promote(run_of(shown[0]), str(event.pressed["checkpoint"]))
+            return tell(*shown)
 
-        self.result.select(shown_in(self.problems, pressed), list(inputs), [*outputs, *shown], **EACH_COUNTS)
+        outputs = [*told, self.problems]
+        given = [self.features, self.seeds, self.settings, *inputs]
+        self.start.click(shown_in(self.problems, begin), given, outputs, **QUICK)
+        self.cancel.click(shown_in(self.problems, cancel), list(inputs), outputs, **QUICK)
+        outputs += [*dataset.views, self.context.tabs]
+        self.result.select(shown_in(self.problems, pressed), list(inputs), outputs, **QUICK)
 
     def _begin(self, run: RunHandle, features: str | None, seeds: float | None, lines: str | None) -> None:
         overrides = [line.strip() for line in (lines or "").splitlines() if line.strip()]
