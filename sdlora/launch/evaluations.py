@@ -33,7 +33,11 @@ class Evaluations:
         """How the run's newest evaluation that was begun in the background stands; None without one."""
         with self._lock:
             handle = self._known().get(str(run.folder))
-        return None if handle is None else self._state(handle)
+        if handle is None:
+            return None
+        state = self._state(handle)
+        # What ended before the run was made was about another one of that name.
+        return state if state.is_active or state.started_at >= run.created_at else None
 
     def stamp(self) -> tuple[object, ...]:
         """Changes when an evaluation does, of whatever run."""

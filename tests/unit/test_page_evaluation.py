@@ -106,6 +106,9 @@ def test_a_running_evaluation_is_followed_and_nothing_else_is_begun(
     assert found_again is not None
     replace(found_again, finished_at=time.time() + 60).write()
     assert "crashed" not in shown(tmp_path)[0]
+    later = time.time() + 60
+    os.utime(run.files.config, (later, later))  # another run of that name
+    assert jobs.state(run) is None
 
 
 def test_settings_are_checked_before_anything_is_started(
