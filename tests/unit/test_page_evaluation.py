@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from sdlora.launch.watch import RunWatch
 from tests.support.evaluated_run import evaluate, running_job, trained_run
 from tests.support.told_runs import made, started, step, told
 from webui.runs.parts import Choice, RunParts
+from webui.runs.trade_off import trade_off
 
 
 @pytest.fixture
@@ -142,6 +144,17 @@ def test_a_run_in_the_queue_is_not_evaluated(tmp_path: Path) -> None:
     queue.enqueue(waiting)
     with pytest.raises(ConfigError, match="it is queued: evaluate it when it has stopped or is finished"):
         Evaluations(tmp_path / "jobs").start(waiting)
+
+
+def test_names_in_the_chart_hide_no_others_and_no_points_are_lost(run: RunHandle, picture: Path) -> None:
+    found = evaluate(run, picture)
+    first = found.checkpoints[0]
+    crowd = [replace(first, label=f"step {n}", step=n, likeness=0.7 + n / 1e6) for n in (10, 11, 12, 13)]
+    drawn = trade_off(replace(found, checkpoints=tuple(crowd)), {})
+    assert drawn.count('class="curve-0 dot"') == 4
+    assert re.findall(r'class="name"[^>]*>(\w+)<', drawn) == ["base", "10", "11"]
+    unmeasured = [replace(one, adherence_of_base=None) for one in crowd]
+    assert "adherence was not measured" in trade_off(replace(found, checkpoints=tuple(unmeasured)), {})
 
 
 def test_a_checkpoint_is_promoted_by_its_name_and_back(run: RunHandle, picture: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdlora.evaluation.report import Evaluation, Scores
@@ -35,6 +35,8 @@ class Point:
     kind: str
     """base, checkpoint or recommended."""
     picture: Picture | None
+    name_y: float | None = None
+    """Where its name stands; None where others leave no room."""
 
     @property
     def left(self) -> float:
@@ -84,13 +86,26 @@ def trade_off(found: Evaluation, pictures: Mapping[str, Picture]) -> str:
             Drawing(
                 box=_BOX,
                 words="; ".join(_in_words(one) for one in measured),
-                points=points,
+                points=_named(points),
                 columns=[(across.place(value), f"{value:.4g}") for value in ticks(across.low, across.high, 6)],
                 rows=[(up.place(value), f"{value:.0%}") for value in ticks(up.low, up.high, 5)],
                 line=" ".join(f"{point.x},{point.y}" for point in trained),
             )
         )
     )
+
+
+def _named(points: Sequence[Point]) -> list[Point]:
+    """The points with places for their names, above or below, where these hide no others; the recommended first."""
+    taken: list[tuple[float, float]] = []
+    named = {}
+    for point in sorted(points, key=lambda each: each.kind != "recommended"):
+        gap = 8 if point.kind == "recommended" else 0
+        places = (point.y - 12 - gap, point.y + 20 + gap)
+        free = [y for y in places if not any(abs(x - point.x) < 26 and abs(y - other) < 13 for x, other in taken)]
+        taken += [(point.x, y) for y in free[:1]]
+        named[point.words] = replace(point, name_y=free[0] if free else None)
+    return [named[point.words] for point in points]
 
 
 def _in_words(one: Scores) -> str:
