@@ -1,4 +1,7 @@
-"""The panel that lists all problems of a form at once, each with the way to its field; it stays until they are gone."""
+"""Problems stand under what they are about until they are gone: a panel that lists them, with the way to each field.
+
+What pops up is for events without a place.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,11 @@ def panel(problems: Sequence[str], place_of: Callable[[str], tuple[str, str] | N
     return str(_HTML.problems([(problem, place_of(problem)) for problem in problems]))
 
 
+def listed(error: SdloraError) -> list[str]:
+    """The problems that an error tells of."""
+    return list(error.problems) if isinstance(error, ConfigError) else [str(error)]
+
+
 def shown_problems(function: Callable[..., Any], num_outputs: int) -> Callable[..., Any]:
     """A handler with `num_outputs` outputs of which the last is the panel; where it raises, only that one changes."""
 
@@ -28,7 +36,23 @@ def shown_problems(function: Callable[..., Any], num_outputs: int) -> Callable[.
         try:
             return function(*arguments)
         except SdloraError as error:
-            listed = error.problems if isinstance(error, ConfigError) else [str(error)]
-            return (*[gr.skip()] * (num_outputs - 1), panel(listed))
+            return (*[gr.skip()] * (num_outputs - 1), panel(listed(error)))
 
     return handler(guarded)
+
+
+def shown_in(place: gr.HTML, function: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, Any]]:
+    """A handler that answers by component; where it raises, its problems stand in `place` and nothing else changes.
+
+    `place`, one of the event's outputs, is emptied by what succeeds, unless that says something there itself.
+    """
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any) -> dict[Any, Any]:
+        try:
+            return {place: "", **function(*arguments)}
+        except SdloraError as error:
+            return {place: panel(listed(error))}
+
+    told: Callable[..., dict[Any, Any]] = handler(guarded)
+    return told

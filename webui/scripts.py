@@ -110,6 +110,12 @@ TO_THE_END = """() => setTimeout(() => {
 }, 200)"""
 """Shows the newest lines when the log is opened; from there on the log follows by itself."""
 
+TO_THE_EVALUATION = """() => {
+  if (window.sdlora.pressed.act !== 'evaluate') return;
+  setTimeout(() => document.querySelector('#runs-views')?.scrollIntoView({block: 'start', behavior: 'smooth'}), 100);
+}"""
+"""Shows the Evaluate view where a press asked for it: on a phone it lies below."""
+
 READY = """() => {
   const page = document.body.dataset;
   page.loading = (page.loading ?? %d) - 1;

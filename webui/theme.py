@@ -11,7 +11,7 @@ TEXT = gr.themes.Size(
 )
 """Four sizes, in the browser's own measure, so that its setting for larger text counts."""
 _ASSETS = Path(__file__).parent / "assets"
-STYLES = tuple(_ASSETS / name for name in ("page.css", "runs.css", "images.css"))
+STYLES = tuple(_ASSETS / name for name in ("page.css", "runs.css", "evaluation.css", "images.css"))
 """The whole page's first, then those of single tabs."""
 SCRIPT = _ASSETS / "page.js"
 """Gradio's quirks, choice of light or dark, keyboard map."""

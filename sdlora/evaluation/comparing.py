@@ -71,6 +71,7 @@ class Comparing:
             contrast=contrast,
             burned=self._burned(own, base),
             copies=self._copies(own),
+            content=None if checkpoint is None else checkpoint.content,
         )
 
     def _base_place(self, one: PlannedImage) -> int:

@@ -19,10 +19,10 @@ from sdlora.errors import ConfigError, RunError
 from sdlora.evaluation import problem_images
 from sdlora.evaluation.comparing import Comparing
 from sdlora.evaluation.features.scorer import load_scorer
+from sdlora.evaluation.findings import Interval
 from sdlora.evaluation.images import (
     PlannedImage,
     base_model_of,
-    evaluation_folder,
     generate_missing,
     plan_images,
     used_adapter,
@@ -33,8 +33,8 @@ from sdlora.evaluation.plan import EvaluatedCheckpoint, EvaluatedPrompt, choose_
 from sdlora.evaluation.promotion import promote as promote_checkpoint
 from sdlora.evaluation.promotion import refuse_promotion
 from sdlora.evaluation.recommendation import recommend
-from sdlora.evaluation.report import Evaluation, ProblemReport, Scores, WeightAdvice
-from sdlora.evaluation.scores import Interval, standardised
+from sdlora.evaluation.report import EvaluatedImage, Evaluation, ProblemReport, Scores, WeightAdvice
+from sdlora.evaluation.scores import standardised
 from sdlora.evaluation.training_images import TrainingImages, find_training_images
 from sdlora.events import EventSink, EventStream
 from sdlora.generation.generate import Generator
@@ -71,11 +71,9 @@ def evaluate(
     stream = EventStream(list(sinks))
     with _locked(folder):
         result = _Evaluating(folder, train, config, checkpoints, training, prompts, stream).go()
-        if promote:
-            weight = result.weight_advice.weight if result.weight_advice else None
-            done = promote_checkpoint(folder, train, Path(result.recommendation.file), weight)
-            result = replace(result, promoted=done)
         result.write()
+        if promote:
+            result = promote_checkpoint(folder.path, result.recommendation.label)
     return result
 
 
@@ -107,7 +105,7 @@ def _check(
 @contextmanager
 def _locked(folder: RunFolder) -> Iterator[None]:
     """Inside, this process alone evaluates the run, and what a killed one left half written is gone."""
-    place = evaluation_folder(folder)
+    place = folder.evaluation
     place.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place / ".lock")
     try:
@@ -164,7 +162,7 @@ class _Evaluating:
         planned = plan_images(self.folder, train, config, self.checkpoints, self.prompts, identity)
         with self._timed("generating"):
             made = generate_missing(planned, generator, self._telling("generating images"))
-        cache = Cache(evaluation_folder(self.folder) / "cache", on_damage=self.stream.warn)
+        cache = Cache(self.folder.evaluation / "cache", on_damage=self.stream.warn)
         looking = Looking(generator, scorer, cache, config.batch_size, config.seed)
         with self._timed("comparing"):
             looked_training = looking.at_training(self.training)
@@ -204,6 +202,16 @@ class _Evaluating:
             notes=self.training.notes,
             seconds=self.seconds,
             generated=made,
+            finished_at=time.time(),
+            images=tuple(
+                EvaluatedImage(
+                    "base" if one.checkpoint is None else one.checkpoint.label,
+                    self.prompts.index(one.prompt),
+                    one.seed,
+                    one.path.relative_to(self.folder.path).as_posix(),
+                )
+                for one in planned
+            ),
         )
 
     def _scores(self, groups: Sequence[Sequence[PlannedImage]], looking: Looking, training: LookedAt) -> list[Scores]:
@@ -258,11 +266,16 @@ class _Evaluating:
             features,
             self._telling("measuring training images"),
         )
+        worst = tuple(problem_images.worst(by_kind, listed))
+        shown = {kind: tuple(problems[:listed]) for kind, problems in by_kind.items()}
+        named = {one.name for problems in (worst, *shown.values()) for one in problems}
+        paths = zip(self.training.names, (item.record.path for item in self.training.placed), strict=True)
         return ProblemReport(
-            worst=tuple(problem_images.worst(by_kind, listed)),
-            by_kind={kind: tuple(problems[:listed]) for kind, problems in by_kind.items()},
+            worst=worst,
+            by_kind=shown,
             checkpoints=tuple(dict.fromkeys(("base", first.label, chosen.label))),
             seconds=0.0,
+            files={name: str(path) for name, path in paths if name in named},
         )
 
     def _telling(self, stage: str) -> Tell:

@@ -67,11 +67,6 @@ class PlannedImage:
         return True
 
 
-def evaluation_folder(folder: RunFolder) -> Path:
-    """Where a run's evaluation lies: images, features and the newest report."""
-    return folder.path / "evaluation"
-
-
 def plan_images(
     folder: RunFolder,
     train: TrainConfig,
@@ -97,7 +92,7 @@ def plan_images(
         batch_size=config.batch_size,
         compute=config.compute,
     )
-    images = evaluation_folder(folder) / "images"
+    images = folder.evaluation / "images"
     planned = []
     for checkpoint in (None, *checkpoints):
         used = () if checkpoint is None else (used_adapter(checkpoint, config),)

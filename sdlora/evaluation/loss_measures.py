@@ -18,8 +18,8 @@ from sdlora.data.batches import sample_random
 from sdlora.data.buckets import BucketedImage
 from sdlora.data.cache import Cache, default_cache_folder
 from sdlora.evaluation import problem_images, scores
+from sdlora.evaluation.findings import Interval, Kind, Problem
 from sdlora.evaluation.losses import MeasuredImage, measure, timesteps
-from sdlora.evaluation.problem_images import Kind, Problem
 from sdlora.evaluation.training_images import TrainingImages
 from sdlora.generation.generate import Generator
 from sdlora.training.inputs.latents import LatentSource
@@ -41,7 +41,7 @@ class LossMeasures:
         cache = Cache(train.images.cache_folder or default_cache_folder()) if train.images.cache else None
         self._latents = LatentSource(generator.bundle, train.images, cache)
 
-    def held_out(self, checkpoints: Sequence[Adapters], tell: Tell) -> list[scores.Interval]:
+    def held_out(self, checkpoints: Sequence[Adapters], tell: Tell) -> list[Interval]:
         """Loss of each checkpoint on the held-out images over the base's; nothing when none are held out."""
         placed = self._training.held_out
         if not placed:

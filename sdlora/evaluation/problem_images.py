@@ -7,28 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Kind = Literal["hardest", "never learned", "memorised first", "mislabelled", "unlike the others"]
+from sdlora.evaluation.findings import Kind, Problem
+
 CAUSES: tuple[Kind, ...] = ("mislabelled", "unlike the others")
 """Kinds that a person can do something about; the others are what shows of an image, whatever the cause."""
 _SURE = 2.0
 """Deviations from which on a cause is named before what only shows."""
 _MAD_TO_SIGMA = 1.4826
 """Of a normal distribution: its standard deviation over its median absolute deviation."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One image's place under one kind of trouble. score: how many robust standard deviations it stands out."""
-
-    kind: Kind
-    name: str
-    score: float
-    sentence: str
 
 
 def normalised(losses_NK: Tensor) -> Tensor:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from sdlora import atomic
 from sdlora.adapters.files.container import content_hash
 from sdlora.config.train import TrainConfig
 from sdlora.errors import RunError
+from sdlora.evaluation import report
+from sdlora.evaluation.report import Evaluation, Scores
 from sdlora.models.headers import read_header
 from sdlora.models.identity import sha256_of
 from sdlora.runs import checkpoints
-from sdlora.runs.folder import RunFolder, embedding_files
+from sdlora.runs.folder import RunFolder, embedding_files, open_run
+from sdlora.runs.results import adapter_files
 from sdlora.runs.state import derive
-from sdlora.training.outputs.former import SIDE_CARS, keep_former
+from sdlora.training.outputs.former import FORMER, SIDE_CARS, keep_former
 
 _MAKING = ".promoting"
 
@@ -30,10 +35,47 @@ def refuse_promotion(folder: RunFolder) -> None:
         )
 
 
-def promote(folder: RunFolder, config: TrainConfig, chosen: Path, weight: float | None = None) -> str:
-    """Make an adapter file of the run its result; returns what was done in words.
+def promote(run: Path, label: str) -> Evaluation:
+    """Make a checkpoint of the newest evaluation, by its label there, the run's result; the report notes it, too.
 
-    weight: is written into the side-car as the one that the adapter is best used at.
+    Raises RunError while the run trains, without an evaluation, and for a checkpoint whose file is gone or another.
+    """
+    folder, config = open_run(run)
+    refuse_promotion(folder)
+    found = report.read(folder.path)
+    if found is None:
+        raise RunError(f"{folder.path} has not been evaluated: there is nothing to promote")
+    chosen = next((one for one in found.checkpoints if one.label == label), None)
+    if chosen is None:
+        labels = ", ".join(one.label for one in found.checkpoints)
+        raise RunError(f"{folder.path}: the evaluation has no checkpoint '{label}'; it has: {labels}")
+    advice = found.weight_advice if label == found.recommendation.label else None
+    done = _put_in_place(folder, config, _file_of(folder, config, chosen), advice.weight if advice else None)
+    found = replace(found, promoted=done)
+    found.write()
+    return found
+
+
+def _file_of(folder: RunFolder, config: TrainConfig, chosen: Scores) -> Path:
+    """The file that was evaluated: a result may have been replaced since, by promoting another one."""
+
+    def candidates() -> Iterator[Path]:
+        for file in adapter_files(folder):
+            if file.step == chosen.step and (file.step is not None or file.path == folder.adapter(config.name)):
+                yield file.path
+        yield from sorted((folder.path / FORMER).glob("*/*.safetensors"))
+
+    for path in candidates():
+        if content_hash(path) == chosen.content:
+            return path
+    words = f"the file of {chosen.label} is not there any more, or another one by now"
+    raise RunError(f"{folder.path}: {words}; evaluate the run again")
+
+
+def _put_in_place(folder: RunFolder, config: TrainConfig, chosen: Path, weight: float | None) -> str:
+    """Make an adapter file the run's result; returns what was done in words.
+
+    weight: is written into the side-car as the one that the adapter is best used at; None where none was advised.
     All is made ready in a folder of its own, then moved into place, the adapter last: killed at any moment the old
     result or the new one lies there, the old one besides under `former/`, and the same call does the rest.
     """
@@ -54,7 +96,8 @@ def promote(folder: RunFolder, config: TrainConfig, chosen: Path, weight: float 
     shutil.rmtree(making)
     _keep(folder, chosen, result)
     kept = f"; what it was before lies in {former.relative_to(folder.path)}" if former else ""
-    return f"{result.name} is now {chosen.name}{kept}{_with_weight(result, weight)}"
+    # What stands in the side-car was the former file's.
+    return f"{result.name} is now {chosen.name}{kept}{_with_weight(result, 1.0 if weight is None else weight)}"
 
 
 def _keep(folder: RunFolder, chosen: Path, result: Path) -> None:
@@ -84,9 +127,11 @@ def _with_weight(result: Path, weight: float | None) -> str:
     side_car = result.with_suffix(".json")
     try:
         content = json.loads(side_car.read_text(encoding="utf-8"))
+        if content.get("preferred weight") == weight:
+            return "" if weight == 1 else f"; its preferred weight is {weight:g}"
         content["preferred weight"] = weight
-    except (OSError, ValueError, TypeError):
-        return f"; there is no {side_car.name} to write the weight {weight:g} into"
+    except (OSError, ValueError, AttributeError):
+        return "" if weight == 1 else f"; there is no {side_car.name} to write the weight {weight:g} into"
     atomic.write_json(side_car, content, indent=2)
     return f"; its preferred weight is {weight:g}"
 

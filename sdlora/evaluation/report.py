@@ -1,15 +1,19 @@
-"""What an evaluation found, for the terminal, for Python and as JSON."""
+"""What an evaluation found, for the terminal, for Python, for the page and as JSON. Loads no torch."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from sdlora import atomic
-from sdlora.evaluation.problem_images import Kind, Problem
-from sdlora.evaluation.scores import Interval
+from sdlora.errors import RunError
+from sdlora.evaluation.findings import Interval, Kind, Problem
+from sdlora.runs.folder import RunFolder
 
 REPORT = "evaluation.json"
 _VERSION = 1
@@ -51,6 +55,8 @@ class Scores:
     copies: tuple[Copy, ...]
     held_out: Interval | None = None
     """Loss on held-out images over the base's; None when none are held out."""
+    content: str | None = None
+    """Hash of the file's tensors: tells the checkpoint apart wherever its file lies by now; None for the base."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,21 @@ class ProblemReport:
     checkpoints: tuple[str, ...]
     """Those whose losses were compared."""
     seconds: float
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Paths of the images listed, by name."""
+
+
+@dataclass(frozen=True)
+class EvaluatedImage:
+    """An image that was looked at."""
+
+    label: str
+    """Of the checkpoint, or `base`."""
+    prompt: int
+    """Its place among the prompts."""
+    seed: int
+    file: str
+    """Path below the run's folder, with slashes."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +132,10 @@ class Evaluation:
     """Images made by this call; all others were there."""
     promoted: str | None = None
     """What was done about the run's result, in words."""
+    finished_at: float = 0.0
+    """Seconds since the epoch."""
+    images: tuple[EvaluatedImage, ...] = ()
+    """All images by checkpoint, prompt and seed, the base model's first."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -118,6 +143,27 @@ class Evaluation:
 
     def write(self) -> Path:
         """Write `evaluation/evaluation.json` into the run's folder; returns the file."""
-        path = self.run / "evaluation" / REPORT
+        path = report_file(self.run)
         atomic.write_json(path, self.as_json(), indent=2, parents=True)
         return path
+
+
+def report_file(run: Path) -> Path:
+    """Where the newest report on a run lies, if there is one."""
+    return RunFolder(run).evaluation / REPORT
+
+
+def read(run: Path) -> Evaluation | None:
+    """The newest report on a run, wherever its folder is by now; None without one.
+
+    Raises RunError for one that can't be read.
+    """
+    path = report_file(run)
+    try:
+        found = TypeAdapter(Evaluation).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        words = "can't be read, or another version of sdlora wrote it"
+        raise RunError(f"{path} {words}: evaluate {run.name} again") from None
+    return replace(found, run=run)

@@ -12,19 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sdlora.evaluation.findings import Interval
+
 _RESAMPLES = 1000
 _CONFIDENCE = 0.95
 _DUPLICATE = 1e-3
 """Distance over the set's median below which two training images count as copies of one another."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95% confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def standardised(features_ND: Tensor, reference_ND: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -90,38 +89,6 @@ def check_options(resolution: int, trigger: str) -> list[str]:
 def _quoted(text: str) -> str:
     """A text as YAML reads it back, whatever is in it."""
     return "'" + text.strip().replace("'", "''") + "'"
-
-
-@dataclass(frozen=True)
-class JobProgress:
-    """How far a job is, for a progress bar."""
-
-    words: str
-    is_active: bool
-    percent: int | None = None
-    """None when it is over, or nobody knows."""
-
-
-def progress(kind: Kind, state: JobState) -> JobProgress:
-    """A job's state in words: `Captioning: 3 of 10, about 20 s left`."""
-    words = WORDS[kind]
-    if state.is_active:
-        count = f" {state.done} of {state.total}" if state.total else " ..."
-        remaining = f", about {_duration(state.eta_seconds)} left" if state.eta_seconds is not None else ""
-        percent = round(100 * state.done / state.total) if state.total else None
-        return JobProgress(f"{words}:{count}{remaining}", True, percent)
-    endings = {
-        "finished": "done",
-        "cancelled": "cancelled; what was written stays",
-        "failed": "failed",
-        "crashed": "crashed",
-    }
-    error = f": {state.error}" if state.error else ""
-    return JobProgress(f"{words} {endings[state.status]}{error}", False)
-
-
-def _duration(seconds: float) -> str:
-    return f"{round(seconds)} s" if seconds < 90 else f"{round(seconds / 60)} min"
 
 
 def runs_on(folder: Path, runs: Path) -> list[str]:

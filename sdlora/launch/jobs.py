@@ -212,6 +212,37 @@ class JobHandle:
         return ending.error
 
 
+@dataclass(frozen=True)
+class JobProgress:
+    """How far a job is, for a progress bar."""
+
+    words: str
+    is_active: bool
+    percent: int | None = None
+    """None when it is over, or nobody knows."""
+
+
+def progress(words: str, state: JobState) -> JobProgress:
+    """A job's state in words, which begin with its own: `Captioning: 3 of 10, about 20 s left`."""
+    if state.is_active:
+        count = f" {state.done} of {state.total}" if state.total else " ..."
+        remaining = f", about {_duration(state.eta_seconds)} left" if state.eta_seconds is not None else ""
+        percent = round(100 * state.done / state.total) if state.total else None
+        return JobProgress(f"{words}:{count}{remaining}", True, percent)
+    endings = {
+        "finished": "done",
+        "cancelled": "cancelled; what was written stays",
+        "failed": "failed",
+        "crashed": "crashed",
+    }
+    error = f": {state.error}" if state.error else ""
+    return JobProgress(f"{words} {endings[state.status]}{error}", False)
+
+
+def _duration(seconds: float) -> str:
+    return f"{round(seconds)} s" if seconds < 90 else f"{round(seconds / 60)} min"
+
+
 def start_job(arguments: Sequence[str], jobs_folder: Path) -> JobHandle:
     """Start `sdlora ARGUMENTS...` in a detached process with a new folder of its own in `jobs_folder`."""
     return _start(_new_folder(jobs_folder, arguments), arguments)

@@ -108,7 +108,9 @@ def _is_there(file: str) -> bool:
 def new_file(name: str, folder: Path, suffix: str) -> Path:
     """The path of a file to write. Raises ConfigError for an empty name, one no file can have, or one that is taken."""
     plain = name.strip().removesuffix(suffix)
-    if not plain or plain.startswith("."):
+    if not plain:
+        raise ConfigError("the name", ["give a name for the new file"])
+    if plain.startswith("."):
         raise ConfigError("the name", [f"'{name}': give a name that begins with a letter or a digit"])
     if (found := _FORBIDDEN.search(plain)) is not None:
         raise ConfigError("the name", [f"'{name}': a file name can't hold {found.group()!r}"])

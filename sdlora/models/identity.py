@@ -11,18 +11,21 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from sdlora.constants import MIB
 from sdlora.file_memory import FileMemory
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _SAMPLED = 64
 
 
 def weights_identity(modules: Iterable[nn.Module], *extra: str | int) -> str:
     """32 hex digits that name the modules' weights in their present number type; `extra` goes into the hash."""
+    import torch  # here alone: hashes of files are asked for where no model is loaded
+
     digest = hashlib.sha256(json.dumps(extra).encode())
     for module in modules:
         for name, tensor in module.state_dict().items():

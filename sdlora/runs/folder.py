@@ -87,6 +87,11 @@ class RunFolder:
         return self.path / ".training.lock"
 
     @property
+    def evaluation(self) -> Path:
+        """What `sdlora evaluate` makes: images, features and the newest report."""
+        return self.path / "evaluation"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder a checkpoint: step_000500."""
         return self.path / "checkpoints"

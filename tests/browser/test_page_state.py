@@ -117,7 +117,7 @@ def start_runs_what_is_shown(page: Any, server: Any) -> None:
       document.querySelector('#train-reset').click();
       document.querySelector('#train-start').click();
     }""")
-    page.wait_for_selector("#toasts:has-text('it changed while you pressed')")
+    page.wait_for_selector("#train-problems:has-text('changed while you pressed')")
     wait_until(page, lambda: value(page, "train-optimization-steps") == "300")
     assert {path.name for path in (server.root / "runs").iterdir()} == runs
     page.click("#train-aside [data-act=undo]")
@@ -182,7 +182,7 @@ def test_a_press_opens_what_was_pressed_whatever_the_list_is_by_then(page: Any, 
     page.wait_for_selector("#dataset-place:has-text('d.png (4 of 4)')")
     (server.root / "datasets" / "many" / "c.png").unlink()
     page.locator("#dataset-gallery .thumbnail-item", has_text="c.png").click()
-    page.wait_for_selector("#toasts:has-text('c.png is not in the dataset any more')")
+    page.wait_for_selector("#dataset-problems:has-text('c.png is not in the dataset any more')")
 
     open_tab(page, "mix")
     page.wait_for_selector("#mix-library .thumbnail-item >> nth=1")
@@ -342,7 +342,8 @@ def test_two_windows_keep_their_places_and_both_captions(page: Any, server: Any,
     page.click("#dataset-delete")
     wait_until(page, lambda: not (server.root / "datasets" / "other").exists())
     other.click("#dataset-rename")
-    other.wait_for_selector("#toasts")
+    other.wait_for_selector("#dataset-name-problems .problems")
+    assert not other.locator("#toasts .toast-body").count()
     assert "list of choices" not in other.inner_text("body")
 
     # Enter makes the dataset, Esc thinks better of it

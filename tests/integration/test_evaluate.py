@@ -14,6 +14,7 @@ import sdlora
 from sdlora.adapters.files.container import content_hash
 from sdlora.errors import ConfigError, ModelError, RunError
 from sdlora.evaluation import evaluate as evaluating
+from sdlora.evaluation import promotion, report
 from sdlora.evaluation.images import PlannedImage
 from sdlora.evaluation.plan import find_checkpoints
 from sdlora.generation.generate import Generator
@@ -107,6 +108,9 @@ def test_a_weight_is_advised_and_promoted_with_the_checkpoint(run: Path) -> None
     again = sdlora.evaluate(run, settings, promote=True)
     assert again.generated == 0
     assert again.weight_advice == advice
+    (other,) = (one.label for one in result.checkpoints if one.label != result.recommendation.label)
+    promotion.promote(run, other)  # for which no weight was advised
+    assert json.loads((run / "tiny.json").read_text(encoding="utf-8"))["preferred weight"] == 1
 
 
 def test_an_interrupted_evaluation_generates_only_what_is_missing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +171,28 @@ def test_the_recommended_checkpoint_becomes_the_result_and_the_former_is_kept(
     assert checkpoints.promoted_names(RunFolder(run)) == ["step_000001"]
     again = sdlora.evaluate(run, {**QUICK, "problem_images": {"enabled": False}}, promote=True)
     assert again.promoted == "tiny.safetensors is that already"
+    last.path.unlink()  # its checkpoint was tidied away: what was the result before is there still
+
+    back = promotion.promote(run, "step 2")
+
+    assert back.promoted == (
+        "tiny.safetensors is now tiny-step_000002.safetensors; what it was before lies in former/step_000001"
+    )
+    assert content_hash(result) == last.content
+    assert report.read(run) == back
+    assert {(run / one.file).is_file() for one in back.images} == {True}
+    with pytest.raises(RunError, match=r"the evaluation has no checkpoint 'step 3'; it has: step 1, step 2"):
+        promotion.promote(run, "step 3")
+    shutil.rmtree(run / "former")
+    first.path.unlink()
+    with pytest.raises(RunError, match=r"the file of step 1 is not there any more, or another one by now"):
+        promotion.promote(run, "step 1")
+    (run / "evaluation" / "evaluation.json").write_text("{}")
+    with pytest.raises(RunError, match=r"can't be read, or another version of sdlora wrote it: evaluate tiny again"):
+        promotion.promote(run, "step 1")
+    (run / "evaluation" / "evaluation.json").unlink()
+    with pytest.raises(RunError, match=r"has not been evaluated: there is nothing to promote"):
+        promotion.promote(run, "step 1")
 
 
 def evaluating_recommendation(label: str, file: str) -> Any:
@@ -247,7 +273,6 @@ def test_two_evaluations_of_one_run_at_once_are_refused(run: Path) -> None:
 
 
 def test_a_run_that_trains_keeps_its_result(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdlora.evaluation import promotion
     from sdlora.runs.state import RunState
 
     monkeypatch.setattr(promotion, "derive", lambda _: RunState("running"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sdlora.evaluation.findings import Interval
 from sdlora.evaluation.recommendation import recommend
 from sdlora.evaluation.report import Copy, Scores
-from sdlora.evaluation.scores import Interval
 
 BASE = Scores("base", None, None, 8, 0.2, 0.3, 1.0, 1.0, 0.0, 0.3, 0.2, 0, ())
 COPIES = tuple(Copy(f"{seed}.png", "cat_03.png", 0.5) for seed in range(3))

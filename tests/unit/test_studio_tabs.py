@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sdlora.config.generate import GenerateConfig, UsedAdapter
+from sdlora.errors import AdapterError, DataError
 from sdlora.generation.restore.image_files import save_image
 from sdlora.launch.images import ImageRequest
 from tests.support.emoji_adapters import random_adapter
@@ -153,13 +154,14 @@ def test_size_and_seed_buttons_fill_in_and_are_remembered(tab: Any, context: Any
     assert tab._swap(512, 768) == (768, 512)
     assert context.state.get("generate.width_px") == 768
     assert tab._set_size("Model's own", 512, 768) == (None, None)
-    assert tab._random() == -1
+    seed = tab.form.components["seed"]
+    assert tab._random() == {seed: -1}
     tab.services.images.current = lambda: None
-    with pytest.raises(gr.Error, match="Nothing was generated yet"):
+    with pytest.raises(DataError, match="Nothing was generated yet"):
         tab._reuse()
     done = ImageRequest(1, "a fox", "finished", 1, seeds=(77, 78))
     tab.services.images.current = lambda: done
-    assert tab._reuse() == 77
+    assert tab._reuse() == {seed: 77}
 
 
 def test_settings_of_a_picture_fill_form_rows_and_text(tab: Any, context: Any, tmp_path: Path) -> None:
@@ -182,13 +184,13 @@ def test_settings_of_a_picture_fill_form_rows_and_text(tab: Any, context: Any, t
 def test_only_images_of_the_outputs_are_deleted_and_come_back(tab: Any, context: Any, tmp_path: Path) -> None:
     elsewhere = tmp_path / "mine.png"
     Image.new("RGB", (8, 8)).save(elsewhere)
-    with pytest.raises(gr.Error, match="Only images of this workspace's outputs"):
+    with pytest.raises(DataError, match="Only images of this workspace's outputs"):
         tab.results._delete(str(elsewhere), "", 1)
     image = context.workspace.outputs / "day" / "0.png"
     image.parent.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(image)
     assert "1 image" in tab.results._show_history("", 1)[1]
-    assert "No images yet" in tab.results._delete(str(image), "", 1)[7]
+    assert "No images yet" in tab.results._delete(str(image), "", 1)[tab.results.found]
     assert not image.exists()
     tab.results._undo("", 1)
     assert image.is_file()
@@ -203,7 +205,8 @@ def test_the_library_panel_shows_searches_and_refuses(context: Any, tmp_path: Pa
     assert len(pick.choices) == 2
     assert "1 of 2 adapter" in panel.show("ink style", "sd1", 1, None)[1]
     assert "Nothing fits" in panel.show("", "sdxl", 1, None)[1]
-    assert "Choose an adapter first" in panel._add(None)[panel.card]
+    with pytest.raises(AdapterError, match="Choose an adapter first"):
+        panel._add(None)
     bad = tmp_path / "bad.ckpt"
     bad.write_bytes(b"\x80\x02K")
     refused = panel._upload([str(bad)], "", "", 1, None)

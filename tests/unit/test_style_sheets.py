@@ -31,7 +31,7 @@ def test_rules_for_some_widths_reach_what_they_name() -> None:
 
 
 def test_there_are_four_sizes_of_type() -> None:
-    without_charts = re.sub(r"[^{}]*loss-chart text[^{}]*\{[^{}]*\}", "", TEXT)
+    without_charts = re.sub(r"[^{}]*(?:loss-chart|trade-off) text[^{}]*\{[^{}]*\}", "", TEXT)
     assert set(re.findall(r"font(?:-size)?:\s*([\d.]+\w+)", without_charts)) - {"1em"} <= {
         "0.85rem",
         "0.95rem",

@@ -25,6 +25,7 @@ from sdlora.data.sets.listing import write_caption
 from sdlora.errors import RunError
 from sdlora.launch import queue
 from sdlora.launch.dry_runs import DryRuns, Finding
+from sdlora.launch.evaluations import Evaluations
 from sdlora.launch.forecast import Forecast, Forecaster
 from sdlora.launch.pace import Pace, Paces
 from sdlora.launch.runs import RunHandle
@@ -79,7 +80,7 @@ def test_a_very_long_log_is_read_part_by_part_and_the_page_says_so(
     told(handle, started(), *(step(n) for n in range(1, 101)))
     monkeypatch.setattr("sdlora.launch.watch._LOOK_BYTES", 8_000)
     watch = RunWatch(tmp_path)
-    parts = RunParts(watch, tmp_path / "thumbnails")
+    parts = RunParts(watch, Evaluations(tmp_path / "jobs"), tmp_path / "thumbnails", tmp_path / "datasets")
     first = parts.parts(Choice("cats"))["chart"]
     assert "still being read" in str(first.make())
     assert watch.is_reading
@@ -305,7 +306,8 @@ def test_runs_are_compared_by_settings_and_pictures(tmp_path: Path) -> None:
 def test_only_what_has_changed_is_made_anew(tmp_path: Path) -> None:
     handle = made(tmp_path / "runs")
     told(handle, started(), *(step(n) for n in range(1, 4)))
-    page = RunParts(RunWatch(tmp_path / "runs"), tmp_path / "thumbnails")
+    evaluations = Evaluations(tmp_path / "jobs")
+    page = RunParts(RunWatch(tmp_path / "runs"), evaluations, tmp_path / "thumbnails", tmp_path / "datasets")
 
     def keys() -> dict[str, Any]:
         page.watch.snapshot(now=True)

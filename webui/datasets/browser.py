@@ -16,9 +16,10 @@ from sdlora.words import count
 from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
 from webui.datasets import view
 from webui.datasets.editor import Editor, Own
-from webui.layout import small_button, tiles_html
+from webui.layout import problems_html, small_button, tiles_html
 from webui.paging import page_of
 from webui.pieces import Tile, tiles
+from webui.problems import shown_in
 from webui.scripts import PRESSES
 
 TAGS_SHOWN = 60
@@ -41,6 +42,7 @@ class Browser:
             with gr.Row(elem_classes="bar"):
                 self.summary = gr.HTML("", elem_id="dataset-summary", js_on_load=PRESSES)
                 self.undo = small_button("Undo", "dataset-undo", 150, interactive=False)
+            self.problems = problems_html("dataset-problems", elem_classes="bare")
             with gr.Row(elem_classes="page-columns"):
                 with gr.Column():
                     self._lay_out_filter()
@@ -86,7 +88,7 @@ class Browser:
     def views(self) -> list[Any]:
         """Everything that changes with the dataset."""
         facts = [self.column, self.summary, self.undo, self.text, self.kind, self.tags, self.tags_box]
-        return [*facts, *self._list, *self.editor.views]
+        return [*facts, self.problems, *self._list, *self.editor.views]
 
     @property
     def _list(self) -> list[Any]:
@@ -103,23 +105,28 @@ class Browser:
         return [*self.filter, self.number, self.editor.editing]
 
     def _wire(self) -> None:
-        editor, looked_at = self.editor, [*self._list, *self.editor.views]
+        editor, looked_at = self.editor, [*self._list, *self.editor.views, self.problems]
+
+        def shown(act: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, Any]]:
+            return shown_in(self.problems, act)
+
         wanted = [self.chosen, *self.filter]
         for trigger in (self.text.input, self.kind.input, self.tags.input):
-            trigger(handler(self._filtered), [*wanted, self.applied], looked_at, **LAST_COUNTS)
-        self.nothing.select(handler(self._unfiltered), self.chosen, self.views, **QUICK)
+            trigger(shown(self._filtered), [*wanted, self.applied], looked_at, **LAST_COUNTS)
+        self.nothing.select(shown(self._unfiltered), self.chosen, self.views, **QUICK)
         self.summary.select(
-            handler(self._only), self.chosen, [self.kind, self.text, self.tags, *looked_at], **EACH_COUNTS
+            shown(self._only), self.chosen, [self.kind, self.text, self.tags, *looked_at], **EACH_COUNTS
         )
-        self.gallery.select(handler(self._select), [*editor.written, *self.filter], editor.views, **EACH_COUNTS)
+        turned = [*editor.views, self.problems]
+        self.gallery.select(shown(self._select), [*editor.written, *self.filter], turned, **EACH_COUNTS)
         for step, turn, move in ((-1, self.page_back, editor.previous), (1, self.page_on, editor.next)):
             turn.click(handler(self._turn(step)), [*wanted, self.number], self._list, **QUICK)
-            move.click(handler(self._step(step)), [*editor.written, *self.filter, self.number], looked_at, **QUICK)
-        undone = self.undo.click(handler(self._undo), [self.chosen, *self.around], self.views, **PRIVATE)
+            move.click(shown(self._step(step)), [*editor.written, *self.filter, self.number], looked_at, **QUICK)
+        undone = self.undo.click(shown(self._undo), [self.chosen, *self.around], self.views, **PRIVATE)
         editor.mask.wire(self.views, self.refreshed, self.around)
         question = confirm("Delete {#dataset-image}? Undo brings it back.")
         deleted = editor.delete.click(
-            handler(self._delete), [self.chosen, *self.around], self.views, js=question, **QUICK
+            shown(self._delete), [self.chosen, *self.around], self.views, js=question, **QUICK
         )
         self.changes_images = (undone, deleted)
         """Events after which other images are there."""
@@ -195,7 +202,8 @@ class Browser:
         tags: list[str],
         event: gr.EventData,
     ) -> dict[Any, Any]:
-        self.editor.keep(name, editing, caption, loaded, own)
+        if (theirs := self.editor.keep(name, editing, caption, loaded, own)) is not None:
+            return self.editor.asking(theirs)
         wanted = str(event.pressed["tile"])
         found = self._found(name, text, kind, tags)
         at = listing.position(found, wanted)
@@ -218,7 +226,8 @@ class Browser:
             tags: list[str],
             number: int,
         ) -> dict[Any, Any]:
-            self.editor.keep(name, editing, caption, loaded, own)
+            if (theirs := self.editor.keep(name, editing, caption, loaded, own)) is not None:
+                return self.editor.asking(theirs)
             found = self._found(name, text, kind, tags)
             if not found:
                 return self._page(found, 1, None) | self.editor.edit(found, 0)
@@ -264,6 +273,7 @@ class Browser:
         return {
             self.text: "",
             self.kind: "all",
+            self.problems: "",
             self.applied: (folder.name if folder else None, Filter()),
             **self._facts(folder, items, ()),
             **listed,

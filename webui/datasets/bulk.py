@@ -13,7 +13,8 @@ from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import view
 from webui.datasets.browser import Browser, as_filter
 from webui.gradio_quirks import update_in_browser
-from webui.layout import hidden_text, small_button
+from webui.layout import hidden_text, problems_html, small_button
+from webui.problems import shown_in
 
 _SAME = update_in_browser()
 SCOPES = ("all images", "images that pass the filter")
@@ -84,6 +85,7 @@ class BulkPanel:
         with gr.Row(elem_classes="bar"):
             self.preview = small_button("Preview", "dataset-bulk-preview", 100)
             self.apply = small_button("Apply", "dataset-bulk-apply", 100, interactive=False)
+        self.problems = problems_html("dataset-bulk-problems", elem_classes="bare")
         self.result = gr.HTML("", elem_id="dataset-bulk-result")
 
     @property
@@ -93,7 +95,7 @@ class BulkPanel:
     @property
     def views(self) -> list[Any]:
         """What changes with the dataset."""
-        return [self.planned, self.apply, self.result]
+        return [self.planned, self.apply, self.result, self.problems]
 
     def _wire(self) -> None:
         self.operation.input(
@@ -108,9 +110,9 @@ class BulkPanel:
         gr.on(changed, None, [*planned_for, self.planned_for], outdated, js=_OUTDATED, api_visibility="private")
         asked = [self.preview.click, self.text.submit]
         noted = gr.on(asked, None, planned_for, self.planned_for, js=_AS_JSON, api_visibility="private")
-        noted.then(handler(self._preview), [self.chosen, *planned_for], self.views, **QUICK)
+        noted.then(shown_in(self.problems, self._preview), [self.chosen, *planned_for], self.views, **QUICK)
         self.apply.click(
-            handler(self._apply),
+            shown_in(self.problems, self._apply),
             [self.chosen, self.planned, *self.browser.around],
             [*self.views, *self.browser.views],
             **QUICK,
@@ -121,7 +123,7 @@ class BulkPanel:
         return self._outdated()
 
     def _outdated(self) -> dict[Any, Any]:
-        return {self.planned: [], self.apply: gr.Button("Apply", interactive=False), self.result: ""}
+        return {self.planned: [], self.apply: gr.Button("Apply", interactive=False), self.result: "", self.problems: ""}
 
     def _shape(self, operation: str) -> dict[Any, Any]:
         """Only the fields that this operation reads."""

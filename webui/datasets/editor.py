@@ -16,7 +16,8 @@ from sdlora.errors import DataError
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import view
 from webui.datasets.mask import MaskPanel
-from webui.layout import hidden_text, live_html, small_button
+from webui.layout import hidden_text, live_html, problems_html, small_button
+from webui.problems import shown_in
 from webui.scripts import LIVE, MARKS, SAVED
 
 RESOLUTIONS = (256, 320, 384, 512, 640, 768, 1024)
@@ -59,6 +60,7 @@ class Editor:
             placeholder="What is in the picture?",
         )
         self.tokens = gr.HTML("", elem_id="dataset-tokens", js_on_load=SAVED)
+        self.problems = problems_html("dataset-caption-said", elem_classes="bare")
         with gr.Row(elem_classes="bar"):
             self.save = small_button("Save", "dataset-save", 80)
             self.delete = small_button("Delete image", "dataset-delete-image", 110)
@@ -77,7 +79,7 @@ class Editor:
     @property
     def views(self) -> list[Any]:
         """What `edit` returns updates for."""
-        return [self.editing, self.picture, self.place, self.caption, self.tokens, self.loaded]
+        return [self.editing, self.picture, self.place, self.caption, self.tokens, self.loaded, self.problems]
 
     @property
     def written(self) -> list[Any]:
@@ -85,10 +87,12 @@ class Editor:
         return [self.chosen, self.editing, self.caption, self.loaded, self.own]
 
     def _wire(self) -> None:
-        said = [self.tokens, self.summary]
-        self.caption.input(handler(self._write), self.written, said, **LAST_COUNTS)
-        self.save.click(handler(self._write), self.written, said, **QUICK)
-        self.tokens.select(handler(self._settle), self.written, [self.caption, self.tokens, self.loaded], **QUICK)
+        said = [self.tokens, self.summary, self.problems]
+        written = shown_in(self.problems, self._write)
+        self.caption.input(written, self.written, said, **LAST_COUNTS)
+        self.save.click(written, self.written, said, **QUICK)
+        settled = [self.caption, self.tokens, self.loaded, self.problems]
+        self.tokens.select(shown_in(self.problems, self._settle), self.written, settled, **QUICK)
         self.resolution.input(
             handler(self._redraw), [self.chosen, self.editing, self.resolution], self.picture, **LAST_COUNTS
         )
@@ -105,21 +109,22 @@ class Editor:
             self.caption: item.caption,
             self.tokens: view.tokens(item.tokens, saved=False),
             self.loaded: json.dumps((item.name, item.caption)),
+            self.problems: "",
         }
 
-    def keep(self, name: str, editing: str, caption: str, loaded: str, own: Own) -> None:
+    def keep(self, name: str, editing: str, caption: str, loaded: str, own: Own) -> str | None:
         """Before another image comes: write what was typed last, and leave alone what was not typed here.
 
-        Raises DataError when the caption was changed elsewhere meanwhile: the page stays, and asks.
+        Returns the caption of somebody else who changed it meanwhile: then the image stays, and `asking` asks.
         """
         # An image that was deleted meanwhile takes its caption along: there is nothing left to keep.
-        if editing and (self._folder(name) / editing).is_file():
-            theirs = self._save(name, editing, caption, loaded, own)
-            if theirs is not None:
-                words = (
-                    f"{editing} has another caption by now, so yours was not saved: “{theirs}”. Press Save to choose."
-                )
-                raise DataError(words)
+        if not editing or not (self._folder(name) / editing).is_file():
+            return None
+        return self._save(name, editing, caption, loaded, own)
+
+    def asking(self, theirs: str) -> dict[Any, Any]:
+        """Whose caption it is to be, asked below the box."""
+        return {self.tokens: view.changed_meanwhile(theirs)}
 
     def is_typed(self, editing: str, caption: str, loaded: str, own: Own) -> bool:
         """Whether the box holds something that was neither read nor written yet."""
@@ -146,21 +151,21 @@ class Editor:
     def _folder(self, name: str | None) -> Path:
         return folders.folder_of(self.context.workspace.datasets, name)
 
-    def _write(self, name: str, editing: str, caption: str, loaded: str, own: Own) -> Any:
+    def _write(self, name: str, editing: str, caption: str, loaded: str, own: Own) -> dict[Any, Any]:
         """Save what the box holds for the image that it holds it for, or show whose caption differs."""
         if not editing:
-            return gr.skip(), gr.skip()
+            return {}
         folder = self._folder(name)
         if not (folder / editing).is_file():
             raise DataError(f"{editing} is not in the dataset any more, so its caption was not saved.")
         had_words = bool(listing.caption_of(folder / editing, folder))
         theirs = self._save(name, editing, caption, loaded, own)
         if theirs is not None:
-            return view.changed_meanwhile(theirs), gr.skip()
-        is_counted = had_words == bool(caption.strip())
+            return self.asking(theirs)
+        saved = {self.tokens: view.saved(editing, caption.strip())}
         # Of thousands of images the list takes a while, so it is read only when a count changes.
-        counts = gr.skip() if is_counted else view.summary_of(listing.read(folder))
-        return view.saved(editing, caption.strip()), counts
+        is_counted = had_words == bool(caption.strip())
+        return saved if is_counted else {**saved, self.summary: view.summary_of(listing.read(folder))}
 
     def _settle(
         self, name: str, editing: str, caption: str, loaded: str, own: Own, event: gr.EventData

@@ -12,8 +12,9 @@ from sdlora.data.sets import folders, listing, masks
 from sdlora.data.sets.listing import Item
 from sdlora.data.thumbnails import large_picture
 from sdlora.errors import DataError
-from webui.context import QUICK, Context, handler
-from webui.layout import hidden_text, live_html, small_button
+from webui.context import QUICK, Context
+from webui.layout import hidden_text, live_html, problems_html, small_button
+from webui.problems import shown_in
 from webui.scripts import LIVE
 
 _MEANINGS = [("is trained", "trained"), ("is left out", "left out")]
@@ -50,14 +51,15 @@ class MaskPanel:
                 self.save = small_button("Save mask", "dataset-mask-save", 100)
                 self.remove = small_button("Remove mask", "dataset-mask-remove", 110)
             self.said = live_html("dataset-mask-said", js_on_load=LIVE)
+            self.problems = problems_html("dataset-mask-problems", elem_classes="bare")
 
     def wire(self, views: list[Any], refreshed: Any, around: list[Any]) -> None:
         """Connect everything. views, refreshed, around: the browser's, for what a changed mask changes elsewhere."""
-        shown = [self.canvas, self.painted, self.said]
+        shown = [self.canvas, self.painted, self.said, self.problems]
         given = [self.chosen, self.painted, self.canvas, self.meaning]
-        self.box.expand(handler(self._load), [self.chosen, self.editing], shown, **QUICK)
-        self.box.collapse(handler(self._leave), given, shown, **QUICK)
-        self.editing.change(handler(self._turn), [*given, self.editing], shown, **QUICK)
+        self.box.expand(shown_in(self.problems, self._load), [self.chosen, self.editing], shown, **QUICK)
+        self.box.collapse(shown_in(self.problems, self._leave), given, shown, **QUICK)
+        self.editing.change(shown_in(self.problems, self._turn), [*given, self.editing], shown, **QUICK)
 
         def saved(act: Any) -> Any:
             def acted(name: str, painted: str, canvas: Any, meaning: Any, *around: Any) -> dict[Any, Any]:
@@ -69,7 +71,8 @@ class MaskPanel:
             return acted
 
         for button, act in ((self.save, _save), (self.remove, _remove)):
-            button.click(handler(saved(act)), [*given, *around], [*views, self.canvas, self.said], **QUICK)
+            outputs = [*views, self.canvas, self.said, self.problems]
+            button.click(shown_in(self.problems, saved(act)), [*given, *around], outputs, **QUICK)
 
     def _load(self, name: str, editing: str) -> dict[Any, Any]:
         if not editing:

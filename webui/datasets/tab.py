@@ -9,7 +9,7 @@ import gradio as gr
 
 from sdlora.config import presets
 from sdlora.data.sets import folders, listing, uploads
-from sdlora.errors import ConfigError, DataError
+from sdlora.errors import DataError
 from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, runs_on
 from sdlora.trash import move_to_trash
 from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUEUED, QUICK, Context, confirm, handler
@@ -19,7 +19,7 @@ from webui.datasets.bulk import BulkPanel
 from webui.datasets.work import WorkPanels
 from webui.gradio_quirks import COMES_AND_GOES
 from webui.layout import hidden_text, html, live_html, problems_html, small_button
-from webui.problems import panel
+from webui.problems import shown_in
 from webui.scripts import NEXT_ASKED, PRESSES, focus, goes_to
 
 FIRST_NAME = "my images"
@@ -41,6 +41,7 @@ class DatasetTab:
         self._lay_out()
         self._wire()
         context.share("dataset.chosen", self.chosen)
+        context.share("dataset.tab", self)
         context.when_built.append(self._wire_train)
 
     def _lay_out(self) -> None:
@@ -91,7 +92,7 @@ class DatasetTab:
         self.name_problems = problems_html("dataset-name-problems", elem_classes="bare")
 
     @property
-    def _views(self) -> list[Any]:
+    def views(self) -> list[Any]:
         """What changes with the chosen dataset."""
         return [
             self.chosen,
@@ -109,46 +110,53 @@ class DatasetTab:
 
     def _wire(self) -> None:
         named = [self.naming, self.name, self.create, self.give_name, self.renamed, self.name_problems]
-        other = self.chosen.input(handler(self._choose_other), [self.chosen, self.opened], self._views, **LAST_COUNTS)
+        told = [*self.views, self.name_problems]
+
+        def shown(act: Any) -> Any:
+            return shown_in(self.name_problems, act)
+
+        other = self.chosen.input(shown(self._choose_other), [self.chosen, self.opened], told, **LAST_COUNTS)
         self.new.click(handler(self._ask_new), None, named, **QUICK).then(None, None, None, js=focus("dataset-name"))
-        self.rename.click(handler(self._ask_rename), self.chosen, named, **QUICK).then(
+        self.rename.click(shown(self._ask_rename), self.chosen, named, **QUICK).then(
             None, None, None, js=focus("dataset-name")
         )
         closed = [self.naming, self.name_problems]
         self.cancel_naming.click(lambda: (gr.Row(visible=False), ""), None, closed, **QUICK)
         asked = [self.create.click, self.give_name.click, self.name.submit]
-        named_so = gr.on(asked, handler(self._name), [self.renamed, self.name], [*closed, *self._views], **QUICK)
+        named_so = gr.on(asked, shown(self._name), [self.renamed, self.name], [self.naming, *told], **QUICK)
         deleted = self.delete.click(
-            handler(self._delete),
+            shown(self._delete),
             self.chosen,
-            self._views,
+            told,
             js=confirm("Move '{#dataset-chosen input}' ({#dataset-count}) to the trash?"),
             **PRIVATE,
         )
         received = self.upload.upload(
-            handler(self._receive),
+            shown(self._receive),
             [self.chosen, self.upload],
-            [self.upload, *self._views],
+            [self.upload, *told],
             api_visibility="private",
             show_progress_on=[self.received],
         )
-        gone = self.address.select(handler(self._go), None, self._views, **EACH_COUNTS)
+        gone = self.address.select(handler(self._go), None, self.views, **EACH_COUNTS)
         for event in (other, named_so, deleted, received, gone):
             self.work.chart_on(event.then)
         self.context.shared["tab.dataset"].select(handler(self._offer), None, self.chosen, **QUICK)
         self.context.remember("dataset.chosen", self.chosen, show=self._kept)
         # A dataset named in the page's address comes before the one that was remembered.
         kept = "(chosen) => [window.sdlora.place('dataset') || chosen]"
-        self.context.on_load.append((self._choose, [self.chosen], self._views, kept))
+        self.context.on_load.append((self._choose, [self.chosen], self.views, kept))
 
     def _wire_train(self) -> None:
         """Send the dataset to the Train tab, which is built later."""
         train = self.context.shared["train.tab"]
-        sent = [*train.outputs, *train.choices, self.context.tabs]
-        self.train.click(handler(self._send_to_train), [self.chosen, train.asked], sent, js=NEXT_ASKED, **QUICK)
+        sent = [*train.outputs, *train.choices, self.context.tabs, self.name_problems]
+        acted = shown_in(self.name_problems, self._send_to_train)
+        self.train.click(acted, [self.chosen, train.asked], sent, js=NEXT_ASKED, **QUICK)
         begun = [self.context.shared["runs.selected"], self.context.tabs]
-        acted = self.empty.select(handler(self._act), self.chosen, [*self._views, *begun], **QUEUED)
-        self.work.chart_on(acted.then)
+        outputs = [*self.views, *begun, self.name_problems]
+        begun_by = self.empty.select(shown_in(self.name_problems, self._act), self.chosen, outputs, **QUEUED)
+        self.work.chart_on(begun_by.then)
 
     def _kept(self, name: str) -> Any:
         """The remembered choice, if that dataset is still there."""
@@ -190,6 +198,11 @@ class DatasetTab:
         updates[self.train] = gr.Button(interactive=bool(items))
         return updates | self.browser.opened(folder, items) | self.bulk.opened() | self.work.opened(folder)
 
+    def with_image(self, name: str, image: str) -> dict[Any, Any]:
+        """A dataset with one of its images in the editor, as updates of `views`. Raises DataError when it is gone."""
+        folder = folders.folder_of(self.datasets, name)
+        return {**self._choose(folder.name), **self.browser.shown_image(folder, image)}
+
     def _ask_new(self) -> dict[Any, Any]:
         return {
             self.naming: gr.Row(visible=True),
@@ -213,17 +226,12 @@ class DatasetTab:
 
     def _name(self, old: str, name: str) -> dict[Any, Any]:
         """Make a dataset of this name, or give it to the one that was to be renamed."""
-        try:
-            if old:
-                self._refuse_while_used(folders.folder_of(self.datasets, old))
-                folder = folders.rename(self.datasets, old, name)
-            else:
-                folder = folders.create(self.datasets, name)
-        except ConfigError as error:
-            return {self.name_problems: panel(error.problems)}
-        except DataError as error:
-            return {self.name_problems: panel([str(error)])}
-        return {self.naming: gr.Row(visible=False), self.name_problems: "", **self._choose(folder.name)}
+        if old:
+            self._refuse_while_used(folders.folder_of(self.datasets, old))
+            folder = folders.rename(self.datasets, old, name)
+        else:
+            folder = folders.create(self.datasets, name)
+        return {self.naming: gr.Row(visible=False), **self._choose(folder.name)}
 
     def _delete(self, name: str) -> dict[Any, Any]:
         folder = folders.folder_of(self.datasets, name)

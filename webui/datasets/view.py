@@ -12,7 +12,7 @@ from sdlora.data.sets import listing, shapes
 from sdlora.data.sets.edits import Rewritten
 from sdlora.data.sets.listing import TOKEN_LIMIT, Item
 from sdlora.data.sets.uploads import Received
-from sdlora.launch.dataset_jobs import JobProgress
+from sdlora.launch.jobs import JobProgress
 from sdlora.words import count
 from webui.templating import macros
 

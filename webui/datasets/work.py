@@ -13,15 +13,15 @@ import gradio as gr
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.data.sets import folders, shapes
 from sdlora.errors import ConfigError
-from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, Kind, caption_options, check_options, progress
-from sdlora.launch.jobs import JobHandle
+from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, Kind, caption_options, check_options
+from sdlora.launch.jobs import JobHandle, progress
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.datasets import view
 from webui.datasets.browser import Browser
 from webui.datasets.editor import Own
 from webui.form import Form
 from webui.layout import live_html, problems_html, small_button
-from webui.problems import panel
+from webui.problems import panel, shown_in
 from webui.scripts import PRESSES
 
 CAPTIONERS = (
@@ -100,6 +100,7 @@ class WorkPanels:
             )  # fmt: skip
             self.check = small_button("Check now", "dataset-check", 110)
             self.cancel_check = small_button("Cancel", "dataset-check-cancel", 90, interactive=False)
+        self.check_problems = problems_html("dataset-check-problems", elem_classes="bare")
         self.check_progress = live_html("dataset-check-progress")
         self.report = gr.HTML("", elem_id="dataset-report", js_on_load=PRESSES)
         self.context.remember("dataset.trigger", self.trigger)
@@ -114,6 +115,7 @@ class WorkPanels:
         return [
             self.seen,
             self.problems,
+            self.check_problems,
             self.start,
             self.stop,
             self.caption_progress,
@@ -127,11 +129,14 @@ class WorkPanels:
         editor = self.browser.editor
         looked_at = [*self._job_views, *self.browser.views]
         as_trained = [self.chosen, editor.resolution, self.trigger]
-        self.start.click(handler(self._start_captioning), {self.chosen, *self.form.inputs}, self._job_views, **QUICK)
-        self.stop.click(handler(self._cancel("caption")), self.chosen, self._job_views, **PRIVATE)
-        self.check.click(handler(self._start_check), as_trained, self._job_views, **QUICK)
-        self.cancel_check.click(handler(self._cancel("check", "fix")), self.chosen, self._job_views, **PRIVATE)
-        self.report.select(handler(self._act), as_trained, looked_at, **QUICK)
+        self.start.click(
+            shown_in(self.problems, self._start_captioning), {self.chosen, *self.form.inputs}, self._job_views, **QUICK
+        )
+        self.stop.click(shown_in(self.problems, self._cancel("caption")), self.chosen, self._job_views, **PRIVATE)
+        self.check.click(shown_in(self.check_problems, self._start_check), as_trained, self._job_views, **QUICK)
+        cancel = shown_in(self.check_problems, self._cancel("check", "fix"))
+        self.cancel_check.click(cancel, self.chosen, self._job_views, **PRIVATE)
+        self.report.select(shown_in(self.check_problems, self._act), as_trained, looked_at, **QUICK)
         inputs = [*as_trained, self.seen, self.is_charted, editor.caption, editor.loaded, editor.own]
         self.context.follow(
             "dataset", self.jobs.stamp, self._poll, [*inputs, *self.browser.around], [*looked_at, self.buckets]
@@ -148,7 +153,10 @@ class WorkPanels:
 
     def opened(self, folder: Path | None) -> dict[Any, Any]:
         """The jobs of a dataset as they stand; its buckets come after that."""
-        return {self.buckets: "", **({**self._shown(folder), self.problems: ""} if folder else {})}
+        return {
+            self.buckets: "",
+            **({**self._shown(folder), self.problems: "", self.check_problems: ""} if folder else {}),
+        }
 
     # Handlers
 
@@ -161,7 +169,7 @@ class WorkPanels:
         if problems:
             return {self.problems: panel(problems, self._place_of)}
         self.jobs.start("caption", folder, caption_options(config))
-        return {**self._shown(folder), self.problems: ""}
+        return self._shown(folder)
 
     def _place_of(self, problem: str) -> tuple[str, str] | None:
         """Element ids of the field that a problem is about, and of its section."""
@@ -268,7 +276,7 @@ class WorkPanels:
 
 
 def _progress(kind: Kind, handle: JobHandle | None) -> str:
-    return view.job(progress(kind, handle.state()) if handle is not None else None)
+    return view.job(progress(WORDS[kind], handle.state()) if handle is not None else None)
 
 
 def _report(handle: JobHandle | None, folder: Path) -> str:

@@ -12,7 +12,7 @@ import gradio as gr
 
 from sdlora import GenerateConfig
 from sdlora.config.fields import setting_of
-from sdlora.errors import ConfigError
+from sdlora.errors import SdloraError
 from sdlora.generation.grid.run import plan_grid
 from sdlora.library.rows import Rows
 from webui.context import QUICK, Context, handler
@@ -21,7 +21,7 @@ from webui.generate.request import FIELDS, LEFT_OUT, read_request
 from webui.generate.start import StartPanel
 from webui.layout import problems_html, small_button
 from webui.mix.rows import RowsPanel
-from webui.problems import panel
+from webui.problems import listed, panel
 from webui.scripts import SETTLED
 
 PREFIX = "generate"
@@ -89,8 +89,8 @@ class Generating:
         """Generate what the form shows, or show what is wrong with it."""
         try:
             config = read_request(self.services, self.form.shown(values), start=self.start.read(values))
-        except ConfigError as error:
-            return self.shown(error.problems)
+        except SdloraError as error:
+            return self.shown(listed(error))
         return self._submit(lambda wait: self.services.images.submit(config, wait=wait))
 
     def begin_grid(
@@ -106,8 +106,8 @@ class Generating:
                 one_image=True,
             )
             grid = plan_grid(config, axes, self.services.run_folder(run))
-        except ConfigError as error:
-            return self.shown(error.problems)
+        except SdloraError as error:
+            return self.shown(listed(error))
         gr.Info(f"{len(grid.cells())} images asked for.", duration=4)
         folder = self.services.run_folder(run)
         return self._submit(lambda wait: self.services.images.submit_grid(grid, run=folder, wait=wait))

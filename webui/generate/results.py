@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, handler
 from webui.downloads import download_button
 from webui.generate import view
 from webui.generate.generating import Generating
-from webui.layout import hidden_text, tiles_html
+from webui.layout import hidden_text, problems_html, tiles_html
 from webui.paging import Page, page_of
 from webui.pieces import Tile, empty, found, notes, picture, tiles
+from webui.problems import shown_in
 
 PAGE_IMAGES = 48
 _CAPTION = 60
@@ -75,12 +77,13 @@ class ResultsPanel:
         self.found = gr.HTML(elem_id="generate-history-found")
         self.history = tiles_html("generate-history")
         with gr.Row():
-            download_button("Download all found as zip", self._zip, [self.search], "generate-zip")
+            self.zip = download_button("Download all found as zip", self._zip, [self.search], "generate-zip")
             self.undo = gr.Button("Undo delete", size="sm", visible=False, elem_id="generate-undo")
 
     def _lay_out_selected(self) -> None:
         with gr.Column(elem_classes="off-page"):
             self.selected = hidden_text("generate-chosen", "The chosen picture")
+        self.problems = problems_html("generate-picture-problems", elem_classes="bare")
         with gr.Column(visible=False, elem_id="generate-selected") as self.selected_panel:
             self.picture = gr.HTML(elem_id="generate-picture")
             self.text = gr.Textbox(
@@ -102,21 +105,26 @@ class ResultsPanel:
         """Connect everything."""
         self._wire_poll()
         generating, start = self.generating, self.generating.start
-        listed = [self.history, self.found, self.page]
+        listed = [self.history, self.found, self.page, self.zip]
         asked = [self.search, self.page]
         for event in (self.search.input, self.page.input):
             event(handler(self._show_history), asked, listed, **LAST_COUNTS)
         self.history_tab.select(handler(self._show_history), asked, listed, **QUICK)
-        chosen = [self.selected, self.selected_panel, self.picture, self.text, self.notes]
+        chosen = [self.selected, self.selected_panel, self.picture, self.text, self.notes, self.problems]
+
+        def shown(act: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, Any]]:
+            return shown_in(self.problems, act)
+
         for grid in (self.gallery, self.history):
-            grid.select(handler(self._select), None, chosen, **EACH_COUNTS)
-        self.drop.upload(handler(self._select_dropped), [self.drop], chosen, **QUICK)
+            grid.select(shown(self._select), None, chosen, **EACH_COUNTS)
+        self.drop.upload(shown(self._select_dropped), [self.drop], chosen, **QUICK)
         filled = [*generating.form.outputs, *generating.rows.outputs, start.editor, start.is_on, self.notes]
         for button, with_seed in ((self.use_all, True), (self.use_others, False)):
-            button.click(handler(self._restorer(with_seed)), self.selected, filled, **QUEUED)
-        self.send.click(handler(self._send), [self.selected], [start.editor, start.is_on, start.panel], **QUEUED)
+            button.click(shown(self._restorer(with_seed)), self.selected, [*filled, self.problems], **QUEUED)
+        sent = [start.editor, start.is_on, start.panel, self.problems]
+        self.send.click(shown(self._send), [self.selected], sent, **QUEUED)
         self.delete.click(
-            handler(self._delete), [self.selected, *asked], [*chosen, self.undo, *listed], js=_DELETE, **QUEUED
+            shown(self._delete), [self.selected, *asked], [*chosen, self.undo, *listed], js=_DELETE, **QUEUED
         )
         self.undo.click(handler(self._undo), asked, [self.undo, *listed], **QUICK)
 
@@ -180,9 +188,9 @@ class ResultsPanel:
         nothing = "Nothing fits. Search for less." if text else "No images yet. Press Generate."
         words = found(count(page.num_items, "image")) if page.num_items else empty(nothing)
         pages = gr.Slider(maximum=max(2, page.num_pages), value=page.number, visible=page.num_pages > 1)
-        return tiles("History", shown), words, pages
+        return tiles("History", shown), words, pages, gr.Button(interactive=bool(page.num_items))
 
-    def _select(self, event: gr.EventData) -> tuple[Any, ...]:
+    def _select(self, event: gr.EventData) -> dict[Any, Any]:
         """The pressed picture, by its path: the lists may have changed since they were shown."""
         path = Path(str(event.pressed["tile"]))
         # The path comes from the browser: no file outside of the outputs is read for it.
@@ -190,22 +198,28 @@ class ResultsPanel:
             raise DataError(f"{path.name} is not among the images any more.")
         return self._selected(path)
 
-    def _select_dropped(self, path: str | None) -> tuple[Any, ...]:
-        return self._selected(Path(path)) if path else ("", gr.skip(), gr.skip(), gr.skip(), "")
+    def _select_dropped(self, path: str | None) -> dict[Any, Any]:
+        return self._selected(Path(path)) if path else {self.selected: "", self.notes: ""}
 
-    def _selected(self, path: Path) -> tuple[Any, ...]:
+    def _selected(self, path: Path) -> dict[Any, Any]:
         """The picture and its settings as text."""
         try:
             text = read_image_text(path)
         except DataError as error:
             text = str(error)
         shown = picture(path, "The chosen picture")
-        return str(path), gr.Column(visible=True), shown, text or "This picture carries no settings.", ""
+        return {
+            self.selected: str(path),
+            self.selected_panel: gr.Column(visible=True),
+            self.picture: shown,
+            self.text: text or "This picture carries no settings.",
+            self.notes: "",
+        }
 
     def _restorer(self, with_seed: bool) -> Any:
         def use(path: str | None) -> dict[Any, Any]:
             if not path:
-                raise gr.Error("Choose a picture first.", print_exception=False)
+                raise DataError("Choose a picture first.")
             return self._restore(Path(path), with_seed=with_seed)
 
         return use
@@ -225,20 +239,25 @@ class ResultsPanel:
 
     def _send(self, path: str | None) -> dict[Any, Any]:
         if not path:
-            raise gr.Error("Choose a picture first.", print_exception=False)
+            raise DataError("Choose a picture first.")
         gr.Info("It is the start image now. Paint over it to generate only a part anew.", duration=5)
         start = self.generating.start
         return {**start.use(Path(path)), start.panel: gr.Accordion(open=True)}
 
-    def _delete(self, path: str | None, text: str, number: float) -> tuple[Any, ...]:
+    def _delete(self, path: str | None, text: str, number: float) -> dict[Any, Any]:
         chosen = Path(path) if path else None
         # The path comes from the browser: `outputs/../x` lies elsewhere.
         if chosen is None or not chosen.resolve().is_relative_to(self.context.workspace.outputs.resolve()):
-            raise gr.Error("Only images of this workspace's outputs can be deleted.", print_exception=False)
+            raise DataError("Only images of this workspace's outputs can be deleted.")
         self._deleted = move_to_trash([chosen], self.context.workspace.trash)
         gr.Info(f"{chosen.name} is in the trash.", duration=4)
-        hidden = ("", gr.Column(visible=False), "", "", "")
-        return (*hidden, gr.Button(visible=bool(self._deleted)), *self._show_history(text, number))
+        listed = (self.history, self.found, self.page, self.zip)
+        return {
+            **dict.fromkeys((self.selected, self.picture, self.text, self.notes), ""),
+            self.selected_panel: gr.Column(visible=False),
+            self.undo: gr.Button(visible=bool(self._deleted)),
+            **dict(zip(listed, self._show_history(text, number), strict=True)),
+        }
 
     def _undo(self, text: str, number: float) -> tuple[Any, ...]:
         put_back(self._deleted)
@@ -248,7 +267,7 @@ class ResultsPanel:
     def _zip(self, text: str) -> Path:
         images = [image.path for image in self.services.history.images(text or "")]
         if not images:
-            raise gr.Error("There are no images to put into a zip.", print_exception=False)
+            raise DataError("There are no images to put into a zip.")
         name = f"sdlora-{time.strftime('%Y%m%d-%H%M%S')}.zip"
         return write_zip(images, self.context.workspace.exports / name)
 

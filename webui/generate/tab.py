@@ -6,13 +6,15 @@ from typing import Any
 
 import gradio as gr
 
+from sdlora.errors import DataError
 from sdlora.library.prompt_tags import count_prompt_tokens
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.generate import view
 from webui.generate.generating import PREFIX, Generating
 from webui.generate.grid import GridPanel
 from webui.generate.results import ResultsPanel
-from webui.layout import small_button
+from webui.layout import problems_html, small_button
+from webui.problems import shown_in
 from webui.scripts import SETTLED
 
 SIZES = ["512 x 512", "512 x 768", "768 x 512", "768 x 768", "1024 x 1024", "832 x 1216", "1216 x 832", "896 x 1152",
@@ -97,6 +99,7 @@ class GenerateTab:
             self.reuse = gr.Button("Reuse", elem_id="generate-reuse", min_width=80, scale=0)
             place("num_images", label="Images", info="How many.", min_width=90)
             place("batch_size", label="At once", info="In a batch.", min_width=90)
+        self.seed_problems = problems_html("generate-seed-problems", elem_classes="bare")
         self.generating.lay_out_start()
         self.grid = GridPanel(self.generating)
         self.form.accordions(SECTIONS, columns=2)
@@ -115,8 +118,9 @@ class GenerateTab:
         # `change`, so that sides which a handler filled in, such as Swap's, move the list too.
         gr.on([side.change for side in sides], handler(_size_of), sides, self.size, **LAST_COUNTS)
         self.swap.click(handler(self._swap), sides, sides, **QUICK)
-        self.random.click(handler(self._random), None, [components["seed"]], **QUICK)
-        self.reuse.click(handler(self._reuse), None, [components["seed"]], **QUICK)
+        seeded = [components["seed"], self.seed_problems]
+        for button, act in ((self.random, self._random), (self.reuse, self._reuse)):
+            button.click(shown_in(self.seed_problems, act), None, seeded, **QUICK)
         model = components["base_model.model"]
         for name, counter in (("prompt", self.prompt_tokens), ("negative", self.negative_tokens)):
             changed = [components[name].change, model.change]
@@ -177,16 +181,14 @@ class GenerateTab:
         self.context.state.update({"generate.width_px": width, "generate.height_px": height})
         return width, height
 
-    def _random(self) -> int:
-        self.context.state.set("generate.seed", -1)
-        return -1
+    def _random(self) -> dict[Any, Any]:
+        return self.generating.show({"seed": -1})
 
-    def _reuse(self) -> Any:
+    def _reuse(self) -> dict[Any, Any]:
         request = self.services.images.current()
         if request is None or not request.seeds:
-            raise gr.Error("Nothing was generated yet, so there is no seed to reuse.", print_exception=False)
-        self.context.state.set("generate.seed", request.seeds[0])
-        return request.seeds[0]
+            raise DataError("Nothing was generated yet, so there is no seed to reuse.")
+        return self.generating.show({"seed": request.seeds[0]})
 
     def _models(self, chosen: str) -> Any:
         return gr.Dropdown(choices=self.services.models(), value=chosen)

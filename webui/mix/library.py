@@ -19,7 +19,7 @@ from webui.mix import view
 from webui.mix.rows import RowsPanel
 from webui.paging import page_of
 from webui.pieces import Tile, empty, found, notes, tiles
-from webui.problems import panel
+from webui.problems import panel, shown_in
 
 PAGE_ADAPTERS = 24
 FAMILIES = [("Every family", ""), ("SD 1.x", "sd1"), ("SD 2.x", "sd2"), ("SDXL", "sdxl")]
@@ -54,8 +54,9 @@ class LibraryPanel:
                 [], label="Adapter", info="Press a picture above, or type a name.", elem_id="mix-pick", scale=5,
                 min_width=170, interactive=True, **COMES_AND_GOES,
             )  # fmt: skip
-            self.add = gr.Button("Add", variant="primary", elem_id="mix-add", scale=1, min_width=80)
-            self.refresh = gr.Button("Look again", elem_id="mix-refresh", scale=1, min_width=110)
+            self.add = gr.Button("Add", variant="primary", elem_id="mix-add", scale=0, min_width=80)
+            self.refresh = gr.Button("Look again", elem_id="mix-refresh", scale=0, min_width=110)
+        self.problems = problems_html("mix-library-problems", elem_classes="bare")
         self.card = gr.HTML(elem_id="mix-card")
         with gr.Accordion("Upload adapter files", open=False, elem_id="mix-upload-panel"):
             self.upload = gr.File(
@@ -81,9 +82,10 @@ class LibraryPanel:
             event(handler(self.show), asked, self.shown, **LAST_COUNTS)
         self.refresh.click(handler(self.look_again), asked, self.shown, api_visibility="private")
         self.context.shared["tab.mix"].select(handler(self.look_again), asked, self.shown, **QUICK)
-        self.gallery.select(handler(self._select), None, [self.pick, self.card], **EACH_COUNTS)
-        self.pick.input(handler(self._show_card), [self.pick], [self.card], **LAST_COUNTS)
-        self.add.click(handler(self._add), self.pick, [self.card, *rows.outputs], **QUICK)
+        carded = [self.card, self.problems]
+        self.gallery.select(shown_in(self.problems, self._select), None, [self.pick, *carded], **EACH_COUNTS)
+        self.pick.input(shown_in(self.problems, self._show_card), [self.pick], carded, **LAST_COUNTS)
+        self.add.click(shown_in(self.problems, self._add), self.pick, [*carded, *rows.outputs], **QUICK)
         self.upload.upload(
             handler(self._upload), [self.upload, *asked], [self.upload, self.refused, *self.shown],
             api_visibility="private",
@@ -120,22 +122,22 @@ class LibraryPanel:
             str(entry.path), self._picture(entry), entry.name, about.trigger or f"{about.kind} rank {about.rank}"
         )
 
-    def _select(self, event: gr.EventData) -> tuple[Any, str]:
+    def _select(self, event: gr.EventData) -> dict[Any, Any]:
         """The pressed adapter, by its path: the list may have changed since it was shown."""
         path = str(event.pressed["tile"])
         # Looked up among what the scan found, so a path made up by whoever sends it leads nowhere.
         entry = self.services.adapters.by_path(path)
         if entry is None:
             raise AdapterError(f"{Path(path).name} is not in the library any more: press Look again.")
-        return path, view.card(entry)
+        return {self.pick: path, self.card: view.card(entry)}
 
-    def _show_card(self, path: str | None) -> str:
-        return view.card(self.services.adapters.by_path(path) if path else None)
+    def _show_card(self, path: str | None) -> dict[Any, Any]:
+        return {self.card: view.card(self.services.adapters.by_path(path) if path else None)}
 
     def _add(self, path: str | None) -> dict[Any, Any]:
         entry = self.services.adapters.by_path(path) if path else None
         if entry is None:
-            return {self.card: panel(["Choose an adapter first: press its picture, or type its name."])}
+            raise AdapterError("Choose an adapter first: press its picture, or type its name.")
         self.services.active.change(lambda rows: add(rows, entry))
         return {self.card: view.card(entry), **self.rows.shown()}
 

@@ -7,10 +7,14 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sdlora.errors import ConfigError
+from sdlora.errors import ConfigError, RunError
+from sdlora.evaluation import report
+from sdlora.evaluation.report import Evaluation
+from sdlora.launch.evaluations import Evaluations, report_stamp, result_label
+from sdlora.launch.jobs import JobState, progress
 from sdlora.launch.watch import RunWatch, Snapshot, WatchedRun
 from sdlora.runs.results import PreviewImage
-from webui.runs import chart, previews, sentences, view
+from webui.runs import chart, evaluation, previews, sentences, view
 from webui.runs.chart import ChartOptions, Curve
 
 LOG_LINES = 400
@@ -41,7 +45,10 @@ class RunParts:
     """Makes the parts; remembers since when runs have been asked to stop. One each a server."""
 
     watch: RunWatch
+    evaluations: Evaluations
     thumbnails: Path
+    datasets: Path
+    """The folder of the page's datasets: images in it can be edited."""
     _asked: dict[str, float] = field(default_factory=dict)
 
     def chosen(self, seen: Snapshot, name: str | None) -> WatchedRun | None:
@@ -71,11 +78,15 @@ class RunParts:
     def _of_run(self, run: WatchedRun | None, choice: Choice) -> dict[str, Part]:
         if run is None:
             nothing = Part(None, lambda: "")
-            names = ("headline", "figures", "hint", "outcome", "messages", "chart", "grid", "pair", "log", "files")
-            return {**dict.fromkeys(names, nothing), "buttons": Part(None, frozenset)}
+            told = ("headline", "figures", "hint", "outcome", "messages", "log", "files")
+            pictured = ("chart", "grid", "pair", "evaluate", "evaluation")
+            return {**dict.fromkeys((*told, *pictured), nothing), "buttons": Part(None, frozenset)}
         curves, state, name = self.watch.curves(run.handle), run.state, run.name
         headline, figures = view.headline(run), view.figures(state)
         hint = view.kill_hint(state, self._asked_to_stop(run))
+        evaluating = self.evaluations.state(run.handle)
+        actions = state.actions | self._evaluation_actions(run, evaluating)
+        reported = report_stamp(run.handle)
         generated = (name, curves.version, state.status)
         # Until the first picture is there, its place tells how far the first previews are.
         awaited = None if curves.previews else (state.stage, state.stage_done)
@@ -84,7 +95,7 @@ class RunParts:
             "headline": Part(headline, lambda: headline),
             "figures": Part(figures, lambda: figures),
             "hint": Part(hint, lambda: hint),
-            "buttons": Part((name, state.actions), lambda: state.actions),
+            "buttons": Part((name, actions), lambda: actions),
             "messages": Part((name, len(curves.messages)), lambda: view.messages(curves.messages)),
             "chart": Part(
                 (*generated, options, curves.unread),
@@ -99,11 +110,65 @@ class RunParts:
                 lambda: run.handle.log_tail(LOG_LINES) or sentences.no_log(state),
             ),
             "files": Part(
-                (name, len(curves.checkpoints), state.status),
+                (name, len(curves.checkpoints), state.status, reported),
                 lambda: view.adapter_files(run.handle.adapter_files(), state, run.handle.embedding_files()),
             ),
             "outcome": Part((name, state.status, len(curves.previews)), lambda: self._outcome(run)),
+            "evaluate": Part(
+                (name, state.status, len(curves.checkpoints), evaluating, reported, self._others(run)),
+                lambda: self._standing(run, evaluating),
+            ),
+            "evaluation": Part((name, reported), lambda: self._evaluation(run)),
         }
+
+    def _evaluation_actions(self, run: WatchedRun, evaluating: JobState | None) -> frozenset[str]:
+        """What can be done about the run's evaluation now."""
+        if evaluating is not None and evaluating.is_active:
+            return frozenset({"cancel_evaluation"})
+        state = run.state
+        trained = not state.is_active and state.status != "queued" and run.handle.adapter_files()
+        return frozenset({"evaluate"} if trained else ())
+
+    def _others(self, run: WatchedRun) -> tuple[str, ...]:
+        """The runs that train now, besides this one."""
+        return tuple(other.name for other in self.watch.snapshot().active if other.name != run.name)
+
+    def _standing(self, run: WatchedRun, evaluating: JobState | None) -> str:
+        found, broken = self._reported(run)
+        files = run.handle.adapter_files()
+        remarks = []
+        if evaluating is not None and evaluating.is_active:
+            words = (evaluating.stage or "evaluating").capitalize()
+            remarks += [f"{name} trains at the same time, which makes both slower." for name in self._others(run)]
+            return evaluation.standing("", progress(words, evaluating), remarks)
+        sentence = broken or (sentences.evaluation(run.state, len(files)) if found is None else evaluation.when(found))
+        ended = None
+        if evaluating is not None and evaluating.status != "finished":
+            moment = evaluating.ended_at or evaluating.started_at
+            # The command line may have evaluated it since, and that counts for more.
+            ended = None if found is not None and moment <= found.finished_at else progress("Evaluation", evaluating)
+        if found is not None:
+            looked_at = {one.step for one in found.checkpoints}
+            missing = [f"step {file.step:,}" for file in files if file.step is not None and file.step not in looked_at]
+            remarks += [f"Not among them: {', '.join(missing)}."] if missing else []
+        return evaluation.standing(sentence, ended, remarks)
+
+    def _reported(self, run: WatchedRun) -> tuple[Evaluation | None, str]:
+        """The newest evaluation, or what is wrong with its report."""
+        try:
+            return report.read(run.handle.folder), ""
+        except RunError as error:
+            return None, str(error)
+
+    def _evaluation(self, run: WatchedRun) -> str:
+        found, _ = self._reported(run)
+        if found is None:
+            return ""
+        try:
+            label = result_label(run.handle, found)
+        except ConfigError:  # the run's configuration is damaged, which says nothing about what was found
+            label = None
+        return evaluation.result(found, label, self.thumbnails, self.datasets)
 
     def _grid(self, run: WatchedRun) -> str:
         images = self.previews(run)

@@ -111,6 +111,20 @@ def no_files(state: RunState) -> str:
     return "This run ended before it wrote an adapter file."
 
 
+def evaluation(state: RunState, num_files: int) -> str:
+    """What stands where an evaluation is not yet, and none runs."""
+    if state.status == "queued" or not has_begun(state):
+        return "It can be evaluated once it has trained: that tells which of its checkpoints to take."
+    if state.is_active:
+        return "It can be evaluated once it has stopped or is finished: that tells which of its checkpoints to take."
+    if not num_files:
+        return "There is no checkpoint to evaluate: this run wrote no adapter file."
+    return (
+        "Not evaluated yet. Every checkpoint generates the same prompts with the same seeds; the pictures are compared "
+        "with the training images and with those of the base model, and one checkpoint is recommended, with reasons."
+    )
+
+
 def no_log(state: RunState) -> str:
     """What stands where the log is not yet."""
     return "No log yet: the run has not begun." if not has_begun(state) else "Its log is empty."

@@ -15,19 +15,32 @@ from typing import Any
 import gradio as gr
 
 from sdlora.errors import RunError
+from sdlora.launch.evaluations import Evaluations
 from sdlora.launch.runs import RunHandle, clone
 from sdlora.launch.support import copy_log, support_zip, write_csv
 from sdlora.library import rows as rows_of
 from webui.context import EACH_COUNTS, PRIVATE, QUEUED, QUICK, Context, handler
 from webui.downloads import download_button
 from webui.gradio_quirks import COMES_AND_GOES
-from webui.layout import hidden_text, html
+from webui.layout import hidden_text, html, problems_html
 from webui.news import each_second
+from webui.problems import shown_in
 from webui.runs import view
 from webui.runs.chart import ChartOptions
+from webui.runs.evaluating import EvaluateView
 from webui.runs.going_on import GoingOn
 from webui.runs.parts import Choice, RunParts
-from webui.scripts import BEFORE_AFTER, CHART, LIVE, NEWS_OF_A_RUN, NEXT_ASKED, PRESSES, TO_THE_END, goes_to
+from webui.scripts import (
+    BEFORE_AFTER,
+    CHART,
+    LIVE,
+    NEWS_OF_A_RUN,
+    NEXT_ASKED,
+    PRESSES,
+    TO_THE_END,
+    TO_THE_EVALUATION,
+    goes_to,
+)
 
 
 def build(context: Context) -> None:
@@ -41,7 +54,9 @@ class RunsTab:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.watch = context.services.watch
-        self.made = RunParts(self.watch, context.workspace.thumbnails)
+        self.evaluations = Evaluations(context.workspace.jobs)
+        workspace = context.workspace
+        self.made = RunParts(self.watch, self.evaluations, workspace.thumbnails, workspace.datasets)
         self._numbers = count(1)
         self.selected = context.shared["runs.selected"]
         with gr.Column(elem_classes="off-page"):
@@ -82,6 +97,7 @@ class RunsTab:
                 )
             }
             self.clone = gr.Button("Copy to Train", elem_id="runs-clone", min_width=90, size="sm")
+        self.problems = problems_html("runs-problems", elem_classes="bare")
         with gr.Row(visible=False, elem_id="runs-confirm", elem_classes="confirm") as self.confirm:
             self.question = html("runs-question", js_on_load=LIVE)
             self.yes = gr.Button("Yes", variant="stop", elem_id="runs-yes", min_width=80)
@@ -89,12 +105,15 @@ class RunsTab:
         self.going_on = GoingOn(self.context, self.selected)
 
     def _lay_out_views(self) -> None:
-        with gr.Tabs(elem_id="runs-views"):
+        with gr.Tabs(elem_id="runs-views", selected="loss") as self.views:
             with gr.Tab("Loss", id="loss", elem_id="runs-view-loss"):
                 self._lay_out_chart()
             with gr.Tab("Previews", id="previews", elem_id="runs-view-previews"):
                 self.pair = html("runs-pair", js_on_load=BEFORE_AFTER)
                 self.grid = html("runs-grid", js_on_load=PRESSES)
+            with gr.Tab("Evaluate", id="evaluate", elem_id="runs-view-evaluate"):
+                self.evaluate = EvaluateView(self.context, self.evaluations)
+                self.buttons |= {"evaluate": self.evaluate.start, "cancel_evaluation": self.evaluate.cancel}
             with gr.Tab("Log", id="log", elem_id="runs-view-log") as self.log_tab:
                 self._lay_out_log()
             with gr.Tab("Files", id="files", elem_id="runs-view-files"):
@@ -171,31 +190,34 @@ class RunsTab:
             on(changed.input, self._tell, trigger_mode="always_last")
         shown = [*self._parts.values(), *self.buttons.values(), self.details, self.sent, self.selected]
         self.news.change(None, [self.news, self.selected], shown, js=self._script, **PRIVATE)
+        self.evaluate.wire(inputs, told, self._tell, self._handle)
         for name, act in (
             ("stop", RunHandle.stop),
             ("save", RunHandle.save_now),
             ("preview", RunHandle.preview_now),
             ("resume", self._resume_run),
         ):
-            on(self.buttons[name].click, self._acting(act), queue=True)  # or its message would not be shown
-        asking = [self.confirm, self.question, self.pending]
+            acted = shown_in(self.problems, self._acting(act))
+            self.buttons[name].click(acted, inputs, [*told, self.problems], **QUEUED)  # or `gr.Info` would not be shown
+        asking = [self.confirm, self.question, self.pending, self.problems]
         for name in ("kill", "delete"):
-            self.buttons[name].click(handler(self._asking(name)), self.selected, asking, **QUICK)
-        self.no.click(handler(lambda: (gr.update(visible=False), "", None)), None, asking, **QUICK)
-        self.yes.click(handler(self._confirmed), [self.pending, *inputs], [*asking, *told], **QUICK)
+            self.buttons[name].click(shown_in(self.problems, self._asking(name)), self.selected, asking, **QUICK)
+        self.no.click(shown_in(self.problems, self._closed), None, asking, **QUICK)
+        self.yes.click(shown_in(self.problems, self._confirmed), [self.pending, *inputs], [*asking, *told], **QUICK)
         self._wire_choices(inputs, told, asking)
         train = self.context.shared["train.tab"]
         self.clone.click(
-            handler(self._clone),
+            shown_in(self.problems, self._clone),
             [self.selected, train.asked],
-            [*train.outputs, self.context.tabs],
+            [*train.outputs, self.context.tabs, self.problems],
             js=NEXT_ASKED,
             **QUICK,
         )
 
     def _wire_choices(self, inputs: list[Any], told: list[Any], asking: list[Any]) -> None:
         """Presses inside lists and pictures, and what a page begins with."""
-        self.list.select(handler(self._select), inputs, [*told, *asking], **EACH_COUNTS)
+        looked_at = [*told, *asking, self.evaluate.problems]
+        self.list.select(handler(self._select), inputs, looked_at, **EACH_COUNTS)
         self.queue.select(handler(self._alter_queue), inputs, told, **EACH_COUNTS)
         self.grid.select(handler(self._compare_previews), inputs, told, **EACH_COUNTS)
         for chart in (self.chart, self.compared):
@@ -208,9 +230,10 @@ class RunsTab:
     def _wire_outcome(self) -> None:
         """What can be done with a finished run's file."""
         generate = self.context.shared["generate.tab"].generating
-        outputs = [*generate.rows.outputs, *generate.form.outputs, self.context.tabs]
+        outputs = [*generate.rows.outputs, *generate.form.outputs, self.context.tabs, self.views, self.problems]
         # Queued, since the handler tells what it did by `gr.Info`.
-        self.outcome.select(handler(self._use), None, outputs, **QUEUED)
+        used = self.outcome.select(shown_in(self.problems, self._use), None, outputs, **QUEUED)
+        used.then(None, None, None, js=TO_THE_EVALUATION, **PRIVATE)
 
     @property
     def _chart_inputs(self) -> list[Any]:
@@ -232,6 +255,8 @@ class RunsTab:
             "log": self.log,
             "files": self.files,
             "compared": self.compared,
+            "evaluate": self.evaluate.standing,
+            "evaluation": self.evaluate.result,
         }
 
     def _stamp(self) -> object:
@@ -239,7 +264,9 @@ class RunsTab:
         seen = self.watch.snapshot()
         active = tuple((run.name, run.state.step, run.state.stage_done, run.handle.log_stamp()) for run in seen.active)
         standing = tuple((run.name, run.state.status) for run in seen.runs)
-        return standing, seen.waiting, seen.is_held, active, each_second(bool(seen.active) or self.watch.is_reading)
+        evaluated = self.evaluations.stamp()
+        changing = each_second(bool(seen.active) or self.watch.is_reading)
+        return standing, seen.waiting, seen.is_held, active, evaluated, changing
 
     def _tell(
         self, selected: str | None, sent: str, preview: Any, *chosen: Any, is_pressed: bool = False
@@ -296,18 +323,23 @@ class RunsTab:
     def _asking(self, action: str) -> Callable[..., Any]:
         """A handler that asks first."""
 
-        def ask(selected: str | None) -> Any:
+        def ask(selected: str | None) -> dict[Any, Any]:
             name = self._handle(selected).name
             questions = {
                 "kill": f"Kill {name}? It ends at once; steps since its last checkpoint are lost.",
                 "delete": f"Move the run {name} with its adapter files and previews to the trash?",
             }
-            return gr.update(visible=True), view.question(questions[action]), (action, name)
+            question = view.question(questions[action])
+            return {self.confirm: gr.update(visible=True), self.question: question, self.pending: (action, name)}
 
         return ask
 
+    def _closed(self) -> dict[Any, Any]:
+        """Without the question, whatever it was about."""
+        return {self.confirm: gr.update(visible=False), self.question: "", self.pending: None}
+
     def _confirmed(self, pending: tuple[str, str] | None, selected: str | None, *inputs: Any) -> Any:
-        closed = {self.confirm: gr.update(visible=False), self.question: "", self.pending: None}
+        closed = self._closed()
         if pending is None:
             return closed
         action, name = pending
@@ -328,8 +360,8 @@ class RunsTab:
     def _select(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
         """Look at another run; a question about the last one is over."""
         name, first = str(event.pressed["run"]), (0, None)
-        closed = {self.confirm: gr.update(visible=False), self.question: "", self.pending: None}
-        return {**self._tell(name, sent, first, *chosen, is_pressed=True), **closed, self.preview: first}
+        closed = {**self._closed(), self.problems: "", self.evaluate.problems: "", self.preview: first}
+        return {**self._tell(name, sent, first, *chosen, is_pressed=True), **closed}
 
     def _compare_previews(
         self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any
@@ -363,6 +395,8 @@ class RunsTab:
         """Generate with a run's file, or put it into the mix."""
         act, run = event.pressed["act"], RunHandle(self.context.workspace.runs / str(event.pressed["of"]))
         generate = self.context.shared["generate.tab"].generating
+        if act == "evaluate":
+            return {self.views: gr.Tabs(selected="evaluate")}
         if act == "generate" and any(str(file.path) == event.pressed["file"] for file in run.embedding_files()):
             return {**self._first_request(run), self.context.tabs: self.context.go_to("generate")}
         entry = self.context.services.scan().by_path(str(event.pressed["file"]))

@@ -8,12 +8,14 @@ from typing import Any
 import gradio as gr
 
 from sdlora.data.cache import Cache, default_cache_folder
+from sdlora.errors import ConfigError
 from sdlora.launch import machine
 from sdlora.trash import empty_folder, size_of
 from sdlora.words import size_in_words
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
-from webui.layout import live_html, small_button
+from webui.layout import live_html, problems_html, small_button
 from webui.pieces import table
+from webui.problems import shown_in
 from webui.services import FOLDERS_STATE, named_folders
 from webui.settings import view
 
@@ -72,7 +74,6 @@ class SettingsTab:
                 20,
                 label="Keep at most (GiB)",
                 info="What was used least recently goes first.",
-                minimum=0,
                 elem_id="settings-keep-gib",
                 min_width=150,
             )
@@ -80,11 +81,11 @@ class SettingsTab:
                 90,
                 label="Keep for (days)",
                 info="Counted from the last use.",
-                minimum=0,
                 precision=0,
                 elem_id="settings-keep-days",
                 min_width=150,
             )
+        self.cache_problems = problems_html("settings-cache-problems", elem_classes="bare")
         self.prune = small_button("Prune the cache", "settings-prune", 150)
         self.context.remember("settings.keep_gib", self.keep_gib)
         self.context.remember("settings.keep_days", self.keep_days)
@@ -113,7 +114,8 @@ class SettingsTab:
             api_visibility="private",
             show_progress="full",
         )
-        self.prune.click(handler(self._prune), [self.keep_gib, self.keep_days], self.cache, **PRIVATE)
+        pruned = shown_in(self.cache_problems, self._prune)
+        self.prune.click(pruned, [self.keep_gib, self.keep_days], [self.cache, self.cache_problems], **PRIVATE)
         self.empty.click(
             handler(self._empty),
             None,
@@ -150,12 +152,18 @@ class SettingsTab:
         words = f"{before}{summary.entries} encoded images and captions, {size_in_words(summary.size_bytes)}, in"
         return str(view.cache(words, summary.folder))
 
-    def _prune(self, keep_gib: float | None, keep_days: float | None) -> str:
+    def _prune(self, keep_gib: float | None, keep_days: float | None) -> dict[Any, Any]:
+        # No minimum on the fields: Gradio would refuse the value in a message that names no setting.
+        given = (("Keep at most", keep_gib), ("Keep for", keep_days))
+        problems = [f"{label}: {value:g} is below 0" for label, value in given if value is not None and value < 0]
+        if problems:
+            raise ConfigError("the cache", problems)
         removed = Cache(default_cache_folder()).prune(
             max_bytes=None if keep_gib is None else int(keep_gib * 2**30),
             older_than=None if keep_days is None else timedelta(days=keep_days),
         )
-        return self._cache_words(f"Removed {removed.entries} ({size_in_words(removed.size_bytes)}). ")
+        words = f"Removed {removed.entries} ({size_in_words(removed.size_bytes)}). "
+        return {self.cache: self._cache_words(words)}
 
     def _trash_facts(self, before: str = "") -> dict[Any, Any]:
         trash = self.context.workspace.trash

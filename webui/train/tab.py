@@ -22,6 +22,7 @@ from webui.form import Form
 from webui.gradio_quirks import collect
 from webui.layout import hidden_text, html, problems_html
 from webui.news import each_second
+from webui.problems import listed, shown_in
 from webui.scripts import ASKED, LIVE, NEXT_ASKED, PRESSES
 from webui.train import view
 from webui.train.report import Report, Reporter, changed_settings, from_yaml, left_out, with_preset
@@ -230,6 +231,7 @@ class TrainTab:
                 self.preset_purpose = gr.Textbox(
                     label="Purpose", info="One line, shown in the list of presets.", elem_id="train-save-purpose"
                 )
+            self.save_problems = problems_html("train-save-problems", elem_classes="bare")
             self.save_preset = gr.Button("Save", elem_id="train-save")
 
     @property
@@ -255,9 +257,9 @@ class TrainTab:
             **LAST_COUNTS
         )  # fmt: skip
         self.save_preset.click(
-            handler(self._save_preset),
+            shown_in(self.save_problems, self._save_preset),
             [self.draft, self.preset_name, self.preset_purpose],
-            [self.preset, self.standing, self.preset_name, self.preset_purpose, *self._views],
+            [self.preset, self.standing, self.preset_name, self.preset_purpose, self.save_problems, *self._views],
             **PRIVATE,
         )
         self.context.on_load.append((self._restore, [], [*self.outputs, *self.choices], None))
@@ -315,8 +317,7 @@ class TrainTab:
             try:
                 return {**act(sheet, *values), self.filled: sheet.asked}
             except SdloraError as error:
-                listed = error.problems if isinstance(error, ConfigError) else [str(error)]
-                shown = {self.problems: self.reporter.panel(listed), self.preset: sheet.standing}
+                shown = {self.problems: self.reporter.panel(listed(error)), self.preset: sheet.standing}
                 return {**shown, self.filled: sheet.asked}
 
         filled.__name__ = act.__name__
@@ -418,8 +419,8 @@ class TrainTab:
         try:
             config = from_yaml(settings_as_yaml(Path(uploaded)))
             return {**self.fill(config, asked), self.yaml_problems: left_out(config, self.context.workspace.runs)}
-        except ConfigError as error:
-            return {self.yaml_problems: self.reporter.panel(error.problems), self.filled: asked}
+        except SdloraError as error:
+            return {self.yaml_problems: self.reporter.panel(listed(error)), self.filled: asked}
 
     def _save_preset(self, draft: Sheet | None, name: str, purpose: str) -> dict[Any, Any]:
         if draft is None:
@@ -445,14 +446,14 @@ class TrainTab:
 
     def _begin(self, sheet: Sheet, begin: Callable[[TrainConfig], RunHandle]) -> dict[Any, Any]:
         if sheet.is_stale:
-            raise ConfigError("the form", ["it changed while you pressed: look at it, then press again"])
+            return {self.problems: self.reporter.panel(["The form changed while you pressed: look, then press again."])}
         found = self.reporter.draft(sheet)
         if found.config is None or found.problems:
             return self._report(sheet)
         try:
             handle = begin(found.config)
         except SdloraError as error:
-            return {self.problems: self.reporter.panel([str(error)])}
+            return {self.problems: self.reporter.panel(listed(error))}
         begun = {self.selected_run: handle.name, self.context.tabs: self.context.go_to("runs")}
         return {**begun, **self._report(sheet)}
 
