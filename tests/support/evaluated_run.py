@@ -12,7 +12,15 @@ from safetensors.numpy import save_file
 
 from sdlora.adapters.files.container import content_hash
 from sdlora.evaluation.findings import Problem
-from sdlora.evaluation.report import Copy, EvaluatedImage, Evaluation, ProblemReport, Recommendation, Scores
+from sdlora.evaluation.report import (
+    Copy,
+    EvaluatedImage,
+    Evaluation,
+    ProblemReport,
+    Recommendation,
+    Scores,
+    WeightAdvice,
+)
 from sdlora.events import CheckpointSaved, Progress, RunFinished
 from sdlora.launch.runs import RunHandle
 from sdlora.processes import ProcessRecord
@@ -61,6 +69,9 @@ def evaluate(run: RunHandle, training_image: Path) -> Evaluation:
         ),
         prompts=tuple({"kind": kind, "prompt": prompt, "bare": prompt} for kind, prompt in PROMPTS),
         num_seeds=1,
+        weight_advice=WeightAdvice(
+            0.8, "weight 0.8: likeness within 1.0% of the best", (_scores("weight 0.8", 0.69, 0.95),)
+        ),
         problem_images=ProblemReport(
             (Problem("mislabelled", training_image.name, 3.2, "its caption fits badly"),),
             {},

@@ -66,6 +66,7 @@ def test_each_state_of_an_evaluation_is_said(run: RunHandle, picture: Path, tmp_
         "Take step 10",
         "likeness is the best",
         "from step 20 on one image is a copy",
+        "Use it at weight 0.8: likeness within 1.0% of the best.",
         "near copy of a &lt;cat&gt;",
     ):
         assert text in found

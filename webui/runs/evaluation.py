@@ -84,6 +84,7 @@ def result(found: Evaluation, result_label: str | None, thumbnails: Path, datase
             [_row(one, found, result_label) for one in (found.base, *found.checkpoints)],
             [(name, words) for name, words in FIGURES if name != "held-out loss" or _has_held_out(found)],
             trade_off(found, pictures.over_points()),
+            found.weight_advice,
             found.promoted,
             pictures,
             _standing_out(found, thumbnails, datasets),
