@@ -348,7 +348,7 @@ def test_two_windows_keep_their_places_and_both_captions(page: Any, server: Any,
 
     # Enter makes the dataset, Esc thinks better of it
     page.click("#dataset-new")
-    page.wait_for_selector("#dataset-name input")
+    page.wait_for_function("document.querySelector('#dataset-name')?.contains(document.activeElement)")
     page.keyboard.press("Escape")
     page.wait_for_selector("#dataset-name", state="hidden")
     assert page.evaluate("document.activeElement.id") == "dataset-new"
