@@ -68,6 +68,10 @@ class Cache:
         text = json.dumps({"format": _FORMAT, **parts}, sort_keys=True, ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def __contains__(self, key: str) -> bool:
+        """Whether there is an entry, which may yet turn out to be damaged."""
+        return self._path(key).is_file()
+
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The tensors (on the CPU) kept under the key, or None when absent or damaged."""
         from safetensors import SafetensorError

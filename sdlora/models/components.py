@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from sdlora.errors import ModelError
 from sdlora.models.configs import ModelConfig
+from sdlora.models.host import forget_mapped
 
 TextEncoder: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
 
@@ -101,7 +102,9 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, whe
     if wrong:
         raise ModelError(f"{where}: {len(wrong)} weights have another shape: {', '.join(wrong[:_LISTED])}")
     for name in expected:
-        # clone: the file's memory map must not stay in use
-        loaded = weights.pop(name).detach().to(dtype, copy=True).contiguous()
+        mapped = weights.pop(name).detach()
+        # copy: the file's memory map must not stay in use
+        loaded = mapped.to(dtype, copy=True).contiguous()
         owner, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(owner), attribute, nn.Parameter(loaded, requires_grad=False))
+        forget_mapped([mapped])

@@ -11,11 +11,14 @@ from typing import Any, TypeVar
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdlora.config.base_model import FamilyName
 from sdlora.errors import ModelError
 from sdlora.models.components import TextEncoder, check_complete
+from sdlora.models.host import forget_mapped
 from sdlora.models.hub import HubModel, explained, model_file, reach
 from sdlora.models.progress_bars import no_progress_bars
 from sdlora.models.source import Source
@@ -93,7 +96,7 @@ def load_vae_folder(source: Source, dtype: torch.dtype) -> AutoencoderKL:
 def load_pretrained(kind: type[Model], location: str, where: str, hub: HubModel | None, **options: Any) -> Model:
     """`kind.from_pretrained`, every weight accounted for. Raises ModelError instead of what it raises."""
     quiet = no_progress_bars() if hub is None else nullcontext()
-    with quiet, explained(location, None):
+    with quiet, explained(location, None), _ForgettingCasts():
         try:
             model, info = kind.from_pretrained(  # type: ignore[attr-defined]
                 location, output_loading_info=True, **_hub_options(hub), **options
@@ -108,6 +111,22 @@ def load_pretrained(kind: type[Model], location: str, where: str, hub: HubModel 
         raise ModelError(f"{where}: {len(info['mismatched_keys'])} weights have another shape than the config says")
     loaded: Model = model
     return loaded
+
+
+class _ForgettingCasts(TorchFunctionMode):
+    """Inside, pages of mapped files are let go when their weight has been cast to another number type.
+
+    diffusers keeps a file mapped until the last of its weights is cast: without this an fp32 file's pages would be in
+    memory beside the whole model.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = function(*arguments, **(options or {}))
+        if function is Tensor.to and result.dtype != arguments[0].dtype:
+            forget_mapped([arguments[0]])
+        return result
 
 
 def _hub_options(hub: HubModel | None) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import platform
-import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy
 
 from sdlora.constants import GIB, MIB
 
@@ -26,6 +27,14 @@ _BLOCK_BYTES = GIB
 _OLD_BLOCK_LIMIT_BYTES = 32 * MIB
 """Older glibc refuses a larger mmap threshold."""
 _PAD_BYTES = 64 * MIB
+
+# The upper bits of an entry of /proc/self/pagemap, one entry for each page of addresses.
+_ENTRY_BYTES = 8
+_FLAGS_FROM_BIT = 61
+_OF_A_FILE = 1
+"""And not written to since: a private page that was is the process's own."""
+_SWAPPED = 2
+"""Or, with a higher bit, in memory."""
 
 
 def tune_malloc() -> bool:
@@ -50,23 +59,36 @@ def tune_malloc() -> bool:
 def forget_mapped(tensors: Iterable[Tensor]) -> None:
     """Take pages of weight files that were read through a memory map out of the process's memory (Linux only).
 
-    tensors: what is not needed for now, or has been copied, and was never written to. Nothing is lost:
-    only clean pages of .safetensors files are let go, which the system reads again when they are touched. Memory that
-    is not a file's stays as it is.
+    tensors: what is not needed for now, or has been copied. Nothing is lost: pages are let go only where all of a
+    tensor's are still as the file has them, and the system reads them again when they are touched. Weights that were
+    changed in place, and memory that is not a file's, stay as they are.
     """
-    maps = Path("/proc/self/maps")
-    if platform.system() != "Linux" or not maps.is_file():
+    try:
+        pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+    except OSError:  # not Linux, or a sandbox without it
         return
-    areas = [
-        (int(match[1], 16), int(match[2], 16))
-        for match in re.finditer(r"^([0-9a-f]+)-([0-9a-f]+) .*\.safetensors$", maps.read_text(), re.MULTILINE)
-    ]
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     page = mmap.PAGESIZE
-    for tensor in tensors:
-        address, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-        # Whole pages only: those at the edges may hold a neighbour's values.
-        start, end = -(-address // page) * page, (address + size) // page * page
-        if start < end and any(first <= start and end <= last for first, last in areas):
-            madvise(start, end - start, mmap.MADV_DONTNEED)
+    try:
+        for tensor in tensors:
+            if tensor.device.type != "cpu":
+                continue
+            address, size = tensor.data_ptr(), tensor.nbytes
+            # Whole pages only: those at the edges may hold a neighbour's values.
+            start, end = -(-address // page) * page, (address + size) // page * page
+            entries = os.pread(pagemap, max(0, end - start) // page * _ENTRY_BYTES, start // page * _ENTRY_BYTES)
+            flags = numpy.frombuffer(entries, dtype=numpy.uint64) >> _FLAGS_FROM_BIT
+            held = flags[flags >= _SWAPPED]
+            if len(held) and (held & _OF_A_FILE).all():
+                madvise(start, end - start, mmap.MADV_DONTNEED)
+    finally:
+        os.close(pagemap)
+
+
+def return_freed() -> None:
+    """Hand what was freed in many small pieces back to the system (glibc only)."""
+    if platform.system() == "Linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(ctypes.c_size_t(0))

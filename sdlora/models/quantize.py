@@ -28,6 +28,7 @@ from torch.nn.grad import conv2d_input
 from sdlora.config.base_model import Quantization
 from sdlora.errors import MissingPackageError
 from sdlora.models.frozen.packed import PackedLayer
+from sdlora.models.host import forget_mapped, return_freed
 
 # A small part of the weights, through which all of the signal passes: saving here costs most.
 _SPARED = ("conv_in", "conv_out", "time_embedding", "add_embedding")
@@ -47,14 +48,20 @@ def quantize_(unet: nn.Module, kind: Quantization, device: torch.device | str = 
         return unet
     if kind != "int8":
         _bitsandbytes()  # told before any work is done
-    for name, module in list(unet.named_modules()):
-        if name.split(".")[0] in _SPARED or isinstance(module, QuantizedLayer):
+    # By name: a list of the layers would keep all plain weights until the last one is packed.
+    names = [name for name, _ in unet.named_modules() if name.split(".")[0] not in _SPARED]
+    for name in names:
+        layer = unet.get_submodule(name)
+        if isinstance(layer, QuantizedLayer) or not isinstance(layer, nn.Linear | nn.Conv2d):
             continue
+        weight = layer.weight.detach()  # `to` leaves this one where it is
+        layer.to(device)
         parent, _, attribute = name.rpartition(".")
-        if isinstance(module, nn.Linear):
-            setattr(unet.get_submodule(parent), attribute, QuantizedLinear(module.to(device), kind))
-        elif isinstance(module, nn.Conv2d):
-            setattr(unet.get_submodule(parent), attribute, QuantizedConv2d(module.to(device), kind))
+        packed = QuantizedLinear(layer, kind) if isinstance(layer, nn.Linear) else QuantizedConv2d(layer, kind)
+        setattr(unet.get_submodule(parent), attribute, packed)
+        forget_mapped([weight])
+        del weight, layer
+        return_freed()  # each time, or plain weights and packed ones are both there in the end
     return unet
 
 

@@ -21,11 +21,13 @@ from safetensors.torch import load_file, save_file
 
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.errors import ModelError
+from sdlora.models import components, folder
 from sdlora.models.bundle import Bundle
 from sdlora.models.families import FAMILIES
 from sdlora.models.hub import reach
 from sdlora.models.identity import file_hash, weights_identity
 from sdlora.models.loading import load, load_vae
+from sdlora.models.quantize import weight_bytes
 from sdlora.models.recognition import SD1_TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 from sdlora.models.size_conditions import SizeConditions
 from sdlora.models.vae import decode_latents, encode_images, encode_moments
@@ -81,6 +83,17 @@ def test_a_single_file_predicts_as_its_folder_bit_for_bit(
 def test_a_ckpt_loads_as_the_safetensors_does(tiny_sd1: Path, tiny_files: dict[str, Path], tmp_path: Path) -> None:
     checkpoint = loaded(save_single_file(tiny_sd1, tmp_path / "model.ckpt"))
     assert torch.equal(prediction(checkpoint), prediction(pristine(tiny_files["sd1"])))
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_fp32_weights_leave_memory_as_each_is_cast(
+    form: str, tiny_sd1: Path, tiny_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    for module in (components, folder):
+        monkeypatch.setattr(module, "forget_mapped", lambda tensors: given.extend(tensor.nbytes for tensor in tensors))
+    bundle = loaded(tiny_sd1 if form == "folder" else tiny_files["sd1"], precision="bf16")
+    assert sum(given) >= 2 * (weight_bytes(bundle.unet) + weight_bytes(bundle.vae))
 
 
 def test_old_files_without_text_model_in_their_names_load(tiny_files: dict[str, Path], tmp_path: Path) -> None:

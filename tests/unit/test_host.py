@@ -63,3 +63,15 @@ def test_forgotten_pages_of_a_weight_file_are_read_again_and_other_memory_is_lef
     assert resident_mib() < before - 25
     assert torch.equal(mapped, expected)
     assert torch.equal(own, expected)
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
+def test_a_mapped_weight_that_was_changed_in_place_keeps_its_change(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    save_file({"weight": torch.zeros(2**16)}, tmp_path / "weights.safetensors")
+    merged = load_file(tmp_path / "weights.safetensors")["weight"]
+    merged += 1
+    host.forget_mapped([merged])
+    assert merged.min() == 1

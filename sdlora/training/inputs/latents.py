@@ -6,15 +6,19 @@ Shapes: B batch, C latent channels, H and W latent height and width.
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy
 import torch
 from torch import Tensor
 
 from sdlora.config.images import ImagesConfig
+from sdlora.constants import MIB
 from sdlora.data.buckets import BucketedImage
 from sdlora.data.cache import Cache
 from sdlora.data.crops import fixed_crop, prepare_mask, prepare_pixels, sample_crop, size_conditions
@@ -28,6 +32,13 @@ from sdlora.models.inpainting import inpaint_conditions, is_inpainting
 from sdlora.models.size_conditions import SizeConditions
 from sdlora.models.vae import encode_moments
 from sdlora.training.workers import Workers
+
+_HELD_BYTES = 16 * MIB
+"""Latents held in memory; of larger datasets the others are read from the cache each time."""
+_DECODED_AHEAD = min(4, os.cpu_count() or 1)
+"""Images read and resized by threads while the VAE, which on a card is faster than that, encodes."""
+_Place = tuple[BucketedImage, bool]
+"""An image in its bucket, and whether it is mirrored."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,10 @@ class LatentSource:
         self._config = config
         # What is hardly ever the same twice would fill the disk and never be read.
         self._cache = None if config.is_live else cache
-        self._memory: dict[tuple[BucketedImage, bool], Latents] = {}
+        self._memory: dict[_Place, Latents] = {}
+        self._held_bytes = 0
+        self._keys: dict[_Place, str] = {}
+        self._decoded: dict[_Place, Future[Tensor]] = {}
         self._is_inpainting = is_inpainting(bundle)
         self._draws_masks = self._is_inpainting and config.inpaint_mask == "strokes"
 
@@ -89,9 +103,18 @@ class LatentSource:
             for flip in ((False, True) if flips and item.record.horizontal_flip else (False,))
         ]
         index, count = (0, 1) if self._cache is None or workers is None else (workers.index, workers.count)
-        for number, (item, flip) in enumerate(todo[index::count]):
-            self.fixed(item, flip=flip)
-            events.progress("encoding images", min((number + 1) * count, len(todo)), len(todo))
+        own = todo[index::count]
+        coming = iter(own)
+        with ThreadPoolExecutor(_DECODED_AHEAD, "decoding") as pool:
+            for place in islice(coming, _DECODED_AHEAD):
+                self._decode_ahead(pool, *place)
+            for number, (item, flip) in enumerate(own):
+                self.fixed(item, flip=flip)
+                # Not taken where a copy of the image has been encoded meanwhile.
+                self._decoded.pop((item, flip), None)
+                for place in islice(coming, 1):
+                    self._decode_ahead(pool, *place)
+                events.progress("encoding images", min((number + 1) * count, len(todo)), len(todo))
         if workers is not None and count > 1:
             workers.meet()
             # What the others have encoded; what a cache of another machine lacks is encoded here.
@@ -104,8 +127,20 @@ class LatentSource:
             latents = self._latents(placed, flip, None)
             if self._is_inpainting and not self._draws_masks:
                 latents = self._painted(latents, placed, flip, None)
+            # Masks are not in the cache, and slow to make again.
+            is_kept = self._cache is not None and latents.mask_HW is None and latents.inpaint_5HW is None
+            size = latents.mean_CHW.nbytes + latents.std_CHW.nbytes
+            if is_kept and self._held_bytes + size > _HELD_BYTES:
+                return latents
+            self._held_bytes += size
             self._memory[placed, flip] = latents
         return self._memory[placed, flip]
+
+    def _decode_ahead(self, pool: ThreadPoolExecutor, placed: BucketedImage, flip: bool) -> None:
+        """Have a thread decode an image that will be encoded; nothing that is encoded already is."""
+        if (placed, flip) in self._memory or (self._cache is not None and self._key(placed, flip) in self._cache):
+            return
+        self._decoded[placed, flip] = pool.submit(self._decode, placed, flip, None, PLAIN)
 
     def measured(self, placed: BucketedImage, generator: random.Random) -> Latents:
         """`fixed`, with the mask for inpainting that the generator draws where masks are drawn."""
@@ -160,7 +195,9 @@ class LatentSource:
         if self._cache is None or crop_xy is not None:
             moments = self._moments(placed, flip, crop_xy, variation)
         else:
-            moments = self._cache.get_or_encode(self._key(placed, flip), lambda: self._moments(placed, flip, None))
+            # The first key stays: a VAE that overflows goes on in fp32, and what it has encoded must be found again.
+            key = self._keys.setdefault((placed, flip), self._key(placed, flip))
+            moments = self._cache.get_or_encode(key, lambda: self._moments(placed, flip, None))
         # Never from the cache, whose key knows the image's bytes only: a mask may change beside an unchanged image.
         mask_HW = None
         if placed.record.mask != "none":
@@ -170,6 +207,12 @@ class LatentSource:
         return Latents(moments["mean"], moments["std"], mask_HW, conditions)
 
     def _pixels(
+        self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None, variation: Variation
+    ) -> Tensor:
+        decoded = self._decoded.pop((placed, flip), None) if crop_xy is None else None
+        return self._decode(placed, flip, crop_xy, variation) if decoded is None else decoded.result()
+
+    def _decode(
         self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None, variation: Variation
     ) -> Tensor:
         return prepare_pixels(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdlora.config.images import CaptionsConfig
+from sdlora.constants import MIB
 from sdlora.data.cache import Cache
 from sdlora.events import EventStream
 from sdlora.models.bundle import Bundle, TextStates, join_text_states
@@ -15,8 +16,11 @@ from sdlora.models.prompts import CHUNK_TOKENS
 from sdlora.models.text import count_chunks
 from sdlora.training.workers import Workers
 
-# At most about 1 GiB for SD 1.5 and 2.6 GiB for SDXL, in fp32 and with 75 tokens a caption.
+# Without a cache to read them from again: at most about 1 GiB for SD 1.5 and 2.6 GiB for SDXL, in fp32 and with 75
+# tokens a caption.
 _KEEP_IN_MEMORY = 4096
+_HELD_BYTES = 16 * MIB
+"""Text states held in memory where there is a cache."""
 _ENCODE_AT_ONCE = 16
 
 
@@ -62,9 +66,14 @@ class TextSource:
         longest = max(self._memory[text].states_BTD.shape[1] for text in wanted)
         states = join_text_states([self._memory[text] for text in texts], self._empty(), longest)
         # After the batch is joined, or captions of this very batch might be the ones that go.
-        while len(self._memory) > _KEEP_IN_MEMORY:
+        while self._holds_too_much():
             self._memory.pop(next(iter(self._memory)))
         return states.to(self._bundle.device)
+
+    def _holds_too_much(self) -> bool:
+        if self._cache is None:
+            return len(self._memory) > _KEEP_IN_MEMORY
+        return sum(states.states_BTD.nbytes for states in self._memory.values()) > _HELD_BYTES
 
     def _empty(self) -> TextStates:
         """The chunk that shorter captions are filled up with."""

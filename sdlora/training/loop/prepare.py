@@ -86,8 +86,11 @@ def _speed_up(config: TrainConfig, images: RunImages, bundle: Bundle, adapter: A
     chosen = choose_speed(config.optimization, config.resolved_base_model, bundle.unet, plan, bundle.device)
     tell = events.warn if chosen.is_without_effect else events.notice
     tell(f"speed: {chosen.text}")
-    if chosen.speed != "plain":
+    is_half = config.optimization.precision != "fp32"
+    # A dropout in half precision rounds its factor: plain has the one of fp32.
+    if chosen.speed != "plain" or (is_half and config.adapter.dropout == 0):
         adapter.leave_casts_to_autocast()
+    if chosen.speed != "plain":
         kept = adapter.base_layers() if adapter.reads_base_weights else ()
         speed_up(bundle.unet, chosen.speed, kept=kept)
 
