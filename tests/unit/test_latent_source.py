@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,3 +108,18 @@ def test_an_image_that_has_gone_bad_is_named(tiny_images: Path, encoded: list[Te
     with pytest.raises(DataError, match=rf"{images.placed[2].record.path.name} or its mask was readable"):
         broken.prepare(images.placed, EVENTS)
     assert len(encoded) == 2
+
+
+def test_a_picture_that_was_replaced_is_not_kept_under_the_name_of_the_one_before(
+    tiny_images: Path, tmp_path: Path, encoded: list[Tensor]
+) -> None:
+    folder, cache = Path(shutil.copytree(tiny_images, tmp_path / "images")), Cache(tmp_path / "cache")
+    found, images = source(folder, cache)
+    first, second = (item for item in images.placed[:2])
+    before = found.fixed(first)
+    shutil.copyfile(second.record.path, first.record.path)
+    assert torch.equal(source(folder, cache)[0].fixed(first).mean_CHW, before.mean_CHW)  # kept: nothing is read
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(DataError, match="is another picture than when the run looked"):
+        source(folder, cache)[0].fixed(first)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))

@@ -23,6 +23,7 @@ from sdlora.data.buckets import BucketedImage
 from sdlora.data.cache import Cache
 from sdlora.data.crops import fixed_crop, prepare_mask, prepare_pixels, sample_crop, size_conditions
 from sdlora.data.focus import focus_of
+from sdlora.data.inspection import hash_file
 from sdlora.data.strokes import draw_mask
 from sdlora.data.variation import PLAIN, Variation, draw_variation, zoomed
 from sdlora.errors import DataError
@@ -197,7 +198,7 @@ class LatentSource:
         else:
             # The first key stays: a VAE that overflows goes on in fp32, and what it has encoded must be found again.
             key = self._keys.setdefault((placed, flip), self._key(placed, flip))
-            moments = self._cache.get_or_encode(key, lambda: self._moments(placed, flip, None))
+            moments = self._cache.get_or_encode(key, lambda: self._checked_moments(placed, flip))
         # Never from the cache, whose key knows the image's bytes only: a mask may change beside an unchanged image.
         mask_HW = None
         if placed.record.mask != "none":
@@ -223,6 +224,16 @@ class LatentSource:
             background=self._config.background,
             variation=variation,
         )
+
+    def _checked_moments(self, placed: BucketedImage, flip: bool) -> dict[str, Tensor]:
+        """For the cache: of the picture that the key names, which may be encoded long after its scan."""
+        moments, record = self._moments(placed, flip, None), placed.record
+        if hash_file(record.path) != record.content_hash:
+            raise DataError(
+                f"{record.path} is another picture than when the run looked at its images: put that one back, or begin "
+                "again (sdlora resume --accept-changes goes on with the new one)"
+            )
+        return moments
 
     def _moments(
         self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None, variation: Variation = PLAIN
