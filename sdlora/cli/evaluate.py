@@ -16,6 +16,7 @@ from sdlora.cli.progress import event_stream
 from sdlora.cli.train import RunArgument, SetOption
 from sdlora.config import files
 from sdlora.config.evaluate import EvaluateConfig
+from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
     from sdlora.evaluation.report import Evaluation, ProblemReport, Scores
@@ -63,6 +64,8 @@ def evaluate(
         files.override(values, ["problem_images.enabled=false"], source, EvaluateConfig)
     if weights and "weights" not in values:
         values["weights"] = _WEIGHTS
+    elif weights and not values["weights"]:
+        raise ConfigError(source, ["--weights asks for several weights, and weights is set to none"])
     settings = files.validate(values, source, EvaluateConfig)
 
     from sdlora.runs.folder import find

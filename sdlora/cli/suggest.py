@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,11 +38,23 @@ def suggest(
     from sdlora.training.preflight.fitting import parse_memory
     from sdlora.training.preflight.suggestion import suggest as suggest_settings
 
+    problems = []
     if output is not None and output.exists() and not force:
-        raise ConfigError("--output", [f"{output} is there already: take another name, or --force replaces it"])
+        problems.append(f"--output: {output} is there already: take another name, or --force replaces it")
+    if output is not None and not output.parent.is_dir():
+        problems.append(f"--output: there is no folder {output.parent}")
+    if base is not None and not base.strip():
+        problems.append("--base: is empty")
+    if problems:
+        raise ConfigError("the command line", problems)
     limit_gib = None if memory is None else parse_memory(memory)
     found = suggest_settings(folder, subject, base=base, memory_gib=limit_gib, trigger=trigger)
     found.config()
+    if output is not None and found.preset in (output.name, *(file.name for file in output.parent.iterdir())):
+        raise ConfigError(
+            "--output",
+            [f"{output.parent / found.preset} would be read in place of the preset {found.preset}: take another place"],
+        )
     text = found.to_yaml()
     if output is None:
         typer.echo(text, nl=False)
@@ -51,4 +64,6 @@ def suggest(
     for remark in found.remarks:
         typer.echo(f"note: {remark}", err=True)
     if output is not None:
-        console.print(f"\nwritten: {output}. Train with: sdlora train --preset {output}", markup=False)
+        console.print(
+            f"\nwritten: {output}. Train with: sdlora train --preset {shlex.quote(str(output))}", markup=False
+        )

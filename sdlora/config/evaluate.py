@@ -127,6 +127,8 @@ class EvaluateConfig(Section):
         if not self.features.strip():
             problems.append("features: is empty; give latents, auto, a hub name or a folder")
         problems += [f"weights: {each:g} is not above 0 and at most 4" for each in self.weights if not 0 < each <= 4]
+        if len(self.weights) == 1:
+            problems.append("weights: a single one has nothing to be compared with; name several, or set weight")
         if len(set(self.weights)) != len(self.weights):
             problems.append(f"weights: {', '.join(f'{each:g}' for each in self.weights)}: a weight is named twice")
         if len(set(self.checkpoints)) != len(self.checkpoints):

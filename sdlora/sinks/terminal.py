@@ -89,7 +89,8 @@ class TerminalSink:
             case events.Notice():
                 self._say(_plain(event.message))
             case events.Stopping():
-                self._say(f"step {event.step}: asked to stop, saving")
+                hint = "; Ctrl-C again ends it without" if self.console.is_terminal else ""
+                self._say(f"step {event.step}: asked to stop, saving{hint}")
             case events.RunFinished():
                 self._finish("training")
                 self._say(f"[green]{event.reason}[/] at step {event.step} after {duration_in_words(event.seconds)}")

@@ -94,7 +94,7 @@ def test_nothing_of_the_demos_own_pictures_is_left(pictures: Callable[..., Path]
     assert config.base_model.model == "builtin:emoji"
     assert config.images.resolution == 128
     assert config.captions.trigger is None
-    assert all("tree" in prompt for prompt in config.previews.prompts)
+    assert (config.previews.prompts, config.previews.from_captions) == ((), 2)
     assert "blueprint" not in files.dump(config)
 
 
@@ -118,3 +118,29 @@ def test_the_command_writes_a_preset_once(cli: Callable[..., Any], tmp_path: Pat
     assert again.code == 2
     assert "--force" in again.errors
     assert cli("suggest", tmp_path / "nowhere", "--for", "style").code == 2
+
+
+def test_the_file_is_never_read_in_place_of_its_own_preset(
+    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.yaml").write_text("preset: anime.yaml", encoding="utf-8")
+    for output in ("demo.yaml", "my.yaml"):
+        refused = cli("suggest", "builtin:mascot", "--for", "style", "-b", "builtin:emoji", "-o", output, "--force")
+        assert (refused.code, "in place of the preset demo.yaml" in refused.errors) == (2, True)
+    assert cli("suggest", "builtin:mascot", "--for", "style", "-b", "builtin:emoji").code == 0
+    wrong = cli("suggest", "builtin:mascot", "--for", "style", "-b", " ", "-o", "no/such/my.yaml")
+    assert "--output: there is no folder no/such" in wrong.errors
+    assert "--base: is empty" in wrong.errors
+
+
+def test_repeats_and_a_missing_word_are_told(pictures: Callable[..., Path]) -> None:
+    folder = pictures(3, caption="a tree {}")
+    more = folder / "5_trees"
+    more.mkdir()
+    Image.new("RGB", (512, 512), "green").save(more / "a.png")
+    (more / "a.txt").write_text("a tree in spring", encoding="utf-8")
+    reason = next(each.reason for each in suggest(folder, "style").advice if each.setting == "optimization.steps")
+    assert "200 times each of 4 pictures at batch 4 on average, shared out by their folders' repeats (1 to 5)" in reason
+    with pytest.raises(ConfigError, match="a concept needs a word of its own"):
+        suggest(folder, "concept")

@@ -26,6 +26,7 @@ from sdlora.events import (
 from sdlora.processes import is_main_process
 from sdlora.runs import changes, checkpoints, restarts
 from sdlora.runs import folder as run_folder
+from sdlora.runs.event_log import iterate_backwards
 from sdlora.runs.folder import RunFolder
 from sdlora.runs.lock import locked
 from sdlora.runs.state import has_finished
@@ -171,6 +172,8 @@ def _taken_up(
     accept_changes |= folder.takes_changes_accepted()
     _compare_images(folder, images, events, accept_changes=accept_changes, with_settings=bool(changed))
     found = checkpoint_state.newest_sound(folder, events.warn)
+    if found is None and any(isinstance(event, StepFinished) for event in iterate_backwards(folder.events)):
+        events.notice("no checkpoint was saved: the run begins again with the first step")
     # Only now: a run that is refused keeps the settings it had.
     changes.apply(folder, config, changed)
     for one in changed:

@@ -13,7 +13,7 @@ import yaml
 from sdlora.config import files, schema
 from sdlora.config.base_model import BaseModelConfig, FamilyName
 from sdlora.config.images import CaptionsConfig, ImagesConfig
-from sdlora.config.shipped import BUILTIN_PREFIX, resolve_folder
+from sdlora.config.shipped import BUILTIN_PREFIX, presets_folder, resolve_folder
 from sdlora.config.train import TrainConfig
 from sdlora.data.captions import has_trigger
 from sdlora.data.images import ImageRecord, scan
@@ -89,9 +89,8 @@ class Suggestion:
     def config(self) -> TrainConfig:
         """The checked settings."""
         values = schema.nest({each.setting: each.value for each in self.advice})
-        return files.validate(
-            files.on_preset(values | {"preset": self.preset}, "the suggestion", Path()), "the suggestion"
-        )
+        preset = {"preset": self.preset}
+        return files.validate(files.on_preset(values | preset, "the suggestion", presets_folder()), "the suggestion")
 
 
 def suggest(
@@ -112,7 +111,7 @@ def suggest(
     there is no preset for, pictures without a caption or trigger, or memory that nothing makes it fit into.
     """
     folder = Path(folder).expanduser()
-    told, trigger = told_by_dataset(resolve_folder(folder)), (trigger or "").strip() or None
+    told, trigger = told_by_dataset(resolve_folder(folder)), " ".join((trigger or "").split()) or None
     records = scan(ImagesConfig(folder=folder), CaptionsConfig(default="")).records
     if not (trigger or told.trigger) and not all(record.caption for record in records):
         raise ConfigError(
@@ -120,18 +119,20 @@ def suggest(
         )
     edges_px = sorted(int((each.width_px * each.height_px) ** 0.5) for each in records)
     name, preset, family, native_px, preset_reason = _choose(subject, base, edges_px, memory_gib)
-    start = files.load(preset)
+    start = files.load(presets_folder() / preset)
+    if start.objective.prior_preservation == "base_prediction" and not (trigger or told.trigger):
+        raise ConfigError("--trigger", [f"a {subject} needs a word of its own, by which it is told from its kind"])
     advice = [
         Advice("name", told.name, "after the folder"),
         *([Advice("base_model.model", base, "as you say")] if base else []),
         Advice("images.folder", str(folder if str(folder).startswith(BUILTIN_PREFIX) else folder.absolute()), name),
         _resolution(edges_px, native_px),
         *_captions(records, trigger, told.trigger, start),
-        *_length(len(records), subject, start),
+        *_length(records, subject, start),
     ]
     if start.previews.prompts:
-        prompts = list(told.prompts) or [trigger or told.trigger]
-        advice.append(Advice("previews.prompts", prompts, "some of the captions, in place of the preset's own"))
+        advice.append(Advice("previews.prompts", [], "the preset's own are about other pictures"))
+        advice.append(Advice("previews.from_captions", 2, "so many captions, with the trigger, in their place"))
     remarks = tuple(_remarks(records, edges_px, advice))
     found = Suggestion(preset, preset_reason, tuple(advice), remarks)
     if memory_gib is None:
@@ -173,11 +174,10 @@ def _resolution(edges_px: Sequence[int], native_px: int) -> Advice:
         return Advice("images.resolution", native_px, f"the base model's own; the middle picture has {middle:g} px")
     # Not below what the base model still knows: it draws double heads and torsos at less.
     resolution = max(int(middle) // _STEP_PX * _STEP_PX, int(0.6 * native_px) // _STEP_PX * _STEP_PX + _STEP_PX)
-    return Advice(
-        "images.resolution",
-        min(resolution, native_px),
-        f"the middle picture has {middle:g} px: at the base model's {native_px} px most would be enlarged",
-    )
+    if resolution >= native_px:
+        return Advice("images.resolution", native_px, f"the base model's own; most, with {middle:g} px, are enlarged")
+    words = f"the middle picture has {middle:g} px: at the base model's {native_px} px more would be enlarged"
+    return Advice("images.resolution", resolution, words)
 
 
 def _captions(records: Sequence[ImageRecord], trigger: str | None, own: str, start: TrainConfig) -> Iterator[Advice]:
@@ -206,7 +206,8 @@ def _captions(records: Sequence[ImageRecord], trigger: str | None, own: str, sta
         yield Advice("captions.keep_tags", 0, "as nothing is shuffled")
 
 
-def _length(number: int, subject: Subject, start: TrainConfig) -> Iterator[Advice]:
+def _length(records: Sequence[ImageRecord], subject: Subject, start: TrainConfig) -> Iterator[Advice]:
+    number = len(records)
     held_out = max(1, round(0.1 * number)) if number >= _ENOUGH_TO_HOLD_OUT else 0
     if held_out:
         yield Advice(
@@ -215,18 +216,25 @@ def _length(number: int, subject: Subject, start: TrainConfig) -> Iterator[Advic
             f"{count(held_out, 'picture')} of {number} held out tells which step is best, and the file takes that one",
         )
     elif start.validation.fraction:
-        yield Advice("validation.fraction", 0.0, f"{count(number, 'picture')} are too few to hold any out")
+        yield Advice("validation.fraction", 0.0, f"too few to hold any out: {count(number, 'picture')}")
     batch = min(start.optimization.batch_size, number - held_out)
     if batch != start.optimization.batch_size:
-        yield Advice("optimization.batch_size", batch, f"there are only {count(batch, 'picture')} to train on")
+        yield Advice("optimization.batch_size", batch, f"there is no more to train on: {count(batch, 'picture')}")
     most = start.optimization.steps or 2000
     seen = _TIMES_SEEN[subject]
-    steps = min(most, max(_FEWEST_STEPS, -(-seen * (number - held_out) // batch // 10) * 10))
+    wanted = -(-seen * (number - held_out) // batch // 10) * 10
+    steps = min(most, max(_FEWEST_STEPS, wanted))
     times = steps * batch / (number - held_out)
     reason = f"{times:.0f} times each of {count(number - held_out, 'picture')} at batch {batch}"
-    limit = f"; {seen} times is what this kind of training usually takes" if steps < most else ", the preset's length"
-    yield Advice("optimization.steps", steps, reason + limit)
-    yield Advice("outputs.checkpoint_every", max(50, steps // 40 * 10), "four to choose among: sdlora evaluate")
+    repeats = sorted({record.repeats for record in records})
+    if len(repeats) > 1:
+        reason += f" on average, shared out by their folders' repeats ({repeats[0]} to {repeats[-1]})"
+    if steps == wanted:
+        reason += f"; {seen} times is what this kind of training usually takes"
+    else:
+        reason += ", the preset's length" if steps == most else "; fewer steps change little"
+    yield Advice("optimization.steps", steps, reason)
+    yield Advice("outputs.checkpoint_every", max(50, steps // 40 * 10), "to choose among them: sdlora evaluate")
 
 
 def _remarks(records: Sequence[ImageRecord], edges_px: Sequence[int], advice: Sequence[Advice]) -> Iterator[str]:
@@ -247,7 +255,7 @@ def _remarks(records: Sequence[ImageRecord], edges_px: Sequence[int], advice: Se
     elif any(record.caption and not has_trigger(record.caption, trigger) for record in records):
         yield f"captions without '{trigger}' get it in front; their files stay as they are"
     if len(records) < _ENOUGH_TO_HOLD_OUT:
-        yield f"{count(len(records), 'picture')} teach little but themselves: 15 and more, each different, work better"
+        yield f"so few ({count(len(records), 'picture')}) teach little but themselves: 15 different ones work better"
 
 
 def _fitting(found: Suggestion, family: FamilyName, memory_gib: float) -> Iterator[Advice]:
