@@ -10,11 +10,13 @@ import signal
 import time
 from pathlib import Path
 
+from PIL import Image
 from safetensors import safe_open
 
 from sdlora.processes import ProcessRecord
 from sdlora.runs.folder import RunFolder
 from tests.faults.campaign import STEPS, Ended, Lab, Try, finish, run, started, wait
+from tests.support.tiny_captioners import build_tagger
 
 _DAMAGED = (
     "state.pt", "checksums.json", "*-step_*.safetensors", "events.jsonl", "log.txt", "images.json", "best.json",
@@ -249,19 +251,77 @@ def mixing(lab: Lab) -> Try:
         [
             ["mix", f"{adapter}:0.5", f"{adapter}:0.25", "-o", str(target)],
             ["resize", str(adapter), "--rank", "1", "-o", str(target)],
+            ["merge", f"{adapter}:0.5", "--base", str(lab.model), "-o", str(runs / "merged")],
         ]
     )
+    target = Path(arguments[-1])
     with started(arguments, runs / "mix.txt") as process_id:
         time.sleep(lab.chance.uniform(0, 0.6))
         os.kill(process_id, signal.SIGKILL)
         wait(process_id, runs / "mix.txt")
-    whole = True
-    if target.exists():
-        with safe_open(target, framework="pt") as file:
-            whole = len(list(file.keys())) > 0
+    whole = not target.is_dir() or (target / "model_index.json").is_file()
+    for path in target.rglob("*.safetensors") if target.is_dir() else [target] if target.exists() else []:
+        with safe_open(path, framework="pt") as file:
+            whole &= len(list(file.keys())) > 0
     again: Ended = run([*arguments, *(["--force"] if target.exists() else [])], runs / "again.txt")
     fine = whole and (again.code == 0 or "exists" in again.output or "No such option" in again.output)
     return Try(fine, traceback=again.has_traceback, what="" if fine else again.output[-200:])
 
 
-KINDS = (kill, signals, disk, flip, two_trainers, prune, inputs, clock, process_ids, mixing)
+def captioning(lab: Lab) -> Try:
+    """kill -9 while a model adds to captions, up to three times: each caption is added to once."""
+    runs, tagger = lab.new_runs(), lab.root / "tagger"
+    if not tagger.is_dir():
+        build_tagger(tagger)
+    whole, killed = (Path(shutil.copytree(lab.images, runs / name)) for name in ("whole", "killed"))
+    how = ["--model", str(tagger), "--existing", "append", "--batch-size", "2"]
+    began = time.monotonic()
+    run(["dataset", "caption", str(whole), *how], runs / "whole.txt")
+    seconds, ended = time.monotonic() - began, Ended(-signal.SIGKILL, "")
+    for _ in range(lab.chance.randint(1, 3)):
+        with started(["dataset", "caption", str(killed), *how], runs / "out.txt") as process_id:
+            time.sleep(lab.chance.uniform(0, seconds))
+            os.kill(process_id, signal.SIGKILL)
+            ended = wait(process_id, runs / "out.txt")
+        if ended.code == 0:
+            break  # all was done: once more would rightly add once more
+    else:
+        ended = run(["dataset", "caption", str(killed), *how], runs / "again.txt")
+    wrong = ended.code == 0 and _texts(whole) != _texts(killed)
+    return Try(ended.code == 0, 0, wrong, ended.has_traceback, "" if ended.code == 0 else ended.output[-200:])
+
+
+def _texts(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.txt")}
+
+
+def generating(lab: Lab) -> Try:
+    """kill -9 while images are generated: those that are there are whole, and the same as without a kill."""
+    runs = lab.new_runs()
+    how = ["generate", "a cat", "--base", str(lab.model), "--size", "64x64", "--steps", "2", "--count", "6",
+           "--batch", "2", "--seed", "7", "--out"]  # fmt: skip
+    began = time.monotonic()
+    run([*how, str(runs / "whole")], runs / "whole.txt")
+    with started([*how, str(runs / "killed")], runs / "out.txt") as process_id:
+        time.sleep(lab.chance.uniform(0, time.monotonic() - began))
+        os.kill(process_id, signal.SIGKILL)
+        wait(process_id, runs / "out.txt")
+    expected, left = (_pictures_by_seed(runs / name) for name in ("whole", "killed"))
+    wrong = any(expected[seed] != pixels for seed, pixels in left.items())
+    again = run([*how, str(runs / "killed")], runs / "again.txt")
+    fine = again.code == 0 and _pictures_by_seed(runs / "killed") == expected and len(expected) == 6
+    return Try(fine, 0, wrong, again.has_traceback, "" if fine else again.output[-200:])
+
+
+def _pictures_by_seed(folder: Path) -> dict[str, bytes]:
+    """The pixels of each picture, by the seed in what it tells of itself; one that is cut off raises."""
+    found = {}
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            found[image.info["parameters"].partition("Seed: ")[2].partition(",")[0]] = image.tobytes()
+    return found
+
+
+KINDS = (
+    kill, signals, disk, flip, two_trainers, prune, inputs, clock, process_ids, mixing, captioning, generating,
+)  # fmt: skip
