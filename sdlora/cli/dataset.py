@@ -177,6 +177,8 @@ def import_command(
             console.print(f"changed: {sentence}", markup=False)
         for sentence in imported.lost:
             console.print(f"not taken over: {sentence}", markup=False)
+        if imported.assumed:
+            console.print(f"not in the file, so as by default there: {', '.join(imported.assumed)}", markup=False)
         if imported.without_effect:
             console.print(f"without effect here: {', '.join(imported.without_effect)}", markup=False)
         console.print(f"wrote {out}, read as {imported.tool}", markup=False)

@@ -218,6 +218,7 @@ def from_job(job: Mapping[str, Any]) -> Translation:
             continue
         settings = _flattened(process.get(section) or {})
         if section == "train":
+            result.assume(_TRAIN_DEFAULTS, settings, "train.")
             settings = {**_TRAIN_DEFAULTS, **settings}
         settings = legible(settings, result, *_READ_APART.get(section, ((), ())), f"{section}.")
         known = result.take(settings, table, f"{section}.")

@@ -190,6 +190,7 @@ def from_config(
     """The whole configuration; concepts and samples are those of the file, or of the files that it names."""
     result = from_concepts(concepts) if concepts else Translation()
     known = result.pass_over(settings, _WITHOUT_EFFECT, read_apart=_TOLD_APART)
+    result.assume(_DEFAULTS, settings)
     settings = legible({**_DEFAULTS, **settings}, result, _NUMBERS, _SWITCHES)
     result.note_fractions(settings, ("lokr_dim", "text_encoder_layer_skip", "sample_after", "save_every"))
     own_resolution = result.values.get("images.resolution")

@@ -38,6 +38,8 @@ class Imported:
     """A sentence for each setting that has no counterpart."""
     changed: tuple[str, ...]
     """A sentence for each that was taken over with another value, and why."""
+    assumed: tuple[str, ...]
+    """What the file leaves out, as it is by default in its tool: `lora_rank=16`."""
     without_effect: tuple[str, ...]
     """The names of settings about speed, the machine or a window, which change nothing here."""
     captions: Mapping[str, str]
@@ -50,6 +52,8 @@ class Imported:
             lines += ["# Taken over with changes:", *(f"#   {' '.join(one.split())}" for one in self.changed)]
         if self.lost:
             lines += ["# Not taken over:", *(f"#   {' '.join(sentence.split())}" for sentence in self.lost)]
+        if self.assumed:
+            lines.append(f"# Not in the file, so as by default there: {' '.join(', '.join(self.assumed).split())}")
         if self.without_effect:
             lines.append(f"# Without effect here: {' '.join(', '.join(self.without_effect).split())}")
         return "\n".join([*lines, files.dump(self.config, only_changes=True)])
@@ -76,6 +80,7 @@ def import_settings(path: Path) -> Imported:
         config,
         lost=tuple(translation.lost),
         changed=tuple(translation.changed),
+        assumed=tuple(translation.assumed),
         without_effect=tuple(dict.fromkeys(translation.without_effect)),
         captions=translation.captions,
     )

@@ -175,6 +175,7 @@ def _translated(
     gui = dict(_DEFAULTS)
     if given.get("max_train_epochs"):
         del gui["max_train_steps"]
+    notes.assume(gui, {names.get(name, name) for name in given})
     gui |= {names.get(name, name): value for name, value in given.items() if name not in _ARGUMENTS[:1]}
     for name, value in gui.items():
         if isinstance(value, str) and value in ("True", "False"):

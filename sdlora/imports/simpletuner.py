@@ -188,6 +188,7 @@ def from_config(settings: Mapping[str, Any], read_json: ReadJson) -> Translation
     result = Translation()
     family = _family(plain)
     given = legible({**_DEFAULTS, **plain}, result, _NUMBERS, _SWITCHES)
+    result.assume(_DEFAULTS, plain)
     known = result.take(given, SETTINGS) | result.pass_over(plain, WITHOUT_EFFECT, read_apart=_TOLD_APART)
     result.put("base_model.family", family)
     if "base_model.model" not in result.values:
@@ -335,8 +336,11 @@ def _optimizer(given: Mapping[str, Any], result: Translation) -> set[str]:
     if given.get("adam_epsilon") is not None:
         options["eps"] = number(given["adam_epsilon"])
     put_options(result, options)
+    if given.get("optimizer") == "adamw_bf16":
+        result.change("optimizer", "adamw_bf16", "AdamW with fp32 weights and moments")
     if given.get("grad_clip_method", "value") == "value" and number(given.get("max_grad_norm")):
-        result.change("grad_clip_method", "value", "gradients are clipped by their norm here")
+        limit = given["max_grad_norm"]
+        result.change("max_grad_norm", limit, "each gradient is held below it there, the norm of all of them here")
     return {
         "optimizer_config", "optimizer_beta1", "optimizer_beta2", "adam_beta1", "adam_beta2", "adam_epsilon",
         "grad_clip_method",

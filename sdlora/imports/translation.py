@@ -39,6 +39,8 @@ class Translation:
     lost: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     """What was taken over with another value than it had, and why."""
+    assumed: list[str] = field(default_factory=list)
+    """Values that the file leaves out, as they are by default there."""
     without_effect: list[str] = field(default_factory=list)
     """Names of settings that change nothing here, as they are about speed, the machine or a window."""
     captions: dict[str, str] = field(default_factory=dict)
@@ -54,6 +56,10 @@ class Translation:
     def change(self, name: str, value: Any, how: str) -> None:
         """Note a foreign setting that is taken over otherwise than it stands there."""
         self.changed.append(f"{name}={value}: {how}")
+
+    def assume(self, defaults: Mapping[str, Any], given: Collection[str], prefix: str = "") -> None:
+        """Note the other trainer's defaults that stand in for what isn't given."""
+        self.assumed += [f"{prefix}{name}={value}" for name, value in defaults.items() if name not in given]
 
     def lose(self, name: str, value: Any, why: str = "no counterpart") -> None:
         """Note a foreign setting that is not taken over."""
@@ -111,6 +117,7 @@ class Translation:
         self.lost += other.lost
         self.without_effect += other.without_effect
         self.changed += other.changed
+        self.assumed += other.assumed
 
     def lose_rest(
         self, source: Mapping[str, Any], known: set[str], prefix: str = "", reasons: Mapping[str, str] | None = None

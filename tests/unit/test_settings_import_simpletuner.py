@@ -107,7 +107,10 @@ def test_a_configuration_is_taken_over_with_its_data_backends(tmp_path: Path) ->
         "user_prompt_library", "web", "pictures/friend: probability", "pictures/friend: captions.wildcards",
     }  # fmt: skip
     changed = "\n".join(result.changed)
-    assert "grad_clip_method=value: gradients are clipped by their norm here" in changed
+    assert "max_grad_norm=2.0: each gradient is held below it there, the norm of all of them here" in changed
+    assert "max_grad_norm=2.0" in result.assumed
+    assert not any(each.startswith("lora_rank") for each in result.assumed)
+    assert "# Not in the file, so as by default there: " in result.as_yaml()
     assert "pictures/people: is_regularisation_data=True" in changed
     assert "pictures/friend: caption_strategy=instanceprompt: captions.default" in changed
     read_back(result, tmp_path)
