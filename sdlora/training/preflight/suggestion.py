@@ -118,14 +118,14 @@ def suggest(
             "--trigger", [f"not every picture has a caption: give a word for the {subject} that stands in for one"]
         )
     edges_px = sorted(int((each.width_px * each.height_px) ** 0.5) for each in records)
-    name, preset, family, native_px, preset_reason = _choose(subject, base, edges_px, memory_gib)
+    pictures, preset, family, native_px, preset_reason = _choose(subject, base, edges_px, memory_gib)
     start = files.load(presets_folder() / preset)
     if start.objective.prior_preservation == "base_prediction" and not (trigger or told.trigger):
         raise ConfigError("--trigger", [f"a {subject} needs a word of its own, by which it is told from its kind"])
     advice = [
         Advice("name", told.name, "after the folder"),
         *([Advice("base_model.model", base, "as you say")] if base else []),
-        Advice("images.folder", str(folder if str(folder).startswith(BUILTIN_PREFIX) else folder.absolute()), name),
+        Advice("images.folder", str(folder if str(folder).startswith(BUILTIN_PREFIX) else folder.absolute()), pictures),
         _resolution(edges_px, native_px),
         *_captions(records, trigger, told.trigger, start),
         *_length(records, subject, start),
