@@ -17,10 +17,15 @@ def test_steps_and_epochs_are_read(written: str, kept: int | str) -> None:
     assert files.load(overrides=[f"previews.every={written}"]).previews.every == kept
 
 
-@pytest.mark.parametrize("written", ["often", "-1", "1.5", "0 epochs", "true"])
+@pytest.mark.parametrize("written", ["often", "-1", "1.5", "0 epochs"])
 def test_anything_else_is_refused(written: str) -> None:
     with pytest.raises(ConfigError, match=r"previews\.every: must be a number of steps, or epochs as in '1 epoch'"):
         files.load(overrides=[f"previews.every={written}"])
+
+
+def test_yes_is_no_number_of_steps() -> None:
+    with pytest.raises(ConfigError, match=r"previews\.every: must be a number, not true or false"):
+        files.load(overrides=["previews.every=true"])
 
 
 @pytest.mark.parametrize(
