@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from sdlora.__main__ import program
 from sdlora.config import files
 from sdlora.events import StepFinished
@@ -122,6 +124,8 @@ def started(arguments: list[str], output: Path, prepare: Callable[[], object] = 
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             sys.argv = ["sdlora", *arguments]
+            # torch makes its threads anew after a fork, which two that load weights at once must not do each.
+            torch.set_num_threads(1)
             prepare()
             program()
             code = 0
