@@ -100,6 +100,17 @@ def in_captioning(config: CaptioningConfig) -> Iterator[str]:
     yield from _unread(config, [(name, not has_endpoint, here) for name in (*of_model, *thresholds)])
 
 
+def with_captioner(config: CaptioningConfig, kind: str | None) -> Iterator[str]:
+    """The same once it is known what kind the model is: `tagger`, `florence2`, another one of sentences, or None."""
+    if kind is None:  # a plug-in, which reads what it likes
+        return
+    of_taggers = ("threshold", "character_threshold", "rating_threshold", "escape_brackets")
+    yield from _unread(config, [(name, kind == "tagger", "a tagger") for name in of_taggers])
+    of_sentences = ("max_tokens", "beams")
+    yield from _unread(config, [(name, kind != "tagger", "a model of sentences") for name in of_sentences])
+    yield from _unread(config, [("detail", kind == "florence2", "Florence-2")])
+
+
 def is_written(config: Section, name: str) -> bool:
     """Whether a setting, by its dotted name, was given and is not the default."""
     section, _, rest = name.partition(".")

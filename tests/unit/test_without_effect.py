@@ -7,7 +7,7 @@ import pytest
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.config.files import load, validate
 from sdlora.config.generate import GenerateConfig
-from sdlora.config.without_effect import in_captioning, in_generating, in_training
+from sdlora.config.without_effect import in_captioning, in_generating, in_training, with_captioner
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,18 @@ def test_a_request_names_what_it_does_not_use() -> None:
         "files": {"quality": 5, "format": "webp"},
     }
     assert list(in_generating(validate(used, "the request", GenerateConfig))) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "unread"),
+    [
+        ("tagger", ["max_tokens", "beams", "detail"]),
+        ("blip", ["threshold", "escape_brackets", "detail"]),
+        ("florence2", ["threshold", "escape_brackets"]),
+        (None, []),
+    ],
+)
+def test_options_of_another_kind_of_captioner_are_named(kind: str | None, unread: list[str]) -> None:
+    config = CaptioningConfig(threshold=0.5, escape_brackets=True, max_tokens=80, beams=5, detail="short")
+    assert [sentence.partition(" ")[0] for sentence in with_captioner(config, kind)] == unread
+    assert list(with_captioner(CaptioningConfig(), kind)) == []

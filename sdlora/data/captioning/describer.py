@@ -56,7 +56,8 @@ class VisionCaptioner:
                     raise
                 raise ModelError(f"{place.name} can't be loaded: {' '.join(str(error).split())}") from error
         self._model = model.to(self.device).eval()
-        self._is_asked = model.config.model_type == "florence2"
+        self.kind: str = model.config.model_type
+        self._is_asked = self.kind == "florence2"
 
     def __call__(self, images: Sequence[Image.Image], /) -> list[str]:
         """One sentence for each image."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from sdlora.config.captioning import CaptioningConfig
-from sdlora.config.without_effect import in_captioning
+from sdlora.config.without_effect import in_captioning, with_captioner
 from sdlora.data.caption_files import CaptionFolders
 from sdlora.data.captioning.captioner import load_captioner
 from sdlora.data.captioning.journal import Journal, Written
@@ -77,6 +77,8 @@ def caption_folder(
     if not _wanted(folder, listing, config, set())[0]:
         return Captioned(skipped=len(listing.pictures))
     captioner = captioner or load_captioner(config)
+    for sentence in with_captioner(config, getattr(captioner, "kind", None)):
+        events.warn(sentence)
     try:
         return _caption(folder, listing, config, captioner, events)
     except OSError as error:

@@ -40,6 +40,8 @@ class Tag:
 class Tagger:
     """Captions of tags: characters first, then general tags, then ratings if asked for, the likeliest first."""
 
+    kind = "tagger"
+
     def __init__(self, model_file: Path, tags_file: Path, config: CaptioningConfig) -> None:
         """Load both files. Raises MissingPackageError without onnxruntime, ModelError for files of another layout."""
         self.config = config
