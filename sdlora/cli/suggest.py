@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from sdlora.cli.app import app, console
+from sdlora.config.presets import Subject
 
 
 @app.command()
 def suggest(
     folder: Annotated[str, typer.Argument(help="The pictures, with their captions.")],
     subject: Annotated[
-        Literal["style", "person", "character", "concept"],
+        Subject,
         typer.Option("--for", help="What the pictures are to teach."),
     ],
     base: Annotated[
@@ -31,11 +34,11 @@ def suggest(
         Path | None, typer.Option("--output", "-o", help="Write the preset to this file, as my.yaml.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Suggest settings for a folder of pictures, each with its reason, as a preset to train with or to change."""
     from sdlora import atomic
     from sdlora.errors import ConfigError
-    from sdlora.training.preflight.fitting import parse_memory
     from sdlora.training.preflight.suggestion import suggest as suggest_settings
 
     problems = []
@@ -47,7 +50,11 @@ def suggest(
         problems.append("--base: is empty")
     if problems:
         raise ConfigError("the command line", problems)
-    limit_gib = None if memory is None else parse_memory(memory)
+    limit_gib = None
+    if memory is not None:
+        from sdlora.training.preflight.fitting import parse_memory  # loads torch, which nothing else here needs
+
+        limit_gib = parse_memory(memory)
     found = suggest_settings(folder, subject, base=base, memory_gib=limit_gib, trigger=trigger)
     found.config()
     if output is not None and found.preset in (output.name, *(file.name for file in output.parent.iterdir())):
@@ -56,10 +63,14 @@ def suggest(
             [f"{output.parent / found.preset} would be read in place of the preset {found.preset}: take another place"],
         )
     text = found.to_yaml()
+    if output is not None:
+        atomic.write_text(output, text)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        return
     if output is None:
         typer.echo(text, nl=False)
     else:
-        atomic.write_text(output, text)
         console.print(text, end="", markup=False, highlight=False)
     for remark in found.remarks:
         typer.echo(f"note: {remark}", err=True)

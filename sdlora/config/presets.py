@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel
@@ -23,6 +23,9 @@ from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.file_memory import while_unchanged
 
+Subject = Literal["style", "person", "character", "concept"]
+"""What pictures are to teach."""
+SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 PLAIN = "none"
 """Stands for no preset: every setting at its default."""
 _PLAIN_LABEL = "no preset: every setting at its default"

@@ -236,3 +236,31 @@ def queued_over_the_api(server: Any, page: Any) -> None:
     page.wait_for_selector("#runs-list button[data-run=second]", state="detached")
     page.click("#runs-list button[data-run=small]")
     wait_for_status(page, "running")
+
+
+def test_suggested_settings_are_shown_with_reasons_then_taken(server: Any, page: Any) -> None:
+    open_tab(page, "train")
+    enter(page, "#train-optimization-steps input", "42")
+    page.press("#train-optimization-steps input", "Tab")
+    page.click("#train-suggest-box > button")
+    page.click("#train-suggest")
+    page.get_by_text("150 times is what this kind of training usually takes").wait_for()
+    page.wait_for_function("document.querySelector('#train-optimization-steps input').value === '42'")  # shown only
+    page.click("#train-suggestion [data-act=use-suggestion]")
+    page.wait_for_function("document.querySelector('#train-optimization-steps input').value === '830'")
+    assert page.input_value("#train-images-folder input") == "builtin:blueprint"
+    page.get_by_text("The form was filled anew").wait_for()
+    page.click("#train-aside [data-act=undo]")
+    page.wait_for_function("document.querySelector('#train-optimization-steps input').value === '42'")
+
+    # A suggestion is for the pictures it was made from.
+    enter(page, "#train-images-folder input", "builtin:mascot")
+    page.press("#train-images-folder input", "Tab")
+    page.click("#train-suggestion [data-act=use-suggestion]")
+    page.get_by_text("It is of another dataset: press Suggest settings again").wait_for()
+    page.click("#train-suggest-keep-base input")
+    enter(page, "#train-suggest-memory input", "0.001")
+    page.click("#train-suggest")
+    page.get_by_text("Memory: 0.001 GiB is not enough for builtin:emoji").wait_for()
+    assert not list(server.root.glob("**/jobs/*-suggest*")), "a job's folder is left"
+    assert not page.complaints

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from sdlora.config import files
+from sdlora.config.presets import SUBJECTS
 from sdlora.config.without_effect import in_training
 from sdlora.errors import ConfigError
-from sdlora.training.preflight.suggestion import SUBJECTS, Suggestion, suggest
+from sdlora.training.preflight.suggestion import Suggestion, suggest
 
 
 @pytest.fixture

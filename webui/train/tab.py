@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from sdlora import SdloraError, TrainConfig
+from sdlora import SdloraError, Suggestion, TrainConfig
 from sdlora.config import presets
 from sdlora.data.sets import folders
 from sdlora.data.sets.folders import list_sources
@@ -27,6 +27,7 @@ from webui.scripts import ASKED, LIVE, NEXT_ASKED, PRESSES
 from webui.train import view
 from webui.train.report import Report, Reporter, changed_settings, from_yaml, left_out, with_preset
 from webui.train.sheet import Sheet
+from webui.train.suggesting import Suggesting
 
 FIRST_PRESET = "demo.yaml"
 SET_BY_THE_PAGE = ("outputs.folder",)
@@ -167,6 +168,7 @@ class TrainTab:
         with gr.Row():
             place("images.folder", label="Dataset", info="Yours, a sample set, or a folder's path.")
             place("base_model.model", label="Base model", info="`builtin:emoji`, a folder, a file, or a hub name.")
+        self.suggesting = Suggesting(self.context.workspace.jobs)
         with gr.Row():
             place("name")
             place("captions.trigger", label="Trigger", info="Word that calls the adapter up. Empty: not set.")
@@ -251,6 +253,8 @@ class TrainTab:
         self._with_form(self.start.click, self._start, begun, trigger_mode="once")
         self._with_form(self.enqueue.click, self._enqueue, begun, trigger_mode="once")
         self._wire_fills()
+        asking = self.suggesting
+        self._with_form(asking.ask.click, self._suggest, asking.outputs, asking.inputs, trigger_mode="once")
         self.stop.click(handler(self._stop), self.said, self.status, **QUICK)
         self.search.input(
             handler(self._search), self.search, [self.found, *form.sections.values()],
@@ -277,6 +281,9 @@ class TrainTab:
         ):
             self._with_form(trigger, self._filling(act), self.outputs, fills=True)
         self._with_form(self.aside.select, self._filling(self._answered), self.outputs, [self.before], fills=True)
+        taken = [self.suggesting.found]
+        outputs = [*self.outputs, *self.suggesting.outputs]
+        self._with_form(self.suggesting.shown.select, self._filling(self._take_suggestion), outputs, taken, fills=True)
         self.import_file.upload(
             handler(self._import), [self.import_file, self.asked], [self.yaml, *self.outputs], js=NEXT_ASKED, **PRIVATE
         )
@@ -387,6 +394,17 @@ class TrainTab:
     def _use_preset(self, sheet: Sheet, preset: str) -> dict[Any, Any]:
         before = self._preset_shown(sheet.standing)
         return self._show(with_preset(self._preset_shown(preset), before, sheet.settings), preset, instead_of=sheet)
+
+    def _suggest(self, sheet: Sheet, *given: Any) -> dict[Any, Any]:
+        return self.suggesting.suggest(sheet, self._preset_shown(sheet.standing), *given)
+
+    def _take_suggestion(self, sheet: Sheet, found: tuple[str, Suggestion] | None) -> dict[Any, Any]:
+        """The suggested settings; name and trigger stay as a person chose them."""
+        if found is None or not self.suggesting.is_of(sheet, found):
+            return self.suggesting.refused(["It is of another dataset: press Suggest settings again."])
+        settings = self.form.show(found[1].config())
+        settings = with_preset(settings, self._preset_shown(sheet.standing), sheet.settings)
+        return self._show(settings, found[1].preset, instead_of=sheet)
 
     def _reset(self, sheet: Sheet) -> dict[Any, Any]:
         return self._show(self._preset_shown(sheet.standing), sheet.standing, instead_of=sheet)

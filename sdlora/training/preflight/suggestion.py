@@ -6,13 +6,14 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import yaml
 
 from sdlora.config import files, schema
 from sdlora.config.base_model import BaseModelConfig, FamilyName
 from sdlora.config.images import CaptionsConfig, ImagesConfig
+from sdlora.config.presets import Subject
 from sdlora.config.shipped import BUILTIN_PREFIX, presets_folder, resolve_folder
 from sdlora.config.train import TrainConfig
 from sdlora.data.captions import has_trigger
@@ -21,11 +22,7 @@ from sdlora.data.lint.tags import tags_of
 from sdlora.data.sets.suggestions import suggest as told_by_dataset
 from sdlora.errors import ConfigError
 from sdlora.models.detection import detect
-from sdlora.training.preflight.fitting import MemoryNeeds
 from sdlora.words import count
-
-Subject = Literal["style", "person", "character", "concept"]
-SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 
 _PRESETS: dict[tuple[FamilyName, Subject], str] = {
     ("sd1", "style"): "sd15_style",
@@ -260,6 +257,8 @@ def _remarks(records: Sequence[ImageRecord], edges_px: Sequence[int], advice: Se
 
 def _fitting(found: Suggestion, family: FamilyName, memory_gib: float) -> Iterator[Advice]:
     """What makes the run fit. Raises ConfigError where nothing does."""
+    from sdlora.training.preflight.fitting import MemoryNeeds  # loads torch, which nothing else here needs
+
     config = found.config()
     fit = MemoryNeeds.of(config, "cuda", family).fit(memory_gib)
     if fit is None:
