@@ -26,8 +26,9 @@ _ON_THE_PAGE = {"--trigger": "Trigger", "--memory": "Memory", "--for": "What the
 class Suggesting:
     """The inputs of a suggestion, and what was suggested last. Made inside the layout."""
 
-    def __init__(self, jobs: Path) -> None:
-        self._jobs = jobs
+    def __init__(self, jobs: Path, labels: Mapping[str, str]) -> None:
+        """labels: of the settings, by dotted name."""
+        self._jobs, self._labels = jobs, labels
         self.found = gr.State(None)  # the folder that was asked for, and its suggestion
         with gr.Accordion("Suggest settings for these pictures", open=False, elem_id="train-suggest-box"):
             with gr.Row():
@@ -86,7 +87,7 @@ class Suggesting:
             )
         except SdloraError as error:
             return self.refused(_as_on_the_page(str(error)))
-        return {self.found: (folder, found), self.shown: view.suggestion(found), self.problems: ""}
+        return {self.found: (folder, found), self.shown: view.suggestion(found, self._labels), self.problems: ""}
 
     def is_of(self, sheet: Sheet, found: tuple[str, Suggestion]) -> bool:
         """Whether the suggestion that is shown was made from the pictures that the form names now."""

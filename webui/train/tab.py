@@ -168,7 +168,7 @@ class TrainTab:
         with gr.Row():
             place("images.folder", label="Dataset", info="Yours, a sample set, or a folder's path.")
             place("base_model.model", label="Base model", info="`builtin:emoji`, a folder, a file, or a hub name.")
-        self.suggesting = Suggesting(self.context.workspace.jobs)
+        self.suggesting = Suggesting(self.context.workspace.jobs, {each.name: each.label for each in self.form.fields})
         with gr.Row():
             place("name")
             place("captions.trigger", label="Trigger", info="Word that calls the adapter up. Empty: not set.")

@@ -248,7 +248,7 @@ def _remarks(records: Sequence[ImageRecord], edges_px: Sequence[int], advice: Se
         )
     trigger = next((each.value for each in advice if each.setting == "captions.trigger" and each.value), None)
     if trigger is None:
-        yield "no trigger: with --trigger a word of its own calls up what is learned, without one every prompt shows it"
+        yield "no trigger: a word of its own would call up what is learned; without one every prompt shows it"
     elif any(record.caption and not has_trigger(record.caption, trigger) for record in records):
         yield f"captions without '{trigger}' get it in front; their files stay as they are"
     if len(records) < _ENOUGH_TO_HOLD_OUT:
