@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import gradio as gr
 from pydantic import ValidationError, validate_call
@@ -20,10 +20,13 @@ from pydantic import ValidationError, validate_call
 from sdlora import GenerateConfig
 from sdlora.config import fields, files
 from sdlora.config.outputs import OutputsConfig
+from sdlora.config.presets import Subject
 from sdlora.data.sets import folders
 from sdlora.disk import explain
 from sdlora.errors import ConfigError, RunError, SdloraError
-from sdlora.launch import exports, queue, runs
+from sdlora.evaluation import report
+from sdlora.launch import exports, queue, runs, suggestions
+from sdlora.launch.jobs import start_job
 from sdlora.launch.runs import RunHandle
 from sdlora.library import mixes
 from sdlora.library.rows import check_family, from_used
@@ -64,6 +67,43 @@ class Dataset(TypedDict):
     """As `images.folder` of a run takes it."""
 
 
+class Queue(TypedDict):
+    """The runs that wait, the next one first."""
+
+    waiting: list[str]
+    is_held: bool
+    """Whether none of them begins until a person lets the queue go on."""
+
+
+class Finding(TypedDict):
+    """One thing about a dataset that would make a run fail or an adapter bad."""
+
+    severity: str
+    """error, warning or note."""
+    rule: str
+    message: str
+    fix: str
+    """What to do about it."""
+    files: list[str]
+
+
+class Suggested(TypedDict):
+    """A preset for a dataset, as YAML that /train takes, and what no setting can mend."""
+
+    preset: str
+    remarks: list[str]
+
+
+class Evaluated(TypedDict):
+    """The checkpoint to take and why; the report has the scores of all."""
+
+    checkpoint: str
+    step: int | None
+    reasons: list[str]
+    report: str
+    """Path of the JSON file."""
+
+
 class Mixed(TypedDict):
     """A new adapter file, and what was said as it was written."""
 
@@ -80,8 +120,9 @@ class Generated(TypedDict):
 
 
 def add_run_endpoints(context: Context) -> None:
-    """Offer train, status, stop, resume, runs and datasets. Call it inside the page's Blocks."""
+    """Offer what trains, watches and evaluates runs. Call it inside the page's Blocks."""
     runs_folder, watch = context.workspace.runs, context.services.watch
+    evaluations = context.services.evaluations
 
     def train(preset: str, overrides: list[str]) -> str:
         """Queue a run of a preset with `section.name=value` overrides; returns its name.
@@ -114,6 +155,35 @@ def add_run_endpoints(context: Context) -> None:
         watch.resume(_find(runs_folder, run))
         return run
 
+    def list_waiting() -> Queue:
+        """The runs that wait for others to end."""
+        seen = watch.snapshot(now=True)
+        return Queue(waiting=list(seen.waiting), is_held=seen.is_held)
+
+    def evaluate(run: str, overrides: list[str] | None = None) -> Evaluated:
+        """Compare a run's checkpoints and wait for it.
+
+        overrides: settings as `sdlora evaluate --set` takes them, `num_seeds=2`.
+        """
+        handle = _find(runs_folder, run)
+        evaluations.start(handle, overrides or [])
+        state, found = evaluations.wait(handle), report.read(handle.folder)
+        if state.status != "finished" or found is None:
+            raise RunError(f"{run} was not evaluated: {state.error or state.status}")
+        best = found.recommendation
+        file = report.report_file(handle.folder)
+        return Evaluated(checkpoint=best.label, step=best.step, reasons=list(best.reasons), report=str(file))
+
+    for function in (train, status, stop, resume, evaluate):
+        _offer(context, function)
+    _offer(context, list_runs, "runs")
+    _offer(context, list_waiting, "queue")
+
+
+def add_dataset_endpoints(context: Context) -> None:
+    """Offer the datasets, their check, and settings for them. Call it inside the page's Blocks."""
+    jobs = context.workspace.jobs
+
     def datasets() -> list[Dataset]:
         """The datasets that a run can be trained on."""
         known = context.workspace.datasets
@@ -122,9 +192,35 @@ def add_run_endpoints(context: Context) -> None:
             for name in folders.names(known)
         ]
 
-    for function in (train, status, stop, resume, datasets):
+    def check(folder: str) -> list[Finding]:
+        """What is wrong with a dataset, the worst first.
+
+        folder: a path, `datasets/fox`, or a sample set, `builtin:mascot`.
+        """
+        job = start_job(["dataset", "check", "--json", "--", folder], jobs)
+        try:
+            if (state := job.wait()).status != "finished":
+                raise RunError(f"{folder} was not checked: {state.error or state.status}")
+            told = job.result()
+        finally:
+            job.delete()
+        kept = Finding.__annotations__
+        return [cast(Finding, {name: each[name] for name in kept}) for each in told["findings"]]
+
+    def suggest(folder: str, subject: Subject, base: str = "", memory_gib: float = 0.0, trigger: str = "") -> Suggested:
+        """Settings to begin with for a dataset, each with its reason.
+
+        folder: as for check. subject: what it is to teach: style, person, character or concept. base: a base model;
+        without one SD 1.5 or SDXL, by the pictures' size. memory_gib: what the card has; 0 is "not looked at".
+        trigger: the word for the subject, where the captions have none.
+        """
+        found = suggestions.suggest(
+            folder, subject, base=base or None, memory_gib=memory_gib or None, trigger=trigger or None, jobs=jobs
+        )
+        return Suggested(preset=found.to_yaml(), remarks=list(found.remarks))
+
+    for function in (datasets, check, suggest):
         _offer(context, function)
-    _offer(context, list_runs, "runs")
 
 
 def add_image_endpoints(context: Context) -> None:
@@ -143,9 +239,7 @@ def add_image_endpoints(context: Context) -> None:
         family = check_family(rows, services.adapters)
         settings = {"method": method, "rank": rank or None, "energy": energy or None, "family": family}
         job = exports.start_mix(mixes.mix_config(rows, settings), target, context.workspace.jobs)
-        while (state := job.state()).is_active:
-            time.sleep(_LOOK_SECONDS)
-        if state.status != "finished":
+        if (state := job.wait()).status != "finished":
             raise RunError(f"{target.name} was not written: {state.error or state.status}")
         services.scan()
         # a key called "path" would make clients fetch the file

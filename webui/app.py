@@ -73,6 +73,7 @@ def build(workspace: Workspace, services: Services | None = None) -> gr.Blocks:
         for wire in context.when_built:
             wire()
         api.add_run_endpoints(context)
+        api.add_dataset_endpoints(context)
         api.add_image_endpoints(context)
         context.scripts["names.tabs"] = json.dumps({name: label for name, label, _ in TABS})
         shared = (f"window.sdlora[{json.dumps(name)}] = {value};" for name, value in context.scripts.items())

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from sdlora.generation.restore.history import History
+from sdlora.launch.evaluations import Evaluations
 from sdlora.launch.forecast import Forecaster
 from sdlora.launch.images import ImageQueue
 from sdlora.launch.watch import RunWatch
@@ -30,6 +31,7 @@ class Services:
         self.state = state
         self.watch = RunWatch(workspace.runs)
         self.forecaster = Forecaster(self.watch, workspace.jobs)
+        self.evaluations = Evaluations(workspace.jobs)
         self.active = ActiveAdapters(state)
         self.history = History(workspace.outputs, workspace.internal / "history.json")
         self.news = News()

@@ -63,6 +63,12 @@ class Evaluations:
             handle = start_job(["evaluate", str(run.folder), *options], self._jobs)
             self._known()[str(run.folder)] = handle
 
+    def wait(self, run: RunHandle) -> JobState:
+        """How the evaluation that was begun last stands once it is over."""
+        with self._lock:
+            handle = self._known()[str(run.folder)]
+        return handle.wait()
+
     def cancel(self, run: RunHandle) -> None:
         """End the run's evaluation; the images that it has generated stay."""
         with self._lock:

@@ -33,6 +33,7 @@ JobStatus = Literal["running", "finished", "failed", "cancelled", "crashed"]
 error that it told. crashed: its process is gone without a word."""
 
 KILL_GRACE_SECONDS = 3.0
+_LOOK_SECONDS = 0.2
 _MAX_OUTPUT_BYTES = 64 * MIB
 
 
@@ -101,6 +102,12 @@ class JobHandle:
             started_at=self.created_at,
         )
         return self._with_status(state, record, alive, ending, eta)
+
+    def wait(self) -> JobState:
+        """How the job stands once it is over."""
+        while (state := self.state()).is_active:
+            time.sleep(_LOOK_SECONDS)
+        return state
 
     def cancel(self, grace_seconds: float = KILL_GRACE_SECONDS) -> JobState:
         """End the job: asked first, killed after `grace_seconds`. What it has finished stays."""

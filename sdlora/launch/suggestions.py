@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -11,8 +10,6 @@ from sdlora.config.presets import Subject
 from sdlora.errors import RunError
 from sdlora.launch.jobs import start_job
 from sdlora.training.preflight.suggestion import Suggestion
-
-_LOOK_SECONDS = 0.1
 
 
 def suggest(
@@ -27,8 +24,7 @@ def suggest(
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     job = start_job(["suggest", f"--for={subject}", "--json", *options, "--", folder], jobs)
     try:
-        while (state := job.state()).is_active:
-            time.sleep(_LOOK_SECONDS)
+        state = job.wait()
         if state.status != "finished":
             raise RunError(state.error or f"the look at the pictures was {state.status}")
         told = job.result()

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 from browsing import enter, open_tab, wait_until
+from PIL import Image
 
+from sdlora.config.files import parse_yaml
 from sdlora.launch.runs import list_runs
 from tests.support.documents import PROJECT, blocks
 
@@ -183,11 +185,40 @@ def test_a_program_trains_and_stops(server: Any, no_trainer_left: None) -> None:
     assert 0 < stopped["step"] < 5000
     assert Path(stopped["adapter"]).is_file()
     assert "asked" in [run["run"] for run in client.predict(api_name="/runs")]
-    assert isinstance(client.predict(api_name="/datasets"), list)
+    assert client.predict(api_name="/queue") == {"waiting": [], "is_held": False}
+    quickly = ["num_seeds=1", "steps=2", "prompts.known=[a cat]", "prompts.new=[a fox]", "prompts.plain=[a dog]"]
+    evaluated = client.predict("asked", quickly, api_name="/evaluate")
+    assert evaluated["reasons"]
+    assert (
+        evaluated["checkpoint"] in json.loads(Path(evaluated["report"]).read_text("utf-8"))["recommendation"]["label"]
+    )
+    with pytest.raises(Exception, match="num_sedes: unknown setting; did you mean 'num_seeds'"):
+        client.predict("asked", ["num_sedes=1"], api_name="/evaluate")
     with pytest.raises(Exception, match="not a run folder"):
         client.predict("nobody", api_name="/stop")
     with pytest.raises(Exception, match=r"the call of /train has 1 problem:\s+overrides: input should be a valid list"):
         client.predict("demo.yaml", 7, api_name="/train")
+
+
+def test_a_program_looks_at_datasets(server: Any) -> None:
+    from gradio_client import Client
+
+    client = Client(server.url, verbose=False)
+    folder = server.root / "datasets" / "foxes"
+    folder.mkdir(parents=True)
+    for index in range(3):
+        Image.new("RGB", (96, 96), (index, 90, 9)).save(folder / f"{index}.png")
+    named = [each["folder"] for each in client.predict(api_name="/datasets") if each["name"] == "foxes"]
+    assert named == [str(folder)]
+    for spelling in (str(folder), "datasets/foxes"):
+        rules = {finding["rule"]: finding for finding in client.predict(spelling, api_name="/check")}
+        assert len(rules["caption-missing"]["files"]) == 3, rules
+    suggested = client.predict("datasets/foxes", "style", "builtin:emoji", 0, "fox style", api_name="/suggest")
+    assert parse_yaml(suggested["preset"], "it")["captions"]["trigger"] == "fox style"
+    with pytest.raises(Exception, match="subject: input should be 'style', 'person', 'character' or 'concept'"):
+        client.predict("datasets/foxes", "dog", api_name="/suggest")
+    with pytest.raises(Exception, match="nowhere"):
+        client.predict("datasets/nowhere", api_name="/check")
 
 
 def test_the_program_in_the_guide_trains(

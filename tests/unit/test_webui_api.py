@@ -40,6 +40,7 @@ def endpoints(workspace: Workspace) -> dict[str, Any]:
     with gr.Blocks() as page:
         context = Context(services, page, gr.Tabs(), {})
         api.add_run_endpoints(context)
+        api.add_dataset_endpoints(context)
         api.add_image_endpoints(context)
     told = page.get_api_info()
     assert told is not None

@@ -15,7 +15,6 @@ from typing import Any
 import gradio as gr
 
 from sdlora.errors import RunError
-from sdlora.launch.evaluations import Evaluations
 from sdlora.launch.runs import RunHandle, clone
 from sdlora.launch.support import copy_log, support_zip, write_csv
 from sdlora.library import rows as rows_of
@@ -54,7 +53,7 @@ class RunsTab:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.watch = context.services.watch
-        self.evaluations = Evaluations(context.workspace.jobs)
+        self.evaluations = context.services.evaluations
         workspace = context.workspace
         self.made = RunParts(self.watch, self.evaluations, workspace.thumbnails, workspace.datasets)
         self._numbers = count(1)

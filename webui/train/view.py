@@ -18,7 +18,7 @@ _DETAILS_LEFT_OUT = ("steps", "memory")
 ask_for_preset = _HTML.ask_for_preset
 """Asks before a preset replaces settings; takes its title, its name, and the labels of what would be lost."""
 suggestion = _HTML.suggestion
-"""Suggested settings, each with its reason, and the button that takes them; takes the `Suggestion` and labels by setting."""
+"""Suggested settings, each with its reason, and the button that takes them; takes it and the settings' labels."""
 offer_undo = _HTML.offer_undo
 """Says which preset the form was filled from, with a way back."""
 stopping = _HTML.stopping
