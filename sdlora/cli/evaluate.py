@@ -19,7 +19,7 @@ from sdlora.config.evaluate import EvaluateConfig
 from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdlora.evaluation.report import Evaluation, ProblemReport, Scores
+    from sdlora.evaluation.report import Evaluation, ProblemReport, Scores, TiedWord
 
 _NONE = "-"
 _WEIGHTS = (0.4, 0.6, 0.8, 1.0, 1.2)
@@ -46,6 +46,10 @@ def evaluate(
     weights: Annotated[
         bool, typer.Option("--weights", help="Also try the recommended checkpoint at several weights, and advise one.")
     ] = False,
+    words: Annotated[
+        bool,
+        typer.Option("--words", help="Also tell what the trigger has tied to itself of words that stand beside it."),
+    ] = False,
     promote: Annotated[
         bool, typer.Option("--promote", help="Make the recommended checkpoint the run's result; the former is kept.")
     ] = False,
@@ -66,6 +70,8 @@ def evaluate(
         values["weights"] = _WEIGHTS
     elif weights and not values["weights"]:
         raise ConfigError(source, ["--weights asks for several weights, and weights is set to none"])
+    if words:
+        files.override(values, ["tied_words.enabled=true"], source, EvaluateConfig)
     settings = files.validate(values, source, EvaluateConfig)
 
     from sdlora.runs.folder import find
@@ -88,6 +94,8 @@ def _show(result: Evaluation) -> None:
         console.print()
         _show_scores(result.weight_advice.tried, f"weight {result.weight_advice.weight:g}")
         console.print(f"\nuse it at {result.weight_advice.sentence}", markup=False)
+    if result.tied_words is not None:
+        _show_words(result.tied_words)
     if result.problem_images is not None:
         _show_problems(result.problem_images)
     if result.promoted:
@@ -124,6 +132,14 @@ def _cells(one: Scores) -> list[str]:
 
 def _share(value: float | None) -> str:
     return _NONE if value is None else f"{value:.0%}"
+
+
+def _show_words(found: Sequence[TiedWord]) -> None:
+    console.print("\nwhat stands beside the trigger")
+    for one in found:
+        console.print(f"  {one.sentence}", markup=False)
+    if not found:
+        console.print("  no words that most captions have")
 
 
 def _show_problems(report: ProblemReport) -> None:

@@ -50,6 +50,24 @@ class ProblemImagesConfig(Section):
     """Images listed of each kind."""
 
 
+class TiedWordsConfig(Section):
+    enabled: bool = False
+    """Find out what the recommended checkpoint has tied together: words that stand beside the trigger in most captions
+    are left out of prompts, and used without the trigger."""
+
+    words: tuple[str, ...] = ()
+    """Words or phrases to look at; by default those that most captions have."""
+
+    share: float = Field(default=0.8, gt=0.0, le=1.0)
+    """Share of the captions from which on a phrase is looked at."""
+
+    most: int = Field(default=3, ge=1, le=32)
+    """How many phrases are looked at, the most frequent first."""
+
+    num_seeds: int = Field(default=8, ge=1, le=64)
+    """Images of each prompt."""
+
+
 class EvaluateConfig(Section):
     version: Literal[1] = 1
     """Version of this format."""
@@ -101,6 +119,7 @@ class EvaluateConfig(Section):
     most_copies: float = Field(default=0.05, ge=0.0, le=1.0)
     """Share of a checkpoint's images that may be near copies of training images before it is passed over."""
 
+    tied_words: TiedWordsConfig = TiedWordsConfig()
     problem_images: ProblemImagesConfig = ProblemImagesConfig()
     compute: ComputeConfig = ComputeConfig()
 
@@ -122,6 +141,10 @@ class EvaluateConfig(Section):
         for name in ("known", "new", "plain"):
             if getattr(prompts, name) and f"num_{name}" in prompts.model_fields_set:
                 problems.append(f"prompts.num_{name} has no effect beside prompts.{name}")
+        tied = self.tied_words
+        problems += [f"tied_words.words.{place}: is empty" for place, word in enumerate(tied.words) if not word.strip()]
+        if tied.words and tied.model_fields_set & {"share", "most"}:
+            problems.append("tied_words.share and tied_words.most have no effect beside tied_words.words")
         if self.features == "latents" and self.features_revision is not None:
             problems.append("features_revision has no effect with features=latents")
         if not self.features.strip():

@@ -16,7 +16,7 @@ from sdlora.config.given import Values, evaluate_config
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import Cache
 from sdlora.errors import ConfigError, RunError
-from sdlora.evaluation import problem_images
+from sdlora.evaluation import problem_images, tied_words
 from sdlora.evaluation.comparing import Comparing
 from sdlora.evaluation.features.scorer import load_scorer
 from sdlora.evaluation.findings import Interval
@@ -33,7 +33,7 @@ from sdlora.evaluation.plan import EvaluatedCheckpoint, EvaluatedPrompt, choose_
 from sdlora.evaluation.promotion import promote as promote_checkpoint
 from sdlora.evaluation.promotion import refuse_promotion
 from sdlora.evaluation.recommendation import recommend
-from sdlora.evaluation.report import EvaluatedImage, Evaluation, ProblemReport, Scores, WeightAdvice
+from sdlora.evaluation.report import EvaluatedImage, Evaluation, ProblemReport, Scores, TiedWord, WeightAdvice
 from sdlora.evaluation.scores import standardised
 from sdlora.evaluation.training_images import TrainingImages, find_training_images
 from sdlora.events import EventSink, EventStream
@@ -184,6 +184,11 @@ class _Evaluating:
                     chosen, generator, looking, looked_training, measures, least_adherence
                 )
             made += more
+        tied = None
+        if config.tied_words.enabled:
+            with self._timed("tied words"):
+                tied, more = self._tied_words(chosen, generator, looking, looked_training)
+            made += more
         problems = None
         if config.problem_images.enabled:
             with self._timed("problem images"):
@@ -198,6 +203,7 @@ class _Evaluating:
             prompts=tuple({"kind": one.kind, "prompt": one.prompt, "bare": one.bare} for one in self.prompts),
             num_seeds=config.num_seeds,
             weight_advice=advice,
+            tied_words=tied,
             problem_images=problems,
             notes=self.training.notes,
             seconds=self.seconds,
@@ -253,6 +259,32 @@ class _Evaluating:
         advised = recommend(base, tried, self.config.most_copies, least_adherence)
         weight = next(each.weight for one, each in zip(tried, by_weight, strict=True) if one.label == advised.label)
         return WeightAdvice(weight, advised.sentence, tuple(tried)), made
+
+    def _tied_words(
+        self, chosen: EvaluatedCheckpoint, generator: Generator, looking: Looking, training: LookedAt
+    ) -> tuple[tuple[TiedWord, ...], int]:
+        """What the checkpoint has tied to the trigger; and how many images were made."""
+        config = self.config.model_copy(update={"num_seeds": self.config.tied_words.num_seeds})
+        records = [item.record for item in self.training.placed]
+        words = tied_words.find_words(config.tied_words, self.train.captions, records)
+        new = [one for one in self.prompts if one.kind == "new"]
+        asked = new or [one for one in self.prompts if one.kind == "known"]
+        kinds = [asked, *(prompts for one in words for prompts in tied_words.prompts_of(one.word, asked))]
+        identity = generator.bundle.identity
+        plans = [plan_images(self.folder, self.train, config, [chosen], prompts, identity) for prompts in kinds]
+        # The base's images, which all plans share, then the checkpoint's own: of the trigger, of each word with and
+        # without it.
+        groups = [_by_checkpoint(plans[0])[0], *(_by_checkpoint(plan)[1] for plan in plans)]
+        made = generate_missing(
+            [one for group in groups for one in group],
+            generator,
+            self._telling("generating images with and without words"),
+        )
+        features, training_MD = looking.features(groups, training.features_ND, self._telling("comparing words"))
+        base, without, *of_words = features
+        pairs = zip(words, of_words[::2], of_words[1::2], strict=True)
+        found = [tied_words.compare(one, base, without, both, alone, training_MD) for one, both, alone in pairs]
+        return tuple(found), made
 
     def _problems(
         self, measures: LossMeasures, chosen: EvaluatedCheckpoint, training: LookedAt, *, centred: bool

@@ -76,6 +76,20 @@ class Looking:
         is_empty_N = torch.tensor([not text.strip() for text in bare])
         return LookedAt(features_ND, layouts_ND, torch.where(is_empty_N, torch.nan, adherence_N), tones_N2)
 
+    def features(
+        self, groups: Sequence[Sequence[PlannedImage]], training_MD: Tensor, tell: Tell
+    ) -> tuple[list[Tensor], Tensor]:
+        """Each group's features, the first of which is the base model's, and the training images', to be compared."""
+        rows = list({one.path: one for group in groups for one in group}.values())
+        hashes = [hash_file(one.path) for one in rows]
+        features_ND = self._features.of_images(hashes, lambda place: rows[place].load(), tell)
+        places = {one.path: place for place, one in enumerate(rows)}
+        found = [features_ND[[places[one.path] for one in group]] for group in groups]
+        if not self.is_centred:
+            return found, training_MD
+        reference = torch.cat([training_MD, found[0]])
+        return [scores.standardised(each, reference) for each in found], scores.standardised(training_MD, reference)
+
     def at_training(self, training: TrainingImages) -> LookedAt:
         """What is compared of the training images; they follow no prompt."""
         hashes, count = training.hashes, len(training.placed)

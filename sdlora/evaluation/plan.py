@@ -102,7 +102,7 @@ def choose_prompts(
     plain = config.prompts.plain or _plain(config, captions, known, scenes, words)
     kinds: tuple[tuple[PromptKind, Sequence[str]], ...] = (("known", known), ("new", new), ("plain", plain))
     return [
-        EvaluatedPrompt(kind, prompt, _bare(prompt, captions, words))
+        EvaluatedPrompt(kind, prompt, bare(prompt, captions, words))
         for kind, prompts in kinds
         for prompt in dict.fromkeys(prompts)
         if prompt.strip()
@@ -115,9 +115,9 @@ def _plain(
     """Scenes and captions without the trigger in turn: the first tell what else changes, the others what is near."""
     if not words:
         return []
-    bare = [text for prompt in known if (text := _bare(prompt, captions, words)).strip() and text != prompt]
-    mixed = [text for pair in zip(scenes, bare, strict=False) for text in pair]
-    return [*mixed, *scenes[len(bare) :]][: config.prompts.num_plain]
+    without = [text for prompt in known if (text := bare(prompt, captions, words)).strip() and text != prompt]
+    mixed = [text for pair in zip(scenes, without, strict=False) for text in pair]
+    return [*mixed, *scenes[len(without) :]][: config.prompts.num_plain]
 
 
 def _spelled(record: ImageRecord) -> str:
@@ -146,8 +146,8 @@ def _things(scene: str) -> list[str]:
     return [word for word in re.findall(r"\w+", scene) if word not in small]
 
 
-def _bare(prompt: str, captions: CaptionsConfig, words: Sequence[str]) -> str:
-    """The prompt with every trigger taken out."""
+def bare(prompt: str, captions: CaptionsConfig, words: Sequence[str]) -> str:
+    """The prompt with every trigger in `words` taken out."""
     for word in words:
         if has_trigger(prompt, word):
             prompt = without_trigger(prompt, captions.model_copy(update={"trigger": word}))

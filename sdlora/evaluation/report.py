@@ -87,6 +87,28 @@ class WeightAdvice:
 
 
 @dataclass(frozen=True)
+class TiedWord:
+    """A phrase that stands beside the trigger in most captions, and what is left of the likeness that both bring."""
+
+    word: str
+    captions: float
+    """Share of the captions that have it."""
+    without: Interval | None
+    """What the trigger keeps without it: near 1 it comes along unasked. None where both may bring nothing together."""
+    alone: Interval | None
+    """What it brings without the trigger."""
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one line."""
+        beside = f"'{self.word}' stands in {self.captions:.0%} of the captions"
+        if self.without is None or self.alone is None:
+            return f"{beside}: what was learned hardly shows with it, so nothing can be told"
+        kept, brought = (f"{each.value:.0%} ({each.low:.0%} to {each.high:.0%})" for each in (self.without, self.alone))
+        return f"{beside}: the trigger keeps {kept} without it, and it brings {brought} by itself"
+
+
+@dataclass(frozen=True)
 class ProblemReport:
     """Training images that are trouble, by kind, and those that stand out most."""
 
@@ -124,6 +146,8 @@ class Evaluation:
     prompts: tuple[Mapping[str, str], ...]
     num_seeds: int
     weight_advice: WeightAdvice | None = None
+    tied_words: tuple[TiedWord, ...] | None = None
+    """None where nobody asked."""
     problem_images: ProblemReport | None = None
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)

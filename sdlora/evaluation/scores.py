@@ -29,7 +29,7 @@ def standardised(features_ND: Tensor, reference_ND: Tensor) -> Tensor:
 
 def likeness(generated_ND: Tensor, training_MD: Tensor) -> float:
     """Mean cosine over all pairs of a generated and a training image (CLIP-I and DINO of Ruiz et al. 2023, 4.1)."""
-    return float((normalize(generated_ND, dim=-1) @ normalize(training_MD, dim=-1).T).mean())
+    return float(likenesses(generated_ND, training_MD).mean())
 
 
 def adherence(images_ND: Tensor, texts_ND: Tensor) -> Tensor:
@@ -107,6 +107,26 @@ def is_burned(tones_N2: Tensor, reference_M2: Tensor) -> Tensor:
     """Which tones are above everything in the reference, by more than a tenth of its range; burned_N2."""
     highest_2, lowest_2 = reference_M2.max(dim=0).values, reference_M2.min(dim=0).values
     return tones_N2 > highest_2 + 0.1 * (highest_2 - lowest_2)
+
+
+def likenesses(generated_ND: Tensor, training_MD: Tensor) -> Tensor:
+    """Each image's mean cosine to the training images, likeness_N."""
+    return (normalize(generated_ND, dim=-1) @ normalize(training_MD, dim=-1).T).mean(dim=1)
+
+
+def share_of_likeness(part_N: Tensor, whole_N: Tensor, base_N: Tensor, seed: int = 0) -> Interval | None:
+    """What part has of the way in likeness from the base to the whole, with an interval as of `relative_loss`.
+
+    The three are of the same prompts and seeds, image by image. None where even that way is not sure to be one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows_RN = torch.randint(len(part_N), (_RESAMPLES, len(part_N)), generator=generator)
+    parts_R, ways_R = ((each_N - base_N)[rows_RN].mean(dim=1) for each_N in (part_N, whole_N))
+    edge = (1 - _CONFIDENCE) / 2
+    if float(torch.quantile(ways_R, edge)) <= 0:
+        return None
+    low, high = torch.quantile(parts_R / ways_R.clamp(min=1e-6), torch.tensor([edge, 1 - edge])).tolist()
+    return Interval(float((part_N - base_N).mean() / (whole_N - base_N).mean()), low, high)
 
 
 def relative_loss(adapted_NK: Tensor, base_NK: Tensor, seed: int = 0) -> Interval:

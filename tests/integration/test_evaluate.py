@@ -91,6 +91,17 @@ def test_a_run_is_evaluated_from_end_to_end(run: Path) -> None:
     assert '"ohwx, shape' in Image.open(image).text["sdlora"]  # type: ignore[attr-defined]
 
 
+def test_words_beside_the_trigger_are_left_out_and_used_alone(run: Path) -> None:
+    tied = {"enabled": True, "words": ["square"], "num_seeds": 1}
+    settings = {**QUICK, "num_seeds": 1, "problem_images": {"enabled": False}, "tied_words": tied}
+    result = sdlora.evaluate(run, settings)
+    assert result.tied_words is not None
+    assert [one.word for one in result.tied_words] == ["square"]
+    assert result.generated == len(pictures(run)) == IMAGES // 2 + 2  # the trigger's own were there
+    assert report.read(run) == result
+    assert sdlora.evaluate(run, settings).generated == 0
+
+
 def test_a_weight_is_advised_and_promoted_with_the_checkpoint(run: Path) -> None:
     settings = {**QUICK, "problem_images": {"enabled": False}, "weights": [1.0, 0.5]}
     result = sdlora.evaluate(run, settings, promote=True)

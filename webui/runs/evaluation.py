@@ -85,6 +85,7 @@ def result(found: Evaluation, result_label: str | None, thumbnails: Path, datase
             [(name, words) for name, words in FIGURES if name != "held-out loss" or _has_held_out(found)],
             trade_off(found, pictures.over_points()),
             found.weight_advice,
+            found.tied_words,
             found.promoted,
             pictures,
             _standing_out(found, thumbnails, datasets),
