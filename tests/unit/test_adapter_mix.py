@@ -308,10 +308,11 @@ def test_a_weight_that_is_no_number_is_no_missing_file(tmp_path: Path) -> None:
 
 def test_weights_without_layers_and_files_that_are_there_twice_are_said(tmp_path: Path) -> None:
     file = random_adapter(tmp_path / "a.safetensors", text_encoder=False)
-    mixed = mix_adapters([f"{file}:te=0.5", f"{file}:unet=0.5"], tmp_path / "mixed.safetensors")
-    assert "a.safetensors: text_encoder=0.5 has no effect: the adapter has no layers there" in mixed.notes
-    assert "a.safetensors is there 2 times: its weights add up" in mixed.notes
-    assert not any("unet" in note for note in mixed.notes)
+    config = MixConfig(adapters=[parse_adapter(f"{file}:te=0.5"), parse_adapter(f"{file}:unet=0.5")])
+    notes = mix_adapters(config, tmp_path / "mixed.safetensors").notes
+    assert "a.safetensors: text_encoder=0.5 has no effect: the adapter has no layers there" in notes
+    assert "a.safetensors is there 2 times: its weights add up" in notes
+    assert not any("unet" in note for note in notes)
 
 
 def test_a_folder_model_is_not_merged_into_what_is_called_a_file(tmp_path: Path) -> None:
