@@ -309,7 +309,7 @@ def test_a_weight_that_is_no_number_is_no_missing_file(tmp_path: Path) -> None:
 def test_weights_without_layers_and_files_that_are_there_twice_are_said(tmp_path: Path) -> None:
     file = random_adapter(tmp_path / "a.safetensors", text_encoder=False)
     config = MixConfig(adapters=[parse_adapter(f"{file}:te=0.5"), parse_adapter(f"{file}:unet=0.5")])
-    notes = mix_adapters(config, tmp_path / "mixed.safetensors").notes
+    notes = mix_adapters(config, tmp_path / "mixed.safetensors").result.notes
     assert "a.safetensors: text_encoder=0.5 has no effect: the adapter has no layers there" in notes
     assert "a.safetensors is there 2 times: its weights add up" in notes
     assert not any("unet" in note for note in notes)
