@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
-from sdlora.errors import ConfigError, RunError
+from sdlora.errors import ConfigError, RunError, SdloraError
 from sdlora.events import Event
 from sdlora.file_memory import Stamp, stamp_of
 from sdlora.launch import queue_file
@@ -124,7 +124,18 @@ class RunHandle:
 
     def resume(self) -> None:
         """Begin the run, or go on from its newest checkpoint, in a detached process. It waits in no queue any more."""
+        try:
+            self._begin()
+        except SdloraError:  # it won't begin the next time either
+            self._leave_queue()
+            raise
+        # Last: until its process is on record a run waits, even if whoever starts it is gone meanwhile.
+        self._leave_queue()
+
+    def _leave_queue(self) -> None:
         queue_file.change(self.folder.parent, lambda queue: queue.without(self.name))
+
+    def _begin(self) -> None:
         _refuse_commands(self.config())
         # The run's own lock comes with its process, seconds later: until then two presses could start two.
         with FileLock(self.folder / ".launch.lock"):
@@ -138,8 +149,9 @@ class RunHandle:
             command = [*SDLORA, "resume", str(self.folder), "--quiet"]
             # Taken before the process starts: it may write to its logs before we look again.
             before = ProcessRecord.of(0, events=self.files.events, log=self.files.log)
-            process_id = spawn(command, log=self.files.log)
-            before.with_process(process_id).write(self.files.process)
+            spawn(
+                command, record=lambda number: before.with_process(number).write(self.files.process), log=self.files.log
+            )
 
     def _changed_since(self, state: RunState) -> bool:
         """Whether a finished run got other settings after its end, and so may have more to do."""
@@ -151,7 +163,7 @@ class RunHandle:
         state = self.state()
         if state.is_active:
             raise RunError(f"{self.name} is {state.status}: stop it before you delete it.")
-        queue_file.change(self.folder.parent, lambda queue: queue.without(self.name))
+        self._leave_queue()
         (deleted,) = move_to_trash([self.folder], trash or self.folder.parent / TRASH)
         return deleted.trashed
 

@@ -168,6 +168,20 @@ def test_two_processes_that_advance_at_once_start_one_run(new_run: Callable[...,
     assert names(queue.read(folder).running) == ["a"]
 
 
+def test_a_run_waits_until_its_process_is_on_record(
+    new_run: Callable[..., RunHandle], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.enqueue(new_run("a"))
+
+    def die(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt  # as little is done after it as after a kill
+
+    monkeypatch.setattr(runs, "spawn", die)
+    with pytest.raises(KeyboardInterrupt):
+        queue.advance(folder)
+    assert names(queue.read(folder).waiting) == ["a"]
+
+
 def test_a_run_with_a_damaged_configuration_fails_alone(new_run: Callable[..., RunHandle], folder: Path) -> None:
     broken, sound = new_run("broken"), new_run("sound")
     broken.files.config.write_text("seed: [", encoding="utf-8")
