@@ -182,6 +182,29 @@ def test_a_run_waits_until_its_process_is_on_record(
     assert names(queue.read(folder).waiting) == ["a"]
 
 
+def test_two_servers_that_start_at_once_train_one_run(folder: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from sdlora.config import files\n"
+        "from sdlora.errors import RunError; from sdlora.launch import runs, starting\n"
+        f"runs.SDLORA, prepare = {SLEEPER!r}, starting.prepare\n"
+        "starting.prepare = lambda *values: (time.sleep(1), prepare(*values))[1]\n"
+        "sys.stdin.readline()\n"
+        f"try: starting.Starter(Path({str(folder)!r})).start(files.load(overrides=['name=a']))\n"
+        "except RunError as error: print(error)\n"
+        "else: print('started')\n"
+    )
+    pair = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in pair:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    told = sorted(process.communicate(timeout=60)[0].strip() for process in pair)
+    assert told == ["a is training: add this run to the queue instead.", "started"]
+
+
 def test_a_run_with_a_damaged_configuration_fails_alone(new_run: Callable[..., RunHandle], folder: Path) -> None:
     broken, sound = new_run("broken"), new_run("sound")
     broken.files.config.write_text("seed: [", encoding="utf-8")
