@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -347,6 +348,14 @@ class ImageQueue:
 
     def _lose(self, worker: WorkerProcess, words: str) -> None:
         """The worker has ended; unless it was told to, the request that it was at has failed."""
+        with self._lock:
+            if self._worker is not worker:
+                return
+            at_work = [] if self._current is None else [self._asked[self._current].config.files.folder]
+        # Without the lock, since it looks at every file there: what was half written when it was killed.
+        with suppress(OSError):
+            for folder in (self._folder, *at_work):
+                atomic.sweep(folder)
         with self._lock:
             if self._worker is not worker:
                 return

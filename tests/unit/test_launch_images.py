@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sdlora import atomic
 from sdlora.config.generate import GenerateConfig, ImageFilesConfig
 from sdlora.errors import RunError
 from sdlora.generation.grid.axes import parse_axes
@@ -110,6 +111,17 @@ def test_a_process_that_dies_fails_its_request_only(queue: ImageQueue, outputs: 
     assert failed.status == "failed"
     assert failed.error == "the process that generates died (exit code 3). Fatal Python error: out of paint"
     assert over(queue, fine).status == "finished"
+
+
+def test_what_a_process_that_dies_had_half_written_goes(queue: ImageQueue, outputs: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    grid = outputs / "grid"
+    grid.mkdir(parents=True)
+    half = grid / f".1.png.{gone.pid}-0123abcd{atomic.TEMPORARY_SUFFIX}"
+    half.write_bytes(b"half")
+    assert over(queue, queue.submit(asked("crash", outputs))).status == "failed"
+    assert not half.exists()
 
 
 def test_a_request_can_wait_for_a_training(
