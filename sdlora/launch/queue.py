@@ -62,7 +62,7 @@ def submit(config: TrainConfig | Path | str, runs_folder: Path | None = None) ->
 def enqueue(handle: RunHandle, position: int | None = None) -> None:
     """Put a run that isn't running into the queue, last or at a position from 0. Call `advance` to start it."""
     state = handle.state()
-    if not state.can_start:
+    if not handle.can_begin(state):
         raise RunError(f"{handle.name} is {state.status}: there is nothing to queue.")
 
     def alter(order: QueueOrder) -> QueueOrder:

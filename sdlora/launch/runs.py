@@ -140,7 +140,7 @@ class RunHandle:
         # The run's own lock comes with its process, seconds later: until then two presses could start two.
         with FileLock(self.folder / ".launch.lock"):
             state = derive(self.files)
-            if not state.can_start and not self._changed_since(state):
+            if not self.can_begin(state):
                 reason = "is complete" if state.status == "finished" else f"is {state.status} already"
                 raise RunError(f"{self.name} {reason}: there is nothing to start.")
             # A stop that nobody heard was meant for the process before.
@@ -153,10 +153,19 @@ class RunHandle:
                 command, record=lambda number: before.with_process(number).write(self.files.process), log=self.files.log
             )
 
-    def _changed_since(self, state: RunState) -> bool:
-        """Whether a finished run got other settings after its end, and so may have more to do."""
-        versions = changes.history(self.files) if state.status == "finished" else []
-        return bool(versions) and versions[-1].at > (state.updated_at or 0.0)
+    def can_begin(self, state: RunState) -> bool:
+        """Whether a run in this state of it can be started: also a finished one that got other settings after its end,
+        and so may have more to do."""
+        if state.status != "finished":
+            return state.can_start
+        versions = changes.history(self.files)
+        if not versions:
+            return False
+        written = versions[-1].events_bytes
+        if written is None:
+            return versions[-1].at > (state.updated_at or 0.0)
+        # Not by the time, since clocks are set back.
+        return not self.files.events.is_file() or self.files.events.stat().st_size <= written
 
     def delete(self, trash: Path | None = None) -> Path:
         """Move the run's folder to a trash folder (by default `.trash` beside it); returns where it lies now."""

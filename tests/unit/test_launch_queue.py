@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from sdlora.errors import RunError
 from sdlora.events import RunFinished
 from sdlora.launch import queue, queue_file, runs
 from sdlora.launch.runs import RunHandle, list_runs, prepare
+from sdlora.launch.watch import RunWatch
 from sdlora.processes import ProcessRecord, start_mark
+from sdlora.runs import changes
 from sdlora.sinks.jsonl import JsonlSink
 from tests.support.waiting import wait_for
 
@@ -138,6 +141,33 @@ def test_a_complete_run_can_not_wait(new_run: Callable[..., RunHandle]) -> None:
     sink.close()
     with pytest.raises(RunError, match="a is finished: there is nothing to queue"):
         queue.enqueue(run)
+
+
+@pytest.fixture
+def extended(new_run: Callable[..., RunHandle]) -> RunHandle:
+    """A complete run that was given other settings afterwards, when the clock had been set back by hours."""
+    run = new_run("extended")
+    sink = JsonlSink(run.files.events)
+    sink.emit(RunFinished(step=1, reason="completed", adapter_path=None, seconds=1.0, time=time.time() + 10_000))
+    sink.close()
+    changes.record(run.files, [changes.Change("optimization.steps", 1, 2)])
+    return run
+
+
+def test_a_complete_run_with_other_settings_goes_on_whatever_the_clock_says(extended: RunHandle) -> None:
+    extended.resume()
+    assert extended.state().status == "starting"
+
+
+def test_a_complete_run_with_other_settings_can_wait_too(
+    extended: RunHandle, new_run: Callable[..., RunHandle], folder: Path
+) -> None:
+    first = new_run("first")
+    first.resume()
+    assert RunWatch(folder).resume(extended) == "first"
+    assert names(queue.read(folder).waiting) == ["extended"]
+    end(first)
+    assert names(queue.advance(folder)) == ["extended"]
 
 
 def test_submitting_starts_at_once_when_nothing_runs(folder: Path) -> None:
