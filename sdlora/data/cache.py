@@ -163,7 +163,7 @@ class Cache:
     def _write(self, path: Path, content: bytes) -> None:
         for is_last in (False, False, True):
             try:
-                # A file that a power cut left too short is damaged, so absent: not worth 6 ms of waiting for each image.
+                # A file that a power cut left too short is damaged, so absent: not worth waiting 6 ms for each image.
                 atomic.write_bytes(path, content, parents=True, durable=False)
                 return
             except (FileNotFoundError, FileExistsError):  # somebody deletes the folder at this moment
