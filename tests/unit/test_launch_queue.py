@@ -250,6 +250,19 @@ def test_a_run_with_a_damaged_configuration_fails_alone(new_run: Callable[..., R
     assert names(queue.read(folder).waiting) == []
 
 
+def test_a_run_whose_log_can_not_be_written_fails_alone(new_run: Callable[..., RunHandle], folder: Path) -> None:
+    broken, sound = new_run("broken"), new_run("sound")
+    broken.files.log.mkdir()
+    queue.enqueue(broken)
+    queue.enqueue(sound)
+
+    assert names(queue.advance(folder)) == ["sound"]
+
+    assert broken.state().status == "failed"
+    assert "log.txt" in str(broken.state().last_error)
+    assert names(queue.read(folder).waiting) == []
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"names": 5, "is_held": false}', '{"names": ["r'])
 def test_a_damaged_queue_is_on_hold_and_never_written_over(tmp_path: Path, content: str) -> None:
     (tmp_path / queue_file.FILE).write_text(content, encoding="utf-8")
