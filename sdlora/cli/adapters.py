@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sdlora.cli.app import app, console
+from sdlora.cli.app import app, console, in_home
 from sdlora.cli.early import require_files
 from sdlora.cli.guesses import WholeCommand
 from sdlora.cli.progress import progress
@@ -33,7 +33,15 @@ AdaptersArgument = Annotated[
     ),
 ]
 FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="An adapter file, or hf://owner/name/file.")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        help="The file to write.",
+        callback=in_home,
+    ),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="Base model: folder, .safetensors file, builtin:... or a hub name.")
@@ -53,13 +61,20 @@ def inspect(
     other: Annotated[str | None, typer.Argument(help="Another adapter to compare with.")] = None,
     base: BaseOption = None,
     as_json: JsonOption = False,
-    chart: Annotated[Path | None, typer.Option("--chart", help="Draw a bar chart by block into this PNG.")] = None,
+    chart: Annotated[
+        Path | None,
+        typer.Option(
+            "--chart",
+            help="Draw a bar chart by block into this PNG.",
+            callback=in_home,
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only what the file says, no analysis.")] = False,
     family: FamilyOption = None,
     force: ForceOption = False,
 ) -> None:
     """Show what an adapter is, how strong it is and where; with two, how far they agree."""
-    require_files([file, other], [base], out=chart, force=force)
+    require_files([file, other], [base], out=chart, suffix=".png", force=force)
     from sdlora.adapters.algebra.analysis import analyse
     from sdlora.adapters.algebra.comparison import compare
     from sdlora.adapters.files.embeddings import embedding_in
@@ -117,7 +132,14 @@ def _show_embedding(embedding: Embedding, base: str | None, *, as_json: bool) ->
 def mix(
     out: OutOption,
     adapters: AdaptersArgument = None,
-    config: Annotated[Path | None, typer.Option("--config", help="A YAML file with the mix's settings.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="A YAML file with the mix's settings.",
+            callback=in_home,
+        ),
+    ] = None,
     method: Annotated[MixMethod | None, typer.Option("--method", help="How; concat is the exact sum.")] = None,
     rank: RankOption = None,
     energy: EnergyOption = None,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from sdlora.cli.help import Commands
+from sdlora.config.section import from_home
 from sdlora.version import __version__
 
 app = typer.Typer(
@@ -22,6 +24,11 @@ app = typer.Typer(
 
 # Without emojis: rich would turn `:b:` in a prompt, a name or printed YAML into one.
 console = Console(highlight=False, soft_wrap=True, emoji=False)
+
+
+def in_home(path: Path | None) -> Path | None:
+    """For an option that takes a path, its `callback`: a shell leaves the `~` of `--out=~/x` as it is."""
+    return None if path is None else from_home(path)
 
 
 def _show_version(is_asked: bool) -> None:

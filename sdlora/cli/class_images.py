@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdlora.cli.app import console
+from sdlora.cli.app import console, in_home
 from sdlora.cli.dataset import dataset_app
 from sdlora.cli.guesses import SettingsCommand
 from sdlora.cli.progress import progress
@@ -29,7 +29,13 @@ def class_images_command(
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images that the folder is to hold.")] = 200,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for them; by default images.class_folder.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for them; by default images.class_folder.",
+            callback=in_home,
+        ),
     ] = None,
     preset: PresetOption = None,
     overrides: SetOption = None,

@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdlora import atomic
-from sdlora.cli.app import app, console
+from sdlora.cli.app import app, console, in_home
+from sdlora.cli.early import require_files
 from sdlora.cli.guesses import SettingsCommand, WholeCommand
 from sdlora.cli.help import Commands
 from sdlora.cli.progress import progress
@@ -47,11 +48,20 @@ def check_command(
     preset: PresetOption = None,
     overrides: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    html: Annotated[Path | None, typer.Option("--html", help="Write the report as a page with small pictures.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            help="Write the report as a page with small pictures.",
+            callback=in_home,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page if it is there.")] = False,
 ) -> None:
     """Find what would make a run fail or a LoRA bad. Exit code 1 when there are errors."""
     from sdlora.data.lint.check import check
 
+    require_files([], out=html, suffix=".html", force=force)
     config = files.load(preset, overrides or ())
     with progress("reading images") as on_progress:
         report = check(config, folders or (), on_progress=on_progress)
@@ -123,11 +133,21 @@ def sheet_command(
     folders: FoldersArgument = None,
     preset: PresetOption = None,
     overrides: SetOption = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")] = Path("sheet.png"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The PNG to write.",
+            callback=in_home,
+        ),
+    ] = Path("sheet.png"),
     columns: Annotated[int, typer.Option(min=1, max=50, help="Images in a row.")] = 6,
     most: Annotated[int, typer.Option(min=1, max=2000, help="Images at most.")] = 200,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Show all images in one picture, with the crops and captions they are trained with, masks tinted."""
+    require_files([], out=out, suffix=".png", force=force)
     from sdlora.data.sheet import draw_sheet
 
     sheet = draw_sheet(files.load(preset, overrides or ()), folders or (), columns=columns, most=most)
@@ -147,11 +167,16 @@ def import_command(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The YAML to write, else printed; for shards the new folder.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="The YAML to write, else printed; for shards the new folder.", callback=in_home
+        ),
     ] = None,
     captions_for: Annotated[
         Path | None,
-        typer.Option("--captions-for", help="Write the captions of a metadata file beside these images."),
+        typer.Option(
+            "--captions-for", help="Write the captions of a metadata file beside these images.", callback=in_home
+        ),
     ] = None,
     caption_column: Annotated[
         str | None,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sdlora.cli.app import app, console
+from sdlora.cli.app import app, console, in_home
 
 _MARKS = {"ok": "[green]ok[/green]     ", "note": "[yellow]note[/yellow]   ", "problem": "[red]problem[/red]"}
 
@@ -40,7 +40,15 @@ def doctor(
 @app.command()
 def support(
     run: Annotated[Path, typer.Argument(help="A run's folder, for example runs/my-lora.")],
-    folder: Annotated[Path, typer.Option("--folder", "-f", help="Where the zip file is written.")] = Path(),
+    folder: Annotated[
+        Path,
+        typer.Option(
+            "--folder",
+            "-f",
+            help="Where the zip file is written.",
+            callback=in_home,
+        ),
+    ] = Path(),
     with_prompts: Annotated[bool, typer.Option("--with-prompts", help="Leave captions and prompts in.")] = False,
 ) -> None:
     """Pack a run's settings, environment, events and log into a zip file for who helps: no images, no secrets."""

@@ -11,11 +11,17 @@ _MODEL_SUFFIXES = (".safetensors", ".ckpt")
 
 
 def require_files(
-    adapters: Iterable[str | None], models: Iterable[str | None] = (), *, out: Path | None = None, force: bool = False
+    adapters: Iterable[str | None],
+    models: Iterable[str | None] = (),
+    *,
+    out: Path | None = None,
+    suffix: str | None = None,
+    force: bool = False,
 ) -> None:
     """Raise AdapterError, or a ConfigError that lists several, for what the library would refuse after loading.
 
-    adapters, models: as they were given; names on the hub are left to it. out: where a new file goes.
+    adapters, models: as they were given; names on the hub are left to it. out: where a new file goes, whose name must
+    end in `suffix`.
     """
     problems = [
         _missing(name)
@@ -26,7 +32,9 @@ def require_files(
         # A hub name looks like a folder's, so only what can be nothing but a file is judged here.
         if name is not None and name.endswith(_MODEL_SUFFIXES) and not Path(name).expanduser().exists():
             problems.append(f"{name}: no such file")
-    if out is not None and out.exists() and not force:
+    if out is not None and suffix is not None and out.suffix.lower() != suffix:
+        problems.append(f"{out}: what is written is a {suffix} file; give it that ending")
+    elif out is not None and out.exists() and not force:
         problems.append(f"{out} exists already; choose another name, or give --force to replace it")
     if len(problems) == 1:
         raise AdapterError(problems[0])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from sdlora.cli.app import app, console
+from sdlora.cli.app import app, console, in_home
 from sdlora.cli.guesses import EvaluateCommand
 from sdlora.cli.progress import event_stream
 from sdlora.cli.train import RunArgument, SetOption
@@ -29,7 +29,14 @@ _WEIGHTS = (0.4, 0.6, 0.8, 1.0, 1.2)
 def evaluate(
     run: RunArgument,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", metavar="FILE", help="A YAML file with settings.")
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="A YAML file with settings.",
+            callback=in_home,
+        ),
     ] = None,
     overrides: SetOption = None,
     features: Annotated[

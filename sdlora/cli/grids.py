@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdlora.cli.app import console
+from sdlora.cli.app import console, in_home
 from sdlora.cli.progress import progress
 from sdlora.config.generate import GenerateConfig
 
@@ -22,6 +22,7 @@ FromOption = Annotated[
         "--from",
         metavar="IMAGE",
         help="Repeat this picture, made here or by AUTOMATIC1111's web UI; other options overrule its settings.",
+        callback=in_home,
     ),
 ]
 GridOption = Annotated[
@@ -44,6 +45,7 @@ RunOption = Annotated[
         "--run",
         metavar="RUN",
         help="A run to take the base model and new tokens from, and the files of --grid checkpoint=...",
+        callback=in_home,
     ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", help="Generate a grid of more than 400 images.")]

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from sdlora.cli.app import app, console
+from sdlora.cli.app import app, console, in_home
 from sdlora.cli.guesses import SettingsCommand
 from sdlora.cli.help import Commands
 from sdlora.cli.train import PresetOption, SetOption
@@ -52,7 +52,15 @@ def runs(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of two or more runs.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("comparison.html"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The page to write.",
+            callback=in_home,
+        ),
+    ] = Path("comparison.html"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Put runs side by side: figures and settings here, with curves and previews on a page that can be sent around."""
@@ -131,7 +139,9 @@ def queue_hold(folder: RunsFolder = RUNS) -> None:
     """Start nothing more; what runs goes on."""
     from sdlora.launch import queue
 
+    _refuse_what_is_no_folder(folder)
     queue.hold(folder)
+    console.print(f"on hold: `sdlora queue start {folder}` goes on", markup=False)
 
 
 @queue_app.command("start")
@@ -139,6 +149,7 @@ def queue_start(folder: RunsFolder = RUNS) -> None:
     """Lift the hold and start the next run if nothing runs: after a restart of the machine, say."""
     from sdlora.launch import queue
 
+    _refuse_what_is_no_folder(folder)
     queue.hold(folder, is_held=False)
     for handle in queue.advance(folder):
         console.print(f"{handle.folder}: {handle.state().status}", markup=False)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from sdlora.cli.app import app, console
+from sdlora.cli.app import app, console, in_home
 from sdlora.config.presets import Subject
 
 
@@ -31,7 +31,13 @@ def suggest(
         str | None, typer.Option("--trigger", help="The word that is to call up what is learned.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the preset to this file, as my.yaml.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the preset to this file, as my.yaml.",
+            callback=in_home,
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

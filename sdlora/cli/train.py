@@ -14,7 +14,7 @@ import yaml
 from pydantic import TypeAdapter
 from rich.table import Table
 
-from sdlora.cli.app import app, console
+from sdlora.cli.app import app, console, in_home
 from sdlora.cli.guesses import SettingsCommand, named, what_to_train
 from sdlora.cli.help import Commands
 from sdlora.config import files, schema
@@ -210,7 +210,13 @@ def explain(
 
 @cache_app.command("show")
 def cache_show(
-    folder: Annotated[Path | None, typer.Option(help="Cache folder; by default the user's.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Cache folder; by default the user's.",
+            callback=in_home,
+        ),
+    ] = None,
 ) -> None:
     """Show where the cache lies, how many entries it has and its size."""
     from sdlora.data.cache import Cache, default_cache_folder
@@ -224,7 +230,13 @@ def cache_prune(
     keep_mib: Annotated[float | None, typer.Option(help="Keep the most recently used entries up to this size.")] = None,
     older_than_days: Annotated[float | None, typer.Option(help="Remove entries not used for so many days.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove all entries; the next run encodes again.")] = False,
-    folder: Annotated[Path | None, typer.Option(help="Cache folder; by default the user's.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Cache folder; by default the user's.",
+            callback=in_home,
+        ),
+    ] = None,
 ) -> None:
     """Remove cached entries by size or age."""
     from sdlora.data.cache import Cache, default_cache_folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -25,11 +26,13 @@ EXCLUSIVE = (("optimization.steps", "optimization.epochs"), ("images.folder", "i
 """Settings of which one is given, not both."""
 
 
-def find(preset: str) -> Path:
+def find(preset: str | Path) -> Path:
     """The file behind a preset name or path: the path itself, else a shipped preset of that name.
 
     Raises ConfigError that lists what there is.
     """
+    if not isinstance(preset, str | PathLike):
+        raise ConfigError("the preset", [f"must be a preset's name or a file, got {type(preset).__name__}"])
     path = Path(preset).expanduser()
     if path.is_file():
         return path
@@ -68,7 +71,7 @@ def load(preset: str | Path | None = None, overrides: Sequence[str] = ()) -> Tra
     source = "the command line"
     if preset is not None:
         source = str(preset)
-        values = read_preset(find(source))
+        values = read_preset(find(preset))
     override(values, overrides, source)
     return with_files_read(validate(values, source))
 
@@ -175,6 +178,8 @@ def override(
     """
     problems: list[str] = []
     given: list[tuple[str, str, Any]] = []
+    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+        raise ConfigError(source, ["overrides must be a list of texts, such as ['optimization.steps=100']"])
     for text in overrides:
         try:
             given += [(text, name, value) for name, value in _read_override(text, kind)]
@@ -200,6 +205,8 @@ def validate(values: Mapping[str, Any], source: str, kind: type[Config]) -> Conf
 
 def validate(values: Mapping[str, Any], source: str, kind: type[BaseModel] = TrainConfig) -> BaseModel:
     """Check plain values as a YAML file holds them. Raises ConfigError listing every problem at once."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(source, [f"must be settings by name, such as {{name: value}}; got {type(values).__name__}"])
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:

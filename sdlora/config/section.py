@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,6 +52,28 @@ class Section(BaseModel):
                 "Write the path with / or in 'single quotes'"
             )
         return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _from_home(cls, value: Any) -> Any:
+        """Paths that begin at the user's home folder, as `~/loras`, which a shell leaves alone in `--set a=~/loras`."""
+        if isinstance(value, tuple):
+            return tuple(from_home(each) for each in value) if any(isinstance(each, Path) for each in value) else value
+        return from_home(value)
+
+
+def from_home(path: Any) -> Any:
+    """A path with `~` at its beginning made into the home folder; anything else as it is. Raises ValueError for $HOME.
+
+    A folder that is called so would be made where it is written to, and nobody looks for it there.
+    """
+    if not isinstance(path, Path) or not path.parts:
+        return path
+    if path.parts[0].startswith("$") and os.path.expandvars(path.parts[0]) != path.parts[0]:
+        raise ValueError(f"{path}: variables are not filled in here; write the path itself")
+    with suppress(RuntimeError):  # the home of somebody whom this machine doesn't know
+        return path.expanduser()
+    return path
 
 
 _NAMES = ("model", "vae", "start_from", "file", "name")

@@ -74,7 +74,9 @@ def in_training(config: TrainConfig) -> Iterator[str]:
         yield "validation.fraction has no effect beside validation.folder"
     if not captions.separator and (shuffles or drops):
         yield "captions.shuffle_tags and tag_dropout have no effect with an empty captions.separator: it parts no tags"
-    if adapter.start_from is not None and (told := [name for name in _TOLD_BY_FILE if is_written(adapter, name)]):
+    if adapter.start_from is not None and (
+        told := [name for name in _TOLD_BY_FILE if name in adapter.model_fields_set]
+    ):
         yield f"adapter.{', '.join(told)}: no effect beside adapter.start_from, whose file tells what the adapter is"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from sdlora.errors import RunError
 from sdlora.evaluation.report import Recommendation, Scores
+from sdlora.words import count
 
 _NEARLY_BEST = 0.02
 """Of the way in likeness from the base to the best: less is within what other seeds would change."""
@@ -77,7 +78,7 @@ def _reasons(chosen: Scores, base: Scores, best: Scores) -> list[str]:
         reasons.append(f"adherence {chosen.adherence_of_base:.0%} of the base")
     reasons.append(_counted(len(chosen.copies), chosen.num_images, "near copy", "near copies"))
     if chosen.burned:
-        reasons.append(_counted(chosen.burned, chosen.num_images, "burned image", "burned images"))
+        reasons.append(f"{chosen.burned} of {count(chosen.num_images, 'image')} burned")
     if chosen.leak is not None:
         reasons.append(f"leak {chosen.leak:.2f}")
     if chosen.held_out is not None:

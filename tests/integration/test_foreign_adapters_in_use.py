@@ -249,4 +249,4 @@ def test_adapters_merged_in_memory_do_what_a_merged_model_does(tiny_sd1: Path, t
     bundle = load_base(config)
     for found, expected in zip(answer(bundle), answer(loaded(tmp_path / "model")), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    assert any("again.safetensors: 1 tensors are not used" in note for note in bundle.notes)
+    assert any("again.safetensors: 1 tensor is not used" in note for note in bundle.notes)

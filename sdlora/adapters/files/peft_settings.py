@@ -38,6 +38,8 @@ class PeftSettings:
         settings = self.by_part.get(part, self.by_part.get("", _NO_SCALE))
         alpha = settings.get("lora_alpha", settings.get("alpha"))
         alpha = _by_pattern(settings.get("alpha_pattern"), path, alpha)
+        if isinstance(alpha, str):
+            raise AdapterError(f"{self.source}: an alpha is the text {alpha!r}; make it a number, as PEFT writes it")
         if weights.alpha is not None or not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
             return weights
         if weights.algorithm == "lora":

@@ -14,6 +14,7 @@ from sdlora.adapters.files import formulas
 from sdlora.adapters.files.embeddings import Embedding
 from sdlora.adapters.files.key_names import ALGORITHM_NAMES, FileAlgorithm
 from sdlora.config.base_model import FamilyName
+from sdlora.words import count
 
 
 @dataclass(frozen=True)
@@ -232,4 +233,5 @@ class AdapterFile:
             f"{len(names)} ({reason}): {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
             for reason, names in reasons.items()
         ]
-        return f"{len(self.left_out)} tensors are not used: {'; '.join(told)}"
+        verb = "is" if len(self.left_out) == 1 else "are"
+        return f"{count(len(self.left_out), 'tensor')} {verb} not used: {'; '.join(told)}"
