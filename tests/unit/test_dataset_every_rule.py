@@ -22,6 +22,9 @@ DEFECTS: dict[str, set[str]] = {
     "unread-format": {"unread-format.heic"},
     "zero-repeats": {"zero-repeats.png"},
     "caption-missing": {"caption-missing.png"},
+    "caption-empty": {"caption-empty.txt"},
+    "caption-unread": {"captions.csv"},
+    "misnamed-mask": {"good3_mask.png"},
     "caption-orphan": {"Caption missing.txt"},
     "caption-unreadable": set(),  # a line of metadata.jsonl, told in the message
     "caption-encoding": {"caption-encoding.txt"},
@@ -75,7 +78,14 @@ def faulty(tmp_path: Path) -> Path:
     save(picture(40), "0_later/zero-repeats.png")
     save(picture(41), "caption-missing.png", None)
     (folder / "Caption missing.txt").write_text("zeta, a caption", encoding="utf-8")
-    (folder / "metadata.jsonl").write_text('not json\n{"file_name": "gone.png", "text": "x"}\n', encoding="utf-8")
+    rows = [
+        '{"file_name": "gone.png", "text": "x"}',
+        '{"file_name": "caption-empty.png", "text": "zeta, thing, soft light"}',
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(["not json", *rows]), encoding="utf-8")
+    save(picture(60), "caption-empty.png").with_suffix(".txt").write_text("", encoding="utf-8")
+    (folder / "captions.csv").write_text("file_name,text", encoding="utf-8")
+    save(picture(61), "good3_mask.png")
     save(picture(42), "caption-encoding.png").with_suffix(".txt").write_bytes("zeta, café, soft light".encode("cp1252"))
     text = save(picture(43), "caption-extension.png").with_suffix(".txt")
     text.rename(text.with_suffix(".caption"))

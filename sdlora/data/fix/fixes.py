@@ -137,9 +137,9 @@ def _caption_changes(
     for record in records:
         path = record.path
         draft = _Draft(record.caption or "")
-        source = path.with_suffix(".txt")
-        if path in data.unread_captions and not draft.text and "caption-extension" in rules:
-            source = renamed[path] = data.unread_captions[path]
+        source = path.with_suffix(config.extension)
+        if path in data.unread.other_endings and "caption-extension" in rules:
+            source = renamed[path] = data.unread.other_endings[path]
             draft.rules.append("caption-extension")
             draft.text = _read_text(source, None) or ""
             if not draft.text and "caption-encoding" in rules:
@@ -151,7 +151,7 @@ def _caption_changes(
         drafts[path] = draft
     _change_texts([draft for draft in drafts.values() if draft.text], rules, config)
     for path, draft in drafts.items():
-        yield from _written(path, draft, renamed.get(path))
+        yield from _written(path.with_suffix(config.extension), draft, renamed.get(path))
 
 
 def _read_text(path: Path, encoding: str | None) -> str | None:
@@ -198,10 +198,9 @@ def _with_trigger(text: str, config: CaptionsConfig) -> str:
     return text if has_trigger(text, trigger) else front + text
 
 
-def _written(image: Path, draft: _Draft, renamed_from: Path | None) -> Iterator[Change]:
+def _written(target: Path, draft: _Draft, renamed_from: Path | None) -> Iterator[Change]:
     if not draft.rules:
         return
-    target = image.with_suffix(".txt")
     rules = tuple(draft.rules)
     content = draft.text.encode("utf-8")
     if renamed_from is not None:

@@ -37,7 +37,12 @@ could: held-out loss at 0.006 -15%, at 0.01 -19%, at most -30%."""
 
 
 def remarks(config: TrainConfig, images: RunImages) -> Iterator[tuple[str, str]]:
-    """Files that can't be read, files left out by rule, and notes on files and settings: each as a label and a text."""
+    """Files that can't be read, files left out by rule, and what is to be said of files and settings.
+
+    Each as a label and a text; those labelled `warning` most likely spoil the result.
+    """
+    for text in images.scan.warnings:
+        yield "warning", text
     for item in images.plan.skipped:
         yield "skipped", f"{item.path.name}: {item.reason}"
     for reason, names in _by_reason(images.scan.left_out).items():
