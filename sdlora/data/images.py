@@ -21,12 +21,11 @@ from sdlora.data.decoding import (
     UnreadableImageError,
     load_alpha,
     load_grey,
-    open_image,
-    oriented_size,
     why_unread,
 )
 from sdlora.data.folder_listing import MASK_ENDING, Listing, list_folder
 from sdlora.data.inspection import ImageFacts, hash_file, open_memory, recall
+from sdlora.data.mask_files import Masks
 from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.scan_problems import (
     Gathered,
@@ -36,7 +35,7 @@ from sdlora.data.scan_problems import (
     refuse_unreadable,
     refuse_zero_repeats,
 )
-from sdlora.data.unread import CAPTION_SUFFIXES, TABLE_SUFFIXES, look_beside, mask_sentence, misnamed_masks
+from sdlora.data.unread import CAPTION_SUFFIXES, TABLE_SUFFIXES, look_beside, mask_sentence, misnamed_masks, some
 from sdlora.errors import DataError
 from sdlora.words import count
 
@@ -85,6 +84,8 @@ class ImageRecord:
     """Factor on the image's loss: its folder's times its own."""
     source: int = 0
     """The place of its folder among all."""
+    follows_repeats: bool = True
+    """Whether images.repeats gives its repeats, and not its folder's name or images.folders."""
     caption_from: CaptionSource | None = None
     """Where its caption was found; None where there is none but captions.default."""
 
@@ -299,19 +300,27 @@ def _scan_folder(source: Source, inner: Sequence[Path], found: _Finds) -> None:
     ]
     found.notes += _notes(listing, source)
     records: list[ImageRecord] = []
+    masks, animated = Masks(), []
     files = CaptionFolders(root, source.captions)
     for path, facts in inspect_all(pictures, root, images):
         mask_path = listing.mask_of(path) if images.mask == "file" else None
-        reason = facts if isinstance(facts, str) else mask_problem(mask_path, images.max_megapixels)
+        reason = facts if isinstance(facts, str) else masks.problem(path, facts, mask_path, images)
         if isinstance(facts, str) or reason:
             found.skipped.append(Skipped(path, str(reason)))
             continue
         record = make_record(path, facts, source, files, mask_path)
         records.append(record)
+        if facts.is_animated:
+            animated.append(path)
     found.records += records
     found.uncaptioned += [record.path for record in records if record.caption is None]
     found.caption_problems += files.problems
     found.notes += files.notes()
+    found.warnings += [f"{sentence}: {some(paths)}" for _, sentence, paths in masks.oddities()]
+    if animated:
+        found.warnings.append(
+            f"{count(len(animated), 'animated file')}, of which the first frame is trained: {some(animated)}"
+        )
     told = _tell_unread(records, listing, source, found)
     found.left_out += [
         Skipped(path, reason)
@@ -355,7 +364,8 @@ def make_record(
 ) -> ImageRecord:
     """One readable image with all that its folder says about it; caption None where there is none."""
     caption, caption_from = files.found(path)
-    in_name, _ = repeats_folder(path.parent, source.folder) or (source.images.repeats, "")
+    named = repeats_folder(path.parent, source.folder)
+    in_name = source.images.repeats if named is None else named[0]
     return ImageRecord(
         path=path,
         width_px=facts.width_px,
@@ -375,6 +385,7 @@ def make_record(
         crop_focus=source.images.crop_focus,
         loss_weight=source.loss_weight * files.loss_weight(path),
         source=source.number,
+        follows_repeats=named is None and source.repeats is None,
         caption_from=caption_from,
     )
 
@@ -473,16 +484,3 @@ def inspect_all(
             on_each()
     memory.save()
     return found
-
-
-def mask_problem(mask_path: Path | None, max_megapixels: float) -> str | None:
-    """Why a mask can't be used, if so."""
-    if mask_path is None:
-        return None
-    try:
-        with open_image(mask_path, max_megapixels) as mask:
-            oriented_size(mask)
-            mask.load()
-    except UnreadableImageError as error:
-        return f"its mask {mask_path.name} can't be read: {error}"
-    return None

@@ -6,11 +6,11 @@ import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sdlora.data.decoding import open_image, oriented_size
+from sdlora.data.decoding import is_animated, open_image, oriented_size
 from sdlora.file_memory import FileMemory
 
 # Goes up when more is found out of a file, so that all are looked at again.
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class ImageFacts:
     has_alpha: bool
     content_hash: str
     """SHA-256 of the file's bytes, in hex."""
+    is_animated: bool = False
+    is_invisible: bool = False
+    """Whether every pixel is wholly transparent."""
 
 
 def inspect_image(path: Path, max_megapixels: float) -> ImageFacts:
@@ -31,7 +34,9 @@ def inspect_image(path: Path, max_megapixels: float) -> ImageFacts:
         has_alpha = image.has_transparency_data
         image.draft("RGB", (64, 64))  # lets JPEG decode at an eighth: enough to find truncation, several times faster
         image.load()
-    return ImageFacts(width_px, height_px, has_alpha, hash_file(path))
+        is_invisible = has_alpha and image.convert("RGBA").getchannel("A").getextrema() == (0, 0)
+        animated = is_animated(image)
+    return ImageFacts(width_px, height_px, has_alpha, hash_file(path), animated, is_invisible)
 
 
 def hash_file(path: Path) -> str:

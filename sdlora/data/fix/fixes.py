@@ -14,12 +14,12 @@ from PIL import Image, ImageOps
 from sdlora.config.images import CaptionsConfig
 from sdlora.config.train import TrainConfig
 from sdlora.data.captions import has_trigger, joint
-from sdlora.data.decoding import UNREAD_SUFFIXES, open_image
+from sdlora.data.decoding import UNREAD_SUFFIXES, is_animated, open_image
 from sdlora.data.fix.changes import Change
 from sdlora.data.images import ImageRecord
 from sdlora.data.lint.check import exact_duplicates
 from sdlora.data.lint.findings import FIXABLE
-from sdlora.data.lint.measures import is_animated, is_exif_rotated
+from sdlora.data.lint.measures import is_exif_rotated
 from sdlora.data.lint.samples import Dataset, gather
 from sdlora.data.lint.tags import near_miss_spellings, rewrite_tags
 from sdlora.errors import ConfigError

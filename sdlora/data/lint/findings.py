@@ -22,6 +22,8 @@ RULES: dict[str, Severity] = {
     "caption-unread": "warning",
     "caption-orphan": "warning",
     "misnamed-mask": "warning",
+    "mask-shape": "warning",
+    "mask-empty": "warning",
     "upscaled": "warning",
     "extreme-aspect": "warning",
     "near-black": "warning",

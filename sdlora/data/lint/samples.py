@@ -19,11 +19,11 @@ from sdlora.data.images import (
     inner_folders,
     inspect_all,
     make_record,
-    mask_problem,
     orphan_captions,
     sources_of,
 )
 from sdlora.data.lint.measures import Measures, measure
+from sdlora.data.mask_files import Masks
 from sdlora.data.unread import Unread, look_beside, misnamed_masks
 
 
@@ -56,6 +56,8 @@ class Dataset:
     """What may be meant as the captions of pictures that have none of their own."""
     misnamed_masks: dict[Path, Path] = field(default_factory=dict)
     """Pictures named like a mask of another one, each with the path that would be read."""
+    masks: Masks = field(default_factory=Masks)
+    """What is odd about the masks that are used."""
     orphan_captions: dict[Path, Path] = field(default_factory=dict)
     """Captions without an image of their name, each with the path that its image would have, without an ending."""
     zero_repeats: list[Path] = field(default_factory=list)
@@ -129,9 +131,10 @@ def _gather_folder(
     images, captions = source.images, source.captions
     files = CaptionFolders(source.folder, captions)
     records: list[ImageRecord] = []
+    masks = Masks()
     for path, facts in inspect_all(pictures, source.folder, images, on_each):
         mask_path = listing.mask_of(path) if images.mask == "file" else None
-        reason = facts if isinstance(facts, str) else mask_problem(mask_path, images.max_megapixels)
+        reason = facts if isinstance(facts, str) else masks.problem(path, facts, mask_path, images)
         if isinstance(facts, str) or reason:
             found.broken[path] = str(reason)
             continue
@@ -142,6 +145,7 @@ def _gather_folder(
             record = replace(record, repeats=1)
         records.append(record)
     found.records += records
+    found.masks.add(masks)
     _add_unread(found, records, listing, captions)
     found.caption_notes += files.notes()
     encodings = files.wrongly_encoded.values()

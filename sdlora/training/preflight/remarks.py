@@ -22,6 +22,7 @@ from sdlora.models.detection import detect
 from sdlora.models.prompts import count_numbers
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.optimization.schedules import factor
+from sdlora.training.preflight.image_remarks import idle_settings, spoilt_pictures
 from sdlora.training.preflight.new_tokens import caption_numbers, token_notes
 
 _NAMES_SHOWN = 5
@@ -41,7 +42,7 @@ def remarks(config: TrainConfig, images: RunImages) -> Iterator[tuple[str, str]]
 
     Each as a label and a text; those labelled `warning` most likely spoil the result.
     """
-    for text in images.scan.warnings:
+    for text in (*images.scan.warnings, *spoilt_pictures(images)):
         yield "warning", text
     for item in images.plan.skipped:
         yield "skipped", f"{item.path.name}: {item.reason}"
@@ -113,6 +114,7 @@ def _without_effect(config: TrainConfig, images: RunImages) -> Iterator[str]:
             "its end; a value below 1 is a share of the run"
         )
     yield from token_notes(config)
+    yield from idle_settings(config, images)
     for name in ("text_encoder_until", "text_encoder_2_until", "new_tokens_until"):
         until = getattr(optimization, name)
         if until is not None and until >= total:
