@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 
 from sdlora.data.caption_files import CaptionFolders
-from sdlora.data.fix.changes import Change
+from sdlora.data.fix.changes import Change, with_text
 from sdlora.data.folder_listing import list_folder
 from sdlora.errors import ConfigError
 from sdlora.text_files import read_text
@@ -32,7 +31,7 @@ def plan_edit(folder: Path, pattern: str, replacement: str, *, ignore_case: bool
     for path, text in texts.items():
         edited = search.sub(replacement, text)
         if edited != text:
-            changes.append(Change(("edit",), path, partial(edited.encode, "utf-8"), f"caption: {edited}"))
+            changes.append(with_text(("edit",), path, edited))
     return changes
 
 

@@ -15,7 +15,7 @@ from sdlora.config.images import CaptionsConfig
 from sdlora.config.train import TrainConfig
 from sdlora.data.captions import has_trigger, joint
 from sdlora.data.decoding import UNREAD_SUFFIXES, is_animated, open_image
-from sdlora.data.fix.changes import Change
+from sdlora.data.fix.changes import Change, with_text
 from sdlora.data.images import ImageRecord
 from sdlora.data.lint.check import exact_duplicates
 from sdlora.data.lint.findings import FIXABLE
@@ -23,7 +23,7 @@ from sdlora.data.lint.measures import is_exif_rotated
 from sdlora.data.lint.samples import Dataset, gather
 from sdlora.data.lint.tags import near_miss_spellings, rewrite_tags
 from sdlora.errors import ConfigError
-from sdlora.text_files import UnreadableTextError, decode_text
+from sdlora.text_files import UnreadableTextError, decode_text, encoded_like
 
 _JPEG_QUALITY = 95
 
@@ -202,10 +202,11 @@ def _written(target: Path, draft: _Draft, renamed_from: Path | None) -> Iterator
     if not draft.rules:
         return
     rules = tuple(draft.rules)
-    content = draft.text.encode("utf-8")
-    if renamed_from is not None:
-        # Where nothing but the name is wrong, every byte stays, line ends included.
-        if draft.rules == ["caption-extension"]:
-            content = renamed_from.read_bytes()
-        yield Change(rules, renamed_from, None, f"becomes {target.name}")
+    if renamed_from is None:
+        yield with_text(rules, target, draft.text)
+        return
+    before = renamed_from.read_bytes()
+    # Where nothing but the name is wrong, every byte stays, line ends included.
+    content = before if draft.rules == ["caption-extension"] else encoded_like(draft.text, before)
+    yield Change(rules, renamed_from, None, f"becomes {target.name}")
     yield Change(rules, target, lambda: content, f"caption: {' '.join(draft.text.split())}")
