@@ -184,11 +184,16 @@ def import_command(
         console.print(f"wrote {out}, read as {imported.tool}", markup=False)
     if captions_for is not None:
         from sdlora.data.fix.caption_import import plan_captions
+        from sdlora.data.unread import some
+        from sdlora.words import count
 
-        changes, unknown = plan_captions(captions_for, imported.captions)
-        _make_or_show(captions_for, changes, apply_changes=True)
-        for name in unknown:
+        planned = plan_captions(captions_for, imported.captions)
+        _make_or_show(captions_for, planned.changes, apply_changes=True)
+        for name in planned.unknown:
             console.print(f"no image: {name}", markup=False)
+        if planned.kept:
+            files = f"{count(len(planned.kept), 'image')} with another caption in a .txt file, which stays"
+            console.print(f"{files}: {some(planned.kept)}", markup=False)
 
 
 def _unpack(source: Path, out: Path | None, caption_column: str | None) -> None:
