@@ -298,7 +298,7 @@ def _scan_folder(source: Source, inner: Sequence[Path], found: _Finds) -> None:
         if not any(path.is_relative_to(folder) for folder in inner)
         and found.real_paths.setdefault(path.resolve(), root) == root
     ]
-    found.notes += _notes(listing, source)
+    found.notes += folder_notes(listing, source)
     records: list[ImageRecord] = []
     masks, animated = Masks(), []
     files = CaptionFolders(root, source.captions)
@@ -429,7 +429,8 @@ def _others(listing: Listing, captions: CaptionsConfig) -> Iterator[tuple[Path, 
         yield path, next((each for each in endings if path.name.endswith(each)), None)
 
 
-def _notes(listing: Listing, source: Source) -> Iterator[str]:
+def folder_notes(listing: Listing, source: Source) -> Iterator[str]:
+    """What names in a folder are read otherwise than a person may think."""
     if source.images.mask != "file" and (masked := sum(listing.mask_of(path) is not None for path in listing.pictures)):
         yield (
             f"{source.folder.name}: {count(masked, 'image')} with a mask beside it (name{MASK_ENDING}), which "

@@ -191,6 +191,9 @@ def _json_array_rows(text: str) -> Iterator[Row]:
     except ValueError as error:
         yield "the file", f"no JSON ({error})"
         return
+    if key := _repeated_key(text):
+        yield "the file", ValueError(f"sets '{key}' twice")
+        return
     if isinstance(content, dict):
         for name, entry in content.items():
             if isinstance(entry, dict):
@@ -215,9 +218,24 @@ def _json_rows(text: str) -> Iterator[Row]:
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
-                yield f"line {number}", parse_json(line)
+                values = parse_json(line)
+                key = _repeated_key(line)
+                yield f"line {number}", ValueError(f"sets '{key}' twice") if key else values
             except ValueError:
                 yield f"line {number}", line.strip()
+
+
+def _repeated_key(text: str) -> str | None:
+    """A key that one object of a JSON text has twice, of which the first value would be lost without a word."""
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        keys = [key for key, _ in pairs]
+        if len(keys) != len(set(keys)):
+            repeated.append(next(key for key in keys if keys.count(key) > 1))
+
+    json.loads(text, object_pairs_hook=note)
+    return repeated[0] if repeated else None
 
 
 def _csv_rows(text: str) -> Iterator[Row]:

@@ -60,6 +60,18 @@ def test_a_table_row_of_another_length_is_refused_with_its_line(tmp_path: Path, 
     assert any(words in message for message in checked(folder, "caption-unreadable"))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("metadata__jsonl", '{"file_name": "a.png", "text": "one", "text": "two"}', "line 1 sets 'text' twice"),
+        ("metadata__json", '{"a": {"caption": "one"}, "a": {"caption": "two"}}', "the file sets 'a' twice"),
+    ],
+)
+def test_a_key_that_is_set_twice_is_refused(tmp_path: Path, name: str, text: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        scanned(dataset(tmp_path, **{name: text}))
+
+
 def test_quoted_commas_and_empty_lines_are_no_surplus(tmp_path: Path) -> None:
     result = scanned(dataset(tmp_path, metadata__csv='file_name,text\n\na.png,"a cat, red"\nb.png,a dog\n\n'))
     assert [record.caption for record in result.records] == ["a cat, red", "a dog"]

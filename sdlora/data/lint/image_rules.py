@@ -35,6 +35,8 @@ def image_findings(data: Dataset, images: ImagesConfig) -> Iterator[Finding]:
             "the folder's name asks for 0 repeats, so the run would be refused: rename the folder or move it out",
             tuple(data.zero_repeats),
         )
+    for note in data.notes:
+        yield Finding("read-otherwise", note)
     for rule, sentence, files in data.masks.oddities():
         yield Finding(rule, sentence, files)
     if data.misnamed_masks:

@@ -16,6 +16,7 @@ from sdlora.data.images import (
     ImageRecord,
     Source,
     captions_from,
+    folder_notes,
     inner_folders,
     inspect_all,
     make_record,
@@ -48,6 +49,8 @@ class Dataset:
     """Pictures that can't be used, with the reason."""
     caption_problems: list[str] = field(default_factory=list)
     """A sentence for each caption file that can't be read, apart from wrong encodings."""
+    notes: list[str] = field(default_factory=list)
+    """What names are read otherwise than a person may think."""
     caption_notes: list[str] = field(default_factory=list)
     """What metadata files say that is not trained as it stands."""
     wrongly_encoded: list[Path] = field(default_factory=list)
@@ -147,6 +150,7 @@ def _gather_folder(
     found.records += records
     found.masks.add(masks)
     _add_unread(found, records, listing, captions)
+    found.notes += folder_notes(listing, source)
     found.caption_notes += files.notes()
     encodings = files.wrongly_encoded.values()
     found.wrongly_encoded += files.wrongly_encoded
