@@ -104,9 +104,12 @@ def edit_command(
     apply_changes: ApplyOption = False,
 ) -> None:
     """Replace text in all captions; `undo` gives every byte back."""
-    from sdlora.data.fix.edit import plan_edit
+    from sdlora.data.fix.edit import left_alone, plan_edit
 
-    _make_or_show(folder, plan_edit(folder, pattern, replacement, ignore_case=ignore_case), apply_changes)
+    changes = plan_edit(folder, pattern, replacement, ignore_case=ignore_case)
+    for sentence in left_alone(folder):
+        console.print(f"left alone: {sentence}", markup=False)
+    _make_or_show(folder, changes, apply_changes)
 
 
 @dataset_app.command("undo")

@@ -26,7 +26,6 @@ from sdlora.data.decoding import (
 from sdlora.data.folder_listing import MASK_ENDING, Listing, list_folder
 from sdlora.data.inspection import ImageFacts, hash_file, open_memory, recall
 from sdlora.data.mask_files import Masks
-from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.scan_problems import (
     Gathered,
     refuse_absent_masks,
@@ -35,7 +34,14 @@ from sdlora.data.scan_problems import (
     refuse_unreadable,
     refuse_zero_repeats,
 )
-from sdlora.data.unread import CAPTION_SUFFIXES, TABLE_SUFFIXES, look_beside, mask_sentence, misnamed_masks, some
+from sdlora.data.unread import (
+    look_beside,
+    mask_sentence,
+    misnamed_masks,
+    orphan_captions,
+    some,
+    unused,
+)
 from sdlora.errors import DataError
 from sdlora.words import count
 
@@ -45,8 +51,6 @@ STAND_INS: dict[CaptionSource | None, str] = {
     None: "captions.default",
 }
 """What is trained where an image has no caption file, by where its caption was found."""
-_COMPANIONS = (".npz", ".safetensors")
-"""Other trainers' caches, which may lie beside the images."""
 THREADS = min(8, os.cpu_count() or 1)
 """Threads that decode images; Pillow lets go of the interpreter while it does."""
 
@@ -324,7 +328,7 @@ def _scan_folder(source: Source, inner: Sequence[Path], found: _Finds) -> None:
     told = _tell_unread(records, listing, source, found)
     found.left_out += [
         Skipped(path, reason)
-        for path, reason in _unused(listing, source.captions).items()
+        for path, reason in unused(listing, source.captions).items()
         if path not in told and not any(path.is_relative_to(folder) for folder in inner)
     ]
 
@@ -388,45 +392,6 @@ def make_record(
         follows_repeats=named is None and source.repeats is None,
         caption_from=caption_from,
     )
-
-
-def _unused(listing: Listing, captions: CaptionsConfig) -> dict[Path, str]:
-    """What lies in a folder and is not trained, with the reason; companions of images are not among it."""
-    unused = dict(listing.left_out)
-    orphans = orphan_captions(listing, captions)
-    for path, ending in _others(listing, captions):
-        if ending is None:
-            unused[path] = _why_unused(path, captions)
-        elif path in orphans:
-            unused[path] = "a caption without an image of its name"
-    return unused
-
-
-def _why_unused(path: Path, captions: CaptionsConfig) -> str:
-    suffix = path.suffix.lower()
-    if suffix in (*CAPTION_SUFFIXES, captions.extension.lower()):
-        return f"a caption file of another ending than {captions.extension} (captions.extension)"
-    if suffix in TABLE_SUFFIXES:
-        return f"not read; captions come from {captions.extension} files and {METADATA_FILES[0]}"
-    return "not an image"
-
-
-def orphan_captions(listing: Listing, captions: CaptionsConfig) -> dict[Path, Path]:
-    """Captions without an image of their name, each with the path that its image would have, without an ending."""
-    stems = {path.with_suffix("") for path in listing.pictures}
-    named = {path: path.with_name(path.name.removesuffix(end)) for path, end in _others(listing, captions) if end}
-    return {path: stem for path, stem in named.items() if stem not in stems}
-
-
-def _others(listing: Listing, captions: CaptionsConfig) -> Iterator[tuple[Path, str | None]]:
-    """The files that are no images and belong to none as its mask or cache, each with its ending if a caption's."""
-    read = {*listing.pictures, *listing.masks.values()}
-    # The longest first: a-short.txt ends in .txt, too, and must be read as the -short.txt that is asked for.
-    endings = sorted((captions.extension, *captions.alternatives), key=len, reverse=True)
-    for path in listing.files:
-        if path in read or path.name in METADATA_FILES or path.suffix.lower() in _COMPANIONS:
-            continue
-        yield path, next((each for each in endings if path.name.endswith(each)), None)
 
 
 def folder_notes(listing: Listing, source: Source) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdlora.config.images import CaptionsConfig
-from sdlora.data.caption_files import CaptionSource
+from sdlora.data.caption_files import CaptionFolders, CaptionSource
 from sdlora.data.folder_listing import MASK_ENDING, Listing
 from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.scan_problems import almost_captions
@@ -17,6 +17,8 @@ from sdlora.words import count
 CAPTION_SUFFIXES = (".caption", ".cap", ".txt")
 """Endings that other trainers give caption files."""
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_COMPANIONS = (".npz", ".safetensors")
+"""Other trainers' caches, which may lie beside the images."""
 _TABLE_OF_CAPTIONS = re.compile(r"caption|prompt|meta|tags|labels", re.IGNORECASE)
 _MASK_OF = re.compile(r"(.+?)[-_. ]+masks?[-_ ]?(?:label)?", re.IGNORECASE)
 _NAMES_TOLD = 3
@@ -91,6 +93,57 @@ def look_beside(
         and (path.with_suffix("") in names or (path.parent in folders and _TABLE_OF_CAPTIONS.search(path.stem)))
     ]
     return found
+
+
+def unused(listing: Listing, captions: CaptionsConfig) -> dict[Path, str]:
+    """What lies in a folder and is not trained, with the reason; companions of images are not among it."""
+    unused = dict(listing.left_out)
+    orphans = orphan_captions(listing, captions)
+    for path, ending in _others(listing, captions):
+        if ending is None:
+            unused[path] = _why_unused(path, captions)
+        elif path in orphans:
+            unused[path] = "a caption without an image of its name"
+    return unused
+
+
+def _why_unused(path: Path, captions: CaptionsConfig) -> str:
+    suffix = path.suffix.lower()
+    if suffix in (*CAPTION_SUFFIXES, captions.extension.lower()):
+        return f"a caption file of another ending than {captions.extension} (captions.extension)"
+    if suffix in TABLE_SUFFIXES:
+        return f"not read; captions come from {captions.extension} files and {METADATA_FILES[0]}"
+    return "not an image"
+
+
+def orphan_captions(listing: Listing, captions: CaptionsConfig) -> dict[Path, Path]:
+    """Captions without an image of their name, each with the path that its image would have, without an ending."""
+    stems = {path.with_suffix("") for path in listing.pictures}
+    named = {path: path.with_name(path.name.removesuffix(end)) for path, end in _others(listing, captions) if end}
+    return {path: stem for path, stem in named.items() if stem not in stems}
+
+
+def _others(listing: Listing, captions: CaptionsConfig) -> Iterator[tuple[Path, str | None]]:
+    """The files that are no images and belong to none as its mask or cache, each with its ending if a caption's."""
+    read = {*listing.pictures, *listing.masks.values()}
+    # The longest first: a-short.txt ends in .txt, too, and must be read as the -short.txt that is asked for.
+    endings = sorted((captions.extension, *captions.alternatives), key=len, reverse=True)
+    for path in listing.files:
+        if path in read or path.name in METADATA_FILES or path.suffix.lower() in _COMPANIONS:
+            continue
+        yield path, next((each for each in endings if path.name.endswith(each)), None)
+
+
+def unread_in(folder: Path, listing: Listing) -> list[str]:
+    """A sentence for each kind of file that may be meant as a caption and isn't read, where a .txt file would be.
+
+    Empty files are passed over: they are what there is to fill.
+    """
+    sources, captions = CaptionFolders(folder), CaptionsConfig()
+    without = {path: None for path in listing.pictures if sources.own_caption(path) is None}
+    unread = look_beside(listing, without, captions, orphan_captions(listing, captions))
+    unread.empty.clear()
+    return list(unread.sentences(captions.extension))
 
 
 def misnamed_masks(listing: Listing) -> dict[Path, Path]:

@@ -129,6 +129,14 @@ def test_edit_shows_then_makes(run, folder: Path) -> None:
     assert "no changes to undo" in run("undo", folder.parent)[2]
 
 
+def test_edit_names_the_captions_that_it_does_not_reach(run, folder: Path) -> None:
+    (folder / "0.txt").write_bytes(b"caf\xe9, bright")
+    (folder / "1.txt").rename(folder / "1.caption")
+    output = " ".join(run("edit", folder, "bright", "dark")[1].split())
+    assert "left alone: 0.txt is not UTF-8 text" in output
+    assert "left alone: 2 captions are not read, as captions.extension is .txt: 1.caption, 2.caption" in output
+
+
 def test_a_sheet_is_written(run, folder: Path, tmp_path: Path) -> None:
     code, output, _ = run("sheet", folder, *SMALL, "--out", tmp_path / "sheet.png", "--columns", 2)
     assert code == 0

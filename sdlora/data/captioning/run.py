@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,6 @@ from pathlib import Path
 from PIL import Image
 
 from sdlora.config.captioning import CaptioningConfig
-from sdlora.config.images import CaptionsConfig
 from sdlora.config.without_effect import in_captioning, with_captioner
 from sdlora.data.caption_files import CaptionFolders
 from sdlora.data.captioning.captioner import load_captioner
@@ -19,8 +18,8 @@ from sdlora.data.captioning.model import Captioner
 from sdlora.data.captioning.wording import combine
 from sdlora.data.decoding import UNREAD_SUFFIXES, UnreadableImageError, load_rgb
 from sdlora.data.folder_listing import Listing, list_folder
-from sdlora.data.images import THREADS, orphan_captions
-from sdlora.data.unread import look_beside
+from sdlora.data.images import THREADS
+from sdlora.data.unread import unread_in
 from sdlora.errors import DataError, ModelError
 from sdlora.events import EventStream
 from sdlora.processes import Heartbeat
@@ -67,7 +66,7 @@ def caption_folder(
     for sentence in in_captioning(config):
         events.warn(sentence)
     listing = list_folder(folder)
-    for sentence in _unread(folder, listing):
+    for sentence in unread_in(folder, listing):
         events.warn(f"{sentence}; their images count as without caption")
     # Before the model is loaded, which may be a download of gigabytes, for nothing to do.
     if not _wanted(folder, listing, config, set())[0]:
@@ -79,15 +78,6 @@ def caption_folder(
         return _caption(folder, listing, config, captioner, events)
     except OSError as error:
         raise DataError(f"captioning stopped: {error}. Started again it goes on from here.") from error
-
-
-def _unread(folder: Path, listing: Listing) -> Iterator[str]:
-    """A sentence for each kind of file that may be meant as a caption. An empty one is what there is to fill."""
-    sources, config = CaptionFolders(folder), CaptionsConfig()
-    without = {path: None for path in listing.pictures if sources.own_caption(path) is None}
-    unread = look_beside(listing, without, config, orphan_captions(listing, config))
-    unread.empty.clear()
-    return unread.sentences(config.extension)
 
 
 def _caption(

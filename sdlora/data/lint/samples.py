@@ -20,12 +20,11 @@ from sdlora.data.images import (
     inner_folders,
     inspect_all,
     make_record,
-    orphan_captions,
     sources_of,
 )
 from sdlora.data.lint.measures import Measures, measure
 from sdlora.data.mask_files import Masks
-from sdlora.data.unread import Unread, look_beside, misnamed_masks
+from sdlora.data.unread import Unread, look_beside, misnamed_masks, orphan_captions
 
 
 @dataclass(frozen=True)
