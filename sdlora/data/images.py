@@ -344,13 +344,16 @@ def _tell_unread(records: Sequence[ImageRecord], listing: Listing, source: Sourc
         told |= unread.files
     for found_in, stand_in in STAND_INS.items():
         replaced = [r for r in records if r.caption is not None and r.caption_from == found_in]
+        if not replaced:
+            continue
         unread = look_beside(listing, captions_from(replaced), captions, orphans)
         # An empty file for an empty caption is trained as it stands.
         saying = {record.path.with_suffix(captions.extension) for record in replaced if record.caption}
         unread.empty = [path for path in unread.empty if path in saying]
         found.warnings += [f"{text}; {stand_in} is trained instead" for text in unread.sentences(captions.extension)]
         told |= unread.files
-    if masks := misnamed_masks(listing):
+    trained = {record.path for record in records}  # a folder inside another one speaks for itself
+    if masks := {path: right for path, right in misnamed_masks(listing).items() if path in trained}:
         found.warnings.append(f"{mask_sentence(masks)}; as it is, each is trained as an image")
         found.mask_hints.append(f"{mask_sentence(masks)}.")
         if any(record.path in masks for record in uncaptioned):

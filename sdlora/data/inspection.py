@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from sdlora.data.decoding import is_animated, open_image, oriented_size
 from sdlora.file_memory import FileMemory
 
@@ -34,9 +36,14 @@ def inspect_image(path: Path, max_megapixels: float) -> ImageFacts:
         has_alpha = image.has_transparency_data
         image.draft("RGB", (64, 64))  # lets JPEG decode at an eighth: enough to find truncation, several times faster
         image.load()
-        is_invisible = has_alpha and image.convert("RGBA").getchannel("A").getextrema() == (0, 0)
+        is_invisible = has_alpha and _alpha(image).getextrema() == (0, 0)
         animated = is_animated(image)
     return ImageFacts(width_px, height_px, has_alpha, hash_file(path), animated, is_invisible)
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    """The alpha channel of an image with transparency; a copy in RGBA is made only of one that has none to itself."""
+    return (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
 
 
 def hash_file(path: Path) -> str:

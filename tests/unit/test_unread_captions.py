@@ -159,6 +159,15 @@ def test_captioning_says_which_captions_it_does_not_see(tmp_path: Path) -> None:
     assert "a.png.txt (did you mean a.txt?)" in said
 
 
+def test_a_folder_inside_another_is_told_of_once(tmp_path: Path) -> None:
+    folder = dataset(tmp_path, "a.png", "a_mask.png", a__caption="a red cat")
+    Image.new("RGB", (64, 64)).save(folder / "b.png")
+    (folder / "b.txt").write_text("b", encoding="utf-8")
+    images = ImagesConfig(folder=(folder, folder / FOLDER), cache=False)
+    warnings = scan(images, CaptionsConfig()).warnings
+    assert [sum(name in text for text in warnings) for name in ("a.caption", "a_mask.png")] == [1, 1]
+
+
 def test_a_mask_by_another_name_is_told_from_an_image(tmp_path: Path) -> None:
     folder = dataset(tmp_path, "a.png", "a_mask.png", "mask of my cat.png")
     words = "1 image looks like a mask by the name: a_mask.png. A mask is called a-masklabel.png"
