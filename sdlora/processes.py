@@ -28,6 +28,8 @@ from sdlora.constants import INTERRUPTED
 BEAT_SECONDS = 5.0
 LAUNCHER_VARIABLE = "SDLORA_LAUNCHER"
 """Set by `sdlora train --processes` for the processes it starts: it says itself how they ended."""
+GO_VARIABLE = "SDLORA_WAITS"
+"""Set by `launch.detached.spawn`: the command begins when a line comes in on its standard input."""
 _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _OF_LAUNCHERS = ("TORCHELASTIC_", "GROUP_", "ROLE_", "ACCELERATE_", "SDLORA_LAUNCHER")
 SILENT_SECONDS = 60.0
@@ -49,6 +51,15 @@ def without_traceback() -> Iterator[None]:
         sys.exit(INTERRUPTED)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # pressed again: it is gone at once, as nothing is left to save
+
+
+def wait_for_go() -> None:
+    """Begin only when whoever started this process has written it down; if that is gone before, end without a word.
+
+    Otherwise a command could be at work of which nobody knows, and be started once more.
+    """
+    if os.environ.pop(GO_VARIABLE, None) and not sys.stdin.buffer.readline():
+        sys.exit(INTERRUPTED)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ _MARKS = (
 _PARSER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _DEEPEST_YAML = 100
 _LARGEST_YAML = MIB
+_ODD_NUMBER = re.compile(r"[-+]?0[0-9_]+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
+"""What YAML 1.1 takes for a number that nobody meant: 010 is 8 to it (octal), and 1:30 is 90 (base 60)."""
 _LONG_NUMBER = re.compile(r"[0-9a-fA-FxXoO_:]{800}")
 _MOST_BITS = 3300
 """A thousand decimal digits."""
@@ -106,13 +108,28 @@ def parse_yaml(text: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _DEEPEST_YAML:
                 raise ValueError("nested too deep")
-        return _sound(yaml.load(text, Loader=_UniqueKeyLoader), text)  # noqa: S506 - a SafeLoader
+        return _sound(yaml.load(text, Loader=_CarefulLoader), text)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(re.sub(r' in "<[a-z ]+>",', " at", " ".join(str(error).split()))) from None
 
 
-class _UniqueKeyLoader(_PARSER):  # type: ignore[misc, valid-type]
-    """SafeLoader that refuses a key written twice, of which the first would be lost without a word."""
+class _CarefulLoader(_PARSER):  # type: ignore[misc, valid-type]
+    """SafeLoader without its surprises: dates stay the text they were written as, and what would be lost is refused.
+
+    That is a key written twice, of which the first would be gone, and a number that is read as another one.
+    """
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """A whole number or one with a point."""
+        text = self.construct_scalar(node)
+        if _ODD_NUMBER.fullmatch(text):
+            words = f"{text[:20]} is a number of base {'60' if ':' in text else '8'} in YAML"
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{words}: write the one that is meant, or quotes around a text", node.start_mark
+            )
+        is_whole = node.tag == "tag:yaml.org,2002:int"
+        number: int | float = self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+        return number
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
@@ -128,6 +145,26 @@ class _UniqueKeyLoader(_PARSER):  # type: ignore[misc, valid-type]
             seen.add(key)
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
         return mapping
+
+
+_CarefulLoader.add_constructor("tag:yaml.org,2002:int", _CarefulLoader.construct_number)
+_CarefulLoader.add_constructor("tag:yaml.org,2002:float", _CarefulLoader.construct_number)
+_CarefulLoader.add_constructor("tag:yaml.org,2002:timestamp", _CarefulLoader.construct_scalar)
+
+
+def parse_yaml_value(text: str) -> Any:
+    """A value on a command line: YAML's spellings (1e-4, [a, b], true), and plain text where that says less.
+
+    Comments, names for repeated parts and marks between documents belong into files: `p #2` is a text of four letters.
+    """
+    try:
+        value = parse_yaml(text)
+        ends = [token.end_mark.index for token in yaml.scan(text) if token.end_mark.index > token.start_mark.index]
+    except (ValueError, yaml.YAMLError):
+        return text
+    is_more = bool(text[max(ends, default=0) :].strip()) or text.lstrip().startswith(("&", "---", "|", ">"))
+    # As it stands where nothing but a blank at its end was lost: `prefix=masterpiece, ` ends in one.
+    return text if is_more else text.lstrip() if value == text.strip() else value
 
 
 def _sound(value: Any, text: str) -> Any:

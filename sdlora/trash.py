@@ -68,10 +68,17 @@ def empty_folder(folder: Path) -> Size:
     before = size_of(folder)
     for path in list(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            _remove_folder(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
     return before
+
+
+def _remove_folder(path: Path) -> None:
+    """Also where another process, told the same, removes it at the same time."""
+    while path.exists():
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 def _free(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""How `--help` reads: commands in the order of use, an example under each, no type beside switches."""
+"""The groups of commands: in the order of use, with an example under each; an option given twice is refused."""
 
 from __future__ import annotations
 
@@ -80,6 +80,13 @@ class Commands(TyperGroup):
         known = [name for names in PANELS.values() for name in names]
         return sorted(self.commands, key=lambda name: known.index(name) if name in known else len(known))
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is called, and what it is called with; an option of which one would be lost is refused."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and (twice := _given_twice(command, ctx, rest)):
+            ctx.fail(f"{twice} is given twice: of the two only one would count")
+        return name, command, rest
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command, with its panel, its example, and switches that show no type."""
         command: Any = self.commands.get(cmd_name)
@@ -95,3 +102,15 @@ class Commands(TyperGroup):
             if getattr(parameter, "is_flag", False) and parameter.metavar is None:
                 parameter.metavar = ""
         return command
+
+
+def _given_twice(command: Any, context: Any, arguments: list[str]) -> str | None:
+    """An option with a value that stands twice and takes one; None where all is well, or wrong in another way."""
+    try:
+        _, _, order = command.make_parser(command.context_class(command, parent=context)).parse_args(list(arguments))
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what click says of a wrong line, and will say again
+            raise
+        return None
+    values = [one for one in order if hasattr(one, "is_flag") and not (one.multiple or one.is_flag or one.count)]
+    return next((one.opts[0] for place, one in enumerate(values) if one in values[:place]), None)

@@ -69,7 +69,8 @@ class AdapterConfig(Section):
     """UNet layers: attention, attention+ff, all (adds proj_in/out), all+conv, or `regex:` and a pattern."""
 
     block_ranks: dict[str, int] = Field(default_factory=dict)
-    """Rank by block pattern, for example {down_blocks.0: 4, mid_block: 32}; 0 leaves the block out."""
+    """Rank by block pattern, for example {down_blocks.0: 4, mid_block: 32}; 0 leaves the block out. Of several
+    that match a layer the last one counts."""
 
     unet: bool = True
     """Train the UNet; off trains the text encoders alone."""

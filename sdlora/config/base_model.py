@@ -79,6 +79,8 @@ class BaseModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> BaseModelConfig:
+        if not self.model.strip():
+            raise ValueError("model: is empty; name builtin:emoji, a folder, a file or a hub name")
         if isinstance(self.flow_shift, float):
             if not 0 < self.flow_shift <= 100:
                 raise ValueError(f"flow_shift: must lie above 0 and be at most 100; got {self.flow_shift:g}")

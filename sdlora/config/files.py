@@ -173,8 +173,19 @@ def override(
 
     source: what is at fault then. kind: whose settings they are.
     """
-    without_rivals(values, [text.partition("=")[0].strip() for text in overrides])
-    problems = [problem for text in overrides if (problem := _apply_override(values, text, kind))]
+    problems: list[str] = []
+    given: list[tuple[str, str, Any]] = []
+    for text in overrides:
+        try:
+            given += [(text, name, value) for name, value in _read_override(text, kind)]
+        except ValueError as error:
+            problems.append(f"--set {text if _is_text(text) else ascii(text)}: {error}")
+    without_rivals(values, [name for _, name, _ in given])
+    for text, name, value in given:
+        try:
+            schema.put(values, name, value, kind)
+        except ValueError as error:
+            problems.append(f"--set {text}: {error}")
     if problems:
         raise ConfigError(source, problems)
 
@@ -235,23 +246,21 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: dict[str, Any], text: str, kind: type[BaseModel]) -> str | None:
-    """Set one `section.name=value` in place; returns what is wrong with it, if anything."""
+def _read_override(text: str, kind: type[BaseModel]) -> list[tuple[str, Any]]:
+    """The settings in one `section.name=value`, several where the value is a section's. Raises ValueError."""
     if not _is_text(text):
-        return f"--set {text!a}: is no valid text; your terminal may not send UTF-8"
+        raise ValueError("is no valid text; your terminal may not send UTF-8")
     name, equals, raw = text.partition("=")
-    if not equals or not name.strip():
-        return f"--set {text}: write it as section.name=value"
-    try:
-        # As YAML, so that the command line and a file take the same spellings: 1e-4, [a, b], true.
-        value = text_files.parse_yaml(raw) if raw else ""
-    except ValueError:
-        value = raw
-    try:
-        schema.put(values, name.strip(), value, kind)
-    except ValueError as error:
-        return f"--set {text}: {error}"
-    return None
+    name = name.strip()
+    if not equals or not name:
+        raise ValueError("write it as section.name=value")
+    if raw.strip() == "None":
+        raise ValueError("nothing is null here, or 'None' in two pairs of quotes if that is the word")
+    # The command line and a file take the same spellings: 1e-4, [a, b], true.
+    settings = list(schema.single(name, text_files.parse_yaml_value(raw) if raw else "", kind))
+    if not settings:
+        raise ValueError("sets nothing")
+    return settings
 
 
 def _is_text(text: str) -> bool:
@@ -264,6 +273,8 @@ def _is_text(text: str) -> bool:
 
 def _in_words(item: Any, location: str, kind: type[BaseModel]) -> list[str]:
     """One pydantic error as our own sentences (a validator's message may hold several)."""
+    if item["type"] == "extra_forbidden" and str(item["loc"][-1]).isdecimal():
+        return [f"{location}: {_PLAIN_WORDS['invalid_key']}"]
     if item["type"] == "extra_forbidden":
         return [f"{location}: unknown setting{_suggestion(item['loc'], kind)}"]
     if item["type"] == "value_error":
@@ -274,6 +285,8 @@ def _in_words(item: Any, location: str, kind: type[BaseModel]) -> list[str]:
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     if item["type"] == "string_pattern_mismatch" and (setting := schema.find(kind, location)) is not None:
         return [f"{location}: {shown} is not of the form that is wanted: {setting.description}"]
+    if item["type"] == "literal_error":
+        return [f"{location}: must be {item['ctx']['expected']}; got {shown}{_choice_meant(item)}"]
     message = _PLAIN_WORDS.get(item["type"]) or item["msg"].replace("Input should be", "must be")
     return [f"{location}: {message[0].lower()}{message[1:]}; got {shown}"]
 
@@ -291,8 +304,27 @@ _PLAIN_WORDS = {
     "int_from_float": "must be a whole number",
     "float_type": "must be a number, with a point and no comma",
     "float_parsing": "must be a number, with a point and no comma",
+    "path_type": "must be a path; quotes make text of a number",
+    "invalid_key": "is no name; a comma parts settings here: write 1000, not 1,000, and a list in brackets, [512, 768]",
+    "too_short": "must not be empty",
 }
 """What pydantic says in the words of Python, which a preset's author need not know."""
+
+
+def _choice_meant(item: Any) -> str:
+    """Which of the choices in an error was meant, if it is one but for its spelling."""
+    choices = [choice.strip("' ") for choice in re.split(r", | or ", item["ctx"]["expected"])]
+    by_spelling = {_plainly(choice): choice for choice in choices}
+    near = difflib.get_close_matches(_plainly(str(item["input"])), by_spelling, n=1, cutoff=0.75)
+    if not near:
+        return ""
+    meant = by_spelling[near[0]]
+    return "; write it without quotes" if meant == item["input"] else f"; did you mean '{meant}'?"
+
+
+def _plainly(text: str) -> str:
+    """A choice without what differs between programs: capitals, underscores, the prefix k_, dpmpp for DPM++."""
+    return re.sub(r"[\s_-]+", " ", text.lower()).removeprefix("k ").replace("dpmpp", "dpm++")
 
 
 def _locate(location: str, message: str) -> str:
@@ -311,16 +343,20 @@ def _is_union_branch(part: Any) -> bool:
 
 def _suggestion(location: Sequence[Any], kind: type[BaseModel]) -> str:
     known = [setting.name for setting in schema.settings(kind)]
-    wanted = ".".join(str(part) for part in location)
     *section, last = (str(part) for part in location)
-    prefix = "".join(f"{part}." for part in section)
-    siblings = {name.removeprefix(prefix).split(".")[0] for name in known if name.startswith(prefix)}
+    siblings = schema.names_at(kind, section)
     same_name = [name for name in known if name.split(".")[-1] == last]
     # Without a section the very name says more than one much like it: model is base_model.model, not base_model.
     near = [] if same_name and not section else difflib.get_close_matches(last, sorted(siblings), n=1, cutoff=0.6)
     if near:
         return f"; did you mean '{near[0]}'?"
-    near = same_name[:1] or difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
+    # By their own names: a long section in common would make any two alike.
+    by_last: dict[str, str] = {}
+    for name in known:
+        by_last.setdefault(name.split(".")[-1], name)
+    near = same_name[:1] or [by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)]
     if near:
         return f"; did you mean '{near[0]}'?"
-    return "; `sdlora explain" + (" generate` lists them" if kind is not TrainConfig else "` lists all settings")
+    if kind is TrainConfig:
+        return f"; `sdlora explain {last}` knows other programs' names, `sdlora explain` lists all settings"
+    return f"; there is: {', '.join(siblings)}"

@@ -285,6 +285,8 @@ class ImagesConfig(Section):
 def _check_resolutions(images: ImagesConfig) -> None:
     if not images.resolutions or any(edge < 64 or edge % LATENT_FACTOR for edge in images.resolutions):
         raise ValueError(f"resolution: every value must be a multiple of 8, at least 64; got {images.resolution}")
+    if len(set(images.resolutions)) < len(images.resolutions):
+        raise ValueError(f"resolution: an edge is named twice; got {list(images.resolutions)}")
     if not images.buckets:
         return
     smallest, largest = min(images.resolutions), max(images.resolutions)

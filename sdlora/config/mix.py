@@ -16,6 +16,9 @@ MixMethod = Literal["concat", "svd", "linear", "ties", "dare", "dare-ties"]
 _WEIGHT = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 # The file takes as little as it can, and with it whatever behind a colon is no weight: C:\loras\ink.safetensors.
 _SPELLED = re.compile(rf"(?P<file>.+?)(?::(?P<weight>{_WEIGHT}))?(?::(?P<settings>[A-Za-z]\w*=.+))?")
+_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
+_NO_WEIGHT = re.compile(r"[+-]?(?:[\d.,]+%?|nan|inf)", re.IGNORECASE)
+"""What is meant as a weight, and can't be one."""
 _SETTING = re.compile(r"(\w+)=(\[[^\]]*\]|[^,]+)(?:,|$)")
 _NAMES = {"unet": "unet", "te": "text_encoder", "te2": "text_encoder_2"}
 _TIMES = ("start", "end")
@@ -125,6 +128,10 @@ def parse_adapter(text: str, kind: type[MixedAdapter] = MixedAdapter) -> MixedAd
     match = _SPELLED.fullmatch(text)
     if match is None:
         raise ConfigError("the command line", [f"'{text}': write FILE:0.8 or FILE:unet=0.6,te=0.3,blocks=OUTD"])
+    before, _, behind = match["file"].rpartition(":")
+    if before and (before.lower().endswith(_SUFFIXES) or _NO_WEIGHT.fullmatch(behind)):
+        write = "write a number with a point, FILE:0.8, and what comes on top behind another colon, FILE:0.8:unet=0.6"
+        raise ConfigError(text, [f"':{behind}' is no weight; {write}"])
     values: dict[str, object] = {"file": match["file"]}
     if match["weight"]:
         values["weight"] = float(match["weight"])

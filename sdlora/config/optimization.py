@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -90,7 +91,8 @@ class OptimizationConfig(Section):
     """Train adapter.new_tokens only so far: a share of all steps when below 1, a number of steps otherwise."""
 
     block_learning_rates: dict[str, float] = Field(default_factory=dict)
-    """Factor on the learning rate by block pattern, for example {down_blocks.0: 0.5}."""
+    """Factor on the learning rate by block pattern, for example {down_blocks.0: 0.5}. Of several that match a
+    layer the last one counts."""
 
     lora_plus_ratio: float = Field(default=1.0, ge=1.0)
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024 suggests 16); 1 is plain LoRA."""
@@ -183,9 +185,12 @@ class OptimizationConfig(Section):
         if self.steps is not None and self.epochs is not None:
             problems.append(f"give steps ({self.steps}) or epochs ({self.epochs}), not both")
         if self.optimizer not in OPTIMIZERS and "." not in self.optimizer:
+            near = difflib.get_close_matches(self.optimizer.lower().replace("-", "_"), OPTIMIZERS, n=1, cutoff=0.8)
+            meant = f"; did you mean '{near[0]}'? Or" if near else ":"
             known = ", ".join(OPTIMIZERS)
             problems.append(
-                f"optimizer: unknown '{self.optimizer}': use one of {known}, or a dotted path such as torch.optim.SGD"
+                f"optimizer: unknown '{self.optimizer}'{meant} use one of {known}, or a dotted path such as "
+                "torch.optim.SGD"
             )
         problems += self._prodigy_problems() if self.optimizer in OWN_RATE else []
         if self.optimizer in SCHEDULE_FREE and self.schedule != "constant":

@@ -115,6 +115,45 @@ def put(values: dict[str, Any], name: str, value: Any, model: type[BaseModel] | 
     inner[last] = value
 
 
+def single(name: str, value: Any, model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    """The settings that a dotted name is given: one, or where it is a section's each of those that the value has."""
+    if not isinstance(value, dict) or not is_section(model, name):
+        yield name, value
+        return
+    for key, inner in value.items():
+        yield from single(f"{name}.{key}", inner, model)
+
+
+def is_section(model: type[BaseModel], name: str) -> bool:
+    """Whether a dotted name is a section's, whose settings have names of their own."""
+    first, _, rest = name.partition(".")
+    section = _section_of(model.model_fields.get(first))
+    return section is not None and (not rest or is_section(section, rest))
+
+
+def names_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """The names that a section has; the path to it may lead through lists of sections, by their places."""
+    for part in path:
+        if part.isdecimal():
+            continue
+        field = model.model_fields.get(part)
+        inner = None if field is None else _section_of(field) or _section_in(field.annotation)
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section of which a setting takes a list."""
+    for kind in typing.get_args(annotation):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+        if (found := _section_in(kind)) is not None:
+            return found
+    return None
+
+
 def dotted_names(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The dotted name of every value in nested ones."""
     found = []

@@ -59,7 +59,10 @@ def in_training(config: TrainConfig) -> Iterator[str]:
         ("objective.prior_prompt", objective.prior_preservation == "base_prediction", "base_prediction"),
         ("validation.every", is_validated, "validation.folder or fraction"),
         ("validation.timesteps", is_validated, "validation.folder or fraction"),
-        ("previews.every", has_previews, "previews.prompts or from_captions"),
+        *(
+            (f"previews.{name}", has_previews, "previews.prompts or from_captions")
+            for name in ("every", "negative", "steps", "sampler", "seed")
+        ),
         ("outputs.wandb_project", config.outputs.wandb, "outputs.wandb=true"),
     ]
     yield from _unread(config, rules)

@@ -117,9 +117,7 @@ class Cache:
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         path = self._path(key)
         try:
-            # A file that a power cut left too short is damaged, so absent: not worth 6 ms of waiting for each image.
-            content = save(plain, {_CHECKSUM: _checksum(key, plain)})
-            atomic.write_bytes(path, content, parents=True, durable=False)
+            self._write(path, save(plain, {_CHECKSUM: _checksum(key, plain)}))
         except OSError as error:
             if isinstance(error, PermissionError) and path.exists():
                 return plain  # Windows, while another process reads the same entry, which has the same content
@@ -140,7 +138,7 @@ class Cache:
         Returns what was removed. Leftovers of interrupted writes go too.
         """
         for shard in self._shards():
-            for path in shard.glob(f".*{atomic.TEMPORARY_SUFFIX}"):
+            for path in _inside(shard, atomic.TEMPORARY_SUFFIX):
                 with suppress(FileNotFoundError):  # its writer has just moved it
                     if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
                         path.unlink()
@@ -162,19 +160,35 @@ class Cache:
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
 
+    def _write(self, path: Path, content: bytes) -> None:
+        for is_last in (False, False, True):
+            try:
+                # A file that a power cut left too short is damaged, so absent: not worth waiting 6 ms for each image.
+                atomic.write_bytes(path, content, parents=True, durable=False)
+                return
+            except (FileNotFoundError, FileExistsError):  # somebody deletes the folder at this moment
+                if is_last:
+                    raise
+
     def _shards(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        return [path for path in self.folder.iterdir() if _SHARD.fullmatch(path.name) and path.is_dir()]
+        return [path for path in _inside(self.folder) if _SHARD.fullmatch(path.name) and path.is_dir()]
 
     def _entries(self) -> Iterator[_Entry]:
         for shard in self._shards():
-            for path in shard.glob("*.safetensors"):
+            for path in _inside(shard, ".safetensors"):
                 try:
                     status = path.stat()
                 except FileNotFoundError:  # another process removed it meanwhile
                     continue
                 yield _Entry(path, status.st_size, status.st_mtime)
+
+
+def _inside(folder: Path, suffix: str = "") -> list[Path]:
+    """What lies in a folder; nothing where it was never made, or somebody deletes it just now."""
+    try:
+        return [path for path in folder.iterdir() if path.name.endswith(suffix)]
+    except FileNotFoundError:
+        return []
 
 
 def default_cache_folder() -> Path:

@@ -15,6 +15,7 @@ from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.given import Values, evaluate_config
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import Cache
+from sdlora.data.planning import triggers
 from sdlora.errors import ConfigError, RunError
 from sdlora.evaluation import problem_images, tied_words
 from sdlora.evaluation.comparing import Comparing
@@ -67,6 +68,8 @@ def evaluate(
     checkpoints = find_checkpoints(folder, train, config.checkpoints)
     training = find_training_images(folder, train)
     prompts = choose_prompts(config, train.captions, training.records)
+    if config.tied_words.enabled and not triggers(training.records):
+        raise ConfigError("the evaluation", ["tied_words: the run has no trigger that words could be tied to"])
     _check(folder, train, config, checkpoints, prompts)
     stream = EventStream(list(sinks))
     with _locked(folder):
@@ -267,6 +270,8 @@ class _Evaluating:
         config = self.config.model_copy(update={"num_seeds": self.config.tied_words.num_seeds})
         records = [item.record for item in self.training.placed]
         words = tied_words.find_words(config.tied_words, self.train.captions, records)
+        if not words:
+            return (), 0
         new = [one for one in self.prompts if one.kind == "new"]
         asked = new or [one for one in self.prompts if one.kind == "known"]
         kinds = [asked, *(prompts for one in words for prompts in tied_words.prompts_of(one.word, asked))]

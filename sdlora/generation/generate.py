@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.algebra.loaded_base import load_base
+from sdlora.adapters.algebra.operands import idle_parts
 from sdlora.adapters.files.embeddings import embeddings_beside
 from sdlora.adapters.files.metadata import new_tokens_in
 from sdlora.config.base_model import BaseModelConfig
@@ -275,6 +276,10 @@ class Generator:
             # image.
             compute = row.compute.model_copy(update={"merge_adapters": merge})
             said = [text for adapter in own for text in adapter.loaded.warnings]
+            for used, adapter in zip(row.adapters, own, strict=True):
+                said += [
+                    f"{adapter.loaded.file.path.name}: {note}" for note in idle_parts(used, adapter.loaded.layer_names)
+                ]
             said += [
                 *in_generating(row),
                 *prompt_warnings(row, chosen.names),

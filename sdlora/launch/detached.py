@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from sdlora.processes import ProcessRecord, without_launcher
+from sdlora.processes import GO_VARIABLE, ProcessRecord, without_launcher
 from sdlora.sinks.jsonl import EVENTS_VARIABLE
 
 SDLORA = (sys.executable, "-m", "sdlora")
@@ -27,21 +27,27 @@ else:
 
 
 def spawn(
-    command: Sequence[str], *, log: Path, output: Path | None = None, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    record: Callable[[int], object],
+    log: Path,
+    output: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Start a command in a session of its own; returns its process id at once.
+    """Start an sdlora command in a session of its own; returns its process id at once.
 
-    What it writes to standard error is appended to `log`, standard output too unless `output` is given. Ctrl-C in the
-    terminal of this process, and its end, don't reach it.
+    record: writes down the process id it is given. The command begins after that; it never does when `record` raises,
+    or when this process is gone first. What it writes to standard error is appended to `log`, standard output too
+    unless `output` is given. Ctrl-C in the terminal of this process, and its end, don't reach it.
     """
     # The events of whoever starts this command, itself a job perhaps, are not those of the child.
     inherited = {name: value for name, value in without_launcher(os.environ).items() if name != EVENTS_VARIABLE}
     # With the fault handler a crash in native code leaves a trace in the log, which `last_words` finds.
-    settings = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "PYTHONIOENCODING": "utf-8"}
+    settings = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "PYTHONIOENCODING": "utf-8", GO_VARIABLE: "1"}
     with log.open("ab") as log_file, (output or log).open("ab") as output_file:
         child = subprocess.Popen(
             list(command),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output_file,
             stderr=log_file,
             env={**inherited, **settings, **(environment or {})},
@@ -50,6 +56,13 @@ def spawn(
         )
     # Someone has to wait for it, or it stays a zombie for as long as this process lives.
     threading.Thread(target=child.wait, name=f"wait for {child.pid}", daemon=True).start()
+    assert child.stdin is not None
+    try:
+        record(child.pid)
+        child.stdin.write(b"\n")  # see `processes.wait_for_go`
+    finally:
+        with suppress(OSError):  # it has ended already
+            child.stdin.close()
     return child.pid
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Literal
 
+from sdlora import atomic
 from sdlora.config.generate import GenerateConfig
 from sdlora.constants import GIB
 from sdlora.errors import RunError
 from sdlora.generation.grid.run import Grid
 from sdlora.launch.image_messages import Answer, Cancel, Ended, Generate, Loading, Saved, Stepped
 from sdlora.launch.image_process import WORKER, WorkerProcess
+from sdlora.processes import ProcessRecord
 from sdlora.runs.event_log import text_tail
 
 ImageStatus = Literal["waiting", "queued", "loading", "generating", "finished", "cancelled", "failed"]
@@ -112,8 +117,11 @@ class ImageQueue:
         idle_seconds: float = IDLE_SECONDS,
         command: Sequence[str] = WORKER,
     ) -> None:
-        """folder: takes the log and the previews. training: the name of a training that runs on this machine now."""
-        self._folder = folder
+        """folder: takes the log and the previews, in a folder of this queue's own.
+
+        training: the name of a training that runs on this machine now.
+        """
+        self._folder = _own_folder(folder)
         self._training = training
         self._idle_seconds = idle_seconds
         self._command = command
@@ -343,6 +351,14 @@ class ImageQueue:
         with self._lock:
             if self._worker is not worker:
                 return
+            at_work = [] if self._current is None else [self._asked[self._current].config.files.folder]
+        # Without the lock, since it looks at every file there: what was half written when it was killed.
+        with suppress(OSError):
+            for folder in (self._folder, *at_work):
+                atomic.sweep(folder)
+        with self._lock:
+            if self._worker is not worker:
+                return
             self._forget_worker()
             if self._current is not None:
                 self._finish("failed", words)
@@ -373,3 +389,16 @@ class ImageQueue:
         over = [number for number, request in self._requests.items() if request.is_over]
         for number in over[: max(0, len(self._requests) - _REMEMBERED)]:
             del self._requests[number], self._asked[number]
+
+
+def _own_folder(parent: Path) -> Path:
+    """A new folder that no other server writes into; those of servers that are gone are removed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for record in parent.glob("*/server.json"):
+        server = ProcessRecord.read(record)
+        # Whether one on another machine still runs can't be told from here: it would have to touch its record.
+        if server is not None and server.is_here() and not server.is_alive(record):
+            shutil.rmtree(record.parent, ignore_errors=True)
+    folder = atomic.create_folder(parent / str(os.getpid()))
+    ProcessRecord.of(os.getpid()).write(folder / "server.json")
+    return folder

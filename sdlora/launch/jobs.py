@@ -274,15 +274,19 @@ def list_jobs(jobs_folder: Path) -> list[JobHandle]:
 def _start(folder: Path, arguments: Sequence[str]) -> JobHandle:
     about = {"arguments": list(arguments), "created_at": time.time()}
     handle = JobHandle(folder)
-    process_id = spawn(
+
+    def record(process_id: int) -> None:
+        ProcessRecord.of(process_id).write(handle._process)
+        # Last: whoever lists jobs takes a folder with this file for one.
+        atomic.write_json(folder / "job.json", about, indent=2)
+
+    spawn(
         [*SDLORA, *arguments],
+        record=record,
         log=handle._log,
         output=handle._output,
         environment={EVENTS_VARIABLE: str(handle._events)},
     )
-    ProcessRecord.of(process_id).write(handle._process)
-    # Last: whoever lists jobs takes a folder with this file for one.
-    atomic.write_json(folder / "job.json", about, indent=2)
     return handle
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sdlora import disk
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, RunError, SdloraError
@@ -62,7 +63,7 @@ def submit(config: TrainConfig | Path | str, runs_folder: Path | None = None) ->
 def enqueue(handle: RunHandle, position: int | None = None) -> None:
     """Put a run that isn't running into the queue, last or at a position from 0. Call `advance` to start it."""
     state = handle.state()
-    if not state.can_start:
+    if not handle.can_begin(state):
         raise RunError(f"{handle.name} is {state.status}: there is nothing to queue.")
 
     def alter(order: QueueOrder) -> QueueOrder:
@@ -125,17 +126,21 @@ def advance(runs_folder: Path) -> list[RunHandle]:
                 continue
             except SdloraError as error:  # one run that can't begin must not keep the others waiting
                 busy.discard(device)
-                _record_failure(handle, error)
+                _record_failure(handle, str(error))
+            except OSError as error:  # nor one whose folder can't be written to
+                remove(handle)
+                busy.discard(device)
+                _record_failure(handle, disk.explain(error, handle.folder))
         return started
 
 
-def _record_failure(handle: RunHandle, error: SdloraError) -> None:
+def _record_failure(handle: RunHandle, error: str) -> None:
     """Into the run's own log and events, where those look who ask why it stands still."""
+    with suppress(OSError), handle.files.log.open("a", encoding="utf-8") as log:
+        log.write(f"error: {error}\n")
     with suppress(OSError):
-        with handle.files.log.open("a", encoding="utf-8") as log:
-            log.write(f"error: {error}\n")
         sink = JsonlSink(handle.files.events)
-        sink.emit(RunFailed(step=handle.state().step, message=str(error)))
+        sink.emit(RunFailed(step=handle.state().step, message=error))
         sink.close()
 
 

@@ -60,7 +60,8 @@ def names(runs_folder: Path) -> tuple[str, ...]:
 def lock(runs_folder: Path) -> FileLock:
     """The lock under which the queue is changed and its runs are started. May be taken again by who holds it."""
     runs_folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(runs_folder / ".queue.lock", is_singleton=True)
+    # Resolved: two locks of one file by different names would wait for each other within one process.
+    return FileLock(runs_folder.resolve() / ".queue.lock", is_singleton=True)
 
 
 def change(runs_folder: Path, alter: Callable[[QueueOrder], QueueOrder]) -> QueueOrder:

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
-from sdlora.errors import ConfigError, RunError
+from sdlora.errors import ConfigError, RunError, SdloraError
 from sdlora.events import Event
 from sdlora.file_memory import Stamp, stamp_of
 from sdlora.launch import queue_file
@@ -124,12 +124,23 @@ class RunHandle:
 
     def resume(self) -> None:
         """Begin the run, or go on from its newest checkpoint, in a detached process. It waits in no queue any more."""
+        try:
+            self._begin()
+        except SdloraError:  # it won't begin the next time either
+            self._leave_queue()
+            raise
+        # Last: until its process is on record a run waits, even if whoever starts it is gone meanwhile.
+        self._leave_queue()
+
+    def _leave_queue(self) -> None:
         queue_file.change(self.folder.parent, lambda queue: queue.without(self.name))
+
+    def _begin(self) -> None:
         _refuse_commands(self.config())
         # The run's own lock comes with its process, seconds later: until then two presses could start two.
         with FileLock(self.folder / ".launch.lock"):
             state = derive(self.files)
-            if not state.can_start and not self._changed_since(state):
+            if not self.can_begin(state):
                 reason = "is complete" if state.status == "finished" else f"is {state.status} already"
                 raise RunError(f"{self.name} {reason}: there is nothing to start.")
             # A stop that nobody heard was meant for the process before.
@@ -138,20 +149,30 @@ class RunHandle:
             command = [*SDLORA, "resume", str(self.folder), "--quiet"]
             # Taken before the process starts: it may write to its logs before we look again.
             before = ProcessRecord.of(0, events=self.files.events, log=self.files.log)
-            process_id = spawn(command, log=self.files.log)
-            before.with_process(process_id).write(self.files.process)
+            spawn(
+                command, record=lambda number: before.with_process(number).write(self.files.process), log=self.files.log
+            )
 
-    def _changed_since(self, state: RunState) -> bool:
-        """Whether a finished run got other settings after its end, and so may have more to do."""
-        versions = changes.history(self.files) if state.status == "finished" else []
-        return bool(versions) and versions[-1].at > (state.updated_at or 0.0)
+    def can_begin(self, state: RunState) -> bool:
+        """Whether a run in this state of it can be started: also a finished one that got other settings after its end,
+        and so may have more to do."""
+        if state.status != "finished":
+            return state.can_start
+        versions = changes.history(self.files)
+        if not versions:
+            return False
+        written = versions[-1].events_bytes
+        if written is None:
+            return versions[-1].at > (state.updated_at or 0.0)
+        # Not by the time, since clocks are set back.
+        return not self.files.events.is_file() or self.files.events.stat().st_size <= written
 
     def delete(self, trash: Path | None = None) -> Path:
         """Move the run's folder to a trash folder (by default `.trash` beside it); returns where it lies now."""
         state = self.state()
         if state.is_active:
             raise RunError(f"{self.name} is {state.status}: stop it before you delete it.")
-        queue_file.change(self.folder.parent, lambda queue: queue.without(self.name))
+        self._leave_queue()
         (deleted,) = move_to_trash([self.folder], trash or self.folder.parent / TRASH)
         return deleted.trashed
 

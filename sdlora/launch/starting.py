@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdlora.config.train import TrainConfig
 from sdlora.errors import RunError
-from sdlora.launch import queue
+from sdlora.launch import queue, queue_file
 from sdlora.launch.runs import RunHandle, prepare
 
 SAME_PRESS_SECONDS = 4.0
@@ -25,7 +25,8 @@ class Starter:
 
     def start(self, config: TrainConfig) -> RunHandle:
         """Make a run and start it now. Raises RunError when another one runs or waits on the same accelerator."""
-        with self._lock:
+        # The queue's lock: another server with the same runs must not start one between the look and the start.
+        with self._lock, queue_file.lock(self._runs_folder):
             repeated = self._same_press(config)
             if repeated is not None:
                 return repeated

@@ -156,12 +156,13 @@ class RunWatch:
 
     def resume(self, handle: RunHandle) -> str | None:
         """Go on with a run now, or after the one that trains, whose name is returned then."""
-        busy = next((run.name for run in self.snapshot(now=True).active if run.name != handle.name), None)
-        if busy is None:
-            queue.remove(handle)
-            handle.resume()
-        else:
-            queue.enqueue(handle)
+        with queue_file.lock(self.runs_folder):  # so that no other server starts one between the look and the start
+            running = queue.read(self.runs_folder).running
+            busy = next((run.name for run in running if run.name != handle.name), None)
+            if busy is None:
+                handle.resume()
+            else:
+                queue.enqueue(handle)
         return busy
 
     def move(self, name: str, by: int) -> None:

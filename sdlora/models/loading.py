@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
+from sdlora.config.shipped import BUILTIN_PREFIX
 from sdlora.constants import MIB
 from sdlora.models.bundle import Bundle
 from sdlora.models.components import Parts
@@ -122,7 +123,9 @@ def _parts(config: BaseModelConfig, detection: Detection) -> Parts:
     if source.kind == "file":
         assert source.path is not None
         return SingleFile(source.path, detection)
-    return DiffusersModel(source, detection.family, config.revision, config.variant)
+    # The embedded models have one variant; what asks for another is said to have no effect.
+    variant = None if config.model.startswith(BUILTIN_PREFIX) else config.variant
+    return DiffusersModel(source, detection.family, config.revision, variant)
 
 
 def _load_vae(

@@ -74,6 +74,8 @@ class Version:
     changes: list[Change] = field(default_factory=list)
     images: str = ""
     """What changed in the image folders, if that was accepted."""
+    events_bytes: int | None = None
+    """Size of the event log then: what a process did with these settings comes after. None in older histories."""
 
 
 def planned(path: Path, overrides: Sequence[str]) -> tuple[TrainConfig, list[Change]]:
@@ -136,7 +138,8 @@ def _kept(folder: RunFolder) -> TrainConfig | None:
 def record(folder: RunFolder, changes: Sequence[Change] = (), images: str = "") -> None:
     """Add a version to the run's history, with the configuration as it is now."""
     newest = checkpoints.newest(folder)
-    version = Version(time.time(), newest.step if newest else 0, list(changes), images)
+    events_bytes = folder.events.stat().st_size if folder.events.is_file() else 0
+    version = Version(time.time(), newest.step if newest else 0, list(changes), images, events_bytes)
     number = len(history(folder)) + 1
     atomic.write_text(folder.history / f"{number:04d}.yaml", folder.config.read_text(encoding="utf-8"), parents=True)
     # A version counts from here on: `history` goes by these files.

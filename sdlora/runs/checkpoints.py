@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,5 +85,6 @@ def prune(folder: RunFolder, keep: int, stays: Callable[[int], bool] = lambda st
     old = [checkpoint for checkpoint in find(folder)[:-keep] if checkpoint.path.name not in promoted]
     removed = [checkpoint for checkpoint in old if checkpoint.step != best and not stays(checkpoint.step)]
     for checkpoint in removed:
-        shutil.rmtree(checkpoint.path)
+        with suppress(FileNotFoundError):  # somebody makes room at the same time
+            shutil.rmtree(checkpoint.path)
     return removed

@@ -115,6 +115,19 @@ class Ended:
 @contextlib.contextmanager
 def started(arguments: list[str], output: Path, prepare: Callable[[], object] = lambda: None) -> Iterator[int]:
     """A command in a process forked off this one, which has loaded everything already; gives its process id."""
+
+    def command() -> None:
+        sys.argv = ["sdlora", *arguments]
+        # torch makes its threads anew after a fork, which two that load weights at once must not do each.
+        torch.set_num_threads(1)
+        prepare()
+        program()
+
+    yield forked(command, output)
+
+
+def forked(work: Callable[[], object], output: Path) -> int:
+    """Do some work in a process forked off this one, what it prints to a file; returns its process id."""
     sys.stdout.flush()
     process_id = os.fork()
     if process_id == 0:
@@ -123,15 +136,11 @@ def started(arguments: list[str], output: Path, prepare: Callable[[], object] = 
             descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            sys.argv = ["sdlora", *arguments]
-            # torch makes its threads anew after a fork, which two that load weights at once must not do each.
-            torch.set_num_threads(1)
-            prepare()
-            program()
+            work()
             code = 0
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        except KeyboardInterrupt:
+        except BaseException:
             # Python itself would print one. It must not get any further here: on its way out of this fork it would
             # clear away the folder of the whole campaign.
             traceback.print_exc()
@@ -139,7 +148,7 @@ def started(arguments: list[str], output: Path, prepare: Callable[[], object] = 
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    yield process_id
+    return process_id
 
 
 def wait(process_id: int, output: Path, seconds: float = SECONDS_AT_MOST) -> Ended:

@@ -1,11 +1,13 @@
 /* Makes the disk refuse, for tests: preloaded, it stands between a program and the C library's calls that change files.
 
    fault_arm(prefix, nth, number, sticky): from the nth changing call on paths below `prefix` on, fail with errno
-   `number`; once, or with `sticky` for ever. nth 0 only counts. fault_count(): calls since it was armed. */
+   `number`; once, or with `sticky` for ever. Below 0, `number` is a signal that ends the process instead, with the
+   sign turned. nth 0 only counts. fault_count(): calls since it was armed. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,6 +35,7 @@ static int refuses(const char *path) {
     if (!armed || !is_below(path)) return 0;
     long now = __sync_add_and_fetch(&seen, 1);
     if (!nth || (sticky ? now < nth : now != nth)) return 0;
+    if (number < 0) kill(getpid(), -number);
     errno = number;
     return 1;
 }

@@ -13,8 +13,12 @@ from pathlib import Path
 from PIL import Image
 from safetensors import safe_open
 
+from sdlora.config import files
+from sdlora.data.cache import Cache
+from sdlora.launch.runs import TRASH, prepare
 from sdlora.processes import ProcessRecord
 from sdlora.runs.folder import RunFolder
+from sdlora.trash import empty_folder
 from tests.faults.campaign import STEPS, Ended, Lab, Try, finish, run, started, wait
 from tests.support.tiny_captioners import build_tagger
 
@@ -117,10 +121,10 @@ def flip(lab: Lab) -> Try:
     runs = lab.new_runs()
     run(lab.settings(runs), runs / "out.txt")
     pattern = lab.chance.choice(_DAMAGED)
-    files = sorted(path for path in runs.rglob(pattern) if path.is_file())
-    if not files:
+    found = sorted(path for path in runs.rglob(pattern) if path.is_file())
+    if not found:
         return Try(True)
-    damage(lab, lab.chance.choice(files))
+    damage(lab, lab.chance.choice(found))
     result = finish(
         lab, runs, expected="extended", more=("--accept-changes", "--set", f"optimization.steps={STEPS + 2}")
     )
@@ -173,6 +177,67 @@ def prune(lab: Lab) -> Try:
     traceback = result.traceback or ended.has_traceback or pruned.has_traceback
     what = result.what or ("" if went_well else ended.output[-200:] + pruned.output[-200:])
     return Try(result.survived and went_well, 0, result.wrong, traceback, what)
+
+
+def two_caches(lab: Lab) -> Try:
+    """Two trainings fill one cache at the same time, of which one may be killed: each comes out as it does alone."""
+    runs = lab.new_runs()
+    second = runs / "second"
+    second.mkdir()
+    with (
+        started(lab.settings(runs), runs / "out.txt") as one,
+        started(lab.settings(runs, f"outputs.folder={second}"), second / "out.txt") as other,
+    ):
+        if lab.chance.random() < 0.5:
+            time.sleep(lab.moment())
+            os.kill(one, signal.SIGKILL)
+        both = [wait(one, runs / "out.txt"), wait(other, second / "out.txt")]
+    if not (runs / "run" / "config.yaml").is_file():
+        shutil.rmtree(runs / "run", ignore_errors=True)
+    torn: list[str] = []
+    cache = Cache(runs / "cache", torn.append)
+    for path in (runs / "cache").glob("*/*.safetensors"):
+        cache.get(path.stem)
+    results = [finish(lab, runs), finish(lab, second)]
+    traceback = any(one.has_traceback for one in both) or any(result.traceback for result in results)
+    what = "; ".join(filter(None, [*(result.what for result in results), *torn]))
+    survived = all(result.survived for result in results) and not torn and both[1].code == 0
+    if not survived and not what:
+        what = both[1].output[-200:]
+    lost = max(result.lost_steps for result in results)
+    return Try(survived, lost, any(result.wrong for result in results), traceback, what)
+
+
+def clearing(lab: Lab) -> Try:
+    """While a run trains, somebody makes room: the whole cache, old checkpoints, another run and the trash go."""
+    runs = lab.new_runs()
+    settings = ["outputs.keep_checkpoints=2", "outputs.checkpoint_every=1"]
+    with started(lab.settings(runs, *settings), runs / "out.txt") as process_id:
+        for turn in range(8):
+            time.sleep(lab.moment() / 5)
+            _make_room(lab, runs, turn)
+        ended = wait(process_id, runs / "out.txt")
+    if not (runs / "run" / "config.yaml").is_file():
+        shutil.rmtree(runs / "run", ignore_errors=True)
+    result = finish(lab, runs)
+    is_told = ended.code in (0, 2) and not ended.has_traceback
+    what = result.what or ("" if ended.code == 0 else f"it ended: {ended.output[-200:]}")
+    return Try(result.survived and is_told, 0, result.wrong, result.traceback or ended.has_traceback, what)
+
+
+def _make_room(lab: Lab, runs: Path, turn: int) -> None:
+    match lab.chance.randrange(4):
+        case 0:
+            shutil.rmtree(runs / "cache", ignore_errors=True)
+        case 1:
+            for path in list((runs / "run" / "checkpoints").glob("step_*"))[: lab.chance.randint(1, 3)]:
+                shutil.rmtree(path, ignore_errors=True)
+        case 2:
+            Cache(runs / "cache").prune(max_bytes=0)
+        case _:
+            values = lab.settings(runs, f"name=other-{turn}")[2::2]
+            prepare(files.load(overrides=values), runs).delete()
+            empty_folder(runs / TRASH)
 
 
 def inputs(lab: Lab) -> Try:
@@ -323,5 +388,6 @@ def _pictures_by_seed(folder: Path) -> dict[str, bytes]:
 
 
 KINDS = (
-    kill, signals, disk, flip, two_trainers, prune, inputs, clock, process_ids, mixing, captioning, generating,
+    kill, signals, disk, flip, two_trainers, two_caches, prune, clearing, inputs, clock, process_ids, mixing,
+    captioning, generating,
 )  # fmt: skip

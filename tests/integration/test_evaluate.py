@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 import sdlora
 from sdlora.adapters.files.container import content_hash
+from sdlora.config import files
 from sdlora.errors import ConfigError, ModelError, RunError
 from sdlora.evaluation import evaluate as evaluating
 from sdlora.evaluation import promotion, report
@@ -100,6 +102,11 @@ def test_words_beside_the_trigger_are_left_out_and_used_alone(run: Path) -> None
     assert result.generated == len(pictures(run)) == IMAGES // 2 + 2  # the trigger's own were there
     assert report.read(run) == result
     assert sdlora.evaluate(run, settings).generated == 0
+    config = files.read_yaml(run / "config.yaml")
+    del config["captions"]["trigger"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with pytest.raises(ConfigError, match="tied_words: the run has no trigger that words could be tied to"):
+        sdlora.evaluate(run, settings)
 
 
 def test_a_weight_is_advised_and_promoted_with_the_checkpoint(run: Path) -> None:

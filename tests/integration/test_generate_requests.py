@@ -80,6 +80,14 @@ def test_cancelling_keeps_the_images_that_are_finished(generator: Generator) -> 
     assert [step.image_index for step in steps] == [0, 0, 0, 2, 2]
 
 
+def test_a_folder_that_is_not_there_is_refused_even_where_no_tag_asks_for_it(tmp_path: Path) -> None:
+    config = request_of(prompt="a cat", adapter_folders=(tmp_path / "a",), wildcard_folders=(tmp_path / "w",))
+    with pytest.raises(ConfigError) as caught:
+        generate(config)
+    told = [f"{name}_folders: {tmp_path / name[0]}: no such folder" for name in ("adapter", "wildcard")]
+    assert caught.value.problems == told
+
+
 def test_everything_wrong_is_told_at_once_before_a_model_is_loaded(
     tiny_sdxl: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,12 @@ def test_an_unknown_block_pattern_lists_the_blocks_there_are() -> None:
         targets(block_ranks={"down_block.1": 4})
 
 
+def test_a_block_pattern_behind_which_a_wider_one_stands_is_refused() -> None:
+    assert targets(block_ranks={"down_blocks": 8, "down_blocks.0": 4})
+    with pytest.raises(ConfigError, match=r"block_ranks: 'down_blocks\.0' has no effect: .* the last one counts"):
+        targets(block_ranks={"down_blocks.0": 4, "down_blocks": 8})
+
+
 def test_a_block_without_chosen_layers_is_a_setting_without_effect() -> None:
     with pytest.raises(ConfigError, match=r"'down_blocks\.3' matches no chosen layer"):
         targets(layers="attention", block_ranks={"down_blocks.3": 4})

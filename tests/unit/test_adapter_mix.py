@@ -306,6 +306,15 @@ def test_a_weight_that_is_no_number_is_no_missing_file(tmp_path: Path) -> None:
         require_files([f"{tmp_path / 'b.safetensors'}:0,8"])
 
 
+def test_weights_without_layers_and_files_that_are_there_twice_are_said(tmp_path: Path) -> None:
+    file = random_adapter(tmp_path / "a.safetensors", text_encoder=False)
+    config = MixConfig(adapters=[parse_adapter(f"{file}:te=0.5"), parse_adapter(f"{file}:unet=0.5")])
+    notes = mix_adapters(config, tmp_path / "mixed.safetensors").result.notes
+    assert "a.safetensors: text_encoder=0.5 has no effect: the adapter has no layers there" in notes
+    assert "a.safetensors is there 2 times: its weights add up" in notes
+    assert not any("unet" in note for note in notes)
+
+
 def test_a_folder_model_is_not_merged_into_what_is_called_a_file(tmp_path: Path) -> None:
     file = random_adapter(tmp_path / "a.safetensors")
     with pytest.raises(AdapterError, match="a model that is a folder becomes a folder; leave the ending out"):
@@ -321,6 +330,13 @@ def test_a_folder_model_is_not_merged_into_what_is_called_a_file(tmp_path: Path)
         ("a.safetensors:unet=1,,", "is not a list of name=value"),
         ("a.safetensors:OUT03=0,MID=1,OUT03=1", "OUT03 is given twice"),
         ("a.safetensors:te=0,te=1", "te is given twice"),
+        ("a.safetensors:0,5", "':0,5' is no weight; write a number with a point"),
+        ("a.safetensors:nan", "':nan' is no weight"),
+        ("a.safetensors:50%", "':50%' is no weight"),
+        ("a.safetensors:MIDD", "':MIDD' is no weight"),
+        ("a.safetensors:0.5,unet=0.2", "':0.5,unet=0.2' is no weight; .* behind another colon"),
+        ("a.safetensors:0.5:0.3", "':0.5' is no weight"),
+        ("ink:0,5", "':0,5' is no weight"),
     ],
 )
 def test_misspelled_adapters_are_explained(text: str, message: str) -> None:

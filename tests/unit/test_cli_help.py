@@ -35,6 +35,13 @@ def test_an_example_is_accepted_as_it_stands(path: str) -> None:
     command.make_context(path, words[1 + len(path.split()) :])  # parses, and runs nothing
 
 
+@pytest.mark.parametrize("path", ["train --preset a --preset b", "dataset check p -p a -p b", "mix a --out x --out y"])
+def test_an_option_of_which_one_would_be_lost_is_refused(cli: Any, path: str) -> None:
+    shown = cli(*path.split())
+    assert shown.code == 2
+    assert "is given twice" in shown.errors
+
+
 def test_help_shows_order_example_and_defaults(cli: Any) -> None:
     shown = cli("--help").output
     names = [name for names in PANELS.values() for name in names]

@@ -164,6 +164,21 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, message
         files.load(write(tmp_path, text))
 
 
+def test_an_override_of_a_section_leaves_its_other_settings(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("adapter: {rank: 4, layers: attention}\noptimization: {steps: 4}", encoding="utf-8")
+    config = files.load(file, ["adapter={rank: 8, block_ranks: {mid: 2}}", "optimization={epochs: 3}"])
+    assert (config.adapter.rank, config.adapter.layers) == (8, "attention")
+    assert config.adapter.block_ranks == {"mid": 2}
+    assert (config.optimization.steps, config.optimization.epochs) == (None, 3)
+
+
+def test_what_yaml_would_take_for_a_comment_is_text_on_the_command_line() -> None:
+    config = files.load(overrides=["captions.trigger=ohwx #1", "images.folder=p #2"])
+    assert config.captions.trigger == "ohwx #1"
+    assert config.images.folder == Path("p #2")
+
+
 def test_overrides_reach_nested_names_with_dots() -> None:
     config = files.load(overrides=["adapter.block_ranks.down_blocks.0=4", "optimization.learning_rate=1e-3"])
     assert config.adapter.block_ranks == {"down_blocks.0": 4}
@@ -172,7 +187,19 @@ def test_overrides_reach_nested_names_with_dots() -> None:
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("adapter.rank", "write it as section.name=value"), ("seed.x=1", "'seed' is a value, not a section")],
+    [
+        ("adapter.rank", "write it as section.name=value"),
+        ("seed.x=1", "'seed' is a value, not a section"),
+        ("adapter={}", "--set adapter={}: sets nothing"),
+        ("captions.trigger=None", "nothing is null here, or 'None' in two pairs of quotes if that is the word"),
+        ("images.folder=2024_01_05", "must be a path; quotes make text of a number"),
+        ("optimization={steps: 1,500}", "is no name; a comma parts settings here: write 1000, not 1,000"),
+        ("adapter.algorithm=LoRA", "got 'LoRA'; did you mean 'lora'"),
+        ("version='1'", "must be 1; got '1'; write it without quotes"),
+        ("optimization.lr=1e-3", "`sdlora explain lr` knows other programs' names"),
+        ("previews.sampler=k_dpmpp_2m", "did you mean 'DPM.. 2M'"),
+        ("optimization.optimizer=AdamW8bit", "unknown 'AdamW8bit'; did you mean 'adamw8bit'"),
+    ],
 )
 def test_a_malformed_override_is_explained(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -183,7 +210,10 @@ def test_a_malformed_override_is_explained(override: str, message: str) -> None:
     ("overrides", "message"),
     [
         (["optimization.steps=3", "optimization.epochs=2"], "steps .3. or epochs .2., not both"),
-        (["optimization.optimizer=adam"], "optimizer: unknown 'adam': use one of adamw, .* or a dotted path"),
+        (
+            ["optimization.optimizer=adam"],
+            "optimizer: unknown 'adam'; did you mean 'adamw'. Or use one of adamw, .* or a dotted path",
+        ),
         (["optimization.optimizer=prodigy"], "too low for prodigy"),
         (["optimization.learning_rate=1"], "too high for adamw"),
         (["optimization.text_encoder_learning_rate=1e-4"], "no effect without adapter.text_encoder=true"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -165,6 +167,31 @@ def test_pruning_clears_up_after_an_interrupted_write_but_not_a_running_one(tmp_
     os.utime(shard / f".old{TEMPORARY_SUFFIX}", (1e9, 1e9))
     cache.prune()
     assert [path.name for path in shard.glob(".*")] == [f".new{TEMPORARY_SUFFIX}"]
+
+
+def test_a_folder_that_is_deleted_while_it_is_used_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path / "cache")
+    key = cache.key({"image": 1})
+    cache.put(key, {"latents": torch.ones(2)})
+    listed, move, deletions = Path.iterdir, Path.replace, iter([True, True])
+
+    def delete(path: Path) -> Iterator[Path]:
+        shutil.rmtree(path)
+        return listed(path)
+
+    def delete_and_move(source: Path, target: Path) -> Path:
+        if next(deletions, False):
+            shutil.rmtree(tmp_path / "cache")
+        return move(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", delete)
+        assert (cache.summary().entries, cache.prune(max_bytes=0).entries) == (0, 0)
+    monkeypatch.setattr(Path, "replace", delete_and_move)
+    cache.put(key, {"latents": torch.ones(2)})
+    assert cache.summary().entries == 1
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:

@@ -8,19 +8,20 @@ import pytest
 
 from sdlora.config import files
 from sdlora.errors import ConfigError, SdloraError
-from sdlora.text_files import parse_json, parse_toml, parse_yaml
+from sdlora.text_files import parse_json, parse_toml, parse_yaml, parse_yaml_value
 from sdlora.training.preflight.checks import check
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name: 2001-13-45", "month must be in 1..12"),
         ("? [a]\n: b", "a list is no name"),
         ("a: 1\na: 2", "'a' is set twice"),
         ("seed: " + "9" * 5000, "digits"),
         ("seed: 0x" + "f" * 5000, "a number of more than a thousand digits"),
-        ("seed: " + ":".join(["59"] * 3000), "a number of more than a thousand digits"),
+        ("seed: " + ":".join(["59"] * 3000), "a number of base 60"),
+        ("steps: 1:30", "1:30 is a number of base 60 in YAML: write the one that is meant, or quotes around a text"),
+        ("steps: 010", "010 is a number of base 8 in YAML"),
         ("[" * 3000 + "]" * 3000, "nested too deep|nesting"),
         ("- " * 100_000 + "a", "nested too deep"),
         ('name: "\\ud800x"', "half of a character|invalid Unicode"),
@@ -34,6 +35,33 @@ def test_yaml_that_is_none_is_refused_in_words(text: str, words: str) -> None:
         parse_yaml(text)
     with pytest.raises(ConfigError, match="my.yaml has 1 problem"):
         files.parse_yaml(text, "my.yaml")
+
+
+def test_a_date_is_the_text_it_was_written_as() -> None:
+    assert parse_yaml("name: 2024-01-05\nother: 2001-13-45") == {"name": "2024-01-05", "other": "2001-13-45"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("p #2", "p #2"),
+        ("#ff0000", "#ff0000"),
+        ("[a, b] # c", "[a, b] # c"),
+        ('"p #2"', "p #2"),
+        ("&a foo", "&a foo"),
+        ("--- bad", "--- bad"),
+        ("|", "|"),
+        ("masterpiece, ", "masterpiece, "),
+        (", ", ", "),
+        ("010", "010"),
+        ("1e-4", "1e-4"),
+        ("[1, 2]", [1, 2]),
+        ("{a: 1}", {"a": 1}),
+        ("null", None),
+    ],
+)
+def test_a_value_on_the_command_line_has_no_comments_and_no_names(text: str, value: object) -> None:
+    assert parse_yaml_value(text) == value
 
 
 def test_yaml_may_take_another_mappings_settings_over() -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sdlora import atomic
 from sdlora.config.generate import GenerateConfig, ImageFilesConfig
 from sdlora.errors import RunError
 from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.run import Grid
 from sdlora.launch import images
 from sdlora.launch.images import ImageQueue, ImageRequest
-from sdlora.processes import start_mark
+from sdlora.processes import ProcessRecord, here, start_mark
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow  # starts processes
@@ -112,6 +113,17 @@ def test_a_process_that_dies_fails_its_request_only(queue: ImageQueue, outputs: 
     assert over(queue, fine).status == "finished"
 
 
+def test_what_a_process_that_dies_had_half_written_goes(queue: ImageQueue, outputs: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    grid = outputs / "grid"
+    grid.mkdir(parents=True)
+    half = grid / f".1.png.{gone.pid}-0123abcd{atomic.TEMPORARY_SUFFIX}"
+    half.write_bytes(b"half")
+    assert over(queue, queue.submit(asked("crash", outputs))).status == "failed"
+    assert not half.exists()
+
+
 def test_a_request_can_wait_for_a_training(
     queue: ImageQueue, training: list[str], outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +165,27 @@ def test_memory_is_given_back_to_a_training_that_begins(queue: ImageQueue, train
     over(queue, slow)
     assert queue.yield_to_training()
     assert queue.memory() is None
+
+
+def test_two_servers_with_one_folder_keep_their_previews_apart(tmp_path: Path, outputs: Path) -> None:
+    pair = [ImageQueue(tmp_path / "worker", command=COMMAND) for _ in range(2)]
+    left = tmp_path / "worker" / "999999999"
+    left.mkdir(parents=True, exist_ok=True)
+    ProcessRecord(999_999_999, "1", here()).write(left / "server.json")  # of one that was killed
+    numbers = [queue.submit(asked("slow", outputs)) for queue in pair]
+    previews = [
+        wait_for(lambda queue=queue, number=number: queue.get(number).preview, "a preview")
+        for queue, number in zip(pair, numbers, strict=True)
+    ]
+    assert previews[0] != previews[1]
+    pair[0].cancel(numbers[0])
+    assert over(pair[0], numbers[0]).status == "cancelled"
+    assert previews[1].is_file()
+    for queue in pair:
+        queue.close()
+    third = ImageQueue(tmp_path / "worker", command=COMMAND)
+    assert not left.exists()
+    third.close()
 
 
 def test_an_unknown_request_is_named(queue: ImageQueue) -> None:

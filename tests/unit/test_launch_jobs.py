@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from sdlora.errors import RunError
 from sdlora.events import Progress
 from sdlora.launch import jobs
 from sdlora.launch.jobs import JobHandle, JobState, list_jobs, start_dry_run, start_job
-from sdlora.processes import ProcessRecord
+from sdlora.processes import ProcessRecord, start_mark
 from sdlora.sinks.jsonl import JsonlSink
 from sdlora.training.preflight.dry_run import DryRun
 from tests.support.waiting import wait_for
@@ -79,6 +80,20 @@ def test_a_wrong_command_line_is_told_in_its_own_words(tmp_path: Path) -> None:
     assert state.status == "failed"
     assert state.error is not None
     assert "No such option" in state.error
+
+
+def test_a_job_that_nobody_could_write_down_never_begins(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from sdlora.launch import jobs\n"
+        "def die(number): print(number, flush=True); os._exit(9)\n"
+        "jobs.ProcessRecord.of = die\n"
+        f"jobs.start_job(['explain', 'adapter.rank'], Path({str(tmp_path / 'jobs')!r}))\n"
+    )
+    server = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    wait_for(lambda: start_mark(int(server.stdout)) is None, "the end of the command", 60)
+    (folder,) = (tmp_path / "jobs").iterdir()
+    assert (folder / "output.txt").read_text() == (folder / "log.txt").read_text() == ""
+    assert list_jobs(tmp_path / "jobs") == []
 
 
 def test_a_cancelled_job_is_gone_and_says_so(sleeper: JobHandle) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from sdlora.errors import RunError
 from sdlora.events import RunFinished
 from sdlora.launch import queue, queue_file, runs
 from sdlora.launch.runs import RunHandle, list_runs, prepare
+from sdlora.launch.watch import RunWatch
 from sdlora.processes import ProcessRecord, start_mark
+from sdlora.runs import changes
 from sdlora.sinks.jsonl import JsonlSink
 from tests.support.waiting import wait_for
 
@@ -140,6 +143,33 @@ def test_a_complete_run_can_not_wait(new_run: Callable[..., RunHandle]) -> None:
         queue.enqueue(run)
 
 
+@pytest.fixture
+def extended(new_run: Callable[..., RunHandle]) -> RunHandle:
+    """A complete run that was given other settings afterwards, when the clock had been set back by hours."""
+    run = new_run("extended")
+    sink = JsonlSink(run.files.events)
+    sink.emit(RunFinished(step=1, reason="completed", adapter_path=None, seconds=1.0, time=time.time() + 10_000))
+    sink.close()
+    changes.record(run.files, [changes.Change("optimization.steps", 1, 2)])
+    return run
+
+
+def test_a_complete_run_with_other_settings_goes_on_whatever_the_clock_says(extended: RunHandle) -> None:
+    extended.resume()
+    assert extended.state().status == "starting"
+
+
+def test_a_complete_run_with_other_settings_can_wait_too(
+    extended: RunHandle, new_run: Callable[..., RunHandle], folder: Path
+) -> None:
+    first = new_run("first")
+    first.resume()
+    assert RunWatch(folder).resume(extended) == "first"
+    assert names(queue.read(folder).waiting) == ["extended"]
+    end(first)
+    assert names(queue.advance(folder)) == ["extended"]
+
+
 def test_submitting_starts_at_once_when_nothing_runs(folder: Path) -> None:
     first = queue.submit(files.load(overrides=["name=a", "images.folder=builtin:blueprint"]), folder)
     second = queue.submit(files.load(overrides=["name=a", "images.folder=builtin:blueprint"]), folder)
@@ -168,6 +198,43 @@ def test_two_processes_that_advance_at_once_start_one_run(new_run: Callable[...,
     assert names(queue.read(folder).running) == ["a"]
 
 
+def test_a_run_waits_until_its_process_is_on_record(
+    new_run: Callable[..., RunHandle], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.enqueue(new_run("a"))
+
+    def die(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt  # as little is done after it as after a kill
+
+    monkeypatch.setattr(runs, "spawn", die)
+    with pytest.raises(KeyboardInterrupt):
+        queue.advance(folder)
+    assert names(queue.read(folder).waiting) == ["a"]
+
+
+def test_two_servers_that_start_at_once_train_one_run(folder: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from sdlora.config import files\n"
+        "from sdlora.errors import RunError; from sdlora.launch import runs, starting\n"
+        f"runs.SDLORA, prepare = {SLEEPER!r}, starting.prepare\n"
+        "starting.prepare = lambda *values: (time.sleep(1), prepare(*values))[1]\n"
+        "sys.stdin.readline()\n"
+        f"try: starting.Starter(Path({str(folder)!r})).start(files.load(overrides=['name=a']))\n"
+        "except RunError as error: print(error)\n"
+        "else: print('started')\n"
+    )
+    pair = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in pair:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    told = sorted(process.communicate(timeout=60)[0].strip() for process in pair)
+    assert told == ["a is training: add this run to the queue instead.", "started"]
+
+
 def test_a_run_with_a_damaged_configuration_fails_alone(new_run: Callable[..., RunHandle], folder: Path) -> None:
     broken, sound = new_run("broken"), new_run("sound")
     broken.files.config.write_text("seed: [", encoding="utf-8")
@@ -180,6 +247,19 @@ def test_a_run_with_a_damaged_configuration_fails_alone(new_run: Callable[..., R
     assert state.status == "failed"
     assert "not valid YAML" in str(state.last_error)
     assert "error: " in broken.log_tail()
+    assert names(queue.read(folder).waiting) == []
+
+
+def test_a_run_whose_log_can_not_be_written_fails_alone(new_run: Callable[..., RunHandle], folder: Path) -> None:
+    broken, sound = new_run("broken"), new_run("sound")
+    broken.files.log.mkdir()
+    queue.enqueue(broken)
+    queue.enqueue(sound)
+
+    assert names(queue.advance(folder)) == ["sound"]
+
+    assert broken.state().status == "failed"
+    assert "log.txt" in str(broken.state().last_error)
     assert names(queue.read(folder).waiting) == []
 
 

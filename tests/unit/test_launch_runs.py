@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sdlora.events import (
 )
 from sdlora.launch.runs import RunHandle, clone, find, list_runs, prepare
 from sdlora.processes import Heartbeat, ProcessRecord, here
+from sdlora.runs import checkpoints
 from sdlora.runs.event_log import last_words, text_tail
 from tests.support.made_runs import COMPLETED, began, step, write
 from tests.support.waiting import wait_for
@@ -181,6 +183,24 @@ def test_results_are_listed_by_step(new_run: Callable[..., RunHandle]) -> None:
     run.files.adapter("fox").touch()
     assert [(file.step, file.is_best) for file in run.adapter_files()] == [(50, True), (100, False), (None, False)]
     assert [(image.step, image.prompt_index) for image in run.previews()] == [(50, 0), (100, 0)]
+
+
+def test_checkpoints_that_go_while_they_are_removed_stop_nothing(
+    new_run: Callable[..., RunHandle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run()
+    for number in (1, 2, 3):
+        (run.files.checkpoint(number)).mkdir()
+        (run.files.checkpoint(number) / "state.pt").touch()
+    remove = shutil.rmtree
+
+    def somebody_was_faster(path: Path) -> None:
+        remove(path)
+        remove(path)
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", somebody_was_faster)
+    assert [one.step for one in checkpoints.prune(run.files, 1)] == [1, 2]
+    assert [one.step for one in checkpoints.find(run.files)] == [3]
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

@@ -207,6 +207,10 @@ def test_options_reach_the_optimizer_and_lists_become_tuples():
     assert run.optimizer.param_groups[0]["betas"] == (0.8, 0.95)
 
 
+def test_a_small_number_that_yaml_takes_for_text_is_a_number():
+    assert Run(settings("adamw", optimizer_options={"eps": "1e-6"})).optimizer.param_groups[0]["eps"] == 1e-6
+
+
 def test_paging_on_the_cpu_is_noted_and_bitsandbytes_does_not_warn_itself():
     config = settings("paged_adamw8bit")
     with warnings.catch_warnings(record=True) as caught:
@@ -235,7 +239,11 @@ def test_tensors_too_small_for_8_bits_are_noted():
         ({"optimizer_options": {"zzz": 1}}, "zzz: unknown option of AdamW, it takes betas, eps"),
         ({"optimizer_options": {"lr": 1e-3}}, "lr: set optimization.learning_rate instead"),
         ({"optimizer_options": {"weight_decay": 0}}, "weight_decay: set optimization.weight_decay instead"),
-        ({"optimizer_options": {"eps": -1.0}}, "optimizer adamw rejects its options .*Invalid epsilon value"),
+        ({"optimizer_options": {"eps": -1.0}}, "optimizer adamw rejects its options .'eps': -1.0.: Invalid epsilon"),
+        ({"optimizer_options": {"betas": [0.9]}}, r"betas: must be 2 numbers, such as \[0.9, 0.999\], got \(0.9,\)"),
+        ({"optimizer_options": {"betas": "0.9,0.99"}}, r"betas: must be 2 numbers, .*, got '0.9,0.99'"),
+        ({"optimizer_options": {"eps": "tiny"}}, "eps: must be a number, got 'tiny'"),
+        ({"optimizer_options": {"amsgrad": "yes"}}, "amsgrad: must be true or false, got 'yes'"),
         ({"optimizer": "torch.optim.Nothing"}, "'torch.optim.Nothing' can't be imported: .*no attribute 'Nothing'"),
         ({"optimizer": "no_such_package.Adam"}, "'no_such_package.Adam' can't be imported: No module named"),
         ({"optimizer": "torch.nn.Linear"}, "'torch.nn.Linear' is no optimizer class"),

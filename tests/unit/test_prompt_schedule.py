@@ -130,6 +130,13 @@ def test_tags_that_cannot_be_meant_are_refused(prompt: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("prompt", "negative", "words"),
     [
+        ("a (red:1,3) fox", "", r"\(red:1,3\) has no weight that is a number, so it is words"),
+        ("a (red:x) fox", "", r"\(red:x\) has no weight that is a number"),
+        ("[red:blue:when]", "", "doesn't say when with a number"),
+        ("a (red:1.3", "", "a '.' is not closed"),
+        ("{red|blue fox", "", "a '{' is not closed"),
+        ("< lora:t:1>", "", "write it without blanks"),
+        ("a fox --ar 16:9", "", "'--ar': options of Midjourney are words here"),
         ("a {cat}", "", r"prompt: \{cat\}: braces without \| are words here"),
         ("a cat++ here", "", "InvokeAI's . and - are words"),
         ('("a", "b").blend(1, 1)', "", r"'blend': InvokeAI's functions"),
@@ -147,5 +154,8 @@ def test_what_is_only_words_here_is_said(prompt: str, negative: str, words: str)
 
 
 def test_plain_prompts_are_not_warned_of() -> None:
-    prompt = "a (cat:1.2), [dog], x-ray, t-shirt, :-), 1+1, c++ code?, BREAK {a|b} <lora:ink:1>"
+    prompt = (
+        "a (cat:1.2), [dog], smile :(, (note: it), ((x:1.2) y), [a:b:0.5], [(a:1.1)::5], fox (series), "
+        "x-ray, t-shirt, :-), 1+1, c++ code?, BREAK {a|b} <lora:ink:1>"
+    )
     assert prompt_warnings(GenerateConfig(prompt=prompt.replace("c++ code?", ""), negative="ugly, low-res")) == []

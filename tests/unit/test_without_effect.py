@@ -36,6 +36,8 @@ from sdlora.config.without_effect import in_captioning, in_generating, in_traini
         ("validation.every=7", "validation.fraction=0.1"),
         ("validation.timesteps=[5]", "validation.folder=held_out"),
         ("previews.every=5", "previews.from_captions=2"),
+        ("previews.steps=5", "previews.from_captions=2"),
+        ("previews.negative=blurry", "previews.prompts=[a fox]"),
         ("base_model.revision=main", "base_model.model=owner/name"),
         ("outputs.wandb_project=mine", "outputs.wandb=true"),
     ],

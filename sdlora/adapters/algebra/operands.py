@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -169,11 +169,25 @@ def notes_of(files: Sequence[AdapterFile]) -> list[str]:
     for file in files:
         unused = file.unused_note()
         notes += [f"{file.path.name}: {note}" for note in (*file.notes, *([unused] if unused else []))]
-    return notes
+    paths = [file.path for file in files]
+    twice = [path for path in dict.fromkeys(paths) if paths.count(path) > 1]
+    notes += [f"{path.name} is there {paths.count(path)} times: its weights add up" for path in twice]
+    return list(dict.fromkeys(notes))
+
+
+def idle_parts(adapter: MixedAdapter, names: Collection[str]) -> list[str]:
+    """What is to be said of weights that were given for parts which an adapter with these layers hasn't."""
+    parts = (("unet", "lora_unet_"), ("text_encoder", "lora_te"), ("text_encoder_2", "lora_te2_"))
+    return [
+        f"{name}={getattr(adapter, name):g} has no effect: the adapter has no layers there"
+        for name, beginning in parts
+        if getattr(adapter, name) is not None and not any(one.startswith(beginning) for one in names)
+    ]
 
 
 def weighted(file: AdapterFile, adapter: MixedAdapter, family: FamilyName) -> Operand:
     """The file with the weights that a user gave it. Raises ConfigError for block weights that don't fit."""
+    file = replace(file, notes=(*file.notes, *(idle_parts(adapter, file.layer_names) if file.layer_names else ())))
     text_encoder = adapter.weight if adapter.text_encoder is None else adapter.text_encoder
     return Operand(
         file,

@@ -284,6 +284,7 @@ def travel_warnings(
     if empty:
         warnings.append(
             f"{len(empty)} tensors are all zero (first: {empty[0]}): those layers have learned nothing and have no "
-            "effect. That is as it should be for attention in images so small that it sees one position only"
+            "effect. A learning rate of 0 does that, a mask that leaves nothing to learn, or images so small that "
+            "attention sees one position only, where it is as it should be"
         )
     return tuple(warnings)

@@ -51,7 +51,8 @@ def choose(
     """
     targets: list[Target] = []
     too_large: list[tuple[Target, int]] = []
-    unmatched, blocks, idle = dict.fromkeys(config.block_ranks), dict[str, None](), dict[str, None]()
+    matched, counting = dict[str, None](), set[str]()
+    blocks, idle = dict[str, None](), dict[str, None]()
     for part, model in models.items():
         for path, layer in model.named_modules():
             if not _is_chosen(part, path, config):
@@ -62,10 +63,11 @@ def choose(
             blocks[block_of(part, path)] = None
             inputs, outputs, kernel = layer_shape(layer)
             rank = config.conv_rank if config.conv_rank is not None and kernel > 1 else config.rank
-            for pattern, block_rank in config.block_ranks.items():
-                if matches_block(pattern, part, path):  # the last one that matches wins
-                    rank = block_rank
-                    unmatched.pop(pattern, None)
+            matching = [pattern for pattern in config.block_ranks if matches_block(pattern, part, path)]
+            if matching:
+                rank = config.block_ranks[matching[-1]]
+                matched |= dict.fromkeys(matching)
+                counting.add(matching[-1])
             if config.lokr_full and rank > 0:
                 # All tools take the scale of a whole LoKr as 1, whatever alpha stands in its file.
                 targets.append(Target(part, path, FULL_RANK, 1.0))
@@ -76,8 +78,10 @@ def choose(
                     too_large.append((targets[-1], min(inputs * kernel, outputs)))
     problems = [
         f"block_ranks: '{pattern}' matches no chosen layer; blocks with chosen layers: {', '.join(blocks) or 'none'}"
-        for pattern in unmatched
+        for pattern in config.block_ranks
+        if pattern not in matched
     ]
+    problems += [overruled("block_ranks", pattern) for pattern in matched if pattern not in counting]
     if config.unet and all(block.startswith("text_encoder") for block in blocks) and not problems:
         paths = (path for path, _ in models["unet"].named_modules() if addressable("unet", path))
         problems.append(
@@ -106,6 +110,11 @@ def _is_idle(part: Part, path: str, text_layers: Mapping[Part, int]) -> bool:
     """Whether a layer of a text encoder comes after the one that the text states are taken from."""
     number = _TEXT_LAYER.match(path.removeprefix(TEXT_MODEL))
     return part in text_layers and number is not None and int(number[1]) >= text_layers[part]
+
+
+def overruled(setting: str, pattern: str) -> str:
+    """What is wrong with a block pattern whose layers are all matched by one that stands after it."""
+    return f"{setting}: '{pattern}' has no effect: of patterns that match a layer the last one counts; put it last"
 
 
 def matches_block(pattern: str, part: Part, path: str) -> bool:

@@ -11,6 +11,12 @@ _ADAPTER_TAG = re.compile(r"<(?:lora|lyco):[^>]*>?", re.IGNORECASE)
 _OTHER_TAG = re.compile(r"<(?!(?:lora|lyco|hypernet):)[a-z_]+:[^<>]*>", re.IGNORECASE)
 _EMBEDDING = re.compile(r"\bembedding:[\w./\\<>-]+", re.IGNORECASE)
 _BRACES = re.compile(r"\{[^{}|$]*\}")
+_WEIGHT = r"\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*"
+_NO_WEIGHT = re.compile(rf"\((?!{_WEIGHT}\))[^()\[\]]*:(?!{_WEIGHT}\))[^()\[\]\s:]{{1,12}}\)")
+_NO_STEP = re.compile(rf"\[[^\[\]:|]*:[^\[\]:|]*:(?!{_WEIGHT}\])[^\[\]:|]+\]")
+_UNCLOSED = re.compile(r"(?<![\\:;=])\((?=[^()]*$)|(?<![\\:;=])\[(?=[^\[\]]*$)|\{(?=[^{}]*[|$][^{}]*$)")
+_SPACED_TAG = re.compile(r"<\s+(?:lora|lyco|hypernet)\s*:[^<>]*>|<(?:lora|lyco)\s+:[^<>]*>", re.IGNORECASE)
+_MIDJOURNEY = re.compile(r"(?<!\S)--[a-z]+\b")
 _INVOKE_WEIGHT = re.compile(r"(?:\)|\w)(?:\+{1,4}|-{2,4})(?=[\s,)]|$)")
 _INVOKE_CALL = re.compile(r"\)\.(?:and|blend|swap)\(")
 _CHOICE = re.compile(r"\{[^{}]*[|$][^{}]*\}|__[\w./*-]+?__")
@@ -24,6 +30,11 @@ _IN_BOTH: tuple[Rule, ...] = (
         _BRACES,
         lambda found: f"{found}: braces without | are words here; for NovelAI's emphasis write ({found[1:-1]}:1.05)",
     ),
+    (_NO_WEIGHT, lambda found: f"{found} has no weight that is a number, so it is words: write (word:1.3)"),
+    (_NO_STEP, lambda found: f"{found} doesn't say when with a number, so it is words: write [red:blue:0.5]"),
+    (_UNCLOSED, lambda found: f"a '{found}' is not closed"),
+    (_SPACED_TAG, lambda found: f"{found} is taken as words: write it without blanks, <lora:name:0.8>"),
+    (_MIDJOURNEY, lambda found: f"'{found}': options of Midjourney are words here"),
     (_INVOKE_WEIGHT, lambda found: f"'{found}': InvokeAI's + and - are words here; write (word:1.1) or (word:0.9)"),
     (_INVOKE_CALL, lambda found: f"'{found[2:-1]}': InvokeAI's functions are words here; write a AND b, or [a:b:0.5]"),
     (

@@ -39,9 +39,13 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
     problems: list[str] = []
     if detection is None:
         detection = _try(problems, "base_model", lambda: detect(config.base_model))
-    config = _try(problems, "prompt", lambda: take_tags(config)) or config
-    # With any seed: this only asks whether all wildcards can be read.
-    _try(problems, "prompt", lambda: _chosen(config, 0))
+    folders = {"adapter_folders": config.adapter_folders, "wildcard_folders": config.wildcard_folders}
+    missing = [(name, path) for name, paths in folders.items() for path in paths if not path.expanduser().is_dir()]
+    problems += [f"{name}: {path}: no such folder" for name, path in missing]
+    if not missing:
+        config = _try(problems, "prompt", lambda: take_tags(config)) or config
+        # With any seed: this only asks whether all wildcards can be read.
+        _try(problems, "prompt", lambda: _chosen(config, 0))
     files_at_fault = start_problems(config.start)
     problems += files_at_fault
     if detection is not None:

@@ -79,6 +79,11 @@ class LoadedAdapter:
     """Updates of biases and norms by layer."""
 
     @property
+    def layer_names(self) -> set[str]:
+        """The layers that it changes."""
+        return {*self.updates, *self.vectors}
+
+    @property
     def num_bytes(self) -> int:
         """Memory in bytes that its updates take, those of biases and norms, which are small, left out."""
         return sum(update.num_bytes for update in self.updates.values())

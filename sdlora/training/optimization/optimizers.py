@@ -93,8 +93,7 @@ def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
     if config.optimizer == "adamw" and device.type in _FUSED_DEVICES:
         # One kernel instead of a loop over hundreds of small tensors: a quarter of the time for a LoRA.
         options.setdefault("fused", True)
-    # YAML knows lists only, optimizers want tuples (betas).
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    options = {name: _as_python(value) for name, value in options.items()}
     problems = _option_problems(optimizer_class, options)
     if problems:
         raise ConfigError("optimization.optimizer_options", problems)
@@ -118,10 +117,9 @@ def build(groups: Sequence[ParameterGroup], config: OptimizationConfig, device: 
             optimizer: Optimizer = optimizer_class(
                 torch_groups, lr=None if own_steps else groups[0].learning_rate, **options
             )
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise ConfigError(
-            "optimization", [f"optimizer {config.optimizer} rejects its options {options or '{}'}: {error!r}"]
-        ) from error
+    except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
+        given = f"its options {config.optimizer_options}" if config.optimizer_options else "its settings"
+        raise ConfigError("optimization", [f"optimizer {config.optimizer} rejects {given}: {error}"]) from error
     # A schedule-free optimizer begins in evaluation mode and refuses to step there.
     if _has_modes(optimizer):
         optimizer.train()  # type: ignore[attr-defined]
@@ -243,6 +241,16 @@ def _import_class(name: str, kind: _Kind) -> type[Any]:
     return found
 
 
+def _as_python(value: Any) -> Any:
+    """A value of YAML as optimizers want it: pairs as tuples (betas), and 1e-8, which is a text there, as a number."""
+    if isinstance(value, list):
+        return tuple(_as_python(one) for one in value)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
 def _option_problems(optimizer_class: type[Any], options: Mapping[str, Any]) -> list[str]:
     accepted = inspect.signature(optimizer_class).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
@@ -258,4 +266,19 @@ def _option_problems(optimizer_class: type[Any], options: Mapping[str, Any]) -> 
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(names)}"
             problems.append(f"{name}: unknown option of {optimizer_class.__name__}, {hint}")
+        elif name in accepted and (wanted := _wanted_instead(options[name], accepted[name].default)):
+            problems.append(f"{name}: must be {wanted}, got {options[name]!r}")
     return problems
+
+
+def _wanted_instead(value: Any, default: Any) -> str | None:
+    """What an option with such a default must be, where the value is of another kind."""
+    if isinstance(default, tuple) and all(isinstance(one, int | float) for one in default):
+        numbers = isinstance(value, tuple) and all(isinstance(one, int | float) for one in value)
+        if not numbers or len(value) != len(default):
+            return f"{len(default)} numbers, such as [{', '.join(map(str, default))}]"
+    if isinstance(default, float) and not isinstance(value, int | float | type(None)):
+        return "a number"
+    if isinstance(default, bool) and not isinstance(value, bool):
+        return "true or false"
+    return None

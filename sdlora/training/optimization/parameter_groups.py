@@ -10,7 +10,7 @@ from torch import nn
 
 from sdlora.adapters.files.kohya import Part
 from sdlora.adapters.live.attach import Weight
-from sdlora.adapters.live.layers import block_of, matches_block
+from sdlora.adapters.live.layers import block_of, matches_block, overruled
 from sdlora.config.optimization import OptimizationConfig
 from sdlora.errors import ConfigError
 
@@ -40,6 +40,13 @@ def check_blocks(config: OptimizationConfig, layers: Sequence[tuple[Part, str]])
         f"block_learning_rates: '{pattern}' matches no trained layer, trained blocks are: {blocks}"
         for pattern in config.block_learning_rates
         if not any(matches_block(pattern, part, path) for part, path in layers)
+    ]
+    matching = [[one for one in config.block_learning_rates if matches_block(one, *layer)] for layer in layers]
+    matched, counting = {one for own in matching for one in own}, {own[-1] for own in matching if own}
+    problems += [
+        overruled("block_learning_rates", one)
+        for one in config.block_learning_rates
+        if one in matched and one not in counting
     ]
     if problems:
         raise ConfigError("optimization", problems)
