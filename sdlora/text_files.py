@@ -19,12 +19,13 @@ from sdlora.constants import MIB
 
 _MARKS = (
     # UTF-32's little-endian mark begins with UTF-16's: the longer ones come first.
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32", "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32", "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16", "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16", "utf-16-be"),
+    (codecs.BOM_UTF8, "utf-8-sig", "utf-8"),
 )
+"""Marks, with the encoding of a file that has one and of what follows the mark."""
 _PARSER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _DEEPEST_YAML = 100
 _LARGEST_YAML = MIB
@@ -45,7 +46,7 @@ def decode_text(content: bytes) -> str:
 
     Raises UnreadableTextError for other encodings and for NUL characters, which no caption or setting can hold.
     """
-    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), None)
+    encoding = next((name for mark, name, _ in _MARKS if content.startswith(mark)), None)
     encoding = encoding or _utf16_without_mark(content) or "utf-8"
     try:
         text = content.decode(encoding)
@@ -60,6 +61,20 @@ def decode_text(content: bytes) -> str:
             f"holds a NUL character (position {text.index(chr(0))}), so it is damaged or no text: write it anew"
         )
     return text
+
+
+def encoded_like(text: str, content: bytes) -> bytes:
+    """The text as bytes in the encoding of a file's former content, its mark kept; in UTF-8 where that was no text."""
+    plain = _utf16_without_mark(content) or "utf-8"
+    mark, encoding = next(((mark, name) for mark, _, name in _MARKS if content.startswith(mark)), (b"", plain))
+    try:
+        decode_text(content)
+        encoded = mark + text.encode(encoding)
+        if decode_text(encoded) == text:  # UTF-16 without a mark is told by its bytes, which other text may lack
+            return encoded
+    except ValueError:
+        pass
+    return text.encode("utf-8")
 
 
 def parse_json(text: str) -> Any:

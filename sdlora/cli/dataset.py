@@ -114,9 +114,12 @@ def edit_command(
     apply_changes: ApplyOption = False,
 ) -> None:
     """Replace text in all captions; `undo` gives every byte back."""
-    from sdlora.data.fix.edit import plan_edit
+    from sdlora.data.fix.edit import left_alone, plan_edit
 
-    _make_or_show(folder, plan_edit(folder, pattern, replacement, ignore_case=ignore_case), apply_changes)
+    changes = plan_edit(folder, pattern, replacement, ignore_case=ignore_case)
+    for sentence in left_alone(folder):
+        console.print(f"left alone: {sentence}", markup=False)
+    _make_or_show(folder, changes, apply_changes)
 
 
 @dataset_app.command("undo")
@@ -209,11 +212,16 @@ def import_command(
         console.print(f"wrote {out}, read as {imported.tool}", markup=False)
     if captions_for is not None:
         from sdlora.data.fix.caption_import import plan_captions
+        from sdlora.data.unread import some
+        from sdlora.words import count
 
-        changes, unknown = plan_captions(captions_for, imported.captions)
-        _make_or_show(captions_for, changes, apply_changes=True)
-        for name in unknown:
+        planned = plan_captions(captions_for, imported.captions)
+        _make_or_show(captions_for, planned.changes, apply_changes=True)
+        for name in planned.unknown:
             console.print(f"no image: {name}", markup=False)
+        if planned.kept:
+            files = f"{count(len(planned.kept), 'image')} with another caption in a .txt file, which stays"
+            console.print(f"{files}: {some(planned.kept)}", markup=False)
 
 
 def _unpack(source: Path, out: Path | None, caption_column: str | None) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from sdlora.config.images import CaptionsConfig
 from sdlora.data.metadata_files import METADATA_FILES, ImageRows, ImageText, ImageTexts, read_metadata, shortened
 from sdlora.errors import MissingPackageError
 from sdlora.text_files import UnreadableTextError, decode_text
 
+CaptionSource = Literal["file", "metadata", "folder"]
+"""Where a caption comes from: a file beside the image, a metadata file, or the name of a `10_name` folder."""
 _REPEATS_FOLDER = re.compile(r"(\d{1,3})_(.+)")
 _LONG_NUMBER = re.compile(r"(\d{4,9})_.+")
 
@@ -35,14 +38,28 @@ class CaptionFolders:
         self._folder_names: dict[Path, str | None] = {}
         self._sources: dict[Path, Sequence[tuple[Path, ImageRows]]] = {}
         self._notes: list[str] = []
+        self._overruled: dict[Path, CaptionSource] = {}
+        """Images of which a metadata file says something else than what is trained, and where that comes from."""
 
     def caption(self, image: Path) -> str | None:
         """The image's own caption, or None. The nearest source wins: caption file, metadata file, folder name.
 
         An empty source counts as none. A caption file that can't be read gives "", and a sentence in `problems`.
         """
-        sources = (self._beside, self._from_metadata, self._from_folder_name)
-        return next((text for source in sources if (text := source(image)) is not None), None)
+        return self.found(image)[0]
+
+    def found(self, image: Path) -> tuple[str | None, CaptionSource | None]:
+        """The image's caption as `caption` gives it, and where it was found."""
+        beside = self._beside(image)
+        rows = [text for row in self._rows(image) if (text := (row.caption or "").strip())]
+        own = next(iter(rows), None) if beside is None else beside
+        if own is None:
+            name = self._from_folder_name(image)
+            return name, None if name is None else "folder"
+        source: CaptionSource = "metadata" if beside is None else "file"
+        if own and any(text != own for text in rows):
+            self._overruled[image] = source
+        return own, source
 
     def alternatives(self, image: Path) -> tuple[tuple[str, float], ...]:
         """The image's other captions, from files with further endings, each with its chance."""
@@ -55,8 +72,8 @@ class CaptionFolders:
 
     def own_caption(self, image: Path) -> str | None:
         """The caption that was written for this image, so not its folder's name; "" for a .txt that can't be read."""
-        text = self._beside(image)
-        return self._from_metadata(image) if text is None else text
+        text, source = self.found(image)
+        return None if source == "folder" else text
 
     def _beside(self, image: Path, ending: str | None = None) -> str | None:
         path = image.with_suffix(ending or self._extension)
@@ -69,9 +86,6 @@ class CaptionFolders:
             return ""
         text = self._decode(path, content)
         return "" if text is None else text.strip() or None
-
-    def _from_metadata(self, image: Path) -> str | None:
-        return next((text for row in self._rows(image) if (text := (row.caption or "").strip())), None)
 
     def _rows(self, image: Path) -> Iterator[ImageText]:
         """What metadata files say about an image, the nearest first."""
@@ -102,7 +116,15 @@ class CaptionFolders:
             for folder, rows in self._metadata.items()
             if rows.left
         ]
-        return [*self._notes, *unmatched]
+        return [*self._notes, *unmatched, *self._conflicts()]
+
+    def _conflicts(self) -> Iterator[str]:
+        for source, trained in (
+            ("file", f"the {self._extension} file beside it is trained, not what its metadata file says otherwise"),
+            ("metadata", "the metadata file nearest to it is trained, not what one further up says otherwise"),
+        ):
+            if names := [self._name(image) for image, winner in self._overruled.items() if winner == source]:
+                yield f"{shortened(names)}: {trained}"
 
     def _metadata_of(self, folder: Path) -> ImageRows:
         if folder not in self._metadata:

@@ -127,20 +127,35 @@ def _surround(text: str, config: CaptionsConfig) -> str:
 
 
 def _reorder(text: str, config: CaptionsConfig, generator: random.Random) -> str:
-    first, *others = _parts(text, config)
     if not (config.shuffle_tags or config.tag_dropout):
-        return _joined([first, *others], config)
-    if others:
-        kept, loose, last = [first], _split(others[0], config), others[1:]
-    else:
-        tags = _split(first, config)
-        kept, loose, last = tags[: config.keep_tags], tags[config.keep_tags :], []
+        return _joined(_parts(text, config), config)
+    kept, loose, last = _divided(text, config)
     if config.tag_dropout:
         stays = _never_dropped(config)
         loose = [tag for tag in loose if generator.random() >= config.tag_dropout or stays(tag)]
     if config.shuffle_tags:
         generator.shuffle(loose)
     return _joined([*kept, *loose, *last], config)
+
+
+def loose_tags(caption: str, config: CaptionsConfig) -> list[str]:
+    """The tags of a caption that shuffling moves and dropout may take, with the trigger; wildcards stay as text."""
+    return _divided(_with_trigger(_one_line(caption, config), config), config)[1]
+
+
+def all_tags(caption: str, config: CaptionsConfig) -> list[str]:
+    """All tags of a caption as it is trained, with the trigger; wildcards stay as text."""
+    kept, loose, last = _divided(_with_trigger(_one_line(caption, config), config), config)
+    return [tag for part in (*kept, *loose, *last) for tag in _split(part, config)]
+
+
+def _divided(text: str, config: CaptionsConfig) -> tuple[list[str], list[str], list[str]]:
+    """What stays in front, the loose tags, and what stays at the end."""
+    first, *others = _parts(text, config)
+    if others:
+        return [first], _split(others[0], config), others[1:]
+    tags = _split(first, config)
+    return tags[: config.keep_tags], tags[config.keep_tags :], []
 
 
 def _parts(text: str, config: CaptionsConfig) -> list[str]:

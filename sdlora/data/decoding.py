@@ -78,6 +78,12 @@ def oriented_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
+def is_animated(image: Image.Image) -> bool:
+    """Whether the opened file has more than one frame."""
+    # An MPO is what many phones write: a JPEG with a second picture for depth or brightness behind it.
+    return image.format != "MPO" and int(getattr(image, "n_frames", 1)) > 1
+
+
 def load_rgb(path: Path, background: str) -> Image.Image:
     """The image upright, in 8-bit sRGB, transparent pixels on `background` (#rrggbb). Raises UnreadableImageError."""
     with open_image(path) as image:

@@ -14,20 +14,18 @@ from PIL import Image
 
 from sdlora.config.images import CaptionsConfig, CropFocus, ImageFolder, ImagesConfig, MaskSource
 from sdlora.data.cache import default_cache_folder
-from sdlora.data.caption_files import CaptionFolders, long_number, repeats_folder
+from sdlora.data.caption_files import CaptionFolders, CaptionSource, long_number, repeats_folder
 from sdlora.data.captions import render, variants, without_chance, without_trigger
 from sdlora.data.decoding import (
     UNREAD_SUFFIXES,
     UnreadableImageError,
     load_alpha,
     load_grey,
-    open_image,
-    oriented_size,
     why_unread,
 )
 from sdlora.data.folder_listing import MASK_ENDING, Listing, list_folder
 from sdlora.data.inspection import ImageFacts, hash_file, open_memory, recall
-from sdlora.data.metadata_files import METADATA_FILES
+from sdlora.data.mask_files import Masks
 from sdlora.data.scan_problems import (
     Gathered,
     refuse_absent_masks,
@@ -36,11 +34,23 @@ from sdlora.data.scan_problems import (
     refuse_unreadable,
     refuse_zero_repeats,
 )
+from sdlora.data.unread import (
+    look_beside,
+    mask_sentence,
+    misnamed_masks,
+    orphan_captions,
+    some,
+    unused,
+)
 from sdlora.errors import DataError
 from sdlora.words import count
 
-_COMPANIONS = (".npz", ".safetensors")
-"""Other trainers' caches, which may lie beside the images."""
+STAND_INS: dict[CaptionSource | None, str] = {
+    "folder": "the folder's name",
+    "metadata": "the metadata file's caption",
+    None: "captions.default",
+}
+"""What is trained where an image has no caption file, by where its caption was found."""
 THREADS = min(8, os.cpu_count() or 1)
 """Threads that decode images; Pillow lets go of the interpreter while it does."""
 
@@ -78,6 +88,10 @@ class ImageRecord:
     """Factor on the image's loss: its folder's times its own."""
     source: int = 0
     """The place of its folder among all."""
+    follows_repeats: bool = True
+    """Whether images.repeats gives its repeats, and not its folder's name or images.folders."""
+    caption_from: CaptionSource | None = None
+    """Where its caption was found; None where there is none but captions.default."""
 
     @property
     def has_mask(self) -> bool:
@@ -136,6 +150,8 @@ class ScanResult:
     """Everything else in the folders that is not read: hidden and system files, broken links, unknown kinds."""
     notes: list[str] = field(default_factory=list)
     """What was read otherwise than a person may think."""
+    warnings: list[str] = field(default_factory=list)
+    """The same where it most likely spoils the result."""
 
 
 @dataclass(frozen=True)
@@ -214,9 +230,9 @@ def scan(
     reasons = {_name(item.path, roots): item.reason for item in found.skipped}
     with problems.go_on():
         refuse_unreadable(reasons, files_seen, images.max_unreadable)
-    uncaptioned = {_name(path, roots): path for path in found.uncaptioned}
+    uncaptioned = [_name(path, roots) for path in found.uncaptioned]
     with problems.go_on():
-        refuse_caption_problems(uncaptioned, found.caption_problems, len(found.records), captions, found.orphans)
+        refuse_caption_problems(uncaptioned, found.caption_problems, len(found.records), captions, found.hints)
     for folder in dict.fromkeys(record.path.parent for record in found.records if record.repeats == 0):
         with problems.go_on():
             refuse_zero_repeats(folder)
@@ -227,9 +243,9 @@ def scan(
     for kind, records in masked.items():
         if not any(record.has_mask for record in records):
             with problems.go_on():
-                refuse_absent_masks(len(records), kind)
+                refuse_absent_masks(len(records), kind, found.mask_hints)
     problems.refuse()
-    return ScanResult(found.records, found.skipped, files_seen, found.left_out, found.notes)
+    return ScanResult(found.records, found.skipped, files_seen, found.left_out, found.notes, found.warnings)
 
 
 def load_mask(record: ImageRecord, size: tuple[int, int]) -> Image.Image:
@@ -254,9 +270,12 @@ class _Finds:
     skipped: list[Skipped] = field(default_factory=list)
     uncaptioned: list[Path] = field(default_factory=list)
     caption_problems: list[str] = field(default_factory=list)
-    orphans: dict[Path, Path] = field(default_factory=dict)
+    hints: list[str] = field(default_factory=list)
+    """Sentences about what may be meant as the captions of `uncaptioned`."""
+    mask_hints: list[str] = field(default_factory=list)
     left_out: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     real_paths: dict[Path, Path] = field(default_factory=dict)
     """Files met so far with links resolved, and in which folder: two folders that share an image give it once."""
 
@@ -283,35 +302,77 @@ def _scan_folder(source: Source, inner: Sequence[Path], found: _Finds) -> None:
         if not any(path.is_relative_to(folder) for folder in inner)
         and found.real_paths.setdefault(path.resolve(), root) == root
     ]
-    found.left_out += [
-        Skipped(path, reason)
-        for path, reason in _unused(listing, source.captions).items()
-        if not any(path.is_relative_to(folder) for folder in inner)
-    ]
-    found.orphans |= orphan_captions(listing, source.captions)
-    found.notes += _notes(listing, source)
-
+    found.notes += folder_notes(listing, source)
+    records: list[ImageRecord] = []
+    masks, animated = Masks(), []
     files = CaptionFolders(root, source.captions)
     for path, facts in inspect_all(pictures, root, images):
         mask_path = listing.mask_of(path) if images.mask == "file" else None
-        reason = facts if isinstance(facts, str) else mask_problem(mask_path, images.max_megapixels)
+        reason = facts if isinstance(facts, str) else masks.problem(path, facts, mask_path, images)
         if isinstance(facts, str) or reason:
             found.skipped.append(Skipped(path, str(reason)))
             continue
         record = make_record(path, facts, source, files, mask_path)
-        if record.caption is None:
-            found.uncaptioned.append(path)
-        found.records.append(record)
+        records.append(record)
+        if facts.is_animated:
+            animated.append(path)
+    found.records += records
+    found.uncaptioned += [record.path for record in records if record.caption is None]
     found.caption_problems += files.problems
     found.notes += files.notes()
+    found.warnings += [f"{sentence}: {some(paths)}" for _, sentence, paths in masks.oddities()]
+    if animated:
+        found.warnings.append(
+            f"{count(len(animated), 'animated file')}, of which the first frame is trained: {some(animated)}"
+        )
+    told = _tell_unread(records, listing, source, found)
+    found.left_out += [
+        Skipped(path, reason)
+        for path, reason in unused(listing, source.captions).items()
+        if path not in told and not any(path.is_relative_to(folder) for folder in inner)
+    ]
+
+
+def _tell_unread(records: Sequence[ImageRecord], listing: Listing, source: Source, found: _Finds) -> set[Path]:
+    """Say what lies beside the images and is not read as their caption or mask, and which files these are."""
+    captions, told = source.captions, set()
+    orphans = orphan_captions(listing, captions)
+    uncaptioned = [record for record in records if record.caption is None]
+    if uncaptioned:
+        unread = look_beside(listing, captions_from(uncaptioned), captions, orphans)
+        found.hints += [f"{sentence}." for sentence in unread.sentences(captions.extension)]
+        told |= unread.files
+    for found_in, stand_in in STAND_INS.items():
+        replaced = [r for r in records if r.caption is not None and r.caption_from == found_in]
+        if not replaced:
+            continue
+        unread = look_beside(listing, captions_from(replaced), captions, orphans)
+        # An empty file for an empty caption is trained as it stands.
+        saying = {record.path.with_suffix(captions.extension) for record in replaced if record.caption}
+        unread.empty = [path for path in unread.empty if path in saying]
+        found.warnings += [f"{text}; {stand_in} is trained instead" for text in unread.sentences(captions.extension)]
+        told |= unread.files
+    trained = {record.path for record in records}  # a folder inside another one speaks for itself
+    if masks := {path: right for path, right in misnamed_masks(listing).items() if path in trained}:
+        found.warnings.append(f"{mask_sentence(masks)}; as it is, each is trained as an image")
+        found.mask_hints.append(f"{mask_sentence(masks)}.")
+        if any(record.path in masks for record in uncaptioned):
+            found.hints.append(f"{mask_sentence(masks)}.")
+    return told
+
+
+def captions_from(records: Iterable[ImageRecord]) -> dict[Path, CaptionSource | None]:
+    """Where the captions of these images were found."""
+    return {record.path: record.caption_from for record in records}
 
 
 def make_record(
     path: Path, facts: ImageFacts, source: Source, files: CaptionFolders, mask_path: Path | None
 ) -> ImageRecord:
     """One readable image with all that its folder says about it; caption None where there is none."""
-    caption = files.caption(path)
-    in_name, _ = repeats_folder(path.parent, source.folder) or (source.images.repeats, "")
+    caption, caption_from = files.found(path)
+    named = repeats_folder(path.parent, source.folder)
+    in_name = source.images.repeats if named is None else named[0]
     return ImageRecord(
         path=path,
         width_px=facts.width_px,
@@ -331,40 +392,13 @@ def make_record(
         crop_focus=source.images.crop_focus,
         loss_weight=source.loss_weight * files.loss_weight(path),
         source=source.number,
+        follows_repeats=named is None and source.repeats is None,
+        caption_from=caption_from,
     )
 
 
-def _unused(listing: Listing, captions: CaptionsConfig) -> dict[Path, str]:
-    """What lies in a folder and is not trained, with the reason; companions of images are not among it."""
-    unused = dict(listing.left_out)
-    orphans = orphan_captions(listing, captions)
-    for path, ending in _others(listing, captions):
-        if ending is None:
-            unused[path] = "not an image"
-        elif path in orphans:
-            unused[path] = "a caption without an image of its name"
-    return unused
-
-
-def orphan_captions(listing: Listing, captions: CaptionsConfig) -> dict[Path, Path]:
-    """Captions without an image of their name, each with the path that its image would have, without an ending."""
-    stems = {path.with_suffix("") for path in listing.pictures}
-    named = {path: path.with_name(path.name.removesuffix(end)) for path, end in _others(listing, captions) if end}
-    return {path: stem for path, stem in named.items() if stem not in stems}
-
-
-def _others(listing: Listing, captions: CaptionsConfig) -> Iterator[tuple[Path, str | None]]:
-    """The files that are no images and belong to none as its mask or cache, each with its ending if a caption's."""
-    read = {*listing.pictures, *listing.masks.values()}
-    # The longest first: a-short.txt ends in .txt, too, and must be read as the -short.txt that is asked for.
-    endings = sorted((captions.extension, *captions.alternatives), key=len, reverse=True)
-    for path in listing.files:
-        if path in read or path.name in METADATA_FILES or path.suffix.lower() in _COMPANIONS:
-            continue
-        yield path, next((each for each in endings if path.name.endswith(each)), None)
-
-
-def _notes(listing: Listing, source: Source) -> Iterator[str]:
+def folder_notes(listing: Listing, source: Source) -> Iterator[str]:
+    """What names in a folder are read otherwise than a person may think."""
     if source.images.mask != "file" and (masked := sum(listing.mask_of(path) is not None for path in listing.pictures)):
         yield (
             f"{source.folder.name}: {count(masked, 'image')} with a mask beside it (name{MASK_ENDING}), which "
@@ -419,16 +453,3 @@ def inspect_all(
             on_each()
     memory.save()
     return found
-
-
-def mask_problem(mask_path: Path | None, max_megapixels: float) -> str | None:
-    """Why a mask can't be used, if so."""
-    if mask_path is None:
-        return None
-    try:
-        with open_image(mask_path, max_megapixels) as mask:
-            oriented_size(mask)
-            mask.load()
-    except UnreadableImageError as error:
-        return f"its mask {mask_path.name} can't be read: {error}"
-    return None

@@ -6,11 +6,13 @@ import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sdlora.data.decoding import open_image, oriented_size
+from PIL import Image
+
+from sdlora.data.decoding import is_animated, open_image, oriented_size
 from sdlora.file_memory import FileMemory
 
 # Goes up when more is found out of a file, so that all are looked at again.
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class ImageFacts:
     has_alpha: bool
     content_hash: str
     """SHA-256 of the file's bytes, in hex."""
+    is_animated: bool = False
+    is_invisible: bool = False
+    """Whether every pixel is wholly transparent."""
 
 
 def inspect_image(path: Path, max_megapixels: float) -> ImageFacts:
@@ -31,7 +36,14 @@ def inspect_image(path: Path, max_megapixels: float) -> ImageFacts:
         has_alpha = image.has_transparency_data
         image.draft("RGB", (64, 64))  # lets JPEG decode at an eighth: enough to find truncation, several times faster
         image.load()
-    return ImageFacts(width_px, height_px, has_alpha, hash_file(path))
+        is_invisible = has_alpha and _alpha(image).getextrema() == (0, 0)
+        animated = is_animated(image)
+    return ImageFacts(width_px, height_px, has_alpha, hash_file(path), animated, is_invisible)
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    """The alpha channel of an image with transparency; a copy in RGBA is made only of one that has none to itself."""
+    return (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
 
 
 def hash_file(path: Path) -> str:

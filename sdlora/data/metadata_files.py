@@ -21,16 +21,18 @@ from typing import Any
 from sdlora.constants import MIB
 from sdlora.errors import MissingPackageError
 from sdlora.text_files import parse_json, read_text
+from sdlora.words import count
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
 CAPTION_COLUMNS = ("text", "caption", "prompt")
 """Where captions are looked for, the first one winning."""
 
+_READ_COLUMNS = ("file_name", *CAPTION_COLUMNS, "loss_weight")
 _PROBLEMS_TOLD = 10
 _NAMES_TOLD = 5
 
 Row = tuple[str, Any]
-"""Where the row stands, in words, and its values by column; anything but a mapping was not understood."""
+"""Where the row stands, in words, and its values by column; a text was not understood, a ValueError says why not."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,24 @@ def read_metadata(path: Path) -> tuple[ImageTexts, list[str], list[str]]:
 def caption_of(values: Mapping[str, Any]) -> str | None:
     """The caption among a row's values: of a list the first; "" for an empty one, None when there is none."""
     found = None
+    for value in _in_caption_columns(values):
+        if value.strip():
+            return value
+        found = found or value  # another column may hold what this one leaves empty
+    return found
+
+
+def _captions_in(values: Mapping[str, Any]) -> set[str]:
+    """The different captions of a row, empty ones left out."""
+    return {text for value in _in_caption_columns(values) if (text := value.strip())}
+
+
+def _in_caption_columns(values: Mapping[str, Any]) -> Iterator[str]:
     for column in CAPTION_COLUMNS:
         value = values.get(column)
         value = value[0] if isinstance(value, list) and value else value
-        if isinstance(value, str) and value.strip():
-            return value
         if isinstance(value, str):
-            found = found or value  # another column may hold what this one leaves empty
-    return found
+            yield value
 
 
 class ImageRows:
@@ -114,7 +126,12 @@ def _texts(rows: Iterable[Row]) -> tuple[ImageTexts, list[str], list[str]]:
     problems: list[str] = []
     several: dict[str, None] = {}
     twice: dict[str, None] = {}
+    differing: dict[str, None] = {}
+    unread: dict[str, None] = {}
     for where, values in rows:
+        if isinstance(values, ValueError):
+            problems.append(f"{where} {values}")
+            continue
         file_name = values.get("file_name") if isinstance(values, dict) else None
         caption = caption_of(values) if isinstance(values, dict) else None
         weight = values.get("loss_weight") if isinstance(values, dict) else None
@@ -130,6 +147,9 @@ def _texts(rows: Iterable[Row]) -> tuple[ImageTexts, list[str], list[str]]:
                 twice[name] = None
             if any(isinstance(values.get(column), list) and len(values[column]) > 1 for column in CAPTION_COLUMNS):
                 several[name] = None
+            if len(_captions_in(values)) > 1:
+                differing[name] = None
+            unread |= dict.fromkeys(str(column) for column in values if column not in _READ_COLUMNS)
             texts[name] = ImageText(caption, weight)
         else:
             shown = values if isinstance(values, str) else json.dumps(values, default=str, ensure_ascii=False)
@@ -143,6 +163,8 @@ def _texts(rows: Iterable[Row]) -> tuple[ImageTexts, list[str], list[str]]:
         for names, words in (
             (list(several), "of a list of captions the first is trained; captions.alternatives takes several"),
             (list(twice), "named by several rows, of which the last counts"),
+            (list(differing), f"several captions in one row: the first of {', '.join(CAPTION_COLUMNS)} is trained"),
+            (list(unread), f"columns that are not read; those that are: {', '.join(_READ_COLUMNS)}"),
         )
         if names
     ]
@@ -169,6 +191,9 @@ def _json_array_rows(text: str) -> Iterator[Row]:
     except ValueError as error:
         yield "the file", f"no JSON ({error})"
         return
+    if key := _repeated_key(text):
+        yield "the file", ValueError(f"sets '{key}' twice")
+        return
     if isinstance(content, dict):
         for name, entry in content.items():
             if isinstance(entry, dict):
@@ -178,7 +203,8 @@ def _json_array_rows(text: str) -> Iterator[Row]:
                 captions = entry.get("caption")
                 captions = captions if isinstance(captions, list) else [captions]
                 texts = [", ".join(str(part) for part in (caption, joined) if part) for caption in captions]
-                yield f"'{name}'", {"file_name": name, "text": texts or str(joined or ""), **_weight_of(entry)}
+                rest = {key: value for key, value in entry.items() if key not in ("caption", "tags")}
+                yield f"'{name}'", {**rest, "file_name": name, "text": texts or str(joined or "")}
             else:
                 yield f"'{name}'", entry
     elif isinstance(content, list):
@@ -188,38 +214,67 @@ def _json_array_rows(text: str) -> Iterator[Row]:
         yield "the file", f"a list of rows, not {type(content).__name__}"
 
 
-def _weight_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"loss_weight": entry["loss_weight"]} if "loss_weight" in entry else {}
-
-
 def _json_rows(text: str) -> Iterator[Row]:
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
-                yield f"line {number}", parse_json(line)
+                values = parse_json(line)
+                key = _repeated_key(line)
+                yield f"line {number}", ValueError(f"sets '{key}' twice") if key else values
             except ValueError:
                 yield f"line {number}", line.strip()
 
 
+def _repeated_key(text: str) -> str | None:
+    """A key that one object of a JSON text has twice, of which the first value would be lost without a word."""
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        keys = [key for key, _ in pairs]
+        if len(keys) != len(set(keys)):
+            repeated.append(next(key for key in keys if keys.count(key) > 1))
+
+    json.loads(text, object_pairs_hook=note)
+    return repeated[0] if repeated else None
+
+
 def _csv_rows(text: str) -> Iterator[Row]:
     # A quoted caption may hold line ends, which the reader must get as they are.
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""))
     try:
-        for values in reader:
-            yield f"line {reader.line_num}", values
+        columns = next(reader, [])
+        if problem := _header_problem(columns):
+            yield f"line {reader.line_num}", ValueError(problem)
+            return
+        for values in filter(None, reader):  # an empty line is no row
+            if len(values) == len(columns):
+                yield f"line {reader.line_num}", dict(zip(columns, values, strict=True))
+            else:
+                # Too many are mostly the rest of a caption: to leave it out would train half of what was written.
+                remedy = "put quotes around a caption with commas" if len(values) > len(columns) else "fill in the rest"
+                seen = f"{count(len(values), 'value')} for {count(len(columns), 'column')}"
+                yield f"line {reader.line_num}", ValueError(f"has {seen}: {remedy}")
     except csv.Error as error:
         yield f"line {reader.line_num + 1} and all after it", f"no CSV ({error})"
+
+
+def _header_problem(columns: Sequence[str]) -> str | None:
+    if columns and "file_name" not in columns:
+        return f"names no column file_name, only: {', '.join(columns)}. Commas part the columns, as in file_name,text"
+    twice = next((column for column in columns if columns.count(column) > 1), None)
+    return None if twice is None else f"names the column '{twice}' twice"
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     parquet = open_parquet(path)
     # No other column is read: one with the images themselves would be gigabytes.
-    columns = [name for name in ("file_name", *CAPTION_COLUMNS, "loss_weight") if name in parquet.schema_arrow.names]
+    columns = [name for name in _READ_COLUMNS if name in parquet.schema_arrow.names]
+    unread = dict.fromkeys(name for name in parquet.schema_arrow.names if name not in columns)
     number = 0
     for batch in parquet.iter_batches(columns=columns):
         for values in batch.to_pylist():
             number += 1
-            yield f"row {number}", values
+            yield f"row {number}", values | unread
 
 
 def open_parquet(path: Path) -> Any:

@@ -15,7 +15,6 @@ from sdlora.data.decoding import IMAGE_SUFFIXES
 from sdlora.errors import DataError
 
 _LISTED_AT_MOST = 100
-OTHER_CAPTION_SUFFIXES = (".caption", ".cap", ".txt")
 
 
 class Gathered:
@@ -76,38 +75,36 @@ def refuse_unreadable(reasons: Mapping[str, str], files_seen: int, allowed: floa
 
 
 def refuse_caption_problems(
-    uncaptioned: Mapping[str, Path],
+    uncaptioned: Sequence[str],
     problems: Sequence[str],
     num_images: int,
     captions: CaptionsConfig,
-    orphans: Mapping[Path, Path],
+    hints: Sequence[str],
 ) -> None:
-    """Raise DataError for images without a caption (name: path) and for caption files that can't be read.
+    """Raise DataError for images without a caption (by name) and for caption files that can't be read.
 
-    orphans: captions without an image, as `almost_captions` takes them: one may be misspelt.
+    hints: sentences about what may be meant as the missing captions.
     """
     messages = list(problems)
     if uncaptioned:
         count = f"{len(uncaptioned)} of {num_images} images {'has' if len(uncaptioned) == 1 else 'have'} no caption"
-        names = list(uncaptioned)
-        where = f"{names[0].rpartition('.')[0]}.txt beside {'it' if len(names) == 1 else 'each'}"
+        each = "it" if len(uncaptioned) == 1 else "each"
+        where = f"{uncaptioned[0].rpartition('.')[0]}{captions.extension} beside {each}"
         remedy = f"Add {where}, or set captions.default"
         if captions.trigger:
             remedy += ' (captions.default="" takes the trigger alone)'
-        hints = _caption_hints(list(uncaptioned.values()))
-        misspelt = almost_captions(uncaptioned.values(), orphans)
-        hints += _shortened([f"{path.name}: did you mean {meant.name}?" for path, meant in misspelt.items()])
-        messages.append(" ".join([f"{count}: {', '.join(_shortened(names))}. {remedy}.", *hints]))
+        messages.append(" ".join([f"{count}: {', '.join(_shortened(uncaptioned))}. {remedy}.", *hints]))
     if messages:
         raise DataError("\n".join(messages))
 
 
 def almost_captions(uncaptioned: Iterable[Path], orphans: Mapping[Path, Path]) -> dict[Path, Path]:
-    """Captions that differ from an uncaptioned image's name in case, spaces, - or _ only, each with its right path.
+    """Captions that differ from an uncaptioned image's name in case, spaces, - or _ only, or hold its ending, too.
 
-    orphans: captions without an image, each with the path that its image would have, without an ending.
+    Each with its right path: a.png.txt should be a.txt. orphans: captions without an image, each with the path that its
+    image would have, without an ending.
     """
-    images = {(path.parent, _squeezed(path.stem)): path for path in uncaptioned}
+    images = {(path.parent, _squeezed(name)): path for path in uncaptioned for name in (path.name, path.stem)}
     found = {}
     for path, stem in orphans.items():
         if image := images.get((path.parent, _squeezed(stem.name))):
@@ -127,12 +124,17 @@ def refuse_zero_repeats(folder: Path) -> None:
     )
 
 
-def refuse_absent_masks(num_images: int, source: str) -> None:
-    """Raise DataError when masks are asked for and no image has one."""
+def refuse_absent_masks(num_images: int, source: str, hints: Sequence[str]) -> None:
+    """Raise DataError when masks are asked for and no image has one. hints: what may be meant as masks."""
     missing = "a transparent part" if source == "alpha" else "a NAME-masklabel.png beside it"
     raise DataError(
-        f"images.mask={source} is set, but none of the {num_images} images has {missing}. Add masks, or set "
-        "images.mask=none."
+        " ".join(
+            [
+                f"images.mask={source} is set, but none of the {num_images} images has {missing}. Add masks, or set "
+                "images.mask=none.",
+                *hints,
+            ]
+        )
     )
 
 
@@ -158,24 +160,6 @@ def did_you_mean(folder: Path) -> str:
 def _images_in(folder: Path) -> str:
     count = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
     return "" if not count else "1 image" if count == 1 else f"{count} images"
-
-
-def _caption_hints(uncaptioned: Sequence[Path]) -> list[str]:
-    """What lies beside uncaptioned images and looks like a caption, or is one that says nothing."""
-    hints = []
-    for folder in dict.fromkeys(path.parent for path in uncaptioned):
-        stems = {path.stem for path in uncaptioned if path.parent == folder}
-        texts = [path for path in sorted(folder.iterdir()) if path.stem in stems]
-        others = {
-            path.suffix for path in texts if path.suffix.lower() in OTHER_CAPTION_SUFFIXES and path.suffix != ".txt"
-        }
-        empty = [path.name for path in texts if path.suffix == ".txt"]
-        hints += [
-            f"{folder.name} has {suffix} files, which are not read: rename them to .txt." for suffix in sorted(others)
-        ]
-        if empty:
-            hints.append(f"Empty: {', '.join(_shortened(empty))}.")
-    return hints
 
 
 def _shortened(names: Sequence[str]) -> list[str]:

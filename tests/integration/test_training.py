@@ -306,6 +306,16 @@ def test_class_images_are_trained_with_their_weight(configure, tmp_path: Path) -
     assert result.step == 12
 
 
+def test_what_a_folders_name_stands_in_for_is_warned_of_as_the_run_begins(configure, tmp_path: Path) -> None:
+    folder = tmp_path / "10_a cat"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "red").save(folder / "a.png")
+    (folder / "a.caption").write_text("a red cat", encoding="utf-8")
+    _, collector = run(configure(f"images.folder={folder}", "optimization.steps=1"))
+    (said,) = [event.message for event in collector.of(WarningRaised) if "a.caption" in event.message]
+    assert said.endswith("the folder's name is trained instead")
+
+
 def test_masks_weight_the_loss(configure, tmp_path: Path, tiny_images: Path) -> None:
     folder = tmp_path / "masked"
     folder.mkdir()

@@ -208,7 +208,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_captioned(colours: 
     assert {path.name for path in result.unreadable} == {"cut.png", "phone.heic", "latin.png"}
     assert "fix --rules caption-encoding" in result.unreadable[colours / "latin.png"]
     warnings = [event.message for event in recorder.events if isinstance(event, WarningRaised)]
-    assert warnings[0].startswith("1 images have captions in .caption files, which are not read")
+    assert warnings[0].startswith("1 caption is not read, as captions.extension is .txt: other.caption")
     assert len(warnings) == 4
     assert result.written == 6
 

@@ -218,11 +218,13 @@ def test_a_caption_that_is_almost_named_like_an_image_is_pointed_out(tmp_path: P
     save(tmp_path / "b.png")
     for name in ("Zibbo-pink.txt", "other.txt"):
         (tmp_path / name).write_text("zibbo")
-    with pytest.raises(DataError, match=r"default\. Zibbo-pink\.txt: did you mean zibbo_pink\.txt\?$"):
+    with pytest.raises(
+        DataError, match=r"default\. 1 caption .* Zibbo-pink\.txt \(did you mean zibbo_pink\.txt\?\)\.$"
+    ):
         scan_folder(tmp_path, CaptionsConfig())
     for path in sorted(tmp_path.glob("*.txt")):
         path.rename(path.with_suffix(".tags"))
-    with pytest.raises(DataError, match=r"Zibbo-pink\.tags: did you mean zibbo_pink\.tags\?$"):
+    with pytest.raises(DataError, match=r"Zibbo-pink\.tags \(did you mean zibbo_pink\.tags\?\)\.$"):
         scan_folder(tmp_path, CaptionsConfig(extension=".tags"))
 
 
@@ -242,10 +244,10 @@ def test_caption_files_of_another_ending_and_empty_ones_are_pointed_out(tmp_path
     (tmp_path / "c.txt").write_text(" \n")
     with pytest.raises(DataError) as caught:
         scan_folder(tmp_path, CaptionsConfig())
-    assert "has .caption files, which are not read: rename them to .txt." in str(caught.value)
-    assert "Empty: c.txt." in str(caught.value)
-    if not (tmp_path / "b.txt").exists():  # file systems that ignore case read b.TXT as b.txt
-        assert "has .TXT files, which are not read: rename them to .txt." in str(caught.value)
+    both = not (tmp_path / "b.txt").exists()  # file systems that ignore case read b.TXT as b.txt
+    names = "a.caption, b.TXT (`sdlora" if both else "a.caption (`sdlora"
+    assert f"not read, as captions.extension is .txt: {names} dataset fix" in str(caught.value)
+    assert "1 caption file is empty: c.txt." in str(caught.value)
 
 
 def test_a_caption_of_the_wrong_encoding_is_named_with_the_byte(tmp_path: Path) -> None:

@@ -129,6 +129,14 @@ def test_edit_shows_then_makes(run, folder: Path) -> None:
     assert "no changes to undo" in run("undo", folder.parent)[2]
 
 
+def test_edit_names_the_captions_that_it_does_not_reach(run, folder: Path) -> None:
+    (folder / "0.txt").write_bytes(b"caf\xe9, bright")
+    (folder / "1.txt").rename(folder / "1.caption")
+    output = " ".join(run("edit", folder, "bright", "dark")[1].split())
+    assert "left alone: 0.txt is not UTF-8 text" in output
+    assert "left alone: 2 captions are not read, as captions.extension is .txt: 1.caption, 2.caption" in output
+
+
 def test_a_sheet_is_written(run, folder: Path, tmp_path: Path) -> None:
     code, output, _ = run("sheet", folder, *SMALL, "--out", tmp_path / "sheet.png", "--columns", 2)
     assert code == 0
@@ -183,6 +191,7 @@ def test_captions_of_a_metadata_file_are_written_and_undone(run, folder: Path, t
     source.write_text(json.dumps(entries), encoding="utf-8")
     _, output, _ = run("import", source, "--captions-for", folder)
     assert "no image: far/away.png" in output
+    assert "1 image with another caption in a .txt file, which stays: 0.png" in " ".join(output.split())
     assert (folder / "2.txt").read_text(encoding="utf-8") == "a cap"
     assert (folder / "0.txt").read_text(encoding="utf-8") == "thing [0], bright"
     run("undo", folder)
@@ -192,5 +201,5 @@ def test_captions_of_a_metadata_file_are_written_and_undone(run, folder: Path, t
 @pytest.mark.parametrize("name", ["sub/2.png", "sub/2", r"C:\pictures\sub\2.png", "/elsewhere/2"])
 def test_images_are_found_by_path_or_name(tmp_path: Path, name: str) -> None:
     image = save_captioned(picture(2), tmp_path / "sub" / "2.png", None)
-    changes, unknown = plan_captions(tmp_path, {name: "a cap"})
-    assert ([change.path for change in changes], unknown) == ([image.with_suffix(".txt")], [])
+    planned = plan_captions(tmp_path, {name: "a cap"})
+    assert ([change.path for change in planned.changes], planned.unknown) == ([image.with_suffix(".txt")], [])

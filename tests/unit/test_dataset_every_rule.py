@@ -22,6 +22,11 @@ DEFECTS: dict[str, set[str]] = {
     "unread-format": {"unread-format.heic"},
     "zero-repeats": {"zero-repeats.png"},
     "caption-missing": {"caption-missing.png"},
+    "caption-empty": {"caption-empty.txt"},
+    "caption-unread": {"captions.csv"},
+    "misnamed-mask": {"good3_mask.png"},
+    "mask-shape": {"good4-masklabel.png"},
+    "mask-empty": {"good5-masklabel.png"},
     "caption-orphan": {"Caption missing.txt"},
     "caption-unreadable": set(),  # a line of metadata.jsonl, told in the message
     "caption-encoding": {"caption-encoding.txt"},
@@ -45,6 +50,7 @@ DEFECTS: dict[str, set[str]] = {
     "near-miss-spelling": {"near-miss-spelling.png"},
     "lonely-bucket": {"extreme-aspect.png"},
     "animated": {"animated.gif"},
+    "read-otherwise": set(),  # masks that images.mask=none leaves unread, told in the message
     "huge": {"huge.jpg"},
     "exif-rotated": {"exif-rotated.jpg"},
     "alpha": {"alpha.png"},
@@ -52,6 +58,9 @@ DEFECTS: dict[str, set[str]] = {
     "trigger-missing": {"trigger-missing.png"},
     "tag-everywhere": set(),  # all captions
 }
+
+UNSEEN = {"trigger-inconsistent", "caption-brackets", "mask-shape", "mask-empty"}
+"""Rules that other settings than a trigger alone bring out."""
 
 
 def configured(root: Path, *settings: str) -> TrainConfig:
@@ -75,7 +84,16 @@ def faulty(tmp_path: Path) -> Path:
     save(picture(40), "0_later/zero-repeats.png")
     save(picture(41), "caption-missing.png", None)
     (folder / "Caption missing.txt").write_text("zeta, a caption", encoding="utf-8")
-    (folder / "metadata.jsonl").write_text('not json\n{"file_name": "gone.png", "text": "x"}\n', encoding="utf-8")
+    rows = [
+        '{"file_name": "gone.png", "text": "x"}',
+        '{"file_name": "caption-empty.png", "text": "zeta, thing, soft light"}',
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(["not json", *rows]), encoding="utf-8")
+    save(picture(60), "caption-empty.png").with_suffix(".txt").write_text("", encoding="utf-8")
+    (folder / "captions.csv").write_text("file_name,text", encoding="utf-8")
+    save(picture(61), "good3_mask.png")
+    Image.new("L", (160, 320), 255).save(folder / "good4-masklabel.png")
+    Image.new("L", (320, 320)).save(folder / "good5-masklabel.png")
     save(picture(42), "caption-encoding.png").with_suffix(".txt").write_bytes("zeta, café, soft light".encode("cp1252"))
     text = save(picture(43), "caption-extension.png").with_suffix(".txt")
     text.rename(text.with_suffix(".caption"))
@@ -121,14 +139,14 @@ def test_each_defect_is_found_and_named_and_what_can_be_mended_is_undone(faulty:
     plain, with_trigger = configured(faulty), configured(faulty, TRIGGER)
     found = named(check(plain, [folder]))
     with_weights = configured(faulty, "captions.weights=true")
-    for other in (with_trigger, with_weights):
+    for other in (with_trigger, with_weights, configured(faulty, "images.mask=file")):
         found |= {rule: names for rule, names in named(check(other, [folder])).items() if rule not in found}
     assert found == DEFECTS
     assert set(DEFECTS) == set(RULES)
 
     apply(folder, plan_fixes(folder, FIXABLE, with_trigger))
     left = named(check(with_trigger, [folder]))
-    assert set(left) == set(RULES) - set(FIXABLE) - {"trigger-inconsistent", "caption-brackets"}
+    assert set(left) == set(RULES) - set(FIXABLE) - UNSEEN
     assert {rule: left[rule] for rule in left} == {rule: DEFECTS[rule] for rule in left}
     undo(folder)
     assert fingerprint(faulty) == before

@@ -14,12 +14,11 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sdlora.config.captioning import CaptioningConfig
-from sdlora.data.fix.changes import Change, ChangeSet, append_line, batch_folders, fix_last_line, hash_of
+from sdlora.data.fix.changes import ChangeSet, append_line, batch_folders, fix_last_line, hash_of, with_text
 from sdlora.errors import DataError
 from sdlora.processes import ProcessRecord
 
@@ -111,8 +110,7 @@ class Journal:
         path = (self._folder / written.image).with_suffix(".txt")
         if not written.text or hash_of(path) != written.before:  # written already, or changed by hand since
             return
-        content = partial(written.text.encode, "utf-8")
-        self._batch.make(Change(("caption",), path, content, f"caption: {written.text}"))
+        self._batch.make(with_text(("caption",), path, written.text))
 
 
 def _refuse_second_process(folder: Path, batches: Sequence[Path]) -> None:

@@ -19,7 +19,7 @@ from sdlora.data.captioning.wording import combine
 from sdlora.data.decoding import UNREAD_SUFFIXES, UnreadableImageError, load_rgb
 from sdlora.data.folder_listing import Listing, list_folder
 from sdlora.data.images import THREADS
-from sdlora.data.lint.samples import unread_captions
+from sdlora.data.unread import unread_in
 from sdlora.errors import DataError, ModelError
 from sdlora.events import EventStream
 from sdlora.processes import Heartbeat
@@ -66,13 +66,8 @@ def caption_folder(
     for sentence in in_captioning(config):
         events.warn(sentence)
     listing = list_folder(folder)
-    unread = unread_captions(listing)
-    if unread:
-        endings = ", ".join(sorted({path.suffix for path in unread.values()}))
-        events.warn(
-            f"{len(unread)} images have captions in {endings} files, which are not read, so they count as none: "
-            "`sdlora dataset fix --rules caption-extension` renames them"
-        )
+    for sentence in unread_in(folder, listing):
+        events.warn(f"{sentence}; their images count as without caption")
     # Before the model is loaded, which may be a download of gigabytes, for nothing to do.
     if not _wanted(folder, listing, config, set())[0]:
         return Captioned(skipped=len(listing.pictures))

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sdlora import atomic
 from sdlora.errors import DataError
+from sdlora.text_files import encoded_like
 
 TRASH = ".sdlora-trash"
 LOG = "log.jsonl"
@@ -35,6 +36,12 @@ class Change:
     content: Callable[[], bytes] | None
     summary: str
     """What the change does, for the preview."""
+
+
+def with_text(rules: tuple[str, ...], path: Path, text: str) -> Change:
+    """The change that gives a caption file this text; one that is there keeps its encoding and mark."""
+    summary = f"caption: {' '.join(text.split())}"
+    return Change(rules, path, lambda: encoded_like(text, path.read_bytes() if path.is_file() else b""), summary)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 
 from sdlora.data.caption_files import CaptionFolders
-from sdlora.data.fix.changes import Change
+from sdlora.data.fix.changes import Change, with_text
 from sdlora.data.folder_listing import list_folder
+from sdlora.data.unread import unread_in
 from sdlora.errors import ConfigError
 from sdlora.text_files import read_text
 
@@ -32,8 +32,17 @@ def plan_edit(folder: Path, pattern: str, replacement: str, *, ignore_case: bool
     for path, text in texts.items():
         edited = search.sub(replacement, text)
         if edited != text:
-            changes.append(Change(("edit",), path, partial(edited.encode, "utf-8"), f"caption: {edited}"))
+            changes.append(with_text(("edit",), path, edited))
     return changes
+
+
+def left_alone(folder: Path) -> list[str]:
+    """The captions that an edit doesn't reach, as they can't be read or aren't: a sentence each, without full stop."""
+    folder = folder.expanduser().resolve()
+    listing, sources = list_folder(folder), CaptionFolders(folder)
+    for picture in listing.pictures:
+        sources.caption(picture)
+    return [*unread_in(folder, listing), *sources.problems]
 
 
 def _own_text(image: Path, sources: CaptionFolders) -> str:

@@ -14,16 +14,16 @@ from PIL import Image, ImageOps
 from sdlora.config.images import CaptionsConfig
 from sdlora.config.train import TrainConfig
 from sdlora.data.captions import has_trigger, joint
-from sdlora.data.decoding import UNREAD_SUFFIXES, open_image
-from sdlora.data.fix.changes import Change
+from sdlora.data.decoding import UNREAD_SUFFIXES, is_animated, open_image
+from sdlora.data.fix.changes import Change, with_text
 from sdlora.data.images import ImageRecord
 from sdlora.data.lint.check import exact_duplicates
 from sdlora.data.lint.findings import FIXABLE
-from sdlora.data.lint.measures import is_animated, is_exif_rotated
+from sdlora.data.lint.measures import is_exif_rotated
 from sdlora.data.lint.samples import Dataset, gather
 from sdlora.data.lint.tags import near_miss_spellings, rewrite_tags
 from sdlora.errors import ConfigError
-from sdlora.text_files import UnreadableTextError, decode_text
+from sdlora.text_files import UnreadableTextError, decode_text, encoded_like
 
 _JPEG_QUALITY = 95
 
@@ -137,9 +137,9 @@ def _caption_changes(
     for record in records:
         path = record.path
         draft = _Draft(record.caption or "")
-        source = path.with_suffix(".txt")
-        if path in data.unread_captions and not draft.text and "caption-extension" in rules:
-            source = renamed[path] = data.unread_captions[path]
+        source = path.with_suffix(config.extension)
+        if path in data.unread.other_endings and "caption-extension" in rules:
+            source = renamed[path] = data.unread.other_endings[path]
             draft.rules.append("caption-extension")
             draft.text = _read_text(source, None) or ""
             if not draft.text and "caption-encoding" in rules:
@@ -151,7 +151,7 @@ def _caption_changes(
         drafts[path] = draft
     _change_texts([draft for draft in drafts.values() if draft.text], rules, config)
     for path, draft in drafts.items():
-        yield from _written(path, draft, renamed.get(path))
+        yield from _written(path.with_suffix(config.extension), draft, renamed.get(path))
 
 
 def _read_text(path: Path, encoding: str | None) -> str | None:
@@ -198,15 +198,15 @@ def _with_trigger(text: str, config: CaptionsConfig) -> str:
     return text if has_trigger(text, trigger) else front + text
 
 
-def _written(image: Path, draft: _Draft, renamed_from: Path | None) -> Iterator[Change]:
+def _written(target: Path, draft: _Draft, renamed_from: Path | None) -> Iterator[Change]:
     if not draft.rules:
         return
-    target = image.with_suffix(".txt")
     rules = tuple(draft.rules)
-    content = draft.text.encode("utf-8")
-    if renamed_from is not None:
-        # Where nothing but the name is wrong, every byte stays, line ends included.
-        if draft.rules == ["caption-extension"]:
-            content = renamed_from.read_bytes()
-        yield Change(rules, renamed_from, None, f"becomes {target.name}")
+    if renamed_from is None:
+        yield with_text(rules, target, draft.text)
+        return
+    before = renamed_from.read_bytes()
+    # Where nothing but the name is wrong, every byte stays, line ends included.
+    content = before if draft.rules == ["caption-extension"] else encoded_like(draft.text, before)
+    yield Change(rules, renamed_from, None, f"becomes {target.name}")
     yield Change(rules, target, lambda: content, f"caption: {' '.join(draft.text.split())}")

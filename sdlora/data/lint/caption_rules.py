@@ -10,11 +10,11 @@ from itertools import chain
 from sdlora.config.images import CaptionsConfig
 from sdlora.config.train import TrainConfig
 from sdlora.data.captions import has_trigger
-from sdlora.data.images import ImageRecord
+from sdlora.data.images import STAND_INS, ImageRecord
 from sdlora.data.lint.findings import Finding
 from sdlora.data.lint.samples import Dataset
 from sdlora.data.lint.tags import near_miss_spellings, repeated_tags, tags_of
-from sdlora.data.scan_problems import almost_captions
+from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.models.prompts import MAX_TOKENS, count_tokens, parse_weights
 from sdlora.models.tokenizer import light_tokenizer
 
@@ -41,29 +41,56 @@ def _files(data: Dataset, config: CaptionsConfig) -> Iterator[Finding]:
         yield Finding("caption-unreadable", problem)
     for note in data.caption_notes:
         yield Finding("caption-metadata", note)
-    records = [record for record in data.records if not record.caption]
     encodings = data.wrongly_encoded
     if encodings:
         yield Finding("caption-encoding", "not UTF-8 text: the run would be refused", tuple(encodings))
-    uncaptioned = {record.path for record in records}
-    unread = {image: text for image, text in data.unread_captions.items() if image in uncaptioned}
+    unread = data.unread.other_endings
+    bare = [record for record in data.records if record.caption_from in (None, "folder")]
     if unread:
+        instead = _instead([record for record in bare if record.path in unread], config)
         endings = ", ".join(sorted({path.suffix for path in unread.values()}))
-        yield Finding("caption-extension", f"{endings} files are not read: rename them to .txt", tuple(unread.values()))
+        message = f"{endings} files are not read{instead}: rename them to {config.extension}"
+        yield Finding("caption-extension", message, tuple(unread.values()))
     # One that can't be decoded is told of as that, not as a missing caption besides.
     badly_encoded = {path.with_suffix("") for path in encodings}
     missing = [
         record.path
-        for record in records
-        if record.path not in unread and record.path.with_suffix("") not in badly_encoded
+        for record in data.records
+        if not record.caption and record.path not in unread and record.path.with_suffix("") not in badly_encoded
     ]
     if missing and config.default is None:
-        yield Finding("caption-missing", "no caption, or an empty one: add a .txt file", tuple(missing))
-    misspelt = almost_captions(missing, data.orphan_captions)
+        yield Finding("caption-missing", f"no caption, or an empty one: add a {config.extension} file", tuple(missing))
+    yield from _empty(data, config)
+    instead = _instead(bare, config)
+    if data.unread.tables:
+        readable = f"{config.extension} files beside the images, {', '.join(METADATA_FILES)}"
+        message = f"not read for captions{instead}; those that are: {readable}"
+        yield Finding("caption-unread", message, tuple(data.unread.tables))
+    misspelt = data.unread.misnamed
     for path, meant in misspelt.items():
-        yield Finding("caption-orphan", f"a caption without an image of its name: did you mean {meant.name}?", (path,))
+        message = f"a caption without an image of its name{instead}: did you mean {meant.name}?"
+        yield Finding("caption-orphan", message, (path,))
     if others := tuple(path for path in data.orphan_captions if path not in misspelt):
         yield Finding("caption-orphan", "a caption without an image of its name, so it is not trained", others)
+
+
+def _empty(data: Dataset, config: CaptionsConfig) -> Iterator[Finding]:
+    """Empty caption files that something else stands in for; one for an empty captions.default is as it is meant."""
+    files = {record.path.with_suffix(config.extension): record for record in data.records}
+    empty = {path: files[path] for path in data.unread.empty if path in files}
+    replaced = {path: record for path, record in empty.items() if record.caption or config.default}
+    if replaced:
+        words = _instead(list(replaced.values()), config)
+        yield Finding("caption-empty", f"an empty caption file{words}: write its caption", tuple(replaced))
+
+
+def _instead(records: Sequence[ImageRecord], config: CaptionsConfig) -> str:
+    """What these images are trained with instead, as a part of a sentence; nothing where the run would be refused."""
+    sources = {record.caption_from for record in records}
+    stand_ins = [words for source, words in STAND_INS.items() if source in sources and source is not None]
+    if None in sources and config.default is not None:
+        stand_ins.append(STAND_INS[None])
+    return f" ({' or '.join(stand_ins)} is trained instead)" if stand_ins else ""
 
 
 def _lengths(records: Sequence[ImageRecord], config: TrainConfig) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from sdlora.data.buckets import BucketedImage, assign
 from sdlora.data.decoding import UNREAD_SUFFIXES
 from sdlora.data.lint.findings import Finding
 from sdlora.data.lint.samples import Dataset, Sample
+from sdlora.data.unread import mask_sentence
 
 _ENLARGED = 1.05
 """Enlargements below this are invisible."""
@@ -34,6 +35,13 @@ def image_findings(data: Dataset, images: ImagesConfig) -> Iterator[Finding]:
             "the folder's name asks for 0 repeats, so the run would be refused: rename the folder or move it out",
             tuple(data.zero_repeats),
         )
+    for note in data.notes:
+        yield Finding("read-otherwise", note)
+    for rule, sentence, files in data.masks.oddities():
+        yield Finding(rule, sentence, files)
+    if data.misnamed_masks:
+        message = f"{mask_sentence(data.misnamed_masks)}; as it is, each is trained as an image"
+        yield Finding("misnamed-mask", message, tuple(data.misnamed_masks))
     yield from _sizes(data, images)
     yield from _looks(data, images)
 

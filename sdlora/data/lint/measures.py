@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy
 from PIL import Image, ImageChops
 
-from sdlora.data.decoding import open_image, to_eight_bits
+from sdlora.data.decoding import is_animated, open_image, to_eight_bits
 
 FINGERPRINT_EDGE = 16
 _JPEG_LUMINANCE_SUM = 3688
@@ -84,11 +84,6 @@ def measure(path: Path, edge_px: int) -> Measures:
         gradient_bits=numpy.packbits(numpy.concatenate([part.ravel() for part in bits])).tobytes(),
         thumbnail=trained.resize((FINGERPRINT_EDGE, FINGERPRINT_EDGE), Image.Resampling.BOX).tobytes(),
     )
-
-
-def is_animated(image: Image.Image) -> bool:
-    """Whether the opened file has more than one frame."""
-    return int(getattr(image, "n_frames", 1)) > 1
 
 
 def is_exif_rotated(image: Image.Image) -> bool:

@@ -15,15 +15,16 @@ from sdlora.data.images import (
     THREADS,
     ImageRecord,
     Source,
+    captions_from,
+    folder_notes,
     inner_folders,
     inspect_all,
     make_record,
-    mask_problem,
-    orphan_captions,
     sources_of,
 )
 from sdlora.data.lint.measures import Measures, measure
-from sdlora.data.scan_problems import OTHER_CAPTION_SUFFIXES
+from sdlora.data.mask_files import Masks
+from sdlora.data.unread import Unread, look_beside, misnamed_masks, orphan_captions
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,19 @@ class Dataset:
     broken: dict[Path, str] = field(default_factory=dict)
     """Pictures that can't be used, with the reason."""
     caption_problems: list[str] = field(default_factory=list)
+    """A sentence for each caption file that can't be read, apart from wrong encodings."""
+    notes: list[str] = field(default_factory=list)
+    """What names are read otherwise than a person may think."""
     caption_notes: list[str] = field(default_factory=list)
     """What metadata files say that is not trained as it stands."""
-    """A sentence for each caption file that can't be read, apart from wrong encodings."""
     wrongly_encoded: list[Path] = field(default_factory=list)
     """Caption files that are no text in UTF-8 or UTF-16."""
-    unread_captions: dict[Path, Path] = field(default_factory=dict)
-    """Caption files with an ending that is not read, by picture."""
+    unread: Unread = field(default_factory=Unread)
+    """What may be meant as the captions of pictures that have none of their own."""
+    misnamed_masks: dict[Path, Path] = field(default_factory=dict)
+    """Pictures named like a mask of another one, each with the path that would be read."""
+    masks: Masks = field(default_factory=Masks)
+    """What is odd about the masks that are used."""
     orphan_captions: dict[Path, Path] = field(default_factory=dict)
     """Captions without an image of their name, each with the path that its image would have, without an ending."""
     zero_repeats: list[Path] = field(default_factory=list)
@@ -116,20 +123,6 @@ def gather(
     return found
 
 
-def unread_captions(listing: Listing, extension: str = ".txt") -> dict[Path, Path]:
-    """Pictures with no a.txt but a file that looks like it and is not read, such as a.caption or a.TXT."""
-    texts: dict[Path, list[Path]] = {}
-    for path in listing.files:
-        if path.suffix.lower() in OTHER_CAPTION_SUFFIXES:
-            texts.setdefault(path.with_suffix(""), []).append(path)
-    beside = {picture: texts.get(picture.with_suffix(""), []) for picture in listing.pictures}
-    return {
-        picture: paths[0]
-        for picture, paths in beside.items()
-        if paths and all(path.suffix != extension for path in paths)
-    }
-
-
 def _gather_folder(
     source: Source,
     listing: Listing,
@@ -139,10 +132,11 @@ def _gather_folder(
 ) -> None:
     images, captions = source.images, source.captions
     files = CaptionFolders(source.folder, captions)
-    found.unread_captions |= unread_captions(listing, captions.extension)
+    records: list[ImageRecord] = []
+    masks = Masks()
     for path, facts in inspect_all(pictures, source.folder, images, on_each):
         mask_path = listing.mask_of(path) if images.mask == "file" else None
-        reason = facts if isinstance(facts, str) else mask_problem(mask_path, images.max_megapixels)
+        reason = facts if isinstance(facts, str) else masks.problem(path, facts, mask_path, images)
         if isinstance(facts, str) or reason:
             found.broken[path] = str(reason)
             continue
@@ -151,11 +145,25 @@ def _gather_folder(
             found.zero_repeats.append(path)
             # That it is never trained is a finding of its own; for the other rules the image counts once.
             record = replace(record, repeats=1)
-        found.records.append(record)
+        records.append(record)
+    found.records += records
+    found.masks.add(masks)
+    _add_unread(found, records, listing, captions)
+    found.notes += folder_notes(listing, source)
     found.caption_notes += files.notes()
     encodings = files.wrongly_encoded.values()
     found.wrongly_encoded += files.wrongly_encoded
     found.caption_problems += [problem for problem in files.problems if problem not in encodings]
+
+
+def _add_unread(found: Dataset, records: Sequence[ImageRecord], listing: Listing, captions: CaptionsConfig) -> None:
+    without = captions_from(record for record in records if record.caption_from != "file")
+    unread = look_beside(listing, without, captions, orphan_captions(listing, captions))
+    found.unread.other_endings |= unread.other_endings
+    found.unread.misnamed |= unread.misnamed
+    found.unread.empty += unread.empty
+    found.unread.tables += unread.tables
+    found.misnamed_masks |= misnamed_masks(listing)
 
 
 def _measure_all(records: Sequence[ImageRecord], edge_px: int) -> Iterator[tuple[ImageRecord, Measures | str]]:

@@ -6,11 +6,10 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from sdlora.data.captions import has_trigger, joint
-from sdlora.data.fix.changes import Change, apply
+from sdlora.data.fix.changes import Change, apply, with_text
 from sdlora.data.lint.tags import rewrite_tags
 from sdlora.data.sets.listing import CAPTIONS, Item, read
 from sdlora.errors import ConfigError
@@ -89,8 +88,7 @@ def make_edit(folder: Path, rewritten: Sequence[Rewritten]) -> int:
 
 
 def _change(each: Rewritten) -> Change:
-    content = partial(each.after.encode, "utf-8")
-    return Change(("edit",), each.path.with_suffix(".txt"), content, f"caption: {each.after}")
+    return with_text(("edit",), each.path.with_suffix(".txt"), each.after)
 
 
 def _front(edit: Edit) -> Rewrite:

@@ -20,6 +20,7 @@ from sdlora.data.lint.tags import tags_of
 from sdlora.errors import DataError
 from sdlora.models.prompts import CHUNK_TOKENS, count_tokens
 from sdlora.models.tokenizer import light_tokenizer
+from sdlora.text_files import encoded_like
 
 TOKEN_LIMIT = CHUNK_TOKENS
 CAPTIONS = CaptionsConfig()
@@ -133,11 +134,14 @@ def count(caption: str) -> int:
 
 
 def write_caption(image: Path, text: str) -> None:
-    """Write an image's caption beside it in one go. No file is made for a caption that was never there."""
+    """Write an image's caption beside it in one go; a file that is there keeps its encoding.
+
+    No file is made for a caption that was never there.
+    """
     path = image.with_suffix(".txt")
     if not text and not path.exists():
         return
-    atomic.write_text(path, text)
+    atomic.write_bytes(path, encoded_like(text, path.read_bytes() if path.exists() else b""))
 
 
 def caption_of(image: Path, folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdlora.config.train import DEFAULT_EPOCHS, TrainConfig
@@ -47,12 +47,14 @@ def find_images(config: TrainConfig) -> RunImages:
     images = config.images
     if not images.sources:
         raise ConfigError("images.folder", ["no image folder is set: use --set images.folder=FOLDER"])
-    problems, found, class_images, held_out = Gathered(), ScanResult(), ScanResult(), None
+    problems, found, class_images = Gathered(), ScanResult(), ScanResult()
+    held_out_scan, held_out = ScanResult(), None
     with problems.go_on():
         found = scan(images, config.captions)
     if config.validation.folder is not None:
         with problems.go_on():
-            held_out = scan(images, config.captions, folders=[config.validation.folder]).records
+            held_out_scan = scan(images, config.captions, folders=[config.validation.folder])
+            held_out = held_out_scan.records
     if images.class_folder is not None:
         with problems.go_on():
             _refuse_missing_class_images(images.class_folder)
@@ -78,7 +80,9 @@ def find_images(config: TrainConfig) -> RunImages:
             found.files_seen + class_images.files_seen,
             found.left_out + class_images.left_out,
             found.notes + class_images.notes,
+            found.warnings + class_images.warnings,
         )
+    found = replace(found, warnings=[*found.warnings, *held_out_scan.warnings])
     if config.objective.prior_preservation == "base_prediction":
         _refuse_priors_that_are_trained(trained, config.objective.prior_prompt)
     placed = assign(trained, images)

@@ -43,7 +43,10 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
     if config.optimization.threads:
         torch.set_num_threads(config.optimization.threads)
     for label, text in remarks(config, images):
-        events.notice(f"{label}: {text}")
+        if label == "warning":
+            events.warn(text)
+        else:
+            events.notice(f"{label}: {text}")
     if counts := long_captions(config, images):
         events.warn(f"{len(counts)} captions over {config.captions.max_tokens} tokens{cut_off(counts)}")
     events.notice(f"loading {config.base_model.model}")

@@ -22,6 +22,7 @@ from sdlora.models.detection import detect
 from sdlora.models.prompts import count_numbers
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.optimization.schedules import factor
+from sdlora.training.preflight.image_remarks import idle_settings, spoilt_pictures
 from sdlora.training.preflight.new_tokens import caption_numbers, token_notes
 
 _NAMES_SHOWN = 5
@@ -37,7 +38,12 @@ could: held-out loss at 0.006 -15%, at 0.01 -19%, at most -30%."""
 
 
 def remarks(config: TrainConfig, images: RunImages) -> Iterator[tuple[str, str]]:
-    """Files that can't be read, files left out by rule, and notes on files and settings: each as a label and a text."""
+    """Files that can't be read, files left out by rule, and what is to be said of files and settings.
+
+    Each as a label and a text; those labelled `warning` most likely spoil the result.
+    """
+    for text in (*images.scan.warnings, *spoilt_pictures(images)):
+        yield "warning", text
     for item in images.plan.skipped:
         yield "skipped", f"{item.path.name}: {item.reason}"
     for reason, names in _by_reason(images.scan.left_out).items():
@@ -108,6 +114,7 @@ def _without_effect(config: TrainConfig, images: RunImages) -> Iterator[str]:
             "its end; a value below 1 is a share of the run"
         )
     yield from token_notes(config)
+    yield from idle_settings(config, images)
     for name in ("text_encoder_until", "text_encoder_2_until", "new_tokens_until"):
         until = getattr(optimization, name)
         if until is not None and until >= total:

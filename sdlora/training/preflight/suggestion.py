@@ -109,7 +109,8 @@ def suggest(
     """
     folder = Path(folder).expanduser()
     told, trigger = told_by_dataset(resolve_folder(folder)), " ".join((trigger or "").split()) or None
-    records = scan(ImagesConfig(folder=folder), CaptionsConfig(default="")).records
+    scanned = scan(ImagesConfig(folder=folder), CaptionsConfig(default=""))
+    records = scanned.records
     if not (trigger or told.trigger) and not all(record.caption for record in records):
         raise ConfigError(
             "--trigger", [f"not every picture has a caption: give a word for the {subject} that stands in for one"]
@@ -130,7 +131,7 @@ def suggest(
     if start.previews.prompts:
         advice.append(Advice("previews.prompts", [], "the preset's own are about other pictures"))
         advice.append(Advice("previews.from_captions", 2, "so many captions, with the trigger, in their place"))
-    remarks = tuple(_remarks(records, edges_px, advice))
+    remarks = (*scanned.warnings, *_remarks(records, edges_px, advice))
     found = Suggestion(preset, preset_reason, tuple(advice), remarks)
     if memory_gib is None:
         return found

@@ -1,0 +1,83 @@
+"""What a run's pictures and captions make of its settings: pictures spoilt by their size, settings that do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdlora.config.train import TrainConfig
+from sdlora.config.without_effect import is_written
+from sdlora.data.captions import all_tags, loose_tags, protected_tags
+from sdlora.data.images import ImageRecord
+from sdlora.training.inputs.images import RunImages
+from sdlora.words import count
+
+_ENLARGED = 4.0
+"""Beyond this an image is all blur; the check of a dataset tells of less."""
+_LEAST_KEPT = 1 / 3
+_NAMES_SHOWN = 3
+
+
+def spoilt_pictures(images: RunImages) -> Iterator[str]:
+    """Pictures that are enlarged to a blur, or cut down to a small part of themselves."""
+    enlarged: dict[Path, float] = {}
+    cut: dict[Path, float] = {}
+    for item in images.placed:  # of several resolutions the worst counts
+        path, placement = item.record.path, item.placement
+        if placement.scale > _ENLARGED:
+            enlarged[path] = max(placement.scale, enlarged.get(path, 0))
+        if placement.kept_share < _LEAST_KEPT:
+            cut[path] = min(placement.kept_share, cut.get(path, 1))
+    if enlarged:
+        named = _some([f"{path.name} ({scale:.3g} times)" for path, scale in enlarged.items()])
+        yield f"{count(len(enlarged), 'image')} enlarged more than {_ENLARGED:g} times, to a blur: {named}"
+    if cut:
+        named = _some([f"{path.name} ({share:.0%} kept)" for path, share in cut.items()])
+        yield f"{count(len(cut), 'image')} cut to less than a third, as no bucket has the shape: {named}"
+
+
+def idle_settings(config: TrainConfig, images: RunImages) -> Iterator[str]:
+    """Settings of images and captions that no image of the run follows."""
+    records = images.trained
+    if is_written(config.images, "repeats") and not any(record.follows_repeats for record in records):
+        yield (
+            f"images.repeats={config.images.repeats} has no effect: the folders' names (10_name) or images.folders "
+            "give the repeats of every image"
+        )
+    # With wildcards a caption differs each time, and so do its tags.
+    if not config.captions.wildcards:
+        yield from _idle_order(records)
+        yield from _idle_protection(config, records)
+
+
+def _idle_order(records: list[ImageRecord]) -> Iterator[str]:
+    for name, fewest in (("shuffle_tags", 2), ("tag_dropout", 1)):
+        asked = [record for record in records if getattr(record.captions, name)]
+        loose = [len(loose_tags(text, record.captions)) for record in asked for text in _texts(record)]
+        if loose and max(loose) < fewest:
+            most = max(len(all_tags(text, record.captions)) for record in asked for text in _texts(record))
+            kept = max(record.captions.keep_tags for record in asked)
+            why = f"captions.keep_tags={kept} and " if kept else ""
+            yield f"captions.{name} has no effect: {why}no caption has more than {count(most, 'tag')}"
+
+
+def _idle_protection(config: TrainConfig, records: list[ImageRecord]) -> Iterator[str]:
+    protected = protected_tags(config.captions)
+    asked = [record for record in records if record.captions.tag_dropout]
+    if not (protected and asked):
+        return
+    present = {tag.casefold() for record in asked for text in _texts(record) for tag in all_tags(text, record.captions)}
+    absent = sorted(protected - present)
+    # A file may be a list for many datasets, of which most tags are none of this one's.
+    if absent and (not isinstance(config.captions.protected_tags, Path) or len(absent) == len(protected)):
+        which = f"{len(absent)} of {count(len(protected), 'tag')}"
+        yield f"captions.protected_tags: {which} in no caption, so nothing is protected by it: {_some(absent)}"
+
+
+def _texts(record: ImageRecord) -> list[str]:
+    return [record.caption or "", *(text for text, _ in record.alternatives)]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
