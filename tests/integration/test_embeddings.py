@@ -48,6 +48,8 @@ def test_every_form_of_a_file_holds_the_same_vectors(tmp_path: Path, form: str) 
     assert embedding.left_out == ()
     (found,) = embedding.for_widths([8])
     assert torch.equal(found, wanted)
+    with pytest.raises(AdapterError, match=r"is an embedding \(textual inversion\) and has no layers"):
+        read(path)
 
 
 def test_one_vector_without_an_axis_of_its_own_is_read(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.files.container import content_hash, load_tensors
-from sdlora.adapters.files.embeddings import bundled, is_bundled
+from sdlora.adapters.files.embeddings import bundled, embedding_in, is_bundled
 from sdlora.adapters.files.foreign import algorithm_named, model_of
 from sdlora.adapters.files.hub_files import PEFT_CONFIG, local_file
 from sdlora.adapters.files.key_names import BESIDE, FACTORS, FileAlgorithm, LayerKeys, algorithm_of, by_layer
@@ -48,7 +48,11 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     of shapes that don't fit each other, a DoRA magnitude that isn't understood, non-finite values.
     """
     path = local_file(path)
-    tensors, metadata = load_tensors(path)
+    try:
+        tensors, metadata = load_tensors(path)
+    except AdapterError:
+        _refuse_embedding(path)
+        raise
     keys = by_layer(tensors)
     grouped = {name: {factor: tensors[key] for factor, key in given.items()} for name, given in keys.layers.items()}
     found = resolve(grouped, metadata, keys.layout, family)
@@ -58,6 +62,7 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     for name in found.strange:
         left_out |= dict.fromkeys(keys.layers[name].values(), f"no layer of {of_family} is called so")
     if not found.names:
+        _refuse_embedding(path)
         raise AdapterError(f"{path.name} {_no_adapter(tensors, found, of_family)}")
     settings = peft_settings(path, metadata, keys.layout)
     for name in [name for name, own in found.names.items() if _misplaced(grouped[name], own, found.family)]:
@@ -86,6 +91,13 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
         found.is_guess,
         embeddings,
     )
+
+
+def _refuse_embedding(path: Path) -> None:
+    """Raise AdapterError where the file is an embedding, which is not damaged, and no adapter."""
+    if embedding_in(path) is not None:
+        words = "is an embedding (textual inversion) and has no layers: generate with it by its name in the prompt"
+        raise AdapterError(f"{path.name} {words}")
 
 
 def _misplaced(given: Mapping[str, Tensor], own: str, family: FamilyName | None) -> bool:
