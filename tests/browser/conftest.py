@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,19 @@ def server(browser: Any, start_server: Callable[..., Server]) -> Iterator[Server
 def new_page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """Opens windows: `new_page(server, path="/", **context options)`. `page.elsewhere` lists requests to other hosts
     (all refused), `page.complaints` the errors of its scripts."""
+    with _windows(browser, request.config) as opener:
+        yield opener
+
+
+@pytest.fixture(scope="module")
+def lasting_page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """The same for windows that stay open to the end of the file: a load takes longer than many a test."""
+    with _windows(browser, request.config) as opener:
+        yield opener
+
+
+@contextmanager
+def _windows(browser: Any, config: pytest.Config) -> Iterator[Callable[..., Any]]:
     contexts: list[Any] = []
 
     def open_page(server: Server, path: str = "/", **options: Any) -> Any:
@@ -220,7 +234,7 @@ def new_page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[
 
         context.route("**/*", refuse_others)
         page = context.new_page()
-        if request.config.getoption("--throttled"):
+        if config.getoption("--throttled"):
             slowed = context.new_cdp_session(page)
             slowed.send("Emulation.setCPUThrottlingRate", {"rate": CPU_SLOWDOWN})
         page.elsewhere, page.complaints = elsewhere, []
