@@ -22,7 +22,7 @@ def train_on(quantization: Quantization, folder: Path) -> RunResult:
     settings = {
         "base_model.quantization": quantization,
         "images.folder": "builtin:blueprint",
-        "images.resolution": 128,
+        "images.resolution": 64,
         "adapter.rank": 8,
         "optimization.steps": STEPS,
         "optimization.batch_size": 1,
