@@ -6,6 +6,7 @@ process and isn't marked slow. The rest trains, generates, starts processes or o
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import sys
@@ -32,7 +33,16 @@ def pytest_configure() -> None:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))
     if workers:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    # Of all that torch, diffusers and Gradio make as they load nothing is garbage, and looking for some there time and
+    # again took a quarter of the suite's time.
+    gc.set_threshold(50_000, 20, 50)
     sys.addaudithook(_refuse_processes)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays to the end: no collection need walk through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import ipaddress
 import os
 import socket
@@ -87,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     # Importing Gradio takes seconds; told before it, the address is on the terminal at once.
     print(f"sdlora: {address(options.host, options.port)} (starting)", flush=True)  # noqa: T201
+    gc.disable()  # until the page stands: of all that is made for it nothing is garbage
     from webui.app import serve
     from webui.workspace import Workspace
 

@@ -134,6 +134,8 @@ def serve(
     user, _, password = (auth or "").partition(":")
     login = Login(user, password) if auth else None
     page, application = served(workspace, host=host, allowed_hosts=allowed_hosts, login=login)
+    gc.freeze()  # the page stays as it is to the end, so no collection need walk through it
+    gc.enable()
     # Gradio speaks plain HTTP (server-sent events), so nothing has a use for WebSockets.
     server = uvicorn.Server(uvicorn.Config(application, host=host, port=port, log_level="warning", ws="none"))
     # Off the main thread uvicorn leaves the signals alone: they are answered in `_wait_for_the_end`.

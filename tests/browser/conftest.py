@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ SLOW_SERVER = Path(__file__).parent / "slow_webui.py"
 CPU_SLOWDOWN = 6
 GUARD = Path(__file__).parent / "guard"
 """Holds a sitecustomize.py that refuses, and notes, every look-up of another machine."""
+BROWSERS = ("chromium-headless-shell", "chromium")
+"""The first is the same engine without a browser's own windows around it: a load takes a quarter less."""
 START_SECONDS = 120
 WAIT_MILLISECONDS = 120_000
 
@@ -138,8 +141,9 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Headless Chromium from the PATH, Debian's place, or Playwright's own."""
-    executable = shutil.which("chromium") or ("/usr/bin/chromium" if Path("/usr/bin/chromium").exists() else None)
+    """Chromium from the PATH or Debian's place, without a window at best, else Playwright's own."""
+    found = [shutil.which(name, path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/bin") for name in BROWSERS]
+    executable = next(filter(None, found), None)
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
@@ -201,6 +205,19 @@ def server(browser: Any, start_server: Callable[..., Server]) -> Iterator[Server
 def new_page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """Opens windows: `new_page(server, path="/", **context options)`. `page.elsewhere` lists requests to other hosts
     (all refused), `page.complaints` the errors of its scripts."""
+    with _windows(browser, request.config) as opener:
+        yield opener
+
+
+@pytest.fixture(scope="module")
+def lasting_page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """The same for windows that stay open to the end of the file: a load takes longer than many a test."""
+    with _windows(browser, request.config) as opener:
+        yield opener
+
+
+@contextmanager
+def _windows(browser: Any, config: pytest.Config) -> Iterator[Callable[..., Any]]:
     contexts: list[Any] = []
 
     def open_page(server: Server, path: str = "/", **options: Any) -> Any:
@@ -217,7 +234,7 @@ def new_page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[
 
         context.route("**/*", refuse_others)
         page = context.new_page()
-        if request.config.getoption("--throttled"):
+        if config.getoption("--throttled"):
             slowed = context.new_cdp_session(page)
             slowed.send("Emulation.setCPUThrottlingRate", {"rate": CPU_SLOWDOWN})
         page.elsewhere, page.complaints = elsewhere, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,23 @@ CLIPPED = """() => [...document.querySelectorAll('#tabs button:not(.label-wrap),
 """Buttons and labels whose words don't fit into them."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def filled(server: Any) -> Path:
     """A dataset to look at."""
-    datasets: Path = server.root / "datasets"
-    known = folders.names(datasets)
-    return datasets / known[0] if known else folders.add_sample(datasets)
+    return folders.add_sample(server.root / "datasets")
+
+
+@pytest.fixture(scope="module")
+def window(filled: Path, server: Any, lasting_page: Callable[..., Any]) -> Any:
+    """One window for all of this file."""
+    return lasting_page(server)
+
+
+@pytest.fixture
+def page(window: Any) -> Any:
+    """The window, as wide as ever."""
+    window.set_viewport_size({"width": 1280, "height": 900})
+    return window
 
 
 def box(page: Any, selector: str) -> dict[str, float]:
@@ -43,7 +55,7 @@ def box(page: Any, selector: str) -> dict[str, float]:
 
 
 @pytest.mark.timeout(900)
-def test_every_tab_fits_every_width_with_four_sizes_of_type(filled: Path, page: Any) -> None:
+def test_every_tab_fits_every_width_with_four_sizes_of_type(page: Any) -> None:
     sizes: dict[str, str] = {}
     for tab in TABS:
         open_tab(page, tab)
@@ -58,7 +70,7 @@ def test_every_tab_fits_every_width_with_four_sizes_of_type(filled: Path, page: 
 
 
 @pytest.mark.timeout(900)
-def test_parts_lie_beside_each_other_where_there_is_room(filled: Path, page: Any) -> None:
+def test_parts_lie_beside_each_other_where_there_is_room(page: Any) -> None:
     parts = {
         "train": ("#train-preset", "#train-search", "#train-summary"),
         "mix": ("#mix-search", "#mix-tags", "#mix-compare-panel"),

@@ -1,4 +1,7 @@
-"""Nothing a person typed is lost, and nothing shown is untrue: lists left as they were, late answers, two windows."""
+"""Nothing a person typed is lost, and nothing shown is untrue: lists left as they were, late answers, two windows.
+
+Each test opens its tab alone, by its address, and sees that it polls without an error.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def picture(path: Path, colour: str, caption: str = "") -> None:
 
 @pytest.fixture(scope="module")
 def server(browser: Any, start_server: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A studio with two datasets, two adapters, three generated pictures, and runs in many states."""
+    """A studio with two datasets, two adapters, three generated pictures, an export, and runs in many states."""
     root = tmp_path_factory.mktemp("state") / "root"
     for name in ("b", "c", "d"):
         picture(root / "datasets" / "many" / f"{name}.png", "teal", f"caption {name}")
@@ -44,7 +47,26 @@ def server(browser: Any, start_server: Callable[..., Any], tmp_path_factory: pyt
         run = made(root / "runs", name)
         told(run, started(2), step(1), step(2), last)
         run.files.log.write_text(f"log of {name}\n", encoding="utf-8")
+    job = root / ".webui" / "jobs" / "20260101-000000-mix"
+    job.mkdir(parents=True)
+    about = {"arguments": ["mix", "--out", "x.safetensors"], "created_at": 1767225600.0}
+    (job / "job.json").write_text(json.dumps(about), encoding="utf-8")
     return start_server(root)
+
+
+@pytest.fixture
+def alone(new_page: Callable[..., Any], server: Any) -> Callable[[str], Any]:
+    """Opens a window on one tab: with runs that wait, failed and finished, and an export that is over."""
+
+    def opened(tab: str) -> Any:
+        page = new_page(server, f"/#{tab}")
+        page.wait_for_selector(f"#tab-{tab.partition('/')[0]}:visible")
+        page.wait_for_timeout(1500)
+        assert page.locator(".toast-body").count() == 0
+        assert not page.complaints
+        return page
+
+    return opened
 
 
 def value(page: Any, element: str) -> str:
@@ -124,8 +146,8 @@ def start_runs_what_is_shown(page: Any, server: Any) -> None:
     wait_until(page, lambda: value(page, "train-optimization-steps") == "44")
 
 
-def test_what_was_typed_into_train_stays(page: Any, server: Any) -> None:
-    open_tab(page, "train")
+def test_what_was_typed_into_train_stays(alone: Callable[[str], Any], server: Any) -> None:
+    page = alone("train")
     page.wait_for_selector("#train-start:not([disabled])")
     enter(page, "#train-optimization-steps input", "33")
     page.keyboard.press("Tab")
@@ -147,8 +169,8 @@ def test_what_was_typed_into_train_stays(page: Any, server: Any) -> None:
 # ---- presses
 
 
-def test_a_press_opens_what_was_pressed_whatever_the_list_is_by_then(page: Any, server: Any) -> None:
-    open_tab(page, "generate")
+def test_a_press_opens_what_was_pressed_whatever_the_list_is_by_then(alone: Callable[[str], Any], server: Any) -> None:
+    page = alone("generate")
     page.click("#generate-history-tab-button")
     page.wait_for_selector("#generate-history .thumbnail-item >> nth=2")
     picture(server.root / "outputs" / "day" / "new.png", "red")  # it is the first of the list now
@@ -195,8 +217,10 @@ def test_a_press_opens_what_was_pressed_whatever_the_list_is_by_then(page: Any, 
 # ---- rows
 
 
-def test_rows_and_text_are_one_list_in_every_tab_and_window(page: Any, server: Any, new_page: Any) -> None:
-    open_tab(page, "mix")
+def test_rows_and_text_are_one_list_in_every_tab_and_window(
+    alone: Callable[[str], Any], server: Any, new_page: Any
+) -> None:
+    page = alone("mix")
     for number, name in enumerate(("wash", "ink"), 1):
         page.locator("#mix-library .thumbnail-item", has_text=name).click()
         page.wait_for_selector(f"#mix-card h4:has-text('{name}')")
@@ -235,9 +259,9 @@ def test_rows_and_text_are_one_list_in_every_tab_and_window(page: Any, server: A
 # ---- runs
 
 
-def test_a_runs_view_is_of_one_run(page: Any, server: Any) -> None:
+def test_a_runs_view_is_of_one_run(alone: Callable[[str], Any]) -> None:
     held: list[Any] = []
-    open_tab(page, "runs")
+    page = alone("runs")
     page.click("#runs-view-log-button")
     page.click("#runs-list [data-run=done]")
     wait_until(page, lambda: "log of done" in value(page, "runs-log"))
@@ -277,27 +301,19 @@ def test_a_runs_view_is_of_one_run(page: Any, server: Any) -> None:
     assert not page.complaints
 
 
-@pytest.mark.parametrize("tab", ["home", "dataset", "train", "runs", "mix", "generate", "settings"])
-def test_each_tab_opened_alone_polls_without_an_error(tab: str, server: Any, new_page: Any) -> None:
-    """With runs that wait, failed and finished, and an export that is over."""
-    job = server.root / ".webui" / "jobs" / "20260101-000000-mix"
-    job.mkdir(parents=True, exist_ok=True)
-    (job / "about.json").write_text(json.dumps({"arguments": ["mix", "--out", "x.safetensors"]}), encoding="utf-8")
-    page = new_page(server, f"/#{tab}")
-    page.wait_for_selector(f"#tab-{tab}:visible")
-    page.wait_for_timeout(1500)
-    assert page.locator(".toast-body").count() == 0
-    assert not page.complaints
+@pytest.mark.parametrize("tab", ["home", "settings"])  # the other tests of this file open the others
+def test_each_tab_opened_alone_polls_without_an_error(tab: str, alone: Callable[[str], Any]) -> None:
+    alone(tab)
 
 
 # ---- two windows, one dataset
 
 
-def test_two_windows_keep_their_places_and_both_captions(page: Any, server: Any, new_page: Any) -> None:
+def test_two_windows_keep_their_places_and_both_captions(
+    alone: Callable[[str], Any], server: Any, new_page: Any
+) -> None:
     caption = server.root / "datasets" / "many" / "b.txt"
-    page.goto(f"{server.url}/#dataset/many")
-    page.wait_for_selector("body[data-ready]")
-    open_tab(page, "dataset")
+    page = alone("dataset/many")
     page.locator("#dataset-gallery .thumbnail-item", has_text="b.png").click()
     wait_until(page, lambda: value(page, "dataset-caption") == "caption b")
     other = new_page(server, "/#dataset/many")
@@ -359,14 +375,12 @@ def test_two_windows_keep_their_places_and_both_captions(page: Any, server: Any,
     assert not [each for each in page.complaints if "cancelled" not in each]
 
 
-def test_a_mask_is_painted_over_the_picture_and_paint_is_never_lost(page: Any, server: Any) -> None:
+def test_a_mask_is_painted_over_the_picture_and_paint_is_never_lost(alone: Callable[[str], Any], server: Any) -> None:
     folder = server.root / "datasets" / "painted"
     folder.mkdir(parents=True)
     for name in ("a", "b"):
         Image.new("RGB", (300, 300), "teal").save(folder / f"{name}.png")
-    page.goto(f"{server.url}/#dataset/painted")
-    page.reload()
-    page.wait_for_selector("body[data-ready]")
+    page = alone("dataset/painted")
     page.wait_for_function("document.querySelector('#dataset-opened :is(textarea, input)')?.value === 'painted'")
 
     def under_the_brush(name: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig, Precision, Quantization
 from sdlora.errors import AdapterError, ConfigError
 from sdlora.models.bundle import Bundle
-from sdlora.models.loading import load
+from tests.support.copied_models import copy_of
 from tests.support.tiny_models import build
 
 ALGORITHMS: list[dict[str, Any]] = [
@@ -44,15 +42,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fresh(folder: Path) -> Callable[..., Bundle]:
-    """Gives a bundle of its own each time: copies of one that is loaded once."""
-
-    @cache
-    def loaded(precision: Precision, quantization: Quantization) -> Bundle:
-        return load(BaseModelConfig(model=str(folder), precision=precision, quantization=quantization))
+    """Gives a bundle of its own each time."""
 
     def copy(precision: Precision = "fp32", quantization: Quantization = "none") -> Bundle:
-        bundle = loaded(precision, quantization)
-        return replace(bundle, unet=deepcopy(bundle.unet), text_encoders=deepcopy(bundle.text_encoders))
+        return copy_of(BaseModelConfig(model=str(folder), precision=precision, quantization=quantization))
 
     return copy
 

@@ -24,7 +24,7 @@ from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Quantization
 from sdlora.errors import AdapterError
 from sdlora.models.bundle import Bundle
-from sdlora.models.loading import load
+from tests.support.copied_models import copy_of
 from tests.support.tiny_models import build
 
 Load = Callable[..., Bundle]
@@ -38,7 +38,7 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> Load:
 
     def load_bundle(family: FamilyName, quantization: Quantization = "none") -> Bundle:
         precision = "fp32" if quantization == "none" else "bf16"
-        return load(BaseModelConfig(model=str(folder(family)), precision=precision, quantization=quantization))
+        return copy_of(BaseModelConfig(model=str(folder(family)), precision=precision, quantization=quantization))
 
     return load_bundle
 

@@ -29,6 +29,7 @@ from sdlora.errors import AdapterError, ModelError
 from sdlora.models.bundle import Bundle
 from sdlora.models.headers import file_tensor_hash
 from sdlora.models.loading import load
+from tests.support.copied_models import copy_of
 from tests.support.tiny_models import save_single_file
 
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -46,7 +47,7 @@ def loaded(model: Path) -> Bundle:
 @torch.no_grad()
 def trained(model: Path, target: Path, **settings: Any) -> tuple[Path, Bundle]:
     """An adapter file as if trained on the model, and the model with the live adapter."""
-    bundle = loaded(model)
+    bundle = copy_of(BaseModelConfig(model=str(model), precision="fp32"))
     config = {"rank": 2, "layers": "all+conv", "text_encoder": True, "alpha": 3.0, **settings}
     adapter = attach(bundle, AdapterConfig(**config))
     generator = torch.Generator().manual_seed(0)

@@ -252,8 +252,7 @@ class Measuring:
         self.places["STYLE"] = random_adapter(folder / "style.safetensors", 1)
         self.places["PROMPTS"] = folder / "prompts.txt"
         self.places["PROMPTS"].write_text("a fox\n")
-        plain = files.load().base_model
-        self._plain = plain.model_copy(update={"precision": "fp32"})
+        self._plain = self.config(()).resolved_base_model
         self._bundle = load(self._plain)
         self._known: dict[tuple[str, ...], tuple[float, ...]] = {}
 
@@ -261,7 +260,10 @@ class Measuring:
         """A copy of the base model loaded once, as far as the settings want the same."""
         from sdlora.adapters.algebra.loaded_base import load_base
 
-        return copy.deepcopy(self._bundle) if config == self._plain else load_base(config, **arguments)
+        if config != self._plain:
+            return load_base(config, **arguments)
+        unchanged = {id(tokenizer): tokenizer for tokenizer in self._bundle.tokenizers}
+        return copy.deepcopy(self._bundle, unchanged)
 
     def config(self, overrides: Sequence[str]) -> TrainConfig:
         settings = [

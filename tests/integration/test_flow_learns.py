@@ -15,7 +15,7 @@ from sdlora.models.loading import load
 from sdlora.training.loop.run import train
 from tests.support.tiny_flow import train_flow_base
 
-BASE_STEPS, STEPS = 80, 30
+BASE_STEPS, STEPS = 50, 20
 KNOWN = 3
 """Of the mascot's pictures: with them the base knows colours and strokes like those of the others."""
 

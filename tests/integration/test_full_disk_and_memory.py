@@ -74,37 +74,40 @@ def test_the_disks_own_error_comes_out_of_every_write_of_a_checkpoint(tmp_path: 
             _write_state(state, FillsUp(room))
 
 
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        (errno.ENOSPC, "its disk is full, .* MiB are free"),
-        (errno.EDQUOT, "your quota on its disk is used up"),
-        (errno.EROFS, "its disk is read-only"),
-        (errno.EIO, "input/output error"),
-    ],
-)
+REFUSALS = {
+    errno.ENOSPC: "its disk is full, .* MiB are free",
+    errno.EDQUOT: "your quota on its disk is used up",
+    errno.EROFS: "its disk is read-only",
+    errno.EIO: "input/output error",
+}
+
+
 def test_a_disk_that_refuses_a_checkpoint_ends_the_run_with_one_message_and_it_goes_on_later(
-    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, number: int, words: str
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = weights_hash(train(configure(name="straight")).adapter)
-    save, told = torch.save, []
+    save = torch.save
+    for number, words in REFUSALS.items():
+        told: list[Any] = []
 
-    def save_once(*arguments: Any) -> None:
-        told.append(arguments)
-        if len(told) == 2:
-            raise refuse(number)
-        save(*arguments)
+        def save_once(*arguments: Any, number: int = number, told: list[Any] = told) -> None:
+            told.append(arguments)
+            if len(told) == 2:
+                raise refuse(number)
+            save(*arguments)
 
-    monkeypatch.setattr(torch, "save", save_once)
-    with pytest.raises(TrainingError, match=rf"step_000002.* {words}.*Step 1 is saved: go on with `sdlora resume "):
-        train(configure())
-    monkeypatch.undo()
+        name = f"refused-{number}"
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", save_once)
+            said = rf"step_000002.* {words}.*Step 1 is saved: go on with `sdlora resume "
+            with pytest.raises(TrainingError, match=said):
+                train(configure(name=name))
 
-    folder = RunFolder(configure().outputs.folder / "my-lora")
-    assert [item.step for item in checkpoints.find(folder)] == [1]
-    assert [path.name for path in folder.checkpoints.iterdir()] == ["step_000001"]
-    assert derive(folder).status == "failed"
-    assert weights_hash(resume(folder.path).adapter) == expected
+        folder = RunFolder(configure().outputs.folder / name)
+        assert [item.step for item in checkpoints.find(folder)] == [1]
+        assert [path.name for path in folder.checkpoints.iterdir()] == ["step_000001"]
+        assert derive(folder).status == "failed"
+        assert weights_hash(resume(folder.path).adapter) == expected
 
 
 def test_a_run_whose_record_can_not_be_written_has_failed_all_the_same(

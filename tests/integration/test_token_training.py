@@ -35,7 +35,7 @@ from sdlora.runs.results import adapter_files, embedding_files
 from sdlora.training.loop.run import resume, train
 from sdlora.training.loop.running import RunResult
 from sdlora.training.preflight.summary import summarise
-from tests.integration.test_resume import STEPS, kill_after_checkpoint, settings
+from tests.integration.test_resume import STEPS, CutAtCheckpoint, settings
 
 TOKEN = "adapter.new_tokens.<ohwx>={init: red fox, vectors: 3}"
 Configure = Callable[..., TrainConfig]
@@ -69,7 +69,7 @@ def configure(tiny_images: Path, tmp_path: Path) -> Configure:
 
 
 ALONE = ("adapter.rank=0",)
-SMALL = ("adapter.rank=2", "adapter.layers=attention")
+SMALL = ("adapter.rank=2", "adapter.layers=attention", "outputs.self_test=false")
 
 
 def test_tokens_alone_leave_an_embedding_and_nothing_else(configure: Configure) -> None:
@@ -117,7 +117,9 @@ def test_a_finished_run_of_tokens_without_checkpoints_says_to_begin_anew(configu
 
 
 def test_files_of_tokens_are_not_taken_for_adapters(configure: Configure, tmp_path: Path) -> None:
-    config = configure(*SMALL, "adapter.new_tokens.other={init: blue}", "captions.trigger=<ohwx> other")
+    config = configure(
+        *SMALL, "adapter.new_tokens.other={init: blue}", "captions.trigger=<ohwx> other", "outputs.self_test=true"
+    )
     result = train(config)
     folder = RunFolder(result.folder)
     assert result.adapter.name == "my-lora.safetensors"
@@ -143,14 +145,14 @@ def test_files_of_tokens_are_not_taken_for_adapters(configure: Configure, tmp_pa
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_kill_and_resume_gives_the_same_bytes(tiny_sd1: Path, tiny_images: Path, tmp_path: Path, alone: bool) -> None:
-    def overrides(place: str) -> list[str]:
-        plain = settings(tiny_sd1, tiny_images, tmp_path / place, "fp32", "adamw")
-        plain = [one for one in plain if not one.startswith("adapter.")]
-        return [*plain, TOKEN, *(ALONE if alone else SMALL)]
-
-    straight, run = train(files.load(overrides=overrides("straight"))), tmp_path / "killed" / "my-lora"
-    kill_after_checkpoint(overrides("killed"), run / "events.jsonl")
+def test_a_run_cut_off_and_resumed_gives_the_same_bytes(
+    tiny_sd1: Path, tiny_images: Path, tmp_path: Path, alone: bool
+) -> None:
+    plain = settings(tiny_sd1, tiny_images, tmp_path / "straight", "fp32", "adamw")
+    plain = [one for one in plain if not one.startswith("adapter.")]
+    config = files.load(overrides=[*plain, TOKEN, *(ALONE if alone else SMALL)])
+    run = tmp_path / "cut" / "my-lora"
+    straight = train(config, [CutAtCheckpoint(tmp_path / "straight" / "my-lora", run)])
     assert newest(RunFolder(run)).step < STEPS
     assert not list(run.glob("*.safetensors"))
     resumed = resume(run)
@@ -163,7 +165,7 @@ def test_kill_and_resume_gives_the_same_bytes(tiny_sd1: Path, tiny_images: Path,
 
 def test_new_tokens_until_stops_them_and_not_the_layers(configure: Configure) -> None:
     def trained(steps: int, *overrides: str) -> RunResult:
-        return train(configure(*SMALL, f"optimization.steps={steps}", "outputs.self_test=false", *overrides))
+        return train(configure(*SMALL, f"optimization.steps={steps}", *overrides))
 
     short, long = trained(1), trained(3, "optimization.new_tokens_until=1")
     (one,), (other,) = (
@@ -246,7 +248,7 @@ def request(**values: object) -> GenerateConfig:
 
 
 def test_generate_finds_the_token_beside_its_adapter_in_it_and_in_the_folder_of_the_run(configure: Configure) -> None:
-    strong = ("optimization.new_token_learning_rate=0.3", "outputs.checkpoint_every=1", "outputs.self_test=false")
+    strong = ("optimization.new_token_learning_rate=0.3", "outputs.checkpoint_every=1")
     config = configure(*SMALL, *strong, "optimization.steps=3")
     result, bundled = train(config), train(configure(*SMALL, *strong, "outputs.bundle_embeddings=true"))
     generator = Generator(BaseModelConfig())

@@ -39,6 +39,7 @@ from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.memory import MemoryPlan
 from sdlora.training.preflight.summary import summarise
 from sdlora.training.workers import Workers
+from tests.integration.test_resume import CutAtCheckpoint
 
 KINDS = {
     "attention": {"layers": "attention"},
@@ -178,9 +179,9 @@ def test_layers_whose_weight_an_adapter_reads_stay_plain(tiny_sd1: Path, kind: s
 def test_a_resumed_run_repeats_the_uninterrupted_one_at_every_speed(
     speed: Speed, tiny_sd1: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
-    whole = train(_config(speed, tiny_sd1, tiny_images, tmp_path / "whole", steps=4))
-    train(_config(speed, tiny_sd1, tiny_images, tmp_path / "parts", steps=2))
-    parts = resume(tmp_path / "parts" / "run", overrides=["optimization.steps=4"])
+    cut = CutAtCheckpoint(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
+    whole = train(_config(speed, tiny_sd1, tiny_images, tmp_path / "whole", steps=4), [cut])
+    parts = resume(tmp_path / "parts" / "run")
     assert _sha256(parts.adapter) == _sha256(whole.adapter)
 
 
@@ -204,7 +205,7 @@ def test_losses_are_those_of_the_plain_run_within_noise(tmp_path: Path) -> None:
     """The noise is that of bf16 itself: how far plain bf16 is from plain fp32."""
     places, less = ("builtin:emoji", "builtin:blueprint"), ("adapter.layers=attention", "outputs.self_test=false")
     runs = {
-        name: train(_config(speed, *places, tmp_path / name, precision, *less, steps=30)).folder
+        name: train(_config(speed, *places, tmp_path / name, precision, *less, steps=15)).folder
         for name, speed, precision in (
             ("fp32", "plain", "optimization.precision=fp32"),
             *((speed, speed, "optimization.precision=bf16") for speed in ("plain", *FASTER)),
@@ -269,7 +270,9 @@ def test_the_base_is_measured_once_before_the_first_step(
     calls: list[Validation] = []
     measure = Validation.loss
     monkeypatch.setattr(Validation, "loss", lambda self: calls.append(self) or measure(self))
-    result = train(_config("plain", tiny_sd1, tiny_images, tmp_path, "validation.fraction=0.2", steps=1))
+    result = train(
+        _config("plain", tiny_sd1, tiny_images, tmp_path, "validation.fraction=0.2", "outputs.self_test=false", steps=1)
+    )
     events = map(parse_event, (result.folder / "events.jsonl").read_text(encoding="utf-8").splitlines())
     first, last = [event for event in events if isinstance(event, Validated)]
     assert len(calls) == 2

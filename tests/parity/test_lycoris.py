@@ -20,7 +20,7 @@ from sdlora.adapters.files.writing import write_adapter
 from sdlora.adapters.live.attach import Adapter, attach
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig
-from sdlora.models.loading import load
+from tests.support.copied_models import copy_of
 
 modules = pytest.importorskip("lycoris.modules")
 
@@ -40,7 +40,7 @@ CONV = "lora_unet_mid_block_resnets_0_conv1"
 
 @torch.no_grad()
 def trained(model: Path, **settings: Any) -> Adapter:
-    bundle = load(BaseModelConfig(model=str(model), precision="fp32"))
+    bundle = copy_of(BaseModelConfig(model=str(model), precision="fp32"))
     adapter = attach(bundle, AdapterConfig(rank=4, alpha=3.0, layers="all+conv", **settings))
     generator = torch.Generator().manual_seed(0)
     for parameter in adapter.parameters:

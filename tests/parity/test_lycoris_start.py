@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sdlora.adapters.live.attach import attach
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig
-from sdlora.models.loading import load
+from tests.support.copied_models import copy_of
 
 RANK, RATE = 8, 1e-3
 LINEAR = "mid_block.attentions.0.transformer_blocks.0.ff.net.2"
@@ -41,7 +41,7 @@ THEIRS = {
 
 def our_layer(model: Path, path: str, seed: int, kind: str) -> tuple[BaseTunerLayer, dict[str, nn.Parameter]]:
     """One layer with our adapter, and what it trains."""
-    bundle = load(BaseModelConfig(model=str(model), precision="fp32"))
+    bundle = copy_of(BaseModelConfig(model=str(model), precision="fp32"))
     config = AdapterConfig(rank=RANK, alpha=RANK, layers=f"regex:^{path}$".replace(".", r"\."), **SETTINGS[kind])
     adapter = attach(bundle, config, seed=seed)
     ((_, _, layer),) = adapter.modules()
