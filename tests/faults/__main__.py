@@ -11,6 +11,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NoReturn
+
+_FOLDER = "SDLORA_FAULTS_FOLDER"
+"""Environment variable: the campaign's folder, once the failing disk is loaded."""
 
 
 def main() -> None:
@@ -21,20 +25,22 @@ def main() -> None:
     parser.add_argument("--only", default="", help="kinds, with commas between")
     parser.add_argument("--evidence", type=Path, help="keep the folders of tries that went wrong here")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="sdlora-faults-") as folder:
-        _preload(Path(folder))
+    if _FOLDER not in os.environ:
+        _begin_again(Path(tempfile.mkdtemp(prefix="sdlora-faults-")))
+    folder = Path(os.environ[_FOLDER])
+    try:
         kinds = [name for name in arguments.only.split(",") if name]
-        _campaign(Path(folder), arguments.minutes, arguments.seed, kinds, arguments.evidence)
+        _campaign(folder, arguments.minutes, arguments.seed, kinds, arguments.evidence)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _preload(folder: Path) -> None:
-    """Begin again with the failing disk loaded: a library can't get between a program and its calls later on."""
-    if "SDLORA_FAILING_DISK" in os.environ:
-        return
-    library = folder.with_suffix(".so")
+def _begin_again(folder: Path) -> NoReturn:
+    """With the failing disk loaded: a library can't get between a program and its calls later on."""
+    library = folder / "failing_disk.so"
     source = Path(__file__).with_name("failing_disk.c")
     subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
-    environment = {**os.environ, "LD_PRELOAD": str(library), "SDLORA_FAILING_DISK": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "LD_PRELOAD": str(library), _FOLDER: str(folder), "OMP_NUM_THREADS": "1"}
     os.execve(sys.executable, [sys.executable, "-m", "tests.faults", *sys.argv[1:]], environment)
 
 
@@ -46,6 +52,8 @@ def _campaign(root: Path, minutes: float, seed: int, only: list[str], evidence: 
 
     lab = Lab(root, build("sd1", root / "model"), _pictures(root / "images"), random.Random(seed))
     kinds = [kind for kind in (*trainings.KINDS, *serving.KINDS) if not only or kind.__name__ in only]
+    if not kinds:
+        sys.exit(f"--only names none of {', '.join(kind.__name__ for kind in (*trainings.KINDS, *serving.KINDS))}")
     if any(kind in trainings.KINDS for kind in kinds):
         lab.learn()
         print(f"undisturbed: {lab.seconds:.1f} s", flush=True)
@@ -59,7 +67,7 @@ def _campaign(root: Path, minutes: float, seed: int, only: list[str], evidence: 
         if result.what or not result.survived:
             print(f"{kind.__name__}: {result}", flush=True)
         if evidence is not None and (result.wrong or result.traceback):
-            shutil.copytree(root / f"runs-{lab.number}", evidence / f"{kind.__name__}-{lab.number}")
+            shutil.copytree(root / f"runs-{lab.number}", evidence / f"{kind.__name__}-{seed}-{lab.number}")
     print(f"{'kind':<14}{'tries':>7}{'survived':>10}{'lost steps':>12}{'silently wrong':>16}{'tracebacks':>12}")
     for name, found in tries.items():
         lost = max((one.lost_steps for one in found), default=0)
