@@ -90,19 +90,26 @@ def file_tensor_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def unpickle(path: Path, *, mmap: bool = False) -> Any:
+    """What torch.save wrote, on the CPU; nothing in it is executed. Raises whatever torch's reader stumbles over."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of pickle protocols, by number
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
 def read_pickled(path: Path) -> dict[str, Any]:
     """The tensors of a .ckpt file, mapped from disk where its format allows; nothing in it is executed."""
     import torch
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols, by number
-            try:
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError as error:
-                if "mmap" not in str(error):  # files from before PyTorch 1.6 can't be mapped
-                    raise
-                content = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            content = unpickle(path, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):  # files from before PyTorch 1.6 can't be mapped
+                raise
+            content = unpickle(path)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path}: holds more than plain tensors, and loading it could run code; it is not opened. "

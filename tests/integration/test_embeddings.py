@@ -57,6 +57,13 @@ def test_one_vector_without_an_axis_of_its_own_is_read(tmp_path: Path) -> None:
     assert read_embedding(tmp_path / "fox.bin").vectors["clip_l"].shape == (1, 8)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_pickle_of_another_protocol_is_read_without_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "mood.pt"
+    torch.save({"string_to_param": {"*": torch.ones(2, 768)}}, path, pickle_protocol=3)
+    assert read_embedding(path).vectors.keys() == {"clip_l"}
+
+
 def test_sdxl_embeddings_have_vectors_for_both_text_encoders(tmp_path: Path) -> None:
     save_file({"clip_l": vectors(2, 8), "clip_g": vectors(2, 12)}, tmp_path / "fox.safetensors")
     embedding = read_embedding(tmp_path / "fox.safetensors")

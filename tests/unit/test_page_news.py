@@ -61,7 +61,7 @@ def test_a_finished_run_goes_on_once_its_settings_were_changed(tmp_path: Path, m
     ending = events.RunFinished(step=2, reason="completed", adapter_path=None, seconds=1.0)
     told(run, started(2), step(1), step(2), ending)
     begun: list[list[str]] = []
-    monkeypatch.setattr(runs, "spawn", lambda command, log: begun.append(command) or 1)
+    monkeypatch.setattr(runs, "spawn", lambda command, record, log: begun.append(command))
     with pytest.raises(RunError, match="is complete"):
         run.resume()
     changes.apply(run.files, *changes.planned(run.folder, ["optimization.steps=600"]))

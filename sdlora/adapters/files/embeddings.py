@@ -22,6 +22,7 @@ from sdlora.adapters.files.hub_files import local_file
 from sdlora.constants import MIB
 from sdlora.errors import AdapterError
 from sdlora.file_memory import while_unchanged
+from sdlora.models.headers import unpickle
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
 FIRST, SECOND, ONLY = "clip_l", "clip_g", "emb_params"
@@ -145,7 +146,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise AdapterError(f"{path}: there is no such file")
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = unpickle(path)
     except Exception as error:  # in bytes that are no pickle, torch's reader stumbles wherever it happens to be
         raise AdapterError(
             f"{path.name} is a pickle that holds more than plain tensors, or damaged: it is not opened, as that could "

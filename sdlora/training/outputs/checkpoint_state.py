@@ -13,6 +13,7 @@ import torch
 from sdlora import atomic
 from sdlora.constants import MIB
 from sdlora.errors import TrainingError
+from sdlora.models.headers import unpickle
 from sdlora.runs import checkpoints
 from sdlora.runs.checkpoints import STATE_FILE, Checkpoint
 from sdlora.runs.folder import RunFolder
@@ -42,7 +43,7 @@ def load(checkpoint: Checkpoint, *, with_checksums: bool = False) -> dict[str, A
         raise TrainingError(f"the checkpoint {checkpoint.path.name} is damaged: {damage}")
     try:
         # weights_only, as run folders are passed around and a full pickle can run code.
-        state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
+        state = unpickle(checkpoint.state)
     except Exception as error:  # whatever torch's reader stumbles over: there is nothing to list
         reason = " ".join(f"{error or type(error).__name__}".split())[:200]
         raise TrainingError(f"the checkpoint {checkpoint.path.name} is damaged: {STATE_FILE}: {reason}") from error
