@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -21,8 +20,6 @@ from sdlora.processes import LAUNCHER_VARIABLE, is_main_process, wait_for_go, wi
 
 def program() -> None:
     """`main` as a process of its own."""
-    # A search through everything finds nothing in what torch and diffusers make as they load, and takes a second of it.
-    gc.set_threshold(*gc.get_threshold()[:2], 1000)
     with without_traceback():
         wait_for_go()
         main()
