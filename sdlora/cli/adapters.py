@@ -63,11 +63,7 @@ def inspect(
     as_json: JsonOption = False,
     chart: Annotated[
         Path | None,
-        typer.Option(
-            "--chart",
-            help="Draw a bar chart by block into this PNG.",
-            callback=in_home,
-        ),
+        typer.Option("--chart", help="Draw a bar chart by block into this PNG.", callback=in_home),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only what the file says, no analysis.")] = False,
     family: FamilyOption = None,
@@ -134,11 +130,7 @@ def mix(
     adapters: AdaptersArgument = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            "--config",
-            help="A YAML file with the mix's settings.",
-            callback=in_home,
-        ),
+        typer.Option("--config", help="A YAML file with the mix's settings.", callback=in_home),
     ] = None,
     method: Annotated[MixMethod | None, typer.Option("--method", help="How; concat is the exact sum.")] = None,
     rank: RankOption = None,

@@ -30,12 +30,7 @@ def class_images_command(
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images that the folder is to hold.")] = 200,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Folder for them; by default images.class_folder.",
-            callback=in_home,
-        ),
+        typer.Option("--out", "-o", help="Folder for them; by default images.class_folder.", callback=in_home),
     ] = None,
     preset: PresetOption = None,
     overrides: SetOption = None,

@@ -50,11 +50,7 @@ def check_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[
         Path | None,
-        typer.Option(
-            "--html",
-            help="Write the report as a page with small pictures.",
-            callback=in_home,
-        ),
+        typer.Option("--html", help="Write the report as a page with small pictures.", callback=in_home),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the page if it is there.")] = False,
 ) -> None:
@@ -138,12 +134,7 @@ def sheet_command(
     overrides: SetOption = None,
     out: Annotated[
         Path,
-        typer.Option(
-            "--out",
-            "-o",
-            help="The PNG to write.",
-            callback=in_home,
-        ),
+        typer.Option("--out", "-o", help="The PNG to write.", callback=in_home),
     ] = Path("sheet.png"),
     columns: Annotated[int, typer.Option(min=1, max=50, help="Images in a row.")] = 6,
     most: Annotated[int, typer.Option(min=1, max=2000, help="Images at most.")] = 200,

@@ -42,12 +42,7 @@ def support(
     run: Annotated[Path, typer.Argument(help="A run's folder, for example runs/my-lora.")],
     folder: Annotated[
         Path,
-        typer.Option(
-            "--folder",
-            "-f",
-            help="Where the zip file is written.",
-            callback=in_home,
-        ),
+        typer.Option("--folder", "-f", help="Where the zip file is written.", callback=in_home),
     ] = Path(),
     with_prompts: Annotated[bool, typer.Option("--with-prompts", help="Leave captions and prompts in.")] = False,
 ) -> None:

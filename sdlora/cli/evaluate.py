@@ -30,13 +30,7 @@ def evaluate(
     run: RunArgument,
     config: Annotated[
         Path | None,
-        typer.Option(
-            "--config",
-            "-c",
-            metavar="FILE",
-            help="A YAML file with settings.",
-            callback=in_home,
-        ),
+        typer.Option("--config", "-c", metavar="FILE", help="A YAML file with settings.", callback=in_home),
     ] = None,
     overrides: SetOption = None,
     features: Annotated[

@@ -54,12 +54,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of two or more runs.")],
     out: Annotated[
         Path,
-        typer.Option(
-            "--out",
-            "-o",
-            help="The page to write.",
-            callback=in_home,
-        ),
+        typer.Option("--out", "-o", help="The page to write.", callback=in_home),
     ] = Path("comparison.html"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:

@@ -32,12 +32,7 @@ def suggest(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Write the preset to this file, as my.yaml.",
-            callback=in_home,
-        ),
+        typer.Option("--output", "-o", help="Write the preset to this file, as my.yaml.", callback=in_home),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -208,15 +208,14 @@ def explain(
         raise typer.Exit(2)
 
 
+CacheFolderOption = Annotated[
+    Path | None, typer.Option("--folder", help="Cache folder; by default the user's.", callback=in_home)
+]
+
+
 @cache_app.command("show")
 def cache_show(
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Cache folder; by default the user's.",
-            callback=in_home,
-        ),
-    ] = None,
+    folder: CacheFolderOption = None,
 ) -> None:
     """Show where the cache lies, how many entries it has and its size."""
     from sdlora.data.cache import Cache, default_cache_folder
@@ -230,13 +229,7 @@ def cache_prune(
     keep_mib: Annotated[float | None, typer.Option(help="Keep the most recently used entries up to this size.")] = None,
     older_than_days: Annotated[float | None, typer.Option(help="Remove entries not used for so many days.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove all entries; the next run encodes again.")] = False,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Cache folder; by default the user's.",
-            callback=in_home,
-        ),
-    ] = None,
+    folder: CacheFolderOption = None,
 ) -> None:
     """Remove cached entries by size or age."""
     from sdlora.data.cache import Cache, default_cache_folder
