@@ -75,7 +75,7 @@ class Translation:
         """
         on = [name for name, value in source.items() if name in names and name not in read_apart and _is_on(value)]
         self.without_effect += [prefix + name for name in on]
-        return names
+        return set(names)  # a copy: callers add to it, and `names` is a table that the next import reads
 
     def take(self, source: Mapping[str, Any], table: Mapping[str, tuple[str, Convert]], prefix: str = "") -> set[str]:
         """Take over each setting of the table (foreign name: our name, conversion); returns all names of the table.
