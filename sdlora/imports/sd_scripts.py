@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdlora.imports.kohya import from_gui
-from sdlora.imports.sd_scripts_data import from_dataset_config
+from sdlora.imports.sd_scripts_data import OPTIONS, always_given, from_dataset_config, masks_of
 from sdlora.imports.translation import OTHER_MODELS, Translation
 from sdlora.text_files import parse_json, parse_toml
 
@@ -51,6 +51,8 @@ _FACTS = {
 }  # fmt: skip
 """What metadata tells beside options."""
 _ARGUMENTS = ("network_args", "optimizer_args", "lr_scheduler_args")
+_OF_DATA = {"resolution": "max_resolution", "batch_size": "train_batch_size"}
+"""Options of a dataset file, and what kohya_ss calls the arguments that stand in for them."""
 _KINDS = {"lora": "LyCORIS/LoCon", "locon": "LyCORIS/LoCon", "loha": "LyCORIS/LoHa", "lokr": "LyCORIS/LoKr"}
 
 
@@ -118,11 +120,7 @@ def from_saved_window(settings: Mapping[str, Any], read_beside: Callable[[str], 
     if file and not (given.get("max_train_epochs") or given.get("max_train_steps")):
         given |= {"epoch": None, "max_train_steps": _DEFAULTS["max_train_steps"]}
         notes.change("epoch", settings.get("epoch"), "has no effect there beside a dataset_config: 1600 steps")
-    result = from_gui(given)
-    if datasets is not None:
-        result.join(from_dataset_config(datasets, {}))
-    result.join(notes)
-    return result
+    return _with_data(given, datasets, notes)
 
 
 def _dataset_file(file: Any, read_beside: Callable[[str], str | None], notes: Translation) -> dict[str, Any] | None:
@@ -175,7 +173,8 @@ def _translated(
     gui = dict(_DEFAULTS)
     if given.get("max_train_epochs"):
         del gui["max_train_steps"]
-    notes.assume(gui, {names.get(name, name) for name in given})
+    given_by_data = {_OF_DATA.get(name, name) for name in always_given(datasets)} if datasets else set()
+    notes.assume(gui, {names.get(name, name) for name in given} | given_by_data)
     gui |= {names.get(name, name): value for name, value in given.items() if name not in _ARGUMENTS[:1]}
     for name, value in gui.items():
         if isinstance(value, str) and value in ("True", "False"):
@@ -192,9 +191,21 @@ def _translated(
         gui["max_resolution"] = ",".join(map(str, gui["max_resolution"]))
     if "preset" in gui:
         gui["LyCORIS_preset"] = gui.pop("preset")
-    result = from_gui(gui)
-    if datasets is not None:
-        result.join(from_dataset_config(datasets, {}))
+    return _with_data(gui, datasets, notes)
+
+
+def _with_data(gui: dict[str, Any], datasets: Mapping[str, Any] | None, notes: Translation) -> Translation:
+    """Both files in our terms. The dataset's is asked first there, and the arguments for what it leaves out."""
+    if datasets is None:
+        result = from_gui(gui)
+    else:
+        options = {name: gui[name] for name in OPTIONS & gui.keys() if gui[name] not in ("", None)}
+        options |= {ours: gui[name] for ours, name in _OF_DATA.items() if gui.get(name) not in ("", None)}
+        data = from_dataset_config(datasets, options)
+        moved = {*options, *_OF_DATA.values()}
+        result = from_gui({name: value for name, value in gui.items() if name not in moved} | masks_of(datasets, gui))
+        result.values.pop("images.mask", None)  # each subset says it for itself
+        result.join(data)
     result.join(notes)
     return result
 
