@@ -25,6 +25,7 @@ _DEFAULTS: dict[str, Any] = {
     "network_alpha": 1,
     "network_dim": 4,
     "optimizer": "AdamW",
+    "save_precision": "float",
     "train_batch_size": 1,
 }
 _GUI_NAMES = {
@@ -163,7 +164,7 @@ def from_file_metadata(metadata: Mapping[str, str]) -> Translation:
         notes.lose("dataset_dirs", "", "the images' folder isn't told; set images.folder")
     if told.get("ema_decay"):
         notes.put("optimization.ema", float(told["ema_decay"]))
-    given["caption_extension"] = None  # of which metadata tell nothing
+    given |= {"caption_extension": None, "save_precision": None}  # of which metadata tell nothing
     return _translated(given, _METADATA_NAMES, notes, None)
 
 
@@ -171,6 +172,10 @@ def _translated(
     given: Mapping[str, Any], names: Mapping[str, str], notes: Translation, datasets: Mapping[str, Any] | None
 ) -> Translation:
     gui = dict(_DEFAULTS)
+    # The trained weights as they are: in fp32, but for these.
+    for name, kind in (("full_fp16", "fp16"), ("full_bf16", "bf16")):
+        if str(given.get(name)).lower() == "true":
+            gui["save_precision"] = kind
     if given.get("max_train_epochs"):
         del gui["max_train_steps"]
     given_by_data = {_OF_DATA.get(name, name) for name in always_given(datasets)} if datasets else set()
