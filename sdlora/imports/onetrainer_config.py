@@ -6,10 +6,12 @@ not ours.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any
 
+from sdlora.config.adapter import REGEX_PREFIX
 from sdlora.imports.onetrainer import from_concepts
 from sdlora.imports.onetrainer_parts import part_of, parts, put_end, stops
 from sdlora.imports.optimizers import optimizer, put_options
@@ -179,6 +181,7 @@ _NUMBERS = (
 _SWITCHES = (
     "force_v_prediction", "force_epsilon_prediction", "masked_training", "lokr_decompose_both", "lokr_full_matrix",
     "lokr_use_tucker", "lokr_weight_decompose", "validation", "lokr_dora_on_output", "lora_decompose_output_axis",
+    "layer_filter_regex", "lora_layers_regex",
 )  # fmt: skip
 _NUMBERS_OF_PARTS = ("learning_rate", "stop_training_after", "dropout_probability")
 """What is read outside `SETTINGS`, where each conversion answers for itself."""
@@ -190,7 +193,8 @@ def from_config(
     """The whole configuration; concepts and samples are those of the file, or of the files that it names."""
     result = from_concepts(concepts) if concepts else Translation()
     known = result.pass_over(settings, _WITHOUT_EFFECT, read_apart=_TOLD_APART)
-    result.assume(_DEFAULTS, settings)
+    is_filtered = _filter_name(settings) or settings.get("lora_layer_preset")
+    result.assume(_DEFAULTS, {*settings, *(["layer_filter_preset"] if is_filtered else [])})
     settings = legible({**_DEFAULTS, **settings}, result, _NUMBERS, _SWITCHES)
     result.note_fractions(settings, ("lokr_dim", "text_encoder_layer_skip", "sample_after", "save_every"))
     own_resolution = result.values.get("images.resolution")
@@ -227,11 +231,17 @@ def _model(settings: Mapping[str, Any], result: Translation) -> set[str]:
 
 
 def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    preset = settings.get("lora_layer_preset") or settings["layer_filter_preset"]
-    layers = _LAYERS.get(str(preset))
-    if layers is None:
-        pattern = settings.get("layer_filter") or settings.get("lora_layers")
-        result.lose("layer_filter", pattern or preset, "set adapter.layers to a layer set or regex:PATTERN")
+    name = _filter_name(settings)
+    preset = str(settings.get("lora_layer_preset") or settings["layer_filter_preset"])
+    if name is None:
+        # The preset of the window, which fills in the filter from it.
+        layers = _LAYERS.get(preset)
+        if layers is None:
+            result.lose("layer_filter", preset, "set adapter.layers to a layer set or regex:PATTERN")
+    else:
+        layers = _filtered(name, settings, result)
+        if layers and _LAYERS.get(preset, layers) != layers:
+            result.change(name, settings[name], f"taken, as there; the preset {preset} is only for its window")
     result.put("adapter.layers", layers)
     if settings.get("peft_type", "LORA") != "LORA":
         result.values.pop("adapter.dora", None)  # lora_decompose is LoRA's alone there
@@ -242,13 +252,35 @@ def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
         result.put("adapter.lokr_factor", count(settings.get("lokr_decompose_factor")) or -1)
         result.put("adapter.lokr_decompose_both", switch(settings.get("lokr_decompose_both")))
         result.put("adapter.lokr_full", switch(settings.get("lokr_full_matrix")))
-        if result.values.get("adapter.layers") == "all+conv":
+        if str(result.values.get("adapter.layers")).startswith(("all+conv", REGEX_PREFIX)):
             result.put("adapter.tucker", switch(settings.get("lokr_use_tucker")))
         result.put("adapter.dora", switch(settings.get("lokr_weight_decompose")))
         if result.values.get("adapter.dora") and not switch(settings.get("lokr_dora_on_output", True)):
             result.change("lokr_weight_decompose", True, _MAGNITUDES)
     names = {"layer_filter", "layer_filter_preset", "layer_filter_regex"}
     return names | {"lora_layers", "lora_layer_preset", "lora_layers_regex"}
+
+
+def _filter_name(settings: Mapping[str, Any]) -> str | None:
+    """What the filter is called in this file; files of before version 9 or so call it otherwise."""
+    return next((name for name in ("layer_filter", "lora_layers") if isinstance(settings.get(name), str)), None)
+
+
+def _filtered(name: str, settings: Mapping[str, Any], result: Translation) -> str | None:
+    """Layers whose path holds one of the words between commas, or matches one of the patterns; an empty one has all."""
+    words = [word.strip() for word in str(settings[name]).split(",")]
+    if "" in words:
+        return "all+conv"
+    if words in (["attentions"], ["attn"]):
+        return _LAYERS["attn-mlp" if words == ["attentions"] else "attn-only"]
+    is_pattern = any(switch(settings.get(f"{start}_regex")) for start in ("layer_filter", "lora_layers"))
+    pattern = "|".join(words if is_pattern else map(re.escape, words))
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        result.lose(name, settings[name], f"no regular expression ({error}): set adapter.layers")
+        return None
+    return f"{REGEX_PREFIX}{pattern}"
 
 
 def _timesteps(settings: Mapping[str, Any], result: Translation) -> set[str]:
