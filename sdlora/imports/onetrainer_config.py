@@ -13,7 +13,7 @@ from typing import Any
 
 from sdlora.config.adapter import REGEX_PREFIX
 from sdlora.imports.onetrainer import from_concepts
-from sdlora.imports.onetrainer_parts import part_of, parts, put_end, stops
+from sdlora.imports.onetrainer_parts import count_updates, part_of, parts, put_end, scale, stops
 from sdlora.imports.optimizers import optimizer, put_options
 from sdlora.imports.previews import preview_line
 from sdlora.imports.translation import (
@@ -207,6 +207,8 @@ def from_config(
     known |= _new_tokens(settings, result) | _optimizer(settings, result) | _loss(settings, result)
     known |= _masks(settings, result) | _timesteps(settings, result)
     known |= _samples(settings, samples, result) | {"concepts", "concept_file_name"}
+    scale(settings, result)  # of all rates, so after the tokens' own
+    count_updates(settings, result)
     result.lose_rest({name: value for name, value in settings.items() if not name.startswith(_OTHER_PREFIXES)}, known)
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,36 @@ def test_a_filter_that_is_not_the_presets_is_said(tmp_path: Path) -> None:
     assert "layer_filter" not in told(onetrainer(tmp_path, {}))
     said = told(onetrainer(tmp_path, {"layer_filter": "attn(", "layer_filter_regex": True}))
     assert "layer_filter=attn(: no regular expression" in said
+
+
+TOKENS = {"additional_embeddings": [{"placeholder": "<fox>", "token_count": 2}], "embedding_learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("warmup", "batches", "ours"), [(50, 4, 12), (50, 1, 50), (None, 4, 50), (0.1, 4, 0.1), (3, 4, 0)]
+)
+def test_a_warm_up_is_counted_in_batches_there(tmp_path: Path, warmup: float | None, batches: int, ours: float) -> None:
+    """Its create_lr_scheduler: int(warmup_steps / gradient_accumulation_steps) of those above 1; 200 by default."""
+    changes = {"learning_rate_warmup_steps": warmup, "gradient_accumulation_steps": batches, "save_every_unit": "NEVER"}
+    given = {name: value for name, value in ONETRAINER.items() if name != "learning_rate_warmup_steps"}
+    result = onetrainer(tmp_path, {name: value for name, value in changes.items() if value is not None}, given)
+    assert result.config.optimization.warmup == ours
+    assert ("steps are batches there and updates here" in told(result)) == (batches > 1 and warmup != 0.1)
+    read_back(result, tmp_path)
+
+
+def test_intervals_and_ends_are_counted_in_batches_there(tmp_path: Path) -> None:
+    """Its trainer counts a step after each batch, and lets accumulation decide which of them update the weights."""
+    part = {"train": True, "stop_training_after": 100, "stop_training_after_unit": "STEP"}
+    every = {"save_every": 250, "sample_after": 1, "sample_after_unit": "STEP", "text_encoder": part}
+    config = onetrainer(tmp_path, {**every, "gradient_accumulation_steps": 5}).config
+    assert (config.outputs.checkpoint_every, config.previews.every) == (50, 1)
+    assert config.optimization.text_encoder_until == 20
+    config = onetrainer(tmp_path, {**every, "gradient_accumulation_steps": 1}).config
+    assert (config.outputs.checkpoint_every, config.optimization.text_encoder_until) == (250, 100)
+
+
+def test_rates_of_tokens_are_scaled_too(tmp_path: Path) -> None:
+    scaled = {"learning_rate_scaler": "BOTH", "batch_size": 2, "gradient_accumulation_steps": 8}
+    config = onetrainer(tmp_path, {**TOKENS, **scaled}).config
+    assert config.optimization.new_token_learning_rate == pytest.approx(1e-3 * math.sqrt(16), rel=1e-5)
