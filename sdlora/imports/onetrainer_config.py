@@ -6,6 +6,7 @@ not ours.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PureWindowsPath
@@ -58,8 +59,18 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "adamw8bit": ("eps",),
     "torch.optim.Adam": ("eps", "amsgrad"),
     "torch.optim.SGD": ("momentum", "dampening", "nesterov"),
-    "adafactor": ("clip_threshold", "decay_rate", "scale_parameter", "relative_step", "warmup_init"),
-    "prodigy": ("beta3", "eps", "d0", "d_coef", "decouple", "use_bias_correction", "safeguard_warmup", "slice_p"),
+    "adafactor": ("beta1", "clip_threshold", "decay_rate", "scale_parameter", "relative_step", "warmup_init"),
+    "prodigy": (
+        "beta3",
+        "eps",
+        "d0",
+        "d_coef",
+        "growth_rate",
+        "decouple",
+        "use_bias_correction",
+        "safeguard_warmup",
+        "slice_p",
+    ),
     "prodigy_schedule_free": (
         "d0",
         "d_coef",
@@ -85,6 +96,24 @@ _OF_SPEED = {
     "block_wise", "is_paged", "fsdp_in_use", "bias_correction", "adam_w_mode", "correct_bias", "use_triton",
     "decoupled_decay", "split_groups", "factored", "weight_decay_by_lr", "d_limiter", "compiled_optimizer",
 }  # fmt: skip
+_USUAL_OPTIONS: dict[str, Any] = {
+    "min_8bit_size": 4096, "percentile_clipping": 100, "optim_bits": 32, "growth_rate": math.inf, "log_every": 0,
+}  # fmt: skip
+"""Options as they are everywhere here."""
+_BETAS = {"came": (0.9, 0.999, 0.9999), "adan": (0.98, 0.92, 0.99), "lion": (0.9, 0.99)}
+"""Those of an optimizer that takes others than Adam's, for what a file leaves out."""
+_PAIRS = {"adafactor": (1e-30, 1e-3), "came": (1e-30, 1e-16)}
+"""Optimizers with two eps, which they take as a pair, and those of their classes."""
+_SAMPLERS = {
+    "EULER": "Euler", "EULER_A": "Euler a", "DPMPP": "DPM++ 2M", "DPMPP_KARRAS": "DPM++ 2M Karras",
+    "DPMPP_SDE": "DPM++ SDE", "DPMPP_SDE_KARRAS": "DPM++ SDE Karras", "UNIPC": "UniPC",
+}  # fmt: skip
+_KNOWN_OF_SAMPLES = {
+    "__version", "enabled", "prompt", "random_seed", "noise_scheduler", "frames", "length",
+    "transformer_attention_mask", "prior_attention_mask",
+}  # fmt: skip
+_BACKUP = (30, "MINUTE")
+"""What the window comes with: states that are written besides the saved adapters."""
 _MAGNITUDES = "with a magnitude for each output here, for each input there"
 _TIMESTEPS = one_of(uniform="uniform", logit_normal="logit_normal")
 _SCHEDULE = one_of(
@@ -314,6 +343,11 @@ def _new_tokens(settings: Mapping[str, Any], result: Translation) -> set[str]:
             put_end("new_tokens", own, settings, result)
     if tokens:
         result.put("adapter.new_tokens", tokens)
+        if not switch(settings.get("preserve_embedding_norm")):
+            result.change("preserve_embedding_norm", False, "new tokens keep near the vocabulary's spread always here")
+        if len(tokens) == 1 and "captions.trigger" not in result.values:
+            token = next(iter(tokens))
+            result.change("additional_embeddings", token, "becomes captions.trigger too, so captions without it get it")
         rate = some(settings.get("embedding_learning_rate")) or some(settings["learning_rate"])
         result.put("optimization.new_token_learning_rate", rate)
         result.put("outputs.bundle_embeddings", switch(settings.get("bundle_additional_embeddings", True)))
@@ -321,7 +355,7 @@ def _new_tokens(settings: Mapping[str, Any], result: Translation) -> set[str]:
         "additional_embeddings",
         "embedding_learning_rate",
         "bundle_additional_embeddings",
-        "preserve_embedding_norm",  # ours keep near the vocabulary's spread always
+        "preserve_embedding_norm",
     }
 
 
@@ -332,14 +366,23 @@ def _optimizer(settings: Mapping[str, Any], result: Translation) -> set[str]:
     result.take(options, {"optimizer": ("optimization.optimizer", _optimizer_named)}, "optimizer.")
     result.put("optimization.weight_decay", number(options.get("weight_decay")))
     kind = str(result.values.get("optimization.optimizer"))
-    taken = {name: options[name] for name in _OPTIONS.get(kind, ()) if options.get(name) is not None}
-    betas = [options.get(f"beta{index}") for index in ((1, 2, 3) if kind in ("came", "adan") else (1, 2))]
-    if kind not in ("adafactor", "muon", "torch.optim.SGD") and None not in betas:
-        taken["betas"] = betas
+    usual = {name for name, value in _USUAL_OPTIONS.items() if options.get(name) == value}
+    taken = {
+        name: options[name] for name in _OPTIONS.get(kind, ()) if options.get(name) is not None and name not in usual
+    }
+    own_betas = _BETAS.get(kind, (0.9, 0.999))
+    given = [options.get(f"beta{index}") for index in range(1, len(own_betas) + 1)]
+    known = {*taken, *usual, *_OF_SPEED, "__version", "weight_decay"}
+    if kind not in ("adafactor", "muon", "torch.optim.SGD") and any(beta is not None for beta in given):
+        taken["betas"] = [own if beta is None else beta for beta, own in zip(given, own_betas, strict=True)]
+        known |= {f"beta{index}" for index in range(1, len(own_betas) + 1)}
+    if kind in _PAIRS and any(options.get(name) is not None for name in ("eps", "eps2")):
+        first, second = _PAIRS[kind]
+        taken["eps"] = [number(options.get("eps")) or first, number(options.get("eps2")) or second]
+        known |= {"eps", "eps2"}
     is_adafactor = kind == "adafactor"
     put_options(result, taken, {"relative_step": False, "scale_parameter": False} if is_adafactor else None)
-    known = {*taken, *_OF_SPEED}
-    result.lose_rest({name: value for name, value in options.items() if value is True}, known, "optimizer.")
+    result.lose_rest(options, known, "optimizer.")
     if result.values.get("optimization.schedule") != "cosine_with_restarts":
         result.values.pop("optimization.schedule_cycles", None)
     if settings.get("ema", "OFF") != "OFF":
@@ -358,6 +401,10 @@ def _loss(settings: Mapping[str, Any], result: Translation) -> set[str]:
     for ours, name in strengths.items():
         if weights[ours] and ours != strongest:
             result.lose(name, weights[ours], f"one loss at a time: {strongest} is taken")
+    if not any(weights.values()):
+        result.change(
+            "mse_strength", 0, "nothing is trained there without any strength; the squared error is taken here"
+        )
     result.put("objective.loss", strongest)
     if strongest == "huber":
         result.put("objective.huber_delta", some(settings.get("huber_delta", 1.0)))
@@ -395,6 +442,14 @@ def _samples(settings: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], 
         every_of["validate_after"] = "validation.every"
     elif folder := result.values.pop("validation.folder", None):
         result.lose("validation", f"off: {folder}", "its concept is left out, as there")
+    for name in ("save_filename_prefix", "save_skip_first", "sample_skip_first"):
+        result.lose_rest({name: settings.get(name)}, set())
+    if (after := (settings.get("backup_after"), settings.get("backup_after_unit", "NEVER")))[1] != "NEVER" and after[0]:
+        if after == _BACKUP:
+            result.without_effect.append("backup_after")
+        else:
+            shown = f"{after[0]} {after[1]}"
+            result.lose("backup_after", shown, "outputs.checkpoint_every writes what a run can be resumed from")
     for name, ours in every_of.items():
         unit, every = settings.get(f"{name}_unit", "NEVER"), count(settings.get(name))
         if unit == "STEP":
@@ -419,4 +474,7 @@ def _line(sample: Mapping[str, Any], result: Translation) -> str:
     options = {letter: sample.get(name) for name, letter in letters.items()}
     if switch(sample.get("random_seed")):
         options["d"] = None
-    return preview_line(result, "samples", sample["prompt"], options)
+    kind = sample.get("noise_scheduler")
+    options["ss"] = _SAMPLERS.get(str(kind), kind)
+    result.lose_rest(sample, {*letters, *_KNOWN_OF_SAMPLES}, "samples.")
+    return preview_line(result, "samples", sample["prompt"], options, is_plain=True)

@@ -21,7 +21,7 @@ _IN_STEPS = (
 """What may be a number of steps, beside the warm-up."""
 
 _KNOWN_OF_PARTS = {
-    "__version", "model_name", "include", "train", "stop_training_after", "stop_training_after_unit", "learning_rate",
+    "__version", "include", "train", "stop_training_after", "stop_training_after_unit", "learning_rate",
     "weight_dtype", "dropout_probability", "train_embedding", "attention_mask", "guidance_scale",
     "gradient_checkpointing",
 }  # fmt: skip
@@ -54,7 +54,8 @@ def part_of(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
 def parts(settings: Mapping[str, Any], result: Translation) -> set[str]:
     unet, text_encoder, second = (part_of(settings, part) for part in ("unet", "text_encoder", "text_encoder_2"))
     for name, part in (("unet", unet), ("text_encoder", text_encoder), ("text_encoder_2", second)):
-        result.lose_rest(part, _KNOWN_OF_PARTS, f"{name}.")
+        reasons = {"model_name": f"another {name} than the base model's: set base_model.model to one that holds it"}
+        result.lose_rest(part, _KNOWN_OF_PARTS, f"{name}.", reasons)
     if unet.get("train") is False:
         result.put("adapter.unet", False)
     if stops(unet):
@@ -66,6 +67,8 @@ def parts(settings: Mapping[str, Any], result: Translation) -> set[str]:
         result.lose("unet.weight_dtype", held_as, str(error))
     checkpointed = unet.get("gradient_checkpointing", settings.get("gradient_checkpointing", True))
     result.put("optimization.gradient_checkpointing", checkpointed not in (False, "OFF"))
+    if checkpointed not in (False, True, "OFF", "ON"):
+        result.change("gradient_checkpointing", checkpointed, "on, and nothing is moved off the device")
     _text_encoders(settings, text_encoder, second, result)
     if settings.get("lora_weight_dtype", "FLOAT_32") not in ("FLOAT_32", "NONE", None):
         why = "the adapter's weights are trained in fp32 here, which loses no small updates"

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from sdlora.imports.optimizers import put_options
-from sdlora.imports.previews import prompt_line, sampler
+from sdlora.imports.previews import plain_line, sampler
 from sdlora.imports.simpletuner_data import edge_of, from_backends
 from sdlora.imports.translation import (
     PRECISION,
@@ -377,7 +377,7 @@ def _loss(given: Mapping[str, Any], result: Translation) -> set[str]:
 
 def _previews(given: Mapping[str, Any], result: Translation) -> set[str]:
     prompt = same(given.get("validation_prompt"))
-    result.put("previews.prompts", [prompt_line(result, "validation_prompt", prompt)] if prompt else None)
+    result.put("previews.prompts", [plain_line(result, "validation_prompt", prompt)] if prompt else None)
     sizes = str(given.get("validation_resolution") or "").lower().split(",")
     edges = [edge_of(edge, "area") for edge in sizes[0].split("x") if edge.strip().replace(".", "").isdigit()]
     if not edges and same(given.get("validation_resolution")):
