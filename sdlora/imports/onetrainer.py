@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.imports.folders import LOSS_WEIGHT, SourceFolder, put_folders
-from sdlora.imports.translation import Translation, count, legible, number, some, switch
+from sdlora.imports.translation import Translation, count, legible, number, put_edges, some, switch
 
 _KNOWN = {"path", "type", "enabled", "name", "text", "image", "balancing", "balancing_strategy", "seed", "__version"}
 _KNOWN |= {"include_subdirectories", "image_variations", "text_variations", "loss_weight", "concept_stats"}
@@ -102,6 +102,7 @@ def _image(image: Mapping[str, Any], result: Translation) -> None:
         if len(edges) != len(parts):
             result.lose("image.resolution_override", image.get("resolution_override"), "not understood")
         result.put("images.resolution", edges[0] if len(edges) == 1 else edges or None)
+        put_edges(result, "image.resolution_override", image.get("resolution_override"), "images.resolution")
     known = set(_IMAGE)
     strengths = {name: some(image.get(amount)) for name, amount in _VARIED.items()}
     for name, amount in _VARIED.items():

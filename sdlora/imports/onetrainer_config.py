@@ -26,6 +26,7 @@ from sdlora.imports.translation import (
     legible,
     number,
     one_of,
+    put_edges,
     same,
     some,
     switch,
@@ -228,6 +229,7 @@ def from_config(
     result.note_fractions(settings, ("lokr_dim", "text_encoder_layer_skip", "sample_after", "save_every"))
     own_resolution = result.values.get("images.resolution")
     known |= result.take(settings, SETTINGS)
+    put_edges(result, "resolution", settings.get("resolution"), "images.resolution")
     result.put("images.resolution", own_resolution)  # a concept's resolution goes before that of the run
     for part in ("unet", "text_encoder", "text_encoder_2"):
         if isinstance(settings.get(part), Mapping):
