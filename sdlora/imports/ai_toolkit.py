@@ -21,6 +21,7 @@ from sdlora.imports.translation import (
     legible,
     number,
     one_of,
+    put_edges,
     same,
     some,
     switch,
@@ -33,7 +34,18 @@ _TRAIN_DEFAULTS: dict[str, Any] = {
     "steps": 1000, "lr": 1e-6, "optimizer": "adamw", "dtype": "fp32", "gradient_checkpointing": True,
 }  # fmt: skip
 """What a file leaves out, where ours differs."""
-_USUAL = {"loss_target": "noise", "num_train_timesteps": 1000}
+_USUAL: dict[str, dict[str, Any]] = {
+    "train": {
+        "loss_target": "noise", "num_train_timesteps": 1000, "img_multiplier": 1, "latent_multiplier": 1,
+        "noisy_latent_multiplier": 1, "noise_multiplier": 1, "target_noise_multiplier": 1, "cfg_scale": 1,
+        "pred_scaler": 1,
+    },
+    "network": {},
+    "datasets": {"scale": 1, "network_weight": 1, "loss_type": "mse"},
+}  # fmt: skip
+"""What a setting that we don't have is by default there, and always is here."""
+_ON_THERE = {"model": ("use_text_encoder_1", "use_text_encoder_2")}
+"""On by default there and always here, so that it is to be said when they are off."""
 _JOBS = ("sd_trainer", "ui_trainer", "diffusion_trainer")
 
 
@@ -223,6 +235,9 @@ def from_job(job: Mapping[str, Any]) -> Translation:
         settings = legible(settings, result, *_READ_APART.get(section, ((), ())), f"{section}.")
         known = result.take(settings, table, f"{section}.")
         known |= result.pass_over(settings, WITHOUT_EFFECT[section], f"{section}.", _TOLD_APART)
+        for edge in ("width", "height") if section == "sample" else ():
+            put_edges(result, f"sample.{edge}", settings.get(edge), f"previews.{edge}_px")
+        known |= _usual(section, settings)
         known |= _SPECIAL.get(section, _nothing)(settings, result)
         result.lose_rest(settings, known, f"{section}.", _REASONS)
         if section == "train" and switch(settings.get("disable_sampling")):
@@ -273,6 +288,16 @@ def _batches_between_steps(train: Mapping[str, Any], result: Translation) -> Non
         batches,
         f"steps are batches there and updates here, so steps and intervals are divided by {batches}",
     )
+
+
+def _usual(section: str, settings: Mapping[str, Any]) -> set[str]:
+    """The settings that are as they always are here."""
+    usual = _USUAL.get(section, {})
+    return {name for name, value in usual.items() if name in settings and str(settings[name]) in _spellings(value)}
+
+
+def _spellings(value: Any) -> set[str]:
+    return {str(value), *([f"{value:.1f}"] if isinstance(value, int) else [])}
 
 
 def _nothing(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -335,8 +360,6 @@ def _train(settings: Mapping[str, Any], result: Translation) -> set[str]:
         "diff_output_preservation_multiplier", "diff_output_preservation_class", "blank_prompt_preservation_multiplier",
         "min_denoising_steps", "max_denoising_steps", "gradient_accumulation_steps",
     }  # fmt: skip
-    # What is as it always is here.
-    handled |= {name for name, usual in _USUAL.items() if settings.get(name) in (usual, str(usual))}
     handled |= {"optimizer_params", "ema_config"} - settings.keys()  # sections, which are flattened by now
     return handled | {name for name in settings if name.startswith(prefix)}
 
@@ -417,7 +440,9 @@ def _datasets(datasets: list[Mapping[str, Any]], result: Translation) -> None:
 def _folder(dataset: Mapping[str, Any]) -> SourceFolder:
     own = Translation()
     dataset = legible(dataset, own, ("mask_min_value",), ("is_reg",), "datasets.")
-    known = own.take(dataset, DATASET, "datasets.") | WITHOUT_EFFECT["datasets"]
+    known = own.take(dataset, DATASET, "datasets.")
+    put_edges(own, "datasets.resolution", dataset.get("resolution"), "images.resolution")
+    known |= WITHOUT_EFFECT["datasets"]
     if same(dataset.get("mask_path")):
         why = "put the masks beside the images as NAME-masklabel.png and set images.mask=file"
         own.lose("datasets.mask_path", dataset["mask_path"], why)
@@ -425,7 +450,7 @@ def _folder(dataset: Mapping[str, Any]) -> SourceFolder:
     elif own.values.get("images.mask"):
         own.put("images.unmasked_weight", some(dataset.get("mask_min_value")))
         known |= {"mask_min_value"}
-    own.lose_rest(dataset, known, "datasets.")
+    own.lose_rest(dataset, known | _usual("datasets", dataset), "datasets.")
     path = str(dataset.get("folder_path") or dataset.get("dataset_path"))
     return SourceFolder(path, own, bool(switch(dataset.get("is_reg"))))
 
@@ -454,4 +479,8 @@ def _model(model: Mapping[str, Any], result: Translation) -> None:
     known = {"name_or_path", "vae_path", "lora_path", "arch", "is_v_pred", "quantize", *flags}
     known |= result.pass_over(model, WITHOUT_EFFECT["model"], "model.", _TOLD_APART)
     known |= {name for name in model if name.startswith("is_")}
+    for name in _ON_THERE["model"]:
+        known.add(name)
+        if name in model and not switch(model[name]):
+            result.lose(f"model.{name}", model[name], "both text encoders of a base are always used here")
     result.lose_rest(model, known, "model.")

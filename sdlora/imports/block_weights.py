@@ -1,5 +1,7 @@
 """sd-scripts' learning rates by block of the UNet in our terms: twelve factors down, one in the middle, twelve up.
 
+The first factor down is that of the UNet's first convolution, which has no LoRA there (its `get_block_index` counts
+from 1 on the way down), so each transformer, resnet and sampler has the factor after its own place; up it has its own.
 Facts from its documentation of network_args; SD 1.x and 2.x only, since SDXL's blocks are counted otherwise.
 """
 
@@ -49,7 +51,7 @@ def block_weights(settings: Mapping[str, Any], result: Translation) -> set[str]:
         return NAMES | RANKS
     with_convolutions = result.values.get("adapter.layers") == "all+conv"
     factors = {
-        **_by_pattern("down_blocks", down, with_convolutions),
+        **_by_pattern("down_blocks", down[1:], with_convolutions),
         "mid_block": 1.0 if middle is None else middle,
         **_by_pattern("up_blocks", up, with_convolutions),
     }

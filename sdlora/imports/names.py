@@ -99,7 +99,7 @@ def settings_called(name: str) -> list[str]:
     """The dotted names of the settings that do what one of this name does elsewhere; none for an unknown name."""
     wanted = name.lower().replace("-", "_").strip("_")
     if wanted in _MORE:
-        return _MORE[wanted]
+        return list(_MORE[wanted])
     tables = [
         kohya.SETTINGS,
         sd_scripts_data.SUBSET,

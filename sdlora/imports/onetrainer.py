@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.imports.folders import LOSS_WEIGHT, SourceFolder, put_folders
-from sdlora.imports.translation import Translation, count, legible, number, some, switch
+from sdlora.imports.translation import Translation, count, legible, number, put_edges, some, switch
 
 _KNOWN = {"path", "type", "enabled", "name", "text", "image", "balancing", "balancing_strategy", "seed", "__version"}
 _KNOWN |= {"include_subdirectories", "image_variations", "text_variations", "loss_weight", "concept_stats"}
@@ -102,15 +102,19 @@ def _image(image: Mapping[str, Any], result: Translation) -> None:
         if len(edges) != len(parts):
             result.lose("image.resolution_override", image.get("resolution_override"), "not understood")
         result.put("images.resolution", edges[0] if len(edges) == 1 else edges or None)
+        put_edges(result, "image.resolution_override", image.get("resolution_override"), "images.resolution")
     known = set(_IMAGE)
     strengths = {name: some(image.get(amount)) for name, amount in _VARIED.items()}
     for name, amount in _VARIED.items():
-        if not switch(image.get(f"enable_fixed_{name}")):
-            known.add(amount)
+        if not switch(image.get(f"enable_fixed_{name}")) or switch(image.get(f"enable_random_{name}")):
+            known.add(amount)  # a fixed one that stands beside a random one has no amount of its own
         if not switch(image.get(f"enable_random_{name}")):
             strengths[name] = None
         known.add(f"enable_random_{name}")
     # Cut to the bounds of our settings, which would refuse more.
+    for name, most in (("rotate", 45.0), ("hue", 1.0), ("brightness", 0.99), ("contrast", 0.99), ("saturation", 0.99)):
+        if (strengths[name] or 0) > most:
+            result.change(f"image.{_VARIED[name]}", strengths[name], f"{most:g} is the most here")
     result.put("images.rotation", strengths["rotate"] and min(strengths["rotate"], 45.0))
     result.put("images.hue_jitter", strengths["hue"] and min(1.0, strengths["hue"]) * _HALF_CIRCLE_DEGREES)
     colours = [strength for name in ("brightness", "contrast", "saturation") if (strength := strengths[name])]

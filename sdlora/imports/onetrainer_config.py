@@ -6,12 +6,15 @@ not ours.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any
 
+from sdlora.config.adapter import REGEX_PREFIX
 from sdlora.imports.onetrainer import from_concepts
-from sdlora.imports.onetrainer_parts import part_of, parts, put_end, stops
+from sdlora.imports.onetrainer_parts import count_updates, part_of, parts, put_end, scale, stops
 from sdlora.imports.optimizers import optimizer, put_options
 from sdlora.imports.previews import preview_line
 from sdlora.imports.translation import (
@@ -23,6 +26,7 @@ from sdlora.imports.translation import (
     legible,
     number,
     one_of,
+    put_edges,
     same,
     some,
     switch,
@@ -56,8 +60,18 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "adamw8bit": ("eps",),
     "torch.optim.Adam": ("eps", "amsgrad"),
     "torch.optim.SGD": ("momentum", "dampening", "nesterov"),
-    "adafactor": ("clip_threshold", "decay_rate", "scale_parameter", "relative_step", "warmup_init"),
-    "prodigy": ("beta3", "eps", "d0", "d_coef", "decouple", "use_bias_correction", "safeguard_warmup", "slice_p"),
+    "adafactor": ("beta1", "clip_threshold", "decay_rate", "scale_parameter", "relative_step", "warmup_init"),
+    "prodigy": (
+        "beta3",
+        "eps",
+        "d0",
+        "d_coef",
+        "growth_rate",
+        "decouple",
+        "use_bias_correction",
+        "safeguard_warmup",
+        "slice_p",
+    ),
     "prodigy_schedule_free": (
         "d0",
         "d_coef",
@@ -83,6 +97,24 @@ _OF_SPEED = {
     "block_wise", "is_paged", "fsdp_in_use", "bias_correction", "adam_w_mode", "correct_bias", "use_triton",
     "decoupled_decay", "split_groups", "factored", "weight_decay_by_lr", "d_limiter", "compiled_optimizer",
 }  # fmt: skip
+_USUAL_OPTIONS: dict[str, Any] = {
+    "min_8bit_size": 4096, "percentile_clipping": 100, "optim_bits": 32, "growth_rate": math.inf, "log_every": 0,
+}  # fmt: skip
+"""Options as they are everywhere here."""
+_BETAS = {"came": (0.9, 0.999, 0.9999), "adan": (0.98, 0.92, 0.99), "lion": (0.9, 0.99)}
+"""Those of an optimizer that takes others than Adam's, for what a file leaves out."""
+_PAIRS = {"adafactor": (1e-30, 1e-3), "came": (1e-30, 1e-16)}
+"""Optimizers with two eps, which they take as a pair, and those of their classes."""
+_SAMPLERS = {
+    "EULER": "Euler", "EULER_A": "Euler a", "DPMPP": "DPM++ 2M", "DPMPP_KARRAS": "DPM++ 2M Karras",
+    "DPMPP_SDE": "DPM++ SDE", "DPMPP_SDE_KARRAS": "DPM++ SDE Karras", "UNIPC": "UniPC",
+}  # fmt: skip
+_KNOWN_OF_SAMPLES = {
+    "__version", "enabled", "prompt", "random_seed", "noise_scheduler", "frames", "length",
+    "transformer_attention_mask", "prior_attention_mask",
+}  # fmt: skip
+_BACKUP = (30, "MINUTE")
+"""What the window comes with: states that are written besides the saved adapters."""
 _MAGNITUDES = "with a magnitude for each output here, for each input there"
 _TIMESTEPS = one_of(uniform="uniform", logit_normal="logit_normal")
 _SCHEDULE = one_of(
@@ -179,6 +211,7 @@ _NUMBERS = (
 _SWITCHES = (
     "force_v_prediction", "force_epsilon_prediction", "masked_training", "lokr_decompose_both", "lokr_full_matrix",
     "lokr_use_tucker", "lokr_weight_decompose", "validation", "lokr_dora_on_output", "lora_decompose_output_axis",
+    "layer_filter_regex", "lora_layers_regex",
 )  # fmt: skip
 _NUMBERS_OF_PARTS = ("learning_rate", "stop_training_after", "dropout_probability")
 """What is read outside `SETTINGS`, where each conversion answers for itself."""
@@ -190,11 +223,13 @@ def from_config(
     """The whole configuration; concepts and samples are those of the file, or of the files that it names."""
     result = from_concepts(concepts) if concepts else Translation()
     known = result.pass_over(settings, _WITHOUT_EFFECT, read_apart=_TOLD_APART)
-    result.assume(_DEFAULTS, settings)
+    is_filtered = _filter_name(settings) or settings.get("lora_layer_preset")
+    result.assume(_DEFAULTS, {*settings, *(["layer_filter_preset"] if is_filtered else [])})
     settings = legible({**_DEFAULTS, **settings}, result, _NUMBERS, _SWITCHES)
     result.note_fractions(settings, ("lokr_dim", "text_encoder_layer_skip", "sample_after", "save_every"))
     own_resolution = result.values.get("images.resolution")
     known |= result.take(settings, SETTINGS)
+    put_edges(result, "resolution", settings.get("resolution"), "images.resolution")
     result.put("images.resolution", own_resolution)  # a concept's resolution goes before that of the run
     for part in ("unet", "text_encoder", "text_encoder_2"):
         if isinstance(settings.get(part), Mapping):
@@ -203,6 +238,8 @@ def from_config(
     known |= _new_tokens(settings, result) | _optimizer(settings, result) | _loss(settings, result)
     known |= _masks(settings, result) | _timesteps(settings, result)
     known |= _samples(settings, samples, result) | {"concepts", "concept_file_name"}
+    scale(settings, result)  # of all rates, so after the tokens' own
+    count_updates(settings, result)
     result.lose_rest({name: value for name, value in settings.items() if not name.startswith(_OTHER_PREFIXES)}, known)
     return result
 
@@ -227,11 +264,17 @@ def _model(settings: Mapping[str, Any], result: Translation) -> set[str]:
 
 
 def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
-    preset = settings.get("lora_layer_preset") or settings["layer_filter_preset"]
-    layers = _LAYERS.get(str(preset))
-    if layers is None:
-        pattern = settings.get("layer_filter") or settings.get("lora_layers")
-        result.lose("layer_filter", pattern or preset, "set adapter.layers to a layer set or regex:PATTERN")
+    name = _filter_name(settings)
+    preset = str(settings.get("lora_layer_preset") or settings["layer_filter_preset"])
+    if name is None:
+        # The preset of the window, which fills in the filter from it.
+        layers = _LAYERS.get(preset)
+        if layers is None:
+            result.lose("layer_filter", preset, "set adapter.layers to a layer set or regex:PATTERN")
+    else:
+        layers = _filtered(name, settings, result)
+        if layers and _LAYERS.get(preset, layers) != layers:
+            result.change(name, settings[name], f"taken, as there; the preset {preset} is only for its window")
     result.put("adapter.layers", layers)
     if settings.get("peft_type", "LORA") != "LORA":
         result.values.pop("adapter.dora", None)  # lora_decompose is LoRA's alone there
@@ -242,13 +285,35 @@ def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
         result.put("adapter.lokr_factor", count(settings.get("lokr_decompose_factor")) or -1)
         result.put("adapter.lokr_decompose_both", switch(settings.get("lokr_decompose_both")))
         result.put("adapter.lokr_full", switch(settings.get("lokr_full_matrix")))
-        if result.values.get("adapter.layers") == "all+conv":
+        if str(result.values.get("adapter.layers")).startswith(("all+conv", REGEX_PREFIX)):
             result.put("adapter.tucker", switch(settings.get("lokr_use_tucker")))
         result.put("adapter.dora", switch(settings.get("lokr_weight_decompose")))
         if result.values.get("adapter.dora") and not switch(settings.get("lokr_dora_on_output", True)):
             result.change("lokr_weight_decompose", True, _MAGNITUDES)
     names = {"layer_filter", "layer_filter_preset", "layer_filter_regex"}
     return names | {"lora_layers", "lora_layer_preset", "lora_layers_regex"}
+
+
+def _filter_name(settings: Mapping[str, Any]) -> str | None:
+    """What the filter is called in this file; files of before version 9 or so call it otherwise."""
+    return next((name for name in ("layer_filter", "lora_layers") if isinstance(settings.get(name), str)), None)
+
+
+def _filtered(name: str, settings: Mapping[str, Any], result: Translation) -> str | None:
+    """Layers whose path holds one of the words between commas, or matches one of the patterns; an empty one has all."""
+    words = [word.strip() for word in str(settings[name]).split(",")]
+    if "" in words:
+        return "all+conv"
+    if words in (["attentions"], ["attn"]):
+        return _LAYERS["attn-mlp" if words == ["attentions"] else "attn-only"]
+    is_pattern = any(switch(settings.get(f"{start}_regex")) for start in ("layer_filter", "lora_layers"))
+    pattern = "|".join(words if is_pattern else map(re.escape, words))
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        result.lose(name, settings[name], f"no regular expression ({error}): set adapter.layers")
+        return None
+    return f"{REGEX_PREFIX}{pattern}"
 
 
 def _timesteps(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -280,6 +345,11 @@ def _new_tokens(settings: Mapping[str, Any], result: Translation) -> set[str]:
             put_end("new_tokens", own, settings, result)
     if tokens:
         result.put("adapter.new_tokens", tokens)
+        if not switch(settings.get("preserve_embedding_norm")):
+            result.change("preserve_embedding_norm", False, "new tokens keep near the vocabulary's spread always here")
+        if len(tokens) == 1 and "captions.trigger" not in result.values:
+            token = next(iter(tokens))
+            result.change("additional_embeddings", token, "becomes captions.trigger too, so captions without it get it")
         rate = some(settings.get("embedding_learning_rate")) or some(settings["learning_rate"])
         result.put("optimization.new_token_learning_rate", rate)
         result.put("outputs.bundle_embeddings", switch(settings.get("bundle_additional_embeddings", True)))
@@ -287,7 +357,7 @@ def _new_tokens(settings: Mapping[str, Any], result: Translation) -> set[str]:
         "additional_embeddings",
         "embedding_learning_rate",
         "bundle_additional_embeddings",
-        "preserve_embedding_norm",  # ours keep near the vocabulary's spread always
+        "preserve_embedding_norm",
     }
 
 
@@ -298,14 +368,23 @@ def _optimizer(settings: Mapping[str, Any], result: Translation) -> set[str]:
     result.take(options, {"optimizer": ("optimization.optimizer", _optimizer_named)}, "optimizer.")
     result.put("optimization.weight_decay", number(options.get("weight_decay")))
     kind = str(result.values.get("optimization.optimizer"))
-    taken = {name: options[name] for name in _OPTIONS.get(kind, ()) if options.get(name) is not None}
-    betas = [options.get(f"beta{index}") for index in ((1, 2, 3) if kind in ("came", "adan") else (1, 2))]
-    if kind not in ("adafactor", "muon", "torch.optim.SGD") and None not in betas:
-        taken["betas"] = betas
+    usual = {name for name, value in _USUAL_OPTIONS.items() if options.get(name) == value}
+    taken = {
+        name: options[name] for name in _OPTIONS.get(kind, ()) if options.get(name) is not None and name not in usual
+    }
+    own_betas = _BETAS.get(kind, (0.9, 0.999))
+    given = [options.get(f"beta{index}") for index in range(1, len(own_betas) + 1)]
+    known = {*taken, *usual, *_OF_SPEED, "__version", "weight_decay"}
+    if kind not in ("adafactor", "muon", "torch.optim.SGD") and any(beta is not None for beta in given):
+        taken["betas"] = [own if beta is None else beta for beta, own in zip(given, own_betas, strict=True)]
+        known |= {f"beta{index}" for index in range(1, len(own_betas) + 1)}
+    if kind in _PAIRS and any(options.get(name) is not None for name in ("eps", "eps2")):
+        first, second = _PAIRS[kind]
+        taken["eps"] = [number(options.get("eps")) or first, number(options.get("eps2")) or second]
+        known |= {"eps", "eps2"}
     is_adafactor = kind == "adafactor"
     put_options(result, taken, {"relative_step": False, "scale_parameter": False} if is_adafactor else None)
-    known = {*taken, *_OF_SPEED}
-    result.lose_rest({name: value for name, value in options.items() if value is True}, known, "optimizer.")
+    result.lose_rest(options, known, "optimizer.")
     if result.values.get("optimization.schedule") != "cosine_with_restarts":
         result.values.pop("optimization.schedule_cycles", None)
     if settings.get("ema", "OFF") != "OFF":
@@ -324,6 +403,10 @@ def _loss(settings: Mapping[str, Any], result: Translation) -> set[str]:
     for ours, name in strengths.items():
         if weights[ours] and ours != strongest:
             result.lose(name, weights[ours], f"one loss at a time: {strongest} is taken")
+    if not any(weights.values()):
+        result.change(
+            "mse_strength", 0, "nothing is trained there without any strength; the squared error is taken here"
+        )
     result.put("objective.loss", strongest)
     if strongest == "huber":
         result.put("objective.huber_delta", some(settings.get("huber_delta", 1.0)))
@@ -361,6 +444,14 @@ def _samples(settings: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], 
         every_of["validate_after"] = "validation.every"
     elif folder := result.values.pop("validation.folder", None):
         result.lose("validation", f"off: {folder}", "its concept is left out, as there")
+    for name in ("save_filename_prefix", "save_skip_first", "sample_skip_first"):
+        result.lose_rest({name: settings.get(name)}, set())
+    if (after := (settings.get("backup_after"), settings.get("backup_after_unit", "NEVER")))[1] != "NEVER" and after[0]:
+        if after == _BACKUP:
+            result.without_effect.append("backup_after")
+        else:
+            shown = f"{after[0]} {after[1]}"
+            result.lose("backup_after", shown, "outputs.checkpoint_every writes what a run can be resumed from")
     for name, ours in every_of.items():
         unit, every = settings.get(f"{name}_unit", "NEVER"), count(settings.get(name))
         if unit == "STEP":
@@ -385,4 +476,7 @@ def _line(sample: Mapping[str, Any], result: Translation) -> str:
     options = {letter: sample.get(name) for name, letter in letters.items()}
     if switch(sample.get("random_seed")):
         options["d"] = None
-    return preview_line(result, "samples", sample["prompt"], options)
+    kind = sample.get("noise_scheduler")
+    options["ss"] = _SAMPLERS.get(str(kind), kind)
+    result.lose_rest(sample, {*letters, *_KNOWN_OF_SAMPLES}, "samples.")
+    return preview_line(result, "samples", sample["prompt"], options, is_plain=True)

@@ -12,11 +12,16 @@ _END_OF_RUN = 1_000_000_000.0
 """Steps that no run has: a text encoder that is trained to the end although the other one is not."""
 _RATES = (
     "optimization.learning_rate", "optimization.text_encoder_learning_rate",
-    "optimization.text_encoder_2_learning_rate",
+    "optimization.text_encoder_2_learning_rate", "optimization.new_token_learning_rate",
 )  # fmt: skip
+_IN_STEPS = (
+    "optimization.text_encoder_until", "optimization.text_encoder_2_until", "optimization.new_tokens_until",
+    "previews.every", "outputs.checkpoint_every", "validation.every",
+)  # fmt: skip
+"""What may be a number of steps, beside the warm-up."""
 
 _KNOWN_OF_PARTS = {
-    "__version", "model_name", "include", "train", "stop_training_after", "stop_training_after_unit", "learning_rate",
+    "__version", "include", "train", "stop_training_after", "stop_training_after_unit", "learning_rate",
     "weight_dtype", "dropout_probability", "train_embedding", "attention_mask", "guidance_scale",
     "gradient_checkpointing",
 }  # fmt: skip
@@ -49,7 +54,8 @@ def part_of(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
 def parts(settings: Mapping[str, Any], result: Translation) -> set[str]:
     unet, text_encoder, second = (part_of(settings, part) for part in ("unet", "text_encoder", "text_encoder_2"))
     for name, part in (("unet", unet), ("text_encoder", text_encoder), ("text_encoder_2", second)):
-        result.lose_rest(part, _KNOWN_OF_PARTS, f"{name}.")
+        reasons = {"model_name": f"another {name} than the base model's: set base_model.model to one that holds it"}
+        result.lose_rest(part, _KNOWN_OF_PARTS, f"{name}.", reasons)
     if unet.get("train") is False:
         result.put("adapter.unet", False)
     if stops(unet):
@@ -61,8 +67,9 @@ def parts(settings: Mapping[str, Any], result: Translation) -> set[str]:
         result.lose("unet.weight_dtype", held_as, str(error))
     checkpointed = unet.get("gradient_checkpointing", settings.get("gradient_checkpointing", True))
     result.put("optimization.gradient_checkpointing", checkpointed not in (False, "OFF"))
+    if checkpointed not in (False, True, "OFF", "ON"):
+        result.change("gradient_checkpointing", checkpointed, "on, and nothing is moved off the device")
     _text_encoders(settings, text_encoder, second, result)
-    _scale(settings, result)
     if settings.get("lora_weight_dtype", "FLOAT_32") not in ("FLOAT_32", "NONE", None):
         why = "the adapter's weights are trained in fp32 here, which loses no small updates"
         result.change("lora_weight_dtype", settings["lora_weight_dtype"], why)
@@ -79,7 +86,27 @@ def _weight_dtype(unet: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
     return settings.get("weight_dtype") if own in (None, "", "NONE") else own
 
 
-def _scale(settings: Mapping[str, Any], result: Translation) -> None:
+def count_updates(settings: Mapping[str, Any], result: Translation) -> None:
+    """Steps are batches there, of which `gradient_accumulation_steps` make an update; ours are updates."""
+    batches = count(settings.get("gradient_accumulation_steps")) or 1
+    divided = {}
+    warmup = result.values.get("optimization.warmup") or 0
+    if batches > 1 and warmup > 1:
+        divided["optimization.warmup"] = int(warmup / batches)
+        result.values.pop("optimization.warmup")
+        result.put("optimization.warmup", divided["optimization.warmup"] or None)
+    for name in _IN_STEPS if batches > 1 else ():
+        steps = result.values.get(name)
+        if isinstance(steps, (int, float)) and 1 < steps < _END_OF_RUN:
+            divided[name] = max(1, round(steps / batches))
+            result.put(name, divided[name])
+    if divided:
+        all_of_them = ", ".join(f"{name}={value}" for name, value in divided.items())
+        why = f"steps are batches there and updates here, so they are divided by {batches}: {all_of_them}"
+        result.change("gradient_accumulation_steps", batches, why)
+
+
+def scale(settings: Mapping[str, Any], result: Translation) -> None:
     """Rates times the square root of what an update sees; a loss times that, which ours has no setting for."""
     batch, accumulation = (count(settings.get(name)) or 1 for name in ("batch_size", "gradient_accumulation_steps"))
     seen = {

@@ -42,9 +42,23 @@ def prompt_line(result: Translation, name: str, given: object, renamed: Mapping[
     return line
 
 
-def preview_line(result: Translation, name: str, prompt: object, options: Mapping[str, Any]) -> str:
-    """A prompt with its own options, by the letters of `config.preview_prompts`; those that ours refuses are noted."""
-    line = prompt_line(result, name, prompt)
+def plain_line(result: Translation, name: str, given: object) -> str:
+    """A prompt of a trainer that reads no options in it: what would be one here is parted, and noted."""
+    line = " ".join(str(given).split())
+    parted = _OPTION.sub(" -- ", f" {line}").strip()
+    if parted != line:
+        result.change(f"{name}: {line[:40]}", "--", "text there and options here, so a blank follows the dashes")
+    return parted
+
+
+def preview_line(
+    result: Translation, name: str, prompt: object, options: Mapping[str, Any], *, is_plain: bool = False
+) -> str:
+    """A prompt with its own options, by the letters of `config.preview_prompts`; those that ours refuses are noted.
+
+    is_plain: the prompt itself holds none.
+    """
+    line = plain_line(result, name, prompt) if is_plain else prompt_line(result, name, prompt)
     for letter, value in options.items():
         if value in (None, ""):
             continue

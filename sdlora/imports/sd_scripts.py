@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdlora.imports.kohya import from_gui
-from sdlora.imports.sd_scripts_data import from_dataset_config
+from sdlora.imports.sd_scripts_data import OPTIONS, always_given, from_dataset_config, masks_of
 from sdlora.imports.translation import OTHER_MODELS, Translation
 from sdlora.text_files import parse_json, parse_toml
 
@@ -25,6 +25,7 @@ _DEFAULTS: dict[str, Any] = {
     "network_alpha": 1,
     "network_dim": 4,
     "optimizer": "AdamW",
+    "save_precision": "float",
     "train_batch_size": 1,
 }
 _GUI_NAMES = {
@@ -51,6 +52,8 @@ _FACTS = {
 }  # fmt: skip
 """What metadata tells beside options."""
 _ARGUMENTS = ("network_args", "optimizer_args", "lr_scheduler_args")
+_OF_DATA = {"resolution": "max_resolution", "batch_size": "train_batch_size"}
+"""Options of a dataset file, and what kohya_ss calls the arguments that stand in for them."""
 _KINDS = {"lora": "LyCORIS/LoCon", "locon": "LyCORIS/LoCon", "loha": "LyCORIS/LoHa", "lokr": "LyCORIS/LoKr"}
 
 
@@ -118,11 +121,7 @@ def from_saved_window(settings: Mapping[str, Any], read_beside: Callable[[str], 
     if file and not (given.get("max_train_epochs") or given.get("max_train_steps")):
         given |= {"epoch": None, "max_train_steps": _DEFAULTS["max_train_steps"]}
         notes.change("epoch", settings.get("epoch"), "has no effect there beside a dataset_config: 1600 steps")
-    result = from_gui(given)
-    if datasets is not None:
-        result.join(from_dataset_config(datasets, {}))
-    result.join(notes)
-    return result
+    return _with_data(given, datasets, notes)
 
 
 def _dataset_file(file: Any, read_beside: Callable[[str], str | None], notes: Translation) -> dict[str, Any] | None:
@@ -165,7 +164,7 @@ def from_file_metadata(metadata: Mapping[str, str]) -> Translation:
         notes.lose("dataset_dirs", "", "the images' folder isn't told; set images.folder")
     if told.get("ema_decay"):
         notes.put("optimization.ema", float(told["ema_decay"]))
-    given["caption_extension"] = None  # of which metadata tell nothing
+    given |= {"caption_extension": None, "save_precision": None}  # of which metadata tell nothing
     return _translated(given, _METADATA_NAMES, notes, None)
 
 
@@ -173,9 +172,14 @@ def _translated(
     given: Mapping[str, Any], names: Mapping[str, str], notes: Translation, datasets: Mapping[str, Any] | None
 ) -> Translation:
     gui = dict(_DEFAULTS)
+    # The trained weights as they are: in fp32, but for these.
+    for name, kind in (("full_fp16", "fp16"), ("full_bf16", "bf16")):
+        if str(given.get(name)).lower() == "true":
+            gui["save_precision"] = kind
     if given.get("max_train_epochs"):
         del gui["max_train_steps"]
-    notes.assume(gui, {names.get(name, name) for name in given})
+    given_by_data = {_OF_DATA.get(name, name) for name in always_given(datasets)} if datasets else set()
+    notes.assume(gui, {names.get(name, name) for name in given} | given_by_data)
     gui |= {names.get(name, name): value for name, value in given.items() if name not in _ARGUMENTS[:1]}
     for name, value in gui.items():
         if isinstance(value, str) and value in ("True", "False"):
@@ -192,9 +196,21 @@ def _translated(
         gui["max_resolution"] = ",".join(map(str, gui["max_resolution"]))
     if "preset" in gui:
         gui["LyCORIS_preset"] = gui.pop("preset")
-    result = from_gui(gui)
-    if datasets is not None:
-        result.join(from_dataset_config(datasets, {}))
+    return _with_data(gui, datasets, notes)
+
+
+def _with_data(gui: dict[str, Any], datasets: Mapping[str, Any] | None, notes: Translation) -> Translation:
+    """Both files in our terms. The dataset's is asked first there, and the arguments for what it leaves out."""
+    if datasets is None:
+        result = from_gui(gui)
+    else:
+        options = {name: gui[name] for name in OPTIONS & gui.keys() if gui[name] not in ("", None)}
+        options |= {ours: gui[name] for ours, name in _OF_DATA.items() if gui.get(name) not in ("", None)}
+        data = from_dataset_config(datasets, options)
+        moved = {*options, *_OF_DATA.values()}
+        result = from_gui({name: value for name, value in gui.items() if name not in moved} | masks_of(datasets, gui))
+        result.values.pop("images.mask", None)  # each subset says it for itself
+        result.join(data)
     result.join(notes)
     return result
 

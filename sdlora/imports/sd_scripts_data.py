@@ -111,6 +111,8 @@ def augmentation(settings: Mapping[str, Any], result: Translation) -> set[str]:
     return {"color_aug", "face_crop_aug_range"}
 
 
+OPTIONS = {*SUBSET, "bucket_reso_steps", "color_aug", "face_crop_aug_range"}
+"""What a dataset file can say, and the arguments say for what it leaves out."""
 _SHORTEST_EDGE = 32
 _DEFAULTS = {"enable_bucket": False, "caption_extension": ".caption"}
 
@@ -121,12 +123,10 @@ def from_dataset_config(settings: Mapping[str, Any], otherwise: Mapping[str, Any
     otherwise: options that hold where the file is silent; by default sd-scripts' own.
     """
     result = Translation()
-    general = {**(_DEFAULTS if otherwise is None else otherwise), **settings.get("general", {})}
-    subsets = [
-        {**general, **{name: value for name, value in dataset.items() if name != "subsets"}, **subset}
-        for dataset in settings.get("datasets", [])
-        for subset in dataset.get("subsets", [])
-    ]
+    if otherwise is None:
+        otherwise = _DEFAULTS
+        result.assume(_DEFAULTS, always_given(settings))
+    subsets = [{**otherwise, **subset} for subset in _subsets(settings)]
     if not subsets:
         raise ValueError("it has no [[datasets.subsets]]")
     with_folder = [subset for subset in subsets if subset.get("image_dir") is not None]
@@ -140,6 +140,31 @@ def from_dataset_config(settings: Mapping[str, Any], otherwise: Mapping[str, Any
         raise ValueError("num_repeats is below 1 for every subset of it, so that none is trained there")
     put_folders(result, [_subset(subset) for subset in trained])
     return result
+
+
+def _subsets(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each subset with what the file says for its dataset, and for all of them."""
+    return [
+        {
+            **settings.get("general", {}),
+            **{name: value for name, value in dataset.items() if name != "subsets"},
+            **subset,
+        }
+        for dataset in settings.get("datasets", [])
+        for subset in dataset.get("subsets", [])
+    ]
+
+
+def always_given(settings: Mapping[str, Any]) -> set[str]:
+    """The options that a dataset file says for every subset, so that no argument stands in for them."""
+    subsets = _subsets(settings)
+    return set(subsets[0]).intersection(*subsets) if subsets else set()
+
+
+def masks_of(settings: Mapping[str, Any], otherwise: Mapping[str, Any]) -> dict[str, Any]:
+    """`alpha_mask`, if any subset has it: then `masked_loss` finds its masks."""
+    used = [subset.get("alpha_mask", otherwise.get("alpha_mask")) for subset in _subsets(settings)]
+    return {"alpha_mask": True} if any(str(each).lower() in ("true", "1") for each in used) else {}
 
 
 def _is_left_out(subset: Mapping[str, Any], result: Translation) -> bool:

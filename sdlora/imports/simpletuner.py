@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from sdlora.constants import LATENT_FACTOR
 from sdlora.imports.optimizers import put_options
-from sdlora.imports.previews import prompt_line, sampler
-from sdlora.imports.simpletuner_data import edge_of, from_backends
+from sdlora.imports.previews import plain_line, sampler
+from sdlora.imports.simpletuner_data import edge_of, from_backends, put_resolution
 from sdlora.imports.translation import (
     PRECISION,
     SCHEDULE,
@@ -25,6 +26,7 @@ from sdlora.imports.translation import (
     legible,
     number,
     one_of,
+    put_edges,
     same,
     some,
     switch,
@@ -45,6 +47,8 @@ _DEFAULTS: dict[str, Any] = {
     "caption_dropout_probability": 0.0,
     "ema_decay": 0.995,
 }
+_FEWEST_PIXELS = 64
+"""Numbers below it are megapixels."""
 _FAMILIES = {"sdxl": "sdxl", "legacy": "sd1", "sd1x": "sd1", "sd2x": "sd2", "sd1": "sd1", "sd2": "sd2"}
 _MODELS = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
@@ -137,7 +141,7 @@ WITHOUT_EFFECT = {
     "model_type", "lora_format", "data_backend_config", "resume_from_checkpoint", "push_to_hub", "hub_model_id",
     "push_checkpoints_to_hub", "push_to_hub_background", "model_card_private", "model_card_safe_for_work",
     "model_card_note", "publishing_config", "disable_benchmark", "attention_mechanism", "aspect_bucket_rounding",
-    "maximum_image_size", "target_downsample_size", "validation_torch_compile", "validation_torch_compile_mode",
+    "validation_torch_compile", "validation_torch_compile_mode",
     "allow_tf32", "disable_tf32", "set_grads_to_none", "max_workers", "read_batch_size", "write_batch_size",
     "image_processing_batch_size", "torch_num_threads", "dataloader_prefetch", "dataloader_prefetch_qlen",
     "vae_batch_size", "vae_cache_ondemand", "vae_cache_preprocess", "vae_enable_tiling", "vae_enable_slicing",
@@ -161,7 +165,8 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 """About speed, caches, machine, upload or models that aren't trained here."""
 NO_COUNTERPART = {
-    "minimum_image_size", "max_upscale_threshold", "timestep_bias_strategy", "timestep_bias_begin",
+    "minimum_image_size", "maximum_image_size", "target_downsample_size",
+    "max_upscale_threshold", "timestep_bias_strategy", "timestep_bias_begin",
     "timestep_bias_end", "timestep_bias_multiplier", "timestep_bias_portion", "masked_loss_probability",
     "lora_init_type", "user_prompt_library", "validation_guidance_rescale", "webhook_config", "post_checkpoint_script",
     "post_upload_script", "freeze_unet_strategy", "layer_freeze_strategy", "refiner_training", "distillation_method",
@@ -195,6 +200,8 @@ def from_config(settings: Mapping[str, Any], read_json: ReadJson) -> Translation
         result.put("base_model.model", _MODELS[family])
         if same(plain.get("model_flavour")):
             result.lose("model_flavour", plain["model_flavour"], f"{_MODELS[family]} is taken: set base_model.model")
+    step = "aspect_bucket_alignment"
+    put_edges(result, step, given.get(step), "images.bucket_step", LATENT_FACTOR)
     known |= _kind(given, result, read_json) | _names(given, result) | _rates(given, result)
     known |= _optimizer(given, result) | _loss(given, result) | _previews(given, result)
     data = _data(given, result, read_json)
@@ -329,6 +336,9 @@ def _optimizer(given: Mapping[str, Any], result: Translation) -> set[str]:
             options[name] = _number_or_word(value)
         elif name:
             result.lose("optimizer_config", name, "not understood, options are name=value")
+    own = [options.pop(f"beta{index}", None) for index in (1, 2)]
+    if own != [None, None]:
+        options["betas"] = [usual if beta is None else beta for beta, usual in zip(own, (0.9, 0.999), strict=True)]
     betas = [given.get(f"{kind}_beta{index}") for kind in ("optimizer", "adam") for index in (1, 2)]
     for first, second in (betas[:2], betas[2:]):
         if first is not None and second is not None:
@@ -377,12 +387,16 @@ def _loss(given: Mapping[str, Any], result: Translation) -> set[str]:
 
 def _previews(given: Mapping[str, Any], result: Translation) -> set[str]:
     prompt = same(given.get("validation_prompt"))
-    result.put("previews.prompts", [prompt_line(result, "validation_prompt", prompt)] if prompt else None)
+    result.put("previews.prompts", [plain_line(result, "validation_prompt", prompt)] if prompt else None)
     sizes = str(given.get("validation_resolution") or "").lower().split(",")
     edges = [edge_of(edge, "area") for edge in sizes[0].split("x") if edge.strip().replace(".", "").isdigit()]
     if not edges and same(given.get("validation_resolution")):
         result.lose("validation_resolution", given["validation_resolution"], "not understood")
     if edges:
+        written = [number(edge) for edge in sizes[0].split("x")]
+        if any(edge != taken and (edge or 0) >= _FEWEST_PIXELS for edge, taken in zip(written, edges, strict=False)):
+            size = "x".join(map(str, edges))
+            result.change("validation_resolution", sizes[0], f"a multiple of {LATENT_FACTOR} is needed: {size}")
         result.put("previews.width_px", edges[0])
         result.put("previews.height_px", edges[-1])
     if len(sizes) > 1:
@@ -394,7 +408,7 @@ def _previews(given: Mapping[str, Any], result: Translation) -> set[str]:
 
 def _data(given: Mapping[str, Any], result: Translation, read_json: ReadJson) -> set[str]:
     kind = str(given.get("resolution_type", "pixel_area"))
-    result.put("images.resolution", edge_of(given.get("resolution"), kind))
+    put_resolution(result, given, kind)
     file = given.get("data_backend_config")
     backends = read_json(str(file)) if file else None
     if not isinstance(backends, list):

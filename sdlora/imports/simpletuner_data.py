@@ -13,14 +13,15 @@ from sdlora.imports.translation import Translation, legible, number, switch
 WITHOUT_EFFECT = {
     "id", "type", "dataset_type", "disabled", "disable", "cache_dir", "cache_dir_vae", "metadata_backend",
     "metadata_update_interval", "vae_cache_clear_each_epoch", "skip_file_discovery", "preserve_data_backend_cache",
-    "hash_filenames", "text_embeds", "image_embeds", "write_batch_size", "default", "maximum_image_size",
-    "target_downsample_size", "text_encoder_batch_size", "text_cache_ondemand", "text_cache_disable",
+    "hash_filenames", "text_embeds", "image_embeds", "write_batch_size", "default",
+    "text_encoder_batch_size", "text_cache_ondemand", "text_cache_disable",
     "vae_cache_ondemand", "vae_cache_disable", "shorten_filenames",
     "cache_file_suffix", "compress_cache", "config",
 }  # fmt: skip
 """About caches, speed and the order of resizing and cropping, which comes to the same here."""
 NO_COUNTERPART = {
-    "minimum_image_size", "minimum_aspect_ratio", "maximum_aspect_ratio", "probability", "conditioning",
+    "minimum_image_size", "maximum_image_size", "target_downsample_size",
+    "minimum_aspect_ratio", "maximum_aspect_ratio", "probability", "conditioning",
     "conditioning_data", "start_epoch", "end_epoch", "start_step", "end_step", "source_dataset_id", "parquet",
     "max_upscale_threshold", "crop_aspect_buckets",
 }  # fmt: skip
@@ -31,6 +32,7 @@ TAKEN = {
 }  # fmt: skip
 
 
+_SHORTEST_EDGE = 64
 _SWITCHES = (
     "crop", "only_instance_prompt", "disable_multiline_split", "prepend_instance_prompt", "is_regularisation_data",
     "is_regularization_data",
@@ -45,6 +47,21 @@ def edge_of(resolution: Any, kind: str) -> int | None:
     # Megapixels, unless the number is too large to be any: then it is an edge in pixels.
     edge = math.sqrt(value * 1e6) if kind == "area" and value < 64 else value
     return round(edge / LATENT_FACTOR) * LATENT_FACTOR
+
+
+def put_resolution(result: Translation, settings: Mapping[str, Any], kind: str) -> None:
+    """Enter the edge; what was rounded is noted, and what no picture can have, by the name and value of the file."""
+    given = settings.get("resolution")
+    edge = edge_of(given, kind)
+    if edge is None:
+        return
+    if edge < _SHORTEST_EDGE:
+        unit = "pixels" if kind != "area" else "megapixels"
+        result.lose("resolution", given, f"in {unit}, as resolution_type={kind}, no edge here; set images.resolution")
+        return
+    result.put("images.resolution", edge)
+    if kind != "area" and edge != number(given):
+        result.change("resolution", given, f"a multiple of {LATENT_FACTOR} is needed: {edge}")
 
 
 def from_backends(backends: Sequence[Mapping[str, Any]]) -> Translation:
@@ -99,7 +116,7 @@ def _sizes(backend: Mapping[str, Any], own: Translation) -> None:
     kind = str(backend.get("resolution_type", "pixel_area"))
     if kind not in ("area", "pixel", "pixel_area"):
         own.lose("resolution_type", kind, "area, pixel and pixel_area are possible; pixels are taken")
-    own.put("images.resolution", edge_of(backend.get("resolution"), kind))
+    put_resolution(own, backend, kind)
     if not switch(backend.get("crop")):
         return
     aspect = backend.get("crop_aspect", "square")

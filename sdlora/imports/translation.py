@@ -10,6 +10,7 @@ from typing import Any
 
 from sdlora.config.adapter import REGEX_PREFIX
 from sdlora.config.optimization import OWN_RATE, SCHEDULE_FREE
+from sdlora.constants import LATENT_FACTOR
 
 Convert = Callable[[Any], Any]
 """Gives the value in our terms; None leaves the setting at our default. Raises ValueError for what we don't have."""
@@ -27,6 +28,8 @@ _OTHER_NAMES = re.compile(
 )
 """Names of base models that are of another architecture for certain."""
 MAX_NORM = "optimization.max_weight_norm"
+_SHORTEST = 64
+"""Pixels; no picture of ours has a shorter edge."""
 _EMPTY = ("", "none", "null")
 _NOTHING: tuple[Any, ...] = (None, "", False, 0, "0", 0.0, "None", "none", [], {})
 
@@ -75,7 +78,7 @@ class Translation:
         """
         on = [name for name, value in source.items() if name in names and name not in read_apart and _is_on(value)]
         self.without_effect += [prefix + name for name in on]
-        return names
+        return set(names)  # a copy: callers add to it, and `names` is a table that the next import reads
 
     def take(self, source: Mapping[str, Any], table: Mapping[str, tuple[str, Convert]], prefix: str = "") -> set[str]:
         """Take over each setting of the table (foreign name: our name, conversion); returns all names of the table.
@@ -129,6 +132,8 @@ class Translation:
 
 
 def _is_on(value: Any) -> bool:
+    if isinstance(value, str) and value.strip().lower() in ("false", "off", "no"):
+        return False
     return not any(value is nothing or value == nothing for nothing in _NOTHING)
 
 
@@ -216,6 +221,17 @@ def edges(value: Any) -> int | list[int]:
     except (TypeError, ValueError):
         raise ValueError("only whole numbers of pixels with commas between them are understood") from None
     return found[0] if len(found) == 1 else found
+
+
+def put_edges(result: Translation, name: str, given: Any, ours: str, least: int = _SHORTEST) -> None:
+    """Round the edges of a setting of ours, which were taken as they stand, to what images can have, and note it."""
+    value = result.values.get(ours)
+    every = [value] if isinstance(value, int) else list(value or ())
+    near = list(dict.fromkeys(max(least, round(edge / LATENT_FACTOR) * LATENT_FACTOR) for edge in every))
+    if near and near != every:
+        shown = ", ".join(map(str, near))
+        result.change(name, given, f"a multiple of {LATENT_FACTOR}, at least {least}, is needed: {shown}")
+        result.put(ours, near if isinstance(value, list) and len(near) > 1 else near[0])
 
 
 def one_of(**choices: str) -> Convert:

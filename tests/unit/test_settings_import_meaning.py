@@ -54,13 +54,13 @@ ZEROS = {"down_lr_weight": "zeros", "up_lr_weight": "zeros", "mid_lr_weight": "0
     ("changes", "rates"),
     [
         ({"mid_lr_weight": "0.5"}, {"mid_block": 0.5}),
-        ({"down_lr_weight": "1,1,1,0.2"}, {"down_blocks.1.attentions.0": 0.2}),
+        ({"down_lr_weight": "1,1,1,1,0.2"}, {"down_blocks.1.attentions.0": 0.2}),
         ({"up_lr_weight": "1,1,1,1,0.05,2", "block_lr_zero_threshold": 0.1},
          {"up_blocks.1.attentions.1": 0.0, "up_blocks.1.attentions.2": 2.0}),
         ({"down_lr_weight": "linear+.25"}, {
-            "down_blocks.0.attentions.0": 0.25, "down_blocks.0.attentions.1": 0.340909,
-            "down_blocks.1.attentions.0": 0.522727, "down_blocks.1.attentions.1": 0.613636,
-            "down_blocks.2.attentions.0": 0.795455, "down_blocks.2.attentions.1": 0.886364,
+            "down_blocks.0.attentions.0": 0.340909, "down_blocks.0.attentions.1": 0.431818,
+            "down_blocks.1.attentions.0": 0.613636, "down_blocks.1.attentions.1": 0.704545,
+            "down_blocks.2.attentions.0": 0.886364, "down_blocks.2.attentions.1": 0.977273,
         }),
     ],
 )  # fmt: skip

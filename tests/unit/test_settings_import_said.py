@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sdlora.config.preview_prompts import parse_preview
 from sdlora.imports.read import Imported
 from tests.support.foreign_settings import AI_TOOLKIT, KOHYA, ONETRAINER
 from tests.support.imported_settings import imported, read_back, told
@@ -146,12 +147,23 @@ def test_options_of_prompts_that_are_not_here_are_taken_off_and_said(
     found = {
         "sample.prompts": ai_toolkit(tmp_path, "sample", {"prompts": [line]}),
         "sample_prompts": imported(tmp_path, "preset.json", {**PLAIN, "sample_prompts": line}),
-        "samples": onetrainer(tmp_path, {"samples": [{"prompt": line}]}),
-        "validation_prompt": imported(tmp_path, "config.json", {**SIMPLETUNER, "validation_prompt": line}),
     }
     for name, result in found.items():
         assert result.config.previews.prompts == (kept,)
         assert (f"{name}: {said}" if said else "") in told(result)
+
+
+def test_what_looks_like_an_option_is_prompt_where_the_trainer_has_none(tmp_path: Path) -> None:
+    line = "a cat --n ugly --w 512 --5"
+    found = {
+        "samples": onetrainer(tmp_path, {"samples": [{"prompt": line, "negative_prompt": "blurry"}]}),
+        "validation_prompt": imported(tmp_path, "config.json", {**SIMPLETUNER, "validation_prompt": line}),
+    }
+    for name, result in found.items():
+        prompt = parse_preview(result.config.previews.prompts[0])
+        assert prompt.prompt == "a cat -- n ugly -- w 512 --5"
+        assert prompt.negative == ("blurry" if name == "samples" else None)
+        assert f"{name}: {line}=--: text there and options here" in told(result)
 
 
 def test_the_adapters_weight_in_a_prompt_of_ai_toolkit_is_kept(tmp_path: Path) -> None:
