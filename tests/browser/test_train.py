@@ -186,7 +186,14 @@ def test_a_program_trains_and_stops(server: Any, no_trainer_left: None) -> None:
     assert Path(stopped["adapter"]).is_file()
     assert "asked" in [run["run"] for run in client.predict(api_name="/runs")]
     assert client.predict(api_name="/queue") == {"waiting": [], "is_held": False}
-    quickly = ["num_seeds=1", "steps=2", "prompts.known=[a cat]", "prompts.new=[a fox]", "prompts.plain=[a dog]"]
+    quickly = [
+        "num_seeds=1",
+        "steps=2",
+        "problem_images.enabled=false",
+        "prompts.known=[a cat]",
+        "prompts.new=[a fox]",
+        "prompts.plain=[a dog]",
+    ]
     evaluated = client.predict("asked", quickly, api_name="/evaluate")
     assert evaluated["reasons"]
     assert (
