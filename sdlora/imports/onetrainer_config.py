@@ -89,8 +89,8 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """An optimizer's options that are called the same in its class."""
 _NUMBERS_OF_OPTIMIZERS = (
-    "weight_decay", "beta1", "beta2", "beta3", "eps", "momentum", "dampening", "clip_threshold", "decay_rate", "d0",
-    "d_coef", "slice_p", "prodigy_steps", "r", "weight_lr_power",
+    "weight_decay", "beta1", "beta2", "beta3", "eps", "eps2", "momentum", "dampening", "clip_threshold", "decay_rate",
+    "d0", "d_coef", "slice_p", "prodigy_steps", "r", "weight_lr_power",
 )  # fmt: skip
 _OF_SPEED = {
     "optimizer", "stochastic_rounding", "fused_back_pass", "foreach", "fused", "capturable", "differentiable",
