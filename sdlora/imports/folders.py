@@ -15,6 +15,8 @@ from sdlora.imports.translation import Translation
 LOSS_WEIGHT = "images.loss_weight"
 """Stands for an entry's own loss weight, which has no setting for all folders."""
 _REPEATS = "images.repeats"
+_MOST_NAMED = 3
+"""Folders in a sentence."""
 _NAMED_REPEATS = re.compile(r"\d{1,3}_.+")
 _OF_FOLDERS = {
     f"{section}.{name}": name
@@ -98,10 +100,17 @@ def _put_first(result: Translation, sources: Sequence[SourceFolder], common: Map
         chosen = next(source for source in sources if name in source.own.values)
         value = chosen.own.values[name]
         result.put(name, value)
+        others: dict[str, list[str]] = {}
         for source in sources:
             if source.own.values.get(name) != value:
-                other = source.own.values.get(name, "not set")
-                result.lose(f"{source.path}: {name}", other, f"one value holds for all folders: {value}")
+                others.setdefault(str(source.own.values.get(name, "not set")), []).append(source.path)
+        for other, paths in others.items():
+            result.lose(f"{_listed(paths)}: {name}", other, f"one value holds for all folders: {value}")
+
+
+def _listed(paths: Sequence[str]) -> str:
+    more = len(paths) - _MOST_NAMED
+    return ", ".join([*paths[:_MOST_NAMED], *([f"{more} more"] if more > 0 else [])])
 
 
 def _entry(source: SourceFolder, common: Mapping[str, Any]) -> dict[str, Any]:

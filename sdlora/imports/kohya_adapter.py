@@ -33,7 +33,9 @@ def adapter_kind(settings: Mapping[str, Any], result: Translation) -> set[str]:
     refuse_other_model(kind)
     if kind.lower() not in _LORA_TYPES:
         result.change("LoRA_type", kind, "has no counterpart, so a plain LoRA is trained")
-    algorithm, layers = _LORA_TYPES.get(kind.lower(), _LORA_TYPES["standard"])
+    # Other kinds of LyCORIS adapt convolutions as well.
+    nearest = "lycoris/locon" if kind.lower().startswith("lycoris") else "standard"
+    algorithm, layers = _LORA_TYPES.get(kind.lower(), _LORA_TYPES[nearest])
     if layers == "all+conv" and settings.get("conv_dim") in (0, "0"):
         layers = "all"
     preset, is_lycoris = settings.get("LyCORIS_preset"), kind.lower().startswith(("lycoris", "locon"))
@@ -85,6 +87,7 @@ def ranks(settings: Mapping[str, Any], result: Translation) -> set[str]:
         rank = count(settings.get(rank_name))
         given = number(settings.get(alpha_name))
         if ours and result.values.get("adapter.layers") in LAYER_SETS[:-1]:
+            result.pass_over(settings, {rank_name, alpha_name})
             continue
         if rank and rank > _LARGEST_RANK and is_lokr and not ours:
             result.put("adapter.lokr_full", True)

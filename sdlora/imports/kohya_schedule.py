@@ -111,6 +111,8 @@ def scheduler(settings: Mapping[str, Any], result: Translation) -> set[str]:
         except ValueError:
             result.values.pop("optimization.schedule")
             result.lose("lr_scheduler", schedule, "its step_rules are not understood; a constant rate is taken")
+    if str(schedule).lower() == "adafactor":
+        result.change("lr_scheduler", schedule, "only shows the rate that Adafactor finds there; constant here")
     if text:
         result.lose("lr_scheduler_args", text)
     return {"lr_scheduler_type", "lr_scheduler_args"}

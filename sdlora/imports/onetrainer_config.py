@@ -89,8 +89,8 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """An optimizer's options that are called the same in its class."""
 _NUMBERS_OF_OPTIMIZERS = (
-    "weight_decay", "beta1", "beta2", "beta3", "eps", "momentum", "dampening", "clip_threshold", "decay_rate", "d0",
-    "d_coef", "slice_p", "prodigy_steps", "r", "weight_lr_power",
+    "weight_decay", "beta1", "beta2", "beta3", "eps", "eps2", "momentum", "dampening", "clip_threshold", "decay_rate",
+    "d0", "d_coef", "slice_p", "prodigy_steps", "r", "weight_lr_power",
 )  # fmt: skip
 _OF_SPEED = {
     "optimizer", "stochastic_rounding", "fused_back_pass", "foreach", "fused", "capturable", "differentiable",
@@ -113,6 +113,8 @@ _KNOWN_OF_SAMPLES = {
     "__version", "enabled", "prompt", "random_seed", "noise_scheduler", "frames", "length",
     "transformer_attention_mask", "prior_attention_mask",
 }  # fmt: skip
+_UNITS = {"sample_after": "MINUTE", "save_every": "NEVER", "validate_after": "EPOCH", "backup_after": "MINUTE"}
+"""Of intervals whose unit a file leaves out."""
 _BACKUP = (30, "MINUTE")
 """What the window comes with: states that are written besides the saved adapters."""
 _MAGNITUDES = "with a magnitude for each output here, for each input there"
@@ -270,7 +272,8 @@ def _layers(settings: Mapping[str, Any], result: Translation) -> set[str]:
         # The preset of the window, which fills in the filter from it.
         layers = _LAYERS.get(preset)
         if layers is None:
-            result.lose("layer_filter", preset, "set adapter.layers to a layer set or regex:PATTERN")
+            called = "lora_layer_preset" if settings.get("lora_layer_preset") else "layer_filter_preset"
+            result.lose(called, preset, "set adapter.layers to a layer set or regex:PATTERN")
     else:
         layers = _filtered(name, settings, result)
         if layers and _LAYERS.get(preset, layers) != layers:
@@ -446,14 +449,16 @@ def _samples(settings: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], 
         result.lose("validation", f"off: {folder}", "its concept is left out, as there")
     for name in ("save_filename_prefix", "save_skip_first", "sample_skip_first"):
         result.lose_rest({name: settings.get(name)}, set())
-    if (after := (settings.get("backup_after"), settings.get("backup_after_unit", "NEVER")))[1] != "NEVER" and after[0]:
+    if (after := (settings.get("backup_after"), settings.get("backup_after_unit", _UNITS["backup_after"])))[
+        1
+    ] != "NEVER" and after[0]:
         if after == _BACKUP:
             result.without_effect.append("backup_after")
         else:
             shown = f"{after[0]} {after[1]}"
             result.lose("backup_after", shown, "outputs.checkpoint_every writes what a run can be resumed from")
     for name, ours in every_of.items():
-        unit, every = settings.get(f"{name}_unit", "NEVER"), count(settings.get(name))
+        unit, every = settings.get(f"{name}_unit", _UNITS[name]), count(settings.get(name))
         if unit == "STEP":
             result.put(ours, every)
         elif unit == "EPOCH":

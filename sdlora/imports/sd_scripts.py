@@ -54,6 +54,7 @@ _FACTS = {
 _ARGUMENTS = ("network_args", "optimizer_args", "lr_scheduler_args")
 _OF_DATA = {"resolution": "max_resolution", "batch_size": "train_batch_size"}
 """Options of a dataset file, and what kohya_ss calls the arguments that stand in for them."""
+_FOLDERS = ("train_data_dir", "reg_data_dir")
 _KINDS = {"lora": "LyCORIS/LoCon", "locon": "LyCORIS/LoCon", "loha": "LyCORIS/LoHa", "lokr": "LyCORIS/LoKr"}
 
 
@@ -207,7 +208,10 @@ def _with_data(gui: dict[str, Any], datasets: Mapping[str, Any] | None, notes: T
         options = {name: gui[name] for name in OPTIONS & gui.keys() if gui[name] not in ("", None)}
         options |= {ours: gui[name] for ours, name in _OF_DATA.items() if gui.get(name) not in ("", None)}
         data = from_dataset_config(datasets, options)
-        moved = {*options, *_OF_DATA.values()}
+        moved = {*options, *_OF_DATA.values(), *_FOLDERS}
+        for name in _FOLDERS:
+            if gui.get(name) not in ("", None):
+                notes.change(name, gui[name], "left out, as there: the dataset file names the folders")
         result = from_gui({name: value for name, value in gui.items() if name not in moved} | masks_of(datasets, gui))
         result.values.pop("images.mask", None)  # each subset says it for itself
         result.join(data)

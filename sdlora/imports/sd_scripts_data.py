@@ -65,7 +65,9 @@ def sizes(settings: Mapping[str, Any], resolution: str, result: Translation) -> 
     """
     given = settings.get(resolution)
     try:
-        if edges := _edges(given):
+        if (edges := _edges(given)) and _edge(edges) < _SHORTEST_SIDE:
+            result.lose(resolution, given, f"no picture is below {_SHORTEST_SIDE} px here; set images.resolution")
+        elif edges:
             result.put("images.resolution", _edge(edges))
             _tell_edge(resolution, given, edges, result)
     except (ValueError, TypeError, OverflowError):
@@ -114,6 +116,7 @@ def augmentation(settings: Mapping[str, Any], result: Translation) -> set[str]:
 OPTIONS = {*SUBSET, "bucket_reso_steps", "color_aug", "face_crop_aug_range"}
 """What a dataset file can say, and the arguments say for what it leaves out."""
 _SHORTEST_EDGE = 32
+_SHORTEST_SIDE = 64
 _DEFAULTS = {"enable_bucket": False, "caption_extension": ".caption"}
 
 

@@ -393,7 +393,7 @@ def _previews(given: Mapping[str, Any], result: Translation) -> set[str]:
     if not edges and same(given.get("validation_resolution")):
         result.lose("validation_resolution", given["validation_resolution"], "not understood")
     if edges:
-        written = [number(edge) for edge in sizes[0].split("x")]
+        written = [number(edge) for edge in sizes[0].split("x") if edge.strip().replace(".", "").isdigit()]
         if any(edge != taken and (edge or 0) >= _FEWEST_PIXELS for edge, taken in zip(written, edges, strict=False)):
             size = "x".join(map(str, edges))
             result.change("validation_resolution", sizes[0], f"a multiple of {LATENT_FACTOR} is needed: {size}")

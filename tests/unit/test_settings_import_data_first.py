@@ -94,3 +94,13 @@ def test_the_window_with_a_dataset_file_does_so_too(tmp_path: Path) -> None:
 def test_a_dataset_file_alone_says_what_is_as_by_default_there(tmp_path: Path) -> None:
     result = imported(tmp_path, "dataset.toml", "[[datasets]]\nresolution = 640\nenable_bucket = true\n" + SUBSET)
     assert result.assumed == ("caption_extension=.caption",)
+
+
+@pytest.mark.parametrize("subsets", [SUBSET, SUBSET + "num_repeats = 2" + SUBSET.replace('"x"', '"y"')])
+def test_folders_of_the_arguments_are_left_out_beside_a_dataset_file(tmp_path: Path, subsets: str) -> None:
+    arguments = 'train_data_dir = "old"\nreg_data_dir = "people"\n'
+    result = both(tmp_path, arguments, "[[datasets]]\nresolution = 512" + subsets)
+    assert Path("old") not in (result.config.images.folder, *(one.folder for one in result.config.images.folders))
+    assert result.config.images.class_folder is None
+    for name in ("train_data_dir=old", "reg_data_dir=people"):
+        assert f"{name}: left out, as there: the dataset file names the folders" in told(result)

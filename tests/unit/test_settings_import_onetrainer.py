@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sdlora.config.preview_prompts import parse_preview
+from sdlora.imports.names import settings_called
 from sdlora.imports.read import Imported
 from tests.support.foreign_settings import ONETRAINER
 from tests.support.imported_settings import imported, read_back, told
@@ -94,6 +95,7 @@ SAID = [
     (TOKENS, "preserve_embedding_norm=False: new tokens keep near"),
     (TOKENS, "additional_embeddings=<fox>: becomes captions.trigger too"),
     ({"save_filename_prefix": "fox_"}, "save_filename_prefix=fox_: no counterpart"),
+    ({"backup_after": 5}, "backup_after=5 MINUTE: outputs.checkpoint_every"),
     ({"backup_after": 5, "backup_after_unit": "EPOCH"}, "backup_after=5 EPOCH: outputs.checkpoint_every"),
     ({"samples": [{**SAMPLE, "force_last_timestep": True}]}, "samples.force_last_timestep=True: no counterpart"),
     ({"samples": [{**SAMPLE, "text_encoder_1_layer_skip": 2}]}, "samples.text_encoder_1_layer_skip=2: no counterpart"),
@@ -146,3 +148,15 @@ def test_a_random_rotation_that_is_taken_is_not_said_to_be_lost(tmp_path: Path) 
     assert result.config.images.rotation == 12
     assert "random_rotate_max_angle" not in told(result)
     assert "image.enable_fixed_rotate=True: no counterpart" in told(result)
+
+
+def test_a_preset_of_layers_is_said_by_the_name_it_has(tmp_path: Path) -> None:
+    said = told(onetrainer(tmp_path, {"lora_layer_preset": "blocks"}, UNFILTERED))
+    assert "lora_layer_preset=blocks: set adapter.layers to a layer set or regex:PATTERN" in said
+    assert settings_called("lora_layers") == settings_called("lora_layer_preset") == ["adapter.layers"]
+
+
+def test_an_interval_without_a_unit_has_that_of_onetrainer(tmp_path: Path) -> None:
+    given = {name: value for name, value in ONETRAINER.items() if name not in ("sample_after_unit", "sample_after")}
+    result = onetrainer(tmp_path, {"sample_after": 5, "samples": [SAMPLE]}, given)
+    assert "sample_after=5 MINUTE: steps and epochs are possible" in told(result)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.imported_settings import imported
+from tests.support.imported_settings import imported, read_back, told
+from tests.support.kohya_presets import PLAIN
 
 ARGUMENTS = """
 pretrained_model_name_or_path = "b"
@@ -65,3 +66,37 @@ def test_a_file_is_saved_as_its_weights_are_trained(
     result = imported(tmp_path, "train.toml", ARGUMENTS + line)
     assert result.config.outputs.precision == precision
     assert any(one.startswith("save_precision=") for one in result.assumed) == is_default
+
+
+def test_a_schedule_that_only_shows_adafactors_rate_is_said(tmp_path: Path) -> None:
+    result = imported(tmp_path, "preset.json", {**PLAIN, "optimizer": "Adafactor", "lr_scheduler": "adafactor"})
+    assert result.config.optimization.schedule == "constant"
+    assert "lr_scheduler=adafactor: only shows the rate that Adafactor finds there" in told(result)
+
+
+@pytest.mark.parametrize("kind", ["LyCORIS/GLoRA", "LyCORIS/BOFT", "LyCORIS/Diag-OFT"])
+def test_other_kinds_of_lycoris_keep_their_convolutions(tmp_path: Path, kind: str) -> None:
+    changes = {"LoRA_type": kind, "network_dim": 8, "conv_dim": 4, "conv_alpha": 2}
+    result = imported(tmp_path, "preset.json", {**PLAIN, **changes})
+    adapter = result.config.adapter
+    assert (adapter.layers, adapter.conv_rank, adapter.conv_alpha) == ("all+conv", 4, 2)
+    assert f"LoRA_type={kind}: has no counterpart, so a plain LoRA is trained" in told(result)
+    read_back(result, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"LoRA_type": "Standard"}, {"LoRA_type": "LyCORIS/LoHa", "LyCORIS_preset": "attn-mlp"}],
+)
+def test_ranks_of_convolutions_that_are_not_adapted_are_without_effect(tmp_path: Path, changes: dict[str, str]) -> None:
+    result = imported(tmp_path, "preset.json", {**PLAIN, **changes, "conv_dim": 4, "conv_alpha": 2})
+    assert {"conv_dim", "conv_alpha"} <= set(result.without_effect)
+    assert result.config.adapter.conv_rank is None
+
+
+def test_what_differs_by_folder_and_cannot_is_said_once(tmp_path: Path) -> None:
+    subsets = [f'\n[[datasets.subsets]]\nimage_dir = "{name}"\n' for name in "abcdef"]
+    subsets[0] += 'caption_separator = ";"\n'
+    result = imported(tmp_path, "dataset.toml", "[[datasets]]\nresolution = 512\n" + "".join(subsets))
+    said = "b, c, d, 2 more: captions.separator=not set: one value holds for all folders: ;"
+    assert [one for one in result.lost if "captions.separator" in one] == [said]

@@ -12,6 +12,7 @@ import pytest
 from sdlora.imports.read import Imported
 from tests.support.foreign_settings import AI_TOOLKIT, ONETRAINER
 from tests.support.imported_settings import imported, read_back, told
+from tests.support.kohya_presets import PLAIN
 
 SIMPLETUNER: dict[str, Any] = {
     "model_family": "sdxl", "pretrained_model_name_or_path": "a/b", "learning_rate": 1e-4,
@@ -120,3 +121,12 @@ def test_what_is_written_out_as_off_is_off(tmp_path: Path) -> None:
     result = imported(tmp_path, "a.toml", text + 'network_args = ["train_norm=False", "use_scalar=True"]\n')
     assert "train_norm" not in told(result)
     assert "use_scalar=True: no counterpart" in told(result)
+
+
+def test_what_no_picture_has_is_said_by_kohyas_name_too(tmp_path: Path) -> None:
+    result = imported(tmp_path, "preset.json", {**PLAIN, "max_resolution": "32,32"})
+    assert "max_resolution=32,32: no picture is below 64 px here" in told(result)
+
+
+def test_half_a_size_of_a_preview_of_simpletuner_refuses_nothing(tmp_path: Path) -> None:
+    assert simpletuner(tmp_path, {"validation_resolution": "1024xwide"}).config.previews.width_px == 1024
