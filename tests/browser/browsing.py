@@ -34,6 +34,12 @@ def enter(page: Any, selector: str, text: str) -> None:
     field.press_sequentially(text)
 
 
+def settle(page: Any) -> None:
+    """Wait until all that the page has asked is answered: a press meanwhile may meet a button that is just replaced."""
+    page.evaluate("() => window.sdlora.settled()")
+    page.wait_for_timeout(300)
+
+
 def toast(page: Any) -> str:
     """The text of the message that pops up next."""
     body = page.locator(".toast-body").first

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import enter
+from browsing import enter, settle
 from test_page import PHONE, WINDOW, violations
 
 from sdlora.adapters.files.container import content_hash
@@ -78,6 +78,7 @@ def test_an_evaluation_is_shown_followed_refused_and_promoted(
     assert not page.locator("#runs-evaluate-problems .problems").count()
     page.reload()
     page.wait_for_selector("body[data-ready]")
+    settle(page)
     page.click("#runs-outcome [data-act=evaluate]")
     page.click("#runs-evaluate-cancel")
     page.locator("#runs-evaluate-state").filter(has_text="cancelled; what was written stays").wait_for()
