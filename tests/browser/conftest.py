@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import settle
 
 PROJECT = Path(__file__).parents[2]
 SLOW_SERVER = Path(__file__).parent / "slow_webui.py"
@@ -242,6 +243,7 @@ def _windows(browser: Any, config: pytest.Config) -> Iterator[Callable[..., Any]
         page.set_default_timeout(WAIT_MILLISECONDS)
         page.goto(f"{server.url}{path}")
         page.wait_for_selector("body[data-ready]")  # never networkidle: the page polls for ever
+        settle(page)
         return page
 
     yield open_page
