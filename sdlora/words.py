@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sdlora.constants import GIB, MIB
 
 
 def count(number: int, what: str) -> str:
     """`1 image`, `12 images`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """`a, b, c and 2 more`: a message that lists hundreds says nothing."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def size_in_words(size_bytes: float) -> str:

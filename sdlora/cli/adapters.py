@@ -33,15 +33,7 @@ AdaptersArgument = Annotated[
     ),
 ]
 FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="An adapter file, or hf://owner/name/file.")]
-OutOption = Annotated[
-    Path,
-    typer.Option(
-        "--out",
-        "-o",
-        help="The file to write.",
-        callback=in_home,
-    ),
-]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The file to write.", callback=in_home)]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="Base model: folder, .safetensors file, builtin:... or a hub name.")

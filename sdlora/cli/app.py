@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sdlora.cli.help import Commands
 from sdlora.config.section import from_home
+from sdlora.errors import ConfigError
 from sdlora.version import __version__
 
 app = typer.Typer(
@@ -28,7 +29,10 @@ console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 def in_home(path: Path | None) -> Path | None:
     """For an option that takes a path, its `callback`: a shell leaves the `~` of `--out=~/x` as it is."""
-    return None if path is None else from_home(path)
+    try:
+        return None if path is None else from_home(path)
+    except ValueError as error:
+        raise ConfigError("the command line", [str(error)]) from None
 
 
 def _show_version(is_asked: bool) -> None:

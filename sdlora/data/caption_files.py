@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from sdlora.config.images import CaptionsConfig
-from sdlora.data.metadata_files import METADATA_FILES, ImageRows, ImageText, ImageTexts, read_metadata, shortened
+from sdlora.data.metadata_files import METADATA_FILES, NAMES_TOLD, ImageRows, ImageText, ImageTexts, read_metadata
 from sdlora.errors import MissingPackageError
 from sdlora.text_files import UnreadableTextError, decode_text
+from sdlora.words import first_few
 
 CaptionSource = Literal["file", "metadata", "folder"]
 """Where a caption comes from: a file beside the image, a metadata file, or the name of a `10_name` folder."""
@@ -112,7 +113,7 @@ class CaptionFolders:
         """What metadata files say that is not trained as it stands; ask when all captions have been asked for."""
         unmatched = [
             f"{self._name(folder) or '.'}: {len(rows.left)} rows of its metadata name no image that is trained here "
-            f"({shortened(rows.left)})"
+            f"({first_few(rows.left, NAMES_TOLD)})"
             for folder, rows in self._metadata.items()
             if rows.left
         ]
@@ -124,7 +125,7 @@ class CaptionFolders:
             ("metadata", "the metadata file nearest to it is trained, not what one further up says otherwise"),
         ):
             if names := [self._name(image) for image, winner in self._overruled.items() if winner == source]:
-                yield f"{shortened(names)}: {trained}"
+                yield f"{first_few(names, NAMES_TOLD)}: {trained}"
 
     def _metadata_of(self, folder: Path) -> ImageRows:
         if folder not in self._metadata:

@@ -21,7 +21,7 @@ from typing import Any
 from sdlora.constants import MIB
 from sdlora.errors import MissingPackageError
 from sdlora.text_files import parse_json, read_text
-from sdlora.words import count
+from sdlora.words import count, first_few
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
 CAPTION_COLUMNS = ("text", "caption", "prompt")
@@ -29,7 +29,7 @@ CAPTION_COLUMNS = ("text", "caption", "prompt")
 
 _READ_COLUMNS = ("file_name", *CAPTION_COLUMNS, "loss_weight")
 _PROBLEMS_TOLD = 10
-_NAMES_TOLD = 5
+NAMES_TOLD = 5
 
 Row = tuple[str, Any]
 """Where the row stands, in words, and its values by column; a text was not understood, a ValueError says why not."""
@@ -159,7 +159,7 @@ def _texts(rows: Iterable[Row]) -> tuple[ImageTexts, list[str], list[str]]:
     if len(problems) > _PROBLEMS_TOLD:
         problems[_PROBLEMS_TOLD:] = [f"and {len(problems) - _PROBLEMS_TOLD} more rows like these"]
     notes = [
-        f"{shortened(names)}: {words}"
+        f"{first_few(names, NAMES_TOLD)}: {words}"
         for names, words in (
             (list(several), "of a list of captions the first is trained; captions.alternatives takes several"),
             (list(twice), "named by several rows, of which the last counts"),
@@ -169,12 +169,6 @@ def _texts(rows: Iterable[Row]) -> tuple[ImageTexts, list[str], list[str]]:
         if names
     ]
     return texts, problems, notes
-
-
-def shortened(names: Sequence[str]) -> str:
-    """The first few of many names, and how many more there are."""
-    more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
-    return ", ".join(names[:_NAMES_TOLD]) + more
 
 
 def _positive(value: Any) -> float | None:

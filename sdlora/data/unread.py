@@ -12,7 +12,7 @@ from sdlora.data.caption_files import CaptionFolders, CaptionSource
 from sdlora.data.folder_listing import MASK_ENDING, Listing
 from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.scan_problems import almost_captions
-from sdlora.words import count
+from sdlora.words import count, first_few
 
 CAPTION_SUFFIXES = (".caption", ".cap", ".txt")
 """Endings that other trainers give caption files."""
@@ -21,7 +21,6 @@ _COMPANIONS = (".npz", ".safetensors")
 """Other trainers' caches, which may lie beside the images."""
 _TABLE_OF_CAPTIONS = re.compile(r"caption|prompt|meta|tags|labels", re.IGNORECASE)
 _MASK_OF = re.compile(r"(.+?)[-_. ]+masks?[-_ ]?(?:label)?", re.IGNORECASE)
-_NAMES_TOLD = 3
 
 
 @dataclass
@@ -52,7 +51,7 @@ class Unread:
             )
         if self.misnamed:
             pairs = [f"{path.name} (did you mean {meant.name}?)" for path, meant in self.misnamed.items()]
-            yield f"{_are('caption', self.misnamed)} of no image's exact name, so not read: {_shortened(pairs)}"
+            yield f"{_are('caption', self.misnamed)} of no image's exact name, so not read: {first_few(pairs)}"
         if self.empty:
             yield f"{_are('caption file', self.empty)} empty: {some(self.empty)}"
         if self.tables:
@@ -166,12 +165,7 @@ def mask_sentence(masks: Mapping[Path, Path]) -> str:
 
 def some(paths: Iterable[Path]) -> str:
     """The names of the first few files, and how many more there are."""
-    return _shortened([path.name for path in paths])
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
-    return ", ".join(names[:_NAMES_TOLD]) + more
+    return first_few([path.name for path in paths])
 
 
 def _are(what: str, them: Sequence[Path] | Mapping[Path, Path]) -> str:

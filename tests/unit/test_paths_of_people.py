@@ -35,6 +35,9 @@ def test_a_command_writes_into_the_home_folder(home: Path, cli: Any) -> None:
     assert cli("dataset", "sheet", str(home), "--out=~/sheet.png", "--set", "captions.default=a").code == 0
     assert (home / "sheet.png").is_file()
     assert not Path("~").exists()
+    told = cli("dataset", "sheet", str(home), "--out=$HOME/s.png")
+    assert told.code == 2
+    assert "variables are not filled in here; write the path itself" in told.errors
 
 
 def test_a_picture_or_caption_of_a_dataset_is_not_written_over(home: Path, cli: Any) -> None:

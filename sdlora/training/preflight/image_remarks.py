@@ -10,12 +10,11 @@ from sdlora.config.without_effect import is_written
 from sdlora.data.captions import all_tags, loose_tags, protected_tags
 from sdlora.data.images import ImageRecord
 from sdlora.training.inputs.images import RunImages
-from sdlora.words import count
+from sdlora.words import count, first_few
 
 _ENLARGED = 4.0
 """Beyond this an image is all blur; the check of a dataset tells of less."""
 _LEAST_KEPT = 1 / 3
-_NAMES_SHOWN = 3
 
 
 def spoilt_pictures(images: RunImages) -> Iterator[str]:
@@ -29,10 +28,10 @@ def spoilt_pictures(images: RunImages) -> Iterator[str]:
         if placement.kept_share < _LEAST_KEPT:
             cut[path] = min(placement.kept_share, cut.get(path, 1))
     if enlarged:
-        named = _some([f"{path.name} ({scale:.3g} times)" for path, scale in enlarged.items()])
+        named = first_few([f"{path.name} ({scale:.3g} times)" for path, scale in enlarged.items()])
         yield f"{count(len(enlarged), 'image')} enlarged more than {_ENLARGED:g} times, to a blur: {named}"
     if cut:
-        named = _some([f"{path.name} ({share:.0%} kept)" for path, share in cut.items()])
+        named = first_few([f"{path.name} ({share:.0%} kept)" for path, share in cut.items()])
         yield f"{count(len(cut), 'image')} cut to less than a third, as no bucket has the shape: {named}"
 
 
@@ -71,13 +70,8 @@ def _idle_protection(config: TrainConfig, records: list[ImageRecord]) -> Iterato
     # A file may be a list for many datasets, of which most tags are none of this one's.
     if absent and (not isinstance(config.captions.protected_tags, Path) or len(absent) == len(protected)):
         which = f"{len(absent)} of {count(len(protected), 'tag')}"
-        yield f"captions.protected_tags: {which} in no caption, so nothing is protected by it: {_some(absent)}"
+        yield f"captions.protected_tags: {which} in no caption, so nothing is protected by it: {first_few(absent)}"
 
 
 def _texts(record: ImageRecord) -> list[str]:
     return [record.caption or "", *(text for text, _ in record.alternatives)]
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -24,6 +24,7 @@ from sdlora.training.inputs.images import RunImages
 from sdlora.training.optimization.schedules import factor
 from sdlora.training.preflight.image_remarks import idle_settings, spoilt_pictures
 from sdlora.training.preflight.new_tokens import caption_numbers, token_notes
+from sdlora.words import first_few
 
 _NAMES_SHOWN = 5
 _LEAST_SHARE, _LARGEST_SHARE = 0.6, 1.6
@@ -47,17 +48,11 @@ def remarks(config: TrainConfig, images: RunImages) -> Iterator[tuple[str, str]]
     for item in images.plan.skipped:
         yield "skipped", f"{item.path.name}: {item.reason}"
     for reason, names in _by_reason(images.scan.left_out).items():
-        yield "left out", f"{some(names)}: {reason}"
+        yield "left out", f"{first_few(names, _NAMES_SHOWN)}: {reason}"
     for note in (*images.scan.notes, *_without_effect(config, images)):
         yield "note", note
     for advice in _unlikely_to_please(config, images):
         yield "advice", advice
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few of many names, and how many more there are."""
-    more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more
 
 
 def _by_reason(left_out: Sequence[Skipped]) -> dict[str, list[str]]:
@@ -105,7 +100,8 @@ def _without_effect(config: TrainConfig, images: RunImages) -> Iterator[str]:
     if config.images.crop_focus == "face":
         without = [one.path.name for one in images.trained if focus_of(one) is None and not one.is_class]
         if without:
-            yield f"images.crop_focus=face: cut at the centre, as their names tell no face: {some(without)}"
+            named = first_few(without, _NAMES_SHOWN)
+            yield f"images.crop_focus=face: cut at the centre, as their names tell no face: {named}"
     total = images.total_steps(config)
     optimization = config.optimization
     if optimization.warmup >= 1 and total <= optimization.warmup:

@@ -22,10 +22,11 @@ from sdlora.training.preflight.counting import Layouts, trained_values
 from sdlora.training.preflight.dry_run import BucketSamples, DryRun, Figures, SummaryLine, problems_of
 from sdlora.training.preflight.memory import DiskPlan, MemoryEstimate, MemoryPlan, estimate
 from sdlora.training.preflight.new_tokens import vector_counts
-from sdlora.training.preflight.remarks import cut_off, long_captions, remarks, some
+from sdlora.training.preflight.remarks import cut_off, long_captions, remarks
 from sdlora.training.preflight.speed import ChosenSpeed, choose_speed
 from sdlora.training.shares import check_shares, images_a_pass, images_a_step, in_words
 from sdlora.training.workers import check_cards
+from sdlora.words import first_few
 
 _NAMES_SHOWN = 5
 _LATENT_BYTES_PER_PIXEL = 8 * 4 / LATENT_FACTOR**2  # mean and spread of four channels, fp32
@@ -154,7 +155,7 @@ class Summary:
         if self.config.objective.prior_preservation == "base_prediction":
             own = [record for record in self.images.trained if not record.is_class]
             priors = dict.fromkeys(self.config.objective.prior_prompt or record.prior_caption() for record in own)
-            yield "prior captions", some([f"'{text}'" for text in priors])
+            yield "prior captions", first_few([f"'{text}'" for text in priors], _NAMES_SHOWN)
         yield "batches", f"{plan.batches} an epoch of up to {self.config.optimization.batch_size} images{short}"
         yield "never trained", f"{len(plan.never_trained)} images"
 
