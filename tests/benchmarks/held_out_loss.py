@@ -30,7 +30,7 @@ class Picture:
     """Of one picture, the mean of what the VAE gives."""
     states_BTD: Tensor
     """Its caption, encoded by the base's own text encoder."""
-    tokens: Tensor
+    caption: str
 
 
 class HeldOutLoss:
@@ -44,31 +44,44 @@ class HeldOutLoss:
         self.pictures = [self._read(path, size_px) for path in sorted(folder.glob("*.png"))]
 
     @torch.no_grad()
-    def of(self, adapter: Path | None) -> float:
-        """The loss with this adapter file, or the base model's own."""
+    def of(self, adapter: Path | None, embeddings: Mapping[str, Path] | None = None) -> float:
+        """The loss with this adapter file and these embeddings by token, or the base model's own."""
         pipeline = self._pipeline
         if adapter is not None:
             pipeline.load_lora_weights(str(adapter.parent), weight_name=adapter.name, adapter_name="measured")
+        for token, file in (embeddings or {}).items():
+            pipeline.load_textual_inversion(str(file), token=token)
         try:
             # Encoded again, as the adapter may have layers of the text encoder.
-            pictures = [replace(each, states_BTD=pipeline.text_encoder(each.tokens)[0]) for each in self.pictures]
+            pictures = [replace(each, states_BTD=self._encode(each.caption)) for each in self.pictures]
             losses = [picture_loss(pipeline.unet, self._schedule, *each) for each in enumerate(pictures)]
         finally:
             if adapter is not None:
                 pipeline.unload_lora_weights()
+            if embeddings:
+                pipeline.unload_textual_inversion()
         return math.fsum(losses) / len(losses)
 
     @torch.no_grad()
     def _read(self, path: Path, size_px: int) -> Picture:
         image = Image.open(path).convert("RGB").resize((size_px, size_px), Image.Resampling.LANCZOS)
         pixels_BCHW = torch.from_numpy(np.array(image)).float().permute(2, 0, 1)[None] / 127.5 - 1.0
-        vae, tokenizer = self._pipeline.vae, self._pipeline.tokenizer
+        vae = self._pipeline.vae
         latents_BCHW = vae.encode(pixels_BCHW).latent_dist.mean * vae.config.scaling_factor
-        caption, length = path.with_suffix(".txt").read_text(encoding="utf-8").strip(), tokenizer.model_max_length
+        caption = path.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        return Picture(latents_BCHW, self._encode(caption), caption)
+
+    def _encode(self, caption: str) -> Tensor:
+        tokenizer = self._pipeline.tokenizer
         tokens = tokenizer(
-            caption, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            # A token of several vectors stands for as many words of the vocabulary.
+            self._pipeline.maybe_convert_prompt(caption, tokenizer),
+            padding="max_length",
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+            return_tensors="pt",
         ).input_ids
-        return Picture(latents_BCHW, self._pipeline.text_encoder(tokens)[0], tokens)
+        return self._pipeline.text_encoder(tokens)[0]
 
 
 def picture_loss(unet: nn.Module, schedule: DDPMScheduler, index: int, picture: Picture) -> float:

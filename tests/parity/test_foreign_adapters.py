@@ -265,6 +265,20 @@ def test_layers_that_the_family_has_not_are_named_and_a_file_of_such_alone_is_re
         read(rewritten(path, lambda _: more))
 
 
+def test_layers_of_other_sizes_than_the_familys_are_said(tmp_path: Path) -> None:
+    path, expected = write_foreign(tmp_path, LAYOUTS["kohya"], lora, "sd1")
+    assert not any("other sizes" in note for note in read(path).notes)
+    name = next(name for name in expected if name.endswith("conv_in"))
+    key = f"{name}.lora_up.weight"
+
+    def cut(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors | {key: tensors[key][:-8].contiguous()}
+
+    (note,) = (note for note in read(rewritten(path, cut)).notes if "other sizes" in note)
+    assert f"1 layer of other sizes than sd1's, so that its models can't take the file: {name} (" in note
+    assert "312 x 36 weights, sd1 has 320 x 36" in note
+
+
 @pytest.mark.parametrize(
     ("layer", "what"),
     [

@@ -15,6 +15,7 @@ from typing import Protocol
 from sdlora.adapters.files.kohya import canonical
 from sdlora.adapters.files.layer_table import FAMILY_NAMES, layers, possible_layers
 from sdlora.config.base_model import FamilyName
+from sdlora.words import count, first_few
 
 FAMILY_TITLES: dict[FamilyName, str] = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
 _ALIKE = "alike: taken as"
@@ -69,6 +70,8 @@ def resolve(given: Given, metadata: Mapping[str, str], layout: str, family: Fami
             names[name] = own
         else:
             strange.append(name)
+    if told is not None:
+        notes += _misfits({names[name]: given[name] for name in names}, told)
     return Resolution(told, names, tuple(strange), tuple(notes), is_guess)
 
 
@@ -111,14 +114,31 @@ def _most(counts: Mapping[FamilyName, int]) -> list[FamilyName]:
 
 def _num_fitting(given: Given, family: FamilyName) -> int:
     """Layers whose size is that of the family's layer of their name."""
-    table = layers(family)
-    fitting = 0
-    for name, factors in given.items():
-        layer, (rows, columns) = table.get(canonical(name, family)), _size(factors)
-        told = [(rows, layer.rows), (columns, layer.columns)] if layer is not None else []
-        known = [(own, wanted) for own, wanted in told if own is not None]
-        fitting += bool(known) and all(own == wanted for own, wanted in known)
-    return fitting
+    return sum(_fits(name, factors, family) is True for name, factors in given.items())
+
+
+def _fits(name: str, factors: Mapping[str, Shaped], family: FamilyName) -> bool | None:
+    """Whether a layer's size is that of the family's layer of its name; None where nothing tells."""
+    layer, (rows, columns) = layers(family).get(canonical(name, family)), _size(factors)
+    told = [(rows, layer.rows), (columns, layer.columns)] if layer is not None else []
+    known = [(own, wanted) for own, wanted in told if own is not None]
+    return all(own == wanted for own, wanted in known) if known else None
+
+
+def _misfits(given: Given, family: FamilyName) -> list[str]:
+    """What to say about layers of other sizes than the family's, in a file whose other layers have them."""
+    fits = {name: _fits(name, factors, family) for name, factors in given.items()}
+    misfits = [name for name, each in fits.items() if each is False]
+    # A model of other widths has hardly a layer that fits, and then none of them tells anything.
+    if not misfits or 2 * len(misfits) >= sum(each is not None for each in fits.values()):
+        return []
+    layer, size = layers(family)[canonical(misfits[0], family)], _size(given[misfits[0]])
+    rows, columns = ("?" if each is None else each for each in size)
+    return [
+        f"{count(len(misfits), 'layer')} of other sizes than {family}'s, so that its models can't take the file:"
+        f" {first_few(misfits)} ({misfits[0]} changes {rows} x {columns} weights, {family} has"
+        f" {layer.rows} x {layer.columns})"
+    ]
 
 
 def _by_text_width(given: Given) -> list[FamilyName]:
