@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdlora.constants import LATENT_FACTOR
-from sdlora.imports.folders import LOSS_WEIGHT, SourceFolder, put_folders
+from sdlora.imports.ai_toolkit_data import as_always, put_datasets
 from sdlora.imports.optimizers import optimizer, put_options
 from sdlora.imports.previews import preview_line, prompt_line, sampler
 from sdlora.imports.translation import (
@@ -15,9 +14,7 @@ from sdlora.imports.translation import (
     Convert,
     Translation,
     alpha,
-    caption_ending,
     count,
-    edges,
     legible,
     number,
     one_of,
@@ -25,7 +22,6 @@ from sdlora.imports.translation import (
     same,
     some,
     switch,
-    switched_off,
 )
 
 _FAMILIES = {"sd1": "sd1", "sd15": "sd1", "sd2": "sd2", "sdxl": "sdxl"}
@@ -41,7 +37,6 @@ _USUAL: dict[str, dict[str, Any]] = {
         "pred_scaler": 1,
     },
     "network": {},
-    "datasets": {"scale": 1, "network_weight": 1, "loss_type": "mse"},
 }  # fmt: skip
 """What a setting that we don't have is by default there, and always is here."""
 _ON_THERE = {"model": ("use_text_encoder_1", "use_text_encoder_2")}
@@ -57,13 +52,6 @@ def _noise_scheduler(value: Any) -> None:
 def _schedule(value: Any) -> str | None:
     found: str | None = SCHEDULE("constant" if value == "none" else value)
     return found
-
-
-def _bucket_step(value: Any) -> int | None:
-    step = count(value)
-    if step is not None and step % LATENT_FACTOR:
-        raise ValueError(f"bucket edges are multiples of {LATENT_FACTOR}: set images.bucket_step")
-    return step
 
 
 SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
@@ -115,23 +103,6 @@ SECTIONS: dict[str, dict[str, tuple[str, Convert]]] = {
         "project_name": ("outputs.wandb_project", same),
     },
 }
-DATASET: dict[str, tuple[str, Convert]] = {
-    "resolution": ("images.resolution", edges),
-    "num_repeats": ("images.repeats", count),
-    "flip_x": ("images.horizontal_flip", switch),
-    "random_crop": ("images.random_crop", switch),
-    "buckets": ("images.buckets", switched_off),
-    "bucket_tolerance": ("images.bucket_step", _bucket_step),
-    "caption_ext": ("captions.extension", caption_ending),
-    "caption_dropout_rate": ("captions.dropout", some),
-    "shuffle_tokens": ("captions.shuffle_tags", switch),
-    "keep_tokens": ("captions.keep_tags", count),
-    "token_dropout_rate": ("captions.tag_dropout", some),
-    "default_caption": ("captions.default", same),
-    "trigger_word": ("captions.trigger", same),
-    "loss_multiplier": (LOSS_WEIGHT, lambda value: some(value) if value != 1 else None),
-    "alpha_mask": ("images.mask", lambda value: "alpha" if switch(value) else None),
-}
 _TOLD_APART = ("lokr_factor", "lokr_full_rank", "disable_sampling", "train_unet", "dtype", "qtype")
 WITHOUT_EFFECT: dict[str, set[str]] = {
     "network": {"transformer_only", "old_lokr_format", "lokr_factor", "lokr_full_rank", "layer_offloading"},
@@ -147,44 +118,9 @@ WITHOUT_EFFECT: dict[str, set[str]] = {
         "extend_prompts", "use_embeddings",
     },
     "logging": {"log_every", "verbose", "use_ui_logger", "run_name"},
-    "datasets": {
-        "cache_latents", "cache_latents_to_disk", "cache_text_embeddings", "cache_clip_vision_to_disk", "num_workers",
-        "prefetch_factor", "type", "num_frames", "shrink_video_to_frames", "do_i2v", "do_audio", "fps", "is_reg",
-        "folder_path", "dataset_path", "debug", "fast_image_size", "extra_values",
-        "auto_frame_count", "persistent_workers",
-    },
     "model": {"low_vram", "dtype", "qtype", "qtype_te", "quantize_te", "model_kwargs", "layer_offloading", "compile"},
 }  # fmt: skip
 """About speed, caches, window or upload, or of models that aren't trained here."""
-NO_COUNTERPART: dict[str, set[str]] = {
-    "network": {"normalize", "network_kwargs", "conv_only", "all_tensors", "tensor_types", "block_dims"},
-    "save": set(),
-    "train": {
-        "learnable_snr_gos", "weight_jitter", "merge_network_on_save", "start_step", "free_u", "noise_multiplier",
-        "target_noise_multiplier", "random_noise_multiplier", "random_noise_shift", "img_multiplier",
-        "latent_multiplier", "noisy_latent_multiplier", "negative_prompt", "adaptive_scaling_factor",
-        "match_noise_norm", "short_and_long_captions", "short_and_long_captions_encoder_split", "standardize_images",
-        "standardize_latents", "dynamic_noise_offset", "do_cfg", "do_random_cfg", "cfg_scale", "correct_pred_norm",
-        "blank_prompt_preservation", "do_prior_divergence", "pred_scaler", "prompt_saturation_chance", "train_turbo",
-        "adapter_assist_name_or_path", "lr_scheduler_params", "do_differential_guidance", "max_loss",
-        "bypass_guidance_embedding", "unload_text_encoder", "num_train_timesteps", "loss_target",
-        "ema_config.use_feedback", "do_paramiter_swapping",
-    },
-    "sample": {"guidance_rescale"},
-    "logging": set(),
-    "datasets": {
-        "random_triggers", "random_triggers_max", "random_scale", "scale", "flip_y", "augments", "augmentations",
-        "shuffle_augmentations", "control_path", "inpaint_path", "unconditional_path", "mask_path", "mask_min_value",
-        "invert_mask", "poi", "use_short_captions", "network_weight", "standardize_images", "square_crop",
-        "replacements", "clip_image_path", "loss_type", "prior_reg", "token_dropout_keep",
-    },
-    "model": {
-        "refiner_name_or_path", "assistant_lora_path", "inference_lora_path", "unet_path",
-        "te_name_or_path",
-    },
-}  # fmt: skip
-"""What ours can't hold; each is listed when it is switched on."""
-
 
 _REASONS = {
     "unload_text_encoder": "there all images are trained on the trigger alone; here on their captions",
@@ -237,7 +173,7 @@ def from_job(job: Mapping[str, Any]) -> Translation:
         known |= result.pass_over(settings, WITHOUT_EFFECT[section], f"{section}.", _TOLD_APART)
         for edge in ("width", "height") if section == "sample" else ():
             put_edges(result, f"sample.{edge}", settings.get(edge), f"previews.{edge}_px")
-        known |= _usual(section, settings)
+        known |= as_always(settings, _USUAL.get(section, {}))
         known |= _SPECIAL.get(section, _nothing)(settings, result)
         result.lose_rest(settings, known, f"{section}.", _REASONS)
         if section == "train" and switch(settings.get("disable_sampling")):
@@ -252,7 +188,7 @@ def from_job(job: Mapping[str, Any]) -> Translation:
     device = str(process.get("device") or "cuda")
     result.put("optimization.device", None if device in ("cuda", "cuda:0") else device)
     _batches_between_steps(process.get("train") or {}, result)
-    _datasets(process.get("datasets") or [], result)
+    put_datasets(process.get("datasets") or [], result)
     top = {*SECTIONS, "datasets", "model", "type", "training_folder", "trigger_word", "device", "performance_log_every"}
     result.lose_rest(process, top | {"sqlite_db_path", "meta"})
     return result
@@ -288,16 +224,6 @@ def _batches_between_steps(train: Mapping[str, Any], result: Translation) -> Non
         batches,
         f"steps are batches there and updates here, so steps and intervals are divided by {batches}",
     )
-
-
-def _usual(section: str, settings: Mapping[str, Any]) -> set[str]:
-    """The settings that are as they always are here."""
-    usual = _USUAL.get(section, {})
-    return {name for name, value in usual.items() if name in settings and str(settings[name]) in _spellings(value)}
-
-
-def _spellings(value: Any) -> set[str]:
-    return {str(value), *([f"{value:.1f}"] if isinstance(value, int) else [])}
 
 
 def _nothing(settings: Mapping[str, Any], result: Translation) -> set[str]:
@@ -431,28 +357,6 @@ def _sample(settings: Mapping[str, Any], result: Translation) -> set[str]:
 
 
 _SPECIAL = {"network": _network, "train": _train, "sample": _sample}
-
-
-def _datasets(datasets: list[Mapping[str, Any]], result: Translation) -> None:
-    put_folders(result, [_folder(each) for each in datasets if each.get("folder_path") or each.get("dataset_path")])
-
-
-def _folder(dataset: Mapping[str, Any]) -> SourceFolder:
-    own = Translation()
-    dataset = legible(dataset, own, ("mask_min_value",), ("is_reg",), "datasets.")
-    known = own.take(dataset, DATASET, "datasets.")
-    put_edges(own, "datasets.resolution", dataset.get("resolution"), "images.resolution")
-    known |= WITHOUT_EFFECT["datasets"]
-    if same(dataset.get("mask_path")):
-        why = "put the masks beside the images as NAME-masklabel.png and set images.mask=file"
-        own.lose("datasets.mask_path", dataset["mask_path"], why)
-        known |= {"mask_path", "mask_min_value"}
-    elif own.values.get("images.mask"):
-        own.put("images.unmasked_weight", some(dataset.get("mask_min_value")))
-        known |= {"mask_min_value"}
-    own.lose_rest(dataset, known | _usual("datasets", dataset), "datasets.")
-    path = str(dataset.get("folder_path") or dataset.get("dataset_path"))
-    return SourceFolder(path, own, bool(switch(dataset.get("is_reg"))))
 
 
 def _model(model: Mapping[str, Any], result: Translation) -> None:

@@ -150,16 +150,6 @@ WITHOUT_EFFECT = {
 """Settings about speed, machine, window or upload, or of models that aren't trained here: the adapter is the same
 without them."""
 
-NO_COUNTERPART = {
-    "adaptive_noise_scale", "caption_dropout_every_n_epochs", "conv_dims", "conv_alphas", "block_lr", "constrain",
-    "rescaled", "use_scalar", "train_norm", "rank_dropout_scale", "v_pred_like_loss", "save_last_n_steps",
-    "token_warmup_min", "token_warmup_step", "initial_step", "initial_epoch", "skip_until_initial_step",
-    "huber_scale", "dataset_repeats", "sample_at_first", "sdxl_network_text_encoder", "no_vae",
-    "additional_parameters", "resume", "resume_from_huggingface", "dim_from_weights", "no_token_padding", "fp8_base",
-    "fp8_base_unet",
-}  # fmt: skip
-"""Settings that ours can't hold; each is listed when it is switched on."""
-
 _REASONS = {
     "resume": "states of other trainers are not read; adapter.start_from takes the LoRA that was saved with it",
     "resume_from_huggingface": "states of other trainers are not read; adapter.start_from takes a LoRA file",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdlora.imports import ai_toolkit, kohya, onetrainer_config, sd_scripts_data, simpletuner
+from sdlora.imports import ai_toolkit, ai_toolkit_data, kohya, onetrainer_config, sd_scripts_data, simpletuner
 
 _MORE = {
     # Settings whose meaning hangs on others, so that no table translates them.
@@ -110,6 +110,6 @@ def settings_called(name: str) -> list[str]:
         onetrainer_config.SETTINGS,
         simpletuner.SETTINGS,
         *ai_toolkit.SECTIONS.values(),
-        ai_toolkit.DATASET,
+        ai_toolkit_data.DATASET,
     ]
     return list(dict.fromkeys(table[wanted][0] for table in tables if wanted in table))

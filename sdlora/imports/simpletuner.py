@@ -164,19 +164,6 @@ WITHOUT_EFFECT = {
     "delete_problematic_images", "disable_bucket_pruning", "offset_noise", "noise_offset_probability",
 }  # fmt: skip
 """About speed, caches, machine, upload or models that aren't trained here."""
-NO_COUNTERPART = {
-    "minimum_image_size", "maximum_image_size", "target_downsample_size",
-    "max_upscale_threshold", "timestep_bias_strategy", "timestep_bias_begin",
-    "timestep_bias_end", "timestep_bias_multiplier", "timestep_bias_portion", "masked_loss_probability",
-    "lora_init_type", "user_prompt_library", "validation_guidance_rescale", "webhook_config", "post_checkpoint_script",
-    "post_upload_script", "freeze_unet_strategy", "layer_freeze_strategy", "refiner_training", "distillation_method",
-    "distillation_config", "prodigy_steps", "training_scheduler_timestep_spacing", "checkpointing_rolling_steps",
-    "checkpoints_rolling_total_limit", "data_backend_sampling", "snr_weight", "input_perturbation_steps",
-    "control", "use_masked_loss", "validation_prompt_library", "i_know_what_i_am_doing", "quantize_activations",
-    "peft_lora_mode", "singlora_ramp_up_steps", "slider_lora_target", "peft_lora_target_modules",
-}  # fmt: skip
-"""Settings that ours can't hold; each is listed when it is switched on."""
-
 
 _NUMBERS = (
     "lora_rank", "lora_alpha", "lora_dropout", "train_batch_size", "gradient_accumulation_steps", "lr_end", "ema_decay",

@@ -19,12 +19,6 @@ WITHOUT_EFFECT = {
     "cache_file_suffix", "compress_cache", "config",
 }  # fmt: skip
 """About caches, speed and the order of resizing and cropping, which comes to the same here."""
-NO_COUNTERPART = {
-    "minimum_image_size", "maximum_image_size", "target_downsample_size",
-    "minimum_aspect_ratio", "maximum_aspect_ratio", "probability", "conditioning",
-    "conditioning_data", "start_epoch", "end_epoch", "start_step", "end_step", "source_dataset_id", "parquet",
-    "max_upscale_threshold", "crop_aspect_buckets",
-}  # fmt: skip
 TAKEN = {
     "instance_data_dir", "repeats", "resolution", "resolution_type", "crop", "crop_style", "crop_aspect",
     "caption_strategy", "instance_prompt", "prepend_instance_prompt", "only_instance_prompt",

@@ -20,6 +20,7 @@ from sdlora.training.optimization import optimizers
 from tests.support.foreign_settings import DATASET, KOHYA
 from tests.support.imported_settings import imported, lost_names, read_back
 from tests.support.kohya_presets import FLUX, ODD, PLAIN
+from tests.support.settings_without_counterpart import KOHYA as WITHOUT_COUNTERPART
 
 
 def test_kohya_settings_are_taken_over(tmp_path: Path) -> None:
@@ -69,11 +70,11 @@ def test_every_kohya_setting_is_of_one_class_only() -> None:
     """Taken over, without effect on the adapter or listed: no name is left to chance."""
     taken = {*kohya.SETTINGS, *SUBSET}
     assert not taken & kohya.WITHOUT_EFFECT
-    assert not taken & kohya.NO_COUNTERPART
-    assert not kohya.WITHOUT_EFFECT & kohya.NO_COUNTERPART
+    assert not taken & WITHOUT_COUNTERPART
+    assert not kohya.WITHOUT_EFFECT & WITHOUT_COUNTERPART
 
 
-@pytest.mark.parametrize("name", sorted(kohya.NO_COUNTERPART - {"additional_parameters"}))
+@pytest.mark.parametrize("name", sorted(WITHOUT_COUNTERPART - {"additional_parameters"}))
 def test_a_kohya_setting_without_counterpart_is_listed(tmp_path: Path, name: str) -> None:
     assert name in lost_names(imported(tmp_path, "kohya.json", {**KOHYA, name: 3}))
 

@@ -12,6 +12,7 @@ import pytest
 
 from sdlora.imports import ai_toolkit, kohya, onetrainer_config, simpletuner, simpletuner_data
 from sdlora.imports.translation import Translation
+from tests.support import settings_without_counterpart as without
 from tests.support.foreign_keys import (
     AI_TOOLKIT_KEYS,
     KOHYA_KEYS,
@@ -46,15 +47,15 @@ def without_a_class(keys: list[str], known: set[str], listed: set[str], prefixes
 def test_every_setting_of_kohya_ss_has_a_class(handled: dict[str, set[str]]) -> None:
     kohya.from_gui({})
     elsewhere = {"use_8bit_adam", "dataset_config"}  # an old switch, and a file that is read beside the settings
-    assert without_a_class(KOHYA_KEYS, handled[""] | elsewhere, kohya.NO_COUNTERPART) == []
+    assert without_a_class(KOHYA_KEYS, handled[""] | elsewhere, without.KOHYA) == []
 
 
 def test_every_setting_of_onetrainer_has_a_class(handled: dict[str, set[str]]) -> None:
     onetrainer_config.from_config({**ONETRAINER, "masked_training": True}, [], [])
     known = handled[""] | {"sample_definition_file_name"}
     prefixes = onetrainer_config._OTHER_PREFIXES
-    assert without_a_class(ONETRAINER_KEYS, known, onetrainer_config.NO_COUNTERPART, prefixes) == []
-    assert not known & onetrainer_config.NO_COUNTERPART
+    assert without_a_class(ONETRAINER_KEYS, known, without.ONETRAINER, prefixes) == []
+    assert not known & without.ONETRAINER
 
 
 @pytest.mark.parametrize("section", AI_TOOLKIT_KEYS)
@@ -63,7 +64,7 @@ def test_every_setting_of_ai_toolkit_has_a_class(handled: dict[str, set[str]], s
     known = handled[f"{section}."]
     if section == "datasets":
         known |= {"mask_path", "mask_min_value"}
-    listed = ai_toolkit.NO_COUNTERPART[section]
+    listed = without.AI_TOOLKIT[section]
     assert without_a_class(AI_TOOLKIT_KEYS[section], known, listed) == []
     assert not known & listed - {"mask_path", "mask_min_value"}
 
@@ -73,20 +74,20 @@ def test_every_setting_of_simpletuner_has_a_class(handled: dict[str, set[str]]) 
     backend = simpletuner_data.TAKEN | simpletuner_data.WITHOUT_EFFECT
     known = handled[""] - (backend - simpletuner.WITHOUT_EFFECT - set(simpletuner.SETTINGS))
     known |= {"resolution", "resolution_type"}
-    assert without_a_class(SIMPLETUNER_KEYS, known, simpletuner.NO_COUNTERPART) == []
-    assert without_a_class(SIMPLETUNER_BACKEND_KEYS, backend, simpletuner_data.NO_COUNTERPART) == []
-    assert not simpletuner.WITHOUT_EFFECT & simpletuner.NO_COUNTERPART
-    assert not backend & simpletuner_data.NO_COUNTERPART
+    assert without_a_class(SIMPLETUNER_KEYS, known, without.SIMPLETUNER) == []
+    assert without_a_class(SIMPLETUNER_BACKEND_KEYS, backend, without.SIMPLETUNER_BACKEND) == []
+    assert not simpletuner.WITHOUT_EFFECT & without.SIMPLETUNER
+    assert not backend & without.SIMPLETUNER_BACKEND
 
 
-@pytest.mark.parametrize("key", sorted(onetrainer_config.NO_COUNTERPART))
+@pytest.mark.parametrize("key", sorted(without.ONETRAINER))
 def test_a_setting_of_onetrainer_without_counterpart_is_listed(key: str) -> None:
     lost = onetrainer_config.from_config({**ONETRAINER, key: 3}, [], []).lost
     assert any(sentence.startswith(f"{key}=") for sentence in lost)
 
 
 @pytest.mark.parametrize(
-    ("section", "key"), [(section, key) for section, keys in ai_toolkit.NO_COUNTERPART.items() for key in sorted(keys)]
+    ("section", "key"), [(section, key) for section, keys in without.AI_TOOLKIT.items() for key in sorted(keys)]
 )
 def test_a_setting_of_ai_toolkit_without_counterpart_is_listed(section: str, key: str) -> None:
     process = dict(AI_TOOLKIT["config"]["process"][0])  # type: ignore[index]
@@ -98,13 +99,13 @@ def test_a_setting_of_ai_toolkit_without_counterpart_is_listed(section: str, key
     assert any(sentence.startswith(f"{section}.{key}=") for sentence in lost)
 
 
-@pytest.mark.parametrize("key", sorted(simpletuner.NO_COUNTERPART - {"control"}))
+@pytest.mark.parametrize("key", sorted(without.SIMPLETUNER - {"control"}))
 def test_a_setting_of_simpletuner_without_counterpart_is_listed(key: str) -> None:
     lost = simpletuner.from_config({**SIMPLETUNER, key: 3}, lambda name: BACKENDS).lost
     assert any(sentence.startswith(f"{key}=") for sentence in lost)
 
 
-@pytest.mark.parametrize("key", sorted(simpletuner_data.NO_COUNTERPART))
+@pytest.mark.parametrize("key", sorted(without.SIMPLETUNER_BACKEND))
 def test_a_setting_of_a_data_backend_without_counterpart_is_listed(key: str) -> None:
     lost = simpletuner_data.from_backends([{**BACKENDS[0], key: 3}]).lost
     assert any(sentence.startswith(f"{key}=") for sentence in lost)
