@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdlora.config.images import CaptionsConfig, CropFocus, ImageFolder, ImagesConfig, MaskSource
+from sdlora.config.images import CaptionsConfig, CropFocus, ImagesConfig, MaskSource
 from sdlora.data.cache import default_cache_folder
 from sdlora.data.caption_files import CaptionFolders, CaptionSource, long_number, repeats_folder
 from sdlora.data.captions import render, variants, without_chance, without_trigger
@@ -24,6 +24,7 @@ from sdlora.data.decoding import (
     why_unread,
 )
 from sdlora.data.folder_listing import MASK_ENDING, Listing, list_folder
+from sdlora.data.image_sources import Source, inner_folders, sources_of
 from sdlora.data.inspection import ImageFacts, hash_file, open_memory, recall
 from sdlora.data.mask_files import Masks
 from sdlora.data.scan_problems import (
@@ -152,54 +153,6 @@ class ScanResult:
     """What was read otherwise than a person may think."""
     warnings: list[str] = field(default_factory=list)
     """The same where it most likely spoils the result."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """An image folder and the settings that hold in it."""
-
-    folder: Path
-    images: ImagesConfig
-    captions: CaptionsConfig
-    repeats: int | None = None
-    resolutions: tuple[int, ...] = ()
-    """Its own target resolutions; empty for the run's."""
-    is_class: bool = False
-    loss_weight: float = 1.0
-    number: int = 0
-    """Its place among the folders: one that is named twice, with other settings, trains its images both ways."""
-
-
-def sources_of(
-    images: ImagesConfig, captions: CaptionsConfig, folders: Sequence[Path] | None = None, *, is_class: bool = False
-) -> list[Source]:
-    """The configured folders with their settings, or plain `folders` in their place (is_class: as class images)."""
-    if folders is None:
-        named = [each.model_copy(update={"folder": each.folder.expanduser().absolute()}) for each in images.sources]
-        # The very same entry again would only double the repeats, which there is a setting for.
-        chosen = [(number, each) for number, each in enumerate(named) if each not in named[:number]]
-    else:  # a folder that the configuration names keeps its settings
-        configured = {source.folder.expanduser().absolute(): source for source in reversed(images.sources)}
-        paths = [folder.expanduser().absolute() for folder in folders]
-        chosen = list(enumerate(configured.get(path) or ImageFolder(folder=path, is_class=is_class) for path in paths))
-    return [
-        Source(
-            folder=source.folder.expanduser().absolute(),
-            images=source.images(images),
-            captions=source.captions(captions),
-            repeats=source.repeats,
-            resolutions=() if source.resolution is None else source.images(images).resolutions,
-            is_class=source.is_class,
-            loss_weight=source.loss_weight,
-            number=number,
-        )
-        for number, source in chosen
-    ]
-
-
-def inner_folders(root: Path, roots: Iterable[Path]) -> list[Path]:
-    """Those of the folders that lie below `root`: what is in them has their settings, whatever their order."""
-    return [other for other in roots if other != root and other.is_relative_to(root)]
 
 
 def scan(

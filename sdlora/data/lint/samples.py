@@ -11,16 +11,14 @@ from sdlora.config.images import CaptionsConfig, ImagesConfig
 from sdlora.data.caption_files import CaptionFolders
 from sdlora.data.decoding import UnreadableImageError
 from sdlora.data.folder_listing import Listing, list_folder
+from sdlora.data.image_sources import Source, inner_folders, sources_of
 from sdlora.data.images import (
     THREADS,
     ImageRecord,
-    Source,
     captions_from,
     folder_notes,
-    inner_folders,
     inspect_all,
     make_record,
-    sources_of,
 )
 from sdlora.data.lint.measures import Measures, measure
 from sdlora.data.mask_files import Masks
