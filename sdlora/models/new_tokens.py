@@ -74,14 +74,13 @@ class NewTokens:
     @contextmanager
     def in_place(self, encoder: Any, index: int, tokens_NT: Tensor) -> Iterator[Tensor]:
         """The tokens to give to a text encoder (the model's `index`-th), whose vectors are exchanged meanwhile."""
-        is_new_NT = tokens_NT < 0
         given = [vectors[index] for vectors in self._words.values()]
-        # Trained vectors pass also where no text has them: a batch of other captions alone (caption dropout) would have
-        # nothing to take gradients of, and one process another set of gradients than its neighbour.
-        is_trained = torch.is_grad_enabled() and any(vectors.requires_grad for vectors in given)
-        if not (is_trained or bool(is_new_NT.any())):
+        if not given:
             yield tokens_NT
             return
+        # Vectors pass also where no text has them. To look for them there would be to wait for the card; and trained
+        # ones are to have gradients in a batch of other captions alone (caption dropout), as in every other process.
+        is_new_NT = tokens_NT < 0
 
         def exchange(_: Any, __: Any, output_NTD: Tensor) -> Tensor:
             rows_RD = torch.cat([vectors.to(output_NTD) for vectors in given])

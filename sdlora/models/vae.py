@@ -73,7 +73,8 @@ def _scale_and_shift(bundle: Bundle) -> tuple[float, float]:
 
 
 def _finite(*tensors: Tensor) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    # One question for all of them: each waits for the device.
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
 
 
 def _to_fp32(bundle: Bundle) -> bool:

@@ -209,19 +209,18 @@ class Adapter:
 
         LoRA only. |B A|^2 = sum (B'B * A A'), from the factors' Gram matrices, without making B A itself.
         """
-        largest = 0.0
+        norms = []
         for module in self._modules.values():
             down, up = (module.weights[name].flatten(1) for name in ("lora_A", "lora_B"))
             # Rounding can leave a sum of squares just below 0, whose root would be NaN.
             squared = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0.0)
-            norm = module.target.scale * float(squared) ** 0.5
-            if norm > limit:
-                for name in ("lora_A", "lora_B"):
-                    # The square root on each of both factors: their product then has the ratio, and A and B keep their
-                    # balance.
-                    module.weights[name].mul_((limit / norm) ** 0.5)
-            largest = max(largest, norm)
-        return largest
+            norms.append(module.target.scale * squared.sqrt())
+            # The square root on each of both factors: their product then has the ratio, and A and B keep their
+            # balance. On the device, where asking for each norm would be to wait for it: 1 changes no bit.
+            ratio = (limit / norms[-1].clamp(min=limit)).sqrt()
+            for name in ("lora_A", "lora_B"):
+                module.weights[name].mul_(ratio)
+        return torch.stack(norms).max().item() if norms else 0.0
 
     def dead_modules(self) -> list[str]:
         """Layers whose every weight has no gradient or a zero one; ask between backward and zero_grad."""

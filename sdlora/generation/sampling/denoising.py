@@ -27,12 +27,12 @@ class Conditions:
 
     conditional: tuple[TextStates, ...]
     weights_KB: Tensor
-    """Weight of each of the K prompts of each image."""
+    """Weight of each of the K prompts of each image; on the CPU, where asking for it is not to wait for a card."""
     unconditional: TextStates | None
     """Only a single prompt of weight 1 can do without."""
     guidance_B: Tensor
     rescale_B: Tensor
-    """Share of CFG rescaling (Lin et al. 2024, section 3.4)."""
+    """Share of CFG rescaling (Lin et al. 2024, section 3.4); on the CPU, too."""
     size: SizeConditions
     one_by_one: bool = False
     """Whether each image passes the UNet by itself."""
@@ -136,7 +136,9 @@ def combine(conditional: Sequence[Tensor], unconditional_BCHW: Tensor, weights_K
         return conditional[0]  # not the same in floating point, and by far the usual case
     combined_BCHW = unconditional_BCHW
     for one_BCHW, weights_B in zip(conditional, weights_KB, strict=True):
-        combined_BCHW = combined_BCHW + weights_B.view(-1, 1, 1, 1) * (one_BCHW - unconditional_BCHW)
+        combined_BCHW = combined_BCHW + weights_B.view(-1, 1, 1, 1).to(one_BCHW.device) * (
+            one_BCHW - unconditional_BCHW
+        )
     return combined_BCHW
 
 
@@ -147,7 +149,8 @@ def guided(conditional_BCHW: Tensor, unconditional_BCHW: Tensor, guidance_B: Ten
     if not rescale_B.any():
         return guided_BCHW
     contrast_B = conditional_BCHW.std(dim=(1, 2, 3)) / guided_BCHW.std(dim=(1, 2, 3))
-    factor_B = rescale_B * contrast_B + (1 - rescale_B)
+    share_B = rescale_B.to(contrast_B.device)
+    factor_B = share_B * contrast_B + (1 - share_B)
     return guided_BCHW * factor_B.view(shape)
 
 

@@ -77,14 +77,14 @@ class TextConditions:
     def at_size(self, size: SizeConditions, device: torch.device, *, one_by_one: bool = False) -> ConditionsAt:
         """What holds at each step for images of one size."""
         guidance_B = torch.tensor([row.guidance for row in self._rows], device=device)
-        rescale_B = torch.tensor([row.rescale for row in self._rows], device=device)
+        rescale_B = torch.tensor([row.rescale for row in self._rows])
 
         @cache  # by the texts of a step: those of most prompts never change
         def of_texts(prompts: tuple[tuple[SubPrompt, ...], ...], negatives: tuple[str, ...]) -> Conditions:
             numbers = range(self._rows[0].num_prompts)
             return Conditions(
                 tuple(self._joined([own[number].text for own in prompts], negative=False) for number in numbers),
-                torch.tensor([[own[number].weight for own in prompts] for number in numbers], device=device),
+                torch.tensor([[own[number].weight for own in prompts] for number in numbers]),
                 self._joined(negatives, negative=True) if self.is_guided else None,
                 guidance_B,
                 rescale_B,

@@ -239,15 +239,16 @@ class LatentSource:
         self, placed: BucketedImage, flip: bool, crop_xy: tuple[int, int] | None, variation: Variation = PLAIN
     ) -> dict[str, Tensor]:
         pixels_CHW = self._pixels(placed, flip, crop_xy, variation)
-        mean_BCHW, std_BCHW = encode_moments(self._bundle, pixels_CHW[None])
-        if not (torch.isfinite(mean_BCHW).all() and torch.isfinite(std_BCHW).all()):
+        moments = encode_moments(self._bundle, pixels_CHW[None])
+        mean_CHW, std_CHW = (moment_BCHW[0].float().cpu() for moment_BCHW in moments)
+        if not (torch.isfinite(mean_CHW).all() and torch.isfinite(std_CHW).all()):
             precision = str(self._bundle.vae.dtype).removeprefix("torch.")
             raise DataError(
                 f"the VAE gives numbers that are not finite for {placed.record.path} in {precision}: set "
                 "base_model.precision=fp32, or base_model.vae to one made for half precision (for SDXL "
                 "madebyollin/sdxl-vae-fp16-fix)"
             )
-        return {"mean": mean_BCHW[0].float().cpu(), "std": std_BCHW[0].float().cpu()}
+        return {"mean": mean_CHW, "std": std_CHW}
 
     def _key(self, placed: BucketedImage, flip: bool) -> str:
         assert self._cache is not None

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from sdlora.adapters.live.attach import Adapter
 from sdlora.config.train import TrainConfig
@@ -192,7 +193,7 @@ class Trainer:
             self._halve_pieces(told)
 
     def _add_gradients(self, first: int) -> tuple[float, BadLoss | None]:
-        total = 0.0
+        losses: list[tuple[int, list[str], Tensor]] = []
         count = self.config.accumulation
         sizes = [self.batches.size(first + number) for number in range(count)]
         for number, rows in share(sizes, self.workers.index, self.workers.count):
@@ -206,12 +207,15 @@ class Trainer:
                 part = len(piece.names) / (batch.whole * count)
                 with self.precision.autocast():
                     loss = self.loss_function.loss(piece) * part
-                value = loss.item()
-                if not math.isfinite(value):
-                    return math.nan, BadLoss(position, value, tuple(batch.names))
                 self.precision.backward(loss)
-                total += value
-        return total, None
+                losses.append((position, batch.names, loss.detach()))
+        # Asked for here and not before each backward pass: a card answers when all that it was given is done, and would
+        # meanwhile be given nothing.
+        values = torch.stack([loss for _, _, loss in losses]).tolist() if losses else []
+        for (position, names, _), value in zip(losses, values, strict=True):
+            if not math.isfinite(value):
+                return math.nan, BadLoss(position, value, tuple(names))
+        return math.fsum(values), None
 
     def _halve_pieces(self, told: str) -> None:
         """Make room for the step that memory ran out in. Raises OutOfMemoryError where nothing is left to halve."""
