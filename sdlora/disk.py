@@ -67,6 +67,8 @@ def why_not_writable(folder: Path) -> str | None:
             return f"{nearest} is a file, not a folder"
         if not os.access(nearest, os.W_OK | os.X_OK):
             return f"{nearest} can't be written to: no permission, or a read-only disk"
+        if nearest.parts[1:2] in (("proc",), ("sys",)) and shutil.disk_usage(nearest).total == 0:
+            return f"{nearest} is the system's own: no files can be made there"
         if shutil.disk_usage(nearest).free == 0:
             return f"the disk of {nearest} is full"
     except OSError as error:

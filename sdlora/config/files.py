@@ -73,7 +73,9 @@ def load(preset: str | Path | None = None, overrides: Sequence[str] = ()) -> Tra
         source = str(preset)
         values = read_preset(find(preset))
     override(values, overrides, source)
-    return with_files_read(validate(values, source))
+    # Two settings may clash of which only one stands in the file.
+    clashing = f"{source} with the settings given beside it" if preset is not None and overrides else source
+    return with_files_read(validate(values, clashing))
 
 
 def read_preset(path: Path, *, built_on: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -156,3 +156,9 @@ def test_what_cannot_be_published_is_explained(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.safetensors", key="lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q")
     with pytest.raises(AdapterError, match="doesn't tell its Stable Diffusion family, so no model card"):
         prepare(path, "me/mine")
+
+
+@pytest.mark.parametrize("name", ["bad name", "a/b/c", "me/" + "x" * 97, "me/-x", "https://huggingface.co/me/x"])
+def test_a_name_that_the_hub_does_not_take_is_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(AdapterError, match="no name of a repository on the hub: it is OWNER/NAME"):
+        prepare(tmp_path / "absent.safetensors", name)

@@ -103,6 +103,11 @@ def test_a_file_in_the_current_folder_wins_over_a_shipped_preset(
     assert files.load("demo.yaml").name == "own"
 
 
+def test_a_clash_with_what_stands_beside_a_preset_is_no_fault_of_the_preset_alone() -> None:
+    with pytest.raises(ConfigError, match=r"demo\.yaml with the settings given beside it has 1 problem:\n.*rslora"):
+        files.load("demo.yaml", ["adapter.algorithm=loha", "adapter.rslora=true"])
+
+
 def test_an_unknown_preset_lists_those_there_are() -> None:
     with pytest.raises(
         ConfigError,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sdlora import disk
 from sdlora.config import files
 from sdlora.errors import ConfigError
 
@@ -76,3 +77,8 @@ def test_other_kinds_of_values_are_refused_in_words(arguments: tuple[Any, ...], 
 
 def picture(path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+def test_a_folder_of_the_systems_own_is_not_called_a_full_disk() -> None:
+    assert disk.why_not_writable(Path("/proc/runs")) == "/proc is the system's own: no files can be made there"

@@ -59,9 +59,10 @@ def prepare(
 ) -> Publication:
     """Collect what `push` uploads. source: an adapter file, or a run's folder (its adapter and newest previews).
 
-    The embeddings of new tokens that were trained with it go along. Raises AdapterError: no adapter there, or several;
-    a file that can't be read or doesn't tell its family.
+    The embeddings of new tokens that were trained with it go along. Raises AdapterError: a name that the hub doesn't
+    take; no adapter there, or several; a file that can't be read or doesn't tell its family.
     """
+    _check_name(repository)
     path = _adapter_in(source)
     file = read(path)
     if file.family is None:
@@ -80,6 +81,19 @@ def prepare(
     base = base_model or file.metadata.get("ss_sd_model_name", "")
     chosen = license_name or file.metadata.get("modelspec.license") or None
     return Publication(repository, files, model_card(file, repository, base, chosen, list(files)), _hub_name(base))
+
+
+def _check_name(repository: str) -> None:
+    """Raise AdapterError for what can't be the name of a repository."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        raise AdapterError(
+            f"'{repository}' is no name of a repository on the hub: it is OWNER/NAME, of letters, digits, '-', '_' and"
+            " '.', with at most 96 characters"
+        ) from None
 
 
 def model_card(
