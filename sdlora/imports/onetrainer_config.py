@@ -182,6 +182,8 @@ def from_config(
     )
     known |= _masks(settings, result) | _timesteps(settings, result)
     known |= _samples(settings, samples, result) | {"concepts", "concept_file_name"}
+    if result.values.get("optimization.warmup") == 1:
+        result.drop("optimization.warmup", "is the whole run there: set it to a share of the steps, or to their number")
     scale(settings, result)  # of all rates, so after the tokens' own
     count_updates(settings, result)
     result.lose_rest({name: value for name, value in settings.items() if not name.startswith(_OTHER_PREFIXES)}, known)
@@ -290,6 +292,9 @@ def _new_tokens(settings: Mapping[str, Any], result: Translation) -> set[str]:
             put_end("new_tokens", own, settings, result)
     if tokens:
         result.put("adapter.new_tokens", tokens)
+        for part in ("text_encoder", "text_encoder_2"):
+            if part_of(settings, part).get("train_embedding") is False:
+                result.lose(f"{part}.train_embedding", False, "new tokens are trained for every text encoder")
         if not switch(settings.get("preserve_embedding_norm")):
             result.change("preserve_embedding_norm", False, "new tokens keep near the vocabulary's spread always here")
         if len(tokens) == 1 and "captions.trigger" not in result.values:

@@ -160,3 +160,16 @@ def test_an_interval_without_a_unit_has_that_of_onetrainer(tmp_path: Path) -> No
     given = {name: value for name, value in ONETRAINER.items() if name not in ("sample_after_unit", "sample_after")}
     result = onetrainer(tmp_path, {"sample_after": 5, "samples": [SAMPLE]}, given)
     assert "sample_after=5 MINUTE: steps and epochs are possible" in told(result)
+
+
+def test_a_token_that_one_text_encoder_does_not_learn_is_said_to_be_learned_there(tmp_path: Path) -> None:
+    token = {"additional_embeddings": [{"placeholder": "<ohwx>", "initial_embedding_text": "fox", "token_count": 2}]}
+    part = {**ONETRAINER.get("text_encoder", {}), "train_embedding": False}  # type: ignore[dict-item]
+    assert "text_encoder.train_embedding=False: new" in told(onetrainer(tmp_path, {**token, "text_encoder": part}))
+    assert "train_embedding" not in told(onetrainer(tmp_path, {"text_encoder": part}))
+
+
+def test_a_warm_up_of_1_is_the_whole_run_there_and_no_single_step_here(tmp_path: Path) -> None:
+    result = onetrainer(tmp_path, {"learning_rate_warmup_steps": 1})
+    assert result.config.optimization.warmup == 0
+    assert "learning_rate_warmup_steps=1.0: is the whole run there" in told(result)
