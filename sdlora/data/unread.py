@@ -31,6 +31,8 @@ class Unread:
     """By image: a.caption, or a.TXT, where a.txt would be read."""
     misnamed: dict[Path, Path] = field(default_factory=dict)
     """Captions that differ from their image's name a little, each with its right path."""
+    elsewhere: list[Path] = field(default_factory=list)
+    """Captions of an image's exact name in another folder than it."""
     empty: list[Path] = field(default_factory=list)
     """Caption files that say nothing."""
     tables: list[Path] = field(default_factory=list)
@@ -39,7 +41,7 @@ class Unread:
     @property
     def files(self) -> set[Path]:
         """All of them."""
-        return {*self.other_endings.values(), *self.misnamed, *self.empty, *self.tables}
+        return {*self.other_endings.values(), *self.misnamed, *self.elsewhere, *self.empty, *self.tables}
 
     def sentences(self, extension: str) -> Iterator[str]:
         """A sentence for each kind, without its full stop. extension: that of the caption files that are read."""
@@ -52,6 +54,12 @@ class Unread:
         if self.misnamed:
             pairs = [f"{path.name} (did you mean {meant.name}?)" for path, meant in self.misnamed.items()]
             yield f"{_are('caption', self.misnamed)} of no image's exact name, so not read: {first_few(pairs)}"
+        if self.elsewhere:
+            places = [f"{path.parent.name}/{path.name}" for path in self.elsewhere]
+            yield (
+                f"{_are('caption', self.elsewhere)} in another folder than the image, so not read: {first_few(places)}."
+                " Move each beside its image"
+            )
         if self.empty:
             yield f"{_are('caption file', self.empty)} empty: {some(self.empty)}"
         if self.tables:
@@ -82,6 +90,10 @@ def look_beside(
         if beside and not any(path.suffix == captions.extension for path in beside):
             found.other_endings[picture] = beside[0]
     found.misnamed = almost_captions([path for path in bare if path not in found.other_endings], orphans)
+    bare_names = {path.stem for path in bare if path not in found.other_endings}
+    found.elsewhere = [
+        path for path, image in orphans.items() if image.name in bare_names and path not in found.misnamed
+    ]
     folders = {folder for path in bare for folder in (path.parent, *path.parents)}
     names = {name for path in bare for name in (path.with_suffix(""), path)}
     found.tables = [

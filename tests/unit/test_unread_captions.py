@@ -178,3 +178,19 @@ def test_a_mask_by_another_name_is_told_from_an_image(tmp_path: Path) -> None:
     (folder / FOLDER).rename(folder / "cats")
     with pytest.raises(DataError, match=r"3 of 3 images have no caption.*a_mask\.png\. A mask is called a-masklabel"):
         scanned(folder)
+
+
+def test_captions_in_a_folder_of_their_own_are_said_not_to_be_read(tmp_path: Path) -> None:
+    root = dataset(tmp_path, "a.png", "b.png", b__txt="beside")
+    (root / "captions").mkdir()
+    for name in ("a.txt", "other.txt"):
+        (root / "captions" / name).write_text("written", encoding="utf-8")
+    found = scanned(root, default="a fox")
+    (warning,) = found.warnings
+    assert "1 caption is in another folder than the image, so not read: captions/a.txt. Move each beside" in warning
+    assert [item.path.name for item in found.left_out] == ["other.txt"]
+    for path in root.rglob("b.txt"):
+        path.unlink()
+    (root / FOLDER).rename(root / "plain")
+    with pytest.raises(DataError, match=r"captions/a\.txt\. Move each beside its image\."):
+        scanned(root)
