@@ -12,6 +12,7 @@ from sdlora.cli import (
     masks,
     runs,
     suggest,
+    sweep,
     train,
     webui,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "masks",
     "runs",
     "suggest",
+    "sweep",
     "train",
     "webui",
 ]

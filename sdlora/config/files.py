@@ -346,7 +346,7 @@ def _locate(location: str, message: str) -> str:
 def _is_union_branch(part: Any) -> bool:
     """Whether pydantic put this part into the location to name a union's branch, not a setting."""
     return isinstance(part, str) and (
-        part in {"int", "float", "str", "bool", "path", "none"} or "[" in part or part.startswith("tuple")
+        part in {"int", "float", "str", "bool", "path", "none", "Range"} or "[" in part or part.startswith("tuple")
     )
 
 
@@ -368,4 +368,4 @@ def _suggestion(location: Sequence[Any], kind: type[BaseModel]) -> str:
         return f"; did you mean '{near[0]}'?"
     if kind is TrainConfig:
         return f"; `sdlora explain {last}` knows other programs' names, `sdlora explain` lists all settings"
-    return f"; there is: {', '.join(siblings)}"
+    return f"; there is: {', '.join(siblings)}" if siblings else ""

@@ -19,12 +19,14 @@ from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.mix import MixConfig
 from sdlora.config.schema import Setting, settings
+from sdlora.config.sweep import SweepConfig
 from sdlora.config.train import TrainConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "settings.md"
 PARTS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("Training", "`sdlora train --preset FILE --set NAME=VALUE`", TrainConfig),
     ("Generating", "`sdlora generate REQUEST.yaml --set NAME=VALUE`", GenerateConfig),
+    ("Sweeping", "`sdlora sweep FILE`", SweepConfig),
     ("Evaluating", "`sdlora evaluate RUN --set NAME=VALUE`, or `--config FILE`", EvaluateConfig),
     ("Mixing", "`sdlora mix --config FILE`", MixConfig),
     ("Captioning", "`sdlora dataset caption`, which has an option for each", CaptioningConfig),

@@ -12,6 +12,8 @@ import yaml
 from sdlora.cli import app
 from sdlora.config import files
 from sdlora.config.mix import MixConfig
+from sdlora.config.sweep import SweepConfig
+from sdlora.config.train import TrainConfig
 from tests.support import settings_reference
 from tests.support.documents import PAGES, PROJECT, blocks, commands, links, mentions
 
@@ -54,7 +56,8 @@ def test_every_command_that_is_shown_can_be_typed(page: Path) -> None:
 def test_every_yaml_that_is_shown_is_valid(page: Path) -> None:
     for text in blocks(page, "yaml"):
         values = yaml.safe_load(text)
-        files.validate(values, page.name, MixConfig) if "adapters" in values else files.validate(values, page.name)
+        kind = MixConfig if "adapters" in values else SweepConfig if "vary" in values else TrainConfig
+        files.validate(values, page.name, kind)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

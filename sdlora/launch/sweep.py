@@ -1,0 +1,347 @@
+"""A sweep: many trainings that differ in a few settings, compared by their loss on held-out images.
+
+Which values come next, and which training is ended early, is Optuna's to say (Akiba et al. 2019). Its journal, the runs
+and a table lie in the sweep's folder, so that a sweep that was interrupted goes on where it was.
+
+    sweeps/rates/
+      sweep.yaml       what it was begun with
+      journal.log      Optuna's own record
+      runs/trial-000/  an ordinary run for each trial
+      sweep.csv        a row for each trial, best first
+      best.yaml        the best trial's settings, a preset
+      rates.safetensors  its adapter
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from filelock import FileLock, Timeout
+
+from sdlora import atomic
+from sdlora.config import files
+from sdlora.config.sweep import Range, SweepConfig, first_config, read, trial_config
+from sdlora.errors import ConfigError, MissingPackageError, RunError, SdloraError
+from sdlora.events import Validated
+from sdlora.launch.runs import RunHandle, prepare
+from sdlora.training.preflight.checks import check
+
+if TYPE_CHECKING:
+    import optuna
+
+_LOOK_SECONDS = 0.5
+_FAILURES = 3
+"""Trainings that may fail one after another before the sweep gives up."""
+_RUN, _REASON, _PRUNED = "run", "reason", "pruned"
+"""What is noted of a trial beside its values."""
+
+TrialState = Literal["running", "complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a sweep."""
+
+    number: int
+    state: TrialState
+    values: dict[str, Any]
+    relative_loss: float | None
+    """The lowest on held-out images, relative to the base model's; None before the first."""
+    step: int | None
+    """Where that was."""
+    run: Path | None
+    seconds: float
+    reason: str = ""
+    """Why it failed."""
+
+
+@dataclass
+class _Running:
+    trial: optuna.Trial
+    handle: RunHandle
+    offset: int = 0
+    losses: dict[int, float] = field(default_factory=dict)
+    """Relative, by step; those before the first step, where all trainings are alike, are not among them."""
+
+    @property
+    def is_pruned(self) -> bool:
+        return _PRUNED in self.trial.user_attrs
+
+
+class Sweep:
+    """A sweep by its file. Raises ConfigError for one that can't be run, MissingPackageError without Optuna."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().absolute()
+        self.config = read(self.path)
+        self.folder = (self.config.folder / self.config.name).resolve()
+        self._refuse_other_sweep()
+
+    def run(self, tell: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:
+        """Train until all trials are done; `tell` is called as each begins and ends. Returns them, best first.
+
+        Interrupted, it asks what runs to save and stop, and goes on with it the next time. Raises RunError when the
+        sweep runs already, or when its trainings fail one after another; before the first one what `train` would.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            atomic.write_text(self.folder / "sweep.yaml", _as_yaml(self.config))
+            study = self._study()
+            if not _begun(study):
+                check(first_config(self.config, self.path))
+            if self.config.sampler == "grid":
+                _ask_for_all(study, self.config)
+            running: list[_Running] = []
+            try:
+                self._go_on(study, running)
+                self._train(study, running, tell)
+            except BaseException:
+                _stop(running)
+                raise
+            finally:
+                self._write(study)
+        return self.trials()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        lock = FileLock(self.folder / "sweep.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"{self.folder} is run already by another process") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def trials(self) -> list[Trial]:
+        """The trials so far, best first."""
+        return _ranked(_begun(self._study()))
+
+    def _study(self) -> optuna.Study:
+        optuna = _optuna()
+        storage = optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(str(self.folder / "journal.log"))
+        )
+        return optuna.create_study(
+            storage=storage, study_name=self.config.name, load_if_exists=True, direction="minimize",
+            sampler=self._sampler(), pruner=self._pruner(),
+        )  # fmt: skip
+
+    def _sampler(self) -> optuna.samplers.BaseSampler:
+        samplers, config = _optuna().samplers, self.config
+        if config.sampler != "tpe":  # of a grid every combination is asked for
+            return samplers.RandomSampler(seed=config.seed)
+        # With several at once those that still run count as bad, so that two don't try nearly the same.
+        return samplers.TPESampler(seed=config.seed, constant_liar=config.workers > 1)
+
+    def _pruner(self) -> optuna.pruners.BasePruner:
+        pruners = _optuna().pruners
+        if self.config.prune == "median":
+            return pruners.MedianPruner(n_startup_trials=3, n_min_trials=3)
+        return pruners.HyperbandPruner() if self.config.prune == "hyperband" else pruners.NopPruner()
+
+    def _refuse_other_sweep(self) -> None:
+        """Raise ConfigError where trials of other settings lie, which can't be compared with these."""
+        before = self.folder / "sweep.yaml"
+        if not before.exists():
+            return
+        kept = files.validate(files.read_yaml(before), str(before), SweepConfig)
+        free = {"trials", "workers", "folder"}
+        if kept.model_dump(exclude=free) != self.config.model_dump(exclude=free):
+            raise ConfigError(
+                str(self.path),
+                [f"name: {self.folder} holds a sweep of other settings: give this one another name, or delete that"],
+            )
+
+    def _go_on(self, study: optuna.Study, running: list[_Running]) -> None:
+        """Take up the trials that were under way when the sweep was interrupted."""
+        optuna = _optuna()
+        for frozen in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+            trial = optuna.trial.Trial(study, frozen._trial_id)
+            folder = frozen.user_attrs.get(_RUN)
+            if folder is None or not Path(folder).is_dir():  # killed before it had a run: its values are tried again
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                study.enqueue_trial({**frozen.system_attrs.get("fixed_params", {}), **frozen.params})
+                continue
+            handle = RunHandle(Path(folder))
+            state = handle.state()
+            if not state.is_active and state.status not in ("finished", "failed") and _PRUNED not in frozen.user_attrs:
+                handle.resume()
+            running.append(_Running(trial, handle, losses=dict(frozen.intermediate_values)))
+
+    def _train(self, study: optuna.Study, running: list[_Running], tell: Callable[[Trial], None]) -> None:
+        failures = 0
+        while running or len(_begun(study)) < self.config.num_trials:
+            while len(running) < self.config.workers and len(_begun(study)) < self.config.num_trials:
+                running.append(self._begin(study))
+                tell(_as_trial(study.get_trials(deepcopy=False)[running[-1].trial.number]))
+            time.sleep(_LOOK_SECONDS)
+            for one in list(running):
+                if not self._is_over(study, one):
+                    continue
+                running.remove(one)
+                ended = _as_trial(study.get_trials(deepcopy=False)[one.trial.number])
+                failures = failures + 1 if ended.state == "failed" else 0
+                self._write(study)
+                tell(ended)
+                if failures == _FAILURES:
+                    raise RunError(f"{failures} trainings failed one after another, the last with: {ended.reason}")
+
+    def _begin(self, study: optuna.Study) -> _Running:
+        trial = study.ask()
+        chosen = {name: _chosen(trial, name, values) for name, values in self.config.vary.items()}
+        config = trial_config(self.config, self.path, chosen, f"trial-{trial.number:03}", self.folder / "runs")
+        handle = prepare(config)
+        # On record before it begins: whoever kills the sweep here finds a run that was only prepared, and begins it.
+        trial.set_user_attr(_RUN, str(handle.folder))
+        handle.resume()
+        return _Running(trial, handle)
+
+    def _is_over(self, study: optuna.Study, one: _Running) -> bool:
+        """Read what a training has told since; report its losses, prune it, and close its trial when it has ended."""
+        states = _optuna().trial.TrialState
+        # In this order: what a process writes last is written before it is gone.
+        state = one.handle.state()
+        events, one.offset = one.handle.events(one.offset)
+        news = [event for event in events if isinstance(event, Validated) and event.step not in {0, *one.losses}]
+        for event in news:
+            one.losses[event.step] = event.relative_loss
+            one.trial.report(event.relative_loss, event.step)
+        if state.is_active:
+            if news and state.status == "running" and not one.is_pruned and one.trial.should_prune():
+                one.trial.set_user_attr(_PRUNED, True)
+                one.handle.stop()
+            return False
+        if state.status == "finished" and one.losses:
+            study.tell(one.trial, min(one.losses.values()))
+        elif one.is_pruned:
+            study.tell(one.trial, state=states.PRUNED)
+        else:
+            one.trial.set_user_attr(_REASON, state.last_error or f"it is {state.status}")
+            study.tell(one.trial, state=states.FAIL)
+        return True
+
+    def _write(self, study: optuna.Study) -> None:
+        """The table, and what belongs to the best trial."""
+        trials = _ranked(_begun(study))
+        names = list(self.config.vary)
+        text = io.StringIO()
+        table = csv.writer(text)
+        table.writerow(["trial", "state", "relative_loss", "step", *names, "seconds", "run", "reason"])
+        for trial in trials:
+            values = [_shown(trial.values.get(name)) for name in names]
+            loss = "" if trial.relative_loss is None else f"{trial.relative_loss:.6f}"
+            where = [f"{trial.seconds:.0f}", trial.run or "", trial.reason]
+            table.writerow([trial.number, trial.state, loss, trial.step or "", *values, *where])
+        atomic.write_text(self.folder / "sweep.csv", text.getvalue())
+        best = trials[0] if trials and trials[0].state == "complete" else None
+        if best is None or best.run is None:
+            return
+        handle = RunHandle(best.run)
+        adapter = handle.files.result(handle.config())
+        if not adapter.is_file():
+            return
+        for path in (adapter, adapter.with_suffix(".json"), adapter.with_suffix(".png")):
+            if path.is_file():
+                atomic.copy_file(path, self.folder / f"{self.config.name}{path.suffix}")
+        config = handle.config().model_copy(update={"name": self.config.name})
+        settings = yaml.safe_load(files.dump(config, only_changes=True))
+        settings["outputs"].pop("folder")
+        settings = {name: value for name, value in settings.items() if value != {}}
+        head = f"# Purpose: the best of {len(trials)} trials of {self.config.name}: {_described(best.values)}\n"
+        atomic.write_text(self.folder / "best.yaml", head + yaml.safe_dump(settings, sort_keys=False, width=110))
+
+
+def _stop(running: list[_Running]) -> None:
+    """Ask what runs to save and stop, and wait for it."""
+    for one in running:
+        if one.handle.state().is_active:
+            try:
+                one.handle.stop()
+            except SdloraError:  # it has ended meanwhile
+                continue
+    while any(one.handle.state().is_active for one in running):
+        time.sleep(_LOOK_SECONDS)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise MissingPackageError("sdlora sweep", "optuna", "sweep") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _ask_for_all(study: optuna.Study, config: SweepConfig) -> None:
+    """Every combination of the lists, once however often it is asked for."""
+    lists = {name: _choices(values) for name, values in config.vary.items()}
+    for combination in product(*lists.values()):
+        study.enqueue_trial(dict(zip(lists, combination, strict=True)), skip_if_exists=True)
+
+
+def _begun(study: optuna.Study) -> list[Trial]:
+    """The trials that have a run; one that was cut off before it had is tried again."""
+    return [_as_trial(trial) for trial in study.get_trials(deepcopy=False) if _RUN in trial.user_attrs]
+
+
+def _chosen(trial: optuna.Trial, name: str, values: Any) -> Any:
+    if not isinstance(values, Range):
+        return json.loads(trial.suggest_categorical(name, _choices(values)))
+    if values.is_whole:
+        return trial.suggest_int(name, int(values.low), int(values.high), step=int(values.step or 1), log=values.log)
+    step = None if values.step is None else float(values.step)
+    return trial.suggest_float(name, float(values.low), float(values.high), step=step, log=values.log)
+
+
+def _choices(values: Any) -> list[str]:
+    """As JSON: Optuna takes texts and numbers only, and a setting may be a list."""
+    return [json.dumps(value, ensure_ascii=False) for value in values]
+
+
+def _as_trial(frozen: optuna.trial.FrozenTrial) -> Trial:
+    names: dict[str, TrialState] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+    losses = {step: loss for step, loss in frozen.intermediate_values.items() if math.isfinite(loss)}
+    step = min(losses, key=lambda each: losses[each]) if losses else None
+    begun, ended = frozen.datetime_start, frozen.datetime_complete
+    folder = frozen.user_attrs.get(_RUN)
+    return Trial(
+        frozen.number,
+        names.get(frozen.state.name, "running"),
+        {name: json.loads(value) if isinstance(value, str) else value for name, value in frozen.params.items()},
+        None if step is None else losses[step],
+        step,
+        Path(folder) if folder else None,
+        (ended - begun).total_seconds() if begun and ended else 0.0,
+        str(frozen.user_attrs.get(_REASON, "")),
+    )
+
+
+def _ranked(trials: list[Trial]) -> list[Trial]:
+    """Those that came to their end first, the best of each kind before the others."""
+    order: dict[TrialState, int] = {"complete": 0, "pruned": 1, "running": 2, "failed": 3}
+    return sorted(trials, key=lambda one: (order[one.state], one.relative_loss or math.inf, one.number))
+
+
+def _as_yaml(config: SweepConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _described(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_shown(value)}" for name, value in values.items())
