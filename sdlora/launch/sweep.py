@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from sdlora import atomic
 from sdlora.config import files
 from sdlora.config.sweep import Range, SweepConfig, first_config, read, trial_config
+from sdlora.data.batches import derive_seed
 from sdlora.errors import ConfigError, MissingPackageError, RunError, SdloraError
 from sdlora.events import Validated
 from sdlora.launch.runs import RunHandle, prepare
@@ -136,15 +137,17 @@ class Sweep:
         )
         return optuna.create_study(
             storage=storage, study_name=self.config.name, load_if_exists=True, direction="minimize",
-            sampler=self._sampler(), pruner=self._pruner(),
+            sampler=self._sampler(0), pruner=self._pruner(),
         )  # fmt: skip
 
-    def _sampler(self) -> optuna.samplers.BaseSampler:
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """For the trial of this number: a sweep that is gone on with would else draw what it has drawn before."""
         samplers, config = _optuna().samplers, self.config
+        seed = derive_seed(config.seed, "trial", number) % 2**32
         if config.sampler != "tpe":  # of a grid every combination is asked for
-            return samplers.RandomSampler(seed=config.seed)
+            return samplers.RandomSampler(seed=seed)
         # With several at once those that still run count as bad, so that two don't try nearly the same.
-        return samplers.TPESampler(seed=config.seed, constant_liar=config.workers > 1)
+        return samplers.TPESampler(seed=seed, constant_liar=config.workers > 1)
 
     def _pruner(self) -> optuna.pruners.BasePruner:
         pruners = _optuna().pruners
@@ -200,6 +203,7 @@ class Sweep:
                     raise RunError(f"{failures} trainings failed one after another, the last with: {ended.reason}")
 
     def _begin(self, study: optuna.Study) -> _Running:
+        study.sampler = self._sampler(len(study.get_trials(deepcopy=False)))
         trial = study.ask()
         chosen = {name: _chosen(trial, name, values) for name, values in self.config.vary.items()}
         config = trial_config(self.config, self.path, chosen, f"trial-{trial.number:03}", self.folder / "runs")

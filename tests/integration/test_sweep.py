@@ -162,6 +162,24 @@ def test_an_interrupted_sweep_goes_on_with_what_ran_and_repeats_nothing(tmp_path
     assert Told.begun == []
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_sweep_that_is_gone_on_with_tries_what_it_would_have_tried(
+    tmp_path: Path, tiny_images: Path, sampler: str
+) -> None:
+    vary = {"optimization.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "adapter.rank": [2, 4]}
+    settings = {"vary": vary, "sampler": sampler, "trials": 4}
+    whole = Sweep(written(tmp_path, tiny_images, name="whole", **settings)).run()
+    path = written(tmp_path, tiny_images, name="cut", **settings)
+    for looks in (3, 4):
+        Told.cut_off = looks
+        with pytest.raises(KeyboardInterrupt):
+            Sweep(path).run()
+    Told.cut_off = None
+    by_number = [sorted((one.number, str(one.values)) for one in trials) for trials in (whole, Sweep(path).run())]
+    assert by_number[0] == by_number[1]
+    assert len({values for _, values in by_number[0]}) == 4
+
+
 def test_more_trials_can_be_asked_for_later_but_no_other_settings(tmp_path: Path, tiny_images: Path) -> None:
     path = written(tmp_path, tiny_images, sampler="random", trials=2)
     Sweep(path).run()
