@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ SD2_TEXT_PREFIX = "cond_stage_model.model."
 SDXL_TEXT_PREFIX = "conditioner.embedders.0.transformer."
 SDXL_TEXT_2_PREFIX = "conditioner.embedders.1.model."
 
+_UNQUANTISED = "take the model in fp16, bf16 or fp32, which base_model.quantization quantises for a training"
 _TRAINED = "sdlora trains Stable Diffusion 1.x, 2.x and SDXL"
 INPAINTING_CHANNELS = 9
 """Input channels of an inpainting UNet: noisy latents, mask, latents of the masked picture."""
@@ -39,6 +41,11 @@ _OTHER_MARKS = {
     "emb_params": "a textual-inversion embedding",
     "blocks.0.cross_attn": "a video or transformer model (Wan, Sana)",
 }
+_QUANTISED = re.compile(
+    r"scaled_fp8$|\.scale_weight$|\.weight_scale(?:_\d)?$|\.comfy_quant$|\.absmax$|\.quant_(?:map|state\.)|\.nested_absmax$"
+    r"|\.qweight$|\.qzeros$|\.SCB$|\.weight_format$"
+)
+"""Tensors beside weights that hold packed or scaled numbers: without them these mean nothing."""
 
 
 # ---- single files
@@ -58,6 +65,8 @@ def recognise_header(header: Header) -> FamilyName:
             raise ModelError(f"{path}: this is {what}; {_TRAINED}")
     if not header.has(UNET_PREFIX):
         raise ModelError(f"{path}: {_without_unet(header)}")
+    if packed := [name for name in names if _QUANTISED.search(name)]:
+        raise ModelError(f"{path}: its weights are quantised ({packed[0]} goes with some of them); {_UNQUANTISED}")
     shape = header.shapes.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
     if shape is None:
         raise ModelError(f"{header.path}: incomplete, the UNet's first layer is missing")
@@ -131,6 +140,8 @@ def recognise_config(name: str, index: Mapping[str, Any], unet: Mapping[str, Any
     pipeline = index.get("_class_name", "unknown")
     if unet is None:
         raise ModelError(f"{name}: this is a {pipeline} model, it has no UNet; {_TRAINED}")
+    if unet.get("quantization_config"):
+        raise ModelError(f"{name}: its UNet is quantised (quantization_config in its config.json); {_UNQUANTISED}")
     refuse_input_channels(name, int(unet.get("in_channels", 4)))
     levels, depth = len(unet.get("block_out_channels", ())), unet.get("layers_per_block", 2)
     size_embedding = unet.get("addition_embed_type")

@@ -95,12 +95,21 @@ class SingleFile:
 
 
 def read_weights(path: Path) -> Weights:
-    """The file's tensors, mapped from disk where its format allows."""
+    """The file's tensors, mapped from disk where its format allows. Raises ModelError for weights in whole numbers."""
     if path.suffix.lower() != ".safetensors":
-        return read_pickled(path)
-    from safetensors.torch import load_file
+        weights = read_pickled(path)
+    else:
+        from safetensors.torch import load_file
 
-    return load_file(path)
+        weights = load_file(path)
+    packed = [name for name, one in weights.items() if name.endswith(".weight") and not one.is_floating_point()]
+    if packed:
+        kind = str(weights[packed[0]].dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{path}: {len(packed)} weights are whole numbers, such as {packed[0]} in {kind}: quantised, which is not "
+            "read; take the model in fp16, bf16 or fp32"
+        )
+    return weights
 
 
 def load_vae_file(path: Path, family: FamilyName, dtype: torch.dtype) -> AutoencoderKL:

@@ -125,6 +125,11 @@ CASES = (
         lambda path: folder(path, {**SDXL_UNET, "in_channels": 9}, TWO_ENCODERS, prediction_type="epsilon"),
         "sdxl, inpainting, epsilon",
     ),
+    Case(
+        "folder, UNet with a `quantization_config`",
+        lambda path: folder(path, {**SD1_UNET, "quantization_config": {"load_in_4bit": True}}, {}),
+        "refused: its UNet is quantised",
+    ),
     Case("file that tells nothing", _file(SDXL), "sdxl, epsilon; the UNet is asked"),
     Case("file, metadata `prediction_type: epsilon`", _file(SD1, prediction_type="epsilon"), "sd1, epsilon"),
     Case("file, metadata `prediction_type: v`", _file(SDXL, prediction_type="v"), "sdxl, v_prediction"),
@@ -153,6 +158,16 @@ CASES = (
         "file, UNet of 9 channels",
         _file({**SD1, _FIRST: (320, 9, 3, 3)}),
         "sd1, inpainting, epsilon; the UNet is asked",
+    ),
+    Case(
+        "file, tensors `scale_weight` or `weight_scale` (scaled fp8)",
+        _file({**SDXL, f"{_FIRST.removesuffix('weight')}scale_weight": (1,)}),
+        "refused: its weights are quantised",
+    ),
+    Case(
+        "file, tensors `absmax` (nf4 of bitsandbytes)",
+        _file({**SDXL, f"{_FIRST}.absmax": (8,)}),
+        "refused: its weights are quantised",
     ),
     Case(
         "file, UNet of 8 channels (InstructPix2Pix, CosXL-Edit)",

@@ -18,6 +18,7 @@ from sdlora.models.headers import read_header
 from sdlora.models.loading import load
 from sdlora.models.probe import probed_prediction
 from sdlora.models.schedule import NoiseSchedule
+from sdlora.models.single_file import read_weights
 from tests.support.base_headers import SD1, SD1_UNET, SD2, SDXL, SDXL_UNET, TWO_ENCODERS, UNET, folder, safetensors
 
 BIAS = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -381,3 +382,23 @@ def test_an_untrained_unet_tells_nothing(emoji: Bundle) -> None:
         torch.manual_seed(0)
         untrained = UNet2DConditionModel.from_config(emoji.unet.config)
     assert probed_prediction(untrained, torch.float32) is None
+
+
+@pytest.mark.parametrize(
+    "beside",
+    ["scaled_fp8", "a.scale_weight", "a.weight_scale", "a.weight.absmax", "a.weight.quant_state.bitsandbytes__nf4"],
+)
+def test_a_quantised_file_is_refused_as_its_weights_mean_nothing_without_their_scales(
+    tmp_path: Path, beside: str
+) -> None:
+    with pytest.raises(
+        ModelError, match=f"its weights are quantised .*{beside.split('.')[-1]}.*take the model in fp16"
+    ):
+        found(safetensors(tmp_path / "model.safetensors", {**SDXL, f"{UNET}{beside}": (2,)}))
+
+
+def test_a_file_with_weights_in_whole_numbers_is_refused(tmp_path: Path) -> None:
+    name = f"{UNET}input_blocks.1.1.proj_in.weight"
+    save_file({name: torch.zeros(4, 4, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"1 weights are whole numbers, such as .*proj_in.weight in int8: quantised"):
+        read_weights(tmp_path / "model.safetensors")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.adapters.files.kohya import PARTS, TEXT_PROJECTION, Part, from_ldm, kohya_name, prefix, to_ldm
 from sdlora.adapters.files.tensor_files import TensorFile
-from sdlora.config.base_model import BaseModelConfig, FamilyName
+from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
 from sdlora.errors import ModelError
 from sdlora.models.detection import detect
 from sdlora.models.headers import file_tensor_hash
@@ -99,6 +99,10 @@ class BaseWeights:
     """By kohya name as this package writes it."""
     vectors: dict[VectorPlace, TensorSlice]
     """Biases, and the weights of norms."""
+    prediction: Prediction | None = None
+    """What it predicts; None where its files don't tell."""
+    others: dict[str, TensorSlice] = field(default_factory=dict)
+    """What no adapter changes (token embeddings, in one file the VAE), by the name that its own layout has for it."""
 
     def facts(self) -> dict[str, Any]:
         """For provenance: the model's name, and the hash of each weight file's tensors."""
@@ -127,12 +131,14 @@ def open_base(model: str) -> BaseWeights:
         named = model.removeprefix("hf://")
         model = named if named.count("/") == 1 else str(local_file(model))
     config = BaseModelConfig(model=model)
-    family = detect(config).family
+    found = detect(config)
+    family, prediction = found.family, found.prediction if found.prediction_told else None
     source = locate(model)
     path = _downloaded(model) if source.path is None else source.path
     if path.is_file():
         file = TensorFile(path)
-        return BaseWeights(path, family, False, dict(_places_in_file(file, family)), dict(_vectors_in(file, family)))
+        places, vectors = dict(_places_in_file(file, family)), dict(_vectors_in(file, family))
+        return BaseWeights(path, family, False, places, vectors, prediction, _others([("", file)], places, vectors))
     places = dict(_places_in_folder(path, family))
     if not places:
         raise ModelError(f"{path} holds no .safetensors weights; convert the model to safetensors first")
@@ -141,7 +147,23 @@ def open_base(model: str) -> BaseWeights:
         for part, file in _full_precision_last(path)
         for place, tensor in vector_names(file, part, family).items()
     }
-    return BaseWeights(path, family, True, places, vectors)
+    others = _others(_full_precision_last(path), places, vectors)
+    return BaseWeights(path, family, True, places, vectors, prediction, others)
+
+
+def _others(
+    files: Iterable[tuple[str, TensorFile]],
+    places: Mapping[str, TensorSlice],
+    vectors: Mapping[VectorPlace, TensorSlice],
+) -> dict[str, TensorSlice]:
+    """Weights that are in neither; not a moving average's copies, which no tool generates by."""
+    known = {place.tensor for place in (*places.values(), *vectors.values())}
+    return {
+        f"{part}.{name}" if part else name: TensorSlice(file, name, slice(None))
+        for part, file in files
+        for name in file.names()
+        if name not in known and name.endswith((_WEIGHT, ".bias", "_embedding")) and not name.startswith("model_ema.")
+    }
 
 
 def weight_files(folder: Path) -> Iterator[tuple[Part, Path]]:

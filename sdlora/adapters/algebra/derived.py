@@ -129,11 +129,16 @@ def kept_spec(file: AdapterFile) -> dict[str, str]:
     return {name: file.metadata[name] for name in names if name in file.metadata}
 
 
+def told_prediction(file: AdapterFile) -> Prediction | None:
+    """What the base predicts that a file was trained on, if it says so."""
+    return _BY_MODELSPEC.get(file.metadata.get("modelspec.prediction_type", ""))
+
+
 def _prediction(files: Sequence[AdapterFile]) -> Prediction:
     """Of all files that tell; epsilon when none does. Raises AdapterError when they differ."""
     told: dict[Prediction, AdapterFile] = {}
     for file in files:
-        kind = _BY_MODELSPEC.get(file.metadata.get("modelspec.prediction_type", ""))
+        kind = told_prediction(file)
         version = file.metadata.get("ss_base_model_version", "")
         if kind is not None or version:
             told[kind or ("v_prediction" if version.endswith("_v") else "epsilon")] = file

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
-from sdlora.adapters.algebra.base_weights import BaseWeights, VectorPlace
+from sdlora.adapters.algebra.base_weights import BaseWeights, TensorSlice
 from sdlora.adapters.algebra.low_rank import from_matrix
 from sdlora.adapters.algebra.mix import LayerReport, Mixed, OnProgress, truncated
 from sdlora.adapters.algebra.operands import weight_shape
@@ -14,6 +16,9 @@ from sdlora.adapters.files.kohya import module_path
 from sdlora.adapters.files.layer_sets import addressable
 from sdlora.adapters.files.weights import ModuleWeights
 from sdlora.errors import AdapterError
+from sdlora.words import count, first_few
+
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,9 @@ class Ranks:
 def extract(tuned: BaseWeights, base: BaseWeights, ranks: Ranks, *, on_progress: OnProgress | None = None) -> Mixed:
     """The best LoRA of the given ranks for every layer that differs, with each layer's error.
 
-    The models may lie in different layouts. Layers that no adapter can hold are named in the notes when they differ.
-    Raises AdapterError: families or shapes differ, nothing differs.
+    The models may lie in different layouts. What no adapter can hold is named in the notes when it differs, and so are
+    layers that only one of them has. Raises AdapterError: families or shapes differ, values aren't finite, nothing
+    differs.
     """
     if tuned.family != base.family:
         raise AdapterError(
@@ -49,17 +55,28 @@ def extract(tuned: BaseWeights, base: BaseWeights, ranks: Ranks, *, on_progress:
     names = [name for name in tuned.places if name in base.places]
     for done, name in enumerate(names):
         tuned_weight, base_weight = tuned.weight(name), base.weight(name)
+        place = module_path(name, base.family)
+        is_held = place is not None and addressable(*place)
         if tuned_weight.numel() != base_weight.numel() or tuned_weight.shape[0] != base_weight.shape[0]:
+            if not is_held:  # an inpainting model's first layer
+                outside.append(name)
+                continue
             raise AdapterError(
                 f"{name} is {list(tuned_weight.shape)} in one model, {list(base_weight.shape)} in the other"
             )
         # In float64: the difference of two half-precision weights is a few of their last bits.
         difference_oi = tuned_weight.double().flatten(1) - base_weight.double().flatten(1)
+        if not bool(torch.isfinite(difference_oi).all()):
+            broken = [
+                model.path.name
+                for model, weight in ((tuned, tuned_weight), (base, base_weight))
+                if not bool(torch.isfinite(weight.float()).all())
+            ]
+            raise AdapterError(f"{name} has values that aren't finite in {' and '.join(broken)}: that model is damaged")
         if bool(difference_oi.any()):
-            place = module_path(name, base.family)
             shape = weight_shape(name, [base_weight.shape], base.family)
             rank = ranks.of(shape)
-            if place is None or not addressable(*place) or rank == 0:
+            if not is_held or rank == 0:
                 outside.append(name)
             else:
                 energy = None if rank is not None else ranks.energy
@@ -67,17 +84,33 @@ def extract(tuned: BaseWeights, base: BaseWeights, ranks: Ranks, *, on_progress:
                 layers.append(report)
         if on_progress is not None:
             on_progress(done + 1, len(names))
-    vectors = [place for place in tuned.vectors if place in base.vectors and _differs(tuned, base, place)]
+    vectors = [
+        place for place in tuned.vectors if place in base.vectors and _differs(tuned.vectors, base.vectors, place)
+    ]
     outside += [f"{name} ({kind})" for name, kind in vectors]
     if not modules:
         raise AdapterError(f"{tuned.path.name} and {base.path.name} don't differ in any layer an adapter can hold")
-    notes: tuple[str, ...] = ()
+    return Mixed(base.family, modules, tuple(layers), tuple(_notes(tuned, base, outside)))
+
+
+def _notes(tuned: BaseWeights, base: BaseWeights, outside: Sequence[str]) -> Iterator[str]:
+    """What the adapter lacks of the difference, and what else is to be known of it."""
     if outside:
-        listed = ", ".join(outside[:3]) + (", ..." if len(outside) > 3 else "")
-        notes = (f"{len(outside)} layers differ and are left out: {listed}",)
-    return Mixed(base.family, modules, tuple(layers), notes)
+        verb = "differs and is" if len(outside) == 1 else "differ and are"
+        yield f"{count(len(outside), 'layer')} {verb} left out: {first_few(outside)}"
+    for model, other in ((tuned, base), (base, tuned)):
+        if only := [name for name in model.places if name not in other.places]:
+            yield f"{count(len(only), 'layer')} only in {model.path.name}, left out: {first_few(only)}"
+    others = [name for name in tuned.others if name in base.others and _differs(tuned.others, base.others, name)]
+    if others:
+        yield f"no adapter holds {count(len(others), 'tensor')} in which they differ, too: {first_few(others)}"
+    if tuned.prediction != base.prediction and tuned.prediction and base.prediction:
+        yield (
+            f"{tuned.path.name} predicts {tuned.prediction}, {base.path.name} {base.prediction}: with the adapter the "
+            f"base has to be used as one that predicts {tuned.prediction}"
+        )
 
 
-def _differs(tuned: BaseWeights, base: BaseWeights, place: VectorPlace) -> bool:
-    one, other = tuned.vectors[place].read(), base.vectors[place].read()
+def _differs(tuned: Mapping[_Key, TensorSlice], base: Mapping[_Key, TensorSlice], key: _Key) -> bool:
+    one, other = tuned[key].read(), base[key].read()
     return one.shape != other.shape or not torch.equal(one.double(), other.double())

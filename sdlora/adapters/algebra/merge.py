@@ -22,7 +22,7 @@ from sdlora.adapters.algebra.base_weights import (
     vector_names,
     weight_files,
 )
-from sdlora.adapters.algebra.derived import Provenance, operand_facts
+from sdlora.adapters.algebra.derived import Provenance, operand_facts, told_prediction
 from sdlora.adapters.algebra.mix import OnProgress
 from sdlora.adapters.algebra.operands import Operand, layer_update, notes_of, summed_vectors, told
 from sdlora.adapters.files.container import refuse_overwriting
@@ -33,6 +33,8 @@ from sdlora.errors import AdapterError
 WeightChange = Callable[[Tensor], Tensor]
 _STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 """Metadata that is no longer true of a changed file."""
+_SHOWS = 0.1
+"""Relative error of the updates from which on rounding is told."""
 _PICKLED = {".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx"}
 
 
@@ -76,8 +78,16 @@ def merge(
         raise AdapterError(f"no layer of the adapters stands in {base.path.name}; the first is {names[0]}")
     provenance = Provenance("merge", [operand_facts(operand) for operand in operands], base=base.facts()).entries()
     write = _write_folder if base.is_folder else _write_file
-    write(base, operands, vectors, target, provenance, on_progress)
-    notes = notes_of([operand.file for operand in operands])
+    rounding = _Rounding()
+    write(base, operands, vectors, target, provenance, rounding, on_progress)
+    notes = [*notes_of([operand.file for operand in operands]), *rounding.notes()]
+    for file in (operand.file for operand in operands):
+        trained_on = told_prediction(file)
+        if trained_on is not None and base.prediction not in (None, trained_on):
+            notes.append(
+                f"{file.path.name} was trained on a model that predicts {trained_on}, {base.path.name} predicts "
+                f"{base.prediction}: its effect is another one there"
+            )
     if lost:
         notes.append(f"the model has not {len(lost)} biases and norms of the adapters: {', '.join(lost[:3])}")
     return Merged(target, tuple(placed), tuple(name for name in names if name not in placed), tuple(notes))
@@ -130,13 +140,14 @@ def _write_file(
     vectors: Mapping[str, VectorUpdate],
     target: Path,
     provenance: Mapping[str, str],
+    rounding: _Rounding,
     on_progress: OnProgress | None,
 ) -> None:
     if target.suffix != ".safetensors":
         raise AdapterError(f"{target.name}: a single-file model becomes one file; let its name end in .safetensors")
     file = next(iter(base.places.values())).file
     count = _Counter(len(file.names()), on_progress)
-    changes = _changes(base.places, base.vectors, operands, vectors)
+    changes = _changes(base.places, base.vectors, operands, vectors, rounding)
     file.copy_changed(target, changes, _metadata(file, provenance), count.one)
 
 
@@ -146,6 +157,7 @@ def _write_folder(
     vectors: Mapping[str, VectorUpdate],
     target: Path,
     provenance: Mapping[str, str],
+    rounding: _Rounding,
     on_progress: OnProgress | None,
 ) -> None:
     """The whole folder, every variant of UNet and text encoders changed; built beside the target, then put in place."""
@@ -172,7 +184,7 @@ def _write_folder(
                     for place, tensor in vector_names(file, part, base.family).items()
                 }
                 inside = building / file.path.relative_to(base.path)
-                changes = _changes(places, of_vectors, operands, vectors)
+                changes = _changes(places, of_vectors, operands, vectors, rounding)
                 file.copy_changed(inside, changes, _metadata(file, provenance), count.one)
     except OSError as error:
         raise AdapterError(f"{target} can't be written: {error.strerror or error}") from error
@@ -193,12 +205,13 @@ def _changes(
     of_vectors: Mapping[VectorPlace, TensorSlice],
     operands: Sequence[Operand],
     vectors: Mapping[str, VectorUpdate],
+    rounding: _Rounding,
 ) -> dict[str, WeightChange]:
     by_tensor: dict[str, dict[str, TensorSlice]] = defaultdict(dict)
     for name in dict.fromkeys(name for operand in operands for name in operand.file.modules):
         if name in places:
             by_tensor[places[name].tensor][name] = places[name]
-    changes = {tensor: _adding(layers, operands) for tensor, layers in by_tensor.items()}
+    changes = {tensor: _adding(layers, operands, rounding) for tensor, layers in by_tensor.items()}
     added: dict[str, list[tuple[TensorSlice, Tensor]]] = defaultdict(list)
     for name, vector in vectors.items():
         for kind in _kinds(vector):
@@ -219,7 +232,7 @@ def _adding_vectors(parts: Sequence[tuple[TensorSlice, Tensor]]) -> WeightChange
     return change
 
 
-def _adding(layers: Mapping[str, TensorSlice], operands: Sequence[Operand]) -> WeightChange:
+def _adding(layers: Mapping[str, TensorSlice], operands: Sequence[Operand], rounding: _Rounding) -> WeightChange:
     def change(weight: Tensor) -> Tensor:
         # Added up one type above the file's: the update is often smaller than the spacing of half-precision weights.
         is_precise = weight.dtype in (torch.float32, torch.float64)
@@ -234,6 +247,7 @@ def _adding(layers: Mapping[str, TensorSlice], operands: Sequence[Operand]) -> W
                         name, operand.file.modules[name], partial(_same, original), operand.file.path.name
                     ).times(operand.weight_of(name))
                     rows.flatten(1).addmm_(update.up_oR.to(rows.dtype), update.down_Ri.to(rows.dtype))
+        rounding.add(weight, precise)
         return precise
 
     return change
@@ -246,6 +260,31 @@ def _same(weight: Tensor, name: str) -> Tensor:
 def _metadata(file: TensorFile, provenance: Mapping[str, str]) -> dict[str, str]:
     kept = {key: value for key, value in file.metadata.items() if key not in _STALE}
     return {**kept, **provenance}
+
+
+class _Rounding:
+    """What of the updates is lost where the file's number type is too coarse for them."""
+
+    def __init__(self) -> None:
+        self._lost, self._whole = 0.0, 0.0
+        self._dtypes: dict[str, None] = {}
+
+    def add(self, before: Tensor, after: Tensor) -> None:
+        """Count a weight: in the file's number type before, precise after."""
+        if before.dtype not in (torch.float32, torch.float64):
+            self._whole += float((after - before.to(after.dtype)).norm()) ** 2
+            self._lost += float((after - after.to(before.dtype).to(after.dtype)).norm()) ** 2
+            self._dtypes[str(before.dtype).removeprefix("torch.")] = None
+
+    def notes(self) -> list[str]:
+        """A sentence if it is a part that shows."""
+        error = (self._lost / self._whole) ** 0.5 if self._whole else 0.0
+        if error < _SHOWS:
+            return []
+        return [
+            f"the model's number type ({', '.join(self._dtypes)}) is too coarse for updates as small as these: their "
+            f"relative error is {error:.2e}; merge into the model in a finer one"
+        ]
 
 
 class _Counter:
