@@ -17,8 +17,21 @@ from sdlora.errors import ModelError, SdloraError
 
 LENGTH_BYTES = 8
 """A .safetensors file begins with its header's length, as 8 little-endian bytes."""
+_WRAPPED = ("state_dict", "model", "module", "lora", "weights")
 LONGEST_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
+
+_STARTS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a pointer of git-lfs, not the file itself; fetch it with `git lfs pull`"),
+    (b'{"', "JSON, such as a server's error or an index of several files, and holds no tensors"),
+    (b"GGUF", "a GGUF file, whose quantised weights are not read; take the model or adapter as .safetensors"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"RIFF", "a WebP picture"),
+    (b"Rar!", "a RAR archive; unpack it"),
+    (b"7z\xbc\xaf", "a 7z archive; unpack it"),
+    (b"\x1f\x8b", "a gzip archive; unpack it"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,11 @@ def read_header(path: Path, *, error: type[SdloraError] = ModelError, longest: i
         raise error(f"{path.name} can't be opened: {problem.strerror or problem}") from problem
     # Before anything is read: a header that claims terabytes must not cost more than these eight bytes.
     if not 2 <= length <= min(size - LENGTH_BYTES, longest):
+        # Only now: a true header's length may begin like anything.
+        if what := looks_like(path):
+            raise error(f"{path.name} is {what}")
+        if longest < length <= min(size - LENGTH_BYTES, LONGEST_HEADER_BYTES):
+            raise error(f"{path.name}: its header is of {length:,} bytes; up to {longest:,} are read")
         raise error(f"{path.name} is damaged or not a safetensors file: its header claims {length} of {size} bytes")
     try:
         # As numpy, since as torch the library would load torch; nothing is read but the header.
@@ -72,6 +90,17 @@ def read_table(path: Path) -> tuple[dict[str, Any], int]:
         table: dict[str, Any] = json.loads(file.read(length))
     table.pop("__metadata__", None)
     return table, LENGTH_BYTES + length
+
+
+def looks_like(path: Path) -> str:
+    """What a file is, by its first bytes, that people have under a weight file's name; empty for anything else."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        return "empty; download or copy it again"
+    if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page: its download was answered with one, as where a login is needed; download it again"
+    return next((what for mark, what in _STARTS if start.startswith(mark)), "")
 
 
 def header_length(path: Path) -> int:
@@ -103,6 +132,8 @@ def read_pickled(path: Path) -> dict[str, Any]:
     """The tensors of a .ckpt file, mapped from disk where its format allows; nothing in it is executed."""
     import torch
 
+    if path.is_file() and (what := looks_like(path)):
+        raise ModelError(f"{path} is {what}")
     try:
         try:
             content = unpickle(path, mmap=True)
@@ -118,14 +149,18 @@ def read_pickled(path: Path) -> dict[str, Any]:
     except Exception as error:
         # In bytes that are no checkpoint torch's reader stumbles wherever it happens to be: nothing to list.
         raise ModelError(f"{path}: can't be read as a checkpoint: {error or type(error).__name__}") from error
-    # PyTorch Lightning's checkpoints keep the weights one level down, beside the optimizer's.
-    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    # Training scripts keep the weights one level down, beside the optimizer's.
+    while isinstance(content, dict) and (inner := next((i for i in _WRAPPED if isinstance(content.get(i), dict)), "")):
+        content = content[inner]
     tensors = (
-        {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+        {name: value.detach() for name, value in content.items() if isinstance(value, torch.Tensor)}
         if isinstance(content, dict)
         else {}
     )
+    # A scale that stands there as a plain number is one all the same.
+    for name, value in content.items() if tensors else ():
+        if str(name).endswith(".alpha") and isinstance(value, (int, float)):
+            tensors[name] = torch.tensor(float(value))
     if not tensors:
         raise ModelError(f"{path}: holds no tensors")
     return tensors

@@ -21,6 +21,7 @@ from torch import Tensor
 from sdlora.adapters.algebra.derived import Provenance, derived_facts, input_facts, kept_metadata, kept_spec
 from sdlora.adapters.algebra.operands import common_family, with_family
 from sdlora.adapters.files.container import refuse_overwriting, write_atomically
+from sdlora.adapters.files.embedding_writing import bundled_again
 from sdlora.adapters.files.key_names import Format
 from sdlora.adapters.files.kohya import PARTS, TEXT_MODEL, Part, module_path
 from sdlora.adapters.files.reading import read
@@ -71,6 +72,8 @@ def convert(
     if file_format == "kohya":
         tensors, alpha = _kohya(modules)
         tensors |= vector_tensors(file.vectors, facts.family, None if precision is None else DTYPES[precision])
+        for embedding in file.embeddings.values():
+            tensors |= bundled_again(embedding)
         more: dict[str, str] = {}
     else:
         _refuse_vectors(file)
@@ -216,6 +219,8 @@ def _warnings(
     warnings += file.notes
     if unused := file.unused_note():
         warnings.append(f"{unused}; the new file lacks them")
+    if file_format == "diffusers" and (bundle := file.bundle_note()):
+        warnings.append(bundle)
     if declares:
         warnings.append("the scales stand in the header, which diffusers reads from 0.35 on; older ones ignore it")
     alphas = {float(tensor) for name, tensor in tensors.items() if name.endswith(".alpha")}

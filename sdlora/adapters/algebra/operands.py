@@ -167,8 +167,7 @@ def notes_of(files: Sequence[AdapterFile]) -> list[str]:
     """What is to be said of files that were read: how they were taken, and what of them is not used."""
     notes = []
     for file in files:
-        unused = file.unused_note()
-        notes += [f"{file.path.name}: {note}" for note in (*file.notes, *([unused] if unused else []))]
+        notes += [f"{file.path.name}: {note}" for note in (*file.notes, file.unused_note(), file.bundle_note()) if note]
     paths = [file.path for file in files]
     twice = [path for path in dict.fromkeys(paths) if paths.count(path) > 1]
     notes += [f"{path.name} is there {paths.count(path)} times: its weights add up" for path in twice]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from sdlora import atomic
 from sdlora.constants import MIB
 from sdlora.errors import AdapterError, ModelError
-from sdlora.models.headers import LENGTH_BYTES, Header, file_tensor_hash, read_header, read_pickled
+from sdlora.models.headers import LENGTH_BYTES, Header, file_tensor_hash, looks_like, read_header, read_pickled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,8 @@ def content_hash(path: Path) -> str:
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise AdapterError(f"{path}: there is no such file")
+    if what := looks_like(path):
+        raise AdapterError(f"{path.name} is {what}")
     try:
         return read_pickled(path)
     except ModelError as error:

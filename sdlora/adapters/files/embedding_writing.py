@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.files.container import serialise, tensor_hash, write_atomically
-from sdlora.adapters.files.embeddings import BUNDLE_PREFIX, FIRST, ONLY, SECOND, WORD_ENTRY
+from sdlora.adapters.files.embeddings import BUNDLE_PREFIX, FIRST, ONLY, SECOND, WORD_ENTRY, Embedding
 from sdlora.adapters.files.key_names import Format
 from sdlora.adapters.files.metadata import TrainingFacts, model_spec
 from sdlora.errors import AdapterError
@@ -38,6 +38,15 @@ def write_embedding(
 def bundled_tensors(token: str, vectors: Sequence[Tensor]) -> dict[str, Tensor]:
     """A token's vectors as tensors of an adapter file."""
     return {f"{BUNDLE_PREFIX}{token}.{name}": tensor for name, tensor in _tensors(token, vectors).items()}
+
+
+def bundled_again(embedding: Embedding) -> dict[str, Tensor]:
+    """The same of an embedding that was bundled with another file."""
+    names = {FIRST: ONLY} if list(embedding.vectors) == [FIRST] else {}
+    return {
+        f"{BUNDLE_PREFIX}{embedding.name}.{names.get(slot, slot)}": vectors.contiguous()
+        for slot, vectors in embedding.vectors.items()
+    }
 
 
 def _tensors(token: str, vectors: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from sdlora.adapters.files.container import adapter_header, is_pickle, load_tensors
 from sdlora.adapters.files.hub_files import local_file
+from sdlora.adapters.files.key_names import by_layer
 from sdlora.constants import MIB
 from sdlora.errors import AdapterError
 from sdlora.file_memory import while_unchanged
-from sdlora.models.headers import unpickle
+from sdlora.models.headers import looks_like, unpickle
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
 FIRST, SECOND, ONLY = "clip_l", "clip_g", "emb_params"
@@ -106,17 +107,25 @@ def is_bundled(key: str) -> bool:
 
 
 def bundled(tensors: Mapping[str, Tensor], source: str) -> dict[str, Embedding]:
-    """The embeddings in an adapter file, by name. Raises AdapterError for those that are none."""
+    """The embeddings in an adapter file, by name; without those that are none, or of values that aren't finite."""
     grouped: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if is_bundled(key):
             name, _, rest = key.removeprefix(BUNDLE_PREFIX).partition(".")
             grouped.setdefault(name, {})[rest] = tensor
-    return {name: _embedding(name, own, source) for name, own in grouped.items()}
+    found: dict[str, Embedding] = {}
+    for name, own in grouped.items():
+        try:
+            found[name] = _embedding(name, own, source)
+        except AdapterError:
+            continue  # whoever reads the adapter says that its tensors aren't used
+    return found
 
 
 def _embedding(name: str, tensors: Mapping[str, Tensor], source: str) -> Embedding:
     named = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    if by_layer(named).layers:
+        raise AdapterError(f"{source} is an adapter, no embedding; what is bundled with it goes by its name")
     found: dict[str, Tensor] = {}
     used: set[str] = set()
     for key, tensor in named.items():
@@ -145,6 +154,8 @@ def _slot(key: str, number: int) -> str | None:
 def _pickled(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise AdapterError(f"{path}: there is no such file")
+    if what := looks_like(path):
+        raise AdapterError(f"{path.name} is {what}")
     try:
         content: Any = unpickle(path)
     except Exception as error:  # in bytes that are no pickle, torch's reader stumbles wherever it happens to be

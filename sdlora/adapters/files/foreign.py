@@ -10,7 +10,14 @@ _MODELS: tuple[tuple[str, str], ...] = (
     (r"lora_prior_(?:unet|te)_|clip_txt_(?:pooled_)?mapper|effnet_mapper", "Stable Cascade"),
     (r"control_model\.|lllite_|controlnet_cond_embedding|input_hint_block", "a ControlNet"),
     (r"motion_modules|temporal_transformer", "AnimateDiff"),
-    (r"image_proj\.|ip_adapter\.", "an IP-Adapter"),
+    (r"image_proj\.|ip_adapter\.|to_[kv]_ip\b", "an IP-Adapter"),
+    (r"_custom_diffusion\b", "Custom Diffusion"),
+    (
+        r"^(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner)\.(?!.*(?:lora|hada_|lokr_|oft_))"
+        r".*\.(?:weight|bias)$",
+        "no adapter but a whole base model",
+    ),
+    (r"^(?:encoder|decoder)\.conv_in\.", "no adapter but a VAE"),
     (r"double_stream_modulation", "Flux 2"),
     (r"joint_blocks|context_embedder.*pos_embed|lora_te3_", "Stable Diffusion 3"),
     (r"single_transformer_blocks|double_blocks|single_blocks|guidance_in", "Flux (or Chroma, HunyuanVideo)"),
@@ -20,7 +27,10 @@ _MODELS: tuple[tuple[str, str], ...] = (
     (r"adaln_single|caption_projection", "PixArt, Sana or LTX-Video"),
     (r"joint_transformer_blocks|joint_attn", "AuraFlow or HiDream"),
     (r"transformer_blocks[._]\d+[._]attn[._](?:add_[qk]_proj|to_add_out)", "Stable Diffusion 3 or Flux"),
-    (r"(?:^|[._])transformer[._]", "a transformer model (Flux, Stable Diffusion 3, PixArt, ...)"),
+    (
+        r"^(?!.*(?:down_blocks|mid_block|up_blocks|put_blocks|middle_block|text_model|resblocks))(?:.*[._])?transformer[._]",
+        "a transformer model (Flux, Stable Diffusion 3, PixArt, ...)",
+    ),
     (r"layers[._]\d+[._](?:attention|feed_forward|adaLN)", "Lumina or Z-Image"),
 )
 _ALGORITHMS: tuple[tuple[str, str], ...] = (

@@ -45,7 +45,7 @@ ALGORITHM_NAMES: dict[FileAlgorithm, str] = {
     "oft": "OFT",
 }
 _KIND_OF = {factor: algorithm for algorithm, factors in FACTORS.items() for factor in factors}
-BESIDE = ("alpha", "dora_scale", "magnitude", "lora_bias", "diff_b", "w_norm", "b_norm")
+BESIDE = ("alpha", "scalar", "dora_scale", "magnitude", "lora_bias", "diff_b", "w_norm", "b_norm")
 """Tensors of a layer that go with any algorithm, or stand alone."""
 TRAINABLE: dict[FileAlgorithm, Algorithm] = {"lora": "lora", "loha": "loha", "lokr": "lokr"}
 
@@ -60,12 +60,15 @@ _BARE = (*LORA_FACTORS, *LOHA_FACTORS, *LOKR_FACTORS, *GLORA_FACTORS, "ia3_l", "
 _KEY = re.compile(
     r"(?P<path>.+?)\.(?:"
     # PEFT keeps the adapter's own name between factor and `weight`
-    r"(?P<peft>lora_A|lora_B|lora_magnitude_vector|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|oft_R|ia3_l)"
+    r"(?P<peft>lora_A|lora_B|lora_down|lora_up|lora_magnitude_vector|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?"
+    r"|oft_R|ia3_l)"
     r"(?:\.(?!weight$|bias$)[\w-]+)?"
     rf"|(?P<plain>{'|'.join(re.escape(name) for name in (*_BARE, *_SPELLED, 'diff', *BESIDE))})"
     r")(?P<end>\.weight|\.bias)?"
 )
 _OLD_PROCESSOR = re.compile(r"(?:\.processor)?\.(to_q|to_k|to_v|to_out)_lora\.(?=down|up)")
+_OLD_TEXT = re.compile(r"(?<=\.self_attn\.)to_(q|k|v|out)$")
+"""How diffusers called the projections of a text encoder before 0.17."""
 _KOHYA = re.compile(r"(?:lora|lycoris|oft)_(unet|te1|te2|te)[._](.+)|lycoris_(.+)|diffusion_model_(.+)")
 _WRAPPERS = ("base_model.model.", "_orig_mod.", "module.", "model.")
 """Levels that wrapping a model for training puts before its names."""
@@ -116,6 +119,8 @@ def by_layer(keys: Iterable[str]) -> LayerKeys:
     layouts: dict[str, None] = {}
     paths: dict[str, str] = {}
     unused: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    spellings: dict[str, str] = {}
     for key in keys:
         split = _factor(key, scaled)
         place = None if split is None else _place(split[0])
@@ -123,8 +128,12 @@ def by_layer(keys: Iterable[str]) -> LayerKeys:
             unused[key] = unread_part(key)
             continue
         name, path, layout = place
-        if split[1] in grouped[name]:
-            unused[key] = f"it means the same as {grouped[name][split[1]]}"
+        # Whole layers, as one's factors with the other's alpha would make a third.
+        is_other = sources.setdefault(name, split[0]) != split[0]
+        if split[1] in ("lora_down", "lora_up"):
+            is_other |= spellings.setdefault(name, _spelling(key)) != _spelling(key)
+        if is_other or split[1] in grouped[name]:
+            unused[key] = f"its layer stands in the file twice, as {next(iter(grouped[name].values()))} too"
             continue
         grouped[name][split[1]] = key
         paths[name] = path
@@ -132,6 +141,11 @@ def by_layer(keys: Iterable[str]) -> LayerKeys:
     for name in [name for name, given in grouped.items() if given.keys() == {"alpha"}]:
         unused[grouped.pop(name)["alpha"]] = "an alpha without factors"
     return LayerKeys(" and ".join(layouts), dict(grouped), paths, unused)
+
+
+def _spelling(key: str) -> str:
+    """What the two factors of a layer have in common where one writer named them."""
+    return re.sub(r"(?<=lora_)[AB](?=\.|$)|(?<=[._])(?:down|up)(?=\.|$)", lambda found: str(found[0] in "AB"), key)
 
 
 def algorithm_of(factors: Collection[str]) -> FileAlgorithm | None:
@@ -144,7 +158,8 @@ def _factor(key: str, scaled: Collection[str]) -> tuple[str, str] | None:
     """A key's path and the factor that it is of that path's layer."""
     if key.removesuffix(".weight") in scaled:
         return key.removesuffix(".weight"), "ia3"
-    plain = _OLD_PROCESSOR.sub(r".\1.lora.", key)
+    plain = re.sub(r"_lora\.(?=alpha$)", ".", key)
+    plain = _OLD_PROCESSOR.sub(r".\1.lora.", plain)
     plain = re.sub(r"_lora\.(?=(?:down|up)(?:\.weight)?$)", ".lora.", plain)
     plain = plain.replace(".processor.", ".").replace(".lora_linear_layer.", ".lora.")
     match = _KEY.fullmatch(plain)
@@ -155,12 +170,13 @@ def _factor(key: str, scaled: Collection[str]) -> tuple[str, str] | None:
     # Of LoRA's two biases PEFT trains the second's; a first one would have to go through B.
     if match["end"] == ".bias":
         return (match["path"], "lora_bias") if factor == "lora_up" else None
-    return match["path"], factor
+    return _OLD_TEXT.sub(r"\1_proj", match["path"]), factor
 
 
 def _place(path: str) -> tuple[str, str, str] | None:
     """Kohya-like name, path inside the part, and layout; None when this is no part of a Stable Diffusion."""
-    match = _KOHYA.fullmatch(path)
+    # A network that was wrapped itself (torch.compile, several processes) has the wrapper before kohya's names.
+    match = _KOHYA.fullmatch(_unwrapped(path))
     if match:
         if match[1]:
             return _named(match[1], match[2], "kohya")

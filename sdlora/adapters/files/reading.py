@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sdlora.adapters.files.container import content_hash, load_tensors
-from sdlora.adapters.files.embeddings import bundled, embedding_in, is_bundled
+from sdlora.adapters.files.embeddings import BUNDLE_PREFIX, bundled, embedding_in
 from sdlora.adapters.files.foreign import algorithm_named, model_of
 from sdlora.adapters.files.hub_files import PEFT_CONFIG, local_file
 from sdlora.adapters.files.key_names import BESIDE, FACTORS, FileAlgorithm, LayerKeys, algorithm_of, by_layer
@@ -57,7 +58,8 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     grouped = {name: {factor: tensors[key] for factor, key in given.items()} for name, given in keys.layers.items()}
     found = resolve(grouped, metadata, keys.layout, family)
     embeddings = bundled(tensors, path.name)
-    left_out = {key: reason for key, reason in keys.unused.items() if not is_bundled(key)}
+    known = tuple(f"{BUNDLE_PREFIX}{name}." for name in embeddings)
+    left_out = {key: reason for key, reason in keys.unused.items() if not known or not key.startswith(known)}
     of_family = "Stable Diffusion" if found.family is None else FAMILY_TITLES[found.family]
     for name in found.strange:
         left_out |= dict.fromkeys(keys.layers[name].values(), f"no layer of {of_family} is called so")
@@ -69,7 +71,10 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
         found.names.pop(name)
         left_out |= dict.fromkeys(keys.layers[name].values(), "its shape fits no layer of that kind")
     modules, vectors, problems = _layers(grouped, keys, found, settings)
-    problems = [*_nonfinite(tensors), *problems]
+    # Of a LoKr in full, fp16 holds the huge alpha, which has no effect, as infinite.
+    full = {name for name, own in found.names.items() if own in modules and modules[own].is_full_lokr}
+    idle = {keys.layers[name].get("alpha") for name in full}
+    problems = [*_nonfinite({key: tensor for key, tensor in tensors.items() if key not in idle}), *problems]
     if problems:
         listed = "\n  ".join(problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else []))
         raise AdapterError(f"{path.name} can't be used:\n  {listed}")
@@ -168,15 +173,31 @@ def _module_weights(given: Mapping[str, Tensor]) -> ModuleWeights | None:
         raise ValueError(f"these factors make no {algorithm} layer: {shapes}")
     if not all(tensor.is_floating_point() for name, tensor in factors.items() if name not in _MARKS):
         raise ValueError(f"holds whole numbers where factors should be: {shapes}")
+    for name in ("alpha", "scalar"):
+        if name in given and given[name].numel() != 1:
+            raise ValueError(f"{name} has {given[name].numel()} values, not one")
     alpha = given.get("alpha")
-    if alpha is not None and alpha.numel() != 1:
-        raise ValueError(f"alpha has {alpha.numel()} values, not one")
     weights = ModuleWeights(algorithm, factors, None if alpha is None else float(alpha.float()))
+    if weights.is_full_lokr and not isfinite(weights.alpha or 0):
+        weights = replace(weights, alpha=None)
     if not _consistent(weights):
         raise ValueError(f"the shapes don't fit each other: {shapes}")
+    if "scalar" in given:
+        weights = _times_scalar(weights, float(given["scalar"].float()))
     if magnitude is None:
         return weights
     return replace(weights, dora_scale=_magnitude(magnitude, weights, by_output="magnitude" in given))
+
+
+def _times_scalar(weights: ModuleWeights, scalar: float) -> ModuleWeights:
+    """With the number that early LyCORIS trained beside the factors (use_scalar); today's multiplies it in itself."""
+    if weights.is_full_lokr:
+        first = weights.factors["lokr_w1"].float() * scalar
+        return replace(weights, factors={**weights.factors, "lokr_w1": first})
+    if not weights.has_scale:
+        raise ValueError(f"a scalar with {weights.algorithm}, which is not understood")
+    # An alpha of 0 means the rank in files that have a scalar.
+    return replace(weights, alpha=(weights.alpha or float(weights.rank)) * scalar)
 
 
 def _consistent(weights: ModuleWeights) -> bool:

@@ -55,7 +55,7 @@ class ModuleWeights:
             return self.factors["oft_blocks"].shape[-1]
         if "oft_R" in self.factors:
             return formulas.oft_block_size(self.factors["oft_R"].shape[1])
-        for name in ("lokr_w1_b", "lokr_w2_b"):
+        for name in ("lokr_w2_b", "lokr_w1_b"):  # of two ranks, other tools divide by the second
             if name in self.factors:
                 return self.factors[name].shape[0]
         return 1
@@ -221,6 +221,14 @@ class AdapterFile:
     def layer_names(self) -> list[str]:
         """Kohya names of all layers whose weight, bias or norm it changes, each once."""
         return list(dict.fromkeys([*self.modules, *self.vectors]))
+
+    def bundle_note(self) -> str | None:
+        """A sentence about the embeddings that are bundled with it, which what is made of it hasn't; None without."""
+        if not self.embeddings:
+            return None
+        words = "is" if len(self.embeddings) == 1 else "are"
+        names = ", ".join(self.embeddings)
+        return f"{count(len(self.embeddings), 'embedding')} bundled with it {words} not taken over: {names}"
 
     def unused_note(self) -> str | None:
         """A sentence with the number of tensors that are not used, why, and the first of them; None without any."""

@@ -14,6 +14,7 @@ from sdlora.config.base_model import BaseModelConfig
 from sdlora.errors import ModelError
 from sdlora.models.loading import load
 from sdlora.models.tokenizer import clip_vocabulary
+from sdlora.words import first_few
 
 _NEAREST = 3
 
@@ -55,7 +56,7 @@ class EmbeddingFacts:
                 lines.append(f"  {index + 1}: norm {norm:.3f}{near}")
         if self.unused:
             lines.append(
-                f"not used  {len(self.unused)} tensors that are no vectors of a word: {', '.join(self.unused)}"
+                f"not used  {len(self.unused)} tensors that are no vectors of a word: {first_few(self.unused)}"
             )
         return "\n".join(lines)
 

@@ -37,6 +37,7 @@ _SETTINGS = {
     "ss_training_comment": "comment",
 }
 _LISTED_TAGS = 24
+_LONGEST = 500
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Inspection:
     vectors: int
     """Layers whose bias or norm is changed."""
     notes: tuple[str, ...]
+    embeddings: tuple[str, ...] = ()
+    """Names of the embeddings that are bundled with it."""
 
     @property
     def short_hash(self) -> str:
@@ -115,9 +118,11 @@ class Inspection:
             f"hash            {self.short_hash} ({self.model_hash})",
             f"file hash       {self.auto_v2} ({self.file_hash})",
         ]
+        if self.embeddings:
+            lines.append(f"embeddings      {', '.join(self.embeddings)}")
         if self.trigger:
             lines.append(f"trigger words   {self.trigger}")
-        lines += [f"{name:<15} {value}" for name, value in self.settings.items()]
+        lines += [f"{name:<15} {_shortened(value)}" for name, value in self.settings.items()]
         if self.tags:
             lines.append(f"tags            {_counted(self.tags)}")
         if self.made_of is not None:
@@ -171,7 +176,13 @@ def inspect(file: AdapterFile | Path | str) -> Inspection:
         ),
         vectors=len(file.vectors),
         notes=file.notes,
+        embeddings=tuple(file.embeddings),
     )
+
+
+def _shortened(text: str) -> str:
+    """Some comments are whole logs; all of it stands in `--json`."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
 def _lineage(told: Any) -> list[str]:
