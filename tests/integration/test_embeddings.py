@@ -77,7 +77,7 @@ def test_sdxl_embeddings_have_vectors_for_both_text_encoders(tmp_path: Path) -> 
 
 def test_files_that_are_no_embeddings_get_one_clear_error(tmp_path: Path) -> None:
     path, _ = write_foreign(tmp_path, LAYOUTS["kohya"], lora, "sd1")
-    with pytest.raises(AdapterError, match="holds no textual-inversion embedding"):
+    with pytest.raises(AdapterError, match="is an adapter, no embedding; what is bundled with it goes by its name"):
         read_embedding(path)
     save_file({"emb_params": torch.full((2, 8), float("nan"))}, tmp_path / "nan.safetensors")
     with pytest.raises(AdapterError, match="a value that is not finite"):

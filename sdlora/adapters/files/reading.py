@@ -115,6 +115,8 @@ def _misplaced(given: Mapping[str, Tensor], own: str, family: FamilyName | None)
 def _no_adapter(tensors: Mapping[str, Tensor], found: Resolution, of_family: str) -> str:
     """What a file is in which no layer of Stable Diffusion was found."""
     if what := model_of(tensors):
+        if what.startswith("no adapter"):
+            return f"is {what}"
         return f"is for another model: {what}. Adapters for Stable Diffusion 1.x, 2.x and SDXL are read"
     if what := algorithm_named(tensors):
         return f"is of an algorithm that is not read: {what}"
