@@ -17,7 +17,9 @@ from sdlora.adapters.files.reading import read
 from sdlora.adapters.hub.inspection import inspect
 from sdlora.config.mix import MixConfig, MixedAdapter
 from sdlora.errors import AdapterError
+from tests.support.foreign_adapters import LAYOUTS, Algorithm, glora, lokr_full, lora, write_foreign
 
+LAYOUT = LAYOUTS["kohya"]
 NAME = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 PATH = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 TEXT = "lora_te_text_model_encoder_layers_3_self_attn_q_proj"
@@ -180,3 +182,13 @@ def test_a_long_comment_is_shortened_where_it_is_read(tmp_path: Path) -> None:
     text = inspect(tmp_path / "x.safetensors").as_text()
     assert "xxx... (100,000 characters)" in text
     assert len(text) < 2_000
+
+
+@pytest.mark.parametrize(("algorithm", "is_weaker"), [(glora, True), (lokr_full, True), (lora, False)])
+def test_a_strength_that_the_file_of_rs_lora_does_not_hold_is_said(
+    tmp_path: Path, algorithm: Algorithm, is_weaker: bool
+) -> None:
+    path, _ = write_foreign(tmp_path, LAYOUT, algorithm, "sd1")
+    assert not any("rs_lora" in note for note in read(path).notes)
+    save_file(load_file(path), path, {"ss_network_args": '{"algo": "x", "rs_lora": "True"}'})
+    assert any("weaker by the square root of their rank" in note for note in read(path).notes) == is_weaker

@@ -67,7 +67,8 @@ def unread_part(key: str) -> str:
     if _EMBEDDING.search(key):
         return "a textual-inversion embedding, which a prompt uses by its name"
     if what := model_of([key]):
-        return f"for another model: {what}"
+        other = what.removeprefix("no adapter but ")
+        return f"for another model: {what}" if other == what else f"part of {other}"
     if key.endswith((".set_weight", ".reshape_weight")):
         return "replaces a whole weight, which is no update"
     if "modules_to_save" in key or key.endswith((".weight", ".bias")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import isfinite
@@ -37,6 +38,7 @@ _NEEDED: dict[FileAlgorithm, tuple[tuple[str, ...], ...]] = {
 }
 _MARKS = {"on_input", "scaled_oft"}
 """Factors that say yes or no, in whatever number type."""
+_RANK_STABILISED = re.compile(r'"rs_lora"\s*:\s*"?(?:true|1)\b', re.IGNORECASE)
 _PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 
 
@@ -80,7 +82,7 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
         raise AdapterError(f"{path.name} can't be used:\n  {listed}")
     # Not the hash in the metadata: tools that change tensors often leave the old one there.
     model_hash = content_hash(path)
-    notes = [*found.notes, *_scale_notes(modules, keys.layout, settings)]
+    notes = [*found.notes, *_scale_notes(modules, keys.layout, settings), *_rank_stabilised_notes(modules, metadata)]
     if metadata.get("sshs_model_hash", model_hash) != model_hash:
         notes.append("its tensors are not those that its own hash was taken of: changed by another tool, or damaged")
     return AdapterFile(
@@ -260,6 +262,19 @@ def _without_zero(weights: ModuleWeights, layout: str) -> ModuleWeights:
     """An alpha of 0 means the rank to kohya's tools and LyCORIS, which write it so."""
     is_rank = weights.alpha == 0 and weights.has_scale and "kohya" in layout
     return replace(weights, alpha=float(weights.rank)) if is_rank else weights
+
+
+def _rank_stabilised_notes(modules: Mapping[str, ModuleWeights], metadata: Mapping[str, str]) -> list[str]:
+    """LyCORIS puts the root of its rs_lora into the alpha that it writes, but for GLoRA and a LoKr of whole matrices."""
+    if not _RANK_STABILISED.search(metadata.get("ss_network_args", "")):
+        return []
+    weaker = sum(weights.algorithm == "glora" or weights.is_full_lokr for weights in modules.values())
+    if not weaker:
+        return []
+    return [
+        f"{weaker} of {len(modules)} layers were trained with rs_lora, which such files don't hold: here, as in other"
+        " tools, they are weaker by the square root of their rank than they were trained"
+    ]
 
 
 def _scale_notes(modules: Mapping[str, ModuleWeights], layout: str, settings: PeftSettings) -> list[str]:
