@@ -17,7 +17,7 @@ from sdlora.adapters.files.reading import read
 from sdlora.adapters.hub.inspection import inspect
 from sdlora.config.mix import MixConfig, MixedAdapter
 from sdlora.errors import AdapterError
-from tests.support.foreign_adapters import LAYOUTS, Algorithm, glora, lokr_full, lora, write_foreign
+from tests.support.foreign_adapters import LAYOUTS, Algorithm, glora, loha, lokr_full, write_foreign
 
 LAYOUT = LAYOUTS["kohya"]
 NAME = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -184,7 +184,7 @@ def test_a_long_comment_is_shortened_where_it_is_read(tmp_path: Path) -> None:
     assert len(text) < 2_000
 
 
-@pytest.mark.parametrize(("algorithm", "is_weaker"), [(glora, True), (lokr_full, True), (lora, False)])
+@pytest.mark.parametrize(("algorithm", "is_weaker"), [(glora, True), (lokr_full, True), (loha, False)])
 def test_a_strength_that_the_file_of_rs_lora_does_not_hold_is_said(
     tmp_path: Path, algorithm: Algorithm, is_weaker: bool
 ) -> None:

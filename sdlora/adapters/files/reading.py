@@ -265,7 +265,7 @@ def _without_zero(weights: ModuleWeights, layout: str) -> ModuleWeights:
 
 
 def _rank_stabilised_notes(modules: Mapping[str, ModuleWeights], metadata: Mapping[str, str]) -> list[str]:
-    """LyCORIS puts the root of its rs_lora into the alpha that it writes, but for GLoRA and a LoKr of whole matrices."""
+    """LyCORIS puts the root of its rs_lora into the alpha that it writes, but for GLoRA and LoKr of whole matrices."""
     if not _RANK_STABILISED.search(metadata.get("ss_network_args", "")):
         return []
     weaker = sum(weights.algorithm == "glora" or weights.is_full_lokr for weights in modules.values())
