@@ -94,6 +94,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     workspace = Workspace(options.root.expanduser().resolve())
     workspace.prepare()
+    # Gradio's own is /tmp/gradio, which every program and person of the machine shares, and reads.
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(workspace.uploads))
+    # Runs and jobs inherit the environment, and have no use for the password.
+    os.environ.pop(AUTH_VARIABLE, None)
     os.chdir(workspace.root)  # so that `datasets/cats`, typed anywhere on the page, is the one that it shows
     return serve(
         workspace,
