@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ import pytest
 from sdlora.errors import ConfigError
 from webui.__main__ import address, main, parse, why_not
 from webui.state import PageState
+from webui.workspace import Workspace
 
 
 def test_a_public_address_needs_a_password(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +69,24 @@ def test_a_missing_gradio_is_told_with_the_command_that_installs_it(
     monkeypatch.setattr("webui.__main__.why_not", lambda host, port: None)
     assert main(["--no-browser"]) == 2
     assert "the page needs the package 'gradio', which is not installed. Run:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.EROFS, "its disk is read-only"), (errno.EACCES, "no permission"), (errno.EEXIST, "exists already")],
+)
+def test_a_root_that_can_not_be_written_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, said: str
+) -> None:
+    def refuse(workspace: Workspace) -> None:
+        raise OSError(number, os.strerror(number), str(workspace.datasets))
+
+    monkeypatch.setattr("webui.__main__.why_not", lambda host, port: None)
+    monkeypatch.setattr(Workspace, "prepare", refuse)
+    assert main(["--no-browser", "--root", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "datasets") in line
+    assert said in line
 
 
 def test_processes_of_the_page_inherit_no_password_and_uploads_stay_in_its_folder(
