@@ -6,6 +6,7 @@ Also what such files hold as JSON, TOML or YAML, with ValueError for whatever ca
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import re
 import sys
@@ -192,6 +193,16 @@ def _holds_long_number(value: Any) -> bool:
             seen.add(id(one))
             left += [*one, *one.values()] if isinstance(one, dict) else one
     return False
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file that somebody else put there. Raises OSError, also for what only has a file's name.
+
+    Reading a pipe may wait for ever, and a device (a link to /dev/zero) has no end: memory would have.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file", str(path))
+    return path.read_bytes()
 
 
 def read_text(path: Path) -> str:

@@ -11,6 +11,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from sdlora.disk import explain
 from sdlora.errors import MissingPackageError
 from sdlora.processes import without_traceback
 
@@ -93,7 +94,15 @@ def main(arguments: list[str] | None = None) -> int:
     from webui.workspace import Workspace
 
     workspace = Workspace(options.root.expanduser().resolve())
-    workspace.prepare()
+    try:
+        workspace.prepare()
+    except OSError as error:
+        print(f"sdlora: {explain(error)} (--root says where the page keeps its files)", file=sys.stderr)  # noqa: T201
+        return 2
+    # Gradio's own is /tmp/gradio, which every program and person of the machine shares, and reads.
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(workspace.uploads))
+    # Runs and jobs inherit the environment, and have no use for the password.
+    os.environ.pop(AUTH_VARIABLE, None)
     os.chdir(workspace.root)  # so that `datasets/cats`, typed anywhere on the page, is the one that it shows
     return serve(
         workspace,

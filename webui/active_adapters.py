@@ -34,6 +34,8 @@ class ActiveAdapters:
     def change(self, operation: Callable[[Rows], Rows]) -> Rows:
         """Apply an operation on the rows and remember the outcome."""
         with self._lock:
+            if self._state.took_over():  # a second server over the same folder may have changed them
+                self._rows = rows_from_plain(self._state.get(STATE))
             self._rows = operation(self._rows)
             self._revision += 1
             self._state.set(STATE, [asdict(row) for row in self._rows])

@@ -31,6 +31,7 @@ from sdlora.launch.runs import RunHandle
 from sdlora.library import mixes
 from sdlora.library.rows import check_family, from_used
 from sdlora.runs.state import RunState
+from webui.api_words import in_words_of_the_api
 from webui.context import Context
 from webui.generate.request import FIELDS, read_request
 
@@ -197,7 +198,7 @@ def add_dataset_endpoints(context: Context) -> None:
 
         folder: a path, `datasets/fox`, or a sample set, `builtin:mascot`.
         """
-        job = start_job(["dataset", "check", "--json", "--", folder], jobs)
+        job = start_job(["dataset", "check", "--json", "--", _named(folder, "check")], jobs)
         try:
             if (state := job.wait()).status != "finished":
                 raise RunError(f"{folder} was not checked: {state.error or state.status}")
@@ -215,7 +216,12 @@ def add_dataset_endpoints(context: Context) -> None:
         trigger: the word for the subject, where the captions have none.
         """
         found = suggestions.suggest(
-            folder, subject, base=base or None, memory_gib=memory_gib or None, trigger=trigger or None, jobs=jobs
+            _named(folder, "suggest"),
+            subject,
+            base=base or None,
+            memory_gib=memory_gib or None,
+            trigger=trigger or None,
+            jobs=jobs,
         )
         return Suggested(preset=found.to_yaml(), remarks=list(found.remarks))
 
@@ -253,7 +259,7 @@ def add_image_endpoints(context: Context) -> None:
         """
         config = read_request(
             services,
-            {**fields.show_all(GenerateConfig(), FIELDS), **settings, "prompt": prompt},
+            {**fields.show_all(GenerateConfig(), FIELDS), **_as_shown(settings), "prompt": prompt},
             rows=from_used(mixes.find_operands(adapters, services.scan())),
         )
         number = services.images.submit(config)
@@ -269,6 +275,22 @@ def add_image_endpoints(context: Context) -> None:
 
     for function in (mix, generate):
         _offer(context, function)
+
+
+def _named(folder: str, call: str) -> str:
+    """The folder, which is not the page's own by leaving it empty."""
+    if not folder.strip():
+        raise ConfigError(f"the call of /{call}", ["folder: name one, such as datasets/fox"])
+    return folder
+
+
+def _as_shown(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as the page's inputs show them, where lists and mappings are text."""
+    by_name = {field.name: field for field in FIELDS}
+    return {
+        name: fields.show(by_name[name], value) if name in by_name and isinstance(value, list | dict) else value
+        for name, value in settings.items()
+    }
 
 
 def _offer(context: Context, function: Callable[..., Any], name: str = "") -> None:
@@ -291,7 +313,7 @@ def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             problems = [_in_words(item, parameters) for item in error.errors()]
             words = str(ConfigError(f"the call of /{name}", problems))
         except SdloraError as error:
-            words = str(error)
+            words = in_words_of_the_api(str(error))
         except OSError as error:  # a full disk, no permission: for the caller to mend
             words = explain(error)
         except UnicodeEncodeError as error:

@@ -22,7 +22,7 @@ from webui.calls import ArgumentCount
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import tab as datasets
 from webui.generate import tab as generate
-from webui.gradio_quirks import empty_numbers, slim, spare_progress
+from webui.gradio_quirks import empty_numbers, slim, spare_progress, take_uploads_only
 from webui.home import tab as home
 from webui.mix import tab as mix
 from webui.runs import tab as runs
@@ -82,6 +82,7 @@ def build(workspace: Workspace, services: Services | None = None) -> gr.Blocks:
         services.news.status = lambda: line.told(services.watch.snapshot())
         _wire_memory(page, context)
         spare_progress(page)
+    take_uploads_only(page)
     return page
 
 

@@ -1,4 +1,4 @@
-"""Calls of the API over plain HTTP (`POST /gradio_api/call/NAME`), before Gradio counts their arguments."""
+"""Calls of the API over plain HTTP (`POST /gradio_api/call/NAME`, `call/v2/NAME`), before Gradio counts arguments."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_PREFIX = "/gradio_api/call/"
+_BY_NAME, _IN_ORDER = "/gradio_api/call/v2/", "/gradio_api/call/"
 _LARGEST_BYTES = 2**24
 
 
 class ArgumentCount:
-    """An application in front of the page: refuses calls with too few or too many arguments, and fills in defaults.
+    """An application in front of the page: refuses calls of what there isn't, or with too few or too many arguments.
 
-    Gradio answers the former with an error without words and a traceback in its log, and drops what is too much.
+    Gradio answers these with an error without words and a traceback in its log, and drops what is too much. Defaults
+    are filled in.
     """
 
     def __init__(self, application: ASGIApp, signatures: Mapping[str, inspect.Signature]) -> None:
@@ -27,10 +28,16 @@ class ArgumentCount:
         self._signatures = signatures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name = str(scope.get("path", "")).removeprefix(_PREFIX).removesuffix("/")
-        signature = self._signatures.get(name)
-        if scope["type"] != "http" or scope["method"] != "POST" or signature is None:
+        path = str(scope.get("path", ""))
+        if scope["type"] != "http" or scope["method"] != "POST" or not path.startswith(_IN_ORDER):
             await self._application(scope, receive, send)
+            return
+        is_by_name = path.startswith(_BY_NAME)
+        name = path.removeprefix(_BY_NAME if is_by_name else _IN_ORDER).removesuffix("/")
+        signature = self._signatures.get(name)
+        if signature is None:
+            told = f"there is no /{name[:60]}; there is: {', '.join(f'/{each}' for each in self._signatures)}"
+            await JSONResponse({"error": told}, 404)(scope, receive, send)
             return
         body, is_all = b"", False
         while not is_all and len(body) <= _LARGEST_BYTES:
@@ -42,7 +49,7 @@ class ArgumentCount:
         if not is_all:
             await JSONResponse({"error": f"the call of /{name} is larger than 16 MiB"}, 413)(scope, receive, send)
             return
-        given, problem = _arguments(body, name, signature)
+        given, problem = (_named if is_by_name else _arguments)(body, name, signature)
         if problem:
             await JSONResponse({"error": problem}, 422)(scope, receive, send)
             return
@@ -78,3 +85,20 @@ def _arguments(body: bytes, name: str, signature: inspect.Signature) -> tuple[di
     if len(data) > len(parameters):
         return {}, f"the call of /{name} has {len(data)} arguments, of which it takes {len(parameters)}: send {shape}"
     return {**given, "data": [*data, *(each.default for each in parameters[len(data) :])]}, ""
+
+
+def _named(body: bytes, name: str, signature: inspect.Signature) -> tuple[dict[str, Any], str]:
+    """The body of a call that names its arguments, with every one of them, or what is wrong with it."""
+    shape = "{" + ", ".join(f'"{each}": ...' for each in signature.parameters) + "}"
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}, f"the call of /{name} is no JSON: send {shape}"
+    if not isinstance(given, dict):
+        return {}, f"the call of /{name} names no arguments: send {shape}"
+    needed = [each.name for each in signature.parameters.values() if each.default is inspect.Parameter.empty]
+    if missing := [each for each in needed if each not in given]:
+        return {}, f"the call of /{name} lacks {', '.join(missing)}: send {shape}"
+    if unknown := [each[:60] for each in given if each not in signature.parameters]:
+        return {}, f"the call of /{name} has no {', '.join(unknown)}: send {shape}"
+    return {each.name: given.get(each.name, each.default) for each in signature.parameters.values()}, ""

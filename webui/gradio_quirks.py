@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder, is_static_file
 
 COMES_AND_GOES: dict[str, Any] = {"allow_custom_value": True}
 """For a Dropdown whose entries come and go, as folders do: else Gradio refuses one that is gone in words nobody
@@ -35,6 +37,40 @@ def spare_progress(page: gr.Blocks) -> None:
     for function in page.fns.values():
         if function.show_progress == "hidden" and function.show_progress_on is None:
             function.show_progress_on = []
+
+
+def take_uploads_only(page: gr.Blocks) -> None:
+    """Refuse files that a request names and nobody uploaded. Call it when the page stands.
+
+    A page that is mounted in another application has never "launched", and then Gradio copies any file of the machine
+    that a request names to where the browser may fetch it, and fetches any address.
+    """
+    take_in = page.preprocess_data
+
+    async def checked(block_fn: Any, inputs: list[Any], *rest: Any, **named: Any) -> Any:
+        left: list[Any] = [inputs]
+        while left:
+            one = left.pop()
+            if isinstance(one, dict):
+                if "meta" in one and "path" in one:
+                    _require_upload(one["path"])
+                left += one.values()
+            elif isinstance(one, list | tuple):
+                left += one
+        return await take_in(block_fn, inputs, *rest, **named)
+
+    page.preprocess_data = checked  # type: ignore[method-assign]
+
+
+def _require_upload(path: Any) -> None:
+    try:
+        is_ours = isinstance(path, str) and Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
+        # Pictures that the page serves from where they lie come back as they went out.
+        is_ours = (is_ours and Path(path).is_file()) or is_static_file(path)
+    except (OSError, ValueError, TypeError):  # no path: a NUL, a name that is too long, a list
+        is_ours = False
+    if not is_ours:
+        raise gr.Error(f"{str(path)[:200]!r} is no file that was uploaded here: upload it first", print_exception=False)
 
 
 def collect(

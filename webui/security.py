@@ -284,10 +284,17 @@ def _set_cookie(token: str, scope: Scope, headers: dict[bytes, str]) -> bytes:
 
 
 def _with_headers(send: Send, path: str) -> Send:
-    """Answers go out with what keeps browsers from reading or running them elsewhere."""
+    """Answers go out with what keeps browsers from reading or running them elsewhere; failures in words."""
+    has_failed = False
 
     async def sending(message: MutableMapping[str, Any]) -> None:
+        nonlocal has_failed
         if message["type"] == "http.response.start":
+            has_failed = message["status"] == 500 and b"json" not in dict(message["headers"]).get(b"content-type", b"")
+            if has_failed:
+                # An exception's answer is "Internal Server Error" as plain text, which no program reads.
+                await _answer(send, 500, {"error": "That did not work. Details are in the server's log."})
+                return
             kept = [
                 # Gradio's own headers let other origins read answers; its content policy would stand beside ours.
                 (name, value)
@@ -300,7 +307,8 @@ def _with_headers(send: Send, path: str) -> Send:
                 kept = [(name, value) for name, value in kept if name.lower() != b"content-disposition"]
                 kept.append((b"content-disposition", b"attachment"))
             message = {**message, "headers": [*kept, *_PROTECTIVE]}
-        await send(message)
+        if not has_failed:
+            await send(message)
 
     return sending
 

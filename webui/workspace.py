@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+_KEPT_SECONDS = 86400
+"""As long as the page itself keeps uploads."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,11 @@ class Workspace:
         return self.internal / "start_images"
 
     @property
+    def uploads(self) -> Path:
+        """What browsers sent, until it is taken to its place or a day is over."""
+        return self.internal / "uploads"
+
+    @property
     def exports(self) -> Path:
         """Files made for a download: tables, logs, support zips."""
         return self.internal / "exports"
@@ -96,3 +106,17 @@ class Workspace:
         ):
             folder.mkdir(parents=True, exist_ok=True)
         self.jobs.mkdir(exist_ok=True)
+        # Pictures of people, perhaps: nobody else's on a shared machine, whatever its umask says.
+        self.uploads.mkdir(mode=0o700, exist_ok=True)
+        _forget_old(self.uploads)
+
+
+def _forget_old(uploads: Path) -> None:
+    """Delete what a killed server left of uploads; the running one of the same folder still uses what is new."""
+    oldest = time.time() - _KEPT_SECONDS
+    for path in list(uploads.rglob("*")):
+        with suppress(OSError):
+            if not path.is_dir() and path.lstat().st_mtime < oldest:
+                path.unlink()
+                if path.parent != uploads:
+                    path.parent.rmdir()  # fails where others lie beside it

@@ -10,7 +10,7 @@ from typing import Literal
 from sdlora.config.images import CaptionsConfig
 from sdlora.data.metadata_files import METADATA_FILES, NAMES_TOLD, ImageRows, ImageText, ImageTexts, read_metadata
 from sdlora.errors import MissingPackageError
-from sdlora.text_files import UnreadableTextError, decode_text
+from sdlora.text_files import UnreadableTextError, decode_text, read_file
 from sdlora.words import first_few
 
 CaptionSource = Literal["file", "metadata", "folder"]
@@ -79,7 +79,7 @@ class CaptionFolders:
     def _beside(self, image: Path, ending: str | None = None) -> str | None:
         path = image.with_suffix(ending or self._extension)
         try:
-            content = path.read_bytes()
+            content = read_file(path)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora.config.images import CaptionsConfig, ImageFolder, ImagesConfig
+from sdlora.config.shipped import resolve_folder
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def sources_of(
         chosen = [(number, each) for number, each in enumerate(named) if each not in named[:number]]
     else:  # a folder that the configuration names keeps its settings
         configured = {source.folder.expanduser().absolute(): source for source in reversed(images.sources)}
-        paths = [folder.expanduser().absolute() for folder in folders]
+        paths = [resolve_folder(folder).expanduser().absolute() for folder in folders]
         chosen = list(enumerate(configured.get(path) or ImageFolder(folder=path, is_class=is_class) for path in paths))
     return [
         Source(

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from sdlora import atomic
 from sdlora.config.generate import GenerateConfig
 from sdlora.constants import GIB
+from sdlora.disk import explain
 from sdlora.errors import SdloraError
 from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.run import Grid, save_grid
@@ -81,7 +82,7 @@ class ImageServer:
         except Exception as error:
             traceback.print_exc()
             self._unload()  # a model that met an error is not trusted again, and its memory may be what was missing
-            return Ended(id=request.id, outcome="failed", error=f"{type(error).__name__}: {error}")
+            return Ended(id=request.id, outcome="failed", error=_words_for(error))
         outcome: Literal["cancelled", "finished"] = "cancelled" if request.id in self._cancelled else "finished"
         return Ended(id=request.id, outcome=outcome, sheet=None if sheet is None else str(sheet))
 
@@ -172,6 +173,13 @@ class _Previews:
             sheet.save(file, "JPEG", quality=_PREVIEW_QUALITY)
         self._made = time.monotonic()
         return True
+
+
+def _words_for(error: Exception) -> str:
+    """What to tell of an error: of the disk in full, as of a full one or a folder that is gone."""
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        return explain(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _accelerator_gib() -> float | None:

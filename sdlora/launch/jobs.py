@@ -21,7 +21,7 @@ from sdlora import atomic
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
 from sdlora.constants import MIB
-from sdlora.errors import RunError
+from sdlora.errors import ConfigError, RunError
 from sdlora.events import CommandFinished, Progress
 from sdlora.launch.detached import SDLORA, end, spawn
 from sdlora.processes import ProcessRecord
@@ -251,7 +251,12 @@ def _duration(seconds: float) -> str:
 
 
 def start_job(arguments: Sequence[str], jobs_folder: Path) -> JobHandle:
-    """Start `sdlora ARGUMENTS...` in a detached process with a new folder of its own in `jobs_folder`."""
+    """Start `sdlora ARGUMENTS...` in a detached process with a new folder of its own in `jobs_folder`.
+
+    Raises ConfigError for an argument that no process can be given.
+    """
+    if unfit := [argument for argument in arguments if "\0" in argument]:
+        raise ConfigError("the call", [f"{argument[:60]!r} holds a NUL, which no name has" for argument in unfit])
     return _start(_new_folder(jobs_folder, arguments), arguments)
 
 

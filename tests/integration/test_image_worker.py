@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from sdlora.config.generate import GenerateConfig, ImageFilesConfig
 from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.run import Grid
 from sdlora.generation.restore.image_files import read_image_settings
+from sdlora.launch import image_worker
 from sdlora.launch.images import ImageQueue, ImageRequest
 from tests.support.waiting import wait_for
 
@@ -80,3 +82,12 @@ def test_a_killed_process_keeps_what_it_finished(worker: ImageQueue, request_for
     assert done.status == "failed"
     assert "killed, often because the system ran out of memory" in str(done.error)
     assert done.images[0].is_file()
+
+
+def test_a_folder_that_is_gone_is_told_in_words() -> None:
+    gone = FileNotFoundError(errno.ENOENT, "No such file or directory", "/studio/outputs/1.png")
+    assert image_worker._words_for(gone) == "there is no /studio/outputs/1.png"
+    assert image_worker._words_for(ConnectionRefusedError(errno.ECONNREFUSED, "refused")).startswith(
+        "ConnectionRefused"
+    )
+    assert image_worker._words_for(ValueError("x")) == "ValueError: x"

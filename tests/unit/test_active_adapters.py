@@ -194,6 +194,14 @@ def test_rows_outlive_the_server(library: Scan, tmp_path: Path) -> None:
     assert ActiveAdapters(PageState(tmp_path / "state.json")).rows == rows
 
 
+def test_two_servers_over_one_folder_keep_each_others_rows(library: Scan, tmp_path: Path) -> None:
+    one, other = (ActiveAdapters(PageState(tmp_path / "state.json")) for _ in range(2))
+    one.change(lambda _: rows_of(library, "ink", "wash"))
+    rows = other.change(lambda rows: update(rows, 2, text_encoder=0.25))
+    assert [row.file for row in rows] == [row.file for row in one.rows]
+    assert one.change(lambda rows: rows) == rows
+
+
 def test_remembered_rows_that_make_no_sense_are_left_out(tmp_path: Path) -> None:
     state = PageState(tmp_path / "state.json")
     state.set("mix.rows", [{"id": 1, "file": "a"}, {"id": 2}, "x", {"id": 3, "file": "b", "colour": 1}])

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from sdlora.config import files
+from sdlora.config.shipped import sample_images_folder
 from sdlora.data.lint import measures
 from sdlora.data.lint.check import check
 from sdlora.data.lint.duplicates import groups
@@ -306,3 +307,7 @@ def test_lines_whose_tags_stay_keep_every_character() -> None:
     config = files.load().captions
     text = "a ,b\r\nc,  c\n"
     assert rewrite_tags(text, config, lambda tags: list(dict.fromkeys(tags))) == "a ,b\r\nc\n"
+
+
+def test_a_shipped_set_is_checked_by_its_name() -> None:
+    assert check({}, ["builtin:mascot"]).images == check({}, [sample_images_folder() / "mascot"]).images

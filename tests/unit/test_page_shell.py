@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ import pytest
 from sdlora.errors import ConfigError
 from webui.__main__ import address, main, parse, why_not
 from webui.state import PageState
+from webui.workspace import Workspace
 
 
 def test_a_public_address_needs_a_password(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,6 +71,39 @@ def test_a_missing_gradio_is_told_with_the_command_that_installs_it(
     assert "the page needs the package 'gradio', which is not installed. Run:" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.EROFS, "its disk is read-only"), (errno.EACCES, "no permission"), (errno.EEXIST, "exists already")],
+)
+def test_a_root_that_can_not_be_written_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, said: str
+) -> None:
+    def refuse(workspace: Workspace) -> None:
+        raise OSError(number, os.strerror(number), str(workspace.datasets))
+
+    monkeypatch.setattr("webui.__main__.why_not", lambda host, port: None)
+    monkeypatch.setattr(Workspace, "prepare", refuse)
+    assert main(["--no-browser", "--root", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "datasets") in line
+    assert said in line
+
+
+def test_processes_of_the_page_inherit_no_password_and_uploads_stay_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str | None] = []
+    monkeypatch.setattr("webui.__main__.why_not", lambda host, port: None)
+    monkeypatch.setattr("webui.app.serve", lambda *_, auth, **__: given.append(auth) or 0)
+    monkeypatch.setenv("SDLORA_WEBUI_AUTH", "me:secret")
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(["--no-browser", "--root", str(tmp_path / "studio")]) == 0
+    assert given == ["me:secret"]
+    assert "SDLORA_WEBUI_AUTH" not in os.environ
+    assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path / "studio" / ".webui" / "uploads")
+
+
 def test_fields_are_remembered_across_restarts(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "state.json"
     state = PageState(path)
@@ -79,6 +114,26 @@ def test_fields_are_remembered_across_restarts(tmp_path: Path) -> None:
     assert PageState(path).get("train.nothing", "absent") == "absent"
     assert PageState(path).get("page.tab") == "mix"
     assert not list(path.parent.glob("*.part"))
+
+
+def test_two_servers_over_one_folder_keep_each_others_fields(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    one, other = PageState(path), PageState(path)
+    one.set("train.name", "fox")
+    other.set("train.steps", 30)
+    one.set("mix.method", "svd")
+    assert PageState(path).get("train.name") == "fox"
+    assert PageState(path).get("train.steps") == 30
+    assert one.get("train.steps") == 30
+
+
+def test_a_memory_that_another_process_spoilt_is_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    state = PageState(path)
+    state.set("a", 1)
+    path.write_text("{broken", encoding="utf-8")
+    state.set("b", 2)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1, "b": 2}
 
 
 def test_a_damaged_memory_is_an_empty_one(tmp_path: Path) -> None:

@@ -149,10 +149,13 @@ def test_links_and_hidden_files_of_a_zip_file_are_left_out(tmp_path: Path) -> No
         opened.writestr(link, "/etc/passwd")
         opened.writestr("__MACOSX/._a.png", b"x")
         opened.writestr(".hidden/a.png", b"x")
+        opened.writestr(".DS_Store", b"x")
+        opened.writestr(".sdlora-trash/a.txt", b"x")
         opened.writestr("a.txt", b"words")
     files, refused = unpack(archive, tmp_path / "out")
     assert [file.name for file in files] == ["a.txt"]
-    assert refused == {"passwd.txt": "it is a link"}
+    hidden = "it is hidden: a name in its path begins with a dot"
+    assert refused == {"passwd.txt": "it is a link", ".hidden/a.png": hidden}
 
 
 def test_a_decompression_bomb_is_refused_by_what_it_says_and_by_what_it_does(tmp_path: Path) -> None:

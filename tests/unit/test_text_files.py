@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import os
 from pathlib import Path
 
 import pytest
 
 from sdlora.config import files
 from sdlora.config.images import CaptionsConfig, ImagesConfig
+from sdlora.data.caption_files import CaptionFolders
 from sdlora.data.images import scan
+from sdlora.data.sets.listing import write_caption
 from sdlora.errors import ConfigError, DataError
 from sdlora.text_files import UnreadableTextError, decode_text
 from tests.support.dataset_pictures import picture, save_captioned
@@ -88,3 +91,18 @@ def test_paths_that_yaml_changed_or_that_are_empty_are_refused(tmp_path: Path, y
 def test_an_empty_folder_on_the_command_line_does_not_scan_the_current_one() -> None:
     with pytest.raises(ConfigError, match=r"images\.folder: is empty, which would be the current folder"):
         files.load(None, ["images.folder="])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are of POSIX")
+@pytest.mark.parametrize("what", ["pipe", "device"])
+def test_a_pipe_or_a_device_in_a_captions_place_is_named_and_not_waited_for(tmp_path: Path, what: str) -> None:
+    picture(0).save(tmp_path / "a.png")
+    if what == "pipe":
+        os.mkfifo(tmp_path / "a.txt")
+    else:
+        (tmp_path / "a.txt").symlink_to("/dev/zero")
+    found = CaptionFolders(tmp_path)
+    assert not found.caption(tmp_path / "a.png")
+    assert found.problems == ["a.txt can't be read: it is a pipe, a socket or a device, not a file"]
+    with pytest.raises(OSError, match="not a file"):
+        write_caption(tmp_path / "a.png", "new")

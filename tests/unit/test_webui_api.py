@@ -126,10 +126,10 @@ def test_a_call_with_another_number_of_arguments_is_refused(body: str, words: st
     assert words in answer.json()["error"]
 
 
-def test_defaults_are_filled_in_and_other_routes_left_alone() -> None:
+def test_defaults_are_filled_in_and_calls_of_what_there_is_not_refused() -> None:
     sent = {"data": [["a"], "b"], "session_hash": "x"}
     assert answered(json.dumps(sent)).json() == {"data": [["a"], "b", 0], "session_hash": "x"}
-    assert answered('{"data": [1]}', "other").json() == {"data": [1]}
+    assert answered('{"data": [1]}', "other").json() == {"error": "there is no /other; there is: /mix"}
 
 
 def test_half_characters_and_names_of_no_run_are_refused(workspace: Workspace) -> None:

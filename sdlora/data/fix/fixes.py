@@ -23,7 +23,7 @@ from sdlora.data.lint.measures import is_exif_rotated
 from sdlora.data.lint.samples import Dataset, gather
 from sdlora.data.lint.tags import near_miss_spellings, rewrite_tags
 from sdlora.errors import ConfigError
-from sdlora.text_files import UnreadableTextError, decode_text, encoded_like
+from sdlora.text_files import UnreadableTextError, decode_text, encoded_like, read_file
 
 _JPEG_QUALITY = 95
 
@@ -156,7 +156,7 @@ def _caption_changes(
 
 def _read_text(path: Path, encoding: str | None) -> str | None:
     """The file's text, from `encoding` if it isn't UTF-8; None where that fails."""
-    content = path.read_bytes()
+    content = read_file(path)
     try:
         return decode_text(content)
     except UnreadableTextError:

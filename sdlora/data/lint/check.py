@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sdlora.config.given import Values, train_config
+from sdlora.config.shipped import resolve_folder
 from sdlora.config.train import TrainConfig
 from sdlora.data.buckets import assign
 from sdlora.data.images import ImageRecord
@@ -26,13 +27,15 @@ def check(
 ) -> Report:
     """The report on the folders (by default images.folder) as `config` would train them.
 
+    folders: `builtin:mascot` is a shipped set.
     config: as for `train`; `check_dataset("sdxl_character.yaml", ["my_pictures"])`.
     validation.folder is read too, to find copies of training images in it. Memory holds figures, never pixels.
     on_progress: called with how much of the folders is read and how much there is.
     Raises DataError for a folder that doesn't exist or has no images.
     """
     config = train_config(config)
-    roots = tuple(Path(folder).expanduser().absolute() for folder in (folders or config.images.all_folders))
+    named = (resolve_folder(Path(folder)) for folder in (folders or config.images.all_folders))
+    roots = tuple(folder.expanduser().absolute() for folder in named)
     refuse_missing_folders(roots)
     held_out = config.validation.folder
     if held_out is not None:

@@ -11,10 +11,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sdlora.constants import GIB, MIB
 from sdlora.data.caption_files import repeats_folder
+from sdlora.data.decoding import IMAGE_SUFFIXES
 from sdlora.data.sets.folders import clean_part
 from sdlora.words import size_in_words
 
@@ -130,6 +131,15 @@ def _wanted(
             refused[entry.filename] = "it is a link"
         elif parts:
             yield entry, parts
+        elif _is_somebodys(entry.filename):
+            refused[entry.filename] = "it is hidden: a name in its path begins with a dot"
+
+
+def _is_somebodys(name: str) -> bool:
+    """Whether a hidden file is a picture or caption that a person may miss, and none that a system or sdlora made."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    made = any(part == "__MACOSX" or part.startswith(("._", ".sdlora", ".Trash", ".git")) for part in parts)
+    return not made and PurePosixPath(name).suffix.lower() in (*IMAGE_SUFFIXES, ".txt")
 
 
 def _common_top(names: list[tuple[str, ...]]) -> str | None:

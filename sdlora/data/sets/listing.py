@@ -20,7 +20,7 @@ from sdlora.data.lint.tags import tags_of
 from sdlora.errors import DataError
 from sdlora.models.prompts import CHUNK_TOKENS, count_tokens
 from sdlora.models.tokenizer import light_tokenizer
-from sdlora.text_files import encoded_like
+from sdlora.text_files import encoded_like, read_file
 
 TOKEN_LIMIT = CHUNK_TOKENS
 CAPTIONS = CaptionsConfig()
@@ -141,7 +141,7 @@ def write_caption(image: Path, text: str) -> None:
     path = image.with_suffix(".txt")
     if not text and not path.exists():
         return
-    atomic.write_bytes(path, encoded_like(text, path.read_bytes() if path.exists() else b""))
+    atomic.write_bytes(path, encoded_like(text, read_file(path) if path.exists() else b""))
 
 
 def caption_of(image: Path, folder: Path) -> str:
