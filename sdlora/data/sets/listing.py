@@ -36,8 +36,15 @@ class Item:
     name: str
     """Path below the dataset, with slashes."""
     caption: str
-    """As training reads it; empty when there is none."""
+    """Its own, as training reads it; empty when there is none."""
     mask: Path | None = None
+    folder_name: str = ""
+    """What training reads where there is none: the name of its `10_name` folder, empty for other folders."""
+
+    @property
+    def trained(self) -> str:
+        """The text that training begins with, whoever wrote it."""
+        return self.caption or self.folder_name
 
     @property
     def tokens(self) -> int:
@@ -94,7 +101,13 @@ def _read(folder: Path, _stamp: int) -> tuple[Item, ...]:
         return ()
     sources = CaptionFolders(folder)
     return tuple(
-        Item(path, path.relative_to(folder).as_posix(), sources.caption(path) or "", listing.mask_of(path))
+        Item(
+            path,
+            path.relative_to(folder).as_posix(),
+            sources.own_caption(path) or "",
+            listing.mask_of(path),
+            sources.folder_name(path) or "",
+        )
         for path in listing.pictures
     )
 
@@ -145,8 +158,14 @@ def write_caption(image: Path, text: str) -> None:
 
 
 def caption_of(image: Path, folder: Path) -> str:
-    """An image's caption as training reads it, empty for none. folder: the dataset."""
-    return CaptionFolders(folder).caption(image) or ""
+    """An image's own caption as training reads it, empty for none. folder: the dataset."""
+    return CaptionFolders(folder).own_caption(image) or ""
+
+
+def captioned(image: Path, folder: Path, caption: str) -> Item:
+    """An image with a caption that was just written. folder: the dataset."""
+    name = image.relative_to(folder).as_posix()
+    return Item(image, name, caption.strip(), folder_name=CaptionFolders(folder).folder_name(image) or "")
 
 
 def save_caption(image: Path, folder: Path, text: str, known: Collection[str]) -> str | None:
