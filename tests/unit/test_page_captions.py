@@ -43,7 +43,7 @@ def names(folder: Path, wanted: Filter) -> list[str]:
     return [item.name for item in listing.read(folder) if wanted.passes(item)]
 
 
-def test_images_are_listed_by_name_with_caption_and_mask(dataset: Path) -> None:
+def test_images_are_listed_by_name_with_caption_and_mask(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = listing.read(dataset)
     assert [(item.name, item.mask is not None) for item in items] == [
         ("0.png", False),
@@ -54,6 +54,10 @@ def test_images_are_listed_by_name_with_caption_and_mask(dataset: Path) -> None:
     assert items[2].caption == ""
     (dataset / "empty").mkdir()
     assert listing.read(dataset / "empty") == []
+    (dataset / "below").mkdir()
+    (dataset / "0.png").rename(dataset / "below" / "0.png")
+    monkeypatch.chdir(dataset)
+    assert [item.name for item in listing.read(Path())] == ["1.png", "2.png", "3.png", "below/0.png"]
 
 
 def test_filters_find_words_missing_and_long_captions_and_tags(dataset: Path) -> None:
