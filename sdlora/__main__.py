@@ -15,13 +15,17 @@ from pathlib import Path
 from sdlora import disk
 from sdlora.constants import INTERRUPTED
 from sdlora.errors import SdloraError
-from sdlora.processes import LAUNCHER_VARIABLE, is_main_process, wait_for_go, without_traceback
+from sdlora.processes import LAUNCHER_VARIABLE, TURN_VARIABLE, is_main_process, wait_for_go, without_traceback
 
 
 def program() -> None:
     """`main` as a process of its own."""
     with without_traceback():
         wait_for_go()
+        if TURN_VARIABLE in os.environ:
+            from sdlora.launch.jobs import wait_for_turn
+
+            wait_for_turn()
         main()
 
 

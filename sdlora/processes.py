@@ -30,6 +30,8 @@ LAUNCHER_VARIABLE = "SDLORA_LAUNCHER"
 """Set by `sdlora train --processes` for the processes it starts: it says itself how they ended."""
 GO_VARIABLE = "SDLORA_WAITS"
 """Set by `launch.detached.spawn`: the command begins when a line comes in on its standard input."""
+TURN_VARIABLE = "SDLORA_AFTER"
+"""Names, for a job's process, the folders of the jobs that come before it."""
 _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _OF_LAUNCHERS = ("TORCHELASTIC_", "GROUP_", "ROLE_", "ACCELERATE_", "SDLORA_LAUNCHER")
 SILENT_SECONDS = 60.0

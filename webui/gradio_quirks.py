@@ -89,6 +89,14 @@ def collect(
     return gr.on(triggers, None, list(components.values()), into, js=script, trigger_mode="always_last", **options)
 
 
+_EMPTY_IN_AN_EVENT = (
+    "rendered_in", "render_id", "js_implementation", "event_specific_args", "api_description", "trigger_after",
+    "trigger_only_on_success", "trigger_only_on_failure", "collects_event_data", "scroll_to_output", "batch",
+    "time_limit", "component_prop_inputs",
+)  # fmt: skip
+"""What a browser takes for empty where it is left out."""
+
+
 def slim(config: Any) -> None:
     """Take out of a served page's configuration what no browser and no client reads.
 
@@ -101,17 +109,26 @@ def slim(config: Any) -> None:
         for component in (*event["inputs"], *event["outputs"])
     }
     for component in config["components"]:
+        props = component["props"]
         component["component_class_id"] = ""
-        component["props"].pop("preserved_by_key", None)
-        for name in ("api_info_as_input", "api_info_as_output", "example_inputs"):
+        props.pop("preserved_by_key", None)
+        if component["id"] not in of_the_api and props.get("name") == component["type"]:
+            del props["name"]
+        if props.get("_selectable") is False:
+            del props["_selectable"]
+        if component.get("key") is None:
+            component.pop("key", None)
+        for name in ("api_info_as_input", "api_info_as_output", "example_inputs", "skip_api"):
             if component["id"] not in of_the_api:
                 component.pop(name, None)
         if component["id"] not in of_the_api and component["type"] not in ("file", "imageeditor", "uploadbutton"):
             component.pop("api_info", None)
     for event in config["dependencies"]:
-        for name in ("rendered_in", "render_id", "js_implementation", "event_specific_args", "api_description"):
-            if event.get(name) is None:
+        for name in _EMPTY_IN_AN_EVENT:
+            if any(event.get(name) is empty for empty in (None, False)) or event[name] == []:
                 event.pop(name, None)
+        for name in ("max_batch_size", "stream_every"):  # of events in batches and streams, which there are none of
+            event.pop(name, None)
 
 
 def empty_numbers(page: gr.Blocks) -> dict[Any, None]:

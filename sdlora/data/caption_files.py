@@ -55,7 +55,7 @@ class CaptionFolders:
         rows = [text for row in self._rows(image) if (text := (row.caption or "").strip())]
         own = next(iter(rows), None) if beside is None else beside
         if own is None:
-            name = self._from_folder_name(image)
+            name = self.folder_name(image)
             return name, None if name is None else "folder"
         source: CaptionSource = "metadata" if beside is None else "file"
         if own and any(text != own for text in rows):
@@ -102,7 +102,8 @@ class CaptionFolders:
             self._sources[folder] = ((folder, rows), *above) if rows.texts else above
         return self._sources[folder]
 
-    def _from_folder_name(self, image: Path) -> str | None:
+    def folder_name(self, image: Path) -> str | None:
+        """What stands in for a caption where there is none: the name of the image's `10_name` folder."""
         folder = image.parent
         if folder not in self._folder_names:
             repeated = repeats_folder(folder, self.root)

@@ -38,7 +38,7 @@ class Listing:
 
     def mask_of(self, picture: Path) -> Path | None:
         """The `name-masklabel` file beside a picture."""
-        return self.masks.get(picture.with_name(picture.stem + MASK_ENDING))
+        return self.masks.get(picture.with_name(picture.stem + MASK_ENDING)) if self.masks else None
 
 
 def list_folder(root: Path) -> Listing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from sdlora.launch.runs import RunHandle, list_runs
 
 Kind = Literal["caption", "check", "fix"]
 WORDS: dict[Kind, str] = {"caption": "Captioning", "check": "Checking", "fix": "Fixing"}
+_RESOLUTION = "images.resolution"
 _SWITCHES = {"escape_brackets": ("--escape-brackets", "--plain-brackets")}
 
 
@@ -80,10 +82,16 @@ def caption_options(config: CaptioningConfig) -> list[str]:
     return options
 
 
-def check_options(resolution: int, trigger: str) -> list[str]:
-    """The options that make `check` and `fix` see a dataset as training at this resolution does."""
-    options = ["--set", f"images.resolution={resolution}"]
+def check_options(resolutions: Sequence[int], trigger: str) -> list[str]:
+    """The options that make `check` and `fix` see a dataset as training at these resolutions does."""
+    options = ["--set", f"{_RESOLUTION}=[{', '.join(str(edge) for edge in resolutions)}]"]
     return [*options, "--set", f"captions.trigger={_quoted(trigger)}"] if trigger.strip() else options
+
+
+def checked_resolutions(handle: JobHandle) -> tuple[int, ...]:
+    """For which resolutions a check judged; empty where its arguments don't say."""
+    told = [word.partition("=")[2] for word in handle.arguments if word.startswith(f"{_RESOLUTION}=")]
+    return tuple(int(edge) for edge in re.findall(r"\d+", told[-1])) if told else ()
 
 
 def _quoted(text: str) -> str:

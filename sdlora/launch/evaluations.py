@@ -49,19 +49,26 @@ class Evaluations:
     def start(self, run: RunHandle, overrides: Sequence[str] = (), features: str | None = None) -> None:
         """Begin to evaluate a run. overrides: settings as on the command line, `num_seeds=8`.
 
-        Raises ConfigError for wrong settings, for a run that trains or waits for it, and while a run is evaluated.
+        While others are evaluated it waits for its turn. Raises ConfigError for wrong settings, and for a run that
+        trains, waits to, or is being evaluated.
         """
         options = checked(overrides, features)
         state = run.state()
         if state.is_active or state.status == "queued":
             raise ConfigError(run.name, [f"it is {state.status}: evaluate it when it has stopped or is finished"])
         with self._lock:
-            for folder, handle in self._known().items():
-                if self._state(handle).is_active:
-                    busy = Path(folder).name
-                    raise ConfigError(run.name, [f"{busy} is being evaluated: wait for it, or cancel it"])
-            handle = start_job(["evaluate", str(run.folder), *options], self._jobs)
+            before = self._active()
+            if str(run.folder) in before:
+                raise ConfigError(run.name, ["it is being evaluated: wait for that, or cancel it"])
+            handle = start_job(["evaluate", str(run.folder), *options], self._jobs, list(before.values()))
             self._known()[str(run.folder)] = handle
+
+    def ahead(self, run: RunHandle) -> list[str]:
+        """The runs whose evaluation comes before this one's."""
+        with self._lock:
+            active = self._active()
+        own = active.get(str(run.folder))
+        return [Path(folder).name for folder, job in active.items() if own and job.created_at < own.created_at]
 
     def wait(self, run: RunHandle) -> JobState:
         """How the evaluation that was begun last stands once it is over."""
@@ -82,6 +89,9 @@ class Evaluations:
         if state is not None and state.is_active:
             raise RunError(f"{run.name} is being evaluated: promote a checkpoint once that is done, or cancel it")
         return promotion.promote(run.folder, label).promoted or ""
+
+    def _active(self) -> dict[str, JobHandle]:
+        return {folder: handle for folder, handle in self._known().items() if self._state(handle).is_active}
 
     def _known(self) -> dict[str, JobHandle]:
         if self._newest is None:

@@ -7,6 +7,7 @@ A job has a folder of its own with job.json (what was asked for), process.json, 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -24,9 +25,9 @@ from sdlora.constants import MIB
 from sdlora.errors import ConfigError, RunError
 from sdlora.events import CommandFinished, Progress
 from sdlora.launch.detached import SDLORA, end, spawn
-from sdlora.processes import ProcessRecord
+from sdlora.processes import TURN_VARIABLE, ProcessRecord
 from sdlora.runs.event_log import iterate_backwards, last_words, text_tail
-from sdlora.sinks.jsonl import EVENTS_VARIABLE
+from sdlora.sinks.jsonl import EVENTS_VARIABLE, JsonlSink
 
 JobStatus = Literal["running", "finished", "failed", "cancelled", "crashed"]
 """finished: the command did its work; its exit code may be 1, as of a check that found errors. failed: it ended with an
@@ -34,6 +35,7 @@ error that it told. crashed: its process is gone without a word."""
 
 KILL_GRACE_SECONDS = 3.0
 _LOOK_SECONDS = 0.2
+_TURN_SECONDS = 1.0
 _MAX_OUTPUT_BYTES = 64 * MIB
 
 
@@ -250,14 +252,26 @@ def _duration(seconds: float) -> str:
     return f"{round(seconds)} s" if seconds < 90 else f"{round(seconds / 60)} min"
 
 
-def start_job(arguments: Sequence[str], jobs_folder: Path) -> JobHandle:
+def start_job(arguments: Sequence[str], jobs_folder: Path, after: Sequence[JobHandle] = ()) -> JobHandle:
     """Start `sdlora ARGUMENTS...` in a detached process with a new folder of its own in `jobs_folder`.
 
+    after: jobs whose end it waits for first. The process itself waits, so that its turn comes without this one, too.
     Raises ConfigError for an argument that no process can be given.
     """
     if unfit := [argument for argument in arguments if "\0" in argument]:
         raise ConfigError("the call", [f"{argument[:60]!r} holds a NUL, which no name has" for argument in unfit])
-    return _start(_new_folder(jobs_folder, arguments), arguments)
+    return _start(_new_folder(jobs_folder, arguments), arguments, after)
+
+
+def wait_for_turn() -> None:
+    """In a job's process: wait until the jobs that come before it are over, and say so meanwhile."""
+    before = [JobHandle(Path(folder)) for folder in os.environ.pop(TURN_VARIABLE, "").split(os.pathsep) if folder]
+    sink = JsonlSink(Path(os.environ[EVENTS_VARIABLE]))
+    sink.emit(Progress(stage="waiting for its turn", done=0, total=0))
+    while any(job.state().is_active for job in before):
+        time.sleep(_TURN_SECONDS)
+    sink.emit(Progress(stage="starting", done=0, total=0))
+    sink.close()
 
 
 def start_dry_run(config: TrainConfig, jobs_folder: Path) -> JobHandle:
@@ -276,7 +290,7 @@ def list_jobs(jobs_folder: Path) -> list[JobHandle]:
     return sorted(handles, key=lambda handle: (handle.created_at, handle.name), reverse=True)
 
 
-def _start(folder: Path, arguments: Sequence[str]) -> JobHandle:
+def _start(folder: Path, arguments: Sequence[str], after: Sequence[JobHandle] = ()) -> JobHandle:
     about = {"arguments": list(arguments), "created_at": time.time()}
     handle = JobHandle(folder)
 
@@ -290,7 +304,10 @@ def _start(folder: Path, arguments: Sequence[str]) -> JobHandle:
         record=record,
         log=handle._log,
         output=handle._output,
-        environment={EVENTS_VARIABLE: str(handle._events)},
+        environment={
+            EVENTS_VARIABLE: str(handle._events),
+            **({TURN_VARIABLE: os.pathsep.join(str(job.folder) for job in after)} if after else {}),
+        },
     )
     return handle
 

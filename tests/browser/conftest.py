@@ -1,7 +1,8 @@
 """A real server and a real browser for the tests of the page, both without a way to the outside.
 
 `pytest tests/browser --throttled` gives them a slow machine: the browser's CPU six times slower, each answer of the
-server late by up to 0.8 s, drawn from a seed. `server` is `python -m webui` with a folder of its own, one a test
+server late by up to 0.8 s, drawn from a seed. Where other work slows it already, `--throttle-cpu 2` asks for less.
+`server` is `python -m webui` with a folder of its own, one a test
 file; `start_server` starts others. `page` is a fresh browser window on it. Without a browser the tests are skipped,
 except where CI=true: there its absence fails.
 """
@@ -28,7 +29,6 @@ from browsing import settle
 
 PROJECT = Path(__file__).parents[2]
 SLOW_SERVER = Path(__file__).parent / "slow_webui.py"
-CPU_SLOWDOWN = 6
 GUARD = Path(__file__).parent / "guard"
 """Holds a sitecustomize.py that refuses, and notes, every look-up of another machine."""
 BROWSERS = ("chromium-headless-shell", "chromium")
@@ -40,6 +40,7 @@ WAIT_MILLISECONDS = 120_000
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--throttled", action="store_true", help="page tests: a slow browser, late answers of the server")
     parser.addoption("--throttle-seed", default="1", help="seed of the delays")
+    parser.addoption("--throttle-cpu", type=float, default=6, help="how many times slower the browser's CPU is")
 
 
 @dataclass
@@ -237,7 +238,7 @@ def _windows(browser: Any, config: pytest.Config) -> Iterator[Callable[..., Any]
         page = context.new_page()
         if config.getoption("--throttled"):
             slowed = context.new_cdp_session(page)
-            slowed.send("Emulation.setCPUThrottlingRate", {"rate": CPU_SLOWDOWN})
+            slowed.send("Emulation.setCPUThrottlingRate", {"rate": config.getoption("--throttle-cpu")})
         page.elsewhere, page.complaints = elsewhere, []
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.set_default_timeout(WAIT_MILLISECONDS)

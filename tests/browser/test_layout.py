@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from browsing import enter, open_tab, wait_until
+from PIL import Image
+from test_page import violations
 
 from sdlora.data.sets import folders
 
@@ -28,6 +30,13 @@ CLIPPED = """() => [...document.querySelectorAll('#tabs button:not(.label-wrap),
   .filter((element) => getComputedStyle(element).textOverflow !== 'ellipsis')
   .map((element) => element.textContent.trim().slice(0, 60) + ' in ' + element.closest('[id]')?.id)"""
 """Buttons and labels whose words don't fit into them."""
+
+
+CUT_OFF = """() => [...document.querySelectorAll('#tabs .wide-table button')].filter((button) =>
+  button.getClientRects().length
+  && button.getBoundingClientRect().right > button.closest('.wide-table').getBoundingClientRect().right + 1)
+  .map((button) => button.textContent + ' in ' + button.closest('[id]')?.id)"""
+"""Buttons of a table that begin or end beside what is seen of it."""
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +106,43 @@ def test_parts_lie_beside_each_other_where_there_is_room(page: Any) -> None:
     page.wait_for_selector("#dataset-caption textarea")
     page.wait_for_timeout(300)
     assert box(page, "#dataset-picture figure")["y"] < box(page, "#dataset-caption textarea")["y"] < 860
+
+
+@pytest.mark.timeout(900)
+def test_what_is_wrong_can_be_read_at_every_width_in_light_and_dark(page: Any, server: Any) -> None:
+    picture = server.root / "datasets" / "bare" / "10_sks dog" / "a.png"
+    picture.parent.mkdir(parents=True)
+    Image.new("RGB", (300, 200), "teal").save(picture)
+    page.emulate_media(reduced_motion="reduce")
+
+    def look(tab: str) -> None:
+        for width in (2560, 1280, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(300)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (tab, width)
+            assert not page.evaluate(CLIPPED), (tab, width)
+            assert not page.evaluate(CUT_OFF), (tab, width)
+        for theme in ("dark", "light"):
+            page.evaluate("(theme) => window.sdloraTheme(theme)", theme)
+            page.wait_for_timeout(300)
+            assert not violations(page, "color-contrast"), (tab, theme)
+        page.set_viewport_size({"width": 1280, "height": 900})
+
+    open_tab(page, "dataset")
+    page.evaluate("location.hash = 'dataset/bare'")
+    page.wait_for_selector("#dataset-summary button.bad:has-text('1 without caption')")
+    page.locator("#dataset-tokens").filter(has_text="the folder's name: “sks dog”").wait_for()
+    look("dataset")
+    open_tab(page, "train")
+    page.wait_for_selector("#train-start:not([disabled])")
+    enter(page, "#train-optimization-learning_rate input", "-1")
+    page.keyboard.press("Tab")
+    enter(page, "#train-name :is(textarea, input)", "a name with a slash / in it")
+    page.wait_for_selector("#train-problems:has-text('2 problems')")
+    page.wait_for_selector("#train-differences [data-reset='name']")
+    look("train")
+    page.click("#train-reset")
+    page.wait_for_selector("#train-start:not([disabled])")
 
 
 def test_one_side_follows_the_other_while_the_ratio_is_kept(page: Any) -> None:

@@ -19,6 +19,12 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 PHONE = {"width": 390, "height": 844}
 WINDOW = {"width": 1280, "height": 900}
 MOST_MEMORY_MIB = 400
+MOST_REQUESTS, MOST_KIB = 115, 520
+"""Of the first page, most of them parts of Gradio; the editor of pictures, a third of all, comes when it is needed."""
+WEIGHT = """() => {
+  const loaded = ['navigation', 'resource'].flatMap((type) => performance.getEntriesByType(type));
+  return [loaded.length, loaded.reduce((sum, each) => sum + each.transferSize, 0) / 1024];
+}"""
 
 CAPTION = "#dataset-caption textarea"
 TRIGGER = "#dataset-caption-trigger :is(textarea, input)"
@@ -91,6 +97,10 @@ def test_the_first_page_is_cheap_and_asks_no_other_machine(server: Any, first_pa
     print(f"first page: {cpu_seconds:.1f} CPU s since the start (bar: 8), {memory_mib:.0f} MiB", file=sys.stderr)
     assert server.log.read_text(encoding="utf-8").startswith(f"sdlora: {server.url} (starting)")
     assert memory_mib < MOST_MEMORY_MIB
+    requests, kib = page.evaluate(WEIGHT)
+    print(f"first page: {requests} requests, {kib:.0f} KiB on the wire", file=sys.stderr)
+    assert requests < MOST_REQUESTS
+    assert kib < MOST_KIB
     for tab in TABS:
         open_tab(page, tab)
     assert page.locator("h1").count() == 1

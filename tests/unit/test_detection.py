@@ -155,7 +155,7 @@ def test_a_truncated_file_is_called_incomplete(tmp_path: Path) -> None:
 
 def test_another_format_under_the_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("<html>not found</html>")
-    with pytest.raises(ModelError, match="not a safetensors file"):
+    with pytest.raises(ModelError, match="is a web page: its download was answered with one"):
         found(tmp_path / "model.safetensors")
     (tmp_path / "short.safetensors").write_bytes((20).to_bytes(8, "little") + b"{" * 20)
     with pytest.raises(ModelError, match="damaged or not a safetensors file: invalid JSON in header"):

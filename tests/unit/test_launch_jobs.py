@@ -14,7 +14,7 @@ from sdlora.config import files
 from sdlora.errors import RunError
 from sdlora.events import Progress
 from sdlora.launch import jobs
-from sdlora.launch.jobs import JobHandle, JobState, list_jobs, start_dry_run, start_job
+from sdlora.launch.jobs import JobHandle, JobState, list_jobs, progress, start_dry_run, start_job
 from sdlora.processes import ProcessRecord, start_mark
 from sdlora.sinks.jsonl import JsonlSink
 from sdlora.training.preflight.dry_run import DryRun
@@ -52,6 +52,23 @@ def test_a_job_runs_a_command_to_its_end(tmp_path: Path) -> None:
         job.result()
     job.delete()
     assert list_jobs(tmp_path / "jobs") == []
+
+
+def test_a_job_waits_for_its_turn_and_can_be_cancelled_meanwhile(
+    sleeper: JobHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    first = start_job(["presets"], tmp_path / "jobs", [sleeper])
+    second = start_job(["presets"], tmp_path / "jobs", [sleeper, first])
+    for job in (first, second):
+        wait_for(lambda job=job: job.state().stage == "waiting for its turn", "that it waits", 60)
+    assert progress("Evaluation", first.state()).is_active
+    assert second.cancel(grace_seconds=30).status == "cancelled"
+    assert first.state().status == "running"
+    sleeper.cancel()
+    assert over(first).status == "finished"
+    assert "demo.yaml" in first.output()
+    assert second.output() == ""
 
 
 def test_a_dry_run_tells_every_problem_with_its_setting(tmp_path: Path) -> None:

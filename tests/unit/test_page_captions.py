@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +19,14 @@ from sdlora.data.sets.listing import Filter, Item
 from sdlora.data.sets.suggestions import Suggestion, suggest
 from sdlora.data.thumbnails import large_picture, thumbnail
 from sdlora.errors import ConfigError
-from sdlora.launch.dataset_jobs import caption_options, check_options
+from sdlora.launch.dataset_jobs import caption_options, check_options, checked_resolutions
+from sdlora.launch.jobs import JobHandle
 from tests.support.dataset_pictures import fingerprint, picture, save_captioned
 from webui.datasets import view
 from webui.datasets.view import line, received, summary, tokens
 from webui.paging import page_of
+from webui.state import PageState
+from webui.train.remembered import default_caption, resolutions
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def names(folder: Path, wanted: Filter) -> list[str]:
     return [item.name for item in listing.read(folder) if wanted.passes(item)]
 
 
-def test_images_are_listed_by_name_with_caption_and_mask(dataset: Path) -> None:
+def test_images_are_listed_by_name_with_caption_and_mask(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = listing.read(dataset)
     assert [(item.name, item.mask is not None) for item in items] == [
         ("0.png", False),
@@ -50,6 +54,10 @@ def test_images_are_listed_by_name_with_caption_and_mask(dataset: Path) -> None:
     assert items[2].caption == ""
     (dataset / "empty").mkdir()
     assert listing.read(dataset / "empty") == []
+    (dataset / "below").mkdir()
+    (dataset / "0.png").rename(dataset / "below" / "0.png")
+    monkeypatch.chdir(dataset)
+    assert [item.name for item in listing.read(Path())] == ["1.png", "2.png", "3.png", "below/0.png"]
 
 
 def test_filters_find_words_missing_and_long_captions_and_tags(dataset: Path) -> None:
@@ -248,9 +256,29 @@ def test_captioning_options_give_the_settings_back() -> None:
 
 
 def test_check_options_are_read_back_as_they_were_meant() -> None:
-    options = check_options(768, " it's: [odd] ")
+    options = check_options((768,), " it's: [odd] ")
     config = files.load(None, [options[1], options[3]])
-    assert (config.images.resolution, config.captions.trigger) == (768, "it's: [odd]")
+    assert (config.images.resolutions, config.captions.trigger) == ((768,), "it's: [odd]")
+
+
+def test_a_check_judges_for_what_train_is_set_to_and_says_for_what(tmp_path: Path) -> None:
+    state = PageState(tmp_path / "state.json")
+    assert resolutions(state) is None
+    assert default_caption(state) is None
+    state.set("train.form", {"images.resolution": "512, 768", "captions.default": '""'})
+    assert resolutions(state) == (512, 768)
+    assert default_caption(state) == ""
+    state.set("train.form", {"images.resolution": "nonsense"})
+    assert resolutions(state) is None
+    options = ["dataset", "check", str(tmp_path), "--json", *check_options((512, 768), "")]
+    assert files.load(None, [options[-1]]).images.resolutions == (512, 768)
+    job = tmp_path / "job"
+    job.mkdir()
+    (job / "job.json").write_text(json.dumps({"arguments": options, "created_at": 1.0}), encoding="utf-8")
+    assert checked_resolutions(JobHandle(job)) == (512, 768)
+    assert view.judged("9:00", (512, 768), (768, 512)) == "Checked at 9:00, judged for 512 and 768 px."
+    assert view.judged("9:00", (512,), None) == "Checked at 9:00, judged for 512 px."
+    assert "Train is set to 1024 px now: check again" in view.judged("9:00", (512,), (1024,))
 
 
 def test_the_words_below_a_picture_say_what_is_wrong(dataset: Path) -> None:
@@ -260,7 +288,31 @@ def test_the_words_below_a_picture_say_what_is_wrong(dataset: Path) -> None:
     assert line(items[2]) == ("no caption", True)
     assert line(items[3])[0].endswith(" tokens")
     assert "4 images and 3 captions" in summary(items, 5)
-    assert "cut off" in tokens(80, saved=True)
+    assert "cut off" in tokens(items[3], None, saved=True)
+
+
+def test_without_a_caption_the_page_says_so_and_what_is_trained(tmp_path: Path) -> None:
+    for name in ("10_sks dog/a", "10_sks dog/b", "c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "10_sks dog" / "b.txt").write_text("a dog on a lawn", encoding="utf-8")
+    named, written, bare = items = listing.read(tmp_path)
+    assert [item.caption for item in items] == ["", "a dog on a lawn", ""]
+    assert listing.caption_of(named.path, tmp_path) == ""
+    assert line(named) == ("no caption; trains as “sks dog”", True)
+    assert line(bare) == ("no caption", True)
+    assert names(tmp_path, Filter(kind="no caption")) == ["10_sks dog/a.png", "c.png"]
+    assert dict(listing.tag_counts(items)) == {"a dog on a lawn": 1}
+    assert "3 images and 1 caption" in summary(items, 1)
+    assert "the folder's name: “sks dog”" in tokens(named, "a default", saved=False)
+    assert "as the Train tab has it: “a default”" in tokens(bare, "a default", saved=False)
+    assert "refuses an image without one" in tokens(bare, None, saved=False)
+    assert "with the trigger alone" in tokens(bare, "", saved=False)
+    assert "of 75 tokens" in tokens(written, None, saved=False)
+    # what is put in front of nothing would take the place of the folder's name
+    planned = plan_edit(items, Edit("front", "zwx"))
+    assert [each.after for each in planned] == ["zwx, sks dog", "zwx, a dog on a lawn", "zwx"]
+    assert make_edit(tmp_path, planned) == 3
 
 
 def test_an_upload_is_summed_up() -> None:

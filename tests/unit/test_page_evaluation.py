@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -17,11 +18,13 @@ pytest.importorskip("gradio", reason="the page needs gradio")
 from sdlora.adapters.files.container import content_hash
 from sdlora.errors import ConfigError, RunError
 from sdlora.evaluation.report import read, report_file
+from sdlora.events import Progress
 from sdlora.launch import evaluations
 from sdlora.launch.evaluations import Evaluations, result_label
 from sdlora.launch.jobs import JobHandle
 from sdlora.launch.runs import RunHandle
 from sdlora.launch.watch import RunWatch
+from sdlora.processes import ProcessRecord
 from tests.support.evaluated_run import evaluate, running_job, trained_run
 from tests.support.told_runs import made, started, step, told
 from webui.runs.parts import Choice, RunParts
@@ -96,8 +99,8 @@ def test_a_running_evaluation_is_followed_and_nothing_else_is_begun(
     assert "Take step 10" in found  # the former one stays in view
     assert ("cancel_evaluation" in presses, "evaluate" in presses) == (True, False)
     jobs = Evaluations(tmp_path / "jobs")
-    with pytest.raises(ConfigError, match="cats is being evaluated: wait for it, or cancel it"):
-        jobs.start(trained_run(tmp_path / "runs", "dogs"))
+    with pytest.raises(ConfigError, match="it is being evaluated: wait for that, or cancel it"):
+        jobs.start(run)
     with pytest.raises(RunError, match="promote a checkpoint once that is done, or cancel it"):
         jobs.promote(run, "step 10")
     job = next((tmp_path / "jobs").iterdir())
@@ -119,7 +122,7 @@ def test_settings_are_checked_before_anything_is_started(
 ) -> None:
     asked: list[list[str]] = []
 
-    def start_job(arguments: list[str], jobs: Path) -> JobHandle:
+    def start_job(arguments: list[str], jobs: Path, after: list[JobHandle]) -> JobHandle:
         asked.append(arguments)
         return JobHandle(jobs / "none")
 
@@ -135,6 +138,36 @@ def test_settings_are_checked_before_anything_is_started(
     assert asked == [
         ["evaluate", str(run.folder), "--set", "num_seeds=2", "--set", "prompts.num_new=1", "--features=latents"]
     ]
+
+
+def test_a_second_evaluation_waits_for_the_first(
+    run: RunHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running_job(tmp_path / "jobs", run, os.getpid())
+    waited: list[JobHandle] = []
+
+    def start_job(arguments: list[str], jobs: Path, after: list[JobHandle]) -> JobHandle:
+        waited.extend(after)
+        other = jobs / "20261129-120001-evaluate"
+        other.mkdir()
+        ProcessRecord.of(os.getpid()).write(other / "process.json")
+        told = Progress(stage="waiting for its turn", done=0, total=0)
+        (other / "events.jsonl").write_text(told.model_dump_json() + "\n", encoding="utf-8")
+        about = {"arguments": arguments, "created_at": time.time() + 1}
+        (other / "job.json").write_text(json.dumps(about), encoding="utf-8")
+        return JobHandle(other)
+
+    monkeypatch.setattr(evaluations, "start_job", start_job)
+    jobs, dogs = Evaluations(tmp_path / "jobs"), trained_run(tmp_path / "runs", "dogs")
+    jobs.start(dogs)
+    assert [job.name for job in waited] == ["20261129-120000-evaluate"]
+    assert (jobs.ahead(dogs), jobs.ahead(run)) == (["cats"], [])
+    words, _, presses = shown(tmp_path, "dogs")
+    assert "Waiting for its turn" in words
+    assert "cats is evaluated first." in words
+    assert "cancel_evaluation" in presses
+    (tmp_path / "jobs" / "20261129-120000-evaluate" / "process.json").unlink()
+    assert "evaluated first" not in shown(tmp_path, "dogs")[0]
 
 
 def test_a_run_in_the_queue_is_not_evaluated(tmp_path: Path) -> None:

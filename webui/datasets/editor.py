@@ -19,6 +19,7 @@ from webui.datasets.mask import MaskPanel
 from webui.layout import hidden_text, live_html, problems_html, small_button
 from webui.problems import shown_in
 from webui.scripts import LIVE, MARKS, SAVED
+from webui.train.remembered import default_caption
 
 RESOLUTIONS = (256, 320, 384, 512, 640, 768, 1024)
 DEFAULT_RESOLUTION = 512
@@ -107,7 +108,7 @@ class Editor:
             self.picture: self._picture(item, resolution or self.kept_resolution),
             self.place: view.place(item, at, len(items)),
             self.caption: item.caption,
-            self.tokens: view.tokens(item.tokens, saved=False),
+            self.tokens: view.tokens(item, default_caption(self.context.state), saved=False),
             self.loaded: json.dumps((item.name, item.caption)),
             self.problems: "",
         }
@@ -162,7 +163,7 @@ class Editor:
         theirs = self._save(name, editing, caption, loaded, own)
         if theirs is not None:
             return self.asking(theirs)
-        saved = {self.tokens: view.saved(editing, caption.strip())}
+        saved = {self.tokens: self._saved(folder, editing, caption)}
         # Of thousands of images the list takes a while, so it is read only when a count changes.
         is_counted = had_words == bool(caption.strip())
         return saved if is_counted else {**saved, self.summary: view.summary_of(listing.read(folder))}
@@ -178,8 +179,13 @@ class Editor:
             listing.write_caption(image, caption)
         else:
             caption = listing.caption_of(image, folder)
-        saved = view.saved(editing, caption.strip())
+        saved = self._saved(folder, editing, caption)
         return {self.caption: caption, self.tokens: saved, self.loaded: json.dumps((editing, caption))}
+
+    def _saved(self, folder: Path, editing: str, caption: str) -> str:
+        """What stands below a caption that is on the disk."""
+        item = listing.captioned(folder / editing, folder, caption)
+        return view.saved(item, default_caption(self.context.state))
 
     def _redraw(self, name: str, editing: str, resolution: int) -> str:
         items = listing.read(self._folder(name))

@@ -42,6 +42,7 @@ class MaskPanel:
                 brush=gr.Brush(default_size=32, colors=["#ff2d95"], color_mode="fixed"),
                 height=420,
                 elem_id="dataset-mask-canvas",
+                visible=False,  # until it is needed: its scripts are a third of what a page loads
             )
             self.meaning = gr.Radio(
                 _MEANINGS, value="trained", label="What is painted", elem_id="dataset-mask-meaning",
@@ -77,7 +78,8 @@ class MaskPanel:
     def _load(self, name: str, editing: str) -> dict[Any, Any]:
         if not editing:
             return {self.canvas: None, self.painted: "", self.said: ""}
-        return {self.canvas: self._value(self._item(self._folder(name), editing)), self.painted: editing, self.said: ""}
+        value = self._value(self._item(self._folder(name), editing))
+        return {self.canvas: gr.update(value=value, visible=True), self.painted: editing, self.said: ""}
 
     def _leave(self, name: str, painted: str, canvas: Any, meaning: Any) -> dict[Any, Any]:
         """The panel is closed."""

@@ -65,13 +65,9 @@ def summary_of(items: Sequence[Item]) -> str:
 
 def line(item: Item) -> tuple[str, bool]:
     """What stands below a picture's name, and whether that is to be seen to."""
-    return _line(item.caption, item.tokens)
-
-
-def _line(caption: str, tokens: int) -> tuple[str, bool]:
-    if not caption:
-        return "no caption", True
-    return (f"{tokens} tokens", True) if tokens > TOKEN_LIMIT else (caption[:_LINE], False)
+    if not item.caption:
+        return f"no caption; trains as “{item.folder_name[:_LINE]}”" if item.folder_name else "no caption", True
+    return (f"{item.tokens} tokens", True) if item.is_too_long else (item.caption[:_LINE], False)
 
 
 def place(item: Item, index: int, num_items: int) -> str:
@@ -79,16 +75,17 @@ def place(item: Item, index: int, num_items: int) -> str:
     return str(_HTML.place(item.name, index + 1, num_items))
 
 
-def tokens(number: int, saved: bool) -> str:
-    """The caption's length, and whether it is on the disk."""
-    return str(_HTML.tokens(number, TOKEN_LIMIT, saved))
+def tokens(item: Item, default: str | None, *, saved: bool) -> str:
+    """The caption's length, or what is trained without one, and whether that is on the disk. default: Train's."""
+    if not item.caption:
+        return str(_HTML.no_caption(item.folder_name, default, saved))
+    return str(_HTML.tokens(item.tokens, TOKEN_LIMIT, saved))
 
 
-def saved(name: str, caption: str) -> str:
+def saved(item: Item, default: str | None) -> str:
     """The same of a caption that was just written, with what the image's tile is to say now."""
-    number = listing.count(caption)
-    words, is_wrong = _line(caption, number)
-    return str(_HTML.saved(name, words, is_wrong)) + tokens(number, saved=True)
+    words, is_wrong = line(item)
+    return str(_HTML.saved(item.name, words, is_wrong)) + tokens(item, default, saved=True)
 
 
 changed_meanwhile = _HTML.changed_meanwhile
@@ -171,10 +168,22 @@ class _Rule:
     fix_words: str
 
 
-def report(found: Mapping[str, Any] | None, folder: Path, checked_at: str = "") -> str:
+def judged(at: str, resolutions: Sequence[int], now: Sequence[int] | None) -> str:
+    """When a dataset was checked, and for which resolutions. now: those that Train is set to, None for not known."""
+    words = f"Checked at {at}, judged for {_pixels(resolutions)}." if resolutions else f"Checked at {at}."
+    if now is None or set(now) == set(resolutions):
+        return words
+    return f"{words} Train is set to {_pixels(now)} now: check again."
+
+
+def _pixels(edges: Sequence[int]) -> str:
+    return f"{' and '.join(str(edge) for edge in edges)} px"
+
+
+def report(found: Mapping[str, Any] | None, folder: Path, judged: str = "") -> str:
     """What `sdlora dataset check --json` found, one block a rule; found None: it was not checked yet.
 
-    Buttons carry a fix's name in data-fix, a file's in data-image.
+    judged: when, and by what. Buttons carry a fix's name in data-fix, a file's in data-image.
     """
     if found is None:
         return str(_HTML.unchecked())
@@ -183,7 +192,7 @@ def report(found: Mapping[str, Any] | None, folder: Path, checked_at: str = "") 
         rules[finding["rule"]].append(finding)
     counts = ", ".join(count(number, severity) for severity, number in found["counts"].items() if number)
     shown = [_rule(name, findings, folder) for name, findings in rules.items()]
-    return str(_HTML.report(checked_at, found["images"], counts or "nothing to fix", shown))
+    return str(_HTML.report(judged, found["images"], counts or "nothing to fix", shown))
 
 
 def _rule(name: str, findings: Sequence[Mapping[str, Any]], folder: Path) -> _Rule:

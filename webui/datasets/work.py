@@ -13,7 +13,7 @@ import gradio as gr
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.data.sets import folders, shapes
 from sdlora.errors import ConfigError
-from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, Kind, caption_options, check_options
+from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, Kind, caption_options, check_options, checked_resolutions
 from sdlora.launch.jobs import JobHandle, progress
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.datasets import view
@@ -23,6 +23,7 @@ from webui.form import Form
 from webui.layout import live_html, problems_html, small_button
 from webui.problems import panel, shown_in
 from webui.scripts import PRESSES
+from webui.train.remembered import resolutions as trained_resolutions
 
 CAPTIONERS = (
     "Salesforce/blip-image-captioning-base",
@@ -129,6 +130,8 @@ class WorkPanels:
         editor = self.browser.editor
         looked_at = [*self._job_views, *self.browser.views]
         as_trained = [self.chosen, editor.resolution, self.trigger]
+        # What Train is set to may have changed meanwhile.
+        self.context.shared["tab.dataset"].select(handler(self._reported), self.chosen, self.report, **QUICK)
         self.start.click(
             shown_in(self.problems, self._start_captioning), {self.chosen, *self.form.inputs}, self._job_views, **QUICK
         )
@@ -182,7 +185,11 @@ class WorkPanels:
         return self._shown(folder)
 
     def _begin_check(self, folder: Path, resolution: int, trigger: str) -> None:
-        self.jobs.start("check", folder, ["--json", *check_options(int(resolution), trigger or "")])
+        self.jobs.start("check", folder, ["--json", *check_options(self._trained_at(resolution), trigger or "")])
+
+    def _trained_at(self, resolution: int) -> tuple[int, ...]:
+        """For which resolutions a dataset is judged: Train's, or the editor's where Train has none that works."""
+        return trained_resolutions(self.context.state) or (int(resolution),)
 
     def _cancel(self, *kinds: Kind) -> Any:
         def cancel(name: str) -> dict[Any, Any]:
@@ -200,7 +207,7 @@ class WorkPanels:
         folder, data = self._folder(name), event.pressed
         if "image" in data:
             return self.browser.shown_image(folder, data["image"])
-        options = ["--rules", data["fix"], "--apply", *check_options(int(resolution), trigger or "")]
+        options = ["--rules", data["fix"], "--apply", *check_options(self._trained_at(resolution), trigger or "")]
         self.jobs.start("fix", folder, options)
         return self._shown(folder)
 
@@ -271,20 +278,25 @@ class WorkPanels:
             self.check: gr.Button(interactive=not busy),
             self.cancel_check: gr.Button(interactive=checking),
             self.check_progress: _progress("fix", fixing) if fixing else _progress("check", check),
-            self.report: _report(check, folder),
+            self.report: self._report(check, folder),
         }
+
+    def _reported(self, name: str | None) -> Any:
+        if not name or not (folder := self.context.workspace.datasets / name).is_dir():
+            return gr.skip()
+        return self._report(self.jobs.newest("check", folder), folder)
+
+    def _report(self, check: JobHandle | None, folder: Path) -> str:
+        """The newest check's findings; while a check runs, those are not there yet."""
+        if check is None:
+            return view.report(None, folder)
+        state = check.state()
+        if state.status != "finished":
+            return ""
+        at = time.strftime("%H:%M", time.localtime(state.ended_at or check.created_at))
+        now = trained_resolutions(self.context.state)
+        return view.report(check.result(), folder, view.judged(at, checked_resolutions(check), now))
 
 
 def _progress(kind: Kind, handle: JobHandle | None) -> str:
     return view.job(progress(WORDS[kind], handle.state()) if handle is not None else None)
-
-
-def _report(handle: JobHandle | None, folder: Path) -> str:
-    """The newest check's findings; while a check runs, those are not there yet."""
-    if handle is None:
-        return view.report(None, folder)
-    state = handle.state()
-    if state.status != "finished":
-        return ""
-    checked = time.strftime("%H:%M", time.localtime(state.ended_at or handle.created_at))
-    return view.report(handle.result(), folder, checked)

@@ -12,6 +12,7 @@ from sdlora.errors import ConfigError
 from sdlora.generation.request.painted import keep_painted
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.form import Form
+from webui.gradio_quirks import update_in_browser
 
 _PICTURE, _IS_ON = "generate.start.image", "generate.start_on"
 
@@ -39,12 +40,15 @@ class StartPanel:
                 brush=gr.Brush(default_size=24, colors=["#ff2d95"], color_mode="fixed"),
                 height=420,
                 elem_id="generate-start-editor",
+                visible=False,  # until it is needed: its scripts are a third of what a page loads
             )
             with gr.Row():
                 form.place("start.strength", label="Strength")
                 form.place("start.mask_blur_px")
         context.remember(_IS_ON, self.is_on)
         context.on_load.append((self._kept, [], [self.editor], None))
+        opened = f"() => [{update_in_browser(visible=True)}]"
+        self.panel.expand(None, None, [self.editor], js=opened, api_visibility="private")
         self.editor.upload(None, None, [self.is_on], js="() => [true]", api_visibility="private")
         # At the upload, not at Generate: a page that is loaded anew before that has its picture still.
         self.editor.upload(handler(self._take), [self.editor], None, **LAST_COUNTS)
@@ -67,7 +71,7 @@ class StartPanel:
             self.state.set(_IS_ON, False)
             return {self.is_on: False}
         self.state.update({_PICTURE: str(picture), _IS_ON: True})
-        return {self.editor: _editor_value(picture), self.is_on: True}
+        return {self.editor: gr.update(value=_editor_value(picture), visible=True), self.is_on: True}
 
     def _keep(self, editor: Any) -> tuple[Path | None, Path | None]:
         """Picture and mask out of the editor's value, as files; both None for an empty editor."""

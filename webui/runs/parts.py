@@ -115,7 +115,15 @@ class RunParts:
             ),
             "outcome": Part((name, state.status, len(curves.previews)), lambda: self._outcome(run)),
             "evaluate": Part(
-                (name, state.status, len(curves.checkpoints), evaluating, reported, self._others(run)),
+                (
+                    name,
+                    state.status,
+                    len(curves.checkpoints),
+                    evaluating,
+                    reported,
+                    self._others(run),
+                    tuple(self.evaluations.ahead(run.handle)),
+                ),
                 lambda: self._standing(run, evaluating),
             ),
             "evaluation": Part((name, reported), lambda: self._evaluation(run)),
@@ -139,6 +147,7 @@ class RunParts:
         remarks = []
         if evaluating is not None and evaluating.is_active:
             words = (evaluating.stage or "evaluating").capitalize()
+            remarks += [f"{name} is evaluated first." for name in self.evaluations.ahead(run.handle)]
             remarks += [f"{name} trains at the same time, which makes both slower." for name in self._others(run)]
             return evaluation.standing("", progress(words, evaluating), remarks)
         sentence = broken or (sentences.evaluation(run.state, len(files)) if found is None else evaluation.when(found))

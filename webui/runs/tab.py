@@ -17,7 +17,6 @@ import gradio as gr
 from sdlora.errors import RunError
 from sdlora.launch.runs import RunHandle, clone
 from sdlora.launch.support import copy_log, support_zip, write_csv
-from sdlora.library import rows as rows_of
 from webui.context import EACH_COUNTS, PRIVATE, QUEUED, QUICK, Context, handler
 from webui.downloads import download_button
 from webui.gradio_quirks import COMES_AND_GOES
@@ -28,6 +27,7 @@ from webui.runs import view
 from webui.runs.chart import ChartOptions
 from webui.runs.evaluating import EvaluateView
 from webui.runs.going_on import GoingOn
+from webui.runs.outcome import Outcome
 from webui.runs.parts import Choice, RunParts
 from webui.scripts import (
     BEFORE_AFTER,
@@ -37,7 +37,6 @@ from webui.scripts import (
     NEXT_ASKED,
     PRESSES,
     TO_THE_END,
-    TO_THE_EVALUATION,
     goes_to,
 )
 
@@ -82,7 +81,7 @@ class RunsTab:
         self.headline = html("runs-status", js_on_load=LIVE)
         self.figures = html("runs-figures")
         self.hint = html("runs-hint", js_on_load=LIVE)
-        self.outcome = html("runs-outcome", js_on_load=BEFORE_AFTER + PRESSES)
+        self.outcome = Outcome(self.context)
         with gr.Row(elem_id="runs-actions", elem_classes="run-actions"):
             self.buttons = {
                 name: gr.Button(label, elem_id=f"runs-{name}", interactive=False, min_width=90, size="sm", **options)
@@ -224,15 +223,7 @@ class RunsTab:
         self.log_tab.select(None, None, None, js=TO_THE_END, **PRIVATE)
         self.compare_tab.select(handler(self._offer_runs), self.compare, self.compare, **QUICK)
         self.context.on_load.append((None, [], [self.selected], "() => [window.sdlora.place('runs')]"))
-        self.context.when_built.append(self._wire_outcome)
-
-    def _wire_outcome(self) -> None:
-        """What can be done with a finished run's file."""
-        generate = self.context.shared["generate.tab"].generating
-        outputs = [*generate.rows.outputs, *generate.form.outputs, self.context.tabs, self.views, self.problems]
-        # Queued, since the handler tells what it did by `gr.Info`.
-        used = self.outcome.select(shown_in(self.problems, self._use), None, outputs, **QUEUED)
-        used.then(None, None, None, js=TO_THE_EVALUATION, **PRIVATE)
+        self.context.when_built.append(lambda: self.outcome.wire(self.views, self.problems))
 
     @property
     def _chart_inputs(self) -> list[Any]:
@@ -246,7 +237,7 @@ class RunsTab:
             "headline": self.headline,
             "figures": self.figures,
             "hint": self.hint,
-            "outcome": self.outcome,
+            "outcome": self.outcome.shown,
             "messages": self.messages,
             "chart": self.chart,
             "grid": self.grid,
@@ -389,38 +380,6 @@ class RunsTab:
             self.watch.move(run, -1 if act == "up" else 1)
         self.watch.snapshot(now=True)
         return self._tell(selected, *inputs)
-
-    def _use(self, event: gr.EventData) -> dict[Any, Any]:
-        """Generate with a run's file, or put it into the mix."""
-        act, run = event.pressed["act"], RunHandle(self.context.workspace.runs / str(event.pressed["of"]))
-        generate = self.context.shared["generate.tab"].generating
-        if act == "evaluate":
-            return {self.views: gr.Tabs(selected="evaluate")}
-        if act == "generate" and any(str(file.path) == event.pressed["file"] for file in run.embedding_files()):
-            return {**self._first_request(run), self.context.tabs: self.context.go_to("generate")}
-        entry = self.context.services.scan().by_path(str(event.pressed["file"]))
-        # The file's name comes from the browser, so it counts only where it lies in that run.
-        if entry is None or run.folder not in entry.path.parents:
-            raise RunError("This file is not there any more.")
-        alone = act == "generate"
-        others = self.context.services.active.change(lambda rows: rows_of.use(rows, entry, alone=alone))
-        if not alone:
-            gr.Info(f"{entry.name} is in the mix.", duration=4)
-            return {**generate.rows.shown(), self.context.tabs: self.context.go_to("mix")}
-        if len(others) > 1:
-            gr.Info("The other adapters in use were switched off; Mix has them still.", duration=6)
-        shown = self._first_request(run)
-        return {**generate.rows.shown(), **shown, self.context.tabs: self.context.go_to("generate")}
-
-    def _first_request(self, run: RunHandle) -> dict[Any, Any]:
-        """Generate's inputs, filled for a first picture with what a run trained."""
-        state = self.context.state
-        folders = str(state.get("generate.embedding_folders") or "")
-        first = view.first_request(run, state.get("generate.prompt") or "", folders)
-        if "guidance" in first:
-            gr.Info("Prompt and settings are those of the run's first preview.", duration=6)
-        shown: dict[Any, Any] = self.context.shared["generate.tab"].generating.show(first)
-        return shown
 
     def _clone(self, selected: str | None, asked: str) -> Any:
         config = clone(self._handle(selected))

@@ -14,36 +14,26 @@ from sdlora.config import presets
 from sdlora.data.sets import folders
 from sdlora.data.sets.folders import list_sources
 from sdlora.data.sets.suggestions import suggest
-from sdlora.errors import ConfigError
-from sdlora.imports.read import settings_as_yaml
 from sdlora.launch.runs import RunHandle
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.form import Form
 from webui.gradio_quirks import collect
-from webui.layout import hidden_text, html, problems_html
+from webui.layout import hidden_text, html
 from webui.news import each_second
 from webui.problems import listed, shown_in
 from webui.scripts import ASKED, LIVE, NEXT_ASKED, PRESSES
 from webui.train import view
-from webui.train.report import Report, Reporter, changed_settings, from_yaml, left_out, with_preset
+from webui.train.advanced import AdvancedSettings
+from webui.train.beside import BesideTheForm
+from webui.train.report import Report, Reporter, changed_settings, with_preset
+from webui.train.saving import PresetSaving
 from webui.train.sheet import Sheet
 from webui.train.suggesting import Suggesting
+from webui.train.yaml_panel import YamlPanel
 
 FIRST_PRESET = "demo.yaml"
 SET_BY_THE_PAGE = ("outputs.folder",)
 """Settings without an input: runs lie in the workspace."""
-SECTIONS = {
-    "": "General",
-    "base_model": "Base model",
-    "captions": "Captions",
-    "adapter": "Adapter: rank, layers, algorithm",
-    "optimization": "Optimization: length, batch, learning rate, optimizer, precision, device",
-    "objective": "Objective: loss, noise, timesteps, prior preservation",
-    "images": "Images: sizes, buckets, masks, cache",
-    "validation": "Validation",
-    "previews": "Previews",
-    "outputs": "Outputs: checkpoints, file format, metadata",
-}
 
 
 def build(context: Context) -> None:
@@ -75,7 +65,7 @@ class TrainTab:
     @property
     def outputs(self) -> list[Any]:
         """What `fill` returns values for."""
-        standing = [self.preset, self.standing, self.about, self.aside, self.before, self.filled, self.yaml_problems]
+        standing = [self.preset, self.standing, self.about, self.aside, self.before, self.filled, self.yaml.problems]
         return [*standing, *self.form.outputs, *self._views]
 
     def fill(self, config: TrainConfig, asked: str) -> dict[Any, Any]:
@@ -113,7 +103,6 @@ class TrainTab:
         self.selected_run = self.context.share("runs.selected", hidden_text("runs-selected", "The run in view"))
         self.selected_run.unrender()  # the Runs tab puts it into the page
         self.draft = gr.State(None)
-        self.said = gr.State(None)
         self.before = gr.State(None)  # the sheet that Undo brings back
         with gr.Column(elem_classes="off-page"):
             # Texts out of view: the page's scripts write and read them without asking the server.
@@ -121,34 +110,17 @@ class TrainTab:
             self.standing = hidden_text("train-standing", "The preset that the form stands on")
             self.asked = hidden_text("train-asked", "Asked for")
             self.filled = hidden_text("train-filled", "Answered")
-            self.yaml_base = hidden_text("train-yaml-base", "The YAML that agrees with the form")
         gr.HTML("<h2>Train</h2>", elem_classes="tab-title")
         with gr.Row(elem_classes="page-columns form-and-more"):
             with gr.Column():
                 self._lay_out_first_fields()
             with gr.Column():
-                self._lay_out_advanced()
-                self._lay_out_yaml()
-                self._lay_out_saving()
+                self.advanced = AdvancedSettings(self.form)
+                self.yaml = YamlPanel(self.reporter, self.context.workspace.runs, self._fill_instead, self._report)
+                self.saving = PresetSaving(self.context.workspace.presets)
             with gr.Column():
-                self.problems = problems_html("train-problems", elem_classes="bare")
-                self.summary = html("train-summary")
-                with gr.Accordion("What differs from the preset", open=True, elem_id="train-differences-box"):
-                    self.differences = html("train-differences", js_on_load=PRESSES)
-                self.command = gr.Textbox(
-                    label="Command",
-                    info="Trains exactly this in a terminal: the preset and every setting that differs from it.",
-                    lines=2,
-                    max_lines=8,
-                    interactive=False,
-                    buttons=["copy"],
-                    elem_id="train-command",
-                )
-        with gr.Row(elem_id="train-actions", elem_classes="action-bar"):
-            self.status = html("train-status", js_on_load="element.setAttribute('role', 'status');")
-            self.start = gr.Button("Start", variant="primary", elem_id="train-start", interactive=False, min_width=90)
-            self.enqueue = gr.Button("Add to queue", elem_id="train-enqueue", interactive=False, min_width=120)
-            self.stop = gr.Button("Stop", variant="stop", elem_id="train-stop", visible=False, min_width=90)
+                self.beside = BesideTheForm()
+        self.beside.lay_out_actions()
 
     def _lay_out_first_fields(self) -> None:
         with gr.Row(elem_classes="row-end"):
@@ -188,105 +160,55 @@ class TrainTab:
             info="Generated before training and every so often; one a line.",
         )
 
-    def _lay_out_advanced(self) -> None:
-        gr.Markdown("### Advanced")
-        self.search = gr.Textbox(
-            label="Find a setting",
-            info="By name or by what it does, for example: learning rate, mask, memory.",
-            elem_id="train-search",
-        )
-        self.found = html("train-found")
-        with gr.Column(elem_id="train-advanced"):
-            # What is in view above, so that a search hides nothing of it.
-            placed = set(self.form.components)
-            self.form.accordions(SECTIONS, columns=2)
-            self.advanced = [field for field in self.form.fields if field.name not in placed]
-
-    def _lay_out_yaml(self) -> None:
-        with gr.Accordion("YAML", open=False, elem_id="train-yaml-box") as self.yaml_box:
-            self.yaml = gr.Textbox(
-                label="Settings as YAML",
-                info="What differs from the defaults. Edit it and apply it to the form.",
-                lines=12,
-                max_lines=30,
-                elem_id="train-yaml",
-                elem_classes="code",
-                interactive=True,
-            )
-            with gr.Row():
-                self.apply_yaml = gr.Button("Apply to form", elem_id="train-yaml-apply")
-                self.refresh_yaml = gr.Button("Show the form's settings", elem_id="train-yaml-refresh")
-                self.import_file = gr.UploadButton(
-                    "Import a file", file_types=[".yaml", ".yml", ".json", ".toml"], elem_id="train-import"
-                )
-            self.yaml_problems = problems_html("train-yaml-problems", elem_classes="bare")
-            gr.Markdown(
-                "Imports YAML of sdlora and settings of kohya_ss, sd-scripts, OneTrainer, ai-toolkit and SimpleTuner."
-            )
-
-    def _lay_out_saving(self) -> None:
-        with gr.Accordion("Save as a preset", open=False):
-            with gr.Row():
-                self.preset_name = gr.Textbox(
-                    label="Preset's name", info="Letters, digits, spaces.", elem_id="train-save-name"
-                )
-                self.preset_purpose = gr.Textbox(
-                    label="Purpose", info="One line, shown in the list of presets.", elem_id="train-save-purpose"
-                )
-            self.save_problems = problems_html("train-save-problems", elem_classes="bare")
-            self.save_preset = gr.Button("Save", elem_id="train-save")
-
     @property
     def _views(self) -> list[Any]:
         """What is written anew whenever the form changes."""
-        return [self.problems, self.summary, self.differences, self.command, self.status, self.start, self.enqueue,
-                self.stop, self.yaml, self.yaml_base, self.draft, self.said]  # fmt: skip
+        return [*self.beside.outputs, self.yaml.text, self.yaml.base, self.draft]
 
     # Events
 
     def _wire(self) -> None:
         form = self.form
         self._with_form(form.triggers, self._changed, self._views)
-        self._with_form([form.components["images.folder"].change, self.yaml.input], self._changed, self._views)
+        self._with_form([form.components["images.folder"].change, self.yaml.text.input], self._changed, self._views)
         begun = [self.selected_run, self.context.tabs, *self._views]
         # "once": a second press while the first is under way would begin a second run.
-        self._with_form(self.start.click, self._start, begun, trigger_mode="once")
-        self._with_form(self.enqueue.click, self._enqueue, begun, trigger_mode="once")
+        self._with_form(self.beside.start.click, self._start, begun, trigger_mode="once")
+        self._with_form(self.beside.enqueue.click, self._enqueue, begun, trigger_mode="once")
         self._wire_fills()
         asking = self.suggesting
         self._with_form(asking.ask.click, self._suggest, asking.outputs, asking.inputs, trigger_mode="once")
-        self.stop.click(handler(self._stop), self.said, self.status, **QUICK)
-        self.search.input(
-            handler(self._search), self.search, [self.found, *form.sections.values()],
-            **LAST_COUNTS
-        )  # fmt: skip
-        self.save_preset.click(
-            shown_in(self.save_problems, self._save_preset),
-            [self.draft, self.preset_name, self.preset_purpose],
-            [self.preset, self.standing, self.preset_name, self.preset_purpose, self.save_problems, *self._views],
+        self.beside.stop.click(handler(self._stop), self.beside.said, self.beside.status, **QUICK)
+        advanced, saving = self.advanced, self.saving
+        advanced.query.input(handler(advanced.search), advanced.query, advanced.outputs, **LAST_COUNTS)
+        saving.button.click(
+            shown_in(saving.problems, self._save_preset),
+            [self.draft, saving.name, saving.purpose],
+            [self.preset, self.standing, saving.name, saving.purpose, saving.problems, *self._views],
             **PRIVATE,
         )
         self.context.on_load.append((self._restore, [], [*self.outputs, *self.choices], None))
         self.context.shared["tab.train"].select(handler(self._offer), None, self.choices, **QUICK)
-        self.context.follow("train", self._stamp, self._tick, [self.draft, self.said], self._views)
+        self.context.follow("train", self._stamp, self._tick, [self.draft, self.beside.said], self._views)
 
     def _wire_fills(self) -> None:
         """What replaces the form's settings. Each is numbered in the page, so that Start knows of those under way."""
         for trigger, act in (
             (self.preset.input, self._preset_chosen),
             (self.reset.click, self._reset),
-            (self.differences.select, self._reset_one),
-            (self.apply_yaml.click, self._apply_yaml),
-            (self.refresh_yaml.click, self._refresh_yaml),
+            (self.beside.differences.select, self._reset_one),
+            (self.yaml.to_form.click, self.yaml.apply),
+            (self.yaml.from_form.click, self.yaml.follow),
         ):
             self._with_form(trigger, self._filling(act), self.outputs, fills=True)
         self._with_form(self.aside.select, self._filling(self._answered), self.outputs, [self.before], fills=True)
         taken = [self.suggesting.found]
         outputs = [*self.outputs, *self.suggesting.outputs]
         self._with_form(self.suggesting.shown.select, self._filling(self._take_suggestion), outputs, taken, fills=True)
-        self.import_file.upload(
-            handler(self._import), [self.import_file, self.asked], [self.yaml, *self.outputs], js=NEXT_ASKED, **PRIVATE
-        )
+        self.yaml.file.upload(
+            handler(self._import), [self.yaml.file, self.asked], [self.yaml.text, *self.outputs], js=NEXT_ASKED,
+            **PRIVATE,
+        )  # fmt: skip
 
     def _with_form(
         self,
@@ -309,8 +231,8 @@ class TrainTab:
             "preset": self.preset,
             "standing": self.standing,
             "filled": self.filled,
-            "yaml": self.yaml,
-            "yaml_base": self.yaml_base,
+            "yaml": self.yaml.text,
+            "yaml_base": self.yaml.base,
         }
         asked = ASKED % ("ask" if fills else "asked")
         self.context.scripts["names.train"] = json.dumps(list(components))
@@ -324,7 +246,7 @@ class TrainTab:
             try:
                 return {**act(sheet, *values), self.filled: sheet.asked}
             except SdloraError as error:
-                shown = {self.problems: self.reporter.panel(listed(error)), self.preset: sheet.standing}
+                shown = {self.beside.problems: self.reporter.panel(listed(error)), self.preset: sheet.standing}
                 return {**shown, self.filled: sheet.asked}
 
         filled.__name__ = act.__name__
@@ -370,7 +292,7 @@ class TrainTab:
 
     def _changed(self, sheet: Sheet) -> dict[Any, Any]:
         if sheet.settings["images.folder"] is None and sheet.settings["base_model.model"] is None:
-            return {self.said: gr.skip()}  # fields that are being put on the page
+            return {self.beside.said: gr.skip()}  # fields that are being put on the page
         return self._report(sheet)
 
     def _preset_chosen(self, sheet: Sheet) -> dict[Any, Any]:
@@ -413,46 +335,18 @@ class TrainTab:
         name = sheet.pressed["reset"]
         return self._show({**sheet.settings, name: self._preset_shown(sheet.standing)[name]}, sheet.standing)
 
-    def _search(self, query: str) -> dict[Any, Any]:
-        found = view.matches(query, self.advanced)
-        sections = {field.section for field in found}
-        updates: dict[Any, Any] = {self.found: view.only_these(found, self.advanced, query, self.form.element_id)}
-        if query.strip():
-            updates |= {box: gr.update(open=name in sections) for name, box in self.form.sections.items()}
-        return updates
-
-    def _refresh_yaml(self, sheet: Sheet) -> dict[Any, Any]:
-        """The form's settings in place of what was typed into the YAML."""
-        return {self.yaml_problems: "", **self._report(sheet.agreeing())}
-
-    def _apply_yaml(self, sheet: Sheet) -> dict[Any, Any]:
-        try:
-            config = from_yaml(sheet.yaml)
-        except ConfigError as error:
-            return {self.yaml_problems: self.reporter.panel(error.problems), **self._report(sheet)}
-        shown = self._show(self.form.show(config), sheet.standing, instead_of=sheet)
-        return {**shown, self.yaml_problems: left_out(config, self.context.workspace.runs)}
-
     def _import(self, uploaded: str, asked: str) -> dict[Any, Any]:
-        try:
-            config = from_yaml(settings_as_yaml(Path(uploaded)))
-            return {**self.fill(config, asked), self.yaml_problems: left_out(config, self.context.workspace.runs)}
-        except SdloraError as error:
-            return {self.yaml_problems: self.reporter.panel(listed(error)), self.filled: asked}
+        """A file in place of the form's settings."""
+        return {self.filled: asked, **self.yaml.take_file(uploaded, lambda config: self.fill(config, asked))}
 
     def _save_preset(self, draft: Sheet | None, name: str, purpose: str) -> dict[Any, Any]:
         if draft is None:
-            return {self.preset_name: gr.skip()}
-        found = self.reporter.draft(draft)
-        if found.config is None:
-            raise ConfigError("the form", found.problems)
-        saved = presets.save(presets.portable(found.config), name, self.context.workspace.presets, purpose)
-        gr.Info(f"Saved as {saved.path.stem}.")
+            return {self.saving.name: gr.skip()}
+        saved = self.saving.save(self.reporter.draft(draft), name, purpose)
         return {
             self.preset: gr.update(choices=presets.choices(self.context.workspace.presets), value=saved.name),
             self.standing: saved.name,
-            self.preset_name: "",
-            self.preset_purpose: "",
+            **self.saving.emptied(),
             **self._report(draft.on(saved.name)),
         }
 
@@ -464,14 +358,15 @@ class TrainTab:
 
     def _begin(self, sheet: Sheet, begin: Callable[[TrainConfig], RunHandle]) -> dict[Any, Any]:
         if sheet.is_stale:
-            return {self.problems: self.reporter.panel(["The form changed while you pressed: look, then press again."])}
+            words = "The form changed while you pressed: look, then press again."
+            return {self.beside.problems: self.reporter.panel([words])}
         found = self.reporter.draft(sheet)
         if found.config is None or found.problems:
             return self._report(sheet)
         try:
             handle = begin(found.config)
         except SdloraError as error:
-            return {self.problems: self.reporter.panel(listed(error))}
+            return {self.beside.problems: self.reporter.panel(listed(error))}
         begun = {self.selected_run: handle.name, self.context.tabs: self.context.go_to("runs")}
         return {**begun, **self._report(sheet)}
 
@@ -479,7 +374,7 @@ class TrainTab:
         run = self.services.watch.snapshot(now=True).find(said.training if said else None)
         if run is not None and run.state.is_active:
             run.handle.stop()
-        return {self.status: view.stopping()}
+        return {self.beside.status: view.stopping()}
 
     def _stamp(self) -> object:
         seen = self.services.watch.snapshot()
@@ -499,6 +394,10 @@ class TrainTab:
         now = self.reporter.report(draft)
         return gr.skip() if now == said else self._updates(now, said)
 
+    def _fill_instead(self, config: TrainConfig, sheet: Sheet) -> dict[Any, Any]:
+        """A configuration in place of what the form shows, compared with the same preset."""
+        return self._show(self.form.show(config), sheet.standing, instead_of=sheet)
+
     def _show(self, settings: Mapping[str, Any], preset: str, instead_of: Sheet | None = None) -> dict[Any, Any]:
         """Fill the form and say what follows from it. instead_of: what Undo brings back, if that is something else."""
         undoable = (
@@ -512,7 +411,7 @@ class TrainTab:
             self.about: view.about_preset(preset),
             self.aside: view.offer_undo(presets.title(preset)) if undoable else "",
             self.before: instead_of if undoable else None,
-            self.yaml_problems: "",
+            self.yaml.problems: "",
             **self.form.updates(settings),
             **self._report(Sheet(settings, preset, preset)),
         }
@@ -523,24 +422,8 @@ class TrainTab:
         return {self.draft: sheet, **self._updates(self.reporter.report(sheet), None)}
 
     def _updates(self, now: Report, said: Report | None) -> dict[Any, Any]:
-        """The components whose content has changed."""
-        pairs: list[tuple[Any, Any, Any]] = [
-            (self.problems, "problems", now.problems),
-            (self.summary, "summary", now.summary),
-            (self.differences, "differences", now.differences),
-            (self.command, "command", now.command),
-            (self.status, "status", now.status),
-            (self.start, "can_start", gr.update(interactive=now.can_start)),
-            (self.enqueue, "can_enqueue", gr.update(interactive=now.can_enqueue)),
-            (self.stop, "training", gr.update(visible=bool(now.training), value=f"Stop {now.training}")),
-            *((each, "yaml", gr.skip() if now.yaml is None else now.yaml) for each in (self.yaml, self.yaml_base)),
-        ]
-        changed = {
-            component: value
-            for component, name, value in pairs
-            if said is None or getattr(said, name) != getattr(now, name)
-        }
-        return {**changed, self.said: now}
+        """What has changed beside the form, and in the YAML that follows it."""
+        return {**self.beside.show(now, said), **self.yaml.show(now.yaml, None if said is None else said.yaml)}
 
     def _preset_shown(self, preset: str) -> dict[str, Any]:
         return self.form.show(presets.load(preset))

@@ -68,15 +68,19 @@ class Rewritten:
 
 
 def plan_edit(items: Sequence[Item], edit: Edit) -> list[Rewritten]:
-    """The captions that an edit changes; nothing is touched. Raises ConfigError for an edit that can't be made."""
+    """The captions that an edit changes; nothing is touched. Raises ConfigError for an edit that can't be made.
+
+    Where a folder's name is trained, that is edited, and written as the image's own caption: a tag put in front of
+    nothing would take its place.
+    """
     rewrite = edit.rewrite()
-    changed = (Rewritten(item.path, item.name, item.caption, rewrite(item.caption)) for item in items)
+    changed = (Rewritten(item.path, item.name, item.trained, rewrite(item.trained)) for item in items)
     return [each for each in changed if each.after != each.before]
 
 
 def make_edit(folder: Path, rewritten: Sequence[Rewritten]) -> int:
     """Make a planned edit; returns the number of captions. Raises ConfigError when captions have changed since."""
-    now = {item.name: item.caption for item in read(folder)}
+    now = {item.name: item.trained for item in read(folder)}
     different = [each.name for each in rewritten if now.get(each.name) != each.before]
     if different:
         shown = ", ".join(different[:5]) + (" ..." if len(different) > 5 else "")

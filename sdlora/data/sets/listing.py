@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -36,8 +37,15 @@ class Item:
     name: str
     """Path below the dataset, with slashes."""
     caption: str
-    """As training reads it; empty when there is none."""
+    """Its own, as training reads it; empty when there is none."""
     mask: Path | None = None
+    folder_name: str = ""
+    """Where there is none, the name of its `10_name` folder, which training reads instead; else empty."""
+
+    @property
+    def trained(self) -> str:
+        """The text that training begins with, whoever wrote it."""
+        return self.caption or self.folder_name
 
     @property
     def tokens(self) -> int:
@@ -92,11 +100,16 @@ def _read(folder: Path, _stamp: int) -> tuple[Item, ...]:
         listing = list_folder(folder)
     except DataError:
         return ()
-    sources = CaptionFolders(folder)
-    return tuple(
-        Item(path, path.relative_to(folder).as_posix(), sources.caption(path) or "", listing.mask_of(path))
-        for path in listing.pictures
-    )
+    sources, above = CaptionFolders(folder), len(str(folder / "x")) - 1
+
+    def item(path: Path) -> Item:
+        text, source = sources.found(path)
+        caption, folder_name = ("", text) if source == "folder" else (text, "")
+        # By letters: of thousands of images `relative_to` takes as long as all else that is done here with paths.
+        name = str(path)[above:].replace(os.sep, "/")
+        return Item(path, name, caption or "", listing.mask_of(path), folder_name or "")
+
+    return tuple(item(path) for path in listing.pictures)
 
 
 def position(items: Sequence[Item], name: str | None) -> int | None:
@@ -145,8 +158,14 @@ def write_caption(image: Path, text: str) -> None:
 
 
 def caption_of(image: Path, folder: Path) -> str:
-    """An image's caption as training reads it, empty for none. folder: the dataset."""
-    return CaptionFolders(folder).caption(image) or ""
+    """An image's own caption as training reads it, empty for none. folder: the dataset."""
+    return CaptionFolders(folder).own_caption(image) or ""
+
+
+def captioned(image: Path, folder: Path, caption: str) -> Item:
+    """An image with a caption that was just written. folder: the dataset."""
+    name = image.relative_to(folder).as_posix()
+    return Item(image, name, caption.strip(), folder_name=CaptionFolders(folder).folder_name(image) or "")
 
 
 def save_caption(image: Path, folder: Path, text: str, known: Collection[str]) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdlora.data.lint.tags import tags_of
 from sdlora.data.sets import listing
 
 _SHARED_BY = 0.9
@@ -26,11 +27,12 @@ class Suggestion:
 
 def suggest(folder: Path) -> Suggestion:
     """Settings for a dataset, from its name and captions."""
-    items = [item for item in listing.read(folder) if item.caption]
+    items = [item for item in listing.read(folder) if item.trained]
     name = re.sub(r"[^\w.+-]+", "-", folder.name).strip("-.") or "my-lora"
     spread = items[:: max(1, len(items) // _PROMPTS)][:_PROMPTS]
-    prompts = (" ".join(item.caption.split()) for item in spread)
-    return Suggestion(name, _trigger([item.tags for item in items]), tuple(dict.fromkeys(prompts)))
+    prompts = (" ".join(item.trained.split()) for item in spread)
+    tags = [tags_of(item.trained, listing.CAPTIONS) for item in items]
+    return Suggestion(name, _trigger(tags), tuple(dict.fromkeys(prompts)))
 
 
 def _trigger(tags: Sequence[Sequence[str]]) -> str:
