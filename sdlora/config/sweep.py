@@ -130,7 +130,8 @@ class SweepConfig(Section):
 def read(path: Path) -> SweepConfig:
     """The sweep in a YAML file. Raises ConfigError listing every problem, those of the trainings too."""
     sweep = files.validate(files.read_yaml(path), str(path), SweepConfig)
-    plain = _plain_values(sweep, path)
+    # Its own name is the best adapter's, so that it must be one that a training takes.
+    plain = {**_plain_values(sweep, path), "name": sweep.name}
     problems: dict[str, None] = {}
     for chosen in _samples(sweep):
         try:

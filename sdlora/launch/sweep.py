@@ -5,6 +5,7 @@ and a table lie in the sweep's folder, so that a sweep that was interrupted goes
 
     sweeps/rates/
       sweep.yaml       what it was begun with
+      shared.yaml      one of the trainings in full, as the preset it builds on may change
       journal.log      Optuna's own record
       runs/trial-000/  an ordinary run for each trial
       sweep.csv        a row for each trial, best first
@@ -98,6 +99,8 @@ class Sweep:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
             atomic.write_text(self.folder / "sweep.yaml", _as_yaml(self.config))
+            atomic.write_text(self.folder / "shared.yaml", self._shared())
+            self._cut_journal()
             study = self._study()
             if not _begun(study):
                 check(first_config(self.config, self.path))
@@ -132,13 +135,27 @@ class Sweep:
 
     def _study(self) -> optuna.Study:
         optuna = _optuna()
-        storage = optuna.storages.JournalStorage(
-            optuna.storages.journal.JournalFileBackend(str(self.folder / "journal.log"))
-        )
-        return optuna.create_study(
-            storage=storage, study_name=self.config.name, load_if_exists=True, direction="minimize",
-            sampler=self._sampler(0), pruner=self._pruner(),
-        )  # fmt: skip
+        journal = self.folder / "journal.log"
+        try:
+            return optuna.create_study(
+                storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal))),
+                study_name=self.config.name,
+                load_if_exists=True,
+                direction="minimize",
+                sampler=self._sampler(0),
+                pruner=self._pruner(),
+            )
+        except (ValueError, KeyError, TypeError, AssertionError) as error:  # whatever Optuna's reader stumbles over
+            raise RunError(
+                f"{journal} is damaged ({type(error).__name__}): move {self.folder} away and begin anew; its runs stay"
+                " usable"
+            ) from error
+
+    def _cut_journal(self) -> None:
+        """Take away a last line that a kill left unfinished, to which Optuna would add the next."""
+        journal = self.folder / "journal.log"
+        if journal.is_file() and not (content := journal.read_bytes()).endswith(b"\n"):
+            atomic.write_bytes(journal, content[: content.rfind(b"\n") + 1])
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         """For the trial of this number: a sweep that is gone on with would else draw what it has drawn before."""
@@ -162,17 +179,24 @@ class Sweep:
             return
         kept = files.validate(files.read_yaml(before), str(before), SweepConfig)
         free = {"trials", "workers", "folder"}
-        if kept.model_dump(exclude=free) != self.config.model_dump(exclude=free):
+        shared = self.folder / "shared.yaml"
+        is_same = not shared.exists() or shared.read_text(encoding="utf-8") == self._shared()
+        if not is_same or kept.model_dump(exclude=free) != self.config.model_dump(exclude=free):
+            of = "other settings" if is_same else "another preset's settings, which have changed since"
             raise ConfigError(
                 str(self.path),
-                [f"name: {self.folder} holds a sweep of other settings: give this one another name, or delete that"],
+                [f"name: {self.folder} holds a sweep of {of}: give this one another name, or delete that"],
             )
+
+    def _shared(self) -> str:
+        """What all trainings have in common, with what they build on."""
+        return files.dump(first_config(self.config, self.path))
 
     def _go_on(self, study: optuna.Study, running: list[_Running]) -> None:
         """Take up the trials that were under way when the sweep was interrupted."""
         optuna = _optuna()
         for frozen in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
-            trial = optuna.trial.Trial(study, frozen._trial_id)
+            trial = optuna.trial.Trial(study, frozen._trial_id)  # there is no public way to take one up again
             folder = frozen.user_attrs.get(_RUN)
             if folder is None or not Path(folder).is_dir():  # killed before it had a run: its values are tried again
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)

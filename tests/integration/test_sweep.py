@@ -188,6 +188,35 @@ def test_more_trials_can_be_asked_for_later_but_no_other_settings(tmp_path: Path
         Sweep(written(tmp_path, tiny_images, sampler="random", trials=3, vary={"adapter.rank": [2, 4]}))
 
 
+def test_a_preset_that_was_changed_meanwhile_makes_another_sweep(tmp_path: Path, tiny_images: Path) -> None:
+    preset = tmp_path / "own.yaml"
+    preset.write_text("adapter: {alpha: 3}\n", encoding="utf-8")
+    path = written(tmp_path, tiny_images, preset="own.yaml")
+    Sweep(path).run()
+    preset.write_text("adapter: {alpha: 4}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="another preset's settings, which have changed since"):
+        Sweep(path)
+
+
+@pytest.mark.parametrize("damage", [b"x" * 40, b'{"op_code": 99}\n', b"\0" * 512])
+def test_a_damaged_journal_is_told_of(tmp_path: Path, tiny_images: Path, damage: bytes) -> None:
+    path = written(tmp_path, tiny_images)
+    sweep = Sweep(path)
+    sweep.run()
+    (sweep.folder / "journal.log").write_bytes(damage + b"\n")
+    with pytest.raises(RunError, match=r"journal\.log is damaged .*begin anew"):
+        Sweep(path).run()
+
+
+def test_a_journal_that_breaks_off_in_its_last_line_is_gone_on_with(tmp_path: Path, tiny_images: Path) -> None:
+    path = written(tmp_path, tiny_images)
+    sweep = Sweep(path)
+    sweep.run()
+    with (sweep.folder / "journal.log").open("ab") as file:
+        file.write(b'{"op_code": 4, "wor')
+    assert len(Sweep(path).run()) == 3
+
+
 def test_failed_trainings_are_told_of_and_three_on_end_give_up(tmp_path: Path, tiny_images: Path) -> None:
     Told.ends = staticmethod(lambda config: "failed" if config.adapter.rank == 4 else "finished")
     heard: list[Trial] = []

@@ -72,6 +72,8 @@ def test_ranges_are_whole_where_both_ends_are(tmp_path: Path) -> None:
         ({"preset": "nosuch.yaml"}, "nosuch.yaml"),
         ({"train": {"adapter": {"rnak": 4}, "validation": {"fraction": 0.2}}}, "rnak"),
         ({"trails": 3}, "trails"),
+        ({"name": "../elsewhere"}, "name"),
+        ({"name": ""}, "name"),
         ({"sampler": "bayes"}, "sampler"),
     ],
 )
