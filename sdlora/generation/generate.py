@@ -99,7 +99,8 @@ class Generator:
         self.detection = replace(self.detection, prediction=self.bundle.schedule.prediction)
         self._tune(device)
         self._adapted = AdaptedBase(self.bundle)
-        self._pool = AdapterPool(self._adapted, DEFAULT_POOL_BYTES if pool_bytes is None else pool_bytes)
+        held_bytes = DEFAULT_POOL_BYTES if pool_bytes is None else pool_bytes
+        self._pool = AdapterPool(self._adapted, held_bytes, self.bundle.schedule.prediction)
         self._batch_generator = BatchGenerator(self.bundle, self._adapted)
         self._colours = LatentColours(self.bundle)
         self._model_hash: str | None = None

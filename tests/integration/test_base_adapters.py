@@ -8,17 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.files.reading import read
+from sdlora.adapters.live.attach import attach
 from sdlora.config import files
+from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import BaseModelConfig, MergedAdapter
-from sdlora.config.generate import GenerateConfig
+from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
 from sdlora.generation.generated import GeneratedImage, GenerationFacts
 from sdlora.generation.request.requests import resolve
 from sdlora.generation.restore.infotext import to_infotext
 from sdlora.generation.restore.request_json import read_request, request_of
+from sdlora.generation.sampling.adapted_base import AdaptedBase
+from sdlora.generation.sampling.pool import AdapterPool
 from sdlora.models.quantize import QuantizedLayer
 from sdlora.runs import changes
 from sdlora.runs import folder as run_folder
@@ -49,6 +54,20 @@ def test_base_weights_hold_the_adapters_at_their_weights(style: Path, tmp_path: 
     assert merged.text_identity != plain.text_identity, "cached text states belong to one of them"
     assert merged.identity != plain.identity
     assert any("merged style.safetensors at weight 1 into" in note for note in merged.notes)
+
+
+@pytest.mark.parametrize("told", ["v", "epsilon"])
+def test_an_adapter_of_another_prediction_than_the_bases_is_said_wherever_it_is_used(tmp_path: Path, told: str) -> None:
+    file = random_adapter(tmp_path / "other.safetensors", 1)
+    save_file(load_file(file), file, {"modelspec.prediction_type": told})
+    merged = load_base(BaseModelConfig(precision="fp32", adapters=(MergedAdapter(file=str(file)),)))
+    bundle = load_base(BaseModelConfig(precision="fp32"))
+    used = AdapterPool(AdaptedBase(bundle), prediction="epsilon").get(UsedAdapter(file=str(file)))
+    in_file = any(not name.startswith("lora_unet_") for name in read(file).modules)
+    went_on = attach(bundle, AdapterConfig(start_from=str(file), text_encoder=in_file))
+    said = "other.safetensors was trained on a model that predicts v_prediction"
+    for notes in (merged.notes, used.loaded.warnings, went_on.notes):
+        assert any(said in note for note in notes) == (told == "v"), notes
 
 
 def test_a_base_with_adapters_can_be_quantised(style: Path) -> None:

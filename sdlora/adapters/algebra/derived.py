@@ -11,7 +11,12 @@ from typing import Any, Protocol
 
 from sdlora.adapters.algebra.operands import Operand
 from sdlora.adapters.files.container import refuse_overwriting, write_atomically
-from sdlora.adapters.files.metadata import MODELSPEC_PREDICTIONS, NetworkFacts, TrainingFacts, derived_metadata
+from sdlora.adapters.files.metadata import (
+    NetworkFacts,
+    TrainingFacts,
+    derived_metadata,
+    told_prediction,
+)
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights, VectorUpdate
 from sdlora.adapters.files.writing import Export, named_tensors, travel_warnings, vector_tensors, with_hashes
 from sdlora.config.base_model import FamilyName, Precision, Prediction
@@ -22,7 +27,6 @@ from sdlora.models.families import FAMILIES
 PROVENANCE = "sdlora.provenance"
 """Metadata entry (JSON) that says what a file was made of, and how."""
 MERGED_FROM = "modelspec.merged_from"
-_BY_MODELSPEC = {said: prediction for prediction, said in MODELSPEC_PREDICTIONS.items()}
 _STAYS_TRUE = ("author", "description", "license", "date", "usage_hint", "tags", "thumbnail", "encoder_layer")
 
 
@@ -129,16 +133,11 @@ def kept_spec(file: AdapterFile) -> dict[str, str]:
     return {name: file.metadata[name] for name in names if name in file.metadata}
 
 
-def told_prediction(file: AdapterFile) -> Prediction | None:
-    """What the base predicts that a file was trained on, if it says so."""
-    return _BY_MODELSPEC.get(file.metadata.get("modelspec.prediction_type", ""))
-
-
 def _prediction(files: Sequence[AdapterFile]) -> Prediction:
     """Of all files that tell; epsilon when none does. Raises AdapterError when they differ."""
     told: dict[Prediction, AdapterFile] = {}
     for file in files:
-        kind = told_prediction(file)
+        kind = told_prediction(file.metadata)
         version = file.metadata.get("ss_base_model_version", "")
         if kind is not None or version:
             told[kind or ("v_prediction" if version.endswith("_v") else "epsilon")] = file

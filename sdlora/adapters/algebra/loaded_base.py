@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from sdlora.adapters.algebra.operands import Operand, layer_update, load_operands, notes_of, told
 from sdlora.adapters.files.kohya import PARTS, kohya_name
+from sdlora.adapters.files.metadata import prediction_note
+from sdlora.adapters.files.weights import AdapterFile
 from sdlora.config.base_model import BaseModelConfig, FamilyName
 from sdlora.config.given import base_model_config
 from sdlora.config.mix import MixedAdapter
@@ -30,7 +33,14 @@ def load_base(
     config = base_model_config(config)
     if not config.adapters:
         return load(config, device=device, dtype=dtype)
-    return load(config, device=device, dtype=dtype, change=partial(_merge, config))
+    merged: list[AdapterFile] = []
+    bundle = load(config, device=device, dtype=dtype, change=partial(_merge, config, merged))
+    # What the model predicts is known only now.
+    notes = (
+        prediction_note(file.path.name, file.metadata, config.model, bundle.schedule.prediction) for file in merged
+    )
+    bundle.notes.extend(note for note in notes if note)
+    return bundle
 
 
 def read_base_adapters(config: BaseModelConfig, family: FamilyName) -> list[Operand]:
@@ -40,7 +50,9 @@ def read_base_adapters(config: BaseModelConfig, family: FamilyName) -> list[Oper
 
 
 @torch.no_grad()
-def _merge(config: BaseModelConfig, family: FamilyName, models: Sequence[nn.Module]) -> list[str]:
+def _merge(
+    config: BaseModelConfig, merged: list[AdapterFile], family: FamilyName, models: Sequence[nn.Module]
+) -> list[str]:
     layers = {
         kohya_name(part, path, family): layer
         # SD 1.x and 2.x have fewer parts than there are names for.
@@ -64,6 +76,7 @@ def _merge(config: BaseModelConfig, family: FamilyName, models: Sequence[nn.Modu
         ending = f"; {missing} of its layers are not in this model" if missing else ""
         notes.append(f"merged {operand.file.path.name} at weight {operand.unet:g} into {len(placed)} layers{ending}")
         notes += notes_of([operand.file])
+        merged.append(replace(operand.file, modules={}, vectors={}))  # without the tensors
     return notes
 
 

@@ -22,10 +22,11 @@ from sdlora.adapters.algebra.base_weights import (
     vector_names,
     weight_files,
 )
-from sdlora.adapters.algebra.derived import Provenance, operand_facts, told_prediction
+from sdlora.adapters.algebra.derived import Provenance, operand_facts
 from sdlora.adapters.algebra.mix import OnProgress
 from sdlora.adapters.algebra.operands import Operand, layer_update, notes_of, summed_vectors, told
 from sdlora.adapters.files.container import refuse_overwriting
+from sdlora.adapters.files.metadata import prediction_note
 from sdlora.adapters.files.tensor_files import TensorFile
 from sdlora.adapters.files.weights import VectorUpdate
 from sdlora.errors import AdapterError
@@ -82,12 +83,8 @@ def merge(
     write(base, operands, vectors, target, provenance, rounding, on_progress)
     notes = [*notes_of([operand.file for operand in operands]), *rounding.notes()]
     for file in (operand.file for operand in operands):
-        trained_on = told_prediction(file)
-        if trained_on is not None and base.prediction not in (None, trained_on):
-            notes.append(
-                f"{file.path.name} was trained on a model that predicts {trained_on}, {base.path.name} predicts "
-                f"{base.prediction}: its effect is another one there"
-            )
+        if note := prediction_note(file.path.name, file.metadata, base.path.name, base.prediction):
+            notes.append(note)
     if lost:
         notes.append(f"the model has not {len(lost)} biases and norms of the adapters: {', '.join(lost[:3])}")
     return Merged(target, tuple(placed), tuple(name for name in names if name not in placed), tuple(notes))

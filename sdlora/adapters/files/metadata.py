@@ -150,6 +150,7 @@ MODELSPEC_PREDICTIONS: dict[Prediction, str] = {
     "edm_v": "edm_v",
 }
 """ModelSpec knows the first two; the others are by the names that base models give themselves."""
+_BY_MODELSPEC = {said: prediction for prediction, said in MODELSPEC_PREDICTIONS.items()}
 # The words of A1111's own list of versions.
 _SIDE_CAR_VERSIONS: dict[FamilyName, str] = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 # Sites tell versions apart, not families: of each that for which nearly all adapters are made.
@@ -389,3 +390,19 @@ def _timestep_range(facts: TrainingFacts) -> str | None:
     if facts.min_timestep is None or facts.max_timestep is None or (facts.min_timestep, facts.max_timestep) == (0, 999):
         return None
     return f"{facts.min_timestep},{facts.max_timestep}"
+
+
+def told_prediction(metadata: Mapping[str, str]) -> Prediction | None:
+    """What the base predicts that a file was trained on, if it says so."""
+    return _BY_MODELSPEC.get(metadata.get("modelspec.prediction_type", ""))
+
+
+def prediction_note(name: str, metadata: Mapping[str, str], base: str, predicts: Prediction | None) -> str | None:
+    """A sentence for an adapter file that is used with a base of another prediction than its own; None without need."""
+    trained_on = told_prediction(metadata)
+    if trained_on is None or predicts in (None, trained_on):
+        return None
+    return (
+        f"{name} was trained on a model that predicts {trained_on}, {base} predicts {predicts}: its effect is another"
+        " one there"
+    )

@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from sdlora.adapters.files.kohya import PARTS, Part
+from sdlora.adapters.files.metadata import prediction_note
 from sdlora.adapters.files.weights import ModuleWeights
 from sdlora.adapters.live.injection import ADAPTER_NAME, inject, take_over, trained_weights
 from sdlora.adapters.live.layers import Selection, Target, block_of, choose
@@ -271,7 +272,11 @@ def attach(bundle: Bundle, config: AdapterConfig, *, seed: int = 0) -> Adapter:
     tokens = None
     if config.new_tokens:
         tokens = start_tokens(bundle, config.new_tokens, seed=seed, trained=start.embeddings if start else None)
-    return Adapter(models, chosen.targets, config, family, chosen.notes, tokens)
+    notes = chosen.notes
+    if start is not None:
+        other = prediction_note(start.name, start.metadata, "this base model", bundle.schedule.prediction)
+        notes = (*notes, *([other] if other else []))
+    return Adapter(models, chosen.targets, config, family, notes, tokens)
 
 
 def adapted_models(bundle: Bundle) -> dict[Part, nn.Module]:

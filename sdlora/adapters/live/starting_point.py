@@ -30,6 +30,9 @@ class StartingPoint:
     """Values by module, under the names that Adapter.state() uses (lora_A, lora_B, magnitude, hada_..., lokr_...)."""
     embeddings: Mapping[str, Embedding] = field(default_factory=dict)
     """The new tokens that were trained with it, in the file or beside it, in small letters."""
+    name: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Those of the file."""
 
 
 def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, family: FamilyName) -> StartingPoint:
@@ -68,6 +71,8 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
         Selection(targets, tuple(notes)),
         {key: _own_names(weights) for key, weights in modules.items()},
         embeddings,
+        file.path.name,
+        file.metadata,
     )
 
 

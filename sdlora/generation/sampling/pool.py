@@ -16,9 +16,10 @@ from torch import Tensor
 
 from sdlora.adapters.algebra.operands import Operand, common_family, layer_update, notes_of, told, weighted, with_family
 from sdlora.adapters.files.hub_files import local_file
+from sdlora.adapters.files.metadata import prediction_note
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights, VectorUpdate
-from sdlora.config.base_model import FamilyName
+from sdlora.config.base_model import FamilyName, Prediction
 from sdlora.config.generate import UsedAdapter
 from sdlora.constants import GIB
 from sdlora.errors import AdapterError
@@ -119,8 +120,11 @@ class WeightedAdapter:
 class AdapterPool:
     """Adapters by file, in at most `max_bytes` of memory beside those of the batch that is generated."""
 
-    def __init__(self, layers: Layers, max_bytes: int = DEFAULT_POOL_BYTES) -> None:
+    def __init__(
+        self, layers: Layers, max_bytes: int = DEFAULT_POOL_BYTES, prediction: Prediction | None = None
+    ) -> None:
         self._layers = layers
+        self._prediction = prediction
         self._max_bytes = max_bytes
         self._kept: OrderedDict[tuple[str, int, int, int], LoadedAdapter] = OrderedDict()
 
@@ -180,6 +184,8 @@ class AdapterPool:
             said = "; ".join(problems[:3]) or f"the model has none of its layers, such as {file.layer_names[0]}"
             raise AdapterError(f"{path.name} doesn't fit the base model: {said}")
         warnings = notes_of([file])
+        if note := prediction_note(path.name, file.metadata, "the base model", self._prediction):
+            warnings.append(note)
         if unplaced := len(set(file.layer_names) - updates.keys() - vectors.keys()):
             warnings.append(f"{path.name}: {unplaced} of {len(file.layer_names)} layers have no place in this model")
         # Without the file's tensors, which would be held a second time.
