@@ -163,11 +163,15 @@ def summed_vectors(operands: Sequence[Operand]) -> dict[str, VectorUpdate]:
     return total
 
 
-def notes_of(files: Sequence[AdapterFile]) -> list[str]:
-    """What is to be said of files that were read: how they were taken, and what of them is not used."""
+def notes_of(files: Sequence[AdapterFile], *, takes_bundles: bool = False) -> list[str]:
+    """What is to be said of files that were read: how they were taken, and what of them is not used.
+
+    takes_bundles: whether embeddings that are bundled with them are.
+    """
     notes = []
     for file in files:
-        notes += [f"{file.path.name}: {note}" for note in (*file.notes, file.unused_note(), file.bundle_note()) if note]
+        told = (*file.notes, file.unused_note(), None if takes_bundles else file.bundle_note())
+        notes += [f"{file.path.name}: {note}" for note in told if note]
     paths = [file.path for file in files]
     twice = [path for path in dict.fromkeys(paths) if paths.count(path) > 1]
     notes += [f"{path.name} is there {paths.count(path)} times: its weights add up" for path in twice]

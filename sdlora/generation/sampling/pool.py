@@ -183,7 +183,7 @@ class AdapterPool:
         if problems or not (updates or vectors):
             said = "; ".join(problems[:3]) or f"the model has none of its layers, such as {file.layer_names[0]}"
             raise AdapterError(f"{path.name} doesn't fit the base model: {said}")
-        warnings = notes_of([file])
+        warnings = notes_of([file], takes_bundles=True)
         if note := prediction_note(path.name, file.metadata, "the base model", self._prediction):
             warnings.append(note)
         if unplaced := len(set(file.layer_names) - updates.keys() - vectors.keys()):
