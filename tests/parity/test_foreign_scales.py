@@ -192,3 +192,9 @@ def test_a_strength_that_the_file_of_rs_lora_does_not_hold_is_said(
     assert not any("rs_lora" in note for note in read(path).notes)
     save_file(load_file(path), path, {"ss_network_args": '{"algo": "x", "rs_lora": "True"}'})
     assert any("weaker by the square root of their rank" in note for note in read(path).notes) == is_weaker
+
+
+def test_one_part_of_an_adapter_in_several_files_is_said_to_be_one(tmp_path: Path) -> None:
+    path, _ = write_foreign(tmp_path, LAYOUT, loha, "sd1")
+    part = path.rename(path.with_name("adapter_model-00002-of-00003.safetensors"))
+    assert any("it is part 2 of 3 of an adapter" in note for note in read(part).notes)

@@ -38,6 +38,8 @@ _NEEDED: dict[FileAlgorithm, tuple[tuple[str, ...], ...]] = {
 }
 _MARKS = {"on_input", "scaled_oft"}
 """Factors that say yes or no, in whatever number type."""
+_PART = re.compile(r"-(\d{5})-of-(\d{5})$")
+"""The end of the name of one file of several, as transformers and PEFT write large models."""
 _RANK_STABILISED = re.compile(r'"rs_lora"\s*:\s*"?(?:true|1)\b', re.IGNORECASE)
 _PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 
@@ -83,6 +85,10 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     # Not the hash in the metadata: tools that change tensors often leave the old one there.
     model_hash = content_hash(path)
     notes = [*found.notes, *_scale_notes(modules, keys.layout, settings), *_rank_stabilised_notes(modules, metadata)]
+    if part := _PART.search(path.stem):
+        notes.append(
+            f"it is part {int(part[1])} of {int(part[2])} of an adapter: the layers in the other parts are missing"
+        )
     if metadata.get("sshs_model_hash", model_hash) != model_hash:
         notes.append("its tensors are not those that its own hash was taken of: changed by another tool, or damaged")
     return AdapterFile(
