@@ -123,7 +123,8 @@ def unpickle(path: Path, *, mmap: bool = False) -> Any:
     """What torch.save wrote, on the CPU; nothing in it is executed. Raises whatever torch's reader stumbles over."""
     import torch
 
-    with warnings.catch_warnings():
+    # The first textual inversions keep their vectors in a ParameterDict, which holds parameters and does nothing.
+    with warnings.catch_warnings(), torch.serialization.safe_globals([torch.nn.ParameterDict]):
         warnings.simplefilter("ignore", UserWarning)  # of pickle protocols, by number
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 

@@ -29,13 +29,16 @@ def vectors(number: int, width: int, seed: int = 0) -> Tensor:
     return torch.randn(number, width, generator=torch.Generator().manual_seed(seed)) * 0.4
 
 
-@pytest.mark.parametrize("form", ["a1111", "safetensors", "comfyui", "diffusers", "diffusers.bin", "string_to_param"])
+@pytest.mark.parametrize(
+    "form", ["a1111", "first", "safetensors", "comfyui", "diffusers", "diffusers.bin", "string_to_param"]
+)
 def test_every_form_of_a_file_holds_the_same_vectors(tmp_path: Path, form: str) -> None:
     wanted = vectors(3, 8)
     path = tmp_path / "fox.safetensors"
-    if form == "a1111":
+    if form in ("a1111", "first"):
         path = tmp_path / "fox.pt"
-        content = {"string_to_token": {"*": 265}, "string_to_param": {"*": wanted}, "name": "fox", "step": 500}
+        held = {"*": wanted} if form == "a1111" else torch.nn.ParameterDict({"*": torch.nn.Parameter(wanted)})
+        content = {"string_to_token": {"*": 265}, "string_to_param": held, "name": "fox", "step": 500}
         torch.save(content, path)
     elif form == "diffusers.bin":
         path = tmp_path / "fox.bin"

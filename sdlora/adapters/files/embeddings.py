@@ -163,6 +163,8 @@ def _pickled(path: Path) -> dict[str, Tensor]:
             f"{path.name} is a pickle that holds more than plain tensors, or damaged: it is not opened, as that could "
             "run code. Convert it to .safetensors with the tool that made it"
         ) from error
-    if isinstance(content, dict) and isinstance(content.get("string_to_param"), Mapping):
-        content = content["string_to_param"]
-    return dict(content) if isinstance(content, Mapping) else {}
+    if isinstance(content, dict) and isinstance(content.get("string_to_param"), Mapping | torch.nn.ParameterDict):
+        content = dict(content["string_to_param"].items())
+    if not isinstance(content, Mapping):
+        return {}
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in content.items()}
