@@ -18,7 +18,7 @@ MORE = {
     "objective": {"attach.limit_norms": 1},
     "fp16": {"precision.scale": 1, "precision.step": 1},
     # Of each image that is encoded anew: whether the VAE stayed finite in half precision.
-    "inpainting": {"vae._finite": 2},
+    "live": {"vae._finite": 2},
 }
 A_PICTURE = {"batch_generator.<listcomp>": 2}
 

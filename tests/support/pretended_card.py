@@ -66,11 +66,19 @@ TRAINING: dict[str, tuple[str, tuple[str, ...]]] = {
             "optimization.gradient_checkpointing=true", "adapter.text_encoder=true",
         ),
     ),
-    "v": ("sd2", ("adapter.algorithm=loha", "objective.weighting=debiased", "optimization.precision=fp32")),
+    "fp16": (
+        "sd2",
+        ("adapter.algorithm=loha", "objective.weighting=debiased", "optimization.precision=fp16"),
+    ),
     "sdxl": ("sdxl", ("adapter.text_encoder=true", "adapter.algorithm=lokr", "adapter.dora=true")),
-    "new tokens": ("sd1", ("adapter.new_tokens={<tok>: {init: red fox, vectors: 2}}", "captions.trigger=<tok>")),
-    "fp16": ("sd1", ("optimization.precision=fp16", "adapter.rank_dropout=0.3", "optimization.precondition=true")),
-    "inpainting": ("inpainting", ("images.random_crop=true", "captions.shuffle_tags=true")),
+    "live": (
+        "inpainting",
+        (
+            "images.random_crop=true", "captions.shuffle_tags=true", "optimization.precondition=true",
+            "adapter.rank_dropout=0.3", "adapter.new_tokens={<tok>: {init: red fox, vectors: 2}}",
+            "captions.trigger=<tok>",
+        ),
+    ),
 }  # fmt: skip
 SAMPLING: dict[str, tuple[str, dict[str, Any]]] = {
     "sampling": ("sd1", {"sampler": "DPM++ 2M Karras", "negative": "blurry", "guidance_rescale": 0.5}),
