@@ -56,6 +56,12 @@ class Range(Section):
         """Whether its numbers are whole."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
+    @property
+    def size(self) -> float:
+        """How many numbers it holds; infinite without a step between numbers that aren't whole."""
+        step = self.step or (1 if self.is_whole else 0)
+        return math.floor((self.high - self.low) / step + 1e-9) + 1 if step else math.inf
+
 
 def _kind_of_values(values: Any) -> str:
     return "Range" if isinstance(values, dict | Range) else "tuple"
@@ -104,8 +110,13 @@ class SweepConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:
         problems = []
+        for name in ("name", "outputs.folder"):
+            if name in schema.dotted_names(self.train):
+                problems.append(f"train.{name}: every trial has its own; leave it out")
         for name, values in self.vary.items():
-            if any(name == each or name.startswith(f"{each}.") for each in _TELLING):
+            if schema.is_section(TrainConfig, name):
+                problems.append(f"vary.{name}: is a section, which would be replaced; name one of its settings")
+            elif any(name == each or name.startswith(f"{each}.") for each in _TELLING):
                 problems.append(f"vary.{name}: changes what is measured, so that trials could not be compared")
             elif isinstance(values, Range):
                 if self.sampler == "grid":
@@ -120,6 +131,11 @@ class SweepConfig(Section):
             raise ValueError("; ".join(problems))
         return self
 
+    def num_combinations(self) -> float:
+        """How many different trainings there can be, infinite where a range has numbers between any two."""
+        sizes = (values.size if isinstance(values, Range) else len(values) for values in self.vary.values())
+        return math.prod(sizes)
+
     @property
     def num_trials(self) -> int:
         """How many trainings there will be."""
@@ -132,18 +148,34 @@ def read(path: Path) -> SweepConfig:
     sweep = files.validate(files.read_yaml(path), str(path), SweepConfig)
     # Its own name is the best adapter's, so that it must be one that a training takes.
     plain = {**_plain_values(sweep, path), "name": sweep.name}
-    problems: dict[str, None] = {}
-    for chosen in _samples(sweep):
+    problems: dict[str, list[str]] = {}
+    samples = _samples(sweep)
+    for chosen in samples:
         try:
             config = _trained(plain, chosen, "a trial")
         except ConfigError as error:
             shown = ", ".join(f"{name}={value}" for name, value in chosen.items())
-            problems |= dict.fromkeys(f"{problem} (with {shown})" for problem in error.problems)
+            for problem in error.problems:
+                problems.setdefault(problem, []).append(shown)
         else:
             if config.validation.folder is None and not config.validation.fraction:
-                problems["train: set validation.fraction or validation.folder: trials are compared by that loss"] = None
+                told = "train: set validation.fraction or validation.folder: trials are compared by that loss"
+                problems[told] = [""] * len(samples)
+    if sweep.sampler != "grid" and sweep.trials > (most := sweep.num_combinations()):
+        told = (
+            f"trials: {sweep.trials} are more than the {most:g} combinations there are, so that some would be trained"
+            " twice; set fewer, or sampler=grid"
+        )
+        problems[told] = [""] * len(samples)
     if problems:
-        raise ConfigError(str(path), list(problems))
+        # What is wrong with all of them is no fault of the values.
+        raise ConfigError(
+            str(path),
+            [
+                problem if len(where) == len(samples) else f"{problem} (with {where[0]})"
+                for problem, where in problems.items()
+            ],
+        )
     return sweep
 
 

@@ -136,7 +136,7 @@ class RunHandle:
         queue_file.change(self.folder.parent, lambda queue: queue.without(self.name))
 
     def _begin(self) -> None:
-        _refuse_commands(self.config())
+        refuse_commands(self.config())
         # The run's own lock comes with its process, seconds later: until then two presses could start two.
         with FileLock(self.folder / ".launch.lock"):
             state = derive(self.files)
@@ -205,11 +205,11 @@ def prepare(config: TrainConfig | Path | str, runs_folder: Path | None = None) -
         config = config.model_copy(
             update={"outputs": config.outputs.model_copy(update={"folder": Path(runs_folder).resolve()})}
         )
-    _refuse_commands(config)
+    refuse_commands(config)
     return RunHandle(run_folder.create(config).path)
 
 
-def _refuse_commands(config: TrainConfig) -> None:
+def refuse_commands(config: TrainConfig) -> None:
     """Raise ConfigError for a run that would start a program when it ends.
 
     Runs of a page are begun by whoever reaches it, with settings files from anywhere: they may train, and nothing else.

@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from sdlora import atomic
+from sdlora import atomic, disk
 from sdlora.config import files
 from sdlora.config.sweep import Range, SweepConfig, first_config, read, trial_config
 from sdlora.data.batches import derive_seed
 from sdlora.errors import ConfigError, MissingPackageError, RunError, SdloraError
 from sdlora.events import Validated
-from sdlora.launch.runs import RunHandle, prepare
+from sdlora.launch.runs import RunHandle, prepare, refuse_commands
 from sdlora.training.preflight.checks import check
 
 if TYPE_CHECKING:
@@ -88,6 +88,9 @@ class Sweep:
         self.path = path.expanduser().absolute()
         self.config = read(self.path)
         self.folder = (self.config.folder / self.config.name).resolve()
+        if problem := disk.why_not_writable(self.folder):
+            raise ConfigError(str(self.path), [f"folder: {problem}"])
+        refuse_commands(first_config(self.config, self.path))
         self._refuse_other_sweep()
 
     def run(self, tell: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:

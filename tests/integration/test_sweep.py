@@ -185,7 +185,7 @@ def test_more_trials_can_be_asked_for_later_but_no_other_settings(tmp_path: Path
     Sweep(path).run()
     assert len(Sweep(written(tmp_path, tiny_images, sampler="random", trials=3)).run()) == 3
     with pytest.raises(ConfigError, match="holds a sweep of other settings: give this one another name"):
-        Sweep(written(tmp_path, tiny_images, sampler="random", trials=3, vary={"adapter.rank": [2, 4]}))
+        Sweep(written(tmp_path, tiny_images, sampler="random", trials=3, vary={"adapter.rank": [2, 4, 16]}))
 
 
 def test_a_preset_that_was_changed_meanwhile_makes_another_sweep(tmp_path: Path, tiny_images: Path) -> None:
@@ -261,3 +261,15 @@ def test_the_command_trains_for_real(tmp_path: Path, tiny_images: Path, tiny_sd1
     assert [trial["state"] for trial in trials] == ["complete", "complete"]
     assert all(0 < trial["relative_loss"] < 1.5 for trial in trials)
     assert (tmp_path / "sweeps" / "mine" / "mine.safetensors").is_file()
+
+
+def test_what_no_trial_may_do_is_refused_before_the_first(tmp_path: Path, tiny_images: Path) -> None:
+    path = written(tmp_path, tiny_images)
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings["train"]["outputs"] = {"on_finish": "echo done"}
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    with pytest.raises(ConfigError, match="runs only where sdlora train or resume is called by hand"):
+        Sweep(path)
+    (tmp_path / "sweeps").write_text("a file", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"folder: .*sweeps is a file, not a folder"):
+        Sweep(written(tmp_path, tiny_images))

@@ -15,6 +15,7 @@ PLAIN: dict[str, Any] = {
     "preset": "demo.yaml",
     "train": {"validation": {"fraction": 0.2}, "optimization": {"steps": 4}},
     "vary": {"adapter.rank": [4, 8]},
+    "trials": 2,
 }
 
 
@@ -72,6 +73,11 @@ def test_ranges_are_whole_where_both_ends_are(tmp_path: Path) -> None:
         ({"preset": "nosuch.yaml"}, "nosuch.yaml"),
         ({"train": {"adapter": {"rnak": 4}, "validation": {"fraction": 0.2}}}, "rnak"),
         ({"trails": 3}, "trails"),
+        ({"trials": 3}, "3 are more than the 2 combinations there are, so that some would be trained twice"),
+        ({"vary": {"adapter.rank": {"low": 4, "high": 8, "step": 4}}, "trials": 3}, "more than the 2 combinations"),
+        ({"vary": {"adapter": [{"rank": 4}, {"rank": 8}]}}, "vary.adapter: is a section, which would be replaced"),
+        ({"train": {"name": "x"}}, "train.name: every trial has its own"),
+        ({"train": {"outputs": {"folder": "x"}}}, "train.outputs.folder: every trial has its own"),
         ({"name": "../elsewhere"}, "name"),
         ({"name": ""}, "name"),
         ({"sampler": "bayes"}, "sampler"),
@@ -88,3 +94,9 @@ def test_settings_that_clash_in_some_combination_only_are_found_before_anything_
         ConfigError, match=r"rslora goes with algorithm lora only.*with adapter.algorithm=loha, adapter.rslora=True"
     ):
         read(written(tmp_path, vary=vary))
+
+
+def test_what_is_wrong_with_all_trials_is_said_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read(written(tmp_path, name="CON"))
+    assert raised.value.problems == ["name: 'CON' can't be used as a name: Windows keeps it for devices"]
