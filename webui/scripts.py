@@ -35,7 +35,7 @@ NEWS_OF_A_RUN = """(text, selected) => {
   const outputs = parts.length + buttons.length + 3;
   if (!news.sent || news.asked !== wanted) return Array(outputs).fill(nothing);
   window.sdlora.run = null;
-  setTimeout(window.sdlora.note, 50);
+  window.sdlora.note();
   document.querySelector('#runs-details')?.removeAttribute('aria-busy');
   return [
     ...parts.map((name) => name in news.parts ? news.parts[name] : nothing),
@@ -55,7 +55,7 @@ MARKS = """watch('value', () => {
   window.sdlora.mark(document.querySelector('#dataset-gallery'), element.querySelector('[data-shown]')?.dataset.shown);
   if (window.sdlora.reveal) document.querySelector(window.sdlora.reveal)?.scrollIntoView({block: 'nearest'});
   window.sdlora.reveal = null;
-  setTimeout(window.sdlora.note, 50);
+  window.sdlora.note();
 });"""
 """For the words about the image in the editor: marks its tile, and shows the editor where a press asked for it."""
 

@@ -294,6 +294,7 @@ def test_a_runs_view_is_of_one_run(alone: Callable[[str], Any]) -> None:
     wait_until(page, lambda: "log of broken" in value(page, "runs-log"))
     page.click("#runs-list [data-run=unbegun]")
     page.wait_for_selector("#runs-status:has-text('not begun')")
+    wait_until(page, lambda: page.url.endswith("#runs/unbegun"))
     page.go_back()
     wait_until(page, lambda: "log of broken" in value(page, "runs-log"))
     page.reload()

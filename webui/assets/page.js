@@ -127,9 +127,14 @@
     const isFirst = !location.hash || address.startsWith(`${location.hash}/`);
     history[isFirst ? "replaceState" : "pushState"](null, "", address);
   };
-  window.sdlora.note = noteThePlace;
-  const until = async (holds) => {
-    for (let tries = 0; !holds() && tries < 200; tries++) await new Promise((done) => setTimeout(done, 50));
+  const until = async (holds, tries = 200) => {
+    for (; !holds() && tries > 0; tries--) await new Promise((done) => setTimeout(done, 50));
+  };
+  // For news of another run or data set, whose name Gradio writes into its field some time later. Without it, two choices
+  // within a second, between two looks, would be one step of Back.
+  window.sdlora.note = () => {
+    const before = location.hash;
+    until(() => { noteThePlace(); return location.hash !== before; }, 20);
   };
   window.sdlora.arrive = async () => {
     const tab = inAddress().tab || (kept.tab && "home");
