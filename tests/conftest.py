@@ -101,6 +101,14 @@ def tiny_sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shallow_sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with fewer levels and layers, for tests of runs, which don't care how many there are."""
+    from tests.support.tiny_models import build
+
+    return build("sd1", tmp_path_factory.mktemp("models") / "sd1-shallow", shallow=True)
+
+
+@pytest.fixture(scope="session")
 def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same for SD 2.x's v-prediction model."""
     from tests.support.tiny_models import build

@@ -46,11 +46,11 @@ def test_inspect_prints_text_or_json_and_draws_a_chart(cli, two: tuple[Path, Pat
     assert "--quick does no analysis" in cli("inspect", two[0], two[1], "--quick").errors
 
 
-def test_inspect_compares_two_and_takes_a_base(cli, two: tuple[Path, Path], tiny_sd1: Path) -> None:
+def test_inspect_compares_two_and_takes_a_base(cli, two: tuple[Path, Path], shallow_sd1: Path) -> None:
     content = json.loads(cli("inspect", two[0], two[1], "--json").output)
     assert content["comparison"]["total"]["num_layers"] == 2
     assert "cosine" in cli("inspect", *two).output
-    assert "||dW||/||W||" in cli("inspect", two[0], "--base", tiny_sd1).output
+    assert "||dW||/||W||" in cli("inspect", two[0], "--base", shallow_sd1).output
 
 
 def test_mix_takes_weights_on_the_command_line_or_from_a_file(cli, two: tuple[Path, Path], tmp_path: Path) -> None:
@@ -76,15 +76,15 @@ def test_mix_takes_weights_on_the_command_line_or_from_a_file(cli, two: tuple[Pa
     assert "method svd needs a rank or an energy" in wrong.errors
 
 
-def test_merge_extract_and_resize_go_round(cli, two: tuple[Path, Path], tiny_sd1: Path, tmp_path: Path) -> None:
-    result = cli("merge", f"{two[0]}:2", "--base", tiny_sd1, "--out", tmp_path / "merged")
+def test_merge_extract_and_resize_go_round(cli, two: tuple[Path, Path], shallow_sd1: Path, tmp_path: Path) -> None:
+    result = cli("merge", f"{two[0]}:2", "--base", shallow_sd1, "--out", tmp_path / "merged")
     assert "2 layers changed" in result.output, result.errors
     result = cli(
         "extract",
         "--tuned",
         tmp_path / "merged",
         "--base",
-        tiny_sd1,
+        shallow_sd1,
         "--rank",
         "4",
         "--out",

@@ -33,10 +33,10 @@ class Steps:
 
 
 @pytest.fixture
-def configure(tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+def configure(shallow_sd1: Path, tiny_images: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     def with_overrides(*overrides: str) -> TrainConfig:
         settings = [
-            f"base_model.model={tiny_sd1}", f"images.folder={tiny_images}", "images.resolution=64",
+            f"base_model.model={shallow_sd1}", f"images.folder={tiny_images}", "images.resolution=64",
             "images.bucket_step=32", "adapter.rank=4", "optimization.steps=4", "optimization.precision=fp32",
             "optimization.learning_rate=1e-2", "optimization.threads=1", f"outputs.folder={tmp_path / 'runs'}",
             "outputs.self_test=false",

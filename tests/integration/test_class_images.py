@@ -23,9 +23,9 @@ from sdlora.training.loop.run import train
 from sdlora.training.workers import Workers
 
 
-def settings(tiny_sd1: Path, tiny_images: Path, classes: Path, *more: str) -> list[str]:
+def settings(shallow_sd1: Path, tiny_images: Path, classes: Path, *more: str) -> list[str]:
     return [
-        f"base_model.model={tiny_sd1}",
+        f"base_model.model={shallow_sd1}",
         f"images.folder={tiny_images}",
         f"images.class_folder={classes}",
         "images.resolution=64",
@@ -48,14 +48,14 @@ def run(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_class_images_are_drawn_gone_on_with_and_trained_without_the_trigger(
-    tiny_sd1: Path,
+    shallow_sd1: Path,
     tiny_images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     classes = tmp_path / "classes"
-    overrides = settings(tiny_sd1, tiny_images, classes, f"outputs.folder={tmp_path / 'runs'}")
+    overrides = settings(shallow_sd1, tiny_images, classes, f"outputs.folder={tmp_path / 'runs'}")
     config = files.load(None, overrides)
     with pytest.raises(
         DataError, match=r"does not exist. Generate its images .* sdlora dataset class-images --out .*classes"

@@ -69,12 +69,12 @@ def test_explain_prints_the_description_of_a_setting_and_searches_all(cli) -> No
 
 
 def test_dry_run_prints_settings_and_summary_and_leaves_nothing_behind(
-    cli, tiny_sd1: Path, tiny_images: Path, tmp_path: Path
+    cli, shallow_sd1: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
-    result = cli(*train_on(tiny_sd1, tiny_images, f"outputs.folder={tmp_path / 'runs'}"), "--dry-run")
+    result = cli(*train_on(shallow_sd1, tiny_images, f"outputs.folder={tmp_path / 'runs'}"), "--dry-run")
     assert result.code == 0, result.errors
     assert "rank: 16" not in result.output, "a default"
-    assert "rank: 16" in cli(*train_on(tiny_sd1, tiny_images), "--dry-run", "--full").output
+    assert "rank: 16" in cli(*train_on(shallow_sd1, tiny_images), "--dry-run", "--full").output
     for line in (
         "images:          10 of 10 files, 0 held out",
         "never trained:   0 images",
@@ -86,22 +86,25 @@ def test_dry_run_prints_settings_and_summary_and_leaves_nothing_behind(
     assert not (tmp_path / "runs").exists()
 
 
-def test_processes_share_a_batch_that_is_large_enough(cli, tiny_sd1: Path, tiny_images: Path) -> None:
-    several = [*train_on(tiny_sd1, tiny_images, "optimization.batch_size=5", "optimization.device=cpu"), "--processes"]
+def test_processes_share_a_batch_that_is_large_enough(cli, shallow_sd1: Path, tiny_images: Path) -> None:
+    several = [
+        *train_on(shallow_sd1, tiny_images, "optimization.batch_size=5", "optimization.device=cpu"),
+        "--processes",
+    ]
     told = cli(*several, "2", "--dry-run").output
     assert "5 images a step (batch 5 x accumulation 1), 2 or 3 for each of 2 processes" in told
     assert "GiB in each process" in told
     figures = json.loads(cli(*several, "2", "--dry-run", "--json").output)["figures"]
     assert (figures["processes"], figures["images_a_step"], figures["images_a_pass"]) == (2, 5, 3)
     assert "which 6 processes can't share" in cli(*several, "6").errors
-    assert "--restarts goes with --processes" in cli(*train_on(tiny_sd1, tiny_images), "--restarts", "1").errors
+    assert "--restarts goes with --processes" in cli(*train_on(shallow_sd1, tiny_images), "--restarts", "1").errors
 
 
 def test_of_several_processes_one_shows_the_dry_run(
-    cli, tiny_sd1: Path, tiny_images: Path, monkeypatch: pytest.MonkeyPatch
+    cli, shallow_sd1: Path, tiny_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert cli(*train_on(tiny_sd1, tiny_images), "--dry-run").output == ""
+    assert cli(*train_on(shallow_sd1, tiny_images), "--dry-run").output == ""
 
 
 @pytest.mark.parametrize(
@@ -115,15 +118,15 @@ def test_of_several_processes_one_shows_the_dry_run(
     ],
 )
 def test_the_dry_run_notes_what_cannot_be_followed_as_written(
-    cli, tiny_sd1: Path, tiny_images: Path, overrides: list[str], note: str
+    cli, shallow_sd1: Path, tiny_images: Path, overrides: list[str], note: str
 ) -> None:
     steps = ("optimization.steps=100", "optimization.epochs=null")
-    assert note in cli(*train_on(tiny_sd1, tiny_images, *steps, *overrides), "--dry-run").output
-    assert "note:" not in cli(*train_on(tiny_sd1, tiny_images, *steps), "--dry-run").output
+    assert note in cli(*train_on(shallow_sd1, tiny_images, *steps, *overrides), "--dry-run").output
+    assert "note:" not in cli(*train_on(shallow_sd1, tiny_images, *steps), "--dry-run").output
 
 
-def test_epochs_that_accumulation_rounds_up_are_noted(cli, tiny_sd1: Path, tiny_images: Path) -> None:
-    told = cli(*train_on(tiny_sd1, tiny_images, "optimization.epochs=1", "optimization.accumulation=3"), "--dry-run")
+def test_epochs_that_accumulation_rounds_up_are_noted(cli, shallow_sd1: Path, tiny_images: Path) -> None:
+    told = cli(*train_on(shallow_sd1, tiny_images, "optimization.epochs=1", "optimization.accumulation=3"), "--dry-run")
     assert "don't divide by optimization.accumulation=3; the last of 4 steps begins another epoch" in told.output
 
 
@@ -150,42 +153,42 @@ def test_cache_can_be_shown_and_pruned(cli, tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_setting_is_one_message_and_exit_code_2(
-    cli, tiny_sd1: Path, one_image: Path, override: str, message: str
+    cli, shallow_sd1: Path, one_image: Path, override: str, message: str
 ) -> None:
-    result = cli(*train_on(tiny_sd1, one_image, override))
+    result = cli(*train_on(shallow_sd1, one_image, override))
     assert result.code == 2
     assert message in result.errors
     assert result.errors.count("error:") == 1
     assert "Traceback" not in result.errors
 
 
-def test_no_image_folder_says_which_setting_is_missing(cli, tiny_sd1: Path) -> None:
-    result = cli("train", "--set", f"base_model.model={tiny_sd1}")
+def test_no_image_folder_says_which_setting_is_missing(cli, shallow_sd1: Path) -> None:
+    result = cli("train", "--set", f"base_model.model={shallow_sd1}")
     assert result.code == 2
     assert "no image folder is set: use --set images.folder=FOLDER" in result.errors
 
 
-def test_an_empty_folder_is_named(cli, tiny_sd1: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_is_named(cli, shallow_sd1: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    result = cli(*train_on(tiny_sd1, tmp_path / "empty"))
+    result = cli(*train_on(shallow_sd1, tmp_path / "empty"))
     assert result.code == 2
     assert str(tmp_path / "empty") in result.errors
 
 
-def test_a_corrupt_image_is_named_with_its_reason(cli, tiny_sd1: Path, one_image: Path) -> None:
+def test_a_corrupt_image_is_named_with_its_reason(cli, shallow_sd1: Path, one_image: Path) -> None:
     (one_image / "broken.png").write_bytes(b"\x89PNG not really")
-    result = cli(*train_on(tiny_sd1, one_image))
+    result = cli(*train_on(shallow_sd1, one_image))
     assert result.code == 2
     assert "broken.png" in result.errors
     assert "images.max_unreadable" in result.errors
 
 
-def test_a_run_says_as_it_begins_what_it_leaves_out(cli, tiny_sd1: Path, one_image: Path, tmp_path: Path) -> None:
+def test_a_run_says_as_it_begins_what_it_leaves_out(cli, shallow_sd1: Path, one_image: Path, tmp_path: Path) -> None:
     (one_image / "broken.png").write_bytes(b"\x89PNG not really")
     (one_image / "broken.txt").write_text("a red square", encoding="utf-8")
     (one_image / "a.txt").write_text("red square, " * 50, encoding="utf-8")
     overrides = ("images.max_unreadable=0.5", "optimization.steps=1", "optimization.warmup=50")
-    result = cli(*train_on(tiny_sd1, one_image, *overrides, f"outputs.folder={tmp_path / 'runs'}"))
+    result = cli(*train_on(shallow_sd1, one_image, *overrides, f"outputs.folder={tmp_path / 'runs'}"))
     assert result.code == 0, result.errors
     (log,) = (tmp_path / "runs").glob("*/log.txt")
     told = log.read_text(encoding="utf-8")
@@ -194,9 +197,9 @@ def test_a_run_says_as_it_begins_what_it_leaves_out(cli, tiny_sd1: Path, one_ima
     assert "1 captions over 75 tokens, cut off: a.png (" in told
 
 
-def test_a_missing_caption_is_named_with_what_to_do(cli, tiny_sd1: Path, one_image: Path) -> None:
+def test_a_missing_caption_is_named_with_what_to_do(cli, shallow_sd1: Path, one_image: Path) -> None:
     (one_image / "a.txt").unlink()
-    result = cli(*train_on(tiny_sd1, one_image))
+    result = cli(*train_on(shallow_sd1, one_image))
     assert result.code == 2
     assert "a.png" in result.errors
     assert "captions.default" in result.errors
@@ -212,13 +215,13 @@ def test_a_missing_caption_is_named_with_what_to_do(cli, tiny_sd1: Path, one_ima
     ],
 )
 def test_a_missing_package_is_named_with_the_pip_command(
-    cli, monkeypatch: pytest.MonkeyPatch, tiny_sd1: Path, one_image: Path, override: str, package: str, extra: str
+    cli, monkeypatch: pytest.MonkeyPatch, shallow_sd1: Path, one_image: Path, override: str, package: str, extra: str
 ) -> None:
     monkeypatch.setattr("sdlora.training.preflight.checks.find_spec", lambda name: None)
     for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, name, None)
     overrides = [override, "optimization.learning_rate=1.0"] if package == "prodigyopt" else [override]
-    result = cli(*train_on(tiny_sd1, one_image, *overrides))
+    result = cli(*train_on(shallow_sd1, one_image, *overrides))
     assert result.code == 2
     assert f"needs the package '{package}', which is not installed. Run: pip install -e '.[{extra}]'" in result.errors
 
@@ -241,7 +244,7 @@ def test_requests_go_to_the_run_and_wrong_folders_are_refused(cli, tmp_path: Pat
     assert "not a run folder" in result.errors
 
 
-def test_a_run_leaves_everything_it_promises(cli, tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_everything_it_promises(cli, shallow_sd1: Path, tiny_images: Path, tmp_path: Path) -> None:
     overrides = [
         "name=my style",
         "captions.trigger=sks",
@@ -255,7 +258,7 @@ def test_a_run_leaves_everything_it_promises(cli, tiny_sd1: Path, tiny_images: P
         "outputs.tensorboard=true",
         f"outputs.folder={tmp_path}",
     ]
-    result = cli(*train_on(tiny_sd1, tiny_images, *overrides))
+    result = cli(*train_on(shallow_sd1, tiny_images, *overrides))
     folder = tmp_path / "my_style"
     assert result.code == 0, result.errors
     assert "trainable parameters:" in result.errors

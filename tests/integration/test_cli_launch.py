@@ -43,8 +43,8 @@ def call(*arguments: str) -> str:
     return result.output
 
 
-def test_a_dry_run_for_machines_has_all_figures(tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> None:
-    settings = [f"base_model.model={tiny_sd1}", f"images.folder={tiny_images}", "images.resolution=64"]
+def test_a_dry_run_for_machines_has_all_figures(shallow_sd1: Path, tiny_images: Path, tmp_path: Path) -> None:
+    settings = [f"base_model.model={shallow_sd1}", f"images.folder={tiny_images}", "images.resolution=64"]
     found = DryRun.model_validate_json(call("train", "--dry-run", "--json", *(f"--set={each}" for each in settings)))
     assert found.problems == []
     assert found.figures is not None
@@ -55,8 +55,8 @@ def test_a_dry_run_for_machines_has_all_figures(tiny_sd1: Path, tiny_images: Pat
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_dry_run_for_machines_lists_problems_and_exits_with_1(tiny_sd1: Path) -> None:
-    settings = [f"--set=base_model.model={tiny_sd1}", "--set=optimization.optimizer=torch.optim.Nothing"]
+def test_a_dry_run_for_machines_lists_problems_and_exits_with_1(shallow_sd1: Path) -> None:
+    settings = [f"--set=base_model.model={shallow_sd1}", "--set=optimization.optimizer=torch.optim.Nothing"]
     result = CliRunner().invoke(app, ["train", "--dry-run", "--json", *settings])
     assert result.exit_code == 1
     problems = DryRun.model_validate_json(result.output).problems

@@ -26,10 +26,10 @@ SHORT_DEMO = '"optimization": {"steps": 2, "batch_size": 1}, "images": {"resolut
 
 
 @pytest.fixture
-def folder(tmp_path: Path, tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, shallow_sd1: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files that the text speaks of."""
-    shutil.copytree(tiny_sd1, tmp_path / "sd15")
-    adapter_files.random_adapter(tiny_sd1, tmp_path / "runs" / "my-style" / "my-style.safetensors", rank=2)
+    shutil.copytree(shallow_sd1, tmp_path / "sd15")
+    adapter_files.random_adapter(shallow_sd1, tmp_path / "runs" / "my-style" / "my-style.safetensors", rank=2)
     for seed, name in enumerate(("style", "character", "ink")):
         emoji_adapters.random_adapter(tmp_path / f"{name}.safetensors", seed)
     monkeypatch.chdir(tmp_path)

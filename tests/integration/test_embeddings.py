@@ -98,14 +98,14 @@ def test_files_that_are_no_embeddings_get_one_clear_error(tmp_path: Path) -> Non
 
 
 @torch.no_grad()
-def test_a_prompt_with_an_embedding_has_the_text_states_of_diffusers(tiny_sd1: Path, tmp_path: Path) -> None:
-    bundle = load(BaseModelConfig(model=str(tiny_sd1), precision="fp32"))
+def test_a_prompt_with_an_embedding_has_the_text_states_of_diffusers(shallow_sd1: Path, tmp_path: Path) -> None:
+    bundle = load(BaseModelConfig(model=str(shallow_sd1), precision="fp32"))
     width = bundle.text_encoders[0].get_input_embeddings().weight.shape[1]
     save_file({"emb_params": vectors(3, width)}, tmp_path / "fox.safetensors")
     chosen = choose_embeddings(["a fox in snow"], [tmp_path], {}, [width])
     plain = bundle.family.encode_text(bundle, ["a fox in snow"]).states_BTD
     bundle.new_tokens = chosen.tokens
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd1, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(shallow_sd1, safety_checker=None)
     pipeline.load_textual_inversion(str(tmp_path), weight_name="fox.safetensors", token="<fox>")
     expected, _ = pipeline.encode_prompt("a <fox> in snow", "cpu", 1, do_classifier_free_guidance=False)
     for spelled in ("a fox in snow", "a embedding:fox in snow", "a FOX in snow"):
@@ -122,15 +122,15 @@ def request(model: Path | str, **settings: object) -> GenerateConfig:
     return GenerateConfig(base_model=BaseModelConfig(model=str(model)), **{**values, **settings})  # type: ignore[arg-type]
 
 
-def test_generate_uses_embeddings_by_name_and_from_a_bundle(tiny_sd1: Path, tmp_path: Path) -> None:
-    generator = Generator(BaseModelConfig(model=str(tiny_sd1)))
+def test_generate_uses_embeddings_by_name_and_from_a_bundle(shallow_sd1: Path, tmp_path: Path) -> None:
+    generator = Generator(BaseModelConfig(model=str(shallow_sd1)))
     width = generator.bundle.text_encoders[0].get_input_embeddings().weight.shape[1]
     folder = tmp_path / "embeddings"
     folder.mkdir()
-    (plain,) = generator.generate(request(tiny_sd1))
+    (plain,) = generator.generate(request(shallow_sd1))
     assert any("no embedding of that name is in embedding_folders" in warning for warning in plain.warnings)
     save_file({"emb_params": vectors(2, width) * 20}, folder / "fox.safetensors")
-    (used,) = generator.generate(request(tiny_sd1, embedding_folders=(folder,)))
+    (used,) = generator.generate(request(shallow_sd1, embedding_folders=(folder,)))
     assert not any("embedding" in warning for warning in used.warnings)
     assert used.image.tobytes() != plain.image.tobytes()
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -139,21 +139,21 @@ def test_generate_uses_embeddings_by_name_and_from_a_bundle(tiny_sd1: Path, tmp_
     save_file(rank | bundle, tmp_path / "lora.safetensors", {"ss_base_model_version": "sd_v1"})
     assert read(tmp_path / "lora.safetensors").unused == ()
     adapters = (UsedAdapter(file=str(tmp_path / "lora.safetensors")),)
-    (bundled,) = generator.generate(request(tiny_sd1, adapters=adapters))
+    (bundled,) = generator.generate(request(shallow_sd1, adapters=adapters))
     assert bundled.image.tobytes() == used.image.tobytes()
     save_file({"emb_params": vectors(2, width + 1)}, folder / "fox.safetensors")
-    (other,) = generator.generate(request(tiny_sd1, embedding_folders=(folder,)))
+    (other,) = generator.generate(request(shallow_sd1, embedding_folders=(folder,)))
     assert any("embedding fox is of width" in text and "taken as words" in text for text in other.warnings)
     with pytest.raises(ConfigError, match="missing: no such folder"):
-        list(generator.generate(request(tiny_sd1, embedding_folders=(tmp_path / "missing",))))
+        list(generator.generate(request(shallow_sd1, embedding_folders=(tmp_path / "missing",))))
 
 
-def test_inspect_shows_vectors_norms_and_nearest_words(tiny_sd1: Path, tmp_path: Path) -> None:
-    bundle = load(BaseModelConfig(model=str(tiny_sd1), precision="fp32"))
+def test_inspect_shows_vectors_norms_and_nearest_words(shallow_sd1: Path, tmp_path: Path) -> None:
+    bundle = load(BaseModelConfig(model=str(shallow_sd1), precision="fp32"))
     table = bundle.text_encoders[0].get_input_embeddings().weight.detach()
     number = bundle.tokenizers[0].convert_tokens_to_ids("fox</w>")
     save_file({"emb_params": table[number][None] * 3}, tmp_path / "f.safetensors")
-    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "f.safetensors"), "--base", str(tiny_sd1), "--json"])
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "f.safetensors"), "--base", str(shallow_sd1), "--json"])
     assert result.exit_code == 0, result.output
     (encoder,) = json.loads(result.output)["encoders"]
     assert (encoder["number"], encoder["width"]) == (1, table.shape[1])

@@ -34,10 +34,10 @@ STEPS = 3
 
 
 @pytest.fixture
-def configure(tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+def configure(shallow_sd1: Path, tiny_images: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     def with_overrides(*overrides: str, name: str = "my-lora") -> TrainConfig:
         settings = [
-            f"name={name}", f"base_model.model={tiny_sd1}", f"images.folder={tiny_images}", "images.resolution=64",
+            f"name={name}", f"base_model.model={shallow_sd1}", f"images.folder={tiny_images}", "images.resolution=64",
             "adapter.rank=2", "adapter.layers=attention", f"optimization.steps={STEPS}", "optimization.precision=fp32",
             "optimization.learning_rate=1e-3", "optimization.threads=1", f"outputs.folder={tmp_path / 'runs'}",
             "outputs.checkpoint_every=1", "outputs.self_test=false",

@@ -129,11 +129,13 @@ def test_rows_of_different_sizes_or_steps_are_refused(generator: Generator) -> N
         generator.generate_rows([request_of(), request_of(steps=4, width_px=72)])
 
 
-def test_a_request_for_another_model_is_refused(generator: Generator, tiny_sd1: Path) -> None:
-    other = request_of(base_model={"model": str(tiny_sd1)})
+def test_a_request_for_another_model_is_refused(generator: Generator, shallow_sd1: Path) -> None:
+    other = request_of(base_model={"model": str(shallow_sd1)})
     assert not generator.fits(other)
     assert generator.fits(request_of(base_model={"clip_skip": 2}))
-    with pytest.raises(ConfigError, match=r"it is for .*sd1 and other compute settings; builtin:emoji is loaded"):
+    with pytest.raises(
+        ConfigError, match=r"it is for .*sd1-shallow and other compute settings; builtin:emoji is loaded"
+    ):
         generator.generate(other)
 
 
@@ -222,8 +224,8 @@ def test_merging_is_decided_by_an_images_own_settings_and_kept(generator: Genera
     assert one(generator, scheduled).config.compute.merge_adapters is False
 
 
-def test_an_adapter_of_other_layer_sizes_is_refused(generator: Generator, tiny_sd1: Path, tmp_path: Path) -> None:
-    other = random_adapter(tiny_sd1, tmp_path / "other.safetensors", layers=ATTENTION)
+def test_an_adapter_of_other_layer_sizes_is_refused(generator: Generator, shallow_sd1: Path, tmp_path: Path) -> None:
+    other = random_adapter(shallow_sd1, tmp_path / "other.safetensors", layers=ATTENTION)
     with pytest.raises(AdapterError, match=r"other.safetensors doesn't fit the base model: lora_unet_.* the model has"):
         list(generator.generate(request_of(adapters=(UsedAdapter(file=str(other)),))))
 

@@ -179,10 +179,10 @@ def test_a_picture_keeps_what_the_mask_leaves(models: dict[tuple[str, str], Path
 
 
 def test_a_mask_setting_without_an_inpainting_model_or_without_masks_is_refused(
-    tiny_sd1: Path, tiny_images: Path, tmp_path: Path
+    shallow_sd1: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
     asked = ("images.inpaint_mask=mask", "images.mask=alpha")
     with pytest.raises(ConfigError, match=r"images.inpaint_mask=mask has no effect(.|\n)*is no inpainting model"):
-        train(config(tiny_sd1, tiny_images, tmp_path, *asked))
+        train(config(shallow_sd1, tiny_images, tmp_path, *asked))
     with pytest.raises(ConfigError, match="inpaint_mask=mask needs images.mask, alpha or file"):
-        config(tiny_sd1, tiny_images, tmp_path, "images.inpaint_mask=mask")
+        config(shallow_sd1, tiny_images, tmp_path, "images.inpaint_mask=mask")

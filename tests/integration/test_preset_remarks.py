@@ -33,9 +33,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("preset", [path.stem for path in files.shipped_presets()])
 def test_a_preset_has_no_remarks_on_itself(
-    preset: str, pictures: Path, tiny_sd1: Path, tiny_sd2: Path, tiny_sdxl: Path
+    preset: str, pictures: Path, shallow_sd1: Path, tiny_sd2: Path, tiny_sdxl: Path
 ) -> None:
-    bases = {"sd1": tiny_sd1, "sd2": tiny_sd2, "sdxl": tiny_sdxl}
+    bases = {"sd1": shallow_sd1, "sd2": tiny_sd2, "sdxl": tiny_sdxl}
     base = bases[FAMILIES.get(preset, "sdxl" if preset.startswith("sdxl") else "sd1")]
     settings = [f"base_model.model={base}", f"images.folder={pictures}"]
     config = files.load(preset, settings)
@@ -53,9 +53,9 @@ def test_a_preset_has_no_remarks_on_itself(
 
 @pytest.mark.parametrize(("family", "clip_skip"), [("sd1", 2), ("sd1", 3), ("sd2", 1), ("sdxl", 1)])
 def test_layers_that_the_text_does_not_come_from_get_no_adapter(
-    family: str, clip_skip: int, tiny_sd1: Path, tiny_sd2: Path, tiny_sdxl: Path
+    family: str, clip_skip: int, shallow_sd1: Path, tiny_sd2: Path, tiny_sdxl: Path
 ) -> None:
-    base = {"sd1": tiny_sd1, "sd2": tiny_sd2, "sdxl": tiny_sdxl}[family]
+    base = {"sd1": shallow_sd1, "sd2": tiny_sd2, "sdxl": tiny_sdxl}[family]
     bundle = load(BaseModelConfig(model=str(base), precision="fp32", clip_skip=clip_skip))
     adapter = attach(bundle, AdapterConfig(rank=2, layers="attention", text_encoder=True))
     for parameter in adapter.parameters:  # off 0, where A has no gradient

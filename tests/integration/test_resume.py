@@ -106,10 +106,10 @@ def goes_on(run: Path, expected: str) -> None:
 
 
 def test_kill_and_resume_gives_the_same_bytes_as_an_uninterrupted_run(
-    tiny_sd1: Path, tiny_images: Path, tmp_path: Path
+    shallow_sd1: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
-    straight = settings(tiny_sd1, tiny_images, tmp_path / "straight", "fp32", "adamw")
-    killed = settings(tiny_sd1, tiny_images, tmp_path / "killed", "fp32", "adamw")
+    straight = settings(shallow_sd1, tiny_images, tmp_path / "straight", "fp32", "adamw")
+    killed = settings(shallow_sd1, tiny_images, tmp_path / "killed", "fp32", "adamw")
     expected = weights_hash(train(files.load(overrides=straight)).adapter)
 
     run = tmp_path / "killed" / "my-lora"
@@ -117,15 +117,17 @@ def test_kill_and_resume_gives_the_same_bytes_as_an_uninterrupted_run(
     goes_on(run, expected)
 
 
-def test_bf16_and_8_bit_optimizers_go_on_to_the_same_bytes(tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> None:
-    config = files.load(overrides=settings(tiny_sd1, tiny_images, tmp_path / "straight", "bf16", "adamw8bit"))
+def test_bf16_and_8_bit_optimizers_go_on_to_the_same_bytes(
+    shallow_sd1: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    config = files.load(overrides=settings(shallow_sd1, tiny_images, tmp_path / "straight", "bf16", "adamw8bit"))
     run = tmp_path / "cut" / "my-lora"
     straight = train(config, [CutAtCheckpoint(tmp_path / "straight" / "my-lora", run)])
     goes_on(run, weights_hash(straight.adapter))
 
 
-def test_resuming_a_complete_run_says_so(tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> None:
-    overrides = [*settings(tiny_sd1, tiny_images, tmp_path, "fp32", "adamw"), "optimization.steps=1"]
+def test_resuming_a_complete_run_says_so(shallow_sd1: Path, tiny_images: Path, tmp_path: Path) -> None:
+    overrides = [*settings(shallow_sd1, tiny_images, tmp_path, "fp32", "adamw"), "optimization.steps=1"]
     run = train(files.load(overrides=overrides)).folder
     with pytest.raises(RunError, match="this run is complete: all 1 steps are done"):
         resume(run)

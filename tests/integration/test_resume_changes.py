@@ -56,11 +56,12 @@ def images(tiny_images: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def configure(tiny_sd1: Path, images: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+def configure(shallow_sd1: Path, images: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     def with_overrides(*overrides: str) -> TrainConfig:
         settings = [
-            f"base_model.model={tiny_sd1}", f"images.folder={images}", "images.resolution=64", "images.bucket_step=32",
-            "adapter.rank=2", "adapter.layers=attention", "optimization.steps=2", "optimization.precision=fp32",
+            f"base_model.model={shallow_sd1}", f"images.folder={images}", "images.resolution=64",
+            "images.bucket_step=32", "adapter.rank=2", "adapter.layers=attention", "optimization.steps=2",
+            "optimization.precision=fp32",
             "optimization.learning_rate=1e-3", "optimization.threads=1", f"outputs.folder={tmp_path / 'runs'}",
             "outputs.checkpoint_every=1", "outputs.self_test=false",
         ]  # fmt: skip

@@ -243,9 +243,9 @@ def test_a_sweep_runs_once_at_a_time(tmp_path: Path, tiny_images: Path) -> None:
         Sweep(sweep.path).run()
 
 
-def test_the_command_trains_for_real(tmp_path: Path, tiny_images: Path, tiny_sd1: Path, cli: Any) -> None:
+def test_the_command_trains_for_real(tmp_path: Path, tiny_images: Path, shallow_sd1: Path, cli: Any) -> None:
     train = {
-        "base_model": {"model": str(tiny_sd1)},
+        "base_model": {"model": str(shallow_sd1)},
         "images": {"folder": str(tiny_images), "resolution": 64},
         "adapter": {"layers": "attention"},
         "optimization": {"steps": 2, "device": "cpu", "optimizer": "adamw", "learning_rate": 1e-3},

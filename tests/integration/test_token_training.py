@@ -146,9 +146,9 @@ def test_files_of_tokens_are_not_taken_for_adapters(configure: Configure, tmp_pa
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_run_cut_off_and_resumed_gives_the_same_bytes(
-    tiny_sd1: Path, tiny_images: Path, tmp_path: Path, alone: bool
+    shallow_sd1: Path, tiny_images: Path, tmp_path: Path, alone: bool
 ) -> None:
-    plain = settings(tiny_sd1, tiny_images, tmp_path / "straight", "fp32", "adamw")
+    plain = settings(shallow_sd1, tiny_images, tmp_path / "straight", "fp32", "adamw")
     plain = [one for one in plain if not one.startswith("adapter.")]
     config = files.load(overrides=[*plain, TOKEN, *(ALONE if alone else SMALL)])
     run = tmp_path / "cut" / "my-lora"
@@ -194,15 +194,15 @@ def test_quantised_and_checkpointed_unets_pass_the_gradients_on(configure: Confi
 
 
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])
-def test_diffusers_reads_the_file_to_the_same_text_states(tiny_sd1: Path, configure: Configure, format: str) -> None:
-    result = train(configure(*SMALL, f"base_model.model={tiny_sd1}", f"outputs.format={format}"))
+def test_diffusers_reads_the_file_to_the_same_text_states(shallow_sd1: Path, configure: Configure, format: str) -> None:
+    result = train(configure(*SMALL, f"base_model.model={shallow_sd1}", f"outputs.format={format}"))
     file = result.folder / "my-lora_emb.safetensors"
-    bundle = load(BaseModelConfig(model=str(tiny_sd1), precision="fp32"))
+    bundle = load(BaseModelConfig(model=str(shallow_sd1), precision="fp32"))
     width = bundle.text_encoders[0].get_input_embeddings().weight.shape[1]
     bundle.new_tokens = choose_embeddings(["a <ohwx>"], [result.folder], {}, [width]).tokens
     with torch.no_grad():
         found = bundle.family.encode_text(bundle, ["a photo of <ohwx> in snow"]).states_BTD
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd1, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(shallow_sd1, safety_checker=None)
     # diffusers' own form tells the token itself
     told = {"token": "<ohwx>"} if format == "kohya" else {}
     pipeline.load_textual_inversion(str(file.parent), weight_name=file.name, **told)

@@ -66,10 +66,10 @@ class Collector:
 
 
 @pytest.fixture
-def configure(tiny_sd1: Path, tiny_images: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+def configure(shallow_sd1: Path, tiny_images: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     def with_overrides(*overrides: str) -> TrainConfig:
         settings = {
-            "base_model.model": tiny_sd1,
+            "base_model.model": shallow_sd1,
             "images.folder": tiny_images,
             "images.resolution": 64,
             "images.bucket_step": 32,

@@ -25,7 +25,7 @@ from sdlora.events import EventStream, StepFinished, Validated, parse_event
 from sdlora.models.bundle import Bundle
 from sdlora.models.detection import detect
 from sdlora.models.frozen.attention import PlainAttention
-from sdlora.models.frozen.engine import speed_up, without_gradients
+from sdlora.models.frozen.engine import calculates_in_bf16, speed_up, without_gradients
 from sdlora.models.frozen.packed import PackedLayer, packed
 from sdlora.models.layout import unet_layout
 from sdlora.models.loading import load
@@ -50,6 +50,9 @@ KINDS = {
 }
 FASTER: tuple[Speed, ...] = ("fast", "lean")
 INPUTS = 6
+needs_bf16 = pytest.mark.skipif(
+    not calculates_in_bf16(), reason="this processor doesn't calculate in bf16 (no AVX-512)"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +61,7 @@ def _pack_small_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdlora.models.frozen.engine._LEAST_LINEAR", 2**11)
 
 
+@needs_bf16
 @pytest.mark.parametrize(("stride", "size"), [(1, 8), (1, 5), (2, 16), (2, 15)])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_packed_convolution_is_torchs_to_the_last_bit(stride: int, size: int, batch: int) -> None:
@@ -72,6 +76,7 @@ def test_a_packed_convolution_is_torchs_to_the_last_bit(stride: int, size: int, 
     assert torch.equal(fast.weight, layer.weight)
 
 
+@needs_bf16
 def test_a_packed_1x1_convolution_is_torchs_but_for_the_order_of_sums() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(32, 48, 1, dtype=torch.bfloat16).requires_grad_(False)
@@ -82,6 +87,7 @@ def test_a_packed_1x1_convolution_is_torchs_but_for_the_order_of_sums() -> None:
     assert torch.equal(fast.weight, layer.weight)
 
 
+@needs_bf16
 def test_a_packed_linear_layer_is_torchs_to_the_last_bit() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(64, 96, dtype=torch.bfloat16).requires_grad_(False)
@@ -140,6 +146,7 @@ def errors(found: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
     return float(together[0] / together[1]), each[len(each) // 2]
 
 
+@needs_bf16
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_as_close_to_fp32_as_those_of_plain_layers(tiny_sd1: Path, kind: str) -> None:
     """Over several inputs: bf16 rounds each one otherwise, and one alone is a tenth better or worse by chance."""
@@ -152,6 +159,7 @@ def test_gradients_are_as_close_to_fp32_as_those_of_plain_layers(tiny_sd1: Path,
         assert faster[1] <= 1.1 * plain[1]
 
 
+@needs_bf16
 def test_packing_leaves_the_adapter_and_the_counts_as_they_are(tiny_sd1: Path) -> None:
     bundle, adapter = started(tiny_sd1, "convolutions and feed-forward", torch.bfloat16)
     names, total = list(adapter.state()), parameter_count(bundle.unet)
@@ -168,6 +176,7 @@ def _is_base(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d | nn.Linear) and not layer.weight.requires_grad
 
 
+@needs_bf16
 @pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])
 def test_layers_whose_weight_an_adapter_reads_stay_plain(tiny_sd1: Path, kind: str) -> None:
     bundle, adapter = started(tiny_sd1, kind, torch.bfloat16)
@@ -245,6 +254,7 @@ def test_the_dry_run_says_which_speed_and_why(
     setting: str, words: str, tiny_sd1: Path, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)  # a dry run refuses a card that isn't there
+    monkeypatch.setattr(speeds, "calculates_in_bf16", lambda: True)
     wanted = "auto" if "speed" in setting else "fast"
     config = _config(wanted, tiny_sd1, tiny_images, tmp_path, setting, steps=1)
     said = dict(summarise(config).lines())["speed"]
@@ -255,12 +265,16 @@ def test_auto_is_fast_where_the_unet_is_wide_and_memory_allows(monkeypatch: pyte
     config = _config("auto", "builtin:emoji", "builtin:blueprint", tmp_path, steps=1)
     unet = unet_layout(config.base_model, detect(config.base_model))
     monkeypatch.setattr("sdlora.models.frozen.engine._WIDE", 1)
+    monkeypatch.setattr(speeds, "calculates_in_bf16", lambda: True)
     plan = MemoryPlan.of(config, check(config), unet, 1000)
     assert speeds.choose_speed(config.optimization, config.base_model, unet, plan).speed == "fast"
     monkeypatch.setattr(speeds, "_MOST_MEMORY", 0)
     chosen = speeds.choose_speed(config.optimization, config.base_model, unet, plan)
     assert chosen.speed == "plain"
     assert "fast takes about" in chosen.text
+    monkeypatch.setattr(speeds, "calculates_in_bf16", lambda: False)
+    chosen = speeds.choose_speed(config.optimization, config.base_model, unet, plan)
+    assert (chosen.speed, "this processor" in chosen.text) == ("plain", True)
 
 
 def test_the_base_is_measured_once_before_the_first_step(
@@ -281,6 +295,7 @@ def test_the_base_is_measured_once_before_the_first_step(
 
 
 def test_previews_leave_the_attention_of_the_steps_as_it_was(tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdlora.models.frozen.engine.calculates_in_bf16", lambda: True)
     unet = load(BaseModelConfig(model=str(tiny_sd1)), dtype=torch.bfloat16).unet
     before = unet.attn_processors
     with without_gradients(unet, torch.device("cpu")):
@@ -289,6 +304,7 @@ def test_previews_leave_the_attention_of_the_steps_as_it_was(tiny_sd1: Path, mon
     assert len(before) > 0
 
 
+@needs_bf16
 @pytest.mark.parametrize("speed", FASTER)
 def test_recomputed_activations_give_the_gradients_they_gave(tiny_sd1: Path, speed: Speed) -> None:
     found = []

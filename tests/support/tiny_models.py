@@ -71,12 +71,16 @@ def build(
     prediction: Prediction = "epsilon",
     zero_terminal_snr: bool = False,
     inpainting: bool = False,
+    shallow: bool = False,
 ) -> Path:
     """Write a random model as a diffusers folder, and return the folder.
 
     width: "tiny" (a few million weights, mostly the text encoders' vocabulary) or "true" (SD 1.5 in bf16 takes 2 GB).
+    shallow: attention on one level only and three layers of text encoder, which makes runs much shorter.
     """
     configs = narrow_configs(family, prediction) if width == "tiny" else shipped_configs(family, prediction)
+    if shallow:
+        _make_shallow(configs)
     if inpainting:
         configs["unet"]["in_channels"] = 9
     if prediction in _SCHEDULERS:
@@ -117,6 +121,16 @@ def narrow_configs(family: FamilyName, prediction: Prediction = "epsilon") -> di
                 projection_dim=width,
             )
     return configs
+
+
+def _make_shallow(configs: Mapping[str, ModelConfig]) -> None:
+    # What is left has the names that it has in the whole model, and every kind of layer is left.
+    first, *others = configs["unet"]["down_block_types"]
+    *_, last = configs["unet"]["up_block_types"]
+    configs["unet"]["down_block_types"] = [first, *["DownBlock2D"] * len(others)]
+    configs["unet"]["up_block_types"] = [*["UpBlock2D"] * len(others), last]
+    configs["vae"]["layers_per_block"] = 1
+    configs["text_encoder"]["num_hidden_layers"] = 3
 
 
 def _make(part: str, config: ModelConfig) -> Any:
