@@ -9,7 +9,7 @@ from typing import Any
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.files import load, on_preset, validate, with_files_read
-from sdlora.config.generate import GenerateConfig
+from sdlora.config.generate import ComputeConfig, GenerateConfig
 from sdlora.config.mix import MixConfig
 from sdlora.config.train import TrainConfig
 
@@ -42,9 +42,16 @@ def mix_config(given: MixConfig | Values) -> MixConfig:
     return given if isinstance(given, MixConfig) else validate(given, "the mix", MixConfig)
 
 
-def base_model_config(given: BaseModelConfig | Path | str) -> BaseModelConfig:
-    """A base model. given: also its name, folder or file alone."""
-    return given if isinstance(given, BaseModelConfig) else BaseModelConfig(model=str(given))
+def base_model_config(given: BaseModelConfig | Values | Path | str) -> BaseModelConfig:
+    """A base model. given: also its name, folder or file alone, or values. Raises ConfigError listing every problem."""
+    if isinstance(given, BaseModelConfig):
+        return given
+    return validate(given if isinstance(given, Mapping) else {"model": str(given)}, "the base model", BaseModelConfig)
+
+
+def compute_config(given: ComputeConfig | Values | None) -> ComputeConfig:
+    """How images are calculated. given: also values, None for the defaults. Raises ConfigError listing all problems."""
+    return given if isinstance(given, ComputeConfig) else validate(given or {}, "compute", ComputeConfig)
 
 
 def evaluate_config(given: EvaluateConfig | Values | None) -> EvaluateConfig:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from sdlora.config.base_model import Precision
 from sdlora.config.generate import Sampler
 from sdlora.config.interval import Interval, IntervalOrAuto
+from sdlora.config.mix import MixedAdapter
 from sdlora.config.preview_prompts import PreviewPrompt, parse_preview, read_preview_file
 from sdlora.config.section import Section
 from sdlora.constants import LATENT_FACTOR
@@ -49,6 +50,10 @@ class PreviewsConfig(Section):
 
     from_captions: int = Field(default=0, ge=0, le=16)
     """Without prompts: take so many of the training captions, spread over the images, as they are trained."""
+
+    adapters: tuple[MixedAdapter, ...] = ()
+    """Other adapters that the previews are generated with, too, such as a style beside the character that is trained:
+    `style.safetensors:0.6`, or file, weight, unet, text_encoder and blocks as in a mix."""
 
     negative: str = ""
     """Negative prompt."""

@@ -26,7 +26,7 @@ from sdlora.adapters.files.embeddings import embeddings_beside
 from sdlora.adapters.files.metadata import new_tokens_in
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import ComputeConfig, GenerateConfig, UsedAdapter
-from sdlora.config.given import Values, base_model_config, generate_config
+from sdlora.config.given import Values, base_model_config, compute_config, generate_config
 from sdlora.config.without_effect import in_generating
 from sdlora.data.cache import default_cache_folder
 from sdlora.errors import ConfigError
@@ -76,19 +76,19 @@ def generate(
 class Generator:
     """One loaded base model with the adapters used last, ready for any number of requests.
 
-    base_model: also its name alone, `Generator("builtin:emoji")`. pool_bytes: memory for adapters that are kept
-    (1 GiB). Raises ConfigError and ModelError.
+    base_model: also its name alone, `Generator("builtin:emoji")`, or settings as in a YAML file; compute likewise.
+    pool_bytes: memory for adapters that are kept (1 GiB). Raises ConfigError and ModelError.
     """
 
     def __init__(
         self,
-        base_model: BaseModelConfig | Path | str,
-        compute: ComputeConfig | None = None,
+        base_model: BaseModelConfig | Values | Path | str,
+        compute: ComputeConfig | Values | None = None,
         *,
         pool_bytes: int | None = None,
     ) -> None:
         base_model = base_model_config(base_model)
-        self.compute = compute or ComputeConfig()
+        self.compute = compute_config(compute)
         self.detection = detect(base_model)
         try:
             device = choose_device(self.compute.device)

@@ -211,6 +211,7 @@ ELSEWHERE = {
     "optimization.threads": "integration/test_training.py",
     "validation.every": "integration/test_training.py",
     "validation.timesteps": "integration/test_every_setting.py",
+    "previews.adapters": "integration/test_preview_adapters.py",
     "previews.every": "integration/test_training.py",
     "outputs.folder": "integration/test_training.py",
     "outputs.format": "integration/test_adapter_export.py",

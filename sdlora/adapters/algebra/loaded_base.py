@@ -15,7 +15,7 @@ from sdlora.adapters.files.kohya import PARTS, kohya_name
 from sdlora.adapters.files.metadata import prediction_note
 from sdlora.adapters.files.weights import AdapterFile
 from sdlora.config.base_model import BaseModelConfig, FamilyName
-from sdlora.config.given import base_model_config
+from sdlora.config.given import Values, base_model_config
 from sdlora.config.mix import MixedAdapter
 from sdlora.errors import AdapterError
 from sdlora.models.bundle import Bundle
@@ -23,7 +23,10 @@ from sdlora.models.loading import load
 
 
 def load_base(
-    config: BaseModelConfig | Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    config: BaseModelConfig | Values | Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> Bundle:
     """The base model as `models.loading.load` gives it, `config.adapters` merged into its weights.
 

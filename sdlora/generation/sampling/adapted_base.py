@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -107,12 +108,16 @@ class AdaptedBase:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         parts: list[nn.Module] = [bundle.unet, *bundle.text_encoders]
-        self._layers = {
-            kohya_name(part, path, bundle.family.name): layer
-            for part, model in zip(PARTS, parts, strict=False)
-            for path, layer in model.named_modules()
-            if isinstance(layer, (nn.Linear, nn.Conv2d, *_NORMS))
-        }
+        self._layers: dict[str, Any] = {}  # an nn.Linear, nn.Conv2d or one of _NORMS each
+        self._outermost: dict[str, nn.Module] = {}
+        for part, model in zip(PARTS, parts, strict=False):
+            for path, layer in model.named_modules():
+                if isinstance(layer, (nn.Linear, nn.Conv2d, *_NORMS)):
+                    # An adapter that is being trained has PEFT's layer around the base's: the others' updates come on
+                    # top of its own, as DoRA's magnitude would rescale them.
+                    own = path.removesuffix(".base_layer")
+                    name = kohya_name(part, own, bundle.family.name)
+                    self._layers[name], self._outermost[name] = layer, model.get_submodule(own)
         self._originals: dict[str, Tensor] = {}
         self._merged: tuple[object, ...] = ()
         self._hooks: list[RemovableHandle] = []
@@ -207,6 +212,13 @@ class AdaptedBase:
         self._hook(_names(adapters, "lora_te"), [adapters], 1)
         self._hook_vectors(_vector_names(adapters, "lora_te"), [adapters], 1)
 
+    @torch.no_grad()
+    def use_for_all(self, adapters: AdapterSet) -> None:
+        """Put adapters live on UNet and text encoders, the same for every image, instead of any that were on it."""
+        self.clear()
+        self._hook(_names(adapters, ""), [adapters], 1)
+        self._hook_vectors(_vector_names(adapters, ""), [adapters], 1)
+
     def clear(self) -> None:
         """Take all adapters off, so that the bare base model is left."""
         self._remove_hooks()
@@ -237,7 +249,7 @@ class AdaptedBase:
                 pieces += [_stacked(pairs, copies)] if any(pair is not None for pair in pairs) else []
             # Weighted and put together in float32, and rounded to the calculation's type only here.
             placed = [piece.to(self.device, self.dtype) for piece in pieces]
-            self._hooks.append(layer.register_forward_hook(_Adding(placed)))
+            self._add(name, placed)
 
     def _hook_vectors(self, names: Sequence[str], rows: Sequence[AdapterSet], copies: int) -> None:
         """Add updates of biases and norms to the outputs: live where weights are merged, too, as they are small."""
@@ -247,18 +259,23 @@ class AdaptedBase:
                 for own, slots in _runs(rows, copies)
                 if (vector := _vector(name, own)) is not None
             ]
-            self._hooks.append(self._layers[name].register_forward_hook(_Adding(pieces)))
+            self._add(name, pieces)
+
+    def _add(self, name: str, pieces: Sequence[_Piece | _Stack | _Vectors]) -> None:
+        adding = _Adding(self._layers[name], pieces)
+        self._hooks.append(self._outermost[name].register_forward_hook(adding))
 
 
 class _Adding:
     """A forward hook that adds pieces to a layer's output, in place."""
 
-    def __init__(self, pieces: Sequence[_Piece | _Stack | _Vectors]) -> None:
+    def __init__(self, layer: nn.Module, pieces: Sequence[_Piece | _Stack | _Vectors]) -> None:
+        self._layer = layer
         self._pieces = pieces
 
-    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         for piece in self._pieces:
-            piece.add_to(layer, inputs[0], output)
+            piece.add_to(self._layer, inputs[0], output)
 
 
 def _names(adapters: Sequence[WeightedAdapter], prefix: str) -> list[str]:

@@ -271,6 +271,7 @@ class Running:
                     self.config,
                     self.prepared.bundle,
                     self.prepared.adapter,
+                    self.prepared.preview_adapters,
                     self.folder,
                     step,
                     self.events,

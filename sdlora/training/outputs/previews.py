@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,9 +13,13 @@ from PIL import Image
 
 from sdlora import atomic
 from sdlora.adapters.live.attach import Adapter
+from sdlora.config.generate import UsedAdapter
+from sdlora.config.mix import MixedAdapter
 from sdlora.config.preview_prompts import PreviewPrompt
 from sdlora.config.train import TrainConfig
 from sdlora.events import EventStream, PreviewReady
+from sdlora.generation.sampling.adapted_base import AdaptedBase
+from sdlora.generation.sampling.pool import AdapterPool
 from sdlora.generation.sampling.sample import SampleRequest, sample
 from sdlora.models.bundle import Bundle
 from sdlora.models.frozen.engine import without_gradients
@@ -31,6 +36,33 @@ class Preview:
 
     request: SampleRequest
     adapter_weight: float = 1.0
+
+
+class OtherAdapters:
+    """The adapters of `previews.adapters`, read once: a file that goes while a run trains must not end it."""
+
+    def __init__(self, adapters: Sequence[MixedAdapter], bundle: Bundle) -> None:
+        """Raises AdapterError (unreadable, another family, other layer sizes) and ConfigError (unknown block weights).
+
+        bundle: as it is trained, its layers exchanged and its adapter attached.
+        """
+        self._base = AdaptedBase(bundle)
+        pool = AdapterPool(self._base, sys.maxsize, bundle.schedule.prediction)
+        self._adapters = tuple(pool.get(UsedAdapter(**dict(adapter))) for adapter in adapters)
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the files can't be used, or was assumed."""
+        return [note for adapter in self._adapters for note in adapter.loaded.warnings]
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """On the model inside the block."""
+        self._base.use_for_all(self._adapters)
+        try:
+            yield
+        finally:
+            self._base.clear()
 
 
 def planned(config: TrainConfig) -> list[Preview]:
@@ -63,6 +95,7 @@ def generate(
     config: TrainConfig,
     bundle: Bundle,
     adapter: Adapter,
+    others: OtherAdapters,
     folder: RunFolder,
     step: int,
     events: EventStream,
@@ -77,7 +110,7 @@ def generate(
     if not wanted:
         return []
     images: dict[int, Image.Image] = {}
-    with autocast, without_gradients(bundle.unet, bundle.device):
+    with autocast, without_gradients(bundle.unet, bundle.device), others.in_use():
         for batch in _batches(wanted):
             if until():
                 return []

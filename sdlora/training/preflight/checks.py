@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 from sdlora import disk
 from sdlora.adapters.algebra.loaded_base import read_base_adapters
+from sdlora.adapters.algebra.operands import load_operands
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.live.starting_point import check_fit
@@ -132,6 +133,10 @@ def _check_base(config: TrainConfig) -> None:
         read_base_adapters(config.base_model, detection.family)
     except AdapterError as error:
         raise ConfigError("base_model.adapters", [str(error)]) from None
+    try:
+        load_operands(config.previews.adapters, detection.family, "base_model.model")
+    except SdloraError as error:
+        raise ConfigError("previews.adapters", [str(error)]) from None
 
 
 def _check_layers(config: TrainConfig) -> None:

@@ -30,6 +30,7 @@ def missing_paths(config: TrainConfig, no_folder: str = "choose a dataset") -> l
             problems.append(f"{name}: {error}")
     files = {"adapter.start_from": config.adapter.start_from}
     files |= {f"base_model.adapters.{index}": each.file for index, each in enumerate(config.base_model.adapters)}
+    files |= {f"previews.adapters.{index}": each.file for index, each in enumerate(config.previews.adapters)}
     for name, file in files.items():
         if file is not None and not file.startswith("hf:") and not Path(file).expanduser().exists():
             problems.append(f"{name}: no such file: {file}")

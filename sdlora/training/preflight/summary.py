@@ -132,7 +132,8 @@ class Summary:
                 f"{token}: {number} vectors from '{adapter.new_tokens[token].init}', rate {rate:g}{alone}",
             )
         if prompts := with_captions(self.config, self.images.trained).previews.prompts:
-            yield "previews", "; ".join(prompts)
+            others = [f"{Path(one.file).name} at {one.weight:g}" for one in self.config.previews.adapters]
+            yield "previews", "; ".join(prompts) + (f"; with {', '.join(others)}" if others else "")
         each = " in each process" if self.processes > 1 else ""
         yield "memory", f"about {self.memory.total_gib:.1f} GiB{each} for the training steps (an estimate)"
         yield "speed", self.speed.text
