@@ -75,6 +75,15 @@ class PreviewReady(_Event):
     prompts: list[str]
 
 
+class PictureDrawn(_Event):
+    """A picture that a person asked the running trainer for."""
+
+    kind: Literal["picture_drawn"] = "picture_drawn"
+    step: int
+    path: str
+    prompt: str
+
+
 class WarningRaised(_Event):
     kind: Literal["warning_raised"] = "warning_raised"
     message: str
@@ -123,6 +132,7 @@ Event = (
     | Validated
     | CheckpointSaved
     | PreviewReady
+    | PictureDrawn
     | WarningRaised
     | Notice
     | Stopping

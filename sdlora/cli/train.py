@@ -154,9 +154,25 @@ def save(run: RunArgument) -> None:
 
 
 @app.command()
-def preview(run: RunArgument) -> None:
-    """Ask a running training for previews now."""
-    _ask(run, "preview")
+def preview(
+    run: RunArgument,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Instead of the run's previews: what to draw, as in previews.prompts ('a fox --am 0.7')."),
+    ] = None,
+) -> None:
+    """Ask a running training for its previews now, or for any pictures, which come into its folder asked/."""
+    if not prompts:
+        _ask(run, "preview")
+        return
+    from sdlora.launch.runs import find
+
+    handle = find(run)
+    handle.draw(prompts)
+    pictures = "a picture" if len(prompts) == 1 else f"{len(prompts)} pictures"
+    console.print(
+        f"asked {handle.name} for {pictures}; drawn between two steps, into {handle.files.asked_pictures}", markup=False
+    )
 
 
 @presets_app.callback()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
 from sdlora.config import files
+from sdlora.config.preview_prompts import parse_preview
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, RunError, SdloraError
 from sdlora.events import Event
@@ -34,6 +36,7 @@ from sdlora.trash import move_to_trash
 
 TRASH = ".trash"
 KILL_GRACE_SECONDS = 5.0
+_MOST_PICTURES = 16
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,13 @@ class RunHandle:
 
     def ask(self, request: Request) -> None:
         """Leave the running training a request, which it takes up between two steps."""
+        self._must_hear(request)
+        self.files.ask(request)
+
+    def _must_hear(self, request: Request) -> None:
         state = self.state()
         if not state.is_active:
             raise RunError(f"{self.name} isn't running (it is {state.status}): nobody would hear '{request}'.")
-        self.files.ask(request)
 
     def stop(self) -> None:
         """Ask the run to save and stop after the current step."""
@@ -101,6 +107,26 @@ class RunHandle:
     def save_now(self) -> None:
         """Ask for a checkpoint after the current step."""
         self.ask("save")
+
+    def draw(self, prompts: Sequence[str]) -> None:
+        """Ask the running training to draw these prompts, written as in `previews.prompts`, after the current step.
+
+        The pictures come into the run's folder `asked`. Raises ConfigError (a prompt that can't be read) and RunError
+        (nobody is there to draw it).
+        """
+        problems = []
+        for prompt in prompts:
+            try:
+                if not parse_preview(prompt).prompt:
+                    problems.append(f"'{prompt}': there is nothing to draw in it")
+            except ValueError as error:
+                problems.append(f"'{prompt}': {error}")
+        if len(prompts) > _MOST_PICTURES:
+            problems.append(f"{len(prompts)} pictures at once: the training waits meanwhile; at most {_MOST_PICTURES}")
+        if problems:
+            raise ConfigError("the pictures", problems)
+        self._must_hear("preview")
+        self.files.ask_for_pictures(prompts)
 
     def preview_now(self) -> None:
         """Ask for previews after the current step."""

@@ -16,6 +16,7 @@ import numpy as np
 from sdlora import events
 from sdlora.events import Event
 from sdlora.runs.event_log import READ_BYTES, read_events
+from sdlora.runs.results import PreviewImage
 
 MAX_POINTS = 500
 """A curve of so many points looks like one of all steps."""
@@ -41,6 +42,8 @@ class Curves:
     seconds: array[float] = field(default_factory=lambda: array("d"))
     validations: list[events.Validated] = field(default_factory=list)
     previews: list[events.PreviewReady] = field(default_factory=list)
+    drawn: list[PreviewImage] = field(default_factory=list)
+    """Pictures that were asked for, oldest first, numbered in that order."""
     checkpoints: list[events.CheckpointSaved] = field(default_factory=list)
     messages: list[tuple[str, str]] = field(default_factory=list)
     """Warnings and remarks: kind and text, oldest first."""
@@ -81,6 +84,8 @@ class Curves:
                 self.validations.append(event)
             case events.PreviewReady():
                 self.previews = [*(known for known in self.previews if known.step != event.step), event]
+            case events.PictureDrawn():
+                self.drawn.append(PreviewImage(Path(event.path), event.step, len(self.drawn), event.prompt))
             case events.CheckpointSaved():
                 self.checkpoints.append(event)
             case events.WarningRaised():

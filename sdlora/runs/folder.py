@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import json
 import os
 import platform
 import re
+import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from sdlora.errors import ConfigError
 
 Request = Literal["stop", "save", "preview"]
 _ACCEPT = "accept_changes"
+_PICTURES = "pictures"
 REQUESTS: tuple[Request, ...] = get_args(Request)
 FAILED_SELF_TEST = ".failed-self-test"
 """Ending of a finished adapter that did not hold what was trained; it gets no other name."""
@@ -127,6 +131,31 @@ class RunFolder:
         self.requests.mkdir(parents=True, exist_ok=True)
         (self.requests / request).touch()
 
+    @property
+    def asked_pictures(self) -> Path:
+        """Where the pictures lie that a person asked the running trainer for: step_000120-01.png."""
+        return self.path / "asked"
+
+    def next_asked_picture(self, step: int) -> Path:
+        """A name among them that is free."""
+        names = (self.asked_pictures / f"{step_name(step)}-{number:02d}.png" for number in itertools.count(1))
+        return next(path for path in names if not path.exists())
+
+    def ask_for_pictures(self, prompts: Sequence[str]) -> None:
+        """Ask the trainer of this run to draw these prompts, written as in `previews.prompts`, between two steps."""
+        wanted = self.requests / _PICTURES
+        wanted.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(wanted / f"{time.time_ns()}.json", json.dumps(list(prompts)))
+
+    def take_asked_prompts(self) -> list[str]:
+        """The prompts asked for since the last call, oldest first."""
+        taken: list[str] = []
+        for path in sorted((self.requests / _PICTURES).glob("*.json")):
+            with suppress(OSError, ValueError, TypeError):  # else written by no sdlora
+                taken += [str(prompt) for prompt in json.loads(path.read_text(encoding="utf-8"))]
+            path.unlink(missing_ok=True)
+        return taken
+
     def take_requests(self, wanted: Sequence[Request] = REQUESTS) -> set[Request]:
         """The requests made since the last call; they are answered by taking them."""
         taken: set[Request] = set()
@@ -154,8 +183,7 @@ class RunFolder:
 
     def discard_requests(self, made_before: float) -> None:
         """Forget requests made before a time in seconds since the epoch: they were meant for an earlier process."""
-        for request in REQUESTS:
-            path = self.requests / request
+        for path in (*(self.requests / request for request in REQUESTS), *(self.requests / _PICTURES).glob("*.json")):
             try:
                 if path.stat().st_mtime < made_before:
                     path.unlink()

@@ -84,6 +84,8 @@ class TerminalSink:
                 self._say(f"step {event.step}: saved {_plain(event.path)}")
             case events.PreviewReady():
                 self._say(f"step {event.step}: previews " + _plain(", ".join(event.paths)))
+            case events.PictureDrawn():
+                self._say(f"step {event.step}: drew '{_plain(event.prompt)}': {_plain(event.path)}")
             case events.WarningRaised():
                 self._say(f"[yellow]warning:[/] {_plain(event.message)}")
             case events.Notice():

@@ -239,6 +239,8 @@ def test_requests_go_to_the_run_and_wrong_folders_are_refused(cli, tmp_path: Pat
     for command in ("stop", "save", "preview"):
         assert f"asked {tmp_path.name} to {command}" in cli(command, str(tmp_path)).output
     assert open_run(tmp_path)[0].take_requests() == {"stop", "save", "preview"}
+    assert f"into {tmp_path / 'asked'}" in cli("preview", str(tmp_path), "a fox --d 3").output.replace("\n", "")
+    assert open_run(tmp_path)[0].take_asked_prompts() == ["a fox --d 3"]
     result = cli("stop", str(tmp_path / "requests"))
     assert result.code == 2
     assert "not a run folder" in result.errors

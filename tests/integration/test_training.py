@@ -23,6 +23,7 @@ from sdlora.events import (
     Event,
     EventSink,
     Notice,
+    PictureDrawn,
     PreviewReady,
     Progress,
     RunFailed,
@@ -361,6 +362,24 @@ def test_previews_are_drawn_before_the_first_step_and_on_request(configure) -> N
     folder = RunFolder(config.outputs.folder / "asked")
     _, collector = run(config, lambda step: folder.ask("preview") if step == 1 else None)
     assert [event.step for event in collector.of(PreviewReady)] == [0, 1, 3]
+
+
+def test_any_picture_is_drawn_between_two_steps_and_changes_nothing_of_the_run(configure) -> None:
+    config = configure("name=asked", "previews.steps=2", "optimization.learning_rate=0.05")
+    folder = RunFolder(config.outputs.folder / "asked")
+    prompts = ["a cat --d 3 --w 72", "a cat --d 3 --w 72 --am 0"]
+    asked, collector = run(config, lambda step: folder.ask_for_pictures(prompts) if step < 3 else None)
+    drawn = collector.of(PictureDrawn)
+    assert [(event.step, event.prompt) for event in drawn] == [(step, each) for step in (1, 2) for each in prompts]
+    pictures = [Image.open(event.path) for event in drawn]
+    assert [Path(event.path).name for event in drawn][:3] == [
+        f"step_00000{name}.png" for name in ("1-01", "1-02", "2-01")
+    ]
+    assert pictures[0].size == (72, 64)
+    assert pictures[1].tobytes() == pictures[3].tobytes(), "weight 0 is the base model"
+    assert pictures[0].tobytes() != pictures[2].tobytes() != pictures[3].tobytes()
+    alone, _ = run(configure("name=alone", "optimization.learning_rate=0.05"))
+    assert weights(asked.adapter) == weights(alone.adapter)
 
 
 def test_every_preview_has_its_own_size_seed_and_adapter_weight(configure) -> None:

@@ -79,13 +79,15 @@ class RunParts:
         if run is None:
             nothing = Part(None, lambda: "")
             told = ("headline", "figures", "hint", "outcome", "messages", "log", "files")
-            pictured = ("chart", "grid", "pair", "evaluate", "evaluation")
+            pictured = ("chart", "grid", "pair", "asked", "evaluate", "evaluation")
             return {**dict.fromkeys((*told, *pictured), nothing), "buttons": Part(None, frozenset)}
         curves, state, name = self.watch.curves(run.handle), run.state, run.name
         headline, figures = view.headline(run), view.figures(state)
         hint = view.kill_hint(state, self._asked_to_stop(run))
         evaluating = self.evaluations.state(run.handle)
         actions = state.actions | self._evaluation_actions(run, evaluating)
+        if "preview" in actions:
+            actions |= {"draw", "draw_prompts"}
         reported = report_stamp(run.handle)
         generated = (name, curves.version, state.status)
         # Until the first picture is there, its place tells how far the first previews are.
@@ -105,6 +107,7 @@ class RunParts:
             ),
             "grid": Part((*generated, awaited), lambda: self._grid(run)),
             "pair": Part((name, len(curves.previews), choice.preview), lambda: self._pair(run, choice)),
+            "asked": Part((name, len(curves.drawn)), lambda: previews.asked(curves.drawn, self.thumbnails)),
             "log": Part(
                 (name, run.handle.log_stamp(), state.is_active),
                 lambda: run.handle.log_tail(LOG_LINES) or sentences.no_log(state),

@@ -11,6 +11,7 @@ from webui.templating import macros
 
 _HTML = macros("runs.html")
 _SHOWN_STEPS = 40
+_SHOWN_ASKED = 48
 
 
 def steps_of(images: Sequence[PreviewImage]) -> list[int]:
@@ -46,6 +47,12 @@ def before_after(images: Sequence[PreviewImage], prompt_index: int, step: int) -
         return ""
     before = of_prompt[0]
     return str(_HTML.one_preview(after) if before.step == after.step else _HTML.before_after(before, after))
+
+
+def asked(drawn: Sequence[PreviewImage], thumbnails: Path) -> str:
+    """The pictures that were asked for, newest first; those that are gone by now are left out."""
+    there = [image for image in reversed(drawn[-_SHOWN_ASKED:]) if image.path.is_file()]
+    return str(_HTML.asked([(image, thumbnail(image.path, thumbnails)) for image in there]))
 
 
 def side_by_side(runs: Sequence[tuple[str, Sequence[PreviewImage]]], thumbnails: Path) -> str:

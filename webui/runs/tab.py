@@ -24,6 +24,7 @@ from webui.layout import hidden_text, html, problems_html
 from webui.news import each_second
 from webui.problems import shown_in
 from webui.runs import view
+from webui.runs.asking import AskedPictures
 from webui.runs.chart import ChartOptions
 from webui.runs.evaluating import EvaluateView
 from webui.runs.going_on import GoingOn
@@ -109,6 +110,8 @@ class RunsTab:
             with gr.Tab("Previews", id="previews", elem_id="runs-view-previews"):
                 self.pair = html("runs-pair", js_on_load=BEFORE_AFTER)
                 self.grid = html("runs-grid", js_on_load=PRESSES)
+                self.asked = AskedPictures()
+                self.buttons |= {"draw": self.asked.draw, "draw_prompts": self.asked.prompts}
             with gr.Tab("Evaluate", id="evaluate", elem_id="runs-view-evaluate"):
                 self.evaluate = EvaluateView(self.context, self.evaluations)
                 self.buttons |= {"evaluate": self.evaluate.start, "cancel_evaluation": self.evaluate.cancel}
@@ -189,6 +192,7 @@ class RunsTab:
         shown = [*self._parts.values(), *self.buttons.values(), self.details, self.sent, self.selected]
         self.news.change(None, [self.news, self.selected], shown, js=self._script, **PRIVATE)
         self.evaluate.wire(inputs, told, self._tell, self._handle)
+        self.asked.wire(inputs, told, self._tell, self._handle)
         for name, act in (
             ("stop", RunHandle.stop),
             ("save", RunHandle.save_now),
@@ -242,6 +246,7 @@ class RunsTab:
             "chart": self.chart,
             "grid": self.grid,
             "pair": self.pair,
+            "asked": self.asked.pictures,
             "log": self.log,
             "files": self.files,
             "compared": self.compared,

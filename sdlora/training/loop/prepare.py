@@ -20,7 +20,7 @@ from sdlora.training.inputs.latents import LatentSource
 from sdlora.training.inputs.texts import TextSource
 from sdlora.training.loss.loss_function import LossFunction
 from sdlora.training.optimization.precision import PrecisionContext
-from sdlora.training.outputs.previews import OtherAdapters
+from sdlora.training.outputs.previews import Previews
 from sdlora.training.outputs.validation import Validation
 from sdlora.training.preflight.memory import MemoryPlan
 from sdlora.training.preflight.remarks import cut_off, long_captions, remarks
@@ -37,7 +37,7 @@ class Prepared:
     batches: BatchSource
     loss_function: LossFunction
     validation: Validation | None
-    preview_adapters: OtherAdapters
+    previews: Previews
 
 
 def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers: Workers) -> Prepared:
@@ -82,10 +82,10 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
         # A context of its own: validation only casts, and the trainer's, which owns fp16's loss scale, is not made yet.
         precision = PrecisionContext(config.optimization.precision, workers.device)
         validation = Validation(images.bucketed_held_out, config, bundle, adapter, latents, texts, precision, workers)
-    others = OtherAdapters(config.previews.adapters if config.previews.prompts else (), bundle)
-    for note in others.notes:
+    previews = Previews(config, bundle, adapter)
+    for note in previews.notes:
         events.warn(f"previews.adapters: {note}")
-    return Prepared(bundle, adapter, batches, LossFunction(config, bundle, adapter, texts), validation, others)
+    return Prepared(bundle, adapter, batches, LossFunction(config, bundle, adapter, texts), validation, previews)
 
 
 def _speed_up(config: TrainConfig, images: RunImages, bundle: Bundle, adapter: Adapter, events: EventStream) -> None:

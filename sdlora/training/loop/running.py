@@ -7,9 +7,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sdlora import atomic
 from sdlora.adapters.algebra.loaded_base import load_base
@@ -35,7 +36,7 @@ from sdlora.training.inputs.images import RunImages
 from sdlora.training.loop.interrupts import Interrupts
 from sdlora.training.loop.prepare import Prepared
 from sdlora.training.loop.trainer import Outcome, Trainer
-from sdlora.training.outputs import checkpoint_state, previews
+from sdlora.training.outputs import checkpoint_state
 from sdlora.training.outputs.exporting import export, prove
 from sdlora.training.outputs.facts import training_facts
 from sdlora.training.outputs.former import keep_former
@@ -179,6 +180,7 @@ class Running:
         agreed = self._agreed()
         if self._is_asked_to_stop(agreed):
             return "stop"
+        self._draw_asked()
         # Measured before saving, so that the checkpoint of the best step is always there to be kept.
         improved = (is_last or self._is_due(self.config.validation.every)) and self._validate()
         if improved or is_last or "save" in agreed:
@@ -261,30 +263,31 @@ class Running:
         )
         return is_best
 
-    def _preview(self, until: Callable[[], bool] = lambda: False) -> list[Path]:
+    def _preview(self, until: Callable[[], bool] = lambda: False) -> None:
+        self._picture(lambda: self.prepared.previews.generate(*self._to_picture, until), "previews")
+
+    def _draw_asked(self) -> None:
+        if self.workers.is_main and (prompts := self.folder.take_asked_prompts()):
+            self._picture(lambda: self.prepared.previews.draw(prompts, *self._to_picture), "pictures")
+
+    @property
+    def _to_picture(self) -> tuple[RunFolder, int, EventStream, AbstractContextManager[Any]]:
+        return self.folder, self.trainer.progress.step, self.events, self.trainer.precision.autocast()
+
+    def _picture(self, generate: Callable[[], None], what: str) -> None:
         if not self.workers.is_main:
-            return []
-        step = self.trainer.progress.step
+            return
         try:
             with self.trainer.evaluating():
-                return previews.generate(
-                    self.config,
-                    self.prepared.bundle,
-                    self.prepared.adapter,
-                    self.prepared.preview_adapters,
-                    self.folder,
-                    step,
-                    self.events,
-                    self.trainer.precision.autocast(),
-                    until,
-                )
+                generate()
+            return
         # A training of hours must not end because its pictures need more memory than its steps.
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         release(self.workers.device)
-        self.events.warn(f"step {step}: no previews, they need more memory than there is: lower previews.width_px")
-        return []
+        step = self.trainer.progress.step
+        self.events.warn(f"step {step}: no {what}, they need more memory than there is: lower previews.width_px")
 
     def _save(self) -> Path:
         """Write a checkpoint; returns the adapter file in it."""

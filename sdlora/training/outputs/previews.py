@@ -1,4 +1,4 @@
-"""Images generated while training: the configured prompts, always with the same seeds."""
+"""Images generated while training: the configured prompts, always with the same seeds, and what a person asks for."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from PIL import Image
 
 from sdlora import atomic
 from sdlora.adapters.live.attach import Adapter
-from sdlora.config.generate import UsedAdapter
-from sdlora.config.mix import MixedAdapter
-from sdlora.config.preview_prompts import PreviewPrompt
+from sdlora.config.generate import UsedAdapter, sampler_problem
+from sdlora.config.preview_prompts import PreviewPrompt, parse_preview
 from sdlora.config.train import TrainConfig
-from sdlora.events import EventStream, PreviewReady
+from sdlora.events import EventStream, PictureDrawn, PreviewReady
 from sdlora.generation.sampling.adapted_base import AdaptedBase
 from sdlora.generation.sampling.pool import AdapterPool
 from sdlora.generation.sampling.sample import SampleRequest, sample
@@ -38,35 +37,107 @@ class Preview:
     adapter_weight: float = 1.0
 
 
-class OtherAdapters:
-    """The adapters of `previews.adapters`, read once: a file that goes while a run trains must not end it."""
+class Previews:
+    """Generates with the model as it is between two steps: the run's previews, and pictures that a person asks for."""
 
-    def __init__(self, adapters: Sequence[MixedAdapter], bundle: Bundle) -> None:
-        """Raises AdapterError (unreadable, another family, other layer sizes) and ConfigError (unknown block weights).
+    def __init__(self, config: TrainConfig, bundle: Bundle, adapter: Adapter) -> None:
+        """Reads `previews.adapters`, here and once: a file that goes while the run trains must not end it.
 
-        bundle: as it is trained, its layers exchanged and its adapter attached.
+        bundle: its layers exchanged, the adapter attached. Raises AdapterError (a file that is unreadable, for another
+        family or of other layer sizes) and ConfigError (unknown block weights).
         """
+        self._config = config
+        self._bundle = bundle
+        self._adapter = adapter
         self._base = AdaptedBase(bundle)
         pool = AdapterPool(self._base, sys.maxsize, bundle.schedule.prediction)
-        self._adapters = tuple(pool.get(UsedAdapter(**dict(adapter))) for adapter in adapters)
+        others = config.previews.adapters if config.previews.prompts else ()
+        self._others = tuple(pool.get(UsedAdapter(**dict(other))) for other in others)
 
     @property
     def notes(self) -> list[str]:
-        """What of the files can't be used, or was assumed."""
-        return [note for adapter in self._adapters for note in adapter.loaded.warnings]
+        """What of the other adapters can't be used, or was assumed."""
+        return [note for other in self._others for note in other.loaded.warnings]
+
+    def generate(
+        self,
+        folder: RunFolder,
+        step: int,
+        events: EventStream,
+        autocast: AbstractContextManager[Any],
+        until: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Generate all previews and save them as PNG files, in the order of the prompts.
+
+        until: asked between the pictures; once it is true there are none at all.
+        """
+        wanted = planned(self._config)
+        images: dict[int, Image.Image] = {}
+        with self._ready(autocast):
+            for batch in _batches(wanted):
+                if until():
+                    return
+                images |= self._drawn(wanted, batch)
+                events.progress("generating previews", len(images), len(wanted))
+        if not wanted:
+            return
+        target = folder.previews(step)
+        target.mkdir(parents=True, exist_ok=True)
+        paths = [target / f"{index:02d}.png" for index in range(len(wanted))]
+        for index, path in enumerate(paths):
+            _save(images[index], path)
+        prompts = [preview.request.prompt for preview in wanted]
+        events.emit(PreviewReady(step=step, paths=[str(path) for path in paths], prompts=prompts))
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        folder: RunFolder,
+        step: int,
+        events: EventStream,
+        autocast: AbstractContextManager[Any],
+    ) -> None:
+        """Draw what a person asked for, one after another, each told as soon as it lies in the run's folder."""
+        if self._bundle.vae.device != self._bundle.device:
+            events.warn("a run without previews.prompts has moved its VAE off the card, so it draws no pictures")
+            return
+        wanted = planned(self._config, [parse_preview(prompt) for prompt in prompts])
+        folder.asked_pictures.mkdir(exist_ok=True)
+        with self._ready(autocast):
+            for index, prompt in enumerate(prompts):
+                events.progress("drawing what was asked for", index, len(wanted))
+                if problem := sampler_problem(wanted[index].request.sampler, self._bundle.schedule.prediction):
+                    events.warn(f"'{prompt}' isn't drawn: {problem}")
+                    continue
+                path = folder.next_asked_picture(step)
+                _save(self._drawn(wanted, [index])[index], path)
+                events.emit(PictureDrawn(step=step, path=str(path), prompt=prompt))
+        events.progress("drawing what was asked for", len(wanted), len(wanted))
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """On the model inside the block."""
-        self._base.use_for_all(self._adapters)
+    def _ready(self, autocast: AbstractContextManager[Any]) -> Iterator[None]:
+        with autocast, without_gradients(self._bundle.unet, self._bundle.device):
+            self._base.use_for_all(self._others)
+            try:
+                yield
+            finally:
+                self._base.clear()
+
+    def _drawn(self, wanted: Sequence[Preview], places: Sequence[int]) -> dict[int, Image.Image]:
+        """The pictures at these places, which are generated as one batch."""
+        self._adapter.set_scale(wanted[places[0]].adapter_weight)
         try:
-            yield
+            images = sample(self._bundle, [wanted[place].request for place in places])
         finally:
-            self._base.clear()
+            self._adapter.set_scale(1.0)
+        return dict(zip(places, images, strict=True))
 
 
-def planned(config: TrainConfig) -> list[Preview]:
-    """What to generate for each configured prompt: its own options, else the settings' of all previews."""
+def planned(config: TrainConfig, prompts: Sequence[PreviewPrompt] | None = None) -> list[Preview]:
+    """What to generate for each prompt: its own options, else the settings' of all previews.
+
+    prompts: by default the configured ones.
+    """
     edge = config.images.resolutions[0]
     previews = config.previews
 
@@ -88,47 +159,12 @@ def planned(config: TrainConfig) -> list[Preview]:
         )
         return Preview(request, either(own.adapter_weight, 1.0))
 
-    return [of(index, own) for index, own in enumerate(previews.parsed)]
+    return [of(index, own) for index, own in enumerate(previews.parsed if prompts is None else prompts)]
 
 
-def generate(
-    config: TrainConfig,
-    bundle: Bundle,
-    adapter: Adapter,
-    others: OtherAdapters,
-    folder: RunFolder,
-    step: int,
-    events: EventStream,
-    autocast: AbstractContextManager[Any],
-    until: Callable[[], bool] = lambda: False,
-) -> list[Path]:
-    """Generate all previews with the model as it is now and save them as PNG files, in the order of the prompts.
-
-    until: asked between the pictures; once it is true there are none at all.
-    """
-    wanted = planned(config)
-    if not wanted:
-        return []
-    images: dict[int, Image.Image] = {}
-    with autocast, without_gradients(bundle.unet, bundle.device), others.in_use():
-        for batch in _batches(wanted):
-            if until():
-                return []
-            adapter.set_scale(wanted[batch[0]].adapter_weight)
-            try:
-                images |= zip(batch, sample(bundle, [wanted[index].request for index in batch]), strict=True)
-            finally:
-                adapter.set_scale(1.0)
-            events.progress("generating previews", len(images), len(wanted))
-    target = folder.previews(step)
-    target.mkdir(parents=True, exist_ok=True)
-    paths = [target / f"{index:02d}.png" for index in range(len(wanted))]
-    for index, path in enumerate(paths):
-        with atomic.writing(path) as file:
-            images[index].save(file, "PNG")
-    prompts = [preview.request.prompt for preview in wanted]
-    events.emit(PreviewReady(step=step, paths=[str(path) for path in paths], prompts=prompts))
-    return paths
+def _save(image: Image.Image, path: Path) -> None:
+    with atomic.writing(path) as file:
+        image.save(file, "PNG")
 
 
 def _batches(previews: Sequence[Preview]) -> list[list[int]]:
