@@ -66,7 +66,11 @@ def test_the_command_says_so_and_ends_with_1_where_nothing_helps(cli: Callable[.
     assert cli("estimate", "--preset", "sdxl_style.yaml", "--family", "sdxl", "--memory", "1GB").code == 1
 
 
-def test_the_device_is_that_of_the_settings_and_a_base_that_is_not_here_can_be_counted(cli: Callable[..., Any]) -> None:
+def test_the_device_is_that_of_the_settings_and_a_base_that_is_not_here_can_be_counted(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdlora.training.preflight.speed.calculates_in_bf16", lambda: True)
+
     def total(*options: str) -> float:
         settings = ("--set", "base_model.model=builtin:emoji", "--set", "optimization.speed=fast", "--json")
         return float(json.loads(cli("estimate", *settings, *options).output)["total_gib"])
