@@ -43,6 +43,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--throttle-cpu", type=float, default=6, help="how many times slower the browser's CPU is")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a busy machine of CI a page test that fails is tried once more, and the summary names it as RERUN.
+
+    Elsewhere it isn't: a race that shows once in a hundred runs is a fault to be found.
+    """
+    if os.environ.get("CI") == "true":
+        for item in items:
+            if item.path.is_relative_to(Path(__file__).parent):
+                item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 @dataclass
 class Server:
     """`python -m webui` in a process group of its own."""
