@@ -38,6 +38,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="another name the page may be called by, such as that of a proxy; may be repeated",
     )
     parser.add_argument(
+        "--proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a proxy in front of the page (127.0.0.1, 10.0.0.0/8), believed about whom it passes on; may be repeated",
+    )
+    parser.add_argument(
         "--root", type=Path, default=Path(), help="folder with datasets, runs, adapters and outputs (default: here)"
     )
     parser.add_argument("--no-browser", action="store_true", help="don't open a browser window")
@@ -47,6 +54,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--auth: write it as user:password")
     if not is_local(options.host) and options.auth is None:
         parser.error(f"--host {options.host} opens the page to others: add --auth user:password")
+    if wrong := [proxy for proxy in options.proxy if not _is_network(proxy)]:
+        parser.error(f"--proxy {wrong[0]}: give the address, or network, that the proxy's requests come from")
     if not 0 < options.port < 65536:
         parser.error(f"--port {options.port}: it must be from 1 to 65535")
     if options.root.exists() and not options.root.is_dir():
@@ -58,6 +67,14 @@ def is_local(host: str) -> bool:
     """Whether only this machine reaches the address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_network(text: str) -> bool:
+    try:
+        # All there are would let anybody say to be anybody.
+        return ipaddress.ip_network(text).prefixlen > 0
     except ValueError:
         return False
 
@@ -111,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         auth=options.auth,
         open_browser=not options.no_browser,
         allowed_hosts=options.allow_host,
+        proxies=options.proxy,
     )
 
 

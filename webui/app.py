@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from webui import api, theme
+from webui import api, connections, theme
 from webui.calls import ArgumentCount
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import tab as datasets
@@ -87,7 +87,12 @@ def build(workspace: Workspace, services: Services | None = None) -> gr.Blocks:
 
 
 def served(
-    workspace: Workspace, *, host: str, allowed_hosts: Sequence[str] = (), login: Login | None = None
+    workspace: Workspace,
+    *,
+    host: str,
+    allowed_hosts: Sequence[str] = (),
+    login: Login | None = None,
+    has_proxy: bool = False,
 ) -> tuple[gr.Blocks, Guard]:
     """The page and the whole web application around it, ready for a server."""
     services = Services(workspace, PageState(workspace.state))
@@ -119,7 +124,7 @@ def served(
         ssr_mode=False,
     )
     slim(page.config)
-    return page, Guard(around, known_hosts(host, allowed_hosts), login)
+    return page, Guard(around, known_hosts(host, allowed_hosts), login, has_proxy=has_proxy)
 
 
 def serve(
@@ -130,15 +135,15 @@ def serve(
     auth: str | None,
     open_browser: bool,
     allowed_hosts: Sequence[str] = (),
+    proxies: Sequence[str] = (),
 ) -> int:
     """Serve the page until interrupted; detached runs and jobs go on. Returns the exit code."""
     user, _, password = (auth or "").partition(":")
     login = Login(user, password) if auth else None
-    page, application = served(workspace, host=host, allowed_hosts=allowed_hosts, login=login)
+    page, application = served(workspace, host=host, allowed_hosts=allowed_hosts, login=login, has_proxy=bool(proxies))
     gc.freeze()  # the page stays as it is to the end, so no collection need walk through it
     gc.enable()
-    # Gradio speaks plain HTTP (server-sent events), so nothing has a use for WebSockets.
-    server = uvicorn.Server(uvicorn.Config(application, host=host, port=port, log_level="warning", ws="none"))
+    server = uvicorn.Server(connections.configured(application, host, port, proxies))
     # Off the main thread uvicorn leaves the signals alone: they are answered in `_wait_for_the_end`.
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -149,7 +154,7 @@ def serve(
     if open_browser:
         webbrowser.open(f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}")  # noqa: S104
     print("sdlora: ready; Ctrl-C ends the page, runs go on", flush=True)  # noqa: T201
-    _wait_for_the_end()
+    _wait_for_the_end(workspace.forget_uploads)
     # What its tasks say as they are cancelled is no error, though uvicorn prints a traceback for each.
     logging.getLogger("uvicorn.error").disabled = True
     # Without force the server would wait for the streams of every page that is still open.
@@ -160,7 +165,7 @@ def serve(
     return 0
 
 
-def _wait_for_the_end() -> None:
+def _wait_for_the_end(each_hour: Callable[[], None]) -> None:
     """Return at Ctrl-C or SIGTERM; a second Ctrl-C ends the process the hard way."""
     ended = threading.Event()
 
@@ -170,8 +175,11 @@ def _wait_for_the_end() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
+    next_time = time.monotonic() + 3600
     while not ended.wait(0.5):  # a wait without limit would not be interrupted on Windows
-        pass
+        if time.monotonic() > next_time:
+            next_time += 3600
+            each_hour()
 
 
 def _wire_memory(page: gr.Blocks, context: Context) -> None:

@@ -14,6 +14,7 @@ import hmac
 import http.cookies
 import ipaddress
 import json
+import logging
 import secrets
 import socket
 import time
@@ -22,12 +23,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from starlette.requests import ClientDisconnect
+
 from webui.templating import macros
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+log = logging.getLogger("webui")
 
 COOKIE = "sdlora-session"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -145,10 +150,14 @@ class Login:
 class Guard:
     """Passes on what comes from this page or from no page at all; with a login, from those who are logged in."""
 
-    def __init__(self, app: App, knows_host: Callable[[str], bool], login: Login | None = None) -> None:
+    def __init__(
+        self, app: App, knows_host: Callable[[str], bool], login: Login | None = None, *, has_proxy: bool = False
+    ) -> None:
+        """has_proxy: whether the server takes a client's address from what a proxy says."""
         self._app = app
         self._knows_host = knows_host
         self._login = login
+        self._tells_of_proxy = not has_proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on one request."""
@@ -162,7 +171,11 @@ class Guard:
         if problem := self._foreign(scope, headers):
             await _answer(send, 403, {"error": problem})
         elif self._login is None or not await self._checked(self._login, scope, headers, receive, send):
-            await self._app(scope, receive, _with_headers(send, scope["path"]))
+            try:
+                await self._app(scope, receive, _with_headers(send, scope["path"]))
+            except ClientDisconnect:
+                # A browser that is closed during an upload is no fault, for which uvicorn would take it.
+                log.info("%s was broken off by the other end", scope["path"])
 
     def _foreign(self, scope: Scope, headers: dict[bytes, str]) -> str | None:
         """Why a request is refused, if so."""
@@ -186,7 +199,7 @@ class Guard:
     ) -> bool:
         """Answer what has to do with logging in; False when the request goes on."""
         token = _cookie(headers.get(b"cookie", ""))
-        address = (scope.get("client") or ("?", 0))[0]
+        address = place_of((scope.get("client") or ("?", 0))[0])
         path, method = scope["path"], scope["method"]
         if path == "/login" and method == "POST":
             await self._log_in(login, scope, headers, address, receive, send)
@@ -208,6 +221,8 @@ class Guard:
         self, login: Login, scope: Scope, headers: dict[bytes, str], address: str, receive: Receive, send: Send
     ) -> None:
         wants_page = "text/html" in headers.get(b"accept", "")
+        values = parse_qs((await _body(receive)).decode("utf-8", "replace"), keep_blank_values=True)
+        # Not before the body is there: of tries sent half and ended together each would find nothing to wait for.
         if (wait := login.wait_seconds(address)) > 0:
             message = f"too many tries; wait {round(wait)} seconds"
             extra = [(b"retry-after", str(round(wait)).encode())]
@@ -216,10 +231,15 @@ class Guard:
             else:
                 await _answer(send, 429, {"error": message}, extra)
             return
-        values = parse_qs((await _body(receive)).decode("utf-8", "replace"), keep_blank_values=True)
         user, password = (values.get(name, [""])[0] for name in ("username", "password"))
         if not login.accepts(user, password):
             login.failed(address)
+            if self._tells_of_proxy and b"x-forwarded-for" in headers:
+                self._tells_of_proxy = False
+                log.warning(
+                    "Logins come by a proxy at %s, so one person's wrong passwords keep everybody waiting. Start with "
+                    "--proxy %s to have each counted by its own address.", address, address,
+                )  # fmt: skip
             message = "name or password is wrong"
             if wants_page:
                 await _answer_html(send, 401, macros("login.html").page(message=message))
@@ -246,6 +266,17 @@ class Guard:
             return True
         login.failed(address)
         return False
+
+
+def place_of(address: str) -> str:
+    """What an address's failures are counted under: itself, or its network where one customer is given a whole one."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return address
+    return str(found.ipv4_mapped or ipaddress.ip_network((found.packed[:8] + bytes(8), 64)))
 
 
 def _host_name(host: str) -> str | None:
@@ -276,7 +307,8 @@ def _cookie(header: str) -> str:
 
 
 def _set_cookie(token: str, scope: Scope, headers: dict[bytes, str]) -> bytes:
-    # A Secure cookie over plain http would never come back, and nobody could log in.
+    # A Secure cookie over plain http would never come back, and nobody could log in. The header is believed from
+    # anybody: who lies here gets a cookie that doesn't work.
     is_secure = scope.get("scheme") == "https" or headers.get(b"x-forwarded-proto") == "https"
     seconds = _SESSION_SECONDS if token else 0
     text = f"{COOKIE}={token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax" + ("; Secure" if is_secure else "")

@@ -108,15 +108,14 @@ class Workspace:
         self.jobs.mkdir(exist_ok=True)
         # Pictures of people, perhaps: nobody else's on a shared machine, whatever its umask says.
         self.uploads.mkdir(mode=0o700, exist_ok=True)
-        _forget_old(self.uploads)
+        self.forget_uploads()
 
-
-def _forget_old(uploads: Path) -> None:
-    """Delete what a killed server left of uploads; the running one of the same folder still uses what is new."""
-    oldest = time.time() - _KEPT_SECONDS
-    for path in list(uploads.rglob("*")):
-        with suppress(OSError):
-            if not path.is_dir() and path.lstat().st_mtime < oldest:
-                path.unlink()
-                if path.parent != uploads:
-                    path.parent.rmdir()  # fails where others lie beside it
+    def forget_uploads(self) -> None:
+        """Delete what killed servers and broken-off uploads left; what is new may be in use, by another server too."""
+        oldest = time.time() - _KEPT_SECONDS
+        for path in list(self.uploads.rglob("*")):
+            with suppress(OSError):
+                if not path.is_dir() and path.lstat().st_mtime < oldest:
+                    path.unlink()
+                    if path.parent != self.uploads:
+                        path.parent.rmdir()  # fails where others lie beside it

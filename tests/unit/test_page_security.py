@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 from collections.abc import MutableMapping
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from webui.security import COOKIE, Guard, Login, known_hosts
+from webui.security import COOKIE, Guard, Login, known_hosts, place_of
 
 OWN = {"host": "127.0.0.1:7860"}
 
@@ -223,6 +224,47 @@ def test_five_wrong_tries_make_an_address_wait_longer_and_longer(guard: Guard, c
     assert log_in(guard).headers["retry-after"] == "120"
     clock.now += 121
     assert log_in(guard).status == 200
+
+
+def test_tries_sent_half_and_ended_together_are_counted_one_by_one(guard: Guard) -> None:
+    """Each begins before any has failed, and its body comes after."""
+    answers: list[int] = []
+
+    async def attempt() -> None:
+        async def receive() -> MutableMapping[str, Any]:
+            await all_have_begun.wait()
+            return {"type": "http.request", "body": b"username=me&password=guess", "more_body": False}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                answers.append(message["status"])
+
+        scope = {"type": "http", "method": "POST", "path": "/login", "scheme": "http", "client": ("127.0.0.1", 1)}
+        await guard({**scope, "headers": [(b"host", b"127.0.0.1:7860")]}, receive, send)
+
+    async def together() -> None:
+        tries = [asyncio.ensure_future(attempt()) for _ in range(20)]
+        await asyncio.sleep(0)
+        all_have_begun.set()
+        await asyncio.gather(*tries)
+
+    all_have_begun = asyncio.Event()
+    asyncio.run(together())
+    assert sorted(answers) == [401] * 5 + [429] * 15
+
+
+def test_one_network_of_ipv6_addresses_counts_as_one(guard: Guard) -> None:
+    answers = [log_in(guard, "wrong", client=f"2001:db8::{number:x}") for number in range(6)]
+    assert [answer.status for answer in answers] == [401] * 5 + [429]
+    assert log_in(guard, client="2001:db8:0:1::1").status == 200
+    assert [place_of(address) for address in ("::ffff:10.0.0.9", "fe80::1%eth0", "?")] == ["10.0.0.9", "fe80::/64", "?"]
+
+
+def test_logins_by_a_proxy_that_nobody_named_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    guard = Guard(application, known_hosts("127.0.0.1"), Login("me", "x"))
+    for number in range(2):
+        log_in(guard, "wrong", headers={"x-forwarded-for": f"1.2.3.{number}"})
+    assert caplog.text.count("--proxy 127.0.0.1") == 1
 
 
 def test_a_session_ends_after_thirty_days(guard: Guard, clock: Clock) -> None:

@@ -40,6 +40,8 @@ def test_a_password_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
         (["--auth", "nobody"], "write it as user:password"),
         (["--auth", ":x"], "write it as user:password"),
         (["--port", "70000"], "from 1 to 65535"),
+        (["--proxy", "my-proxy"], "give the address, or network"),
+        (["--proxy", "0.0.0.0/0"], "give the address, or network"),
         (["--root", __file__], "is a file: give a folder"),
     ],
 )
