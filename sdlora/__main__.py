@@ -58,6 +58,9 @@ def main() -> None:
     except MemoryError:
         _end("this machine has too little memory left for it: close other programs, or allow this one more", 2)
     except Exception as error:
+        circle = disk.circle_of_links(error) if isinstance(error, RuntimeError) else None
+        if circle:
+            _end(disk.explain(circle), 2)
         _end(_unexpected(error), 1)
 
 

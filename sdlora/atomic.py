@@ -7,6 +7,7 @@ functions raise OSError as the disk does, and then leave what was there before.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -66,7 +67,10 @@ def writing(path: Path, *, parents: bool = False, durable: bool = True) -> Itera
         with path.open("wb") as device:
             yield device
         return
-    target = path.resolve() if path.is_symlink() else path
+    try:
+        target = path.resolve() if path.is_symlink() else path
+    except RuntimeError:  # links in a circle, as Python before 3.13 tells them
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
     if parents:
         target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(target)

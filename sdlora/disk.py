@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -37,11 +38,38 @@ def explain(error: OSError, place: Path | None = None) -> str:
             return f"{where} exists already, as something else than is needed here"
         case errno.EISDIR:
             return f"{where} is a folder where a file is needed"
+        case errno.ELOOP:
+            return f"{where}: its links lead in a circle. Choose another, or give what they should lead to"
         case errno.ENOENT:
             return f"there is no {where}"
         case errno.EMFILE | errno.ENFILE:
             return f"{where} can't be opened: too many files are open. Raise the limit (ulimit -n)"
     return f"{where}: {error.strerror or error}"
+
+
+def circle_of_links(error: RuntimeError) -> OSError | None:
+    """The system's error behind one that `Path.resolve` made of it; None for any other. Python 3.13 leaves it be."""
+    found = re.fullmatch(r"Symlink loop from '(.*)'", str(error))
+    return OSError(errno.ELOOP, os.strerror(errno.ELOOP), found[1]) if found else None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; False, too, where that can't be told: no permission, links in a circle.
+
+    For lists of what lies in a folder, which one such entry must not end.
+    """
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def changed_at(path: Path) -> float:
+    """When a file or folder was changed last; 0 for what is gone or can't be looked at."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def free_bytes(path: Path) -> int:

@@ -206,8 +206,8 @@ def read_file(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, see `decode_text`. Raises OSError and UnreadableTextError."""
-    return decode_text(path.read_bytes())
+    """The text of a file, see `read_file` and `decode_text`. Raises OSError and UnreadableTextError."""
+    return decode_text(read_file(path))
 
 
 def _utf16_without_mark(content: bytes) -> str | None:

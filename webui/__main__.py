@@ -110,8 +110,9 @@ def main(arguments: list[str] | None = None) -> int:
     from webui.app import serve
     from webui.workspace import Workspace
 
-    workspace = Workspace(options.root.expanduser().resolve())
     try:
+        # Not `resolve`: before Python 3.13 that has an error of its own for links in a circle.
+        workspace = Workspace(Path(os.path.realpath(options.root.expanduser(), strict=options.root.is_symlink())))
         workspace.prepare()
     except OSError as error:
         print(f"sdlora: {explain(error)} (--root says where the page keeps its files)", file=sys.stderr)  # noqa: T201

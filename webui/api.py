@@ -22,7 +22,7 @@ from sdlora.config import fields, files
 from sdlora.config.outputs import OutputsConfig
 from sdlora.config.presets import Subject
 from sdlora.data.sets import folders
-from sdlora.disk import explain
+from sdlora.disk import circle_of_links, explain
 from sdlora.errors import ConfigError, RunError, SdloraError
 from sdlora.evaluation import report
 from sdlora.launch import exports, queue, runs, suggestions
@@ -320,8 +320,11 @@ def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             half = error.object[error.start : error.end]
             words = str(ConfigError(f"the call of /{name}", [f"{half!r} is half a character: send it whole"]))
         except Exception as error:
-            log.exception("/%s failed", name)
-            words = f"That did not work: {type(error).__name__}. Details are in the server's log."
+            if isinstance(error, RuntimeError) and (circle := circle_of_links(error)):
+                words = explain(circle)
+            else:
+                log.exception("/%s failed", name)
+                words = f"That did not work: {type(error).__name__}. Details are in the server's log."
         raise gr.Error(
             words if len(words) <= _LONGEST_ERROR else f"{words[:_LONGEST_ERROR]} ...", print_exception=False
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from sdlora.disk import explain
+from sdlora.disk import circle_of_links, explain
 from sdlora.errors import SdloraError
 from webui.news import Stamp
 from webui.services import Services
@@ -143,6 +143,8 @@ def _errors_as_messages(name: str) -> Iterator[None]:
     except RecursionError:
         raise gr.Error("That is nested too deep to be read.", print_exception=False) from None
     except Exception as error:
+        if isinstance(error, RuntimeError) and (circle := circle_of_links(error)):
+            raise gr.Error(as_message(explain(circle)), print_exception=False) from None
         log.exception("%s failed", name)
         words = f"That did not work: {type(error).__name__}. Details are in the server's log."
         raise gr.Error(words, print_exception=False) from None

@@ -56,10 +56,18 @@ def shipped_presets() -> list[Path]:
 
 def purpose(preset: Path) -> str:
     """What a preset is for: the first line of its header comment."""
-    for line in preset.read_text(encoding="utf-8").splitlines():
+    for line in lines_of(preset):
         if line.startswith("#"):
             return line.lstrip("# ").removeprefix("Purpose:").strip()
     return ""
+
+
+def lines_of(preset: Path) -> list[str]:
+    """A preset's lines; none of one that can't be read, which is told when it is loaded."""
+    try:
+        return read_text(preset).splitlines()
+    except (OSError, UnreadableTextError):
+        return []
 
 
 def load(preset: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +21,7 @@ from sdlora.config.optimization import OPTIMIZERS
 from sdlora.config.outputs import OutputsConfig
 from sdlora.config.schema import flatten
 from sdlora.config.train import TrainConfig
+from sdlora.disk import is_file
 from sdlora.errors import ConfigError
 from sdlora.file_memory import while_unchanged
 
@@ -58,7 +60,7 @@ class Preset:
 
 def list_presets(folder: Path) -> list[Preset]:
     """A person's own presets in a folder, then the shipped ones, the demo first."""
-    own = [Preset(str(path), path, False) for path in sorted(folder.glob("*.yaml"))]
+    own = [Preset(str(path), path, False) for path in sorted(folder.glob("*.yaml")) if is_file(path)]
     shipped = [Preset(path.name, path, True) for path in files.shipped_presets()]
     return own + sorted(shipped, key=lambda preset: preset.name != "demo.yaml")
 
@@ -82,10 +84,7 @@ def facts(name: str) -> list[tuple[str, str]]:
 
 
 def _header(path: Path) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            return
-        yield line
+    yield from takewhile(lambda line: line.startswith("#"), files.lines_of(path))
 
 
 def load(name: str | None) -> TrainConfig:

@@ -74,8 +74,11 @@ def _stamp(folders: Iterable[Path]) -> tuple[int, bool]:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    status = entry.stat()
-                    if entry.is_dir():
+                    try:
+                        status, is_folder = entry.stat(), entry.is_dir()
+                    except OSError:  # a link to nowhere, or gone: its neighbours count all the same
+                        continue
+                    if is_folder:
                         if (place := (status.st_dev, status.st_ino)) in visited:  # links may lead in a circle
                             continue
                         visited.add(place)

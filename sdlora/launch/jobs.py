@@ -22,6 +22,7 @@ from sdlora import atomic
 from sdlora.config import files
 from sdlora.config.train import TrainConfig
 from sdlora.constants import MIB
+from sdlora.disk import is_file
 from sdlora.errors import ConfigError, RunError
 from sdlora.events import CommandFinished, Progress
 from sdlora.launch.detached import SDLORA, end, spawn
@@ -286,7 +287,7 @@ def list_jobs(jobs_folder: Path) -> list[JobHandle]:
     """All jobs in a folder, newest first."""
     if not jobs_folder.is_dir():
         return []
-    handles = [JobHandle(path) for path in jobs_folder.iterdir() if (path / "job.json").is_file()]
+    handles = [JobHandle(path) for path in jobs_folder.iterdir() if is_file(path / "job.json")]
     return sorted(handles, key=lambda handle: (handle.created_at, handle.name), reverse=True)
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock
 from sdlora.config import files
 from sdlora.config.preview_prompts import parse_preview
 from sdlora.config.train import TrainConfig
+from sdlora.disk import is_file
 from sdlora.errors import ConfigError, RunError, SdloraError
 from sdlora.events import Event
 from sdlora.file_memory import Stamp, stamp_of
@@ -274,7 +275,7 @@ def list_runs(runs_folder: Path) -> list[RunHandle]:
     if not runs_folder.is_dir():
         return []
     folders = [path for path in runs_folder.resolve().iterdir() if not path.name.startswith(".")]
-    handles = [RunHandle(path) for path in folders if RunFolder(path).config.is_file()]
+    handles = [RunHandle(path) for path in folders if is_file(RunFolder(path).config)]
     return sorted(handles, key=lambda handle: (handle.created_at, handle.name), reverse=True)
 
 

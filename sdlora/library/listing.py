@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +55,12 @@ def list_files(folders: Sequence[Path]) -> Iterator[ListedFile]:
 
 
 def _list_folder(place: str, root: Path, seen: set[str]) -> Iterator[ListedFile]:
-    with os.scandir(place) as listing:
-        files = {entry.name: entry for entry in listing if entry.is_file()}
+    files, facts = {}, {}
+    with suppress(OSError), os.scandir(place) as listing:
+        for entry in listing:
+            with suppress(OSError):  # links in a circle; deleted just now
+                if entry.is_file():
+                    facts[entry.name], files[entry.name] = entry.stat(), entry
     for name in sorted(files):
         if not name.endswith(SUFFIX) or name.startswith("."):
             continue
@@ -64,8 +69,8 @@ def _list_folder(place: str, root: Path, seen: set[str]) -> Iterator[ListedFile]
         if real in seen:
             continue
         seen.add(real)
-        stem, status = name.removesuffix(SUFFIX), files[name].stat()
-        card = files.get(f"{stem}.json")
+        stem, status = name.removesuffix(SUFFIX), facts[name]
+        card, card_facts = files.get(f"{stem}.json"), facts.get(f"{stem}.json")
         preview = next((files[stem + suffix] for suffix in PREVIEW_SUFFIXES if stem + suffix in files), None)
         yield ListedFile(
             path=Path(place, name),
@@ -73,6 +78,6 @@ def _list_folder(place: str, root: Path, seen: set[str]) -> Iterator[ListedFile]
             size_bytes=status.st_size,
             changed=status.st_mtime,
             card=None if card is None else Path(card.path),
-            card_changed=0.0 if card is None else max(card.stat().st_mtime, card.stat().st_ctime),
+            card_changed=0.0 if card_facts is None else max(card_facts.st_mtime, card_facts.st_ctime),
             preview=None if preview is None else Path(preview.path),
         )

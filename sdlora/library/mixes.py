@@ -13,6 +13,7 @@ from sdlora import atomic
 from sdlora.config import files
 from sdlora.config.mix import MixConfig, MixedAdapter, parse_adapter
 from sdlora.config.train import LONGEST_NAME_BYTES, is_device_name
+from sdlora.disk import changed_at, is_file
 from sdlora.errors import ConfigError
 from sdlora.library.rows import Rows, from_used, used
 from sdlora.library.scan import Scan
@@ -63,7 +64,7 @@ def find_operands(texts: Sequence[str], library: Scan) -> list[MixedAdapter]:
 
 def list_mixes(folder: Path) -> list[str]:
     """Names of the saved mixes, newest first."""
-    found = sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = sorted(filter(is_file, folder.glob(f"*{_SUFFIX}")), key=changed_at, reverse=True)
     return [path.stem for path in found]
 
 

@@ -13,6 +13,7 @@ from sdlora import atomic
 from sdlora.adapters.files.catalog import Description, describe, require_adapter
 from sdlora.adapters.files.container import refuse_pickle
 from sdlora.constants import MIB
+from sdlora.disk import explain
 from sdlora.errors import AdapterError
 from sdlora.file_memory import FileMemory
 from sdlora.library.listing import SUFFIX, ListedFile, list_files
@@ -111,6 +112,9 @@ class Library:
                 try:
                     entry = self._memory.get(file.path, partial(_read, file), also=file.card_changed)
                 except FileNotFoundError:  # deleted just now
+                    continue
+                except OSError as error:
+                    problems.append(f"{explain(error, file.path)}.")
                     continue
                 if entry["problem"]:
                     problems.append(entry["problem"])

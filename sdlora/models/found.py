@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sdlora.config.base_model import BaseModelConfig, FamilyName
@@ -31,8 +32,9 @@ def list_models(folder: Path) -> list[tuple[str, str]]:
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(names):
             path = Path(place, name)
-            if path.suffix.lower() in _FILE_SUFFIXES and path.stat().st_size >= _SMALLEST_MODEL_BYTES:
-                found.append((path.relative_to(folder).as_posix(), str(path)))
+            with suppress(OSError):  # a link to a disk that isn't there
+                if path.suffix.lower() in _FILE_SUFFIXES and path.stat().st_size >= _SMALLEST_MODEL_BYTES:
+                    found.append((path.relative_to(folder).as_posix(), str(path)))
     return found
 
 

@@ -22,6 +22,7 @@ from sdlora.config.adapter import AdapterConfig, bare_token
 from sdlora.config.outputs import OutputsConfig
 from sdlora.config.shipped import resolve_folder
 from sdlora.config.train import TrainConfig
+from sdlora.disk import is_file
 from sdlora.errors import ConfigError
 
 Request = Literal["stop", "save", "preview"]
@@ -271,7 +272,7 @@ def _run_like(path: Path) -> Path | None:
 
 def _runs_in(folder: Path) -> list[Path]:
     with suppress(OSError):  # a folder that must not be listed
-        return [each for each in sorted(folder.iterdir()) if RunFolder(each).config.is_file()]
+        return [each for each in sorted(folder.iterdir()) if is_file(RunFolder(each).config)]
     return []
 
 

@@ -10,6 +10,7 @@ import gradio as gr
 
 from sdlora.data.sets import folders
 from sdlora.data.thumbnails import thumbnail, tile
+from sdlora.disk import changed_at
 from sdlora.words import count
 from webui.context import QUICK, Context, handler
 from webui.layout import html
@@ -37,7 +38,7 @@ def build(context: Context) -> None:
     def datasets() -> list[Link]:
         """Changed last first."""
         known = [context.workspace.datasets / name for name in folders.names(context.workspace.datasets)]
-        newest = sorted(known, key=lambda folder: folder.stat().st_mtime, reverse=True)[:_DATASETS]
+        newest = sorted(known, key=changed_at, reverse=True)[:_DATASETS]
         return [
             Link(
                 folder.name,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sdlora import atomic
 from sdlora.errors import DataError
-from sdlora.text_files import encoded_like
+from sdlora.text_files import encoded_like, read_file
 
 TRASH = ".sdlora-trash"
 LOG = "log.jsonl"
@@ -209,7 +209,7 @@ def _refuse_later_changes(folder: Path, entries: Sequence[_Entry]) -> None:
 def hash_of(path: Path) -> str | None:
     """SHA-256 of a file in hex, None when there is none."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_file(path)).hexdigest()
     except FileNotFoundError:
         return None
 

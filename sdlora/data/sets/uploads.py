@@ -6,6 +6,8 @@ mask with them. A caption for an image that has another one replaces it, as a ch
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import threading
 import uuid
@@ -25,9 +27,13 @@ from sdlora.data.folder_listing import MASK_ENDING
 from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.sets.archives import Limits, RefusedArchiveError, safe_parts, unpack
 from sdlora.data.sets.folders import is_image_name, plain_stem
+from sdlora.disk import explain, is_file
+from sdlora.text_files import read_file
 
 ACCEPTED = (*IMAGE_SUFFIXES, ".txt", ".zip", *(Path(name).suffix for name in METADATA_FILES))
 MAX_CAPTION_BYTES = MIB
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""What no other file of an upload would fare better with."""
 # Two uploads at once would find the same free names.
 _one_at_a_time = threading.Lock()
 
@@ -101,8 +107,15 @@ def _place_all(folder: Path, staging: Path, report: Received) -> None:
                 groups[place, relative.parent, plain_stem(path.name)].append(path)
     replacing: list[Change] = []
     for (_, subfolder, stem), files in groups.items():
-        (folder / subfolder).mkdir(parents=True, exist_ok=True)
-        _place_group(folder / subfolder, stem, files, report, replacing)
+        try:
+            (folder / subfolder).mkdir(parents=True, exist_ok=True)
+            _place_group(folder / subfolder, stem, files, report, replacing)
+        except OSError as error:
+            if error.errno in _OF_THE_DISK:
+                raise
+            # What lies at one name hinders that name alone.
+            left = [path for path in files if path.exists()]
+            report.refused |= {(subfolder / path.name).as_posix(): explain(error) for path in left}
     apply(folder, replacing)
     report.replaced += [change.path.relative_to(folder.resolve()).as_posix() for change in replacing]
 
@@ -155,22 +168,27 @@ def _place_image(folder: Path, stem: str, image: Path, report: Received) -> str:
     free = stem
     for free in atomic.numbered(stem):
         taken = _images_named(folder, free)
-        if same := next((other for other in taken if hash_of(other) == hash_of(image)), None):
+        if same := next((other for other in taken if _is_same(other, image)), None):
             report.same += 1
             return same.stem
         # At its own name a caption may wait for it; at a numbered one it is another image's.
         if not taken and (free == stem or not (folder / f"{free}.txt").exists()):
             break
+    atomic.move(image, folder / f"{free}{image.suffix}")
     if free != stem:
         report.renamed[image.name] = f"{free}{image.suffix}"
-    atomic.move(image, folder / f"{free}{image.suffix}")
     report.images += 1
     return free
 
 
 def _images_named(folder: Path, stem: str) -> list[Path]:
     beside = (folder / f"{stem}{suffix}" for suffix in _spelled(IMAGE_SUFFIXES))
-    return [path for path in beside if path.is_file()]
+    # Also what is no file: a link to a disk that isn't there now, or a folder, is not written over.
+    return [path for path in beside if os.path.lexists(path)]
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return is_file(one) and hash_of(one) == hash_of(other)
 
 
 def _spelled(suffixes: Sequence[str]) -> list[str]:
@@ -193,7 +211,7 @@ def _place_text(content: bytes, target: Path, report: Received, replacing: list[
         report.captions += 1
         if not _images_named(target.parent, target.stem):
             report.unclaimed.append(target.name)
-    elif target.read_bytes() == content:
+    elif read_file(target) == content:
         report.same += 1
     else:
         given: Callable[[], bytes] = partial(bytes, content)

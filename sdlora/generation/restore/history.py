@@ -54,7 +54,7 @@ class History:
                 for name in names:
                     path = Path(place, name)
                     if path.suffix.lower() in SUFFIXES and not name.startswith("."):
-                        with suppress(FileNotFoundError):  # deleted just now
+                        with suppress(OSError):  # deleted just now, or a link to nowhere
                             told = self._memory.get(path, partial(_told_by, path))
                             found.append(HistoryImage(path, path.stat().st_mtime, told["prompt"], told["words"]))
             self._memory.save()
