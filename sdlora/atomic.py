@@ -115,16 +115,21 @@ def making_folder(path: Path) -> Iterator[Path]:
         _name_path(error, path)
         raise
     _flush_folder(path.parent)
-    if old.is_dir():
-        shutil.rmtree(old)
-    elif old.exists():
-        old.unlink()
+    if old.exists():
+        _remove(old)
 
 
 def move(source: Path, target: Path) -> None:
     """Rename a file or folder on its disk, replacing a file that is at `target`."""
     _replace(source, target)
     _flush_folder(target.parent)
+
+
+def discard(path: Path) -> None:
+    """Delete a file or folder, which is gone from its place in one go: nobody takes what is left of it for whole."""
+    hidden = _beside(path)
+    _replace(path, hidden)
+    _remove(hidden)
 
 
 def create_file(path: Path, content: bytes, *, parents: bool = False) -> bool:
@@ -201,6 +206,13 @@ def sweep(folder: Path) -> list[Path]:
             with suppress(OSError):
                 path.unlink()
     return hidden
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _beside(path: Path) -> Path:

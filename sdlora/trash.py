@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -37,7 +38,7 @@ def move_to_trash(paths: Sequence[Path], trash: Path) -> list[Deleted]:
     for path in paths:
         if path.exists():
             target = _free(trash / f"{stamp}-{path.name}")
-            shutil.move(path, target)
+            _move(path, target)
             deleted.append(Deleted(path, target))
     return deleted
 
@@ -48,7 +49,9 @@ def put_back(deleted: Sequence[Deleted]) -> list[Path]:
     for one in deleted:
         if one.trashed.exists():
             one.original.parent.mkdir(parents=True, exist_ok=True)
-            restored.append(Path(shutil.move(one.trashed, _free(one.original))))
+            target = _free(one.original)
+            _move(one.trashed, target)
+            restored.append(target)
     return restored
 
 
@@ -79,6 +82,27 @@ def _remove_folder(path: Path) -> None:
     while path.exists():
         with suppress(FileNotFoundError):
             shutil.rmtree(path)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename, or from one disk to another copy and then delete, so that at both places there is all of it or nothing.
+
+    A plain `shutil.move` that is killed, or meets a full disk, leaves half of a dataset in the trash or at its place.
+    """
+    try:
+        os.rename(source, target)  # noqa: PTH104 - of the same disk alone
+        return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+    elif source.is_dir():
+        with atomic.making_folder(target) as copy:
+            shutil.copytree(source, copy, symlinks=True, dirs_exist_ok=True)
+    else:
+        atomic.copy_file(source, target)
+    atomic.discard(source)
 
 
 def _free(path: Path) -> Path:

@@ -45,15 +45,16 @@ def _begin_again(folder: Path) -> NoReturn:
 
 
 def _campaign(root: Path, minutes: float, seed: int, only: list[str], evidence: Path | None) -> None:
+    from tests.faults import filing, serving
     from tests.faults import kinds as trainings
-    from tests.faults import serving
     from tests.faults.campaign import Lab, Try
     from tests.support.tiny_models import build
 
     lab = Lab(root, build("sd1", root / "model"), _pictures(root / "images"), random.Random(seed))
-    kinds = [kind for kind in (*trainings.KINDS, *serving.KINDS) if not only or kind.__name__ in only]
+    known = (*trainings.KINDS, *serving.KINDS, *filing.KINDS)
+    kinds = [kind for kind in known if not only or kind.__name__ in only]
     if not kinds:
-        sys.exit(f"--only names none of {', '.join(kind.__name__ for kind in (*trainings.KINDS, *serving.KINDS))}")
+        sys.exit(f"--only names none of {', '.join(kind.__name__ for kind in known)}")
     if any(kind in trainings.KINDS for kind in kinds):
         lab.learn()
         print(f"undisturbed: {lab.seconds:.1f} s", flush=True)

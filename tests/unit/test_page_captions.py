@@ -43,6 +43,16 @@ def names(folder: Path, wanted: Filter) -> list[str]:
     return [item.name for item in listing.read(folder) if wanted.passes(item)]
 
 
+def test_after_a_kill_within_a_line_of_the_log_undo_still_says_what_it_takes_back(dataset: Path) -> None:
+    for word in ("older", "newer"):
+        make_edit(dataset, plan_edit(listing.read(dataset)[:2], Edit("front", word)))
+    newest = max((dataset / ".sdlora-trash").iterdir()) / "log.jsonl"
+    newest.write_text(newest.read_text(encoding="utf-8")[:-9], encoding="utf-8")
+    told = history.last_change(dataset)
+    assert told is not None
+    assert told.files == history.undo_last(dataset) == 1
+
+
 def test_images_are_listed_by_name_with_caption_and_mask(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = listing.read(dataset)
     assert [(item.name, item.mask is not None) for item in items] == [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
+import time
 import zipfile
 from pathlib import Path
 
@@ -241,3 +243,14 @@ def test_an_image_beside_a_lonely_caption_claims_it(dataset: Path, tmp_path: Pat
     save_captioned(picture(1, (64, 64)), tmp_path / "x" / "a.png", None)
     report = receive(dataset, [tmp_path / "x" / "a.png"])
     assert (report.images, report.renamed) == (1, {})
+
+
+def test_what_a_killed_server_left_of_an_upload_goes_after_a_day(dataset: Path, tmp_path: Path) -> None:
+    for name, age in (("old", 2 * 86400), ("new", 0)):
+        left = dataset / f".incoming-{name}" / "a.png"
+        left.parent.mkdir()
+        left.write_bytes(png(1))
+        for path in (left, left.parent):
+            os.utime(path, (time.time() - age, time.time() - age))
+    receive(dataset, upload(tmp_path, b_png=png(2)))
+    assert [path.name for path in dataset.glob(".incoming-*")] == [".incoming-new"]

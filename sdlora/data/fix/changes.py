@@ -54,7 +54,7 @@ class Undone:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """A line of the log: a file's hash before and after (None: absent) and the original's name in the trash."""
 
     path: str
@@ -95,7 +95,7 @@ class ChangeSet:
         """Go on with the change_set whose log and originals are in `path`, below the dataset `folder` (resolved)."""
         self.folder, self.path = folder, path
         fix_last_line(path / LOG)
-        self._made = sum(1 for _ in _read(path / LOG)) if (path / LOG).is_file() else 0
+        self._made = sum(1 for _ in logged(path / LOG)) if (path / LOG).is_file() else 0
 
     @classmethod
     def begin(cls, folder: Path) -> ChangeSet:
@@ -132,7 +132,7 @@ def undo(folder: Path) -> Undone:
     if not batches:
         raise DataError(f"{folder} has no changes to undo (no {TRASH} folder with a log in it).")
     change_set = batches[-1]
-    entries = list(_read(change_set / LOG))
+    entries = list(logged(change_set / LOG))
     # Before anything is touched: half an undo would be worse than none.
     _refuse_later_changes(folder, entries)
     for entry in reversed(entries):
@@ -173,7 +173,7 @@ def _make(change: Change, path: Path, folder: Path, change_set: Path, number: st
     if before is not None:
         atomic.copy_file(path, change_set / number)
     name = path.relative_to(folder).as_posix()
-    entry = _Entry(name, before, after, None if before is None else number, change.rules)
+    entry = Entry(name, before, after, None if before is None else number, change.rules)
     append_line(change_set / LOG, asdict(entry))
     if content is None:
         path.unlink()
@@ -181,7 +181,7 @@ def _make(change: Change, path: Path, folder: Path, change_set: Path, number: st
         atomic.write_bytes(path, content)
 
 
-def _restore(folder: Path, change_set: Path, entry: _Entry) -> None:
+def _restore(folder: Path, change_set: Path, entry: Entry) -> None:
     path = folder / entry.path
     for rest in atomic.leftovers(path):
         rest.unlink(missing_ok=True)
@@ -193,7 +193,7 @@ def _restore(folder: Path, change_set: Path, entry: _Entry) -> None:
         atomic.copy_file(change_set / entry.kept, path)
 
 
-def _refuse_later_changes(folder: Path, entries: Sequence[_Entry]) -> None:
+def _refuse_later_changes(folder: Path, entries: Sequence[Entry]) -> None:
     """Raise DataError for files that are neither as before the changes nor as after them."""
     states: dict[str, set[str | None]] = {}
     for entry in entries:
@@ -230,9 +230,9 @@ def fix_last_line(path: Path) -> None:
             os.truncate(path, content.rfind(b"\n") + 1)
 
 
-def _read(log: Path) -> Iterator[_Entry]:
+def logged(log: Path) -> Iterator[Entry]:
     """The log's entries; a last line cut off by a crash belongs to a change that was not made."""
     for line in log.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError, TypeError):
             values = json.loads(line)
-            yield _Entry(**{**values, "rules": tuple(values["rules"])})
+            yield Entry(**{**values, "rules": tuple(values["rules"])})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdlora.data.fix.changes import LOG, Change, apply, batch_folders, undo
+from sdlora.data.fix.changes import LOG, Change, apply, batch_folders, logged, undo
 from sdlora.data.sets.listing import Item
 
 _WORDS = {"edit": "edit", "upload": "upload of captions", "delete": "deletion", "caption": "captioning", "mask": "mask"}
@@ -29,11 +28,11 @@ class LastChange:
 def last_change(folder: Path) -> LastChange | None:
     """The newest change of a dataset, None when there is nothing to undo."""
     for batch in reversed(batch_folders(folder.resolve())):
-        with suppress(OSError, ValueError, KeyError, IndexError):
-            entries = [json.loads(line) for line in (batch / LOG).read_text(encoding="utf-8").splitlines()]
-            rules = {rule for entry in entries for rule in entry["rules"]}
+        with suppress(OSError):
+            entries = list(logged(batch / LOG))
+            rules = {rule for entry in entries for rule in entry.rules}
             what = _WORDS.get(next(iter(rules)), "fix") if len(rules) == 1 else "fix"
-            return LastChange(what, len({entry["path"] for entry in entries}))
+            return LastChange(what, len({entry.path for entry in entries}))
     return None
 
 

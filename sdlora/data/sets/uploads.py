@@ -10,9 +10,11 @@ import errno
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -34,6 +36,8 @@ ACCEPTED = (*IMAGE_SUFFIXES, ".txt", ".zip", *(Path(name).suffix for name in MET
 MAX_CAPTION_BYTES = MIB
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """What no other file of an upload would fare better with."""
+_STAGING = ".incoming-"
+_FORGOTTEN_SECONDS = 86400
 # Two uploads at once would find the same free names.
 _one_at_a_time = threading.Lock()
 
@@ -60,8 +64,9 @@ class Received:
 def receive(folder: Path, uploads: Sequence[Path], limits: Limits | None = None) -> Received:
     """Move uploaded files into a dataset; zip files are unpacked, with the folders that are in them."""
     report = Received()
+    _sweep(folder)
     # Below the dataset, so that files get their places by renaming; hidden, so that no list shows them before.
-    staging = folder / f".incoming-{uuid.uuid4().hex}"
+    staging = folder / f"{_STAGING}{uuid.uuid4().hex}"
     staging.mkdir()
     try:
         for number, upload in enumerate(uploads):
@@ -71,6 +76,15 @@ def receive(folder: Path, uploads: Sequence[Path], limits: Limits | None = None)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return report
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what killed servers left of uploads: of one that goes on, here or on another machine, something is new."""
+    oldest = time.time() - _FORGOTTEN_SECONDS
+    for left in folder.glob(f"{_STAGING}*"):
+        with suppress(OSError):
+            if max(path.lstat().st_mtime for path in (left, *left.rglob("*"))) < oldest:
+                shutil.rmtree(left)
 
 
 def _stage(upload: Path, staging: Path, zip_place: str, report: Received, limits: Limits | None) -> None:
