@@ -90,7 +90,7 @@ def _move(source: Path, target: Path) -> None:
     A plain `shutil.move` that is killed, or meets a full disk, leaves half of a dataset in the trash or at its place.
     """
     try:
-        os.rename(source, target)  # noqa: PTH104 - of the same disk alone
+        atomic.move(source, target)
         return
     except OSError as error:
         if error.errno != errno.EXDEV:

@@ -38,7 +38,7 @@ def other_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def rename(source: Path, target: Path) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
 
-    monkeypatch.setattr(trash.os, "rename", rename)
+    monkeypatch.setattr(trash.atomic, "move", rename)
 
 
 def a_dataset(folder: Path) -> Path:
