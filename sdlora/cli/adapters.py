@@ -65,22 +65,23 @@ def inspect(
     require_files([file, other], [base], out=chart, suffix=".png", force=force)
     from sdlora.adapters.algebra.analysis import analyse
     from sdlora.adapters.algebra.comparison import compare
-    from sdlora.adapters.files.embeddings import embedding_in
+    from sdlora.adapters.files.embeddings import embeddings_in
     from sdlora.adapters.files.reading import read
     from sdlora.adapters.hub.chart import save_chart
     from sdlora.adapters.hub.inspection import inspect as describe
 
     if quick and (chart or other):
         raise ConfigError("the command line", ["--quick does no analysis, so --chart and a second file go without it"])
-    if other is None and (embedding := embedding_in(file)) is not None:
-        _show_embedding(embedding, base, as_json=as_json)
+    if other is None and (embeddings := embeddings_in(file)):
+        _show_embeddings(embeddings, base, as_json=as_json)
         return
     adapters = [read(name, family) for name in (file, other) if name is not None]
     base_weight = None
     if base is not None:
-        from sdlora.adapters.algebra.base_weights import open_base
+        from sdlora.adapters.algebra.making import open_fitting_base
 
-        base_weight = open_base(base).weight
+        model, adapters = open_fitting_base(base, adapters)
+        base_weight = model.weight
     facts = [describe(adapter) for adapter in adapters]
     result: dict[str, Any] = {"files": [one.as_dict() for one in facts]}
     texts = [one.as_text() for one in facts]
@@ -106,14 +107,15 @@ def inspect(
         console.print("\n\n".join(texts), markup=False)
 
 
-def _show_embedding(embedding: Embedding, base: str | None, *, as_json: bool) -> None:
+def _show_embeddings(embeddings: list[Embedding], base: str | None, *, as_json: bool) -> None:
     from sdlora.adapters.hub.embedding_facts import embedding_facts
 
-    facts = embedding_facts(embedding, base)
+    facts = [embedding_facts(embedding, base) for embedding in embeddings]
     if as_json:
-        typer.echo(json.dumps(facts.as_dict(), indent=2, ensure_ascii=False))
+        told = facts[0].as_dict() if len(facts) == 1 else {"embeddings": [one.as_dict() for one in facts]}
+        typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
     else:
-        console.print(facts.as_text(), markup=False)
+        console.print("\n\n".join(one.as_text() for one in facts), markup=False)
 
 
 @app.command(cls=WholeCommand)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdlora.adapters.algebra.convert import convert
 from sdlora.adapters.algebra.making import mix_adapters
-from sdlora.adapters.files.embeddings import embedding_in
+from sdlora.adapters.files.embeddings import embeddings_in
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.hub.inspection import inspect
 from sdlora.config.mix import MixConfig, MixedAdapter
@@ -173,7 +173,7 @@ def test_an_embedding_that_is_bundled_is_shown_kept_by_convert_and_its_loss_said
 
 def test_an_adapter_with_a_stray_vector_is_no_embedding(tmp_path: Path) -> None:
     path = saved(tmp_path, lora(NAME) | {"clip_l": random(3, 768)})
-    assert embedding_in(path) is None
+    assert embeddings_in(path) == []
     assert read(path).unused == ("clip_l",)
 
 

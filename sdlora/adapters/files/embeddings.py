@@ -1,16 +1,18 @@
 """Reads textual-inversion files: AUTOMATIC1111's, ComfyUI's and diffusers', and those bundled with a LoRA.
 
-Forms: `emb_params` or `string_to_param` (AUTOMATIC1111), `clip_l` and `clip_g` (SDXL), one tensor named by its token
+Forms: `emb_params` or `string_to_param` (AUTOMATIC1111), `clip_l` and `clip_g` (SDXL), tensors named by their tokens
 (diffusers); in a LoRA file each behind `bundle_emb.NAME.`. Pickles are read as plain tensors only.
 
-Files that sdlora writes tell their token, too, by which a prompt may call them: `<ohwx>`.
+Files of diffusers and sdlora tell their tokens, too, by which a prompt may call them: `<ohwx>`. Where several are in
+one file, that is the only way to tell them apart.
 """
 
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.files.container import adapter_header, is_pickle, load_tensors
+from sdlora.adapters.files.foreign import algorithm_named
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.adapters.files.key_names import by_layer
 from sdlora.constants import MIB
@@ -32,7 +35,10 @@ BUNDLE_PREFIX = "bundle_emb."
 WORD_ENTRY = "sdlora.new_token"
 """Metadata entry of an embedding file: the token that its vectors were trained as."""
 _LARGEST_BYTES = 64 * MIB
-"""Far above what any word needs: larger files are not looked into for their token."""
+_LARGEST_PICKLE_BYTES = 4 * MIB
+"""Far above what any word needs: larger files are not looked into for their token; pickles are read whole for it."""
+_A1111 = "string_to_param"
+_TOKEN = re.compile(r"<[^<>]+>")
 
 
 @dataclass(frozen=True)
@@ -62,35 +68,79 @@ class Embedding:
         return found
 
 
-def read_embedding(path: Path) -> Embedding:
-    """A textual-inversion file's vectors; its name is the file's.
+def read_embedding(path: Path, word: str = "") -> Embedding:
+    """A textual-inversion file's vectors; its name is the file's, in a file of several the token's.
 
-    Raises AdapterError: not there, damaged, a pickle with more than tensors, no embedding, values that aren't finite.
+    word: which of several, by its token in any letters.
+    Raises AdapterError: not there, damaged, a pickle with more than tensors, no embedding or several others, vectors of
+    no clear shape, values that aren't finite.
     """
-    tensors = _pickled(path) if is_pickle(path) else load_tensors(path)[0]
-    return replace(_embedding(path.stem, tensors, path.name), token=token_of(path))
+    found = _read(path)
+    if len(found) == 1:
+        return found[0]
+    wanted = [one for one in found if (one.token or "").casefold() == word.casefold()]
+    if len(wanted) != 1:
+        names = ", ".join(one.name for one in found)
+        told = all(one.token for one in found)
+        how = "a prompt uses each by its token" if told else "save each in a file of its own, whose name a prompt uses"
+        raise AdapterError(f"{path.name} holds {len(found)} embeddings, {names}: {how}")
+    return wanted[0]
 
 
-def embedding_in(source: Path | str) -> Embedding | None:
-    """The embedding of a file that is one; None for any other file, and for one that can't be read."""
+def embeddings_in(source: Path | str) -> list[Embedding]:
+    """The embeddings of a file of such; none of any other file, nor of one that can't be read.
+
+    Raises AdapterError, as `read_embedding` does, for one whose vectors can't be used.
+    """
     try:
         path = local_file(source)
-        return read_embedding(path) if path.suffix.lower() in SUFFIXES else None
+        if path.suffix.lower() not in SUFFIXES or not _words(_named(path)):
+            return []
     except AdapterError:
-        return None
+        return []
+    return _read(path)
+
+
+def _read(path: Path) -> list[Embedding]:
+    """All embeddings of a file, one at least."""
+    named = _named(path)
+    words = _words(named)
+    if not words:
+        if by_layer(named).layers:
+            raise AdapterError(f"{path.name} is an adapter, no embedding; what is bundled with it goes by its name")
+        first = ", ".join(list(named)[:3]) or "no tensors"
+        raise AdapterError(f"{path.name} holds no textual-inversion embedding (it holds {first})")
+    used = {key for slots in words.values() for key in slots.values()}
+    stray = tuple(key for key in named if key not in used)
+    if len(words) == 1:
+        ((_, slots),) = words.items()
+        return [Embedding(path.stem, _by_encoder(named, slots, path.name), stray, token_of(path))]
+    return [
+        Embedding(word, _by_encoder(named, slots, path.name), stray, word if _TOKEN.fullmatch(word) else None)
+        for word, slots in words.items()
+    ]
+
+
+def token_of(path: Path) -> str | None:
+    """The token that an embedding file tells, in its metadata or as diffusers does by its tensor; None for others."""
+    tokens = tokens_in(path)
+    return tokens[0] if len(tokens) == 1 else None
 
 
 @while_unchanged(most=4096)
-def token_of(path: Path) -> str | None:
-    """The token that an embedding file tells, in its metadata or as diffusers does by its tensor; None for others."""
+def tokens_in(path: Path) -> tuple[str, ...]:
+    """The same of a file that may hold several."""
+    most = _LARGEST_PICKLE_BYTES if is_pickle(path) else _LARGEST_BYTES
     try:
-        if is_pickle(path) or path.stat().st_size > _LARGEST_BYTES:
-            return None
+        if path.stat().st_size > most:
+            return ()
+        if is_pickle(path):
+            return tuple(key for key in _named(path) if _TOKEN.fullmatch(key))
         header = adapter_header(path)
     except (AdapterError, OSError):
-        return None
-    only = next(iter(header.shapes)) if len(header.shapes) == 1 else ""
-    return header.metadata.get(WORD_ENTRY) or (only if only.startswith("<") and only.endswith(">") else None)
+        return ()
+    told = header.metadata.get(WORD_ENTRY)
+    return (told,) if told else tuple(key for key in header.shapes if _TOKEN.fullmatch(key))
 
 
 def embeddings_beside(adapter: Path) -> dict[str, Path]:
@@ -106,49 +156,80 @@ def is_bundled(key: str) -> bool:
     return key.startswith(BUNDLE_PREFIX)
 
 
-def bundled(tensors: Mapping[str, Tensor], source: str) -> dict[str, Embedding]:
-    """The embeddings in an adapter file, by name; without those that are none, or of values that aren't finite."""
+def bundled(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Embedding], dict[str, str]]:
+    """The embeddings in an adapter file, by name; and why its other tensors with such names are not used."""
     grouped: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if is_bundled(key):
             name, _, rest = key.removeprefix(BUNDLE_PREFIX).partition(".")
             grouped.setdefault(name, {})[rest] = tensor
     found: dict[str, Embedding] = {}
+    unused: dict[str, str] = {}
     for name, own in grouped.items():
+        words = _words(own)
         try:
-            found[name] = _embedding(name, own, source)
-        except AdapterError:
-            continue  # whoever reads the adapter says that its tensors aren't used
-    return found
+            if len(words) != 1:
+                raise AdapterError(f"{len(words)} embeddings under one name" if words else "it holds no vectors")
+            ((_, slots),) = words.items()
+            found[name] = Embedding(name, _by_encoder(own, slots, name))
+        except AdapterError as error:
+            reason = f"a bundled embedding that can't be used, {error}"
+            unused |= dict.fromkeys((f"{BUNDLE_PREFIX}{name}.{key}" for key in own), reason)
+            continue
+        stray = (f"{BUNDLE_PREFIX}{name}.{key}" for key in own if key not in slots.values())
+        unused |= dict.fromkeys(stray, "no vectors of the embedding that it is bundled with")
+    return found, unused
 
 
-def _embedding(name: str, tensors: Mapping[str, Tensor], source: str) -> Embedding:
-    named = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
+def _words(named: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
+    """Keys by word and text encoder; none of an adapter. Names that tools have for the vectors of one word go before
+    those that are words."""
     if by_layer(named).layers:
-        raise AdapterError(f"{source} is an adapter, no embedding; what is bundled with it goes by its name")
-    found: dict[str, Tensor] = {}
-    used: set[str] = set()
-    for key, tensor in named.items():
-        slot = _slot(key, len(named))
-        if slot is not None and slot not in found and tensor.ndim in (1, 2) and tensor.is_floating_point():
-            found[slot] = tensor.reshape(-1, tensor.shape[-1]).float()
-            used.add(key)
-    if not found or any(not len(vectors) for vectors in found.values()):
-        first = ", ".join(list(named)[:3]) or "nothing"
-        raise AdapterError(f"{source} holds no textual-inversion embedding (it holds {first})")
-    if not all(bool(torch.isfinite(vectors).all()) for vectors in found.values()):
-        raise AdapterError(f"{source} has a value that is not finite")
-    return Embedding(name, found, tuple(key for key in named if key not in used))
+        return {}
+    slots: dict[str, str] = {}
+    for key in named:
+        if key in (FIRST, ONLY, SECOND):
+            slots.setdefault(SECOND if key == SECOND else FIRST, key)
+    if slots:
+        return {"": slots}
+    listed = {key.removeprefix(f"{_A1111}."): key for key in named if key.startswith(_A1111)}
+    # diffusers names each tensor by its token; a dot belongs to the name of a layer
+    others = (key for key, one in named.items() if "." not in key and (_TOKEN.fullmatch(key) or _are_vectors(one)))
+    listed = listed or {key: key for key in others if algorithm_named([key]) is None}
+    return {word: {FIRST: key} for word, key in listed.items()}
 
 
-def _slot(key: str, number: int) -> str | None:
-    """Which text encoder a tensor of this name is for."""
-    if key in (FIRST, ONLY, "*") or key.startswith("string_to_param"):
-        return FIRST
-    if key == SECOND:
-        return SECOND
-    # diffusers names the only tensor by its token
-    return FIRST if number == 1 and "." not in key else None
+def _by_encoder(named: Mapping[str, Tensor], slots: Mapping[str, str], source: str) -> dict[str, Tensor]:
+    return {slot: _vectors(named[key], key, source) for slot, key in slots.items()}
+
+
+def _are_vectors(tensor: Tensor) -> bool:
+    """Whether a tensor is a row of vectors, a single one, or either with axes of length 1 too many."""
+    shape = tensor.shape
+    return (
+        len(shape) > 0
+        and 0 not in shape
+        and sum(length > 1 for length in shape[:-1]) <= 1
+        and tensor.is_floating_point()
+    )
+
+
+def _vectors(tensor: Tensor, key: str, source: str) -> Tensor:
+    """Vectors [number, D] in fp32."""
+    if not _are_vectors(tensor):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise AdapterError(
+            f"{source}: {key} {list(tensor.shape)} in {kind} is no row of an embedding's vectors [number, width]"
+        )
+    vectors = tensor.reshape(-1, tensor.shape[-1]).float()
+    if not bool(torch.isfinite(vectors).all()):
+        raise AdapterError(f"{source}: {key} has a value that is not finite")
+    return vectors
+
+
+def _named(path: Path) -> dict[str, Tensor]:
+    """A file's tensors by name, those of AUTOMATIC1111's pickles as in its .safetensors files."""
+    return _pickled(path) if is_pickle(path) else load_tensors(path)[0]
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:
@@ -163,8 +244,8 @@ def _pickled(path: Path) -> dict[str, Tensor]:
             f"{path.name} is a pickle that holds more than plain tensors, or damaged: it is not opened, as that could "
             "run code. Convert it to .safetensors with the tool that made it"
         ) from error
-    if isinstance(content, dict) and isinstance(content.get("string_to_param"), Mapping | torch.nn.ParameterDict):
-        content = dict(content["string_to_param"].items())
+    if isinstance(content, Mapping) and isinstance(content.get(_A1111), Mapping | torch.nn.ParameterDict):
+        content = {f"{_A1111}.{name}": value for name, value in content[_A1111].items()}
     if not isinstance(content, Mapping):
         return {}
-    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in content.items()}
+    return {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}

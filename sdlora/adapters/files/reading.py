@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.files.container import content_hash, load_tensors
-from sdlora.adapters.files.embeddings import BUNDLE_PREFIX, bundled, embedding_in
+from sdlora.adapters.files.embeddings import bundled, embeddings_in, is_bundled
 from sdlora.adapters.files.foreign import algorithm_named, model_of
 from sdlora.adapters.files.hub_files import PEFT_CONFIG, local_file
 from sdlora.adapters.files.key_names import BESIDE, FACTORS, FileAlgorithm, LayerKeys, algorithm_of, by_layer
 from sdlora.adapters.files.layer_table import kinds
-from sdlora.adapters.files.peft_settings import PeftSettings, peft_settings
+from sdlora.adapters.files.peft_settings import PeftSettings, peft_settings, refuse_unread_peft
 from sdlora.adapters.files.resolution import FAMILY_TITLES, Resolution, resolve
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights, VectorUpdate
 from sdlora.config.base_model import FamilyName
@@ -58,12 +58,14 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     except AdapterError:
         _refuse_embedding(path)
         raise
+    refuse_unread_peft(path)
     keys = by_layer(tensors)
+    if what := keys.other_algorithm:
+        raise AdapterError(f"{path.name} is of an algorithm that is not read: {what}")
     grouped = {name: {factor: tensors[key] for factor, key in given.items()} for name, given in keys.layers.items()}
     found = resolve(grouped, metadata, keys.layout, family)
-    embeddings = bundled(tensors, path.name)
-    known = tuple(f"{BUNDLE_PREFIX}{name}." for name in embeddings)
-    left_out = {key: reason for key, reason in keys.unused.items() if not known or not key.startswith(known)}
+    embeddings, unused_bundles = bundled(tensors)
+    left_out = {key: reason for key, reason in keys.unused.items() if not is_bundled(key)} | unused_bundles
     of_family = "Stable Diffusion" if found.family is None else FAMILY_TITLES[found.family]
     for name in found.strange:
         left_out |= dict.fromkeys(keys.layers[name].values(), f"no layer of {of_family} is called so")
@@ -108,8 +110,10 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
 
 def _refuse_embedding(path: Path) -> None:
     """Raise AdapterError where the file is an embedding, which is not damaged, and no adapter."""
-    if embedding_in(path) is not None:
-        words = "is an embedding (textual inversion) and has no layers: generate with it by its name in the prompt"
+    if found := embeddings_in(path):
+        told = [one.token for one in found if one.token is not None]
+        by = ", ".join(told) if len(found) > 1 and told else "its name"
+        words = f"is an embedding (textual inversion) and has no layers: generate with it by {by} in the prompt"
         raise AdapterError(f"{path.name} {words}")
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from sdlora.adapters.files.embeddings import SUFFIXES, Embedding, read_embedding, token_of
+from sdlora.adapters.files.embeddings import SUFFIXES, Embedding, read_embedding, tokens_in
 from sdlora.errors import AdapterError, ConfigError
 from sdlora.models.new_tokens import NewTokens
+from sdlora.words import count, first_few
 
 Source = Embedding | Path
 
@@ -48,19 +49,23 @@ def choose_embeddings(
     notes: list[str] = []
     whole = "\n".join(texts)
     sources: dict[str, Source] = {**_by_token(folders), **of_adapters, **_by_name(folders)}
+    meant = _meant(sources, whole)
     for name, source in sources.items():
-        if not _is_in(name, whole):
+        if name not in meant:
             continue
         try:
-            embedding = read_embedding(source) if isinstance(source, Path) else source
+            embedding = read_embedding(source, name) if isinstance(source, Path) else source
             words[name] = embedding.for_widths(widths)
+            if embedding.left_out:
+                unused = f"{count(len(embedding.left_out), 'tensor')} of {name}"
+                notes.append(f"{unused} not used, as no vectors of a word: {first_few(embedding.left_out)}")
         except AdapterError as error:
             notes.append(f"{error}: '{name}' is taken as words")
     notes += [
         f"{adapter} was trained with the new token {token}, but its embedding lies neither beside it nor in "
         f"embedding_folders: '{token}' is taken as words"
         for token, adapter in (expected or {}).items()
-        if token not in sources and _is_in(token, whole)
+        if token not in sources and _meant([token], whole)
     ]
     tokens = NewTokens(words)
     return ChosenEmbeddings(
@@ -68,8 +73,11 @@ def choose_embeddings(
     )
 
 
-def _is_in(name: str, text: str) -> bool:
-    return re.search(rf"(?<!\w)(?:embedding:)?{re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
+def _meant(names: Collection[str], text: str) -> set[str]:
+    """Which of the names a text has, in small letters; as where it is encoded, the longest of those at one place."""
+    listed = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    pattern = rf"(?<!\w)(?:embedding:)?({listed})(?!\w)"
+    return {match[1].casefold() for match in re.finditer(pattern, text, re.IGNORECASE)} if names else set()
 
 
 def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
@@ -87,7 +95,7 @@ def _by_token(folders: Sequence[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in sorted(_files(folders), key=lambda path: (len(path.parts), -path.stat().st_mtime)):
-        if token := token_of(path):
+        for token in tokens_in(path):
             found.setdefault(token.casefold(), path)
     return found
 
