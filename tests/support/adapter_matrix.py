@@ -132,7 +132,8 @@ def page() -> str:
     lines += [f"| `{key}` | {model_of([key])} |" for key in _FOREIGN]
     lines += [
         "",
-        "AdaLoRA, VeRA, PEFT's BOFT, T-LoRA, HRA, VB-LoRA, RandLoRA and FourierFT are named and refused.",
+        "All other methods of PEFT (AdaLoRA, VeRA, BOFT, HRA, FourierFT, prompt tuning, ...) and T-LoRA are named and",
+        "refused.",
         "",
     ]
     return "\n".join(lines)

@@ -65,13 +65,16 @@ class _Shaped:
 def describe(path: Path, card: Path | None = None) -> Description | None:
     """What the file is, None when it holds no adapter for a Stable Diffusion model (it may be a base model).
 
-    card: the JSON file beside it. Raises AdapterError when the file is damaged or a pickle.
+    card: the JSON file beside it. Raises AdapterError when the file is damaged, a pickle or of an algorithm
+    that isn't read.
     """
     header = adapter_header(path)
     shapes, metadata = header.shapes, header.metadata
     keys = by_layer(shapes)
     if not keys.layers:
         return None
+    if what := keys.other_algorithm:
+        raise AdapterError(f"{path.name} is of an algorithm that is not read: {what}")
     resolution = resolve(
         {name: {factor: _Shaped(shapes[key]) for factor, key in layer.items()} for name, layer in keys.layers.items()},
         metadata,

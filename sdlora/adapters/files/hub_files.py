@@ -15,8 +15,8 @@ _SPELLED = re.compile(r"hf:/{1,2}(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>.+))?")
 
 PEFT_CONFIG = "adapter_config.json"
 """PEFT keeps an adapter's scale in a file beside it."""
-_PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_IN_FOLDERS = (*_PEFT_FILES, "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_IN_FOLDERS = (*PEFT_FILES, "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 """What PEFT and diffusers call the file in a folder that they save."""
 
 
@@ -39,7 +39,7 @@ def local_file(source: Path | str) -> Path:
         try:
             name = match["file"] or _only_file(repository)
             path = Path(hf_hub_download(repository, name))
-            if path.name in _PEFT_FILES:
+            if path.name in PEFT_FILES:
                 # PEFT keeps the scale beside its tensors, and a lone file would be taken at the wrong strength.
                 _download_beside(repository, name)
             return path

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sdlora.adapters.files.foreign import unread_part
+from sdlora.adapters.files.foreign import algorithm_named, unread_part
 from sdlora.config.adapter import Algorithm
 
 Format = Literal["kohya", "diffusers"]
@@ -108,6 +108,12 @@ class LayerKeys:
     """Dotted path of each layer inside its part, as the file spells it; PEFT's patterns are about these."""
     unused: dict[str, str] = field(default_factory=dict)
     """Names that mean no part of an adapter, with the reason."""
+
+    @property
+    def other_algorithm(self) -> str | None:
+        """The algorithm, of those not read, that has a factor more on some layer: without it that is another update."""
+        named = {key: what for key in self.unused if (what := algorithm_named([key]))}
+        return next((w for key, w in named.items() if any(f"{path}." in key for path in self.paths.values())), None)
 
 
 def by_layer(keys: Iterable[str]) -> LayerKeys:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdlora.adapters.files.hub_files import PEFT_CONFIG
+from sdlora.adapters.files.hub_files import PEFT_CONFIG, PEFT_FILES
 from sdlora.adapters.files.weights import ModuleWeights
 from sdlora.errors import AdapterError
+from sdlora.text_files import parse_json, read_text
 
 _READ = ("LORA", "LOHA", "LOKR", "OFT", "IA3")
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to begin that take the adapter out of the base weights: without the changed base it is another adapter."""
+_OTHER_FORMULAS = {
+    "use_qalora": "QALoRA, which averages inputs",
+    "use_bdlora": "BD-LoRA, whose factors are of blocks",
+    "alora_invocation_tokens": "aLoRA, which acts behind certain tokens only",
+    "kasa_config": "KaSA, which takes small parts out of the base's weights",
+    "arrow_config": "Arrow, which chooses among adapters",
+    "layer_replication": "for a model whose layers were repeated (layer_replication)",
+}
+"""Settings of PEFT's LoRA with which its factors are not simply multiplied."""
 _NO_SCALE: dict[str, Any] = {}
 
 
@@ -38,8 +47,9 @@ class PeftSettings:
         settings = self.by_part.get(part, self.by_part.get("", _NO_SCALE))
         alpha = settings.get("lora_alpha", settings.get("alpha"))
         alpha = _by_pattern(settings.get("alpha_pattern"), path, alpha)
-        if isinstance(alpha, str):
-            raise AdapterError(f"{self.source}: an alpha is the text {alpha!r}; make it a number, as PEFT writes it")
+        if isinstance(alpha, str) or (isinstance(alpha, float) and not isfinite(alpha)):
+            kind = "the text " if isinstance(alpha, str) else ""
+            raise AdapterError(f"{self.source}: an alpha is {kind}{alpha!r}; make it a number, as PEFT writes it")
         if weights.alpha is not None or not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
             return weights
         if weights.algorithm == "lora":
@@ -59,28 +69,48 @@ class PeftSettings:
 
 
 def peft_settings(path: Path, metadata: Mapping[str, str], layout: str) -> PeftSettings:
-    """The settings of a file: of the neighbour for PEFT's layout, else of diffusers' header entry.
+    """The settings of a file: of the neighbour for PEFT's layout or file name, else of diffusers' header entry.
 
     Raises AdapterError for algorithms and beginnings that make it another adapter than its tensors look like.
     """
     beside = path.parent / PEFT_CONFIG
-    if "peft" in layout and beside.is_file():
-        return PeftSettings({"": _checked(_json(beside.read_bytes(), beside), path)}, PEFT_CONFIG)
+    if ("peft" in layout or path.name in PEFT_FILES) and beside.is_file():
+        return PeftSettings({"": _checked(_settings(beside), path)}, PEFT_CONFIG)
     try:
-        declared = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        declared = parse_json(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError:
         declared = {}
     by_part: dict[str, dict[str, Any]] = {}
     for key, value in declared.items() if isinstance(declared, dict) else ():
         part, _, name = key.partition(".")
         by_part.setdefault(part, {})[name] = value
-    return PeftSettings(by_part, "its header" if by_part else "")
+    return PeftSettings({part: _checked(own, path) for part, own in by_part.items()}, "its header" if by_part else "")
 
 
-def _json(data: bytes, path: Path) -> dict[str, Any]:
+def refuse_unread_peft(path: Path) -> None:
+    """Raise AdapterError where the settings beside a file that PEFT saved name a method that isn't read.
+
+    By its tensors alone it might look like another: prompt tuning like an embedding, AdaLoRA like LoRA.
+    """
+    beside = path.parent / PEFT_CONFIG
+    if path.name in PEFT_FILES and beside.is_file():
+        try:
+            config = _settings(beside)
+        except AdapterError:
+            return  # whoever needs the scale says that there is none
+        _refuse_unread(config, path)
+
+
+def _refuse_unread(config: Mapping[str, Any], path: Path) -> None:
+    kind = str(config.get("peft_type", "LORA")).upper()
+    if kind not in _READ:
+        raise AdapterError(f"{path.name} is PEFT's {kind}, which is not read; {', '.join(_READ)} are")
+
+
+def _settings(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(data)
-    except ValueError as error:
+        content = parse_json(read_text(path))
+    except (OSError, ValueError) as error:
         raise AdapterError(f"{path}: not valid JSON, so the adapter's scale isn't known: {error}") from error
     if not isinstance(content, dict):
         raise AdapterError(f"{path}: holds no settings, so the adapter's scale isn't known")
@@ -88,9 +118,11 @@ def _json(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def _checked(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    _refuse_unread(config, path)
     kind = str(config.get("peft_type", "LORA")).upper()
-    if kind not in _READ:
-        raise AdapterError(f"{path.name} is PEFT's {kind}, which is not read; {', '.join(_READ)} are")
+    for setting, what in _OTHER_FORMULAS.items() if kind == "LORA" else ():
+        if config.get(setting):
+            raise AdapterError(f"{path.name} is {what}: that is not read")
     begun = config.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(_CHANGES_BASE):
         raise AdapterError(

@@ -1,0 +1,113 @@
+"""Adapters of methods that are not read: named by their method, never taken for another one that looks like them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sdlora.adapters.files.catalog import describe
+from sdlora.adapters.files.embeddings import embeddings_in
+from sdlora.adapters.files.reading import read
+from sdlora.errors import AdapterError
+
+LAYER = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+LORA = {f"{LAYER}.lora_A.weight": torch.ones(4, 320), f"{LAYER}.lora_B.weight": torch.ones(320, 4)}
+
+
+def saved(path: Path, tensors: dict[str, Tensor], **settings: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    if settings:
+        (path.parent / "adapter_config.json").write_text(json.dumps(settings))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("factor", "what"),
+    [
+        ("lora_E", "AdaLoRA"),
+        ("lora_diag", "KaSA"),
+        ("vera_lambda_b", "VeRA"),
+        ("pvera_lambda_b", "PVeRA"),
+        ("boft_R", "BOFT"),
+        ("hra_u", "HRA"),
+        ("fourierft_spectrum", "FourierFT"),
+        ("ln_tuning_layers.weight", "LN tuning"),
+        ("glora_A.Xd", "GLoRA"),
+        ("poly_lora_A", "Poly"),
+        ("delora_lambda", "DeLoRA"),
+        ("miss_block", "MiSS"),
+        ("road_theta", "RoAd"),
+        ("waveft_spectrum", "WaveFT"),
+    ],
+)
+def test_methods_of_peft_are_named_without_their_settings(tmp_path: Path, factor: str, what: str) -> None:
+    path = saved(tmp_path / "x.safetensors", {f"{LAYER}.{factor}": torch.ones(4, 1)})
+    with pytest.raises(AdapterError, match=f"algorithm that is not read: PEFT's {what}"):
+        read(path)
+
+
+@pytest.mark.parametrize(("factor", "what"), [("lora_E", "AdaLoRA"), ("lora_diag", "KaSA")])
+def test_lora_with_a_factor_more_is_not_taken_for_lora(tmp_path: Path, factor: str, what: str) -> None:
+    path = saved(tmp_path / "x.safetensors", {**LORA, f"{LAYER}.{factor}": torch.ones(4, 1)})
+    with pytest.raises(AdapterError, match=f"algorithm that is not read: PEFT's {what}"):
+        read(path)
+    with pytest.raises(AdapterError, match=what):
+        describe(path)
+
+
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"])
+def test_prompt_tuning_is_no_embedding(tmp_path: Path, kind: str) -> None:
+    path = saved(tmp_path / "adapter_model.safetensors", {"prompt_embeddings": torch.ones(4, 768)}, peft_type=kind)
+    assert embeddings_in(path) == []
+    with pytest.raises(AdapterError, match=f"is PEFT's {kind}, which is not read"):
+        read(tmp_path)
+    alone = saved(tmp_path / "alone" / "soft.safetensors", {"prompt_embeddings": torch.ones(4, 768)})
+    with pytest.raises(AdapterError, match="not read: PEFT's prompt, prefix or P-tuning"):
+        read(alone)
+
+
+@pytest.mark.parametrize("kind", ["VERA", "FOURIERFT", "LN_TUNING", "HRA", "MADE_UP"])
+def test_the_settings_beside_a_file_name_its_method(tmp_path: Path, kind: str) -> None:
+    saved(tmp_path / "adapter_model.safetensors", {f"{LAYER}.what_is_this": torch.ones(4)}, peft_type=kind)
+    with pytest.raises(AdapterError, match=f"is PEFT's {kind}, which is not read; LORA, LOHA, LOKR, OFT, IA3 are"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"use_qalora": True}, "is QALoRA"),
+        ({"alora_invocation_tokens": [1, 2]}, "is aLoRA"),
+        ({"kasa_config": {"beta": 0.1}}, "is KaSA"),
+        ({"init_lora_weights": "lora_ga"}, "begun by lora_ga, which takes the adapter out of the base"),
+        ({"lora_alpha": float("inf")}, "an alpha is inf; make it a number"),
+        ({"lora_alpha": "8"}, "an alpha is the text '8'; make it a number"),
+    ],
+)
+def test_settings_with_another_formula_or_no_scale_are_refused(
+    tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    saved(tmp_path / "adapter_model.safetensors", LORA, peft_type="LORA", **settings)
+    with pytest.raises(AdapterError, match=message):
+        read(tmp_path)
+
+
+def test_settings_in_the_header_count_as_those_beside_the_file(tmp_path: Path) -> None:
+    tensors = {key.replace("base_model.model", "unet"): one for key, one in LORA.items()}
+    entry = json.dumps({"unet.init_lora_weights": "pissa", "unet.r": 4, "unet.lora_alpha": 4})
+    save_file(tensors, tmp_path / "x.safetensors", {"lora_adapter_metadata": entry})
+    with pytest.raises(AdapterError, match="begun by pissa, which takes the adapter out of the base"):
+        read(tmp_path / "x.safetensors")
+
+
+def test_the_scale_beside_a_file_of_pefts_name_counts_whatever_its_layers_are_called(tmp_path: Path) -> None:
+    tensors = {key.replace("base_model.model", "unet"): one for key, one in LORA.items()}
+    saved(tmp_path / "adapter_model.safetensors", tensors, peft_type="LORA", r=4, lora_alpha=16)
+    (weights,) = read(tmp_path).modules.values()
+    assert weights.scale == 4.0
