@@ -20,8 +20,16 @@ from sdlora.constants import LATENT_FACTOR, SIGMA_MAX, SIGMA_MIN
 from sdlora.errors import ModelError
 from sdlora.models.headers import Header, read_header, read_tensor
 from sdlora.models.hub import model_file
-from sdlora.models.recognition import INPAINTING_CHANNELS, UNET_PREFIX, recognise_config, recognise_header
-from sdlora.models.source import Source, SourceKind, locate
+from sdlora.models.recognition import (
+    EMA_PREFIX,
+    INPAINTING_CHANNELS,
+    UNET_PREFIX,
+    recognise_config,
+    recognise_header,
+    refuse_quantised_config,
+    refuse_quantised_file,
+)
+from sdlora.models.source import PARTS, Source, SourceKind, locate, weight_files
 from sdlora.text_files import parse_json, read_text
 
 _RESOLUTIONS: dict[FamilyName, int] = {"sd1": 512, "sd2": 512, "sdxl": 1024}
@@ -76,6 +84,8 @@ class _Found:
     zero_terminal_snr_from: str
     native_resolution: int
     advice: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    """What else is said, whatever the settings are."""
     is_inpainting: bool = False
     untrained: str = ""
     """What it predicts instead, when that is nothing that is trained here."""
@@ -98,6 +108,7 @@ def detect(config: BaseModelConfig) -> Detection:
         found = _detect_file(read_header(source.path))
     else:
         found = _detect_folder(source, config.revision)
+        _refuse_quantised(source, config)
     return _overruled(found, config, source.kind)
 
 
@@ -151,7 +162,7 @@ def _overruled(found: _Found, config: BaseModelConfig, kind: SourceKind) -> Dete
         zero_terminal_snr=zero_terminal_snr,
         source_kind=kind,
         native_resolution=found.native_resolution,
-        notes=("; ".join(notes), *advice),
+        notes=("; ".join(notes), *advice, *found.beside),
         is_inpainting=found.is_inpainting,
         prediction_told=config.prediction != "auto" or found.is_sure,
         shift=found.shift or _USUAL_SHIFT if config.flow_shift == "auto" else config.flow_shift,
@@ -221,6 +232,15 @@ def _detect_folder(source: Source, revision: str | None) -> _Found:
     )
 
 
+def _refuse_quantised(source: Source, config: BaseModelConfig) -> None:
+    """Raise ModelError where a part is quantised; of a hub model, by what its configs tell."""
+    for part in PARTS if source.kind != "builtin" else ():
+        refuse_quantised_config(source.name, part, _read_json(source, f"{part}/config.json", config.revision))
+        if source.path is not None:
+            for path in weight_files(source.path / part, config.variant):
+                refuse_quantised_file(path)
+
+
 def _scheduler_prediction(scheduler: dict[str, Any]) -> tuple[Prediction | None, str]:
     """What a scheduler's config says, None for what no model of Stable Diffusion predicts; and what it says instead of
     anything that is trained here, for people who overrule it by base_model.prediction."""
@@ -280,6 +300,9 @@ def _detect_file(header: Header) -> _Found:
         found = replace(found, zero_terminal_snr=True, zero_terminal_snr_from="marker tensor ztsnr")
     elif _metadata_says(header.metadata, "ss_zero_terminal_snr", "modelspec.zero_terminal_snr"):
         found = replace(found, zero_terminal_snr=True, zero_terminal_snr_from="the file's metadata")
+    if averaged := sum(name.startswith(EMA_PREFIX) for name in header.shapes):
+        words = "are not used: as other tools do, sdlora takes the weights themselves (model.diffusion_model.*)"
+        found = replace(found, beside=(f"{averaged} tensors of a moving average (model_ema.*) {words}",))
     return replace(found, native_resolution=file_resolution(family, found.prediction))
 
 

@@ -21,7 +21,8 @@ from sdlora.models.components import TextEncoder, check_complete
 from sdlora.models.host import forget_mapped
 from sdlora.models.hub import HubModel, explained, model_file, reach
 from sdlora.models.progress_bars import no_progress_bars
-from sdlora.models.source import Source
+from sdlora.models.recognition import refuse_quantised_file
+from sdlora.models.source import Source, weight_files
 
 Model = TypeVar("Model")
 
@@ -68,9 +69,18 @@ class DiffusersModel:
 
     def _load(self, kind: type[Model], part: str, **dtype: torch.dtype) -> Model:
         where = f"{self._source.name}/{part}"
+        self._refuse_quantised(part)
         return load_pretrained(
             kind, self._source.location, where, self._hub, subfolder=part, variant=self._variant, **dtype
         )
+
+    def _refuse_quantised(self, part: str) -> None:
+        """Raise ModelError for packed weights of a hub model; those of a folder were looked at in detecting it."""
+        ending = f".{self._variant}" if self._variant else ""
+        for start in ("model", "diffusion_pytorch_model") if self._hub is not None else ():
+            # Nothing is downloaded twice: the loader takes this file out of the cache.
+            if (path := model_file(self._source, f"{part}/{start}{ending}.safetensors", self._revision)) is not None:
+                refuse_quantised_file(path)
 
     def _tokenizer(self, part: str) -> CLIPTokenizer:
         where = f"{self._source.name}/{part}"
@@ -90,6 +100,8 @@ def load_vae_folder(source: Source, dtype: torch.dtype) -> AutoencoderKL:
     """A VAE from a folder or the hub, whether its config.json lies at the top or under vae/."""
     hub = reach(source.name, None) if source.path is None else None
     subfolder = "vae" if model_file(source, "config.json", None) is None else ""
+    for path in weight_files(source.path / subfolder, None) if source.path is not None else ():
+        refuse_quantised_file(path)
     return load_pretrained(AutoencoderKL, source.location, source.name, hub, subfolder=subfolder, torch_dtype=dtype)
 
 

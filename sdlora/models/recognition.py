@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from sdlora.config.base_model import FamilyName
 from sdlora.errors import ModelError
-from sdlora.models.headers import Header
+from sdlora.models.headers import Header, read_header, read_table
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
@@ -16,6 +17,8 @@ SD1_TEXT_PREFIX = "cond_stage_model.transformer."
 SD2_TEXT_PREFIX = "cond_stage_model.model."
 SDXL_TEXT_PREFIX = "conditioner.embedders.0.transformer."
 SDXL_TEXT_2_PREFIX = "conditioner.embedders.1.model."
+EMA_PREFIX = "model_ema."
+"""Of a moving average of the weights, which original training scripts keep beside them; no tool generates by it."""
 
 _UNQUANTISED = "take the model in fp16, bf16 or fp32, which base_model.quantization quantises for a training"
 _TRAINED = "sdlora trains Stable Diffusion 1.x, 2.x and SDXL"
@@ -43,9 +46,10 @@ _OTHER_MARKS = {
 }
 _QUANTISED = re.compile(
     r"scaled_fp8$|\.scale_weight$|\.weight_scale(?:_\d)?$|\.comfy_quant$|\.absmax$|\.quant_(?:map|state\.)|\.nested_absmax$"
-    r"|\.qweight$|\.qzeros$|\.SCB$|\.weight_format$"
+    r"|\.qweight$|\.qzeros$|\.SCB$|\.weight_format$|\.weight\._(?:data|scale|packed)$"
 )
 """Tensors beside weights that hold packed or scaled numbers: without them these mean nothing."""
+_WHOLE = re.compile(r"u?int\d+|[iu]\d+|bool")
 
 
 # ---- single files
@@ -65,8 +69,7 @@ def recognise_header(header: Header) -> FamilyName:
             raise ModelError(f"{path}: this is {what}; {_TRAINED}")
     if not header.has(UNET_PREFIX):
         raise ModelError(f"{path}: {_without_unet(header)}")
-    if packed := [name for name in names if _QUANTISED.search(name)]:
-        raise ModelError(f"{path}: its weights are quantised ({packed[0]} goes with some of them); {_UNQUANTISED}")
+    refuse_scales(str(path), names)
     shape = header.shapes.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
     if shape is None:
         raise ModelError(f"{header.path}: incomplete, the UNet's first layer is missing")
@@ -75,6 +78,35 @@ def recognise_header(header: Header) -> FamilyName:
     if not header.has({"sd1": SD1_TEXT_PREFIX, "sd2": SD2_TEXT_PREFIX, "sdxl": SDXL_TEXT_PREFIX}[family]):
         raise ModelError(f"{path}: holds a UNet of family {family} but no text encoder; take the complete model file")
     return family
+
+
+def refuse_scales(where: str, names: Iterable[str]) -> None:
+    """Raise ModelError where tensors stand beside weights without which these mean nothing."""
+    if packed := [name for name in names if _QUANTISED.search(name)]:
+        raise ModelError(f"{where}: its weights are quantised ({packed[0]} goes with some of them); {_UNQUANTISED}")
+
+
+def refuse_whole_numbers(where: str, kinds: Mapping[str, str]) -> None:
+    """Raise ModelError where weights are whole numbers. kinds: by name, as safetensors or torch say it (I8, int8)."""
+    packed = [name for name, kind in kinds.items() if name.endswith(".weight") and _WHOLE.fullmatch(kind.lower())]
+    if packed:
+        kind = kinds[packed[0]]
+        raise ModelError(
+            f"{where}: {len(packed)} weights are whole numbers, such as {packed[0]} in {kind}: quantised, which is not "
+            f"read; {_UNQUANTISED}"
+        )
+
+
+def refuse_quantised_file(path: Path) -> None:
+    """The same for a .safetensors file, by its header. Raises ModelError, also for one that is damaged."""
+    refuse_scales(str(path), read_header(path).shapes)
+    refuse_whole_numbers(str(path), {name: entry["dtype"] for name, entry in read_table(path)[0].items()})
+
+
+def refuse_quantised_config(name: str, part: str, config: Mapping[str, Any] | None) -> None:
+    """The same for a part of a diffusers model, by its config.json."""
+    if config is not None and config.get("quantization_config"):
+        raise ModelError(f"{name}: its {part} is quantised (quantization_config in its config.json); {_UNQUANTISED}")
 
 
 def _family_of_header(header: Header) -> FamilyName:
@@ -122,6 +154,11 @@ def _text_prefixes_of(header: Header) -> str:
 
 
 def _without_unet(header: Header) -> str:
+    if header.has(EMA_PREFIX):
+        return (
+            "holds the UNet as a moving average only (model_ema.*), under names without dots that no tool reads; take "
+            "the file that holds model.diffusion_model.* too"
+        )
     if header.has("down_blocks.") or header.has("unet.down_blocks."):
         return "this is the UNet alone of a diffusers model; give the folder that holds unet/, vae/ and text_encoder/"
     if header.has("encoder.down") or header.has(VAE_PREFIX):
@@ -140,8 +177,6 @@ def recognise_config(name: str, index: Mapping[str, Any], unet: Mapping[str, Any
     pipeline = index.get("_class_name", "unknown")
     if unet is None:
         raise ModelError(f"{name}: this is a {pipeline} model, it has no UNet; {_TRAINED}")
-    if unet.get("quantization_config"):
-        raise ModelError(f"{name}: its UNet is quantised (quantization_config in its config.json); {_UNQUANTISED}")
     refuse_input_channels(name, int(unet.get("in_channels", 4)))
     levels, depth = len(unet.get("block_out_channels", ())), unet.get("layers_per_block", 2)
     size_embedding = unet.get("addition_embed_type")

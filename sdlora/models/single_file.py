@@ -30,6 +30,8 @@ from sdlora.models.recognition import (
     SDXL_TEXT_PREFIX,
     UNET_PREFIX,
     VAE_PREFIX,
+    refuse_scales,
+    refuse_whole_numbers,
 )
 from sdlora.models.tokenizer import END, OPENCLIP_PAD, clip_tokenizer
 
@@ -95,20 +97,16 @@ class SingleFile:
 
 
 def read_weights(path: Path) -> Weights:
-    """The file's tensors, mapped from disk where its format allows. Raises ModelError for weights in whole numbers."""
+    """The file's tensors, mapped from disk where its format allows. Raises ModelError for quantised weights."""
     if path.suffix.lower() != ".safetensors":
         weights = read_pickled(path)
     else:
         from safetensors.torch import load_file
 
         weights = load_file(path)
-    packed = [name for name, one in weights.items() if name.endswith(".weight") and not one.is_floating_point()]
-    if packed:
-        kind = str(weights[packed[0]].dtype).removeprefix("torch.")
-        raise ModelError(
-            f"{path}: {len(packed)} weights are whole numbers, such as {packed[0]} in {kind}: quantised, which is not "
-            "read; take the model in fp16, bf16 or fp32"
-        )
+    refuse_scales(str(path), weights)
+    kinds = {name: str(one.dtype).removeprefix("torch.") for name, one in weights.items()}
+    refuse_whole_numbers(str(path), kinds)
     return weights
 
 

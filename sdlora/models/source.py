@@ -13,6 +13,9 @@ from sdlora.models.builtin import BUILTIN_MODELS
 SourceKind = Literal["builtin", "folder", "file", "hub"]
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt")
 
+PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
+"""Folders of a diffusers model that hold weights."""
+_SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -56,3 +59,10 @@ def locate(model: str) -> Source:
 def is_hub_name(text: str) -> bool:
     """Whether the text has the form of a hub name, owner/name."""
     return _HUB_NAME.fullmatch(text) is not None and not text.startswith(".")
+
+
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The .safetensors files in a part's folder that are read for a variant: `model.fp16.safetensors` for fp16."""
+    ending = f".{variant}" if variant else ""
+    names = {f"{start}{ending}" for start in ("model", "diffusion_pytorch_model")}
+    return [path for path in sorted(folder.glob("*.safetensors")) if _SHARD.sub("", path.stem) in names]
