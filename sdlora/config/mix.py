@@ -80,7 +80,8 @@ class MixConfig(Section):
     """dare: seed of the random choice."""
 
     base_model: str | None = None
-    """Base model, needed only when an adapter is DoRA: its update depends on the base weights."""
+    """Base model: needed for DoRA and others whose update depends on its weights; adapters that don't fit it are
+    refused."""
 
     family: Literal["auto"] | FamilyName = "auto"
     """Stable Diffusion family, for files that don't tell."""

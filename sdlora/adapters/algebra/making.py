@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from sdlora.adapters.algebra.base_weights import open_base
+from sdlora.adapters.algebra.base_weights import BaseWeights, open_base
 from sdlora.adapters.algebra.derived import Provenance, derived_facts, input_facts, operand_facts, write_made
 from sdlora.adapters.algebra.extract import Ranks, extract
-from sdlora.adapters.algebra.merge import Merged, merge
+from sdlora.adapters.algebra.merge import Merged, base_notes, check_fits, merge
 from sdlora.adapters.algebra.mix import Mixed, OnProgress, mix
-from sdlora.adapters.algebra.operands import common_family, load_operands, with_family
+from sdlora.adapters.algebra.operands import ASKED_BY_PERSON, Operand, common_family, load_operands, with_family
 from sdlora.adapters.algebra.resize import resize
 from sdlora.adapters.files.container import refuse_overwriting
 from sdlora.adapters.files.metadata import TrainingFacts
@@ -23,8 +23,10 @@ from sdlora.adapters.files.writing import Export
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Precision
 from sdlora.config.given import Values, mix_config
 from sdlora.config.mix import MixConfig, MixedAdapter, parse_adapter
+from sdlora.errors import AdapterError
 from sdlora.models.detection import detect
 from sdlora.models.dtypes import DTYPES
+from sdlora.words import count, first_few
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,13 @@ def mix_adapters(
     """
     config, target = mix_config(config), Path(target)
     refuse_overwriting(target, force)
-    operands = load_operands(config.adapters, None if config.family == "auto" else config.family)
-    base = open_base(config.base_model) if config.base_model is not None else None
+    base = None if config.base_model is None else open_base(config.base_model)
+    operands = _fitting_operands(config, base)
     result = mix(operands, config, base.weight if base else None, on_progress)
+    if base is not None:
+        lacking = [name for name in result.modules if name not in base.places]
+        told = [f"{base.path.name} has not {count(len(lacking), 'layer')} of the mix: {first_few(lacking)}"]
+        result = replace(result, notes=(*result.notes, *base_notes(base, operands), *(told if lacking else [])))
     # Provenance tells only what shaped the result: a seed that nothing drew from would pretend it did.
     unspoken = {"adapters", "precision", "family"} | (set() if config.method.startswith("dare") else {"seed"})
     settings = config.model_dump(mode="json", exclude_none=True, exclude=unspoken)
@@ -56,6 +62,28 @@ def mix_adapters(
     facts = derived_facts(target, [operand.file for operand in operands], result.family)
     provenance = Provenance("mix", [operand_facts(one) for one in operands], settings, result.relative_error)
     return Made(result, write_made(target, result, facts, provenance, precision=config.precision, force=force))
+
+
+def _fitting_operands(config: MixConfig, base: BaseWeights | None) -> list[Operand]:
+    """The adapters of a mix, for its base model if it has one. Raises AdapterError for such as don't fit it."""
+    family = None if config.family == "auto" else config.family
+    if base is None:
+        return load_operands(config.adapters, family)
+    if family not in (None, base.family):
+        raise AdapterError(f"{base.path.name} is {base.family}, but the family asked for is {family}; leave one away")
+    # A person's word overrules what files tell; a base model's only where they don't.
+    operands = load_operands(config.adapters, base.family, base.path.name if family is None else ASKED_BY_PERSON)
+    check_fits(base, operands)
+    return operands
+
+
+def open_fitting_base(model: str, files: Sequence[AdapterFile]) -> tuple[BaseWeights, list[AdapterFile]]:
+    """A base model, and the adapters with its layers' names. Raises AdapterError for such as don't fit it."""
+    base = open_base(model)
+    family = common_family(files, base.family, base.path.name)
+    files = [with_family(file, family) for file in files]
+    check_fits(base, [Operand(file) for file in files])
+    return base, files
 
 
 def merge_adapters(

@@ -30,6 +30,7 @@ from sdlora.adapters.files.metadata import prediction_note
 from sdlora.adapters.files.tensor_files import TensorFile
 from sdlora.adapters.files.weights import VectorUpdate
 from sdlora.errors import AdapterError
+from sdlora.models.recognition import EMA_PREFIX
 
 WeightChange = Callable[[Tensor], Tensor]
 _STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
@@ -69,22 +70,24 @@ def merge(
     # Before the long work: writing over the very weights that are being read would spoil both.
     if target.resolve() == base.path.resolve():
         raise AdapterError(f"{target} is the base model itself; write to another place")
-    _check(base, operands)
+    check_fits(base, operands)
     names = list(dict.fromkeys(name for operand in operands for name in operand.file.layer_names))
     vectors = summed_vectors(operands)
     wanted = [(name, kind) for name, vector in vectors.items() for kind in _kinds(vector)]
     lost = [f"{name} ({kind})" for name, kind in wanted if (name, kind) not in base.vectors]
     placed = [name for name in names if _has_place(base, operands, name)]
-    if not placed:
-        raise AdapterError(f"no layer of the adapters stands in {base.path.name}; the first is {names[0]}")
     provenance = Provenance("merge", [operand_facts(operand) for operand in operands], base=base.facts()).entries()
     write = _write_folder if base.is_folder else _write_file
     rounding = _Rounding()
     write(base, operands, vectors, target, provenance, rounding, on_progress)
     notes = [*notes_of([operand.file for operand in operands]), *rounding.notes()]
-    for file in (operand.file for operand in operands):
-        if note := prediction_note(file.path.name, file.metadata, base.path.name, base.prediction):
-            notes.append(note)
+    notes += base_notes(base, operands)
+    averaged = sum(name.startswith(EMA_PREFIX) for name in next(iter(base.places.values())).file.names())
+    if averaged:
+        notes.append(
+            f"{averaged} tensors of a moving average (model_ema.*) stay as they are: a tool that takes those generates "
+            "without the adapters"
+        )
     if lost:
         notes.append(f"the model has not {len(lost)} biases and norms of the adapters: {', '.join(lost[:3])}")
     return Merged(target, tuple(placed), tuple(name for name in names if name not in placed), tuple(notes))
@@ -105,7 +108,15 @@ def _kinds(vector: VectorUpdate) -> Iterator[Literal["weight", "bias"]]:
         yield "bias"
 
 
-def _check(base: BaseWeights, operands: Sequence[Operand]) -> None:
+def base_notes(base: BaseWeights, operands: Sequence[Operand]) -> list[str]:
+    """What is to be said of adapters beside a base that they fit."""
+    files = [operand.file for operand in operands]
+    notes = (prediction_note(file.path.name, file.metadata, base.path.name, base.prediction) for file in files)
+    return [note for note in notes if note]
+
+
+def check_fits(base: BaseWeights, operands: Sequence[Operand]) -> None:
+    """Raise AdapterError where adapters are of another family or shape than the base, or share no layer with it."""
     problems = []
     for operand in operands:
         if operand.file.family != base.family:
@@ -129,6 +140,9 @@ def _check(base: BaseWeights, operands: Sequence[Operand]) -> None:
                     )
     if problems:
         raise AdapterError(f"{len(problems)} layers don't fit the model: " + "; ".join(problems[:3]))
+    names = [name for operand in operands for name in operand.file.layer_names]
+    if not any(_has_place(base, operands, name) for name in names):
+        raise AdapterError(f"no layer of the adapters stands in {base.path.name}; the first is {names[0]}")
 
 
 def _write_file(
