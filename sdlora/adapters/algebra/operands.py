@@ -26,6 +26,8 @@ BaseWeight = Callable[[str], Tensor]
 _KERNEL_3 = re.compile(r"lora_unet_.*(?:_conv1|_conv2|samplers_0_conv|_conv_in|_conv_out)|lora_unet_conv_(?:in|out)")
 _KERNEL_1 = re.compile(r"lora_unet_.*_conv_shortcut")
 _SD1_KERNEL_1 = re.compile(r"lora_unet_.*_attentions_\d+_proj_(?:in|out)")
+_SMALL = 2.0**-8
+"""A factor's largest value below which its others may be beyond fp16's normal numbers (2^-14)."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def weight_shape(name: str, shapes: Sequence[torch.Size], family: FamilyName) ->
 
 def as_lora(update: LowRank, shape: torch.Size) -> ModuleWeights:
     """An update as a LoRA layer of scale 1, in fp32."""
+    update = _balanced(update)
     down_shape = (update.rank, *shape[1:])
     up_shape = (shape[0], update.rank, *[1] * (len(shape) - 2))
     factors = {
@@ -150,6 +153,18 @@ def as_lora(update: LowRank, shape: torch.Size) -> ModuleWeights:
     }
     # alpha is the rank: with a scale of 1 no loader can misread it.
     return ModuleWeights("lora", factors, float(update.rank))
+
+
+def _balanced(update: LowRank) -> LowRank:
+    """The same product, without factors so small that half precision would round them to few digits or to nothing.
+
+    A scale of 1/128 and a weight of 0.1 stand in one factor. Powers of two move it to the other without rounding.
+    """
+    up_R, down_R = update.up_oR.abs().amax(0), update.down_Ri.abs().amax(1)
+    is_small_R = (torch.minimum(up_R, down_R) < _SMALL) & (up_R > 0) & (down_R > 0)
+    exponent_R = torch.where(is_small_R, ((down_R / up_R).log2() / 2).round(), torch.zeros_like(up_R))
+    factor_R = torch.exp2(exponent_R)
+    return LowRank(update.up_oR * factor_R, update.down_Ri / factor_R[:, None])
 
 
 def summed_vectors(operands: Sequence[Operand]) -> dict[str, VectorUpdate]:

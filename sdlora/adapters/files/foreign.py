@@ -82,6 +82,7 @@ _ALGORITHMS: tuple[tuple[str, str], ...] = (
     (r"\.(?:glora|bypass)\b", "an unknown algorithm"),
 )
 _EMBEDDING = re.compile(r"bundle_emb\.|emb_params$|string_to_param|clip_[lg]$|<[^<>]+>$")
+UNKNOWN_LAYER = "a factor of a layer whose name is of no Stable Diffusion model"
 
 
 def model_of(keys: Iterable[str]) -> str | None:
@@ -94,6 +95,12 @@ def algorithm_named(keys: Iterable[str]) -> str | None:
     """The algorithm, other than those that are read, that tensors of these names are of."""
     keys = list(keys)
     return next((what for pattern, what in _ALGORITHMS if any(re.search(pattern, key) for key in keys)), None)
+
+
+def unknown_layer(key: str) -> str:
+    """Why a factor of an adapter is not read whose layer's name is of no Stable Diffusion model."""
+    what = model_of([key])
+    return UNKNOWN_LAYER if what is None or what.startswith("no adapter") else f"for another model: {what}"
 
 
 def unread_part(key: str) -> str:

@@ -151,6 +151,22 @@ def oft_block_size(num_elements: int) -> int:
     return round((1 + (1 + 8 * num_elements) ** 0.5) / 2)
 
 
+def oft_is_whole(factors: Factors) -> bool:
+    """Whether the tensors of an OFT or BOFT make blocks: square ones, or whole triangles, and stages that pair up."""
+    if "oft_R" in factors:
+        upper = factors["oft_R"]
+        size = oft_block_size(upper.shape[1]) if upper.ndim == 2 else 0
+        return upper.numel() > 0 and size * (size - 1) // 2 == upper.shape[1]
+    blocks = factors["oft_blocks"]
+    if blocks.ndim not in (3, 4) or blocks.numel() == 0 or blocks.shape[-1] != blocks.shape[-2]:
+        return False
+    _, outputs = oft_width(factors)
+    # A stage of a butterfly turns pairs of half blocks that lie ever further apart.
+    widest = 2 ** (blocks.shape[0] - 1) * blocks.shape[-1] if blocks.ndim == 4 else 1
+    is_even = blocks.ndim == 3 or blocks.shape[-1] % 2 == 0
+    return is_even and outputs % widest == 0 and factors.get("rescale", blocks.new_ones(outputs)).numel() == outputs
+
+
 def oft_width(factors: Factors) -> tuple[bool, int]:
     """Whether the outputs are turned (else the inputs), and how many of them."""
     if "oft_R" in factors:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sdlora.adapters.files.foreign import algorithm_named, unread_part
+from sdlora.adapters.files.foreign import algorithm_named, unknown_layer, unread_part
 from sdlora.config.adapter import Algorithm
 
 Format = Literal["kohya", "diffusers"]
@@ -131,7 +131,7 @@ def by_layer(keys: Iterable[str]) -> LayerKeys:
         split = _factor(key, scaled)
         place = None if split is None else _place(split[0])
         if split is None or place is None:
-            unused[key] = unread_part(key)
+            unused[key] = unread_part(key) if split is None or split[1] not in _KIND_OF else unknown_layer(key)
             continue
         name, path, layout = place
         # Whole layers, as one's factors with the other's alpha would make a third.

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdlora.adapters.files import formulas
 from sdlora.adapters.files.container import content_hash, load_tensors
 from sdlora.adapters.files.embeddings import bundled, embeddings_in, is_bundled
-from sdlora.adapters.files.foreign import algorithm_named, model_of
+from sdlora.adapters.files.foreign import UNKNOWN_LAYER, algorithm_named, model_of
 from sdlora.adapters.files.hub_files import PEFT_CONFIG, local_file
 from sdlora.adapters.files.key_names import BESIDE, FACTORS, FileAlgorithm, LayerKeys, algorithm_of, by_layer
 from sdlora.adapters.files.layer_table import kinds
@@ -71,11 +72,14 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
         left_out |= dict.fromkeys(keys.layers[name].values(), f"no layer of {of_family} is called so")
     if not found.names:
         _refuse_embedding(path)
-        raise AdapterError(f"{path.name} {_no_adapter(tensors, found, of_family)}")
+        raise AdapterError(f"{path.name} {_no_adapter(tensors, keys, found, of_family)}")
     settings = peft_settings(path, metadata, keys.layout)
     for name in [name for name, own in found.names.items() if _misplaced(grouped[name], own, found.family)]:
         found.names.pop(name)
         left_out |= dict.fromkeys(keys.layers[name].values(), "its shape fits no layer of that kind")
+    if not found.names:
+        shown = ", ".join(f"{key} {list(tensors[key].shape)}" for key in left_out if key in tensors)
+        raise AdapterError(f"{path.name} holds nothing that fits a layer of {of_family}: {shown[:300]}")
     modules, vectors, problems = _layers(grouped, keys, found, settings)
     # Of a LoKr in full, fp16 holds the huge alpha, which has no effect, as infinite.
     full = {name for name, own in found.names.items() if own in modules and modules[own].is_full_lokr}
@@ -118,13 +122,16 @@ def _refuse_embedding(path: Path) -> None:
 
 
 def _misplaced(given: Mapping[str, Tensor], own: str, family: FamilyName | None) -> bool:
-    """Whether a full update has the axes of another kind of layer."""
+    """Whether a full update has the axes of another kind of layer, or a product stands where a norm is."""
     weight = given.get("diff", given.get("w_norm"))
     axes = {"norm": 1, "linear": 2, "convolution": 4}
-    return weight is not None and weight.ndim not in {axes[kind] for kind in kinds(own, family)}
+    possible = {axes[kind] for kind in kinds(own, family)}
+    if weight is None:
+        return possible == {1} and algorithm_of(given) is not None
+    return weight.ndim not in possible
 
 
-def _no_adapter(tensors: Mapping[str, Tensor], found: Resolution, of_family: str) -> str:
+def _no_adapter(tensors: Mapping[str, Tensor], keys: LayerKeys, found: Resolution, of_family: str) -> str:
     """What a file is in which no layer of Stable Diffusion was found."""
     if what := model_of(tensors):
         if what.startswith("no adapter"):
@@ -134,6 +141,10 @@ def _no_adapter(tensors: Mapping[str, Tensor], found: Resolution, of_family: str
         return f"is of an algorithm that is not read: {what}"
     if found.strange:
         return f"holds {len(found.strange)} layers, but {of_family} has none of them; the first is {found.strange[0]}"
+    if factors := [key for key, reason in keys.unused.items() if reason == UNKNOWN_LAYER]:
+        return (
+            f"holds {len(factors)} factors of layers whose names are of no Stable Diffusion model, such as {factors[0]}"
+        )
     first = next(iter(tensors), "nothing at all")
     return f"holds no LoRA, LoHa or LoKr layers, nor any of another kind that is understood (it holds {first}, ...)"
 
@@ -168,7 +179,10 @@ def _layers(
         except ValueError as error:
             problems.append(f"{name}: {error}")
             continue
-        if vector.tensors:
+        shape = None if weights is None else weights.delta_shape
+        if vector.bias is not None and shape is not None and len(vector.bias) != shape[0]:
+            problems.append(f"{name}: a bias of {len(vector.bias)} values for {shape[0]} outputs")
+        elif vector.tensors:
             vectors[own] = vector
     return modules, vectors, problems
 
@@ -223,8 +237,7 @@ def _consistent(weights: ModuleWeights) -> bool:
             if not all(inner) or factors["a1"].shape[0] != factors["a2"].shape[1]:
                 return False
         if weights.algorithm == "oft":
-            blocks = weights.factors.get("oft_blocks")
-            return weights.rank > 0 and (blocks is None or (blocks.ndim in (3, 4) and blocks.shape[-1] == weights.rank))
+            return formulas.oft_is_whole(weights.factors)
         shape = weights.delta_shape
         return shape is None or (shape.numel() > 0 and weights.rank > 0 and len(shape) in (2, 4))
     except (RuntimeError, IndexError, ValueError, TypeError):
@@ -241,6 +254,8 @@ def _magnitude(magnitude: Tensor, weights: ModuleWeights, by_output: bool) -> Te
     shape = weights.delta_shape
     if shape is None:
         raise ValueError(f"a DoRA magnitude with {weights.algorithm}, which is not understood")
+    if not magnitude.is_floating_point():
+        raise ValueError(f"its DoRA magnitude is in whole numbers ({str(magnitude.dtype).removeprefix('torch.')})")
     outputs, inputs = shape[0], shape[1]
     ones = [1] * (len(shape) - 2)
     given = list(magnitude.shape)

@@ -19,6 +19,11 @@ from sdlora.words import count, first_few
 
 FAMILY_TITLES: dict[FamilyName, str] = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
 _ALIKE = "alike: taken as"
+_BASE = "ss_base_model_version"
+_OTHER_MODEL = re.compile(
+    r"(?:stable-diffusion-3|stable-cascade|sd3|flux|chroma|pixart|hunyuan|lumina|auraflow|qwen|wan|z-?image|anima)",
+    re.IGNORECASE,
+)
 _LDM = re.compile(r"lora_unet_(?:input_blocks|middle_block|output_blocks)_")
 _PROJECTION = re.compile(r"lora_unet_(?:.*_)?proj_(?:in|out)")
 _TEXT_WIDTHS: dict[int | None, FamilyName] = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
@@ -57,6 +62,8 @@ def resolve(given: Given, metadata: Mapping[str, str], layout: str, family: Fami
     called = _with_second_encoder(given)
     told, notes = _told_family({called[name]: factors for name, factors in given.items()}, metadata, layout)
     is_guess = any(_ALIKE in note for note in notes)
+    if (other := _OTHER_MODEL.match(metadata.get("modelspec.architecture") or metadata.get(_BASE, ""))) is not None:
+        notes = [f"its metadata say {other.string}, but its layers are those of Stable Diffusion", *notes]
     if family is not None:
         is_guess = False
         notes = [f"taken as {family} as asked, though it looks like {told}"] if told not in (None, family) else []
@@ -103,7 +110,10 @@ def _told_family(given: Given, metadata: Mapping[str, str], layout: str) -> tupl
             return possible[0], [f"its metadata say {said}, but {why} those of {possible[0]}: taken as {possible[0]}"]
     if len(possible) == 1:
         return possible[0], []
-    return _by_spelling(given, possible, layout)
+    guess, notes = _by_spelling(given, possible, layout)
+    if said is not None:
+        notes = [f"its metadata say {said}, but its layers are those of {' and '.join(possible)}", *notes]
+    return guess, notes
 
 
 def _most(counts: Mapping[FamilyName, int]) -> list[FamilyName]:
@@ -127,7 +137,9 @@ def _fits(name: str, factors: Mapping[str, Shaped], family: FamilyName) -> bool 
 
 def _misfits(given: Given, family: FamilyName) -> list[str]:
     """What to say about layers of other sizes than the family's, in a file whose other layers have them."""
-    fits = {name: _fits(name, factors, family) for name, factors in given.items()}
+    fits = {
+        name: _fits(name, factors, family) for name, factors in given.items() if not _is_norm(name, family, factors)
+    }
     misfits = [name for name, each in fits.items() if each is False]
     # A model of other widths has hardly a layer that fits, and then none of them tells anything.
     if not misfits or 2 * len(misfits) >= sum(each is not None for each in fits.values()):
@@ -139,6 +151,12 @@ def _misfits(given: Given, family: FamilyName) -> list[str]:
         f" {first_few(misfits)} ({misfits[0]} changes {rows} x {columns} weights, {family} has"
         f" {layer.rows} x {layer.columns})"
     ]
+
+
+def _is_norm(name: str, family: FamilyName, factors: Mapping[str, Shaped]) -> bool:
+    """Whether a product stands where the family has a norm: whoever reads the tensors leaves it out."""
+    layer = layers(family).get(canonical(name, family))
+    return layer is not None and layer.kind == "norm" and _size(factors)[1] not in (1, None)
 
 
 def _by_text_width(given: Given) -> list[FamilyName]:
@@ -159,12 +177,13 @@ def _by_projection(given: Given) -> FamilyName | None:
 
 
 def _by_metadata(metadata: Mapping[str, str]) -> FamilyName | None:
-    version = metadata.get("ss_base_model_version", "")
+    version = metadata.get(_BASE, "")
     architecture = metadata.get("modelspec.architecture", "")
     starts: tuple[tuple[str, str, FamilyName], ...] = (
         ("sdxl", "stable-diffusion-xl", "sdxl"),
         ("sd_v2", "stable-diffusion-v2", "sd2"),
         ("sd_v1", "stable-diffusion-v1", "sd1"),
+        ("sd_1", "stable-diffusion-1", "sd1"),  # as ai-toolkit spells it
     )
     for version_start, architecture_start, family in starts:
         if version.startswith(version_start) or architecture.startswith(architecture_start):

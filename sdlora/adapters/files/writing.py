@@ -188,7 +188,8 @@ def _most_common(values: Sequence[float]) -> float:
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype, path: str) -> Tensor:
-    largest = float(tensor.abs().max())
+    # Through float32, as 8-bit floats have no maximum.
+    largest = float(tensor.float().abs().max()) if tensor.numel() else 0.0
     if largest > torch.finfo(dtype).max:
         raise AdapterError(
             f"{path} holds the value {largest:.3g}, beyond what {str(dtype).removeprefix('torch.')} can hold "

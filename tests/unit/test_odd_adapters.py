@@ -1,0 +1,84 @@
+"""Adapter files that are nearly right: read as they are meant, or refused with what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sdlora.adapters.algebra.making import mix_adapters, resize_adapter
+from sdlora.adapters.files.reading import read
+from sdlora.errors import AdapterError
+
+BLOCK = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
+Q, K, NORM = f"{BLOCK}_attn1_to_q", f"{BLOCK}_attn2_to_k", f"{BLOCK}_norm1"
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def lora(name: str = Q, inputs: int = 320, alpha: float = 4.0) -> dict[str, Tensor]:
+    factors = {"lora_down.weight": random(4, inputs), "lora_up.weight": random(320, 4), "alpha": torch.tensor(alpha)}
+    return {f"{name}.{factor}": tensor for factor, tensor in factors.items()}
+
+
+def saved(folder: Path, tensors: dict[str, Tensor], **metadata: str) -> Path:
+    save_file(tensors, folder / "x.safetensors", {"ss_base_model_version": "sd_v1", **metadata})
+    return folder / "x.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({f"{Q}.oft_blocks": random(40, 8, 9)}, r"shapes don't fit each other: oft_blocks \[40, 8, 9\]"),
+        ({f"{Q}.oft_blocks": random(7, 40, 8, 8)}, r"shapes don't fit each other: oft_blocks \[7, 40, 8, 8\]"),
+        ({f"{Q}.oft_blocks": random(2, 64, 5, 5)}, r"shapes don't fit each other: oft_blocks \[2, 64, 5, 5\]"),
+        ({f"{Q}.oft_blocks": random(40, 8, 8), f"{Q}.rescale": random(321, 1)}, r"rescale \[321, 1\]"),
+        ({f"{Q}.oft_R": random(40, 29)}, r"shapes don't fit each other: oft_R \[40, 29\]"),
+        ({f"{Q}.oft_R": random(40, 28, 1)}, r"shapes don't fit each other: oft_R \[40, 28, 1\]"),
+        ({**lora(), f"{Q}.diff_b": random(321)}, "a bias of 321 values for 320 outputs"),
+        ({**lora(), f"{Q}.dora_scale": torch.ones(320, 1).int()}, r"DoRA magnitude is in whole numbers \(int32\)"),
+        ({f"{Q}.diff": random(320)}, r"holds nothing that fits a layer of Stable Diffusion 1.x: .*diff \[320\]"),
+        (
+            {key.replace("lora_unet", "LORA_UNET"): tensor for key, tensor in lora().items()},
+            "holds 2 factors of layers whose names are of no Stable Diffusion model, such as LORA_UNET",
+        ),
+    ],
+)
+def test_what_makes_no_layer_is_refused_where_it_is_read(
+    tmp_path: Path, tensors: dict[str, Tensor], message: str
+) -> None:
+    with pytest.raises(AdapterError, match=message):
+        read(saved(tmp_path, tensors))
+
+
+def test_a_product_on_a_norm_is_left_out_and_named(tmp_path: Path) -> None:
+    file = read(saved(tmp_path, {**lora(), **lora(K, 768), **lora(NORM)}))
+    assert (set(file.modules), file.notes) == ({Q, K}, ())
+    assert "3 (its shape fits no layer of that kind)" in (file.unused_note() or "")
+
+
+def test_metadata_of_another_model_are_said_to_contradict_the_layers(tmp_path: Path) -> None:
+    file = read(saved(tmp_path, {**lora(), **lora(K, 768)}, **{"modelspec.architecture": "flux-1-dev/lora"}))
+    assert file.family == "sd1"
+    assert file.notes == ("its metadata say flux-1-dev/lora, but its layers are those of Stable Diffusion",)
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 1e-5, 1e-7, -1e-6])
+def test_a_weak_adapter_is_mixed_into_half_precision_with_all_its_digits(tmp_path: Path, alpha: float) -> None:
+    path = saved(tmp_path, {**lora(alpha=alpha), **lora(K, 768, alpha=1.0)})
+    settings = {"adapters": [f"{path}:0.1"], "precision": "fp16"}
+    mix_adapters(settings, tmp_path / "out.safetensors")
+    expected, found = (read(file).modules[Q].delta() for file in (path, tmp_path / "out.safetensors"))
+    assert float((found - 0.1 * expected).norm() / (0.1 * expected).norm()) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_an_adapter_in_8_bits_is_resized_as_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = saved(tmp_path, {key: tensor.to(dtype) for key, tensor in {**lora(), **lora(K, 768)}.items()})
+    resize_adapter(path, tmp_path / "out.safetensors", rank=8)
+    assert torch.equal(read(tmp_path / "out.safetensors").modules[Q].delta(), read(path).modules[Q].delta())
