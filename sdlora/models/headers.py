@@ -153,14 +153,15 @@ def read_pickled(path: Path) -> dict[str, Any]:
     # Training scripts keep the weights one level down, beside the optimizer's.
     while isinstance(content, dict) and (inner := next((i for i in _WRAPPED if isinstance(content.get(i), dict)), "")):
         content = content[inner]
-    tensors = (
-        {name: value.detach() for name, value in content.items() if isinstance(value, torch.Tensor)}
-        if isinstance(content, dict)
-        else {}
-    )
+    content = {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
+    if not any(isinstance(value, torch.Tensor) for value in content.values()):
+        # by part of the model: {"unet": {...}, "text_encoder": {...}}
+        parts = [(part, inner) for part, inner in content.items() if isinstance(inner, dict)]
+        content = {f"{part}.{name}": value for part, inner in parts for name, value in inner.items()}
+    tensors = {name: value.detach() for name, value in content.items() if isinstance(value, torch.Tensor)}
     # A scale that stands there as a plain number is one all the same.
     for name, value in content.items() if tensors else ():
-        if str(name).endswith(".alpha") and isinstance(value, (int, float)):
+        if name.endswith(".alpha") and isinstance(value, (int, float)):
             tensors[name] = torch.tensor(float(value))
     if not tensors:
         raise ModelError(f"{path}: holds no tensors")

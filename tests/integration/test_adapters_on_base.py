@@ -9,7 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sdlora.adapters.algebra.base_weights import open_base
+from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.algebra.making import merge_adapters, mix_adapters
+from sdlora.adapters.files.catalog import require_adapter
+from sdlora.config.base_model import BaseModelConfig
 from sdlora.errors import AdapterError
 from tests.support.adapter_files import ATTENTION, random_adapter
 
@@ -61,3 +65,39 @@ def test_merge_says_that_a_moving_average_stays_without_the_adapters(
     adapter = random_adapter(base, tmp_path / "a.safetensors", layers=ATTENTION)
     notes = merge_adapters(base, [str(adapter)], tmp_path / "merged.safetensors").notes
     assert any("1 tensors of a moving average (model_ema.*) stay as they are" in note for note in notes)
+
+
+def test_an_adapter_too_strong_for_the_bases_number_type_is_refused(tiny_sd1: Path, tmp_path: Path) -> None:
+    adapter = random_adapter(tiny_sd1, tmp_path / "a.safetensors", layers=ATTENTION)
+    strong = {key: torch.tensor(1e9) if key.endswith("alpha") else one for key, one in load_file(adapter).items()}
+    save_file(strong, tmp_path / "strong.safetensors", {"ss_base_model_version": "sd_v1"})
+    config = BaseModelConfig(
+        model=str(tiny_sd1), precision="fp16", adapters=({"file": str(tmp_path / "strong.safetensors")},)
+    )
+    with pytest.raises(
+        AdapterError, match=r"strong.safetensors lora_.* would hold values that float16 can't; lower its"
+    ):
+        load_base(config)
+
+
+def test_a_bias_for_a_layer_without_one_is_used_as_in_generating(tiny_sd1: Path, tmp_path: Path) -> None:
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    width = open_base(str(tiny_sd1)).weight(name).shape[0]
+    save_file({f"{name}.diff_b": torch.arange(float(width))}, tmp_path / "b.safetensors")
+    config = BaseModelConfig(
+        model=str(tiny_sd1),
+        precision="fp32",
+        adapters=({"file": str(tmp_path / "b.safetensors"), "weight": 0.5},),
+        family="sd1",
+    )
+    layer = load_base(config).unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q
+    assert torch.equal(layer.bias, torch.arange(float(width)) / 2)
+
+
+def test_what_is_no_adapter_is_named_by_the_library_too(tmp_path: Path) -> None:
+    save_file({"prompt_embeddings": torch.ones(2, 768)}, tmp_path / "soft.safetensors")
+    with pytest.raises(AdapterError, match="not read: PEFT's prompt, prefix or P-tuning"):
+        require_adapter(tmp_path / "soft.safetensors")
+    save_file({"clip_l": torch.ones(2, 768)}, tmp_path / "word.safetensors")
+    with pytest.raises(AdapterError, match=r"is an embedding .textual inversion. and has no layers"):
+        require_adapter(tmp_path / "word.safetensors")

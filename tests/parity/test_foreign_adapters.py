@@ -299,16 +299,6 @@ def test_adapters_for_other_models_are_named_as_what_they_are(tmp_path: Path, la
         read(path)
 
 
-@pytest.mark.parametrize(
-    ("factor", "what"), [("vera_lambda_b", "VeRA"), ("boft_R", "PEFT's BOFT"), ("lora_E", "AdaLoRA"), ("hra_u", "HRA")]
-)
-def test_algorithms_that_are_not_read_are_named(tmp_path: Path, factor: str, what: str) -> None:
-    path = tmp_path / "x.safetensors"
-    save_file({f"base_model.model.down_blocks.0.attentions.0.proj_in.{factor}": torch.ones(4)}, path)
-    with pytest.raises(AdapterError, match=f"algorithm that is not read: {what}"):
-        read(path)
-
-
 @pytest.mark.parametrize("shape", [(7,), (640, 2), (3, 768)])
 def test_a_dora_magnitude_that_is_not_understood_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path, _ = write_foreign(tmp_path, LAYOUTS["kohya"], lora, "sd1")

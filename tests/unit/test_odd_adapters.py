@@ -82,3 +82,26 @@ def test_an_adapter_in_8_bits_is_resized_as_it_is(tmp_path: Path, dtype: torch.d
     path = saved(tmp_path, {key: tensor.to(dtype) for key, tensor in {**lora(), **lora(K, 768)}.items()})
     resize_adapter(path, tmp_path / "out.safetensors", rank=8)
     assert torch.equal(read(tmp_path / "out.safetensors").modules[Q].delta(), read(path).modules[Q].delta())
+
+
+@pytest.mark.parametrize("ending", [".Alpha", "_alpha", ".lora_alpha", ".scale", ".lora_scale.weight"])
+def test_a_scale_that_is_not_understood_is_no_scale_of_1(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(AdapterError, match=f"scales a layer by {Q}{ending}, which is not understood"):
+        read(saved(tmp_path, {**lora(), f"{Q}{ending}": torch.tensor(2.0)}))
+
+
+def test_a_pickle_with_a_dictionary_for_each_part_is_read(tmp_path: Path) -> None:
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    factors = {f"{path}.lora_A.weight": random(4, 320), f"{path}.lora_B.weight": random(320, 4)}
+    torch.save({"unet": factors, "step": 100}, tmp_path / "x.pt")
+    assert set(read(tmp_path / "x.pt").modules) == {Q}
+    torch.save({0: random(4, 320), 1: random(320, 4)}, tmp_path / "numbered.pt")
+    with pytest.raises(AdapterError, match=r"holds no LoRA, .*it holds 0, \.\.\."):
+        read(tmp_path / "numbered.pt")
+
+
+def test_layers_that_have_numbers_only_are_named_as_the_first_tools(tmp_path: Path) -> None:
+    tensors = {"unet:0:up": random(320, 4), "unet:0:down": random(4, 320), "<s1>": random(1, 768)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(AdapterError, match="not read: the first LoRA tool's, whose layers have numbers and no names"):
+        read(tmp_path / "x.safetensors")

@@ -21,6 +21,9 @@ from sdlora.errors import AdapterError
 from sdlora.models.bundle import Bundle
 from sdlora.models.loading import load
 
+Layer = nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm
+"""What adapters change."""
+
 
 def load_base(
     config: BaseModelConfig | Values | Path | str,
@@ -61,7 +64,7 @@ def _merge(
         # SD 1.x and 2.x have fewer parts than there are names for.
         for part, model in zip(PARTS, models, strict=False)
         for path, layer in model.named_modules()
-        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm))
+        if isinstance(layer, Layer)
     }
     notes = []
     operands = read_base_adapters(config, family)
@@ -104,19 +107,35 @@ def _add(operand: Operand, name: str, weight: Tensor, original: Tensor | None) -
         )
     update = layer_update(name, weights, lambda _: base, operand.file.path.name).times(operand.weight_of(name))
     weight.copy_((weight.double().flatten(1) + update.matrix().to(weight.device)).reshape(weight.shape))
+    _refuse_beyond(weight, operand, name)
 
 
-def _add_vectors(operand: Operand, name: str, layer: nn.Module) -> None:
+def _add_vectors(operand: Operand, name: str, layer: Layer) -> None:
     """Add updates of a layer's norm weight and bias, in place."""
     vector = operand.file.vectors[name].times(operand.weight_of(name))
     for kind, own in (("weight", vector.weight), ("bias", vector.bias)):
         if own is None:
             continue
         target = getattr(layer, kind)
+        if target is None and len(own) == len(layer.weight):
+            # Stable Diffusion's projections of attention have none: it begins at 0.
+            target = nn.Parameter(layer.weight.new_zeros(len(own)), requires_grad=False)
+            layer.register_parameter(kind, target)
         if target is None or target.shape != own.shape:
-            has = "none" if target is None else str(list(target.shape))
+            has = len(layer.weight) if target is None else len(target)
             raise AdapterError(
-                f"base_model.adapters: {operand.file.path.name} doesn't fit the model: {name}'s {kind} is "
-                f"{list(own.shape)}, the model has {has}"
+                f"base_model.adapters: {operand.file.path.name} doesn't fit the model: {name}'s {kind} has {len(own)} "
+                f"values, the model's {has}"
             )
         target.copy_(target.double() + own.to(target.device))
+        _refuse_beyond(target, operand, name)
+
+
+def _refuse_beyond(tensor: Tensor, operand: Operand, name: str) -> None:
+    """Raise AdapterError where a weight is now beyond what its number type can hold: pictures would be black."""
+    if not bool(torch.isfinite(tensor).all()):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise AdapterError(
+            f"base_model.adapters: with {operand.file.path.name} {name} would hold values that {kind} can't; lower its "
+            "weight"
+        )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.adapters.files.container import adapter_header
+from sdlora.adapters.files.foreign import embedding_named, no_adapter
 from sdlora.adapters.files.key_names import ALGORITHM_NAMES, algorithm_of, by_layer
 from sdlora.adapters.files.resolution import resolve
 from sdlora.config.base_model import FamilyName
@@ -122,6 +123,9 @@ def require_adapter(path: Path) -> Description:
     """The same for a file that must be an adapter. Raises AdapterError when it isn't one, saying what to do."""
     found = describe(path)
     if found is None:
+        names = adapter_header(path).shapes
+        if what := no_adapter(names) or embedding_named(names):
+            raise AdapterError(f"{path.name} {what}")
         raise AdapterError(
             f"{path.name} holds no LoRA, LoHa or LoKr layers of a Stable Diffusion model: it is no adapter. "
             "A base model belongs into the models folder."

@@ -195,7 +195,10 @@ def _words(named: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
     listed = {key.removeprefix(f"{_A1111}."): key for key in named if key.startswith(_A1111)}
     # diffusers names each tensor by its token; a dot belongs to the name of a layer
     others = (key for key, one in named.items() if "." not in key and (_TOKEN.fullmatch(key) or _are_vectors(one)))
-    listed = listed or {key: key for key in others if algorithm_named([key]) is None}
+    if not listed:
+        listed = {key: key for key in others if algorithm_named([key]) is None}
+        if len({named[key].shape[-1:] for key in listed}) > 1 and not any(map(_TOKEN.fullmatch, listed)):
+            return {}  # of several widths and under names of any kind: other things than words
     return {word: {FIRST: key} for word, key in listed.items()}
 
 

@@ -79,9 +79,11 @@ _ALGORITHMS: tuple[tuple[str, str], ...] = (
     (r"\.ranknum\b", "PEFT's AdaLoRA"),
     (r"\.(?:p_layer|q_layer|lambda_layer)\b|base_(?:p|q|lambda)", "T-LoRA, whose update depends on the noise"),
     (r"\.oft_diag\b", "an early OFT"),
+    (r"^(?:unet|text_encoder):\d+:", "the first LoRA tool's, whose layers have numbers and no names"),
     (r"\.(?:glora|bypass)\b", "an unknown algorithm"),
 )
 _EMBEDDING = re.compile(r"bundle_emb\.|emb_params$|string_to_param|clip_[lg]$|<[^<>]+>$")
+_READ = "Adapters for Stable Diffusion 1.x, 2.x and SDXL are read"
 UNKNOWN_LAYER = "a factor of a layer whose name is of no Stable Diffusion model"
 
 
@@ -95,6 +97,22 @@ def algorithm_named(keys: Iterable[str]) -> str | None:
     """The algorithm, other than those that are read, that tensors of these names are of."""
     keys = list(keys)
     return next((what for pattern, what in _ALGORITHMS if any(re.search(pattern, key) for key in keys)), None)
+
+
+def no_adapter(keys: Iterable[str]) -> str | None:
+    """What a file with tensors of these names is, that is no adapter which is read: the end of a sentence."""
+    keys = list(keys)
+    if what := model_of(keys):
+        return f"is {what}" if what.startswith("no adapter") else f"is for another model: {what}. {_READ}"
+    if what := algorithm_named(keys):
+        return f"is of an algorithm that is not read: {what}"
+    return None
+
+
+def embedding_named(keys: Iterable[str]) -> str | None:
+    """The same of a file with an embedding."""
+    words = "is an embedding (textual inversion) and has no layers: generate with it by its name in the prompt"
+    return words if any(_EMBEDDING.search(key) for key in keys) else None
 
 
 def unknown_layer(key: str) -> str:

@@ -93,6 +93,7 @@ _UNET_EMBEDDINGS = ("time_embedding.", "add_embedding.")
 _LDM_STARTS = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.")
 _TEXT_STARTS = ("text_model.", "encoder.layers.", "text_projection.", "final_layer_norm.")
 _OPENCLIP = {"attn_out_proj": "self_attn_out_proj", "mlp_c_fc": "mlp_fc1", "mlp_c_proj": "mlp_fc2"}
+_SCALE = re.compile(r"[._](?:lora_?)?(?:alpha|scale|scaling|multiplier)(?:\.weight)?$", re.IGNORECASE)
 _RESBLOCK = re.compile(r"(?:model_)?transformer_resblocks_(\d+)_(.+)")
 
 
@@ -114,6 +115,13 @@ class LayerKeys:
         """The algorithm, of those not read, that has a factor more on some layer: without it that is another update."""
         named = {key: what for key in self.unused if (what := algorithm_named([key]))}
         return next((w for key, w in named.items() if any(f"{path}." in key for path in self.paths.values())), None)
+
+    @property
+    def strange_scale(self) -> str | None:
+        """A tensor that by its name scales a layer that is read, in a way that is not understood."""
+        scales = [(key, f"{_SCALE.sub('', key)}.") for key in self.unused if _SCALE.search(key)]
+        read = [key for layer in self.layers.values() for key in layer.values()] if scales else []
+        return next((key for key, start in scales if any(one.startswith(start) for one in read)), None)
 
 
 def by_layer(keys: Iterable[str]) -> LayerKeys:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdlora.adapters.files import formulas
 from sdlora.adapters.files.container import content_hash, load_tensors
 from sdlora.adapters.files.embeddings import bundled, embeddings_in, is_bundled
-from sdlora.adapters.files.foreign import UNKNOWN_LAYER, algorithm_named, model_of
+from sdlora.adapters.files.foreign import UNKNOWN_LAYER, no_adapter
 from sdlora.adapters.files.hub_files import PEFT_CONFIG, local_file
 from sdlora.adapters.files.key_names import BESIDE, FACTORS, FileAlgorithm, LayerKeys, algorithm_of, by_layer
 from sdlora.adapters.files.layer_table import kinds
@@ -63,6 +63,10 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     keys = by_layer(tensors)
     if what := keys.other_algorithm:
         raise AdapterError(f"{path.name} is of an algorithm that is not read: {what}")
+    if key := keys.strange_scale:
+        raise AdapterError(
+            f"{path.name} scales a layer by {key}, which is not understood; kohya's name for it is .alpha"
+        )
     grouped = {name: {factor: tensors[key] for factor, key in given.items()} for name, given in keys.layers.items()}
     found = resolve(grouped, metadata, keys.layout, family)
     embeddings, unused_bundles = bundled(tensors)
@@ -71,6 +75,8 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     for name in found.strange:
         left_out |= dict.fromkeys(keys.layers[name].values(), f"no layer of {of_family} is called so")
     if not found.names:
+        if what := no_adapter(tensors):
+            raise AdapterError(f"{path.name} {what}")
         _refuse_embedding(path)
         raise AdapterError(f"{path.name} {_no_adapter(tensors, keys, found, of_family)}")
     settings = peft_settings(path, metadata, keys.layout)
@@ -133,12 +139,6 @@ def _misplaced(given: Mapping[str, Tensor], own: str, family: FamilyName | None)
 
 def _no_adapter(tensors: Mapping[str, Tensor], keys: LayerKeys, found: Resolution, of_family: str) -> str:
     """What a file is in which no layer of Stable Diffusion was found."""
-    if what := model_of(tensors):
-        if what.startswith("no adapter"):
-            return f"is {what}"
-        return f"is for another model: {what}. Adapters for Stable Diffusion 1.x, 2.x and SDXL are read"
-    if what := algorithm_named(tensors):
-        return f"is of an algorithm that is not read: {what}"
     if found.strange:
         return f"holds {len(found.strange)} layers, but {of_family} has none of them; the first is {found.strange[0]}"
     if factors := [key for key, reason in keys.unused.items() if reason == UNKNOWN_LAYER]:
