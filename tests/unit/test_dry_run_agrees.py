@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sdlora.config.files import load
 from sdlora.errors import SdloraError
@@ -34,6 +38,31 @@ def test_block_ranks_may_name_the_text_encoder() -> None:
     plain, none = _summary("adapter.text_encoder=true"), "adapter.block_ranks={text_encoder: 0}"
     assert _summary("adapter.text_encoder=true", none).trainable_parameters < plain.trainable_parameters
     assert "in the UNet and the text encoder" in _adapter_line(plain)
+
+
+def _changed(path: Path, change: Callable[[str, Tensor], Tensor], **more: Tensor) -> Path:
+    tensors = {key: change(key, tensor) for key, tensor in load_file(random_adapter(path)).items()}
+    save_file(tensors | more, path, {"ss_base_model_version": "sd_v1"})
+    return path
+
+
+@pytest.mark.parametrize("setting", ["adapter.start_from={}", "base_model.adapters=[{{file: {}}}]"])
+def test_an_adapter_of_other_sizes_is_refused_before_a_model_is_loaded(tmp_path: Path, setting: str) -> None:
+    file = _changed(tmp_path / "wide.safetensors", lambda key, one: torch.ones(2, 7) if "lora_down" in key else one)
+    with pytest.raises(SdloraError, match=r"wide.safetensors doesn't fit (?:this|the) model: .*the model has"):
+        check(load("demo.yaml", [*_DEMO, setting.format(file)]))
+
+
+@pytest.mark.parametrize("setting", ["adapter.start_from={}", "base_model.adapters=[{{file: {}}}]"])
+def test_how_an_adapter_is_taken_is_said_before_a_model_is_loaded(tmp_path: Path, setting: str) -> None:
+    file = _changed(
+        tmp_path / "odd.safetensors",
+        lambda key, one: torch.zeros(()) if key.endswith("alpha") else one,
+        stray=torch.ones(3),
+    )
+    notes = "\n".join(text for label, text in _summary(setting.format(file)).lines() if label == "note")
+    assert "layers have alpha 0, which kohya's tools take for the rank" in notes
+    assert "1 tensor is not used: 1 (its name means no part of an adapter): stray" in notes
 
 
 def test_an_adapter_to_go_on_from_is_counted_as_it_is(tmp_path: Path) -> None:

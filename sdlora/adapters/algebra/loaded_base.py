@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,35 +55,72 @@ def read_base_adapters(config: BaseModelConfig, family: FamilyName) -> list[Oper
     return load_operands(wanted, family, "base_model.model") if wanted else []
 
 
+def base_adapter_notes(config: BaseModelConfig, family: FamilyName, models: Sequence[nn.Module]) -> list[str]:
+    """What loading the base says of its adapters, by the shapes of UNet and text encoders alone (torch's meta device).
+
+    Raises AdapterError as `load_base` does.
+    """
+    return _fitted(config, read_base_adapters(config, family), _layers(family, models))
+
+
 @torch.no_grad()
 def _merge(
     config: BaseModelConfig, merged: list[AdapterFile], family: FamilyName, models: Sequence[nn.Module]
 ) -> list[str]:
-    layers = {
+    layers = _layers(family, models)
+    operands = read_base_adapters(config, family)
+    notes = _fitted(config, operands, layers)
+    originals = _originals(operands, layers)
+    for operand in operands:
+        for name in (name for name in operand.file.layer_names if name in layers):
+            if name in operand.file.modules:
+                _add(operand, name, layers[name].weight, originals.get(name))
+            if name in operand.file.vectors:
+                _add_vectors(operand, name, layers[name])
+        merged.append(replace(operand.file, modules={}, vectors={}))  # without the tensors
+    return notes
+
+
+def _layers(family: FamilyName, models: Sequence[nn.Module]) -> dict[str, Layer]:
+    """What adapters may change, by kohya name."""
+    return {
         kohya_name(part, path, family): layer
         # SD 1.x and 2.x have fewer parts than there are names for.
         for part, model in zip(PARTS, models, strict=False)
         for path, layer in model.named_modules()
         if isinstance(layer, Layer)
     }
-    notes = []
-    operands = read_base_adapters(config, family)
-    originals = _originals(operands, layers)
+
+
+def _fitted(config: BaseModelConfig, operands: Sequence[Operand], layers: Mapping[str, Layer]) -> list[str]:
+    """What is to be said of adapters that fit. Raises AdapterError with what is wrong with any of the others."""
+    notes: list[str] = []
+    problems: list[str] = []
     for operand in operands:
-        placed = [name for name in operand.file.layer_names if name in layers]
+        file = operand.file
+        placed = [name for name in file.layer_names if name in layers]
         if not placed:
-            raise AdapterError(f"base_model.adapters: no layer of {operand.file.path.name} stands in {config.model}")
-        for name in placed:
-            if name in operand.file.modules:
-                _add(operand, name, layers[name].weight, originals.get(name))
-            if name in operand.file.vectors:
-                _add_vectors(operand, name, layers[name])
-        missing = len(operand.file.layer_names) - len(placed)
+            problems.append(f"no layer of {file.path.name} stands in {config.model}")
+        problems += [f"{file.path.name} doesn't fit the model: {what}" for what in _misfits(file, layers)]
+        missing = len(file.layer_names) - len(placed)
         ending = f"; {missing} of its layers are not in this model" if missing else ""
-        notes.append(f"merged {operand.file.path.name} at weight {operand.unet:g} into {len(placed)} layers{ending}")
-        notes += notes_of([operand.file])
-        merged.append(replace(operand.file, modules={}, vectors={}))  # without the tensors
+        notes.append(f"merged {file.path.name} at weight {operand.unet:g} into {len(placed)} layers{ending}")
+        notes += notes_of([file])
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise AdapterError(f"base_model.adapters: {'; '.join(problems[:3])}{more}")
     return notes
+
+
+def _misfits(file: AdapterFile, layers: Mapping[str, Layer]) -> Iterator[str]:
+    for name, weights in file.modules.items():
+        if name in layers and not weights.fits(layers[name].weight.shape):
+            yield f"{name} is {told(weights)}, the model has {list(layers[name].weight.shape)}"
+    for name, vector in file.vectors.items():
+        for kind, own in (("weight", vector.weight), ("bias", vector.bias)):
+            outputs = len(layers[name].weight) if name in layers else 0
+            if own is not None and outputs and len(own) != outputs:
+                yield f"{name}'s {kind} has {len(own)} values, the model's {outputs}"
 
 
 def _originals(operands: Sequence[Operand], layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -100,33 +137,22 @@ def _add(operand: Operand, name: str, weight: Tensor, original: Tensor | None) -
     """
     base = weight if original is None else original
     weights = operand.file.modules[name]
-    if not weights.fits(weight.shape):
-        raise AdapterError(
-            f"base_model.adapters: {operand.file.path.name} doesn't fit the model: {name} is {told(weights)}, the "
-            f"model has {list(weight.shape)}"
-        )
     update = layer_update(name, weights, lambda _: base, operand.file.path.name).times(operand.weight_of(name))
     weight.copy_((weight.double().flatten(1) + update.matrix().to(weight.device)).reshape(weight.shape))
     _refuse_beyond(weight, operand, name)
 
 
 def _add_vectors(operand: Operand, name: str, layer: Layer) -> None:
-    """Add updates of a layer's norm weight and bias, in place."""
+    """Add updates of a layer's norm weight and bias, in place; a bias that it has not is made."""
     vector = operand.file.vectors[name].times(operand.weight_of(name))
     for kind, own in (("weight", vector.weight), ("bias", vector.bias)):
         if own is None:
             continue
         target = getattr(layer, kind)
-        if target is None and len(own) == len(layer.weight):
+        if target is None:
             # Stable Diffusion's projections of attention have none: it begins at 0.
             target = nn.Parameter(layer.weight.new_zeros(len(own)), requires_grad=False)
             layer.register_parameter(kind, target)
-        if target is None or target.shape != own.shape:
-            has = len(layer.weight) if target is None else len(target)
-            raise AdapterError(
-                f"base_model.adapters: {operand.file.path.name} doesn't fit the model: {name}'s {kind} has {len(own)} "
-                f"values, the model's {has}"
-            )
         target.copy_(target.double() + own.to(target.device))
         _refuse_beyond(target, operand, name)
 

@@ -43,7 +43,7 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
     """
     assert config.start_from is not None
     file = read(config.start_from)
-    check_fit(file, config, family)
+    _check_fit(file, config, family)
     modules = _placed(file, models, family)
     dora = any(weights.dora_scale is not None for weights in modules.values())
     _check_shapes(file, modules, models, dora)
@@ -76,7 +76,7 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
     )
 
 
-def check_fit(file: AdapterFile, config: AdapterConfig, family: FamilyName) -> None:
+def _check_fit(file: AdapterFile, config: AdapterConfig, family: FamilyName) -> None:
     """What can be said of a file without the model: it can be trained on, in this family, with these settings.
 
     Raises AdapterError and ConfigError.
@@ -131,7 +131,8 @@ def _check_shapes(
         shape = weights.delta_shape
         assert shape is not None
         if shape[0] != outputs or shape.numel() != outputs * inputs * kernel:
-            problems.append(f"{path} is for a layer of {shape[0]} outputs, {shape.numel()} weights, not {outputs}")
+            size = f"{shape[0]} x {shape.numel() // shape[0]}"
+            problems.append(f"{path} changes {size} weights, the model has {outputs} x {inputs * kernel}")
         magnitude = weights.dora_scale
         if dora and (magnitude is None or magnitude.shape[0] != outputs or magnitude.numel() != outputs):
             problems.append(f"{path} has no DoRA magnitude for each output, the only kind that can be trained on")

@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 from sdlora import disk
-from sdlora.adapters.algebra.loaded_base import read_base_adapters
 from sdlora.adapters.algebra.operands import load_operands
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.adapters.files.reading import read
-from sdlora.adapters.live.starting_point import check_fit
 from sdlora.config.adapter import REGEX_PREFIX
 from sdlora.config.generate import Sampler, sampler_problem
 from sdlora.config.train import TrainConfig
@@ -29,7 +27,7 @@ from sdlora.text_files import UnreadableTextError
 from sdlora.training.inputs.images import RunImages, find_images
 from sdlora.training.optimization import optimizers
 from sdlora.training.optimization.parameter_groups import check_blocks
-from sdlora.training.preflight.counting import Layouts, chosen_layers
+from sdlora.training.preflight.counting import Layouts, base_notes, chosen_layers, start_notes
 from sdlora.training.preflight.new_tokens import check_tokens
 from sdlora.training.workers import check_device
 
@@ -130,9 +128,9 @@ def _check_base(config: TrainConfig) -> None:
     if problems:
         raise ConfigError("this run", problems)
     try:
-        read_base_adapters(config.base_model, detection.family)
+        base_notes(config)
     except AdapterError as error:
-        raise ConfigError("base_model.adapters", [str(error)]) from None
+        raise ConfigError("base_model.adapters", [str(error).removeprefix("base_model.adapters: ")]) from None
     try:
         load_operands(config.previews.adapters, detection.family, "base_model.model")
     except SdloraError as error:
@@ -172,9 +170,9 @@ def _check_start(config: TrainConfig) -> None:
     path = local_file(start)
     if not path.is_file():
         raise ConfigError("adapter.start_from", [f"no such file: {start}"])
-    file = read(path)
     try:
-        family = detect(config.resolved_base_model).family
+        detect(config.resolved_base_model)
     except SdloraError:  # told by the check of the base model
+        read(path)
         return
-    check_fit(file, config.adapter, family)
+    start_notes(config)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from sdlora.adapters.algebra.loaded_base import base_adapter_notes
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.adapters.files.kohya import PARTS, Part
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.live.layers import Selection, choose, layer_shape
+from sdlora.adapters.live.starting_point import starting_point
 from sdlora.config.base_model import FamilyName
 from sdlora.config.train import TrainConfig
 from sdlora.models.components import TextEncoder
@@ -55,6 +57,24 @@ def chosen_layers(config: TrainConfig, layouts: Layouts) -> Selection:
         layers = FAMILIES[layouts.family].text_layers(layouts.text_encoders, config.base_model.clip_skip)
         text_layers = dict(zip(PARTS[1:], layers, strict=False))
     return choose(layouts.models, config.adapter, text_layers)
+
+
+def base_notes(config: TrainConfig) -> list[str]:
+    """What loading the base will say of its adapters, by shapes alone. Raises AdapterError for such as don't fit it."""
+    base = config.base_model
+    if not base.adapters:
+        return []
+    detection = detect(config.resolved_base_model)
+    models = [unet_layout(base, detection), *text_encoder_layouts(base, detection)]
+    return base_adapter_notes(base, detection.family, models)
+
+
+def start_notes(config: TrainConfig) -> Sequence[str]:
+    """The same of the adapter to start from. Raises AdapterError and ConfigError."""
+    if config.adapter.start_from is None:
+        return ()
+    layouts = Layouts.of(config)
+    return starting_point(layouts.models, config.adapter, layouts.family).selection.notes
 
 
 def trained_values(config: TrainConfig, layouts: Layouts) -> int:

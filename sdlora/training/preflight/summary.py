@@ -18,7 +18,7 @@ from sdlora.models.detection import Detection, detect
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.inputs.preview_prompts import with_captions
 from sdlora.training.preflight.checks import check
-from sdlora.training.preflight.counting import Layouts, trained_values
+from sdlora.training.preflight.counting import Layouts, base_notes, start_notes, trained_values
 from sdlora.training.preflight.dry_run import BucketSamples, DryRun, Figures, SummaryLine, problems_of
 from sdlora.training.preflight.memory import DiskPlan, MemoryEstimate, MemoryPlan, estimate
 from sdlora.training.preflight.new_tokens import vector_counts
@@ -141,6 +141,8 @@ class Summary:
         yield "text", f"{len(self.long_captions)} captions over {limit} tokens" + cut_off(self.long_captions)
         needed = f"{self.cache_bytes / MIB:.1f} MiB of cache and {self.run_bytes / MIB:.0f} MiB in the run's folder"
         yield "disk", f"at most {needed}; {self.free_disk_gib:.1f} GiB free"
+        for note in (*base_notes(self.config), *start_notes(self.config)):
+            yield "note", note
         yield from remarks(self.config, self.images)  # last, where they are read
 
     def _image_lines(self) -> Iterator[tuple[str, str]]:
