@@ -12,6 +12,7 @@ from torch import nn
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Prediction
 from sdlora.config.shipped import BUILTIN_PREFIX
 from sdlora.constants import MIB
+from sdlora.errors import ModelError
 from sdlora.models.bundle import Bundle
 from sdlora.models.components import Parts
 from sdlora.models.detection import Detection, detect, file_resolution
@@ -25,6 +26,7 @@ from sdlora.models.schedule import build_schedule
 from sdlora.models.single_file import SingleFile, load_vae_file
 from sdlora.models.source import locate
 from sdlora.models.text import check_clip_skip
+from sdlora.words import count
 
 Change = Callable[[FamilyName, Sequence[nn.Module]], list[str]]
 """Changes the weights of a UNet and its text encoders in place; returns notes for the user."""
@@ -58,6 +60,9 @@ def load(
     unet = parts.unet(dtype)
     for module in (unet, vae, *text_encoders):
         module.requires_grad_(False).eval()
+    names = ("UNet", "VAE", "text encoder", "second text encoder")
+    for name, module in zip(names, (unet, vae, *text_encoders), strict=False):
+        _refuse_nonfinite(config.model, name, module)
     if change is not None:
         notes += change(detection.family, [unet, *text_encoders])
     identity = weights_identity([unet, vae, *text_encoders])
@@ -99,6 +104,22 @@ def load(
         notes=notes,
     )
     return bundle.to(device)
+
+
+def _refuse_nonfinite(model: str, part: str, module: nn.Module) -> None:
+    """Raise ModelError where weights are NaN or infinite: all pictures would be black, all losses NaN."""
+    # The extremes tell, as NaN passes through them: one pass over the weights, without a copy of any.
+    broken = [
+        (name, str(weight.dtype).removeprefix("torch."))
+        for name, weight in module.named_parameters()
+        if weight.numel() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(weight))
+    ]
+    if broken:
+        (name, kind), number = broken[0], count(len(broken), "weight")
+        raise ModelError(
+            f"{model}: {number} of its {part} with NaN or infinite values in {kind}, such as {name}: it is damaged"
+            + (", or its values are too large for fp16: try base_model.precision=bf16" if kind == "float16" else "")
+        )
 
 
 def _asked(unet: UNet2DConditionModel, detection: Detection, dtype: torch.dtype, notes: list[str]) -> Prediction:

@@ -106,6 +106,8 @@ class TensorFile:
         cast = after.to(before.dtype)
         # A model with one infinite weight generates black images only, so no file is better.
         if not bool(torch.isfinite(cast.float()).all()):
+            if not bool(torch.isfinite(before.float()).all()):
+                raise AdapterError(f"{self.path.name}: {name} has values that aren't finite: that model is damaged")
             kind = str(before.dtype).removeprefix("torch.")
             raise AdapterError(f"{name} would hold values that {kind} can't; lower the weights of the adapters")
         return cast.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

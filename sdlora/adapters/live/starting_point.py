@@ -43,7 +43,7 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
     """
     assert config.start_from is not None
     file = read(config.start_from)
-    _check_fit(file, config, family)
+    check_fit(file, config, family)
     modules = _placed(file, models, family)
     dora = any(weights.dora_scale is not None for weights in modules.values())
     _check_shapes(file, modules, models, dora)
@@ -76,7 +76,7 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
     )
 
 
-def _check_fit(file: AdapterFile, config: AdapterConfig, family: FamilyName) -> None:
+def check_fit(file: AdapterFile, config: AdapterConfig, family: FamilyName) -> None:
     """What can be said of a file without the model: it can be trained on, in this family, with these settings.
 
     Raises AdapterError and ConfigError.
