@@ -106,7 +106,8 @@ def refuse_quantised_file(path: Path) -> None:
 def refuse_quantised_config(name: str, part: str, config: Mapping[str, Any] | None) -> None:
     """The same for a part of a diffusers model, by its config.json."""
     if config is not None and config.get("quantization_config"):
-        raise ModelError(f"{name}: its {part} is quantised (quantization_config in its config.json); {_UNQUANTISED}")
+        what = "UNet" if part == "unet" else part
+        raise ModelError(f"{name}: its {what} is quantised (quantization_config in its config.json); {_UNQUANTISED}")
 
 
 def _family_of_header(header: Header) -> FamilyName:
