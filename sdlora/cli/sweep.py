@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from sdlora.cli.app import app, console, in_home
+from sdlora.config.presets import as_typed
 from sdlora.config.sweep import Range
 from sdlora.constants import INTERRUPTED
 from sdlora.words import count, duration_in_words
@@ -35,6 +36,8 @@ def sweep(
 
     made = Sweep(file)
     config = made.config
+    for remark in made.remarks:
+        typer.echo(f"note: {remark}", err=True)
     if dry_run:
         for name, values in config.vary.items():
             console.print(f"{name}: {_in_words(values)}", markup=False)
@@ -42,10 +45,21 @@ def sweep(
         pruned = "" if config.prune == "none" else f", hopeless ones ended early ({config.prune})"
         console.print(f"{count(config.num_trials, 'training')}, {how}{pruned}, in {made.folder}", markup=False)
         return
+    begun: list[int] = [trial.number for trial in made.begun()]
+    if len(begun) > config.num_trials:
+        told = f"trials={config.num_trials}: {len(begun)} have been trained already, and all of them are compared"
+        typer.echo(f"note: {told}", err=True)
+
+    def tell(trial: Trial) -> None:
+        if trial.number not in begun:
+            begun.append(trial.number)
+        if not as_json:
+            _tell(trial, begun.index(trial.number) + 1, config.num_trials)
+
     try:
-        trials = made.run(lambda trial: None if as_json else _tell(trial, config.num_trials))
+        trials = made.run(tell)
     except KeyboardInterrupt:
-        console.print(f"stopped; the same command goes on: sdlora sweep {file}", markup=False)
+        console.print(f"stopped; the same command goes on: {as_typed(['sdlora', 'sweep', str(file)])}", markup=False)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         typer.echo(json.dumps([{**asdict(trial), "run": trial.run and str(trial.run)} for trial in trials]))
@@ -54,10 +68,10 @@ def sweep(
     console.print(f"table, best settings and adapter: {made.folder}", markup=False)
 
 
-def _tell(trial: Trial, total: int) -> None:
+def _tell(trial: Trial, place: int, total: int) -> None:
     values = ", ".join(f"{name}={_short(value)}" for name, value in trial.values.items())
     if trial.state == "running":
-        console.print(f"trial {trial.number} ({trial.number + 1} of {total}): {values}", markup=False)
+        console.print(f"trial {trial.number} ({place} of {total}): {values}", markup=False)
         return
     loss = "" if trial.relative_loss is None else f", {trial.relative_loss:.4f} of the base's loss at step {trial.step}"
     reason = f": {trial.reason}" if trial.reason else ""

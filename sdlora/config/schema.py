@@ -154,12 +154,17 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def dotted_names(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted name of every value in nested ones."""
-    found = []
+def by_name(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their dotted names."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        found += dotted_names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [prefix + name]
+        found |= by_name(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return found
+
+
+def dotted_names(values: Mapping[str, Any]) -> list[str]:
+    """The dotted name of every value in nested ones."""
+    return list(by_name(values))
 
 
 def differing(several: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:

@@ -19,6 +19,7 @@ import csv
 import io
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,13 +32,14 @@ import yaml
 from filelock import FileLock, Timeout
 
 from sdlora import atomic, disk
-from sdlora.config import files
-from sdlora.config.sweep import Range, SweepConfig, first_config, read, trial_config
+from sdlora.config import files, schema
+from sdlora.config.sweep import Range, SweepConfig, first_config, read, remarks, trial_config
 from sdlora.data.batches import derive_seed
 from sdlora.errors import ConfigError, MissingPackageError, RunError, SdloraError
 from sdlora.events import Validated
 from sdlora.launch.runs import RunHandle, prepare, refuse_commands
 from sdlora.training.preflight.checks import check
+from sdlora.words import first_few
 
 if TYPE_CHECKING:
     import optuna
@@ -91,6 +93,8 @@ class Sweep:
         if problem := disk.why_not_writable(self.folder):
             raise ConfigError(str(self.path), [f"folder: {problem}"])
         refuse_commands(first_config(self.config, self.path))
+        self.remarks = remarks(self.config, self.path)
+        """What is not as it may be meant."""
         self._refuse_other_sweep()
 
     def run(self, tell: Callable[[Trial], None] = lambda trial: None) -> list[Trial]:
@@ -126,7 +130,7 @@ class Sweep:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise RunError(f"{self.folder} is run already by another process") from None
+            raise RunError(f"{self.folder} is being run already by another process") from None
         try:
             yield
         finally:
@@ -135,6 +139,11 @@ class Sweep:
     def trials(self) -> list[Trial]:
         """The trials so far, best first."""
         return _ranked(_begun(self._study()))
+
+    def begun(self) -> list[Trial]:
+        """The trials of former calls, in their order; nothing is written for a sweep that has not begun."""
+        begun = _begun(self._study()) if (self.folder / "journal.log").exists() else []
+        return sorted(begun, key=lambda trial: trial.number)
 
     def _study(self) -> optuna.Study:
         optuna = _optuna()
@@ -182,13 +191,22 @@ class Sweep:
             return
         kept = files.validate(files.read_yaml(before), str(before), SweepConfig)
         free = {"trials", "workers", "folder"}
+        told, now = (schema.by_name(config.model_dump(exclude=free)) for config in (kept, self.config))
+        changed, of = [name for name, _ in schema.differing([told, now])], "other settings"
         shared = self.folder / "shared.yaml"
-        is_same = not shared.exists() or shared.read_text(encoding="utf-8") == self._shared()
-        if not is_same or kept.model_dump(exclude=free) != self.config.model_dump(exclude=free):
-            of = "other settings" if is_same else "another preset's settings, which have changed since"
+        if not changed and shared.exists():
+            # By their values: what another version of sdlora wrote lacks the settings that are new since.
+            before_it = files.validate(files.read_yaml(shared), str(shared))
+            now_it = first_config(self.config, self.path)
+            changed = [name for name, _ in schema.differing([schema.flatten(before_it), schema.flatten(now_it)])]
+            of = "another preset's settings, which have changed since"
+        if changed:
             raise ConfigError(
                 str(self.path),
-                [f"name: {self.folder} holds a sweep of {of}: give this one another name, or delete that"],
+                [
+                    f"name: {self.folder} holds a sweep of {of} ({first_few(changed)}): give this one another name, or"
+                    " delete that"
+                ],
             )
 
     def _shared(self) -> str:
@@ -230,15 +248,35 @@ class Sweep:
                     raise RunError(f"{failures} trainings failed one after another, the last with: {ended.reason}")
 
     def _begin(self, study: optuna.Study) -> _Running:
-        study.sampler = self._sampler(len(study.get_trials(deepcopy=False)))
-        trial = study.ask()
-        chosen = {name: _chosen(trial, name, values) for name, values in self.config.vary.items()}
+        trial, chosen = self._ask(study)
+        if (fresh := self._untried_instead_of(study, chosen)) is not None:
+            # What was trained before would come out the same. Without a run this one doesn't count as a trial.
+            study.tell(trial, state=_optuna().trial.TrialState.FAIL)
+            study.enqueue_trial(fresh)
+            trial, chosen = self._ask(study)
         config = trial_config(self.config, self.path, chosen, f"trial-{trial.number:03}", self.folder / "runs")
         handle = prepare(config)
         # On record before it begins: whoever kills the sweep here finds a run that was only prepared, and begins it.
         trial.set_user_attr(_RUN, str(handle.folder))
         handle.resume()
         return _Running(trial, handle)
+
+    def _ask(self, study: optuna.Study) -> tuple[optuna.Trial, dict[str, Any]]:
+        study.sampler = self._sampler(len(study.get_trials(deepcopy=False)))
+        trial = study.ask()
+        return trial, {name: _chosen(trial, name, values) for name, values in self.config.vary.items()}
+
+    def _untried_instead_of(self, study: optuna.Study, chosen: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Other values as Optuna takes them, by chance, where those chosen have been tried; None where they haven't."""
+        begun = _begun(study)
+        tried = [trial.values for trial in begun]
+        if chosen not in tried or len(tried) >= self.config.num_combinations():
+            return None
+        chance = random.Random(derive_seed(self.config.seed, "untried", len(begun)))
+        while True:
+            fresh = {name: _by_chance(values, chance) for name, values in self.config.vary.items()}
+            if {name: _told(value) for name, value in fresh.items()} not in tried:
+                return fresh
 
     def _is_over(self, study: optuna.Study, one: _Running) -> bool:
         """Read what a training has told since; report its losses, prune it, and close its trial when it has ended."""
@@ -342,6 +380,19 @@ def _choices(values: Any) -> list[str]:
     return [json.dumps(value, ensure_ascii=False) for value in values]
 
 
+def _by_chance(values: Any, chance: random.Random) -> Any:
+    """One of the values of a list, or of a range that has not infinitely many."""
+    if not isinstance(values, Range):
+        return chance.choice(_choices(values))
+    step = values.step or 1
+    return values.low + chance.randrange(int(values.size)) * step
+
+
+def _told(value: Any) -> Any:
+    """A value as Optuna keeps it, made what it stands for."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
 def _as_trial(frozen: optuna.trial.FrozenTrial) -> Trial:
     names: dict[str, TrialState] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
     losses = {step: loss for step, loss in frozen.intermediate_values.items() if math.isfinite(loss)}
@@ -351,7 +402,7 @@ def _as_trial(frozen: optuna.trial.FrozenTrial) -> Trial:
     return Trial(
         frozen.number,
         names.get(frozen.state.name, "running"),
-        {name: json.loads(value) if isinstance(value, str) else value for name, value in frozen.params.items()},
+        {name: _told(value) for name, value in frozen.params.items()},
         None if step is None else losses[step],
         step,
         Path(folder) if folder else None,

@@ -122,7 +122,7 @@ def test_values_come_from_their_ranges_and_the_same_seed_tries_the_same(tmp_path
     vary = {
         "optimization.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True},
         "adapter.rank": {"low": 2, "high": 8, "step": 2},
-        "images.buckets": [True, False],
+        "images.horizontal_flip": [True, False],
     }
     found = []
     for name in ("a", "b"):
@@ -132,7 +132,7 @@ def test_values_come_from_their_ranges_and_the_same_seed_tries_the_same(tmp_path
     for values in found[0]:
         assert 1e-5 <= values["optimization.learning_rate"] <= 1e-3
         assert values["adapter.rank"] in (2, 4, 6, 8)
-        assert values["images.buckets"] in (True, False)
+        assert values["images.horizontal_flip"] in (True, False)
 
 
 def test_a_hopeless_training_is_ended_early(tmp_path: Path, tiny_images: Path) -> None:
@@ -184,8 +184,27 @@ def test_more_trials_can_be_asked_for_later_but_no_other_settings(tmp_path: Path
     path = written(tmp_path, tiny_images, sampler="random", trials=2)
     Sweep(path).run()
     assert len(Sweep(written(tmp_path, tiny_images, sampler="random", trials=3)).run()) == 3
-    with pytest.raises(ConfigError, match="holds a sweep of other settings: give this one another name"):
+    with pytest.raises(ConfigError, match=r"holds a sweep of other settings \(vary.adapter.rank\): give this one"):
         Sweep(written(tmp_path, tiny_images, sampler="random", trials=3, vary={"adapter.rank": [2, 4, 16]}))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_no_values_are_tried_twice_while_others_are_left(tmp_path: Path, tiny_images: Path, sampler: str) -> None:
+    vary = {"adapter.rank": {"low": 2, "high": 6, "step": 2}, "optimization.learning_rate": ["1e-4", 1e-3]}
+    path = written(tmp_path, tiny_images, sampler=sampler, trials=6, vary=vary)
+    heard: list[Trial] = []
+    trials = Sweep(path).run(heard.append)
+    assert len({str(trial.values) for trial in trials}) == len(trials) == 6
+    assert len(Told.begun) == 6
+
+
+def test_a_sweep_with_outputs_of_its_own_is_gone_on_with(tmp_path: Path, tiny_images: Path) -> None:
+    path = written(tmp_path, tiny_images)
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings["train"]["outputs"] = {"self_test": False}
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    Sweep(path).run()
+    assert [trial.number for trial in Sweep(path).begun()] == [0, 1, 2]
 
 
 def test_a_preset_that_was_changed_meanwhile_makes_another_sweep(tmp_path: Path, tiny_images: Path) -> None:
@@ -194,7 +213,7 @@ def test_a_preset_that_was_changed_meanwhile_makes_another_sweep(tmp_path: Path,
     path = written(tmp_path, tiny_images, preset="own.yaml")
     Sweep(path).run()
     preset.write_text("adapter: {alpha: 4}\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="another preset's settings, which have changed since"):
+    with pytest.raises(ConfigError, match=r"another preset's settings, which have changed since \(adapter.alpha\)"):
         Sweep(path)
 
 
@@ -239,7 +258,7 @@ def test_what_no_training_could_begin_with_is_said_before_the_first(tmp_path: Pa
 def test_a_sweep_runs_once_at_a_time(tmp_path: Path, tiny_images: Path) -> None:
     sweep = Sweep(written(tmp_path, tiny_images))
     sweep.folder.mkdir(parents=True)
-    with sweep._alone(), pytest.raises(RunError, match="is run already by another process"):
+    with sweep._alone(), pytest.raises(RunError, match="is being run already by another process"):
         Sweep(sweep.path).run()
 
 
