@@ -1,7 +1,10 @@
-"""Figures as people write them: durations, speeds, sizes, counts."""
+"""Figures and commands as people write them: durations, speeds, sizes, counts, what is typed into a terminal."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
 from collections.abc import Sequence
 
 from sdlora.constants import GIB, MIB
@@ -35,3 +38,9 @@ def duration_in_words(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (f"{hours} h " if hours else "") + (f"{minutes} min " if minutes or hours else "") + f"{rest} s"
+
+
+def as_typed(*arguments: object) -> str:
+    """A command as one types it into this system's terminal, quoted where that is needed."""
+    words = [str(argument) for argument in arguments]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -12,6 +12,7 @@ from sdlora.cli.dataset import FolderArgument, dataset_app
 from sdlora.cli.progress import event_stream
 from sdlora.config import files
 from sdlora.config.captioning import CaptioningConfig, Existing
+from sdlora.words import as_typed
 
 if TYPE_CHECKING:
     from sdlora.data.captioning.run import Captioned
@@ -97,4 +98,4 @@ def _show(result: Captioned, folder: Path) -> None:
     if len(result.silent) > _LISTED:
         console.print(f"and {len(result.silent) - _LISTED} more")
     if result.originals is not None:
-        console.print(f"sdlora dataset undo {folder} takes them back", markup=False)
+        console.print(f"{as_typed('sdlora', 'dataset', 'undo', folder)} takes them back", markup=False)

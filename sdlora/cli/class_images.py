@@ -15,6 +15,7 @@ from sdlora.cli.train import PresetOption, SetOption
 from sdlora.config import files
 from sdlora.config.generate import ComputeConfig, GenerateConfig
 from sdlora.errors import ConfigError
+from sdlora.words import as_typed
 
 
 @dataset_app.command("class-images", cls=SettingsCommand)
@@ -63,7 +64,5 @@ def class_images_command(
         result = generate_class_images(request, prompts or (), count, folder, on_progress=on_progress)
     before = f", {result.there} were there" if result.there else ""
     console.print(f"{result.generated} class images generated{before}", markup=False)
-    console.print(
-        f"train with them: --set objective.prior_preservation=class_images --set images.class_folder={folder}",
-        markup=False,
-    )
+    settings = as_typed("--set", "objective.prior_preservation=class_images", "--set", f"images.class_folder={folder}")
+    console.print(f"train with them: {settings}", markup=False)

@@ -21,6 +21,7 @@ from sdlora.cli.progress import progress
 from sdlora.cli.train import PresetOption, SetOption
 from sdlora.config import files
 from sdlora.errors import ConfigError
+from sdlora.words import as_typed
 
 if TYPE_CHECKING:
     from sdlora.data.fix.changes import Change
@@ -233,7 +234,7 @@ def _unpack(source: Path, out: Path | None, caption_column: str | None) -> None:
         "left out": result.num_unusable,
     }
     console.print(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no images in it")
-    console.print(f"train on them with --set images.folder={out}", markup=False)
+    console.print(f"train on them with --set {as_typed(f'images.folder={out}')}", markup=False)
 
 
 def _show(report: Report) -> None:
@@ -281,6 +282,6 @@ def _make_or_show(folder: Path, changes: list[Change], apply_changes: bool) -> N
     elif apply_changes:
         trash = apply(folder, changes)
         console.print(f"{len(changes)} changes made; originals are in {trash}", markup=False)
-        console.print(f"sdlora dataset undo {folder} takes them back", markup=False)
+        console.print(f"{as_typed('sdlora', 'dataset', 'undo', folder)} takes them back", markup=False)
     else:
         console.print(f"{len(changes)} changes would be made; add --apply to make them")

@@ -12,10 +12,10 @@ from typer.core import TyperCommand
 from sdlora.config import files, schema
 from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
-from sdlora.config.presets import as_typed
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.imports.names import settings_called
+from sdlora.words import as_typed
 
 _MEANT = {
     "base": ["base_model.model"],
@@ -127,7 +127,7 @@ def _how_to_write(option: str, given: list[str], kind: type[BaseModel]) -> str:
     if not found:
         section = "" if kind is TrainConfig else f" {kind.__name__.removesuffix('Config').lower()}"
         return f"there is no option {option}; settings (`sdlora explain{section}`) are written as --set NAME=VALUE"
-    written = " or ".join("--set " + as_typed([f"{setting}={value or 'VALUE'}"]) for setting in found[:3])
+    written = " or ".join("--set " + as_typed(f"{setting}={value or 'VALUE'}") for setting in found[:3])
     return f"there is no option {option}: a setting is written as {written}"
 
 
@@ -154,22 +154,24 @@ def what_to_train(source: str | None, preset: str | None, overrides: list[str]) 
     path = Path(source).expanduser()
     if path.is_dir():
         if (path / "config.yaml").is_file() and (path / "events.jsonl").is_file():
-            raise ConfigError(source, [f"this is a run's folder: go on with it by `sdlora resume {source}`"])
+            raise ConfigError(
+                source, [f"this is a run's folder: go on with it by `{as_typed('sdlora', 'resume', source)}`"]
+            )
         return preset, [f"images.folder={source}", *overrides]
     if path.is_file() and path.suffix.lower() in (".toml", ".json"):
         files.read_preset(path)
     # Here, as it brings Pillow, which `--help` does without.
-    from sdlora.data.scan_problems import did_you_mean
+    from sdlora.data.scan_problems import dataset_meant
 
     if preset is not None:
-        meant = did_you_mean(path)
+        meant = dataset_meant(path)
         raise ConfigError(
             "the command line", [f"'{source}' is no folder, and --preset names the preset already{meant}"]
         )
     try:
         files.find(source)
     except ConfigError as error:
-        if not (meant := did_you_mean(path)):
+        if not (meant := dataset_meant(path)):
             raise
         raise ConfigError(source, [f"no such folder{meant} As a preset: {error.problems[0]}"]) from None
     return source, overrides

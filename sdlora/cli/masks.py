@@ -9,6 +9,7 @@ import typer
 from sdlora.cli.app import console
 from sdlora.cli.dataset import FolderArgument, dataset_app
 from sdlora.cli.progress import progress
+from sdlora.words import as_typed
 
 _LISTED = 10
 
@@ -47,5 +48,5 @@ def mask_command(
     }
     console.print(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no images")
     if masked.originals is not None:
-        console.print(f"sdlora dataset undo {folder} takes them back", markup=False)
+        console.print(f"{as_typed('sdlora', 'dataset', 'undo', folder)} takes them back", markup=False)
         console.print("train with them: --set images.mask=file", markup=False)

@@ -17,6 +17,7 @@ from sdlora.cli.guesses import SettingsCommand
 from sdlora.cli.help import Commands
 from sdlora.cli.train import PresetOption, SetOption
 from sdlora.errors import ConfigError
+from sdlora.words import as_typed
 
 if TYPE_CHECKING:
     from sdlora.launch.runs import RunHandle
@@ -115,7 +116,7 @@ def queue_list(folder: RunsFolder = RUNS) -> None:
     if found.damage:
         console.print(f"[red]{found.damage}[/]: delete it, then put the waiting runs in again")
     elif found.is_held:
-        console.print(f"on hold: `sdlora queue start {folder}` goes on", markup=False)
+        console.print(f"on hold: `{as_typed('sdlora', 'queue', 'start', folder)}` goes on", markup=False)
 
 
 @queue_app.command("remove")
@@ -136,7 +137,7 @@ def queue_hold(folder: RunsFolder = RUNS) -> None:
 
     _refuse_what_is_no_folder(folder)
     queue.hold(folder)
-    console.print(f"on hold: `sdlora queue start {folder}` goes on", markup=False)
+    console.print(f"on hold: `{as_typed('sdlora', 'queue', 'start', folder)}` goes on", markup=False)
 
 
 @queue_app.command("start")

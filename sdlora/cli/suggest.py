@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ import typer
 
 from sdlora.cli.app import app, console, in_home
 from sdlora.config.presets import Subject
+from sdlora.words import as_typed
 
 
 @app.command()
@@ -77,5 +77,5 @@ def suggest(
         typer.echo(f"note: {remark}", err=True)
     if output is not None:
         console.print(
-            f"\nwritten: {output}. Train with: sdlora train --preset {shlex.quote(str(output))}", markup=False
+            f"\nwritten: {output}. Train with: {as_typed('sdlora', 'train', '--preset', output)}", markup=False
         )

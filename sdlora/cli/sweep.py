@@ -11,10 +11,9 @@ import typer
 from rich.table import Table
 
 from sdlora.cli.app import app, console, in_home
-from sdlora.config.presets import as_typed
 from sdlora.config.sweep import Range
 from sdlora.constants import INTERRUPTED
-from sdlora.words import count, duration_in_words
+from sdlora.words import as_typed, count, duration_in_words
 
 if TYPE_CHECKING:
     from sdlora.launch.sweep import Trial
@@ -59,7 +58,7 @@ def sweep(
     try:
         trials = made.run(tell)
     except KeyboardInterrupt:
-        console.print(f"stopped; the same command goes on: {as_typed(['sdlora', 'sweep', str(file)])}", markup=False)
+        console.print(f"stopped; the same command goes on: {as_typed('sdlora', 'sweep', file)}", markup=False)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         typer.echo(json.dumps([{**asdict(trial), "run": trial.run and str(trial.run)} for trial in trials]))

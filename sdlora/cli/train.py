@@ -20,12 +20,12 @@ from sdlora.cli.help import Commands
 from sdlora.config import files, schema
 from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
-from sdlora.config.presets import as_typed
 from sdlora.config.train import TrainConfig
 from sdlora.constants import INTERRUPTED, MIB
 from sdlora.errors import ConfigError
 from sdlora.processes import LAUNCHER_VARIABLE, is_main_process, num_processes
 from sdlora.runs.restarts import is_under_launcher
+from sdlora.words import as_typed
 
 if TYPE_CHECKING:
     from sdlora.runs.folder import Request
@@ -369,7 +369,7 @@ def _mention_unfinished(config: TrainConfig) -> None:
         with suppress(ConfigError):  # a damaged one is no candidate
             if run.config() == wanted:
                 where = f"{_shown(run.folder)} is the same run, {state.status} at step {state.step}"
-                command = as_typed(["sdlora", "resume", _shown(run.folder)])
+                command = as_typed("sdlora", "resume", _shown(run.folder))
                 console.print(f"{where}: {command} goes on with it. This one begins anew beside it.", markup=False)
                 return
 
@@ -382,7 +382,7 @@ def _shown(folder: Path) -> str:
 
 def _exit_like(result: RunResult) -> None:
     if result.outcome == "stopped" and is_main_process():
-        console.print(f"to go on: {as_typed(['sdlora', 'resume', _shown(result.folder)])}", markup=False)
+        console.print(f"to go on: {as_typed('sdlora', 'resume', _shown(result.folder))}", markup=False)
     # A launcher takes any code but 0 for a failure, after which it would start all again.
     if result.interrupted and not is_under_launcher():
         raise typer.Exit(INTERRUPTED)

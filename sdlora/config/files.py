@@ -18,6 +18,7 @@ from sdlora.config.shipped import presets_folder
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.text_files import UnreadableTextError, read_text
+from sdlora.words import as_typed
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -110,7 +111,7 @@ def _settings_in(path: Path) -> dict[str, Any]:
 
 
 def _taken_over(path: Path) -> str:
-    return f"settings of another trainer are taken over by `sdlora dataset import {path}`"
+    return f"settings of another trainer are taken over by `{as_typed('sdlora', 'dataset', 'import', path)}`"
 
 
 def _is_of_another_trainer(values: Mapping[str, Any], path: Path) -> bool:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -24,6 +21,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.disk import is_file
 from sdlora.errors import ConfigError
 from sdlora.file_memory import while_unchanged
+from sdlora.words import as_typed
 
 Subject = Literal["style", "person", "character", "concept"]
 """What pictures are to teach."""
@@ -119,12 +117,7 @@ def command_line(config: TrainConfig, preset: str) -> str:
     for name, value in flatten(config).items():
         if value != base[name]:
             arguments += ["--set", f"{name}={_on_one_line(value)}"]
-    return as_typed(arguments)
-
-
-def as_typed(arguments: Sequence[str]) -> str:
-    """A command as one types it into this system's terminal, quoted where that is needed."""
-    return subprocess.list2cmdline(arguments) if os.name == "nt" else shlex.join(arguments)
+    return as_typed(*arguments)
 
 
 def portable(config: TrainConfig) -> TrainConfig:

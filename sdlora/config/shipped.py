@@ -25,6 +25,11 @@ def sample_images_folder() -> Path:
     return _shipped("sample_images")
 
 
+def shipped_sets() -> list[str]:
+    """The names of the sample image sets, without the prefix."""
+    return sorted(path.name for path in sample_images_folder().iterdir() if path.is_dir())
+
+
 def resolve_folder(folder: Path) -> Path:
     """The real folder behind a setting: `builtin:blueprint` is a shipped sample set, anything else itself."""
     text = str(folder)

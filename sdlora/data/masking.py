@@ -22,6 +22,7 @@ from PIL import Image
 from sdlora.data.decoding import UnreadableImageError, load_alpha, load_rgb
 from sdlora.data.fix.changes import Change, ChangeSet
 from sdlora.data.folder_listing import MASK_ENDING, list_folder
+from sdlora.data.scan_problems import changeable
 from sdlora.errors import DataError, MissingPackageError, ModelError
 from sdlora.models.hub import reach
 from sdlora.models.source import is_hub_name
@@ -82,9 +83,7 @@ def make_masks(
     Interrupted, the next call goes on with what has none. Raises DataError without images, or where none can be
     written.
     """
-    folder = folder.expanduser().resolve()
-    if not folder.is_dir():
-        raise DataError(f"the image folder {folder} doesn't exist.")
+    folder = changeable(folder)
     listing, result = list_folder(folder), Masked()
     changes: ChangeSet | None = None
     done: set[Path] = set()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdlora.config.images import CaptionsConfig
+from sdlora.config.shipped import BUILTIN_PREFIX, resolve_folder, sample_images_folder, shipped_sets
 from sdlora.data.decoding import IMAGE_SUFFIXES
 from sdlora.errors import DataError
 
@@ -44,6 +45,18 @@ def refuse_missing_folders(folders: Sequence[Path]) -> None:
     problems = [problem for folder in folders if (problem := _folder_problem(folder))]
     if problems:
         raise DataError("\n".join(problems))
+
+
+def changeable(folder: Path) -> Path:
+    """The absolute folder of a dataset that is to be written into.
+
+    Raises DataError for one that doesn't exist, and for a set that comes with sdlora, which other runs train on, too.
+    """
+    if str(folder).startswith(BUILTIN_PREFIX):
+        refuse_missing_folders([shipped := resolve_folder(folder)])
+        raise DataError(f"{folder} comes with sdlora and is not changed: copy {shipped}, and name the copy.")
+    refuse_missing_folders([folder := folder.expanduser().resolve()])
+    return folder
 
 
 def refuse_empty_folder(folder: Path, files: Sequence[Path]) -> None:
@@ -143,11 +156,21 @@ def _folder_problem(folder: Path) -> str | None:
         return None
     if folder.is_file():
         return f"{folder} is a file: give the folder that holds the images."
-    message = f"the image folder {folder} doesn't exist"
     parent = folder.parent
+    if parent == sample_images_folder():
+        sets = ", ".join(f"{BUILTIN_PREFIX}{name}" for name in shipped_sets())
+        return f"{BUILTIN_PREFIX}{folder.name} is no set that comes with sdlora: there is {sets}."
+    message = f"the image folder {folder} doesn't exist"
     if not parent.is_dir():
         return f"{message} (nor does {parent})."
-    return f"{message}{did_you_mean(folder) or '.'}"
+    return f"{message}{dataset_meant(folder) or '.'}"
+
+
+def dataset_meant(folder: Path) -> str:
+    """As `did_you_mean`; a set that comes with sdlora may be meant, too."""
+    if folder.name in shipped_sets():
+        return f"; did you mean {BUILTIN_PREFIX}{folder.name}, which comes with sdlora?"
+    return did_you_mean(folder)
 
 
 def did_you_mean(folder: Path) -> str:

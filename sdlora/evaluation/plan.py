@@ -19,6 +19,7 @@ from sdlora.errors import ConfigError, RunError
 from sdlora.models.prompts import literal
 from sdlora.runs.folder import RunFolder
 from sdlora.runs.results import adapter_files
+from sdlora.words import as_typed
 
 PromptKind = Literal["known", "new", "plain"]
 """known: a training caption. new: the trigger in a scene that wasn't trained. plain: without the trigger."""
@@ -76,8 +77,8 @@ def find_checkpoints(folder: RunFolder, config: TrainConfig, steps: Sequence[int
     found = [one for one in found if one.step is not None or one.content not in known]
     if not found:
         raise RunError(
-            f"{folder.path}: there is no checkpoint yet to evaluate; `sdlora save {folder.path}` asks a running "
-            "training for one"
+            f"{folder.path}: there is no checkpoint yet to evaluate; `{as_typed('sdlora', 'save', folder.path)}` asks"
+            " a running training for one"
         )
     if missing := [step for step in steps if step not in [one.step for one in found]]:
         there = ", ".join(str(one.step) for one in found if one.step is not None) or "none"

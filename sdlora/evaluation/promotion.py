@@ -21,6 +21,7 @@ from sdlora.runs.folder import RunFolder, embedding_files, open_run
 from sdlora.runs.results import adapter_files
 from sdlora.runs.state import derive
 from sdlora.training.outputs.former import FORMER, SIDE_CARS, keep_former
+from sdlora.words import as_typed
 
 _MAKING = ".promoting"
 
@@ -31,7 +32,7 @@ def refuse_promotion(folder: RunFolder) -> None:
     if state.is_active:
         raise RunError(
             f"{folder.path} is {state.status}: its result can't be replaced now. Stop it first "
-            f"(sdlora stop {folder.path}), or evaluate without --promote"
+            f"({as_typed('sdlora', 'stop', folder.path)}), or evaluate without --promote"
         )
 
 

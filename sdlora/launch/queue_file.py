@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from sdlora import atomic
 from sdlora.errors import RunError
+from sdlora.words import as_typed
 
 FILE = "queue.json"
 
@@ -72,7 +73,7 @@ def change(runs_folder: Path, alter: Callable[[QueueOrder], QueueOrder]) -> Queu
         if after != before and before.damage:
             raise RunError(
                 f"{before.damage}, so which runs wait is not known: delete it, then put them in again "
-                f"(`sdlora runs {runs_folder}` lists all runs)"
+                f"(`{as_typed('sdlora', 'runs', runs_folder)}` lists all runs)"
             )
         if after != before:
             atomic.write_json(runs_folder / FILE, {"names": after.names, "is_held": after.is_held}, indent=2)

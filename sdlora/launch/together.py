@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from sdlora.config.presets import as_typed
 from sdlora.config.train import TrainConfig
 from sdlora.constants import INTERRUPTED
 from sdlora.errors import ConfigError, LostProcessError, SdloraError, TrainingError
 from sdlora.processes import LAUNCHER_VARIABLE, num_processes
 from sdlora.runs import checkpoints, restarts
 from sdlora.runs.folder import RunFolder
+from sdlora.words import as_typed
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -199,7 +199,7 @@ def _in_words(error: ChildFailedError, processes: int, folder: Path | None) -> S
     if folder is None:
         return TrainingError(f"{told}. No step was made yet")
     newest = checkpoints.newest(RunFolder(folder))
-    command = as_typed(["sdlora", "resume", str(folder), "--processes", str(processes)])
+    command = as_typed("sdlora", "resume", folder, "--processes", processes)
     return TrainingError(f"{told}. {f'Step {newest.step} is saved' if newest else 'Nothing is saved yet'}: {command}")
 
 

@@ -298,12 +298,14 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
                         source.model_copy(update={"folder": resolve_folder(source.folder).resolve()})
                         for source in images.folders
                     ),
-                    "class_folder": images.class_folder and images.class_folder.resolve(),
+                    "class_folder": images.class_folder and resolve_folder(images.class_folder).resolve(),
                     "cache_folder": images.cache_folder and images.cache_folder.resolve(),
                 }
             ),
             "adapter": adapter.model_copy(update={"start_from": adapter.start_from and _absolute(adapter.start_from)}),
-            "validation": validation.model_copy(update={"folder": validation.folder and validation.folder.resolve()}),
+            "validation": validation.model_copy(
+                update={"folder": validation.folder and resolve_folder(validation.folder).resolve()}
+            ),
             "outputs": outputs.model_copy(update={"folder": outputs.folder.resolve()}),
             "base_model": base.model_copy(
                 update={

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from sdlora.errors import RunError
 from sdlora.processes import Heartbeat, ProcessRecord
 from sdlora.runs.folder import RunFolder
+from sdlora.words import as_typed
 
 _WAIT_SECONDS = 2.0
 
@@ -30,7 +31,8 @@ def locked(folder: RunFolder) -> Iterator[None]:
         other = ProcessRecord.read(folder.process)
         by = f"process {other.process_id} on {other.place.split()[0]}" if other else "another process"
         raise RunError(
-            f"{folder.path} is being trained already by {by}. `sdlora stop {folder.path}` asks it to save and stop."
+            f"{folder.path} is being trained already by {by}. `{as_typed('sdlora', 'stop', folder.path)}` asks it to"
+            " save and stop."
         ) from None
     try:
         # Only what was asked before this process began: a stop that was clicked while it loaded still counts.

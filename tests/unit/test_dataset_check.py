@@ -10,13 +10,19 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from sdlora.config import files
+from sdlora.config.captioning import CaptioningConfig
 from sdlora.config.shipped import sample_images_folder
+from sdlora.data.captioning.run import caption_folder
+from sdlora.data.fix.changes import undo
+from sdlora.data.fix.edit import plan_edit
+from sdlora.data.fix.fixes import plan_fixes
 from sdlora.data.lint import measures
 from sdlora.data.lint.check import check
 from sdlora.data.lint.duplicates import groups
 from sdlora.data.lint.findings import FIXABLE, RULES, Report
 from sdlora.data.lint.html import as_html
 from sdlora.data.lint.tags import near_miss_spellings, rewrite_tags
+from sdlora.data.masking import make_masks
 from sdlora.errors import DataError
 from tests.support.dataset_pictures import picture, save_captioned
 
@@ -311,3 +317,38 @@ def test_lines_whose_tags_stay_keep_every_character() -> None:
 
 def test_a_shipped_set_is_checked_by_its_name() -> None:
     assert check({}, ["builtin:mascot"]).images == check({}, [sample_images_folder() / "mascot"]).images
+
+
+@pytest.mark.parametrize("name", ["builtin:mascot", "builtin:nosuch"])
+def test_a_shipped_set_is_not_written_into_and_the_others_are_named(name: str) -> None:
+    said = r"comes with sdlora and is not changed: copy .*mascot" if name == "builtin:mascot" else "no set .* there is"
+    for change in (
+        lambda folder: plan_fixes(folder, ["duplicate-tags"], files.load()),
+        lambda folder: plan_edit(folder, "a", "b"),
+        undo,
+        lambda folder: caption_folder(folder, CaptioningConfig(model="a/b")),
+        lambda folder: make_masks(folder, None),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(DataError, match=said):
+            change(Path(name))
+    with pytest.raises(DataError, match=r"did you mean builtin:mascot, which comes with sdlora\?"):
+        plan_edit(Path("mascot"), "a", "b")
+
+
+def test_class_images_are_read_as_a_run_does_without_the_rules_for_triggers(clean: Path, tmp_path: Path) -> None:
+    save_captioned(picture(90), tmp_path / "dogs" / "dog.png", None)
+    prior = "objective.prior_preservation=class_images"
+    settings = ["captions.trigger=zeta", f"images.class_folder={tmp_path / 'dogs'}", "captions.keep_tags=2"]
+    found = report(clean, settings=(*settings, prior))
+    assert files_of(found, "caption-missing") == {"dog.png"}
+    assert "dog.png" not in files_of(found, "trigger-inconsistent") | files_of(found, "trigger-missing")
+    (idle,) = found.of_rule("without-effect")
+    assert idle.message.startswith("captions.keep_tags has no effect without")
+    with pytest.raises(DataError, match="cats doesn't exist"):
+        report(clean, settings=(f"images.class_folder={tmp_path / 'cats'}", prior))
+
+
+def test_the_page_of_a_check_says_a_command_that_can_be_pasted(clean: Path) -> None:
+    folder = clean.rename(clean.with_name("my pictures"))
+    next(folder.glob("*.txt")).write_text("a cup, red, red", encoding="utf-8")
+    assert f"sdlora dataset fix &#x27;{folder}&#x27; --rules duplicate-tags" in as_html(report(folder))

@@ -57,6 +57,7 @@ DEFECTS: dict[str, set[str]] = {
     "grey": {"grey.png"},
     "trigger-missing": {"trigger-missing.png"},
     "tag-everywhere": set(),  # all captions
+    "without-effect": set(),  # a setting, told in the message
 }
 
 UNSEEN = {"trigger-inconsistent", "caption-brackets", "mask-shape", "mask-empty"}
@@ -64,7 +65,7 @@ UNSEEN = {"trigger-inconsistent", "caption-brackets", "mask-shape", "mask-empty"
 
 
 def configured(root: Path, *settings: str) -> TrainConfig:
-    always = ("images.resolution=256", "images.cache=false", "optimization.batch_size=4")
+    always = ("images.resolution=256", "captions.keep_tags=1", "images.cache=false", "optimization.batch_size=4")
     return files.load(None, [*always, f"validation.folder={root / 'held-out'}", *settings])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
@@ -98,3 +99,15 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     imports = {name: _imports(path, names.keys()) - {"sdlora", name} for name, path in names.items()}
 
     assert _circle(imports) == []
+
+
+_COMMAND = re.compile(
+    r"\bsdlora (resume|stop|save|preview|train|sweep|evaluate|runs|queue|dataset|mix|merge)\b[a-z -]*\{"
+)
+
+
+@pytest.mark.parametrize("path", _sources("sdlora", "webui"), ids=lambda path: path.relative_to(_ROOT).as_posix())
+def test_commands_to_paste_are_quoted_by_the_one_that_can(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = [number for number, line in enumerate(lines, 1) if _COMMAND.search(line)]
+    assert not found, f"lines {found}: a folder may have a space in its name; use words.as_typed"

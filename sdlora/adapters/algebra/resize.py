@@ -11,6 +11,7 @@ from sdlora.adapters.algebra.mix import LayerReport, Mixed, OnProgress, truncate
 from sdlora.adapters.algebra.operands import notes_of, shapes_of, weight_shape
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
 from sdlora.errors import AdapterError
+from sdlora.words import as_typed
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def resize(
     if needing is not None:
         raise AdapterError(
             f"{file.path.name} is {needing}, which can't be resized as it is; make it LoRA of any rank with "
-            f"sdlora mix {file.path.name} --method svd --rank N --base MODEL"
+            f"{as_typed('sdlora', 'mix', file.path)} --method svd --rank N --base MODEL"
         )
     modules: dict[str, ModuleWeights] = {}
     layers: list[LayerReport] = []

@@ -19,6 +19,7 @@ from sdlora.data.captioning.wording import combine
 from sdlora.data.decoding import UNREAD_SUFFIXES, UnreadableImageError, load_rgb
 from sdlora.data.folder_listing import Listing, list_folder
 from sdlora.data.images import THREADS
+from sdlora.data.scan_problems import changeable
 from sdlora.data.unread import unread_in
 from sdlora.errors import DataError, ModelError
 from sdlora.events import EventStream
@@ -60,9 +61,7 @@ def caption_folder(
     image that can't be read. Raises DataError for a folder without images, one that can't be written or is being
     captioned already; ModelError and MissingPackageError as `load_captioner` does.
     """
-    folder, events = folder.expanduser().resolve(), events or EventStream([])
-    if not folder.is_dir():
-        raise DataError(f"the image folder {folder} doesn't exist.")
+    folder, events = changeable(folder), events or EventStream([])
     for sentence in in_captioning(config):
         events.warn(sentence)
     listing = list_folder(folder)

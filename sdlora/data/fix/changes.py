@@ -19,8 +19,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sdlora import atomic
+from sdlora.data.scan_problems import changeable
 from sdlora.errors import DataError
 from sdlora.text_files import encoded_like, read_file
+from sdlora.words import as_typed
 
 TRASH = ".sdlora-trash"
 LOG = "log.jsonl"
@@ -83,7 +85,7 @@ def apply(folder: Path, changes: Sequence[Change]) -> Path | None:
         except OSError as error:
             raise DataError(
                 f"{change.path} can't be changed ({error.strerror or error}); {number} of {len(changes)} changes "
-                f"are done: `sdlora dataset undo {folder}` takes them back."
+                f"are done: `{as_typed('sdlora', 'dataset', 'undo', folder)}` takes them back."
             ) from error
     return change_set.path
 
@@ -127,7 +129,7 @@ def undo(folder: Path) -> Undone:
     Safe to interrupt and repeat. Raises DataError when there is nothing to undo, and, before touching anything, when
     files have been changed since.
     """
-    folder = folder.expanduser().resolve()
+    folder = changeable(folder)
     batches = [path for path in batch_folders(folder) if (path / LOG).is_file()]
     if not batches:
         raise DataError(f"{folder} has no changes to undo (no {TRASH} folder with a log in it).")

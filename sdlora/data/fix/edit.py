@@ -8,6 +8,7 @@ from pathlib import Path
 from sdlora.data.caption_files import CaptionFolders
 from sdlora.data.fix.changes import Change, with_text
 from sdlora.data.folder_listing import list_folder
+from sdlora.data.scan_problems import changeable
 from sdlora.data.unread import unread_in
 from sdlora.errors import ConfigError
 from sdlora.text_files import read_text
@@ -25,7 +26,7 @@ def plan_edit(folder: Path, pattern: str, replacement: str, *, ignore_case: bool
         search.sub(replacement, "")
     except (re.error, IndexError) as error:
         raise ConfigError("the edit", [f"not a regular expression with a fitting replacement: {error}"]) from None
-    folder = folder.expanduser().resolve()
+    folder = changeable(folder)
     sources = CaptionFolders(folder)
     changes = []
     texts = {image.with_suffix(".txt"): _own_text(image, sources) for image in list_folder(folder).pictures}

@@ -22,6 +22,7 @@ from sdlora.data.lint.findings import FIXABLE
 from sdlora.data.lint.measures import is_exif_rotated
 from sdlora.data.lint.samples import Dataset, gather
 from sdlora.data.lint.tags import near_miss_spellings, rewrite_tags
+from sdlora.data.scan_problems import changeable
 from sdlora.errors import ConfigError
 from sdlora.text_files import UnreadableTextError, decode_text, encoded_like, read_file
 
@@ -48,7 +49,7 @@ def plan_fixes(folder: Path, rules: Sequence[str], config: TrainConfig, *, encod
     trigger-missing without captions.trigger, DataError for a folder without images.
     """
     _refuse_bad_requests(rules, config, encoding)
-    folder = folder.expanduser().resolve()
+    folder = changeable(folder)
     data = gather([folder], config.images, config.captions, figures=False)
     changes: list[Change] = []
     removed: set[Path] = set()

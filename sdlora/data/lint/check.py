@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from sdlora.config import without_effect
 from sdlora.config.given import Values, train_config
 from sdlora.config.shipped import resolve_folder
 from sdlora.config.train import TrainConfig
@@ -18,6 +19,9 @@ from sdlora.data.lint.image_rules import image_findings
 from sdlora.data.lint.samples import Dataset, Sample, gather
 from sdlora.data.scan_problems import refuse_missing_folders
 
+_OF_WHAT_IS_LEARNED = ("trigger-inconsistent", "trigger-missing", "tag-everywhere")
+"""Rules for captions that class images, which hold on to what is known, are to break."""
+
 
 def check(
     config: TrainConfig | Values | Path | str,
@@ -29,24 +33,35 @@ def check(
 
     folders: `builtin:mascot` is a shipped set.
     config: as for `train`; `check_dataset("sdxl_character.yaml", ["my_pictures"])`.
-    validation.folder is read too, to find copies of training images in it. Memory holds figures, never pixels.
+    validation.folder is read too, to find copies of training images in it, and images.class_folder as a run reads it.
+    Memory holds figures, never pixels.
     on_progress: called with how much of the folders is read and how much there is.
     Raises DataError for a folder that doesn't exist or has no images.
     """
     config = train_config(config)
     named = (resolve_folder(Path(folder)) for folder in (folders or config.images.all_folders))
     roots = tuple(folder.expanduser().absolute() for folder in named)
-    refuse_missing_folders(roots)
-    held_out = config.validation.folder
-    if held_out is not None:
-        held_out = held_out.expanduser().absolute()
-        refuse_missing_folders([held_out])
+    held_out, class_folder = (
+        None if folder is None else resolve_folder(folder).expanduser().absolute()
+        for folder in (config.validation.folder, config.images.class_folder)
+    )
+    refuse_missing_folders(roots)  # which says so where there is none
+    refuse_missing_folders([*roots, *(folder for folder in (held_out, class_folder) if folder is not None)])
     data = gather(roots, config.images, config.captions, on_progress=on_progress)
     findings = [*image_findings(data, config.images), *caption_findings(data, config), *_buckets(data, config)]
     findings += _duplicates(data.samples, config)
     if held_out is not None:
         findings += _leaks(data, gather([held_out], config.images, config.captions))
-    return Report(roots, len(data.samples) + len(data.broken), worst_first(findings))
+    num_images = len(data.samples) + len(data.broken)
+    if class_folder is not None:
+        class_data = gather([class_folder], config.images, config.captions, is_class=True)
+        findings += image_findings(class_data, config.images)
+        findings += (one for one in caption_findings(class_data, config) if one.rule not in _OF_WHAT_IS_LEARNED)
+        num_images += len(class_data.samples) + len(class_data.broken)
+        roots = (*roots, class_folder)
+    told = without_effect.in_training(config)
+    findings += [Finding("without-effect", one) for one in told if one.startswith(("images.", "captions."))]
+    return Report(roots, num_images, worst_first(findings))
 
 
 def exact_duplicates(records: Sequence[ImageRecord]) -> list[list[ImageRecord]]:

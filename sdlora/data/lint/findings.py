@@ -43,6 +43,7 @@ RULES: dict[str, Severity] = {
     "near-miss-spelling": "warning",
     "lonely-bucket": "warning",
     "animated": "warning",
+    "without-effect": "warning",
     "read-otherwise": "note",
     "huge": "note",
     "exif-rotated": "note",

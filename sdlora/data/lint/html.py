@@ -11,6 +11,7 @@ from PIL import Image
 
 from sdlora.data.decoding import UnreadableImageError, load_rgb, open_image
 from sdlora.data.lint.findings import Finding, Report
+from sdlora.words import as_typed
 
 _PICTURE_PX = 96
 _PICTURES_EACH = 8
@@ -43,7 +44,8 @@ def _section(finding: Finding, report: Report) -> str:
     figures = "".join(_figure(path, report) for path in shown)
     more = "".join(f"<li>{escape(report.name(path))}</li>" for path in rest)
     listed = f"<details><summary>and {len(rest)} more</summary><ul>{more}</ul></details>" if rest else ""
-    fix = f"<p>Fixes it: <code>sdlora dataset fix --rules {finding.fix}</code></p>" if finding.fix else ""
+    command = as_typed("sdlora", "dataset", "fix", report.folders[0], "--rules", finding.fix)
+    fix = f"<p>Fixes it: <code>{escape(command)}</code></p>" if finding.fix else ""
     return (
         f'<section class="{finding.severity}"><h2>{finding.severity}: {finding.rule}</h2>'
         f"<p>{escape(finding.message)}</p>{figures}{listed}{fix}</section>"

@@ -70,9 +70,12 @@ def gather(
     captions: CaptionsConfig,
     *,
     figures: bool = True,
+    is_class: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Read every picture of the folders, each file once, and measure it if `figures` are asked for.
+
+    is_class: they are class images, whose captions stay without trigger, prefix and suffix.
 
     on_progress: called with how much is done and how much there is in all. Raises DataError for an empty folder.
     """
@@ -81,7 +84,7 @@ def gather(
     pictures: dict[Path, tuple[Listing, list[Path]]] = {}
     # A missing caption is a finding of its own here, whatever captions.default would put in its place.
     shared = captions.model_copy(update={"default": None})
-    sources = {source.folder: source for source in sources_of(images, shared, folders)}
+    sources = {source.folder: source for source in sources_of(images, shared, folders, is_class=is_class)}
     for root in sources:
         listing = list_folder(root)
         inner = inner_folders(root, sources)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sdlora.config.shipped import resolve_folder
 from sdlora.config.train import DEFAULT_EPOCHS, TrainConfig
 from sdlora.data.batches import derive_seed
 from sdlora.data.buckets import BucketedImage, assign
@@ -13,6 +14,7 @@ from sdlora.data.images import ImageRecord, ScanResult, scan
 from sdlora.data.planning import DataPlan, plan
 from sdlora.data.scan_problems import Gathered
 from sdlora.errors import ConfigError, DataError
+from sdlora.words import as_typed
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,13 @@ def _refuse_priors_that_are_trained(records: list[ImageRecord], prompt: str) -> 
 
 def _refuse_missing_class_images(folder: Path) -> None:
     """Raise DataError when there are none, with the command that generates them."""
-    folder = folder.expanduser()
+    folder = resolve_folder(folder).expanduser()
     if not (folder.is_dir() and any(folder.iterdir())):
         raise DataError(
             f"images.class_folder={folder} {'is empty' if folder.is_dir() else 'does not exist'}. Generate its images "
-            f'with the base model: sdlora dataset class-images --out {folder} --prompt "a photo of a dog" --count 200 '
-            "(with the same --preset and --set), the prompt being what your subject is one of."
+            f"with the base model: {as_typed('sdlora', 'dataset', 'class-images', '--out', folder)} --prompt"
+            ' "a photo of a dog" --count 200 (with the same --preset and --set), the prompt being what your subject is'
+            " one of."
         )
 
 

@@ -46,6 +46,7 @@ from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.memory import DiskPlan, is_out_of_memory
 from sdlora.training.shares import check_shares, in_words
 from sdlora.training.workers import Workers
+from sdlora.words import as_typed
 
 
 class _LastStep:
@@ -156,7 +157,8 @@ def _refuse_complete(path: Path, folder: RunFolder, config: TrainConfig) -> None
             if newest.step > total_steps:
                 done = f"this run has done {newest.step} steps, more than the {total_steps} that are asked for"
             raise RunError(
-                f"{path}: {done}. To train it further: sdlora resume {path} --set optimization.steps={2 * newest.step}"
+                f"{path}: {done}. To train it further: "
+                + as_typed("sdlora", "resume", path, "--set", f"optimization.steps={2 * newest.step}")
             )
 
 
@@ -214,8 +216,8 @@ def _compare_images(
         listed = "\n  ".join(one.sentence for one in found)
         raise RunError(
             f"{folder.path}: since this run began\n  {listed}\nPut them back, or go on with what is there now: "
-            f"sdlora resume {folder.path} --accept-changes{' and the same --set' if with_settings else ''} "
-            "(on the page: Continue with changes)"
+            f"{as_typed('sdlora', 'resume', folder.path, '--accept-changes')}"
+            f"{' and the same --set' if with_settings else ''} (on the page: Continue with changes)"
         )
     for one in found:
         events.warn(f"since the run began {one.sentence}")
@@ -275,7 +277,7 @@ def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]
             atomic.sweep(folder.path)
             yield stream
         except StoppedEarly:
-            stream.notice(f"to go on: sdlora resume {folder.path}")
+            stream.notice(f"to go on: {as_typed('sdlora', 'resume', folder.path)}")
             stream.emit(RunFinished(step=last.step, reason="stopped", adapter_path=None, seconds=0.0))
             raise
         except BaseException as error:
@@ -300,7 +302,7 @@ def _as_told(error: BaseException, folder: RunFolder) -> BaseException:
     newest = checkpoints.newest(folder)
     saved = f"Step {newest.step} is saved" if newest else "Nothing is saved yet"
     kind = LostProcessError if isinstance(error, LostProcessError) else TrainingError
-    return kind(f"{reason.removesuffix('.')}. {saved}: go on with `sdlora resume {folder.path}`")
+    return kind(f"{reason.removesuffix('.')}. {saved}: go on with `{as_typed('sdlora', 'resume', folder.path)}`")
 
 
 def _in_words(error: BaseException) -> str:

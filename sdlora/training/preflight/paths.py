@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sdlora.config.shipped import resolve_folder
 from sdlora.config.train import TrainConfig
 from sdlora.data.folder_listing import list_folder
-from sdlora.data.scan_problems import did_you_mean
+from sdlora.data.scan_problems import dataset_meant
 from sdlora.errors import SdloraError
 from sdlora.models.source import locate
 
@@ -38,9 +39,9 @@ def missing_paths(config: TrainConfig, no_folder: str = "choose a dataset") -> l
 
 
 def _folder_problem(name: str, folder: Path) -> str | None:
-    folder = folder.expanduser()
+    folder = resolve_folder(folder).expanduser()
     if not folder.is_dir():
-        return f"{name}: there is no folder {folder}{did_you_mean(folder)}"
+        return f"{name}: there is no folder {folder}{dataset_meant(folder)}"
     try:
         list_folder(folder.absolute())
     except SdloraError as error:

@@ -19,6 +19,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.data.captions import has_trigger
 from sdlora.data.images import ImageRecord, scan
 from sdlora.data.lint.tags import tags_of
+from sdlora.data.scan_problems import refuse_missing_folders
 from sdlora.data.sets.suggestions import suggest as told_by_dataset
 from sdlora.errors import ConfigError
 from sdlora.models.detection import detect
@@ -108,6 +109,7 @@ def suggest(
     there is no preset for, pictures without a caption or trigger, or memory that nothing makes it fit into.
     """
     folder = Path(folder).expanduser()
+    refuse_missing_folders([resolve_folder(folder).expanduser()])
     told, trigger = told_by_dataset(resolve_folder(folder)), " ".join((trigger or "").split()) or None
     scanned = scan(ImagesConfig(folder=folder), CaptionsConfig(default=""))
     records = scanned.records
