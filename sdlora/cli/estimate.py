@@ -66,7 +66,7 @@ def estimate(
         typer.echo(json.dumps(found, indent=2))
     else:
         size = f"{needs.width_px} x {needs.height_px} px, batch {needs.config.optimization.batch_size}"
-        console.print(f"steps at {size} take about", markup=False)
+        console.print(f"{family or config.base_model.model}: steps at {size} take about", markup=False)
         for name, gib in parts(needed):
             console.print(f"  {gib:6.2f} GiB  {name}", markup=False)
         console.print(
@@ -83,15 +83,15 @@ def estimate(
 def _say_what_fits(fit: Fit | None, limit: float) -> None:
     if fit is None:
         console.print(
-            f"{limit:g} GiB: not enough, whatever is switched on. Smaller images (images.resolution) or a base of "
+            f"{limit:.3g} GiB: not enough, whatever is switched on. Smaller images (images.resolution) or a base of "
             "another family take less.",
             markup=False,
         )
         return
     if not fit.switches:
-        console.print(f"{limit:g} GiB: enough", markup=False)
+        console.print(f"{limit:.3g} GiB: enough", markup=False)
         return
-    console.print(f"{limit:g} GiB: enough with these, about {fit.memory.total_gib:.2f} GiB:", markup=False)
+    console.print(f"{limit:.3g} GiB: enough with these, about {fit.memory.total_gib:.2f} GiB:", markup=False)
     for switch in fit.switches:
         console.print(
             f"  {' '.join(f'--set {setting}' for setting in switch.settings)}  ({switch.costs})", markup=False

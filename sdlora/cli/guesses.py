@@ -125,7 +125,7 @@ def _how_to_write(option: str, given: list[str], kind: type[BaseModel]) -> str:
     name = option.lstrip("-").replace("-", "_")
     found = (_MEANT.get(name) if kind is TrainConfig else None) or named(name, kind)
     if not found:
-        section = "" if kind is TrainConfig else f" {kind.__name__.removesuffix('Config').lower()}"
+        section = "" if kind is TrainConfig else f" {files.command_of(kind)}"
         return f"there is no option {option}; settings (`sdlora explain{section}`) are written as --set NAME=VALUE"
     written = " or ".join("--set " + as_typed(f"{setting}={value or 'VALUE'}") for setting in found[:3])
     return f"there is no option {option}: a setting is written as {written}"

@@ -82,6 +82,16 @@ class Commands(TyperGroup):
         known = [name for names in PANELS.values() for name in names]
         return sorted(self.commands, key=lambda name: known.index(name) if name in known else len(known))
 
+    def invoke(self, ctx: Any) -> Any:
+        """As Typer does; the word for its own validator, which is Python's, is left out of what it says is wrong."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if isinstance(message := getattr(error, "message", None), str) and hasattr(error, "format_message"):
+                told: Any = error
+                told.message = message.removeprefix("Value error, ")
+            raise
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is called, and what it is called with; an option of which one would be lost is refused."""
         name, command, rest = super().resolve_command(ctx, args)

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import yaml
 from pydantic import TypeAdapter
+from pydantic_core import PydanticUndefined
 from rich.table import Table
 
 from sdlora.cli.app import app, console, in_home
 from sdlora.cli.guesses import SettingsCommand, named, what_to_train
 from sdlora.cli.help import Commands
 from sdlora.config import files, schema
+from sdlora.config.captioning import CaptioningConfig
 from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
+from sdlora.config.mix import MixConfig
+from sdlora.config.sweep import SweepConfig
 from sdlora.config.train import TrainConfig
 from sdlora.constants import INTERRUPTED, MIB
 from sdlora.errors import ConfigError
@@ -197,18 +201,18 @@ def explain(
     name: Annotated[
         str,
         typer.Argument(
-            help="A setting or section (adapter.rank, images, generate, evaluate), or its name in another tool."
+            help="A setting or section (adapter.rank, images, generate, sweep), or its name in another tool."
         ),
     ] = "",
 ) -> None:
     """Explain settings: kind of value, default and meaning."""
+    of_others = (GenerateConfig, SweepConfig, EvaluateConfig, MixConfig, CaptioningConfig)
     known = [
         *schema.settings(TrainConfig),
-        *schema.settings(GenerateConfig, "generate."),
-        *schema.settings(EvaluateConfig, "evaluate."),
+        *(setting for section in of_others for setting in schema.settings(section, f"{files.command_of(section)}.")),
     ]
     if not name:
-        found = [item for item in known if not item.name.startswith(("generate.", "evaluate."))]
+        found = list(schema.settings(TrainConfig))
     else:
         found = [item for item in known if f"{item.name}.".startswith(f"{name}.")]
     if not found and (meant := named(name)):
@@ -217,7 +221,8 @@ def explain(
     if not found:
         found = [item for item in known if name.lower() in f"{item.name} {item.description}".lower()]
     for item in found:
-        console.print(f"[bold]{item.name}[/] = {_as_yaml(item.default)}", f"[dim]({item.kind})[/]".replace("[]", ""))
+        default = "required" if item.default is PydanticUndefined else _as_yaml(item.default)
+        console.print(f"[bold]{item.name}[/] = {default}", f"[dim]({item.kind})[/]".replace("[]", ""))
         console.print(f"    {item.description}", markup=False)
     if not found:
         console.print(f"no setting is called or mentions '{name}'", markup=False)

@@ -231,6 +231,11 @@ def validate(values: Mapping[str, Any], source: str, kind: type[BaseModel] = Tra
         raise ConfigError(source, problems) from None
 
 
+def command_of(section: type[BaseModel]) -> str:
+    """The word for the command whose settings these are, as `sdlora explain` puts it before them: `evaluate`."""
+    return section.__name__.removesuffix("Config").lower()
+
+
 def dump(config: TrainConfig, *, only_changes: bool = False) -> str:
     """The configuration as YAML that `load` reads back; only_changes leaves defaults out."""
     values = config.model_dump(mode="json", exclude_defaults=only_changes)
@@ -360,6 +365,8 @@ def _is_union_branch(part: Any) -> bool:
 
 
 def _suggestion(location: Sequence[Any], kind: type[BaseModel]) -> str:
+    if location[0] == command_of(kind) and kind is not TrainConfig:
+        return "; `sdlora explain` puts it before each setting of this command, where it is left out"
     known = [setting.name for setting in schema.settings(kind)]
     *section, last = (str(part) for part in location)
     siblings = schema.names_at(kind, section)

@@ -52,7 +52,8 @@ def locate(model: str) -> Source:
     if is_hub_name(model):
         return Source("hub", model)
     raise ModelError(
-        f"base model '{model}' was not found: it is no folder and no file here, and not a hub name (owner/name)"
+        f"base model '{model}' was not found: it is no folder and no file here, and not a hub name (owner/name),"
+        " such as stable-diffusion-v1-5/stable-diffusion-v1-5"
     )
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from sdlora.cli import app
 from sdlora.cli.guesses import _MEANT, named, what_to_train
 from sdlora.config import files, schema
+from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.given import train_config
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
@@ -182,9 +183,18 @@ def test_settings_are_found_by_their_names_in_other_tools(name: str, settings: l
     assert named(name)[: len(settings) or None] == settings
 
 
+def test_a_choice_that_there_is_not_is_told_in_plain_words_and_explains_prefix_is_known() -> None:
+    told = said("estimate", "--family", "SDXL")
+    assert "'--family': 'SDXL' is not one of 'sd1', 'sd2', 'sdxl'." in told
+    with pytest.raises(ConfigError, match="evaluate: unknown setting; `sdlora explain` puts it before each setting"):
+        files.validate({"evaluate": {"num_seeds": 2}}, "here", EvaluateConfig)
+
+
 def test_explain_writes_defaults_as_yaml_and_knows_generates_settings() -> None:
     assert "adapter.conv_rank = null" in said("explain", "adapter.conv_rank")
     assert "generate.steps = 25" in said("explain", "generate.steps")
+    assert "sweep.vary = required" in said("explain", "sweep")
+    assert "mix.method" in said("explain", "mix")
     assert "'unet_lr' is here:" in said("explain", "unet_lr")
 
 

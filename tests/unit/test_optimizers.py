@@ -236,6 +236,10 @@ def test_tensors_too_small_for_8_bits_are_noted():
     ("changes", "message"),
     [
         ({"optimizer_options": {"btas": [0.9, 0.99]}}, r"btas: unknown option of AdamW, did you mean 'betas'\?"),
+        (
+            {"optimizer": "prodigy", "learning_rate": 1.0, "optimizer_options": {"growth_rate": 0.9, "d0": "0"}},
+            "(?s)growth_rate: must be above 1, got 0.9.*d0: must be above 0",
+        ),
         ({"optimizer_options": {"zzz": 1}}, "zzz: unknown option of AdamW, it takes betas, eps"),
         ({"optimizer_options": {"lr": 1e-3}}, "lr: set optimization.learning_rate instead"),
         ({"optimizer_options": {"weight_decay": 0}}, "weight_decay: set optimization.weight_decay instead"),

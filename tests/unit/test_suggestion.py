@@ -12,7 +12,7 @@ from PIL import Image
 from sdlora.config import files
 from sdlora.config.presets import SUBJECTS
 from sdlora.config.without_effect import in_training
-from sdlora.errors import ConfigError
+from sdlora.errors import ConfigError, DataError
 from sdlora.training.preflight.suggestion import Suggestion, suggest
 
 
@@ -88,6 +88,15 @@ def test_what_is_missing_is_said(pictures: Callable[..., Path]) -> None:
     assert any("3 pictures of 3 without a caption" in each for each in found.remarks)
     assert (found.config().captions.default, found.config().captions.trigger) == ("", "zwx")
     assert any(each.startswith("no trigger") for each in suggest(pictures(4, caption="a tree {}"), "style").remarks)
+
+
+def test_what_all_captions_hold_may_be_the_word_and_is_named(pictures: Callable[..., Path]) -> None:
+    found = suggest(pictures(4, caption="a hat {}, ink style"), "style")
+    assert found.remarks[0].endswith(
+        "'ink style' stands in 4 of 4 captions: if that is the word, --trigger 'ink style'"
+    )
+    with pytest.raises(DataError, match="is a file: give the folder"):
+        suggest(pictures(2) / "0.png", "style")
 
 
 def test_nothing_of_the_demos_own_pictures_is_left(pictures: Callable[..., Path]) -> None:

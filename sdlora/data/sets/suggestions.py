@@ -11,7 +11,7 @@ from pathlib import Path
 from sdlora.data.lint.tags import tags_of
 from sdlora.data.sets import listing
 
-_SHARED_BY = 0.9
+SHARED_BY = 0.9
 """Share of the captions that begin with a tag for it to count as the trigger."""
 _PROMPTS = 3
 
@@ -39,4 +39,4 @@ def _trigger(tags: Sequence[Sequence[str]]) -> str:
     """The tag with which nearly all captions begin."""
     first = Counter(each[0] for each in tags if each)
     tag, times = next(iter(first.most_common(1)), ("", 0))
-    return tag if len(tags) > 1 and times >= _SHARED_BY * len(tags) else ""
+    return tag if len(tags) > 1 and times >= SHARED_BY * len(tags) else ""

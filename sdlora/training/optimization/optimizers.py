@@ -266,9 +266,20 @@ def _option_problems(optimizer_class: type[Any], options: Mapping[str, Any]) -> 
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(names)}"
             problems.append(f"{name}: unknown option of {optimizer_class.__name__}, {hint}")
-        elif name in accepted and (wanted := _wanted_instead(options[name], accepted[name].default)):
+        elif name in accepted and (
+            wanted := _wanted_instead(options[name], accepted[name].default) or _out_of_bounds(name, options[name])
+        ):
             problems.append(f"{name}: must be {wanted}, got {options[name]!r}")
     return problems
+
+
+_ABOVE = {"growth_rate": 1, "d0": 0, "d_coef": 0}
+"""Bounds that the classes don't check: at a growth rate of 1 or less the rate they look for would stay or shrink."""
+
+
+def _out_of_bounds(name: str, value: Any) -> str | None:
+    low = _ABOVE.get(name)
+    return f"above {low}" if low is not None and isinstance(value, int | float) and not value > low else None
 
 
 def _wanted_instead(value: Any, default: Any) -> str | None:

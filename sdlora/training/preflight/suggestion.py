@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from sdlora.data.captions import has_trigger
 from sdlora.data.images import ImageRecord, scan
 from sdlora.data.lint.tags import tags_of
 from sdlora.data.scan_problems import refuse_missing_folders
+from sdlora.data.sets.suggestions import SHARED_BY
 from sdlora.data.sets.suggestions import suggest as told_by_dataset
 from sdlora.errors import ConfigError
 from sdlora.models.detection import detect
-from sdlora.words import count
+from sdlora.words import as_typed, count
 
 _PRESETS: dict[tuple[FamilyName, Subject], str] = {
     ("sd1", "style"): "sd15_style",
@@ -251,11 +253,22 @@ def _remarks(records: Sequence[ImageRecord], edges_px: Sequence[int], advice: Se
         )
     trigger = next((each.value for each in advice if each.setting == "captions.trigger" and each.value), None)
     if trigger is None:
-        yield "no trigger: a word of its own would call up what is learned; without one every prompt shows it"
+        yield "no trigger: a word of its own would call up what is learned; without one every prompt shows it" + _meant(
+            records
+        )
     elif any(record.caption and not has_trigger(record.caption, trigger) for record in records):
         yield f"captions without '{trigger}' get it in front; their files stay as they are"
     if len(records) < _ENOUGH_TO_HOLD_OUT:
         yield f"so few ({count(len(records), 'picture')}) teach little but themselves: 15 different ones work better"
+
+
+def _meant(records: Sequence[ImageRecord]) -> str:
+    """The end of a sentence: what nearly all captions hold somewhere, which may be meant as the trigger."""
+    of_each = [tags_of(record.caption, CaptionsConfig()) for record in records if record.caption]
+    tag, times = next(iter(Counter(tag for tags in of_each for tag in set(tags)).most_common(1)), ("", 0))
+    if len(of_each) < 2 or times < SHARED_BY * len(of_each):
+        return ""
+    return f". '{tag}' stands in {times} of {len(of_each)} captions: if that is the word, {as_typed('--trigger', tag)}"
 
 
 def _fitting(found: Suggestion, family: FamilyName, memory_gib: float) -> Iterator[Advice]:
