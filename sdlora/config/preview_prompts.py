@@ -33,7 +33,7 @@ _KOHYA_SAMPLERS: dict[str, Sampler] = {
     "dpmsolver++": "DPM++ 2M",
 }
 _BY_NAME: dict[str, Sampler] = {name.lower(): name for name in get_args(Sampler)} | _KOHYA_SAMPLERS
-_LETTERS = {
+LETTERS = {
     "negative_prompt": "n",
     "width": "w",
     "height": "h",
@@ -93,14 +93,14 @@ def read_preview_file(path: Path) -> list[str]:
         raise ValueError(f"{path} {error}") from None
     suffix = path.suffix.lower()
     try:
-        if suffix == ".json":
-            return [_line(entry, path) for entry in _listed(parse_json(text), path)]
-        if suffix == ".toml":
-            return [_line(entry, path) for entry in _toml_prompts(text, path)]
+        if suffix in (".json", ".toml"):
+            return [_line(entry, path) for entry in prompts_in(text, suffix)]
     except ValueError as error:
         # Our own sentences name the file already.
         if str(path) in str(error):
             raise
+        if str(error).startswith("must hold"):
+            raise ValueError(f"{path} {error}") from None
         raise ValueError(f"{path} is no valid {suffix[1:].upper()}: {' '.join(str(error).split())}") from None
     lines = [line.strip() for line in text.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
@@ -149,16 +149,16 @@ _OPTIONS: dict[str, tuple[str, Any]] = {
 }
 
 
-def _listed(content: Any, path: Path) -> list[Any]:
-    if not isinstance(content, list):
-        raise ValueError(f"{path} must hold a list of prompts, holds {type(content).__name__}")
-    return content
-
-
-def _toml_prompts(text: str, path: Path) -> list[Any]:
+def prompts_in(text: str, suffix: str) -> list[Any]:
+    """The entries of a .json or .toml prompt file as they stand there. Raises ValueError for another form."""
+    if suffix == ".json":
+        content = parse_json(text)
+        if not isinstance(content, list):
+            raise ValueError(f"must hold a list of prompts, holds {type(content).__name__}")
+        return content
     shared = parse_toml(text).get("prompt")
     if not isinstance(shared, dict) or not isinstance(shared.get("subset"), list):
-        raise ValueError(f"{path} must hold [prompt] with one [[prompt.subset]] a prompt")
+        raise ValueError("must hold [prompt] with one [[prompt.subset]] a prompt")
     subsets = shared.pop("subset")
     return [{**shared, **subset} for subset in subsets]
 
@@ -168,7 +168,7 @@ def _line(entry: Any, path: Path) -> str:
         return entry
     if not isinstance(entry, Mapping) or not isinstance(entry.get("prompt"), str):
         raise ValueError(f"{path}: expected an object with 'prompt', got {json.dumps(entry, default=str)[:80]}")
-    if unknown := [name for name in entry if name not in ("prompt", *_LETTERS)]:
-        raise ValueError(f"{path}: '{unknown[0]}' is not known; a prompt has prompt, {', '.join(_LETTERS)}")
-    options = [f"--{letter} {entry[name]}" for name, letter in _LETTERS.items() if entry.get(name) is not None]
+    if unknown := [name for name in entry if name not in ("prompt", *LETTERS)]:
+        raise ValueError(f"{path}: '{unknown[0]}' is not known; a prompt has prompt, {', '.join(LETTERS)}")
+    options = [f"--{letter} {entry[name]}" for name, letter in LETTERS.items() if entry.get(name) is not None]
     return " ".join([" ".join(entry["prompt"].split()), *options])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdlora.config.preview_prompts import parse_preview
+from sdlora.config.preview_prompts import LETTERS, parse_preview, prompts_in
 from sdlora.imports.translation import Translation
 
 _OPTION = re.compile(r"\s--(?=[A-Za-z])")
@@ -40,6 +40,25 @@ def prompt_line(result: Translation, name: str, given: object, renamed: Mapping[
         else:
             line += f" --{ours} {text}"
     return line
+
+
+def prompt_lines(result: Translation, name: str, text: str, suffix: str) -> list[str]:
+    """The prompts of sd-scripts' .toml or .json file as lines; what they have no option for here is noted.
+
+    Raises ValueError for a file of another form.
+    """
+    found = []
+    for entry in prompts_in(text, suffix):
+        if isinstance(entry, str):
+            found.append(entry)
+            continue
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("prompt"), str):
+            raise ValueError("expected an object with 'prompt' for each preview")
+        options = {letter: entry.get(theirs) for theirs, letter in LETTERS.items()}
+        found.append(line := preview_line(result, name, entry["prompt"], options))
+        for theirs in entry.keys() - {"prompt", "enum", *LETTERS}:
+            result.lose(f"{name}: {line[:40]}", f"{theirs}={entry[theirs]}", "has no counterpart in a preview")
+    return found
 
 
 def plain_line(result: Translation, name: str, given: object) -> str:

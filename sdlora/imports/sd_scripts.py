@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from sdlora.imports.kohya import from_gui
+from sdlora.imports.previews import prompt_lines
 from sdlora.imports.sd_scripts_data import OPTIONS, always_given, from_dataset_config, masks_of
 from sdlora.imports.translation import OTHER_MODELS, Translation
 from sdlora.text_files import parse_json, parse_toml
@@ -93,9 +95,7 @@ def from_training_config(settings: Mapping[str, Any], read_beside: Callable[[str
     if "datasets" in given:
         datasets = {"general": settings.get("general", {}), "datasets": given.pop("datasets")}
     datasets = _dataset_file(given.pop("dataset_config", None), read_beside, notes) or datasets
-    prompts = given.get("sample_prompts")
-    if isinstance(prompts, list):
-        prompts = given["sample_prompts"] = "\n".join(str(one) for one in prompts)
+    _read_prompt_file(given, read_beside, notes)
     if (share := given.pop("warmup_ratio", None)) not in (None, 0, "") and not given.get("lr_warmup_steps"):
         given["lr_warmup_steps"] = share  # of all steps, as LoRA_Easy_Training_Scripts writes it
     trains_text = given.pop("network_train_text_encoder", True)
@@ -103,20 +103,33 @@ def from_training_config(settings: Mapping[str, Any], read_beside: Callable[[str
         given["network_train_unet_only"] = True
     elif trains_text not in (True, "true", "True"):
         notes.lose("network_train_text_encoder", trains_text, "is neither on nor off")
-    if prompts and str(prompts).lower().endswith((".txt", ".toml", ".json")):
-        text = read_beside(str(prompts)) if str(prompts).lower().endswith(".txt") else None
-        given["sample_prompts"] = text or ""
-        if text is None:
-            notes.lose(
-                "sample_prompts", prompts, "not read; previews.file takes such a file, previews.prompts its lines"
-            )
     return _translated(given, _GUI_NAMES, notes, datasets)
+
+
+def _read_prompt_file(given: dict[str, Any], read_beside: Callable[[str], str | None], notes: Translation) -> None:
+    """Put the prompts of a file that `sample_prompts` names in its place, as lines."""
+    file = given.get("sample_prompts")
+    suffix = "" if isinstance(file, list) else PurePath(str(file or "").strip()).suffix.lower()
+    if suffix not in (".txt", ".toml", ".json"):
+        return
+    text = read_beside(str(file).strip())
+    given["sample_prompts"] = ""
+    if text is None:
+        notes.lose("sample_prompts", file, "no such file near it; previews.file takes one, previews.prompts its lines")
+        return
+    try:
+        lines = text.splitlines() if suffix == ".txt" else prompt_lines(notes, "sample_prompts", text, suffix)
+    except ValueError as error:
+        notes.lose("sample_prompts", file, f"can't be read: {' '.join(str(error).split())}")
+        return
+    given["sample_prompts"] = "\n".join(lines)
 
 
 def from_saved_window(settings: Mapping[str, Any], read_beside: Callable[[str], str | None]) -> Translation:
     """The settings that kohya_ss saves, with the data set of the TOML that they name, if any."""
     notes = Translation()
     given = dict(settings)
+    _read_prompt_file(given, read_beside, notes)
     file = given.pop("dataset_config", None)
     datasets = _dataset_file(file, read_beside, notes)
     if file and not (given.get("max_train_epochs") or given.get("max_train_steps")):

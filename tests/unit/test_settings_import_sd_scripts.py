@@ -100,3 +100,35 @@ def test_what_differs_by_folder_and_cannot_is_said_once(tmp_path: Path) -> None:
     result = imported(tmp_path, "dataset.toml", "[[datasets]]\nresolution = 512\n" + "".join(subsets))
     said = "b, c, d, 2 more: captions.separator=not set: one value holds for all folders: ;"
     assert [one for one in result.lost if "captions.separator" in one] == [said]
+
+
+PROMPTS = {
+    "prompts.toml": '[prompt]\nwidth = 640\n[[prompt.subset]]\nprompt = "a cat"\nseed = 3\ncontrol_image = "c.png"\n'
+    '[[prompt.subset]]\nprompt = "a dog"\nsample_sampler = "ddpm"\n',
+    "prompts.json": '["a cat --w 640 --d 3", {"prompt": "a dog", "width": 640, "sample_sampler": "ddpm",'
+    ' "control_image": "c.png"}]',
+}
+
+
+@pytest.mark.parametrize("saved_window", [False, True])
+@pytest.mark.parametrize("name", PROMPTS)
+def test_a_prompt_file_becomes_previews_and_what_they_lack_is_said(
+    tmp_path: Path, name: str, saved_window: bool
+) -> None:
+    (tmp_path / name).write_text(PROMPTS[name], encoding="utf-8")
+    if saved_window:
+        result = imported(tmp_path, "preset.json", {**PLAIN, "sample_prompts": name})
+    else:
+        result = imported(tmp_path, "train.toml", f'{ARGUMENTS}sample_prompts = "{name}"\n')
+    assert result.config.previews.prompts == ("a cat --w 640 --d 3", "a dog --w 640")
+    said = " ".join(result.lost)
+    assert "ddpm" in said
+    assert "control_image=c.png" in said
+
+
+def test_a_prompt_file_that_is_not_there_or_no_prompts_is_said(tmp_path: Path) -> None:
+    (tmp_path / "prompts.json").write_text('{"prompt": 1}', encoding="utf-8")
+    for name, said in {"gone.txt": "no such file near it", "prompts.json": "can't be read: must hold a list"}.items():
+        result = imported(tmp_path, "preset.json", {**PLAIN, "sample_prompts": name})
+        assert result.config.previews.prompts == ()
+        assert said in " ".join(result.lost)
