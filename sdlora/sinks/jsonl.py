@@ -29,6 +29,10 @@ class JsonlSink:
 
     def emit(self, event: Event) -> None:
         """Append one event; the line is handed to the system at once."""
+        # A folder that is exchanged while the run trains, as when a disk went and came back empty, gets a log again.
+        if not self._path.exists() and self._path.parent.is_dir():
+            self.close()
+            self._file = self._path.open("a", encoding="utf-8", buffering=1)
         try:
             self._file.write(event.model_dump_json() + "\n")
         except OSError as error:

@@ -382,6 +382,23 @@ def test_any_picture_is_drawn_between_two_steps_and_changes_nothing_of_the_run(c
     assert weights(asked.adapter) == weights(alone.adapter)
 
 
+def test_a_folder_exchanged_while_a_run_trains_still_tells_what_run_it_is(configure) -> None:
+    config = configure("name=moved", "outputs.checkpoint_every=3")
+    folder = config.outputs.folder / "moved"
+
+    def exchange(step: int) -> None:
+        if step == 1:
+            folder.rename(folder.with_name("gone"))
+            folder.mkdir()
+
+    result, collector = run(config, exchange)
+    assert any(
+        "is not the folder any more that this run began in" in event.message for event in collector.of(WarningRaised)
+    )
+    assert files.load(folder / "config.yaml").name == "moved"
+    assert (derive(RunFolder(folder)).status, result.adapter.is_file()) == ("finished", True)
+
+
 def test_every_preview_has_its_own_size_seed_and_adapter_weight(configure) -> None:
     lines = "[a cat --w 64 --h 72 --d 3, a cat --d 3 --am 0, a cat --d 3, 'a cat --d 3 --l 1 --ss ddim']"
     result, _ = run(configure(f"previews.prompts={lines}", "previews.steps=2", "optimization.learning_rate=0.05"))

@@ -31,7 +31,16 @@ from sdlora.models.bundle import Bundle
 from sdlora.models.identity import sha256_of
 from sdlora.runs import changes, checkpoints
 from sdlora.runs.checkpoints import Checkpoint
-from sdlora.runs.folder import FAILED_SELF_TEST, REQUESTS, Request, RunFolder, result_file, step_name
+from sdlora.runs.folder import (
+    FAILED_SELF_TEST,
+    REQUESTS,
+    Request,
+    RunFolder,
+    result_file,
+    step_name,
+    with_absolute_paths,
+    write_config,
+)
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.loop.interrupts import Interrupts
 from sdlora.training.loop.prepare import Prepared
@@ -297,6 +306,7 @@ class Running:
             ending = f"{round(step / self.images.steps_per_epoch(self.config)):06d}"
         name = f"{self.config.name}-{ending}.safetensors"
         if self.workers.is_main:
+            self._record_again()
             # Outside `evaluating`: going on needs the weights that are trained, other tools get the averaged ones.
             state = self.trainer.state()
             with self.trainer.evaluating():
@@ -305,6 +315,17 @@ class Running:
         self._saved_at = time.monotonic()
         self.workers.meet()
         return result_file(self.folder.checkpoint(step) / name, self.config.adapter)
+
+    def _record_again(self) -> None:
+        """Where another folder lies now in the place of the run's, have it tell what run it is."""
+        if self.folder.config.is_file():
+            return
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        write_config(self.folder, with_absolute_paths(self.config))
+        self.events.warn(
+            f"{self.folder.path} is not the folder any more that this run began in: its settings are written again. "
+            "Earlier checkpoints, previews and its log went with the other one"
+        )
 
     def _finish(self) -> Path:
         """Write the finished adapter with its side-cars and prove that it holds what was trained.
