@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -31,9 +31,11 @@ _NAME_BYTES = 120
 _WINDOWS_TRIES, _WINDOWS_WAIT_SECONDS = 20, 0.05
 
 
-def write_bytes(path: Path, content: bytes, *, parents: bool = False, durable: bool = True) -> None:
-    """Write a file; `parents` and `durable` as in `writing`."""
-    with writing(path, parents=parents, durable=durable) as file:
+def write_bytes(
+    path: Path, content: bytes, *, parents: bool = False, durable: bool = True, large: bool = False
+) -> None:
+    """Write a file; `parents`, `durable` and `large` as in `writing`."""
+    with writing(path, parents=parents, durable=durable, large=large) as file:
         file.write(content)
 
 
@@ -56,12 +58,13 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path, *, parents: bool = False, durable: bool = True) -> Iterator[BinaryIO]:
+def writing(path: Path, *, parents: bool = False, durable: bool = True, large: bool = False) -> Iterator[BinaryIO]:
     """A file to write into, put in place when the block ends well and thrown away when it raises.
 
     parents: make missing folders. durable=False spares the wait for the disk, for what is cheap to make again and
-    checked when read. A link stays one: what it points to is replaced. A device or pipe (/dev/stdout) is written to
-    directly, since it has no place to be moved to.
+    checked when read. large: what earlier writes of this file left when they were killed is removed first; not for
+    each of thousands of small files, as it looks through the folder. A link stays one: what it points to is replaced.
+    A device or pipe (/dev/stdout) is written to directly, since it has no place to be moved to.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         with path.open("wb") as device:
@@ -73,6 +76,8 @@ def writing(path: Path, *, parents: bool = False, durable: bool = True) -> Itera
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
     if parents:
         target.parent.mkdir(parents=True, exist_ok=True)
+    if large:
+        _remove_dead(leftovers(target))
     temporary = _beside(target)
     try:
         with temporary.open("xb") as file:
@@ -98,8 +103,9 @@ def making_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, put in place when the block ends well and thrown away when it raises; replaces `path`.
 
     A folder can't be replaced in one go everywhere: for a moment the old one is away under a hidden name, but at no
-    time is there half of one at `path`.
+    time is there half of one at `path`. What was left when an earlier one was killed is removed first.
     """
+    _remove_dead(leftovers(path))
     temporary, old = _beside(path), _beside(path)
     temporary.mkdir(parents=True)
     try:
@@ -194,18 +200,17 @@ def sweep(folder: Path) -> list[Path]:
     Only of this machine's processes: where others write, too, hold a lock on the folder.
     """
     # The deepest first, so that a half-made folder is gone with what is half written in it.
-    hidden = [
-        path
-        for path in folder.rglob(f".*{TEMPORARY_SUFFIX}")
-        if (match := _HIDDEN.search(path.name)) and not psutil.pid_exists(int(match[1]))
-    ]
-    for path in sorted(hidden, key=lambda path: len(path.parts), reverse=True):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                path.unlink()
-    return hidden
+    found = sorted(folder.rglob(f".*{TEMPORARY_SUFFIX}"), key=lambda path: len(path.parts), reverse=True)
+    return _remove_dead(found)
+
+
+def _remove_dead(hidden: Iterable[Path]) -> list[Path]:
+    """Remove those of these hidden files and folders whose writers are gone; returns which."""
+    dead = [path for path in hidden if (match := _HIDDEN.search(path.name)) and not psutil.pid_exists(int(match[1]))]
+    for path in dead:
+        with suppress(OSError):
+            _remove(path)
+    return dead
 
 
 def _remove(path: Path) -> None:

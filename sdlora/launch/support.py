@@ -69,7 +69,7 @@ def support_zip(
         "log.txt": handle.log_tail(_LOG_LINES),
         **(more or {}),
     }
-    with atomic.writing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic.writing(path, large=True) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in files.items():
             archive.writestr(name, redacted(text))
     return path

@@ -75,6 +75,26 @@ def test_a_killed_write_leaves_the_old_file_and_a_rest_that_is_found(tmp_path: P
     assert atomic.leftovers(tmp_path / "a") == []
 
 
+def test_what_a_killed_write_of_a_large_file_or_folder_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    living, dead = os.getpid(), 2**22 + 1  # above the highest number that Linux gives
+    rests = {
+        (name, number): tmp_path / f".{name}.{number}-0123abcd{atomic.TEMPORARY_SUFFIX}"
+        for name in ("mix.safetensors", "merged", "other")
+        for number in (living, dead)
+    }
+    for (name, _), rest in rests.items():
+        if name == "merged":
+            rest.mkdir()
+            (rest / "half").write_bytes(b"half")
+        else:
+            rest.write_bytes(b"half")
+    atomic.write_bytes(tmp_path / "mix.safetensors", b"whole", large=True)
+    with atomic.making_folder(tmp_path / "merged"):
+        pass
+    gone = {key for key, rest in rests.items() if not rest.exists()}
+    assert gone == {("mix.safetensors", dead), ("merged", dead)}
+
+
 def test_a_name_as_long_as_the_disk_allows_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / ("ж" * 125 + ".txt")
 

@@ -138,6 +138,6 @@ def refuse_overwriting(path: Path, force: bool) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Put a file in place whole or not at all. Raises AdapterError when the folder can't be written."""
     try:
-        atomic.write_bytes(path, data, parents=True)
+        atomic.write_bytes(path, data, parents=True, large=True)
     except OSError as error:
         raise AdapterError(f"{path} can't be written: {error.strerror or error}") from error

@@ -72,7 +72,7 @@ class TensorFile:
         raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         raw += b" " * (-len(raw) % LENGTH_BYTES)
         try:
-            with self.path.open("rb") as source, atomic.writing(target, parents=True) as out:
+            with self.path.open("rb") as source, atomic.writing(target, parents=True, large=True) as out:
                 out.write(struct.pack("<Q", len(raw)) + raw)
                 # In the order of the data, so that source and target are read and written from front to back.
                 for name in self.names():
