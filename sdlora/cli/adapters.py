@@ -73,6 +73,8 @@ def inspect(
     if quick and (chart or other):
         raise ConfigError("the command line", ["--quick does no analysis, so --chart and a second file go without it"])
     if other is None and (embeddings := embeddings_in(file)):
+        if chart is not None:
+            raise ConfigError("the command line", [f"--chart: {file} is an embedding, which has no blocks to draw"])
         _show_embeddings(embeddings, base, as_json=as_json)
         return
     adapters = [read(name, family) for name in (file, other) if name is not None]

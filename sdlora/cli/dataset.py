@@ -184,8 +184,13 @@ def import_command(
     from sdlora.imports.read import import_settings, is_settings_folder
 
     if not is_settings_folder(source) and packed_files(source):
+        if captions_for is not None:
+            problem = f"--captions-for has no effect: {source} holds images with their captions, which go to --out"
+            raise ConfigError("the command line", [problem])
         _unpack(source, out, caption_column)
         return
+    if caption_column is not None:
+        raise ConfigError("the command line", [f"--caption-column is for .parquet files, and {source} is none"])
     imported = import_settings(source)
     if out is None:
         console.print(imported.as_yaml(), markup=False)

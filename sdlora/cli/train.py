@@ -58,6 +58,7 @@ ProcessesOption = Annotated[
 RestartsOption = Annotated[
     int, typer.Option("--restarts", min=0, metavar="N", help="Start all processes again up to N times if one is lost.")
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; the run's log.txt says it all.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run's folder, for example runs/my-lora.")]
 
 
@@ -76,14 +77,16 @@ def train(
     as_json: Annotated[
         bool, typer.Option("--json", help="With --dry-run: print JSON. Exit code 1 on problems.")
     ] = False,
+    quiet: QuietOption = False,
     processes: ProcessesOption = 1,
     restarts: RestartsOption = 0,
 ) -> None:
     """Train an adapter, from a preset or a YAML file and single settings."""
     preset, overrides = what_to_train(source, preset, list(overrides or ()))
     _refuse_lone_restarts(processes, restarts)
+    _refuse_idle(dry_run=dry_run, full=full, as_json=as_json, quiet=quiet)
     if as_json:
-        _print_dry_run(preset, overrides or (), dry_run, processes)
+        _print_dry_run(preset, overrides or (), processes)
         return
     config = files.load(preset, overrides or ())
     _refuse_missing(config)
@@ -97,15 +100,18 @@ def train(
         console.print(summarise(config, processes).as_text(), markup=False)
         return
     if processes > 1:
-        _mention_unfinished(config)
-        command = ["train", *(["--preset", preset] if preset else []), *_as_options(overrides)]
+        if not quiet:
+            _mention_unfinished(config)
+        flags = ["--quiet"] if quiet else []
+        command = ["train", *(["--preset", preset] if preset else []), *_as_options(overrides), *flags]
         _train_together(config, command, processes, restarts)
         return
     from sdlora.training.loop.run import train as train_adapter
 
-    _mention_unfinished(config)
+    if not quiet:
+        _mention_unfinished(config)
     with _queue_goes_on(config.outputs.folder):
-        _exit_like(train_adapter(config, sinks=[_terminal()]))
+        _exit_like(train_adapter(config, sinks=[] if quiet else [_terminal()]))
 
 
 @app.command(cls=SettingsCommand)
@@ -115,7 +121,7 @@ def resume(
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Go on although images or captions were changed meanwhile.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; the run's log.txt says it all.")] = False,
+    quiet: QuietOption = False,
     processes: ProcessesOption = 1,
     restarts: RestartsOption = 0,
 ) -> None:
@@ -310,9 +316,17 @@ def _train_together(
             raise typer.Exit(INTERRUPTED)
 
 
-def _print_dry_run(preset: str | None, overrides: Sequence[str], dry_run: bool, processes: int) -> None:
-    if not dry_run:
-        raise ConfigError("the command line", ["--json goes with --dry-run only"])
+def _refuse_idle(*, dry_run: bool, full: bool, as_json: bool, quiet: bool) -> None:
+    """Options that would change nothing beside the others."""
+    problems = [f"--{name} goes with --dry-run only" for name, on in (("full", full), ("json", as_json)) if on]
+    if dry_run:
+        problems = ["--quiet has no effect with --dry-run, which is there to print"] if quiet else []
+        problems += ["--full has no effect with --json, which tells no settings"] if full and as_json else []
+    if problems:
+        raise ConfigError("the command line", problems)
+
+
+def _print_dry_run(preset: str | None, overrides: Sequence[str], processes: int) -> None:
     from sdlora.training.preflight.dry_run import DryRun, problems_of
 
     try:

@@ -98,6 +98,9 @@ def test_processes_share_a_batch_that_is_large_enough(cli, shallow_sd1: Path, ti
     assert (figures["processes"], figures["images_a_step"], figures["images_a_pass"]) == (2, 5, 3)
     assert "which 6 processes can't share" in cli(*several, "6").errors
     assert "--restarts goes with --processes" in cli(*train_on(shallow_sd1, tiny_images), "--restarts", "1").errors
+    alone = cli(*train_on(shallow_sd1, tiny_images), "--full", "--json").errors
+    assert all(f"--{name} goes with --dry-run only" in alone for name in ("full", "json"))
+    assert "--quiet has no effect" in cli(*train_on(shallow_sd1, tiny_images), "--dry-run", "--quiet").errors
 
 
 def test_of_several_processes_one_shows_the_dry_run(

@@ -158,5 +158,7 @@ def test_inspect_shows_vectors_norms_and_nearest_words(shallow_sd1: Path, tmp_pa
     (encoder,) = json.loads(result.output)["encoders"]
     assert (encoder["number"], encoder["width"]) == (1, table.shape[1])
     assert encoder["nearest"][0][0] == "fox"
+    drawn = CliRunner().invoke(app, ["inspect", str(tmp_path / "f.safetensors"), "--chart", str(tmp_path / "c.png")])
+    assert "which has no blocks to draw" in str(drawn.exception)
     text = CliRunner().invoke(app, ["inspect", str(tmp_path / "f.safetensors")]).output
     assert "a textual-inversion embedding; a prompt uses it as embedding:f" in " ".join(text.split())

@@ -355,6 +355,8 @@ def test_the_command_unpacks_and_tells_how_to_train(
     write_tar(tmp_path / "a.tar", {**shard(0, 2), "bad.jpg": b"no"})
     assert run(tmp_path / "a.tar", monkeypatch=monkeypatch) == 2
     assert "is unpacked into a folder of images: name it with --out" in capsys.readouterr().err
+    assert run(tmp_path / "a.tar", "--out", tmp_path / "out", "--captions-for", tmp_path, monkeypatch=monkeypatch) == 2
+    assert "--captions-for has no effect" in capsys.readouterr().err
     events = tmp_path / "events.jsonl"
     monkeypatch.setitem(os.environ, "SDLORA_EVENTS", str(events))
     assert run(tmp_path / "a.tar", "--out", tmp_path / "out", monkeypatch=monkeypatch) == 0
@@ -374,3 +376,5 @@ def test_an_image_folder_needs_no_unpacking(
     output = capsys.readouterr().out
     assert "# Imported from Hugging Face image folder" in output
     assert f"folder: {tmp_path}" in output
+    assert run(tmp_path, "--caption-column", "text", monkeypatch=monkeypatch) == 2
+    assert "--caption-column is for .parquet files" in capsys.readouterr().err
