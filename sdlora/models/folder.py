@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from sdlora.config.base_model import FamilyName
 from sdlora.errors import ModelError
+from sdlora.file_memory import Stamp, stamp_of
 from sdlora.models.components import TextEncoder, check_complete
 from sdlora.models.host import forget_mapped
 from sdlora.models.hub import HubModel, explained, model_file, reach
@@ -86,14 +88,25 @@ class DiffusersModel:
         where = f"{self._source.name}/{part}"
         with explained(self._source.name, None):
             try:
-                tokenizer = CLIPTokenizer.from_pretrained(
-                    self._source.location, subfolder=part, **_hub_options(self._hub)
-                )
+                tokenizer = self._read_tokenizer(part)
             except (OSError, ValueError) as error:
                 raise ModelError(f"{where}: can't be read: {error}") from error
         if len(tokenizer) < _SMALLEST_VOCABULARY:  # transformers makes an empty one when there are no files
             raise ModelError(f"{where}: has no vocabulary (vocab.json and merges.txt, or tokenizer.json)")
         return tokenizer
+
+    def _read_tokenizer(self, part: str) -> CLIPTokenizer:
+        location = self._source.location
+        if self._hub is not None:
+            return CLIPTokenizer.from_pretrained(location, subfolder=part, **_hub_options(self._hub))
+        files = sorted((Path(location) / part).glob("*"))
+        return _tokenizer_of(location, part, tuple((file.name, stamp_of(file)) for file in files))
+
+
+@lru_cache(maxsize=4)
+def _tokenizer_of(location: str, part: str, _files: tuple[tuple[str, Stamp | None], ...]) -> CLIPTokenizer:
+    """Kept, as reading 49,408 entries takes as long as many a small model; nothing here changes a tokenizer."""
+    return CLIPTokenizer.from_pretrained(location, subfolder=part)
 
 
 def load_vae_folder(source: Source, dtype: torch.dtype) -> AutoencoderKL:

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
 from sdlora.config.base_model import Quantization
+from sdlora.constants import MIB
 from sdlora.errors import MissingPackageError
 from sdlora.models.frozen.packed import PackedLayer
 from sdlora.models.host import forget_mapped, return_freed
@@ -35,6 +36,7 @@ _SPARED = ("conv_in", "conv_out", "time_embedding", "add_embedding")
 _BLOCK = 64
 # bitsandbytes' own block for 8-bit scales, which an unpacked state must name again.
 _SCALE_BLOCK = 256
+_RETURNED_BYTES = 32 * MIB
 
 
 def quantize_(unet: nn.Module, kind: Quantization, device: torch.device | str = "cpu") -> nn.Module:
@@ -50,6 +52,7 @@ def quantize_(unet: nn.Module, kind: Quantization, device: torch.device | str = 
         _bitsandbytes()  # told before any work is done
     # By name: a list of the layers would keep all plain weights until the last one is packed.
     names = [name for name, _ in unet.named_modules() if name.split(".")[0] not in _SPARED]
+    freed_bytes = 0
     for name in names:
         layer = unet.get_submodule(name)
         if isinstance(layer, QuantizedLayer) or not isinstance(layer, nn.Linear | nn.Conv2d):
@@ -60,8 +63,13 @@ def quantize_(unet: nn.Module, kind: Quantization, device: torch.device | str = 
         packed = QuantizedLinear(layer, kind) if isinstance(layer, nn.Linear) else QuantizedConv2d(layer, kind)
         setattr(unet.get_submodule(parent), attribute, packed)
         forget_mapped([weight])
+        freed_bytes += weight.nbytes
         del weight, layer
-        return_freed()  # each time, or plain weights and packed ones are both there in the end
+        # Time and again, or plain weights and packed ones are both there in the end; each costs a walk through memory.
+        if freed_bytes >= _RETURNED_BYTES:
+            return_freed()
+            freed_bytes = 0
+    return_freed()
     return unet
 
 

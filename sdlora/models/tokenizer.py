@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from sdlora.config.base_model import BaseModelConfig
+from sdlora.file_memory import while_unchanged
 from sdlora.models.source import locate
 
 if TYPE_CHECKING:
@@ -56,15 +57,20 @@ def light_tokenizer(config: BaseModelConfig) -> Tokenizer:
     source = locate(config.model)
     folder = source.path / "tokenizer" if source.path is not None and source.kind != "file" else None
     if folder is not None and (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+        return _tokenizer_in(folder / "tokenizer.json")
     if folder is not None and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         return _byte_pair_tokenizer(vocabulary, [line for line in lines if line and not line.startswith("#version")])
     return _byte_pair_tokenizer(clip_vocabulary(), clip_merges())
+
+
+@while_unchanged(2)
+def _tokenizer_in(file: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _byte_pair_tokenizer(vocabulary: dict[str, int], merges: list[str] | tuple[str, ...]) -> Tokenizer:
@@ -84,6 +90,7 @@ def _byte_pair_tokenizer(vocabulary: dict[str, int], merges: list[str] | tuple[s
     return tokenizer
 
 
+@cache
 def clip_tokenizer(pad_token: str = END) -> CLIPTokenizer:
     """transformers' tokenizer with the shipped vocabulary.
 
