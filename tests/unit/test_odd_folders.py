@@ -107,4 +107,6 @@ def test_a_folder_whose_links_lead_in_a_circle_is_named(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert "circle" in (told := capsys.readouterr().err) or "no such" in told or "no run" in told
+    told = capsys.readouterr().err
+    # From Python 3.13 on the system's word for such a link is that there is nothing.
+    assert any(words in told for words in ("circle", "no such", "no run", "doesn't exist")), told
