@@ -62,6 +62,30 @@ def test_any_picture_is_drawn_between_two_steps_and_changes_nothing_of_the_run(c
     assert weights(asked.adapter) == weights(alone.adapter)
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), ["'a cat' isn't drawn", "'a --zoom 3' isn't drawn"]),
+        (RuntimeError("no such layer"), ["no more pictures are drawn of those asked for"]),
+    ],
+)
+def test_a_picture_that_cant_be_drawn_is_told_and_the_run_goes_on(
+    configure, monkeypatch: pytest.MonkeyPatch, error: Exception, words: list[str]
+) -> None:
+    config = configure("name=asked", "outputs.checkpoint_every=3")
+    folder = RunFolder(config.outputs.folder / "asked")
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sdlora.training.outputs.previews.sample", fails)
+    prompts = ["a cat", "a --zoom 3"]
+    result, collector = run(config, lambda step: folder.ask_for_pictures(prompts) if step == 1 else None)
+    told = [event.message for event in collector.of(WarningRaised) if "drawn" in event.message]
+    assert [message.partition(":")[0] for message in told] == words
+    assert (result.outcome, collector.of(PictureDrawn)) == ("completed", [])
+
+
 def test_a_folder_exchanged_while_a_run_trains_still_tells_what_run_it_is(configure) -> None:
     config = configure("name=moved", "outputs.checkpoint_every=3")
     folder = config.outputs.folder / "moved"

@@ -277,7 +277,10 @@ class Running:
 
     def _draw_asked(self) -> None:
         if self.workers.is_main and (prompts := self.folder.take_asked_prompts()):
-            self._picture(lambda: self.prepared.previews.draw(prompts, *self._to_picture), "pictures")
+            try:
+                self._picture(lambda: self.prepared.previews.draw(prompts, *self._to_picture), "pictures")
+            except RuntimeError as error:  # a training doesn't end because of a picture that somebody asked for
+                self.events.warn(f"no more pictures are drawn of those asked for: {error}")
 
     @property
     def _to_picture(self) -> tuple[RunFolder, int, EventStream, AbstractContextManager[Any]]:

@@ -16,6 +16,7 @@ from sdlora.adapters.live.attach import Adapter
 from sdlora.config.generate import UsedAdapter, sampler_problem
 from sdlora.config.preview_prompts import PreviewPrompt, parse_preview
 from sdlora.config.train import TrainConfig
+from sdlora.errors import SdloraError
 from sdlora.events import EventStream, PictureDrawn, PreviewReady
 from sdlora.generation.sampling.adapted_base import AdaptedBase
 from sdlora.generation.sampling.pool import AdapterPool
@@ -97,22 +98,34 @@ class Previews:
         events: EventStream,
         autocast: AbstractContextManager[Any],
     ) -> None:
-        """Draw what a person asked for, one after another, each told as soon as it lies in the run's folder."""
-        if self._bundle.vae.device != self._bundle.device:
-            events.warn("a run without previews.prompts has moved its VAE off the card, so it draws no pictures")
+        """Draw what a person asked for, one after another, each told as soon as it lies in the run's folder.
+
+        What can't be drawn is told, too, and the next one tried. Raises RuntimeError as torch does.
+        """
+        parts = (self._bundle.vae, *self._bundle.text_encoders)
+        if any(part.device.type != self._bundle.device.type for part in parts):
+            events.warn("no picture is drawn: without previews.prompts, what only pictures need has left the card")
             return
-        wanted = planned(self._config, [parse_preview(prompt) for prompt in prompts])
-        folder.asked_pictures.mkdir(exist_ok=True)
         with self._ready(autocast):
             for index, prompt in enumerate(prompts):
-                events.progress("drawing what was asked for", index, len(wanted))
-                if problem := sampler_problem(wanted[index].request.sampler, self._bundle.schedule.prediction):
-                    events.warn(f"'{prompt}' isn't drawn: {problem}")
-                    continue
-                path = folder.next_asked_picture(step)
-                _save(self._drawn(wanted, [index])[index], path)
-                events.emit(PictureDrawn(step=step, path=str(path), prompt=prompt))
-        events.progress("drawing what was asked for", len(wanted), len(wanted))
+                events.progress("drawing what was asked for", index, len(prompts))
+                try:
+                    path = self._draw_one(prompt, index, folder, step)
+                except (SdloraError, ValueError, OSError) as error:
+                    events.warn(f"'{prompt}' isn't drawn: {error}")
+                else:
+                    events.emit(PictureDrawn(step=step, path=str(path), prompt=prompt))
+        events.progress("drawing what was asked for", len(prompts), len(prompts))
+
+    def _draw_one(self, prompt: str, index: int, folder: RunFolder, step: int) -> Path:
+        # With the others before it left out: its place in the list decides over its seed.
+        wanted = planned(self._config, [PreviewPrompt("")] * index + [parse_preview(prompt)])
+        if problem := sampler_problem(wanted[index].request.sampler, self._bundle.schedule.prediction):
+            raise ValueError(problem)
+        folder.asked_pictures.mkdir(exist_ok=True)
+        path = folder.next_asked_picture(step)
+        _save(self._drawn(wanted, [index])[index], path)
+        return path
 
     @contextmanager
     def _ready(self, autocast: AbstractContextManager[Any]) -> Iterator[None]:
