@@ -67,26 +67,26 @@ def assert_same(found: dict[str, Tensor], file: Path) -> None:
     ids=["folded", "declared"],
 )
 def test_a_converted_file_has_the_same_updates_in_diffusers(
-    tiny_sd1: Path, tmp_path: Path, ranks: tuple[int, ...], alphas: tuple[float, ...], declares: bool
+    shallow_sd1: Path, tmp_path: Path, ranks: tuple[int, ...], alphas: tuple[float, ...], declares: bool
 ) -> None:
-    original = adapter(tiny_sd1, tmp_path / "a.safetensors", 0, ranks, alphas)
+    original = adapter(shallow_sd1, tmp_path / "a.safetensors", 0, ranks, alphas)
     result = convert(original, tmp_path / "peft.safetensors", "diffusers")
     assert any("the scales stand in the header" in warning for warning in result.warnings) is declares
-    assert_same(loaded_by_diffusers(tiny_sd1, tmp_path / "peft.safetensors"), original)
+    assert_same(loaded_by_diffusers(shallow_sd1, tmp_path / "peft.safetensors"), original)
 
 
 def test_a_mix_of_different_ranks_loads_in_diffusers_without_a_word(
-    tiny_sd1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shallow_sd1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = adapter(tiny_sd1, tmp_path / "a.safetensors", 0, (4, 2), (3.0, 1.0))
-    second = adapter(tiny_sd1, tmp_path / "b.safetensors", 1, (3,), (1.0,))
+    first = adapter(shallow_sd1, tmp_path / "a.safetensors", 0, (4, 2), (3.0, 1.0))
+    second = adapter(shallow_sd1, tmp_path / "b.safetensors", 1, (3,), (1.0,))
     config = MixConfig(
         adapters=[MixedAdapter(file=str(first), weight=0.8), MixedAdapter(file=str(second), weight=-0.5)],
         precision="fp32",
     )
     mix_adapters(config, tmp_path / "mix.safetensors")
     diffusers_logging.set_verbosity_warning()
-    assert_same(loaded_by_diffusers(tiny_sd1, tmp_path / "mix.safetensors"), tmp_path / "mix.safetensors")
+    assert_same(loaded_by_diffusers(shallow_sd1, tmp_path / "mix.safetensors"), tmp_path / "mix.safetensors")
     assert "unexpected" not in capsys.readouterr().err
     one, two = (read(path).modules for path in (first, second))
     for name, weights in read(tmp_path / "mix.safetensors").modules.items():

@@ -127,16 +127,16 @@ def test_merged_and_live_adapters_of_every_kind_do_the_same(folder: Path, tmp_pa
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_a_mix_of_every_kind_does_the_same_as_the_file(tiny_sd1: Path, tmp_path: Path) -> None:
-    file = many_kinds(tiny_sd1, tmp_path / "kinds.safetensors")
+def test_a_mix_of_every_kind_does_the_same_as_the_file(shallow_sd1: Path, tmp_path: Path) -> None:
+    file = many_kinds(shallow_sd1, tmp_path / "kinds.safetensors")
     one = [MixedAdapter(file=str(file), weight=0.5)]
     with pytest.raises(AdapterError, match=r"kinds.safetensors is \w+, whose update depends on the base weights"):
         mix_adapters(MixConfig(adapters=one), tmp_path / "mix.safetensors")
-    config = MixConfig(adapters=one, base_model=str(tiny_sd1), precision="fp32")
+    config = MixConfig(adapters=one, base_model=str(shallow_sd1), precision="fp32")
     mix_adapters(config, tmp_path / "mix.safetensors")
     for found, expected in zip(
-        live(tiny_sd1, tmp_path / "mix.safetensors", 1.0, merged=False),
-        live(tiny_sd1, file, 0.5, merged=False),
+        live(shallow_sd1, tmp_path / "mix.safetensors", 1.0, merged=False),
+        live(shallow_sd1, file, 0.5, merged=False),
         strict=True,
     ):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
@@ -148,22 +148,22 @@ def run(*arguments: str) -> str:
     return " ".join(result.output.split())
 
 
-def test_a_bias_that_the_model_has_not_is_named(tiny_sd1: Path, tmp_path: Path) -> None:
+def test_a_bias_that_the_model_has_not_is_named(shallow_sd1: Path, tmp_path: Path) -> None:
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     save_file({f"{name}.diff": torch.ones(32, 32), f"{name}.diff_b": torch.ones(32)}, tmp_path / "b.safetensors")
-    merged = merge_adapters(str(tiny_sd1), [MixedAdapter(file=str(tmp_path / "b.safetensors"))], tmp_path / "model")
+    merged = merge_adapters(str(shallow_sd1), [MixedAdapter(file=str(tmp_path / "b.safetensors"))], tmp_path / "model")
     assert merged.changed == (name,)
     assert merged.notes == (f"the model has not 1 biases and norms of the adapters: {name} (bias)",)
 
 
-def test_commands_name_what_they_cannot_use_with_a_count(tiny_sd1: Path, tmp_path: Path) -> None:
-    file = many_kinds(tiny_sd1, tmp_path / "kinds.safetensors")
+def test_commands_name_what_they_cannot_use_with_a_count(shallow_sd1: Path, tmp_path: Path) -> None:
+    file = many_kinds(shallow_sd1, tmp_path / "kinds.safetensors")
     strange = {"lora_unet_down_blocks_9_proj.diff": torch.ones(2, 2), "lora_unet_x.set_weight": torch.ones(1, 4)}
     save_file(load_file(file) | strange, file)
     named = (
         "2 tensors are not used: 1 (replaces a whole weight, which is no update): lora_unet_x.set_weight; 1 (no layer"
     )
-    base = ["--base", str(tiny_sd1)]
+    base = ["--base", str(shallow_sd1)]
     assert named in run("merge", str(file), *base, "--out", str(tmp_path / "merged"))
     assert named in run("mix", str(file), *base, "--family", "sd1", "--out", str(tmp_path / "mix.safetensors"))
     assert named in run(
@@ -189,11 +189,11 @@ def test_an_sd1_file_that_says_sdxl_is_inspected_and_converted_as_what_it_is(tmp
     assert new.modules.keys() == read(path).modules.keys()
 
 
-def test_what_is_converted_keeps_every_update(tmp_path: Path, tiny_sd1: Path) -> None:
-    file = many_kinds(tiny_sd1, tmp_path / "kinds.safetensors")
+def test_what_is_converted_keeps_every_update(tmp_path: Path, shallow_sd1: Path) -> None:
+    file = many_kinds(shallow_sd1, tmp_path / "kinds.safetensors")
     run("convert", str(file), "--to", "kohya", "--out", str(tmp_path / "new.safetensors"))
     before, after = read(file), read(tmp_path / "new.safetensors")
-    base = open_base(str(tiny_sd1))
+    base = open_base(str(shallow_sd1))
     assert before.vectors.keys() == after.vectors.keys()
     for name, weights in before.modules.items():
         weight = base.weight(name)
@@ -202,7 +202,7 @@ def test_what_is_converted_keeps_every_update(tmp_path: Path, tiny_sd1: Path) ->
         convert(file, tmp_path / "d.safetensors", "diffusers")
 
 
-def test_a_base_model_goes_before_a_guess_at_the_family(tiny_sdxl: Path, tiny_sd1: Path, tmp_path: Path) -> None:
+def test_a_base_model_goes_before_a_guess_at_the_family(tiny_sdxl: Path, shallow_sd1: Path, tmp_path: Path) -> None:
     name = "text_model_encoder_layers_0_self_attn_q_proj"
     width = open_base(str(tiny_sdxl)).places[f"lora_te1_{name}"].shape[0]
     down, up = torch.ones(2, width), torch.ones(width, 2)
@@ -211,12 +211,12 @@ def test_a_base_model_goes_before_a_guess_at_the_family(tiny_sdxl: Path, tiny_sd
     save_file({f"lora_te_{name}.{factor}": tensor for factor, tensor in tensors.items()}, file)
     assert read(file).family == "sd1"
     assert "alike: taken as sd1 for the prefix lora_te_" in read(file).notes[0]
-    for model, own in ((tiny_sdxl, f"lora_te1_{name}"), (tiny_sd1, f"lora_te_{name}")):
+    for model, own in ((tiny_sdxl, f"lora_te1_{name}"), (shallow_sd1, f"lora_te_{name}")):
         merged = merge_adapters(str(model), [MixedAdapter(file=str(file))], tmp_path / own)
         assert merged.changed == (own,)
 
 
-def test_generate_takes_a_folder_and_a_pickle(tiny_sd1: Path, tmp_path: Path) -> None:
+def test_generate_takes_a_folder_and_a_pickle(shallow_sd1: Path, tmp_path: Path) -> None:
     name = "up_blocks.3.attentions.2.proj_out"
     keys = {"A": torch.ones(2, 32, 1, 1), "B": torch.ones(32, 2, 1, 1)}
     peft = {f"base_model.model.{name}.lora_{letter}.weight": tensor for letter, tensor in keys.items()}
@@ -227,25 +227,25 @@ def test_generate_takes_a_folder_and_a_pickle(tiny_sd1: Path, tmp_path: Path) ->
     flat = f"lora_unet_{name.replace('.', '_')}"
     own = {"lora_down.weight": keys["A"], "lora_up.weight": keys["B"], "alpha": torch.tensor(6.0)}
     torch.save({f"{flat}.{factor}": tensor for factor, tensor in own.items()}, tmp_path / "kohya.pt")
-    generator = Generator(BaseModelConfig(model=str(tiny_sd1)))
+    generator = Generator(BaseModelConfig(model=str(shallow_sd1)))
     images = []
     for file in (folder, tmp_path / "kohya.pt", None):
         used = () if file is None else (UsedAdapter(file=str(file)),)
         request = GenerateConfig(
-            base_model=BaseModelConfig(model=str(tiny_sd1)), adapters=used, steps=1, width_px=64, height_px=64, seed=1
+            base_model=BaseModelConfig(model=str(shallow_sd1)), adapters=used, steps=1, width_px=64, height_px=64, seed=1
         )
         (image,) = generator.generate(request)
         images.append(image.image.tobytes())
     assert images[0] == images[1] != images[2]
 
 
-def test_adapters_merged_in_memory_do_what_a_merged_model_does(tiny_sd1: Path, tmp_path: Path) -> None:
-    file = many_kinds(tiny_sd1, tmp_path / "kinds.safetensors")
+def test_adapters_merged_in_memory_do_what_a_merged_model_does(shallow_sd1: Path, tmp_path: Path) -> None:
+    file = many_kinds(shallow_sd1, tmp_path / "kinds.safetensors")
     save_file(load_file(file) | {"strange": torch.ones(1)}, tmp_path / "again.safetensors", {"ss_v2": "False"})
     pair = [str(file), str(tmp_path / "again.safetensors")]
-    merge_adapters(str(tiny_sd1), [MixedAdapter(file=one, weight=0.5) for one in pair], tmp_path / "model")
+    merge_adapters(str(shallow_sd1), [MixedAdapter(file=one, weight=0.5) for one in pair], tmp_path / "model")
     adapters = [{"file": one, "weight": 0.5} for one in pair]
-    config = BaseModelConfig.model_validate({"model": str(tiny_sd1), "precision": "fp32", "adapters": adapters})
+    config = BaseModelConfig.model_validate({"model": str(shallow_sd1), "precision": "fp32", "adapters": adapters})
     bundle = load_base(config)
     for found, expected in zip(answer(bundle), answer(loaded(tmp_path / "model")), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -123,8 +123,8 @@ def model(path: Path, kind: Quantization) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_quantised_unet_spares_the_delicate_layers_and_counts_all_weights(kind: Quantization, tiny_sd1: Path) -> None:
-    plain, bundle = model(tiny_sd1, "none"), model(tiny_sd1, kind)
+def test_a_quantised_unet_spares_the_delicate_layers_and_counts_all_weights(kind: Quantization, shallow_sd1: Path) -> None:
+    plain, bundle = model(shallow_sd1, "none"), model(shallow_sd1, kind)
     plain_layers = {name for name, layer in bundle.unet.named_modules() if type(layer) in (nn.Linear, nn.Conv2d)}
     assert plain_layers == {"conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"}
     assert not any(isinstance(layer, QuantizedLayer) for layer in bundle.vae.modules())
@@ -152,8 +152,8 @@ def test_a_wide_layers_bytes_against_fp16(kind: Quantization, share: float) -> N
     ],
     ids=["lora-int8", "lora-nf4", "lora-nf4-double", "dora", "loha", "lokr"],
 )
-def test_every_adapter_on_a_quantised_base_trains(kind: Quantization, config: Any, tiny_sd1: Path) -> None:
-    bundle = model(tiny_sd1, kind)
+def test_every_adapter_on_a_quantised_base_trains(kind: Quantization, config: Any, shallow_sd1: Path) -> None:
+    bundle = model(shallow_sd1, kind)
     noisy_BCHW, states = torch.randn(1, 4, 16, 16), bundle.family.encode_text(bundle, ["a cat"])
     before_BCHW = bundle.family.predict(bundle, noisy_BCHW, torch.tensor([500]), states)
     inject_adapter_in_model(config, bundle.unet)
@@ -173,8 +173,8 @@ def _adapted(name: str) -> str:
     return re.split(r"\.(?:lora|hada|lokr)_", name)[0]
 
 
-def test_peft_makes_plain_convolutions_for_its_own(tiny_sd1: Path) -> None:
-    bundle = model(tiny_sd1, "int8")
+def test_peft_makes_plain_convolutions_for_its_own(shallow_sd1: Path) -> None:
+    bundle = model(shallow_sd1, "int8")
     inject_adapter_in_model(LoraConfig(r=2, target_modules=r".*conv1$"), bundle.unet)
     wrapped = bundle.unet.mid_block.resnets[0].conv1
     assert type(wrapped.lora_A["default"]) is nn.Conv2d
@@ -182,8 +182,8 @@ def test_peft_makes_plain_convolutions_for_its_own(tiny_sd1: Path) -> None:
     assert isinstance(copy.deepcopy(wrapped).base_layer, QuantizedConv2d)
 
 
-def test_quantising_twice_changes_nothing(tiny_sd1: Path) -> None:
-    unet = model(tiny_sd1, "int8").unet
+def test_quantising_twice_changes_nothing(shallow_sd1: Path) -> None:
+    unet = model(shallow_sd1, "int8").unet
     size = weight_bytes(unet)
     assert weight_bytes(quantize_(unet, "int8")) == size
 

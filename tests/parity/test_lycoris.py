@@ -62,13 +62,13 @@ def example_input(layer: nn.Module) -> Tensor:
     ids=["lora-and-locon", "dora", "loha", "lokr"],
 )
 def test_lycoris_gives_the_outputs_of_the_live_adapter(
-    tiny_sd1: Path, tmp_path: Path, settings: dict[str, Any]
+    shallow_sd1: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    adapter = trained(tiny_sd1, **settings)
+    adapter = trained(shallow_sd1, **settings)
     path = tmp_path / "a.safetensors"
     write_adapter(path, adapter.module_weights(), TrainingFacts("a", adapter.family), precision="fp32")
     tensors, ours = load_file(path), read(path)
-    base = open_base(str(tiny_sd1))
+    base = open_base(str(shallow_sd1))
     live = {layer_path: layer for part, layer_path, layer in adapter.modules() if part == "unet"}
     for layer_path in LAYERS:
         name = kohya_name("unet", layer_path, "sd1")
