@@ -6,7 +6,6 @@ import argparse
 import gc
 import ipaddress
 import os
-import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from sdlora.disk import explain
 from sdlora.errors import MissingPackageError
 from sdlora.processes import without_traceback
+from sdlora.serving.addresses import as_url, is_local, why_not
 
 DEFAULT_PORT = 7860
 AUTH_VARIABLE = "SDLORA_WEBUI_AUTH"
@@ -63,36 +63,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def is_local(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _is_network(text: str) -> bool:
     try:
         # All there are would let anybody say to be anybody.
         return ipaddress.ip_network(text).prefixlen > 0
     except ValueError:
         return False
-
-
-def why_not(host: str, port: int) -> str | None:
-    """What is in the way of listening there, None for nothing."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror:
-        return f"--host {host}: this machine has no such address"
-    with socket.socket(family, kind, protocol) as probe:
-        if os.name == "posix":  # as the server does: a port that was left a moment ago is free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            return f"port {port} of {host} can't be used ({error.strerror}): choose another with --port"
-    return None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"sdlora: {MissingPackageError('the page', 'gradio', 'webui')}", file=sys.stderr)  # noqa: T201
         return 2
     # Importing Gradio takes seconds; told before it, the address is on the terminal at once.
-    print(f"sdlora: {address(options.host, options.port)} (starting)", flush=True)  # noqa: T201
+    print(f"sdlora: {as_url(options.host, options.port)} (starting)", flush=True)  # noqa: T201
     gc.disable()  # until the page stands: of all that is made for it nothing is garbage
     from webui.app import serve
     from webui.workspace import Workspace
@@ -131,11 +107,6 @@ def main(arguments: list[str] | None = None) -> int:
         allowed_hosts=options.allow_host,
         proxies=options.proxy,
     )
-
-
-def address(host: str, port: int) -> str:
-    """The page's address as one types it."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 if __name__ == "__main__":

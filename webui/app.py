@@ -17,7 +17,9 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from webui import api, connections, theme
+from sdlora.serving import connections
+from sdlora.serving.foreign import known_hosts
+from webui import api, theme
 from webui.calls import ArgumentCount
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import tab as datasets
@@ -28,7 +30,7 @@ from webui.mix import tab as mix
 from webui.runs import tab as runs
 from webui.runs.view import StatusLine
 from webui.scripts import CLOCK, READY, STATUS
-from webui.security import Guard, Login, known_hosts
+from webui.security import Guard, Login
 from webui.services import Services
 from webui.settings import tab as settings
 from webui.state import PageState

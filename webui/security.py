@@ -1,9 +1,7 @@
 """Who may talk to the page: an ASGI layer around everything the server answers.
 
-Without it any web page that a person visits could drive sdlora on their machine: a browser sends requests to localhost
-for whoever asks, and a host name that is first theirs and then resolves to this machine ("DNS rebinding") makes such a
-page same-origin. So every request must name a host this server knows, and what a browser says about its origin must be
-this page. Programs that are no browsers (curl, gradio_client) say nothing about an origin and pass.
+Without it any web page that a person visits could drive sdlora on their machine; see `sdlora.serving.foreign` for how
+such a request is told. With a login, only who has given name and password is let in.
 """
 
 from __future__ import annotations
@@ -16,15 +14,15 @@ import ipaddress
 import json
 import logging
 import secrets
-import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.requests import ClientDisconnect
 
+from sdlora.serving.foreign import why_foreign
 from webui.templating import macros
 
 Scope = MutableMapping[str, Any]
@@ -35,7 +33,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger("webui")
 
 COOKIE = "sdlora-session"
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SESSION_SECONDS = 30 * 86400
 _FREE_TRIES, _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 5, 60.0, 3600.0
 _MOST_ADDRESSES = 10_000
@@ -68,29 +65,6 @@ _PROTECTIVE = (
     (b"referrer-policy", b"same-origin"),
     (b"content-security-policy", _POLICY.encode()),
 )
-
-
-def known_hosts(bound: str, allowed: Iterable[str] = ()) -> Callable[[str], bool]:
-    """Whether a Host header's name (without port) is one of this server's.
-
-    On a loopback address these are the loopback names; on others the address itself, this machine's name and any plain
-    IP address, which no name server can redirect. `allowed` adds names, for a proxy or a name of one's own.
-    """
-    names = {name.lower() for name in (*_LOOPBACK, bound, *allowed)}
-    if bound in _LOOPBACK:
-        return lambda host: host in names
-    names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-
-    # A rebinding attack needs a name that resolves elsewhere first; an address written out can't be redirected.
-    def knows(host: str) -> bool:
-        if host in names:
-            return True
-        try:
-            return ipaddress.ip_address(host).version == 4 or "." not in host
-        except ValueError:
-            return False
-
-    return knows
 
 
 @dataclass
@@ -168,7 +142,8 @@ class Guard:
             return  # nothing here speaks anything else; a closed connection is the answer
         # Header names arrive in any case, their values as bytes that HTTP reads as Latin-1.
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if problem := self._foreign(scope, headers):
+        is_page = scope["method"] == "GET" and scope["path"] in _PAGE_PATHS
+        if problem := why_foreign(headers, self._knows_host, is_page=is_page):
             await _answer(send, 403, {"error": problem})
         elif self._login is None or not await self._checked(self._login, scope, headers, receive, send):
             try:
@@ -176,23 +151,6 @@ class Guard:
             except ClientDisconnect:
                 # A browser that is closed during an upload is no fault, for which uvicorn would take it.
                 log.info("%s was broken off by the other end", scope["path"])
-
-    def _foreign(self, scope: Scope, headers: dict[bytes, str]) -> str | None:
-        """Why a request is refused, if so."""
-        host = headers.get(b"host", "")
-        name = _host_name(host)
-        if name is None or not self._knows_host(name):
-            return f"this server has no name '{host}'; if it should, start it with --allow-host {name or 'NAME'}"
-        site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
-        if origin is not None and not _is_same(origin, host):
-            return f"requests from {origin} are refused; only this page may use the server"
-        # Older browsers say nothing about the site and programs never do; "none" is an address typed by hand.
-        if site in (None, "same-origin", "none"):
-            return None
-        is_visit = headers.get(b"sec-fetch-mode") == "navigate" and headers.get(b"sec-fetch-dest") == "document"
-        if scope["method"] == "GET" and is_visit and scope["path"] in _PAGE_PATHS:
-            return None  # somebody followed a link to the page
-        return "requests from other sites are refused; only this page may use the server"
 
     async def _checked(
         self, login: Login, scope: Scope, headers: dict[bytes, str], receive: Receive, send: Send
@@ -277,25 +235,6 @@ def place_of(address: str) -> str:
     if isinstance(found, ipaddress.IPv4Address):
         return address
     return str(found.ipv4_mapped or ipaddress.ip_network((found.packed[:8] + bytes(8), 64)))
-
-
-def _host_name(host: str) -> str | None:
-    """The name in a Host header, in lower case, without port and brackets; None where it is none."""
-    try:
-        parts = urlsplit(f"//{host}")
-        _ = parts.port  # raises for what is no number
-    except ValueError:
-        return None
-    if not parts.hostname or parts.username is not None or parts.path or parts.query or parts.fragment:
-        return None
-    return parts.hostname
-
-
-def _is_same(origin: str, host: str) -> bool:
-    """Whether an Origin header is the page's own; its scheme may be a proxy's https."""
-    # Behind a proxy that ends TLS the page's origin says https while this server sees http.
-    parts = urlsplit(origin)
-    return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
 
 
 def _cookie(header: str) -> str:

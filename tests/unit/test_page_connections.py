@@ -17,7 +17,7 @@ pytest.importorskip("gradio")
 
 import uvicorn
 
-from webui import connections
+from sdlora.serving import connections
 
 UPLOAD = b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from webui.security import COOKIE, Guard, Login, known_hosts, place_of
+from sdlora.serving.foreign import known_hosts
+from webui.security import COOKIE, Guard, Login, place_of
 
 OWN = {"host": "127.0.0.1:7860"}
 

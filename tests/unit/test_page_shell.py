@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from sdlora.errors import ConfigError
-from webui.__main__ import address, main, parse, why_not
+from sdlora.serving.addresses import as_url, why_not
+from webui.__main__ import main, parse
 from webui.state import PageState
 from webui.workspace import Workspace
 
@@ -61,7 +62,7 @@ def test_a_port_that_is_taken_ends_with_code_2_and_names_the_option(capsys: pyte
     assert "choose another with --port" in capsys.readouterr().err
     assert why_not("127.0.0.1", port) is None
     assert "no such address" in str(why_not("no.such.host.invalid", 1))
-    assert address("::1", 80) == "http://[::1]:80"
+    assert as_url("::1", 80) == "http://[::1]:80"
 
 
 def test_a_missing_gradio_is_told_with_the_command_that_installs_it(
