@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 from sdlora.config import files, schema
 from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
+from sdlora.config.serve import ServeConfig
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.imports.names import settings_called
@@ -106,6 +107,12 @@ class EvaluateCommand(SettingsCommand):
     """The same for the settings of `evaluate`."""
 
     kind = EvaluateConfig
+
+
+class ServeCommand(SettingsCommand):
+    """The same for the settings of `serve`."""
+
+    kind = ServeConfig
 
 
 def _set_apart(given: list[str]) -> tuple[str, str] | None:

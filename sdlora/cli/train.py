@@ -23,6 +23,7 @@ from sdlora.config.captioning import CaptioningConfig
 from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.mix import MixConfig
+from sdlora.config.serve import ServeConfig
 from sdlora.config.sweep import SweepConfig
 from sdlora.config.train import TrainConfig
 from sdlora.constants import INTERRUPTED, MIB
@@ -212,7 +213,7 @@ def explain(
     ] = "",
 ) -> None:
     """Explain settings: kind of value, default and meaning."""
-    of_others = (GenerateConfig, SweepConfig, EvaluateConfig, MixConfig, CaptioningConfig)
+    of_others = (GenerateConfig, SweepConfig, EvaluateConfig, MixConfig, CaptioningConfig, ServeConfig)
     known = [
         *schema.settings(TrainConfig),
         *(setting for section in of_others for setting in schema.settings(section, f"{files.command_of(section)}.")),

@@ -120,6 +120,11 @@ class Generator:
             # Only what repeats, compiled once each: the whole UNet in one piece would take many times as long.
             unet.compile_repeated_blocks()
 
+    @property
+    def adapter_bytes(self) -> int:
+        """Memory that the adapters take which are kept for the next requests."""
+        return self._pool.num_bytes
+
     def fits(self, config: GenerateConfig) -> bool:
         """Whether a request is for the model that is loaded, on this device and in this precision."""
         loaded_for = ("device", "precision", "compile")

@@ -2,8 +2,8 @@
 
 A browser sends requests to localhost for whoever asks, and a host name that is first theirs and then resolves to this
 machine ("DNS rebinding") makes such a page same-origin. So every request must name a host this server knows, and what a
-browser says about its origin must be this server. Programs that are no browsers (curl, gradio_client, OpenAI's client) say
-nothing about an origin and pass.
+browser says about its origin must be this server. Programs that are no browsers (curl, gradio_client, OpenAI's client)
+say nothing about an origin and pass.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.mix import MixConfig
 from sdlora.config.schema import Setting, settings
+from sdlora.config.serve import ServeConfig
 from sdlora.config.sweep import SweepConfig
 from sdlora.config.train import TrainConfig
 
@@ -29,6 +30,7 @@ PARTS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("Sweeping", "`sdlora sweep FILE`", SweepConfig),
     ("Evaluating", "`sdlora evaluate RUN --set NAME=VALUE`, or `--config FILE`", EvaluateConfig),
     ("Mixing", "`sdlora mix --config FILE`", MixConfig),
+    ("Serving", "`sdlora serve FILE.yaml --set NAME=VALUE`", ServeConfig),
     ("Captioning", "`sdlora dataset caption`, which has an option for each", CaptioningConfig),
 )
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}

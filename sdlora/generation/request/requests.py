@@ -87,6 +87,12 @@ def _chosen(config: GenerateConfig, seed: int) -> dict[str, object]:
     return {**chosen, "choices": False} if chosen != texts else {}
 
 
+def fit_together(one: GenerateConfig, other: GenerateConfig) -> bool:
+    """Whether two resolved requests can be generated in one batch."""
+    same = all(getattr(one, name) == getattr(other, name) for name in _ROWS_SHARE)
+    return same and _start_kind(one) == _start_kind(other)
+
+
 def check_rows(rows: Sequence[GenerateConfig]) -> None:
     """Raise ConfigError unless these resolved requests can be generated as one batch."""
     differing = [name for name in _ROWS_SHARE if any(getattr(row, name) != getattr(rows[0], name) for row in rows)]

@@ -1,0 +1,318 @@
+"""`sdlora serve`, asked over HTTP: pictures as `generate` makes them, refusals in words, keys, and foreign pages."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageChops
+from starlette.testclient import TestClient
+
+from sdlora.config.serve import ServeConfig
+from sdlora.errors import ConfigError
+from sdlora.generation.generate import Generator
+from sdlora.models.detection import detect
+from sdlora.serving.app import Guard, Server
+from sdlora.serving.batches import Batches
+from sdlora.serving.figures import Figures
+from sdlora.serving.foreign import known_hosts
+from sdlora.serving.server import check, model_name
+from tests.support.emoji_adapters import random_adapter
+
+PATH = "/v1/images/generations"
+KEY = "sk-a-long-enough-key-of-ours"
+SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(("ink", "styles/wash")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        random_adapter(folder / f"{name}.safetensors", seed=seed)
+    (folder / "broken.safetensors").write_bytes(b"nothing")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> ServeConfig:
+    return ServeConfig(adapter_folders=(folder,), batch_wait_ms=200)
+
+
+@pytest.fixture(scope="module")
+def batches(served: ServeConfig) -> Iterator[Batches]:
+    batches = Batches(served, lambda: Generator(served.base_model, served.compute))
+    batches.start()
+    while batches.generator is None:
+        assert batches.failure is None
+        time.sleep(0.05)
+    yield batches
+    batches.stop()
+
+
+@pytest.fixture(scope="module")
+def figures(batches: Batches) -> Figures:
+    figures = Figures()
+    batches._on_batch = figures.count_batch
+    figures.watch(batches)
+    return figures
+
+
+@pytest.fixture(scope="module")
+def client(served: ServeConfig, batches: Batches, figures: Figures) -> Iterator[TestClient]:
+    app = Server(served, model_name(served), detect(served.base_model), batches, figures).app()
+    with TestClient(Guard(app, known_hosts("127.0.0.1"), ()), base_url="http://localhost:8000") as client:  # type: ignore[arg-type]
+        yield client
+
+
+def ask(client: TestClient, **body: Any) -> dict[str, Any]:
+    answer = client.post(PATH, json={"prompt": "a cat", "steps": 2, "size": "64x64", "seed": 5, **body})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def picture(one: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(one["b64_json"])))
+
+
+def problem(client: TestClient, status: int, **body: Any) -> str:
+    answer = client.post(PATH, json=body)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return str(error["message"])
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    # Images in a pass with others differ from those alone in the last bits of the calculation.
+    return max(high for _, high in ImageChops.difference(one.convert("RGB"), other.convert("RGB")).getextrema()) <= 2
+
+
+def test_a_picture_is_the_one_that_generate_makes(client: TestClient, batches: Batches, folder: Path) -> None:
+    answer = ask(client, adapters=["ink:0.8"], n=2)
+    assert (answer["model"], answer["size"], answer["output_format"]) == ("builtin:emoji", "64x64", "png")
+    assert [one["seed"] for one in answer["data"]] == [5, 6]
+    assert batches.generator is not None
+    request = {
+        "prompt": "a cat", "steps": 2, "width_px": 64, "height_px": 64, "seed": 5, "num_images": 2, "batch_size": 8,
+        "adapters": [{"file": str(folder / "ink.safetensors"), "weight": 0.8}],
+    }  # fmt: skip
+    expected = [generated.image for generated in batches.generator.generate(request)]
+    assert all(same(picture(one), other) for one, other in zip(answer["data"], expected, strict=True))
+    text = picture(answer["data"][0]).info
+    assert "Steps: 2" in text["parameters"]
+    assert str(folder) not in str(text)
+
+
+def test_requests_with_other_adapters_share_a_pass_and_get_their_own_pictures(
+    client: TestClient, figures: Figures
+) -> None:
+    asked: list[dict[str, Any]] = [
+        {"adapters": ["ink"]},
+        {"adapters": [{"name": "styles/wash", "weight": -1}]},
+        {"prompt": "a cat <lora:ink:0.5>"},
+        {},
+    ]
+    alone = [picture(ask(client, **one)["data"][0]) for one in asked]
+    before = figures.as_text().decode()
+    together: list[Image.Image | None] = [None] * len(asked)
+
+    def one_of(index: int) -> None:
+        together[index] = picture(ask(client, **asked[index])["data"][0])
+
+    threads = [threading.Thread(target=one_of, args=[index]) for index in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(other is not None and same(one, other) for one, other in zip(alone, together, strict=True))
+    assert not any(same(alone[0], other) for other in alone[1:])
+    passes = [float(_figure(text, "sdlora_batch_images_count")) for text in (before, figures.as_text().decode())]
+    assert passes[1] - passes[0] < len(asked)
+
+
+def _figure(text: str, name: str) -> str:
+    return next(line.split()[-1] for line in text.splitlines() if line.startswith(f"{name} "))
+
+
+def test_what_is_wrong_is_said_all_at_once_and_names_no_place(client: TestClient, folder: Path) -> None:
+    said = problem(client, 400, prompt="a", n=99, steps=101, size="63x9000", adapters=["inc", {"weight": 1}], seed=1)
+    for words in (
+        "n: at most 4 images a request here; got 99",
+        "steps: at most 100 here; got 101",
+        "the width must be a multiple of 8 from 64 to 2048; got 63",
+        "the height must be a multiple of 8 from 64 to 2048; got 9000",
+        "adapters.0: no single adapter here is called 'inc'; near it: ink",
+        'adapters.1: name: is missing, as in {"name": "ink", "weight": 0.8}',
+    ):
+        assert words in said
+    assert str(folder) not in said
+    said = problem(client, 400, promt="a", guidance="much", response_format="url", sampler="Eulr", stream=True)
+    for words in ("prompt", "promt", "guidance", "b64_json", "Eulr", "stream"):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "a" * 10_001}, "prompt"),
+        ({"prompt": "a", "adapters": [{"name": "ink", "file": "/etc/passwd"}]}, "by their name"),
+        ({"prompt": "a", "adapters": ["/etc/passwd"]}, "no single adapter here is called '/etc/passwd'"),
+        ({"prompt": "a", "adapters": ["../ink"]}, "no single adapter here is called '../ink'"),
+        ({"prompt": "a", "adapters": ["broken"]}, "broken.safetensors"),
+        ({"prompt": "a <lora:nobody:1>"}, "nobody"),
+        ({"prompt": "a", "adapters": ["ink:start=0.9,end=0.1"]}, "start 0.9 must come before end 0.1"),
+        ({"prompt": "a", "output_compression": 50}, "no effect on png"),
+        ({"prompt": "a", "size": "large"}, "write it as 512x512"),
+        ({"prompt": "a", "quality": "hd"}, "quality"),
+        ({"prompt": "a", "sampler": "LCM", "steps": 60}, "the LCM sampler takes at most 50"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_words(client: TestClient, body: dict[str, Any], words: str) -> None:
+    assert words in problem(client, 400, **body)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b'"a"', b"[" * 100_000])
+def test_a_body_that_is_no_json_object_is_refused(client: TestClient, content: bytes) -> None:
+    answer = client.post(PATH, content=content)
+    assert answer.status_code == 400
+    assert "body" in answer.json()["error"]["message"]
+
+
+def test_a_huge_body_another_model_and_an_unknown_path_are_refused(client: TestClient) -> None:
+    assert client.post(PATH, content=b" " * 300_000).status_code == 413
+    assert "the model here is builtin:emoji, not 'dall-e-3'" in problem(client, 404, prompt="a", model="dall-e-3")
+    missing = client.get("/v1/chat/completions")
+    assert missing.status_code == 404
+    assert "GET /v1/chat/completions is nothing here" in missing.json()["error"]["message"]
+    assert client.get(PATH).status_code == 405
+
+
+def test_models_adapters_health_and_figures(client: TestClient) -> None:
+    assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["builtin:emoji"]
+    assert [one["name"] for one in client.get("/v1/adapters").json()["data"]] == ["ink", "wash"]
+    assert client.get("/healthz").json() == {"status": "alive"}
+    assert client.get("/readyz").json() == {"status": "ready", "model": "builtin:emoji"}
+    text = client.get("/metrics").text
+    for name in ("sdlora_requests_total", "sdlora_images_total", "sdlora_waiting_images 0.0", "sdlora_ready 1.0"):
+        assert name in text
+
+
+def test_foreign_pages_and_requests_without_a_key_are_refused(served: ServeConfig, batches: Batches) -> None:
+    app = Server(served, "emoji", detect(served.base_model), batches, Figures()).app()
+    guarded: Any = Guard(app, known_hosts("127.0.0.1"), (KEY, "another-key-of-somebody"))
+    client = TestClient(guarded, base_url="http://localhost:8000")
+    assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+    for headers in (
+        {},
+        {"authorization": "Bearer no"},
+        {"authorization": f"Basic {KEY}"},
+        {"authorization": "Bearer é"},
+    ):
+        answer = client.get("/v1/models", headers={name: value.encode("latin-1") for name, value in headers.items()})
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert client.get("/metrics", headers={"authorization": "Bearer no"}).status_code == 401
+    right = {"authorization": f"Bearer {KEY}"}
+    assert client.get("/v1/models", headers=right).status_code == 200
+    for foreign in (
+        {"origin": "https://evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"host": "evil.example"},
+        {"origin": "null"},
+    ):
+        assert client.get("/v1/models", headers={**right, **foreign}).status_code == 403
+
+
+def test_what_can_not_be_served_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "keys.txt").write_text("short\n# note\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError) as error:
+            check(
+                ServeConfig.model_validate(
+                    {
+                        "base_model": {"model": str(tmp_path / "no.safetensors")},
+                        "adapter_folders": [tmp_path / "a"],
+                        "embedding_folders": [tmp_path / "b"],
+                        "key_file": tmp_path / "keys.txt",
+                        "port": taken.getsockname()[1],
+                        "limits": {"steps": 10},
+                    }
+                )
+            )
+    said = str(error.value)
+    for words in (
+        "no.safetensors",
+        "a: no such folder",
+        "b: no such folder",
+        "shorter than 16",
+        "limits.steps",
+        "port",
+    ):
+        assert words in said
+    with pytest.raises(ConfigError, match=r"opens the server to others: set key_file"):
+        check(ServeConfig(host="0.0.0.0", port=18_431))
+    with pytest.raises(ConfigError, match="at least 128, the model's own size"):
+        check(ServeConfig.model_validate({"limits": {"side_px": 64}, "port": 18_431}))
+
+
+@pytest.mark.slow
+def test_the_command_serves_and_ends_with_what_was_asked(folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "sdlora", "serve", "--adapter-folder", str(folder), "--port", str(port)]
+    log = tmp_path / "log.txt"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + SECONDS
+        while _status(f"{url}/readyz") != 200:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.2)
+        answers: list[int] = []
+        body = json.dumps({"prompt": "a cat", "adapters": ["ink:0.8"], "steps": 10}).encode()
+        asking = threading.Thread(target=lambda: answers.append(_status(f"{url}{PATH}", body)))
+        asking.start()
+        while "asked for" not in log.read_text():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM if os.name == "posix" else signal.SIGINT)
+        asking.join(SECONDS)
+        assert answers == [200], log.read_text()
+        process.wait(SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+    said = log.read_text()
+    assert "builtin:emoji is loaded: ready for requests" in said
+    assert "Traceback" not in said
+
+
+def _status(url: str, body: bytes | None = None) -> int:
+    try:
+        with urllib.request.urlopen(url, body, timeout=SECONDS) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
