@@ -100,6 +100,8 @@ def check(served: ServeConfig) -> tuple[list[str], Detection]:
         problems += [f"{name}: {folder}: no such folder" for folder in getattr(served, name) if not folder.is_dir()]
     if (steps := GenerateConfig.model_fields["steps"].default) > served.limits.steps:
         problems.append(f"limits.steps: at least {steps}, which a request has that doesn't say how many")
+    if served.compute.merge_adapters is True:
+        problems.append("compute.merge_adapters: images of one pass have adapters of their own; leave it at auto")
     detection = None
     try:
         detection = detect(served.base_model)

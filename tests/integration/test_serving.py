@@ -255,6 +255,7 @@ def test_what_can_not_be_served_is_said_at_once(tmp_path: Path) -> None:
                         "key_file": tmp_path / "keys.txt",
                         "port": taken.getsockname()[1],
                         "limits": {"steps": 10},
+                        "compute": {"merge_adapters": True},
                     }
                 )
             )
@@ -266,6 +267,7 @@ def test_what_can_not_be_served_is_said_at_once(tmp_path: Path) -> None:
         "shorter than 16",
         "limits.steps",
         "port",
+        "merge_adapters",
     ):
         assert words in said
     with pytest.raises(ConfigError, match=r"opens the server to others: set key_file"):
