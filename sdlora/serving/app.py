@@ -174,6 +174,8 @@ class Server:
         return listed
 
     async def _health(self, request: Request) -> Response:
+        if not self._batches.is_alive:
+            return failure(503, "nothing generates any more: start the server again")
         return JSONResponse({"status": "alive"})
 
     async def _ready(self, request: Request) -> Response:

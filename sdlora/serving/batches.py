@@ -105,6 +105,11 @@ class Batches:
             self._thread.join(seconds)
 
     @property
+    def is_alive(self) -> bool:
+        """Whether there is a thread that generates."""
+        return self._thread.is_alive()
+
+    @property
     def waiting(self) -> int:
         """Images that wait for their turn, without those that nobody waits for any more."""
         with self._changed:

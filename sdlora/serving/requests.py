@@ -20,6 +20,7 @@ from sdlora.config.section import Section
 from sdlora.config.serve import ServeConfig
 from sdlora.constants import LATENT_FACTOR
 from sdlora.errors import ConfigError
+from sdlora.generation.request.prompt_schedule import schedule
 from sdlora.generation.request.requests import resolve, single_images
 from sdlora.library.names import FoundAdapter, list_adapters, unique_names
 from sdlora.library.names import resolve as resolve_name
@@ -27,6 +28,7 @@ from sdlora.models.detection import Detection
 
 SOURCE = "the request"
 _LONGEST_PROMPT = 10_000
+_MOST_JOINED = 8
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 
@@ -55,7 +57,7 @@ class ImageRequest(Section):
     stream: Literal[False] = False
     background: Literal["auto", "opaque"] = "auto"
     quality: Literal["auto"] = "auto"
-    user: str | None = None
+    user: str | None = Field(default=None, max_length=256)
     """Whoever asks; it stands in the server's log."""
 
 
@@ -108,7 +110,11 @@ def single_requests(request: ImageRequest, served: ServeConfig, detection: Detec
         SOURCE,
         GenerateConfig,
     )
-    return single_images(resolve(config, detection))
+    rows = single_images(resolve(config, detection))
+    # Each of them is a pass of its own through the UNet, at every step.
+    if (joined := max(schedule(row.prompt, row.steps).num_prompts for row in rows)) > _MOST_JOINED:
+        raise ConfigError(SOURCE, [f"prompt: at most {_MOST_JOINED} prompts joined by AND here; got {joined}"])
+    return rows
 
 
 def _size(text: str, side_px: int, problems: list[str]) -> tuple[int | None, int | None]:

@@ -23,14 +23,14 @@ from PIL import Image, ImageChops
 from starlette.testclient import TestClient
 
 from sdlora.config.serve import ServeConfig
-from sdlora.errors import ConfigError
+from sdlora.errors import ConfigError, ModelError
 from sdlora.generation.generate import Generator
 from sdlora.models.detection import detect
 from sdlora.serving.app import Guard, Server
 from sdlora.serving.batches import Batches
 from sdlora.serving.figures import Figures
 from sdlora.serving.foreign import known_hosts
-from sdlora.serving.server import check, model_name
+from sdlora.serving.server import check, model_name, serve
 from tests.support.emoji_adapters import random_adapter
 
 PATH = "/v1/images/generations"
@@ -178,6 +178,8 @@ def test_what_is_wrong_is_said_all_at_once_and_names_no_place(client: TestClient
         ({"prompt": "a", "adapters": ["broken"]}, "broken.safetensors"),
         ({"prompt": "a <lora:nobody:1>"}, "nobody"),
         ({"prompt": "a", "adapters": ["ink:start=0.9,end=0.1"]}, "start 0.9 must come before end 0.1"),
+        ({"prompt": "a" + " AND a" * 8}, "prompt: at most 8 prompts joined by AND here; got 9"),
+        ({"prompt": "[" * 100}, "more than 50 brackets are open at once"),
         ({"prompt": "a", "output_compression": 50}, "no effect on png"),
         ({"prompt": "a", "size": "large"}, "write it as 512x512"),
         ({"prompt": "a", "quality": "hd"}, "quality"),
@@ -276,11 +278,23 @@ def test_what_can_not_be_served_is_said_at_once(tmp_path: Path) -> None:
         check(ServeConfig.model_validate({"limits": {"side_px": 64}, "port": 18_431}))
 
 
+def test_a_model_that_can_not_be_loaded_ends_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: object, **settings: object) -> None:
+        raise ModelError("its UNet is damaged")
+
+    monkeypatch.setattr("sdlora.generation.generate.Generator", fail)
+    said: list[str] = []
+    with pytest.raises(ModelError, match="its UNet is damaged"):
+        serve(ServeConfig(port=_free_port()), said.append)
+    assert len(said) == 1
+    assert said[0].endswith("/v1 (loading)")
+
+
 @pytest.mark.slow
 def test_the_command_serves_and_ends_with_what_was_asked(folder: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     command = [sys.executable, "-m", "sdlora", "serve", "--adapter-folder", str(folder), "--port", str(port)]
     log = tmp_path / "log.txt"
     with log.open("wb") as out:
@@ -308,6 +322,12 @@ def test_the_command_serves_and_ends_with_what_was_asked(folder: Path, tmp_path:
     said = log.read_text()
     assert "builtin:emoji is loaded: ready for requests" in said
     assert "Traceback" not in said
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _status(url: str, body: bytes | None = None) -> int:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from sdlora.config.generate import GenerateConfig
+from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 from sdlora.generation.request.prompt_choices import choose, has_choices
 from sdlora.generation.request.prompt_schedule import schedule
 from sdlora.generation.request.prompt_warnings import prompt_warnings
-from sdlora.generation.request.requests import single_images
+from sdlora.generation.request.requests import resolve, single_images
 from sdlora.library.prompt_tags import split_prompt
+from sdlora.training.preflight.checks import _check_previews
 
 
 def texts(prompt: str, steps: int = 4) -> list[str]:
@@ -159,3 +161,20 @@ def test_plain_prompts_are_not_warned_of() -> None:
         "x-ray, t-shirt, :-), 1+1, c++ code?, BREAK {a|b} <lora:ink:1>"
     )
     assert prompt_warnings(GenerateConfig(prompt=prompt.replace("c++ code?", ""), negative="ugly, low-res")) == []
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "[a:b:" * 1500, "[x|" * 60 + "]" * 60])
+def test_brackets_nested_deeper_than_anybody_means_are_refused_before_anything_is_loaded(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"more than 50 brackets are open at once: \["):
+        schedule(text, 4)
+    for name in ("prompt", "negative"):
+        with pytest.raises(ConfigError, match="more than 50 brackets"):
+            resolve(GenerateConfig.model_validate({name: text}))
+    nested = "[a:" * 50 + "b" + ":0.5]" * 50
+    assert [each[0].text for each in schedule(nested, 2).prompts] == ["a", "b"]
+
+
+def test_a_preview_prompt_that_can_not_be_read_is_refused_before_the_run() -> None:
+    config = TrainConfig.model_validate({"previews": {"prompts": ["a", "[" * 60], "negative": "[" * 60}})
+    with pytest.raises(ConfigError, match=r"(?s)previews\.negative: more than 50 .*previews\.prompts\.1: more than 50"):
+        _check_previews(config)

@@ -15,8 +15,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sdlora.errors import ConfigError
+
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*")
 _AND = re.compile(r"\bAND\b")
+_DEEPEST = 50
+"""Brackets inside brackets; a prompt of deeper ones is none that somebody wrote."""
 _WEIGHTED = re.compile(r"(?s)(.*?)(?:\s*:\s*([+-]?(?:\d+\.?\d*|\.\d+)))?\s*")
 
 
@@ -68,7 +72,10 @@ class PromptSchedule:
 
 
 def schedule(prompt: str, steps: int, *, combine: bool = True) -> PromptSchedule:
-    """The prompts for each of `steps` steps. combine: read AND; off leaves it a word, as in negative prompts."""
+    """The prompts for each of `steps` steps. combine: read AND; off leaves it a word, as in negative prompts.
+
+    Raises ConfigError for brackets nested deeper than anybody means.
+    """
     parts = _split_and(prompt) if combine else [SubPrompt(prompt)]
     parsed = [(_parse(part.text), part.weight) for part in parts]
     known: dict[tuple[SubPrompt, ...], tuple[SubPrompt, ...]] = {}
@@ -107,11 +114,11 @@ def _text(nodes: _Sequence, step: int, steps: int) -> str:
 
 
 def _parse(prompt: str) -> _Sequence:
-    nodes, _ = _parse_until(prompt, 0, "")
+    nodes, _ = _parse_until(prompt, 0, "", 0)
     return nodes
 
 
-def _parse_until(text: str, start: int, stops: str) -> tuple[_Sequence, int]:
+def _parse_until(text: str, start: int, stops: str, depth: int) -> tuple[_Sequence, int]:
     """Nodes up to a character of `stops` outside all brackets, and that character's position (or the end)."""
     nodes: list[_Node] = []
     plain: list[str] = []
@@ -126,7 +133,7 @@ def _parse_until(text: str, start: int, stops: str) -> tuple[_Sequence, int]:
         if round_depth == 0 and character in stops:
             break
         if character == "[":
-            bracket, position = _parse_bracket(text, position)
+            bracket, position = _parse_bracket(text, position, depth + 1)
             if isinstance(bracket, tuple):  # no schedule: its parts go on as they are
                 nodes.append("".join(plain))
                 nodes += bracket
@@ -143,13 +150,15 @@ def _parse_until(text: str, start: int, stops: str) -> tuple[_Sequence, int]:
     return _compact(nodes), position
 
 
-def _parse_bracket(text: str, start: int) -> tuple[_Change | _Turns | _Sequence, int]:
+def _parse_bracket(text: str, start: int, depth: int) -> tuple[_Change | _Turns | _Sequence, int]:
     """What the bracket at `start` is, and the position behind it. An unclosed one is text."""
+    if depth > _DEEPEST:
+        raise ConfigError("the prompt", [f"more than {_DEEPEST} brackets are open at once: {text[start : start + 20]}"])
     parts: list[_Sequence] = []
     separators: list[str] = []
     position = start + 1
     while True:
-        nodes, position = _parse_until(text, position, "]:|")
+        nodes, position = _parse_until(text, position, "]:|", depth)
         parts.append(nodes)
         if position >= len(text):
             return _as_written(parts, separators, closed=False), position

@@ -16,6 +16,7 @@ from sdlora.data.decoding import UnreadableImageError
 from sdlora.errors import ConfigError, SdloraError
 from sdlora.generation.request.compute import choose_device
 from sdlora.generation.request.prompt_choices import choose
+from sdlora.generation.request.prompt_schedule import schedule
 from sdlora.generation.request.start_images import fitting_size, start_problems
 from sdlora.library.prompt_tags import take_tags
 from sdlora.models.detection import Detection, detect
@@ -46,6 +47,8 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
         config = _try(problems, "prompt", lambda: take_tags(config)) or config
         # With any seed: this only asks whether all wildcards can be read.
         _try(problems, "prompt", lambda: _chosen(config, 0))
+    for text in (config.prompt, config.negative):
+        _try(problems, "prompt", lambda text=text: schedule(text, config.steps))  # type: ignore[misc]
     files_at_fault = start_problems(config.start)
     problems += files_at_fault
     if detection is not None:

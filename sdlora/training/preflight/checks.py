@@ -17,6 +17,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.data.captions import protected_tags
 from sdlora.errors import AdapterError, ConfigError, MissingPackageError, ModelError, SdloraError
+from sdlora.generation.request.prompt_schedule import schedule
 from sdlora.models.detection import detect
 from sdlora.models.headers import read_header
 from sdlora.models.hub import model_file
@@ -47,6 +48,7 @@ def check(config: TrainConfig) -> RunImages:
         lambda: _check_start(config),
         lambda: _check_vae(config),
         lambda: _check_tags(config),
+        lambda: _check_previews(config),
         lambda: _check_base(config),
         lambda: _check_layers(config),
         lambda: found.append(find_images(config)),
@@ -102,6 +104,21 @@ def _check_vae(config: TrainConfig) -> None:
         read_header(source.path)
     elif all(model_file(source, name, None) is None for name in ("config.json", "vae/config.json")):
         raise ModelError(f"{config.base_model.vae}: holds no VAE: neither config.json nor vae/config.json is there")
+
+
+def _check_previews(config: TrainConfig) -> None:
+    problems = []
+    texts = {"previews.negative": config.previews.negative}
+    for number, one in enumerate(config.previews.parsed):
+        texts[f"previews.prompts.{number}"] = one.prompt
+        texts[f"previews.prompts.{number}, its negative"] = one.negative or ""
+    for name, text in texts.items():
+        try:
+            schedule(text, 1)
+        except ConfigError as error:
+            problems += [f"{name}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError("this run", problems)
 
 
 def _check_tags(config: TrainConfig) -> None:
