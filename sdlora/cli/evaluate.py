@@ -51,6 +51,10 @@ def evaluate(
         bool,
         typer.Option("--words", help="Also tell what the trigger has tied to itself of words that stand beside it."),
     ] = False,
+    characters: Annotated[
+        bool,
+        typer.Option("--characters", help="Also tell whether one trigger of several brings what belongs to another."),
+    ] = False,
     promote: Annotated[
         bool, typer.Option("--promote", help="Make the recommended checkpoint the run's result; the former is kept.")
     ] = False,
@@ -73,6 +77,8 @@ def evaluate(
         raise ConfigError(source, ["--weights asks for several weights, and weights is set to none"])
     if words:
         files.override(values, ["tied_words.enabled=true"], source, EvaluateConfig)
+    if characters:
+        files.override(values, ["characters.enabled=true"], source, EvaluateConfig)
     settings = files.validate(values, source, EvaluateConfig)
 
     from sdlora.runs.folder import find
@@ -97,6 +103,10 @@ def _show(result: Evaluation) -> None:
         console.print(f"\nuse it at {result.weight_advice.sentence}", markup=False)
     if result.tied_words is not None:
         _show_words(result.tied_words)
+    if result.characters is not None:
+        console.print("\nwhat each trigger brings of the others")
+        for pair in result.characters:
+            console.print(f"  {pair.sentence}", markup=False)
     if result.problem_images is not None:
         _show_problems(result.problem_images)
     if result.promoted:

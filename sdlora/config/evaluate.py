@@ -68,6 +68,18 @@ class TiedWordsConfig(Section):
     """Images of each prompt."""
 
 
+class CharactersConfig(Section):
+    enabled: bool = False
+    """With several triggers: find out whether one brings what only another was trained to bring, each asked for in the
+    same new scenes."""
+
+    triggers: tuple[str, ...] = ()
+    """Triggers or names to hold against each other; by default those of the run's folders."""
+
+    num_seeds: int = Field(default=8, ge=1, le=64)
+    """Images of each prompt and trigger."""
+
+
 class EvaluateConfig(Section):
     version: Literal[1] = 1
     """Version of this format."""
@@ -120,6 +132,7 @@ class EvaluateConfig(Section):
     """Share of a checkpoint's images that may be near copies of training images before it is passed over."""
 
     tied_words: TiedWordsConfig = TiedWordsConfig()
+    characters: CharactersConfig = CharactersConfig()
     problem_images: ProblemImagesConfig = ProblemImagesConfig()
     compute: ComputeConfig = ComputeConfig()
 
@@ -145,6 +158,10 @@ class EvaluateConfig(Section):
         problems += [f"tied_words.words.{place}: is empty" for place, word in enumerate(tied.words) if not word.strip()]
         if tied.words and tied.model_fields_set & {"share", "most"}:
             problems.append("tied_words.share and tied_words.most have no effect beside tied_words.words")
+        named = self.characters.triggers
+        problems += [f"characters.triggers.{place}: is empty" for place, word in enumerate(named) if not word.strip()]
+        if len(set(named)) != len(named):
+            problems.append(f"characters.triggers: {', '.join(named)}: one is named twice")
         if self.features == "latents" and self.features_revision is not None:
             problems.append("features_revision has no effect with features=latents")
         if not self.features.strip():

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from sdlora import atomic
 from sdlora.config.evaluate import EvaluateConfig
@@ -17,7 +18,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.data.cache import Cache
 from sdlora.data.planning import triggers
 from sdlora.errors import ConfigError, RunError
-from sdlora.evaluation import problem_images, tied_words
+from sdlora.evaluation import characters, problem_images, tied_words
 from sdlora.evaluation.comparing import Comparing
 from sdlora.evaluation.features.scorer import load_scorer
 from sdlora.evaluation.findings import Interval
@@ -34,7 +35,15 @@ from sdlora.evaluation.plan import EvaluatedCheckpoint, EvaluatedPrompt, choose_
 from sdlora.evaluation.promotion import promote as promote_checkpoint
 from sdlora.evaluation.promotion import refuse_promotion
 from sdlora.evaluation.recommendation import recommend
-from sdlora.evaluation.report import EvaluatedImage, Evaluation, ProblemReport, Scores, TiedWord, WeightAdvice
+from sdlora.evaluation.report import (
+    EvaluatedImage,
+    Evaluation,
+    ProblemReport,
+    Scores,
+    TiedWord,
+    TriggerPair,
+    WeightAdvice,
+)
 from sdlora.evaluation.scores import standardised
 from sdlora.evaluation.training_images import TrainingImages, find_training_images
 from sdlora.events import EventSink, EventStream
@@ -70,6 +79,8 @@ def evaluate(
     prompts = choose_prompts(config, train.captions, training.records)
     if config.tied_words.enabled and not triggers(training.records):
         raise ConfigError("the evaluation", ["tied_words: the run has no trigger that words could be tied to"])
+    if config.characters.enabled:
+        characters.find_characters(config.characters, [item.record for item in training.placed])
     _check(folder, train, config, checkpoints, prompts)
     stream = EventStream(list(sinks))
     with _locked(folder):
@@ -192,6 +203,11 @@ class _Evaluating:
             with self._timed("tied words"):
                 tied, more = self._tied_words(chosen, generator, looking, looked_training)
             made += more
+        pairs = None
+        if config.characters.enabled:
+            with self._timed("characters"):
+                pairs, more = self._characters(chosen, generator, looking, looked_training)
+            made += more
         problems = None
         if config.problem_images.enabled:
             with self._timed("problem images"):
@@ -207,6 +223,7 @@ class _Evaluating:
             num_seeds=config.num_seeds,
             weight_advice=advice,
             tied_words=tied,
+            characters=pairs,
             problem_images=problems,
             notes=self.training.notes,
             seconds=self.seconds,
@@ -272,24 +289,51 @@ class _Evaluating:
         words = tied_words.find_words(config.tied_words, self.train.captions, records)
         if not words:
             return (), 0
-        new = [one for one in self.prompts if one.kind == "new"]
-        asked = new or [one for one in self.prompts if one.kind == "known"]
+        asked = self._scenes()
         kinds = [asked, *(prompts for one in words for prompts in tied_words.prompts_of(one.word, asked))]
         identity = generator.bundle.identity
         plans = [plan_images(self.folder, self.train, config, [chosen], prompts, identity) for prompts in kinds]
         # The base's images, which all plans share, then the checkpoint's own: of the trigger, of each word with and
         # without it.
-        groups = [_by_checkpoint(plans[0])[0], *(_by_checkpoint(plan)[1] for plan in plans)]
-        made = generate_missing(
-            [one for group in groups for one in group],
-            generator,
-            self._telling("generating images with and without words"),
-        )
-        features, training_MD = looking.features(groups, training.features_ND, self._telling("comparing words"))
-        base, without, *of_words = features
+        stages = ("generating images with and without words", "comparing words")
+        (base, without, *of_words), training_MD, made = self._seen(plans, generator, looking, training, stages)
         pairs = zip(words, of_words[::2], of_words[1::2], strict=True)
         found = [tied_words.compare(one, base, without, both, alone, training_MD) for one, both, alone in pairs]
         return tuple(found), made
+
+    def _characters(
+        self, chosen: EvaluatedCheckpoint, generator: Generator, looking: Looking, training: LookedAt
+    ) -> tuple[tuple[TriggerPair, ...], int]:
+        """What each trigger brings of the others; and how many images were made."""
+        config = self.config.model_copy(update={"num_seeds": self.config.characters.num_seeds})
+        found = characters.find_characters(config.characters, [item.record for item in self.training.placed])
+        kinds = [characters.prompts_of(one.trigger, self._scenes()) for one in found]
+        identity = generator.bundle.identity
+        plans = [plan_images(self.folder, self.train, config, [chosen], prompts, identity) for prompts in kinds]
+        stages = ("generating images of each character", "comparing characters")
+        (base, *own), training_MD, made = self._seen(plans, generator, looking, training, stages)
+        by_trigger = {one.trigger: each for one, each in zip(found, own, strict=True)}
+        return tuple(characters.compare(found, base, by_trigger, training_MD)), made
+
+    def _scenes(self) -> list[EvaluatedPrompt]:
+        """The prompts that are asked with and without words, or with each trigger: new scenes, if there are any."""
+        new = [one for one in self.prompts if one.kind == "new"]
+        return new or [one for one in self.prompts if one.kind == "known"]
+
+    def _seen(
+        self,
+        plans: Sequence[Sequence[PlannedImage]],
+        generator: Generator,
+        looking: Looking,
+        training: LookedAt,
+        stages: tuple[str, str],
+    ) -> tuple[list[Tensor], Tensor, int]:
+        """Features of plans for one checkpoint with the same scenes: the base's, which all share, then each plan's own;
+        the training images' features beside them, and how many images were made."""
+        groups = [_by_checkpoint(plans[0])[0], *(_by_checkpoint(plan)[1] for plan in plans)]
+        made = generate_missing([one for group in groups for one in group], generator, self._telling(stages[0]))
+        features, training_MD = looking.features(groups, training.features_ND, self._telling(stages[1]))
+        return features, training_MD, made
 
     def _problems(
         self, measures: LossMeasures, chosen: EvaluatedCheckpoint, training: LookedAt, *, centred: bool

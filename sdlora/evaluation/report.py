@@ -109,6 +109,35 @@ class TiedWord:
 
 
 @dataclass(frozen=True)
+class TriggerPair:
+    """What one trigger brings of what another was trained to bring; 1 is as much as the other's own trigger does."""
+
+    asked: str
+    other: str
+    brought: Interval | None
+    """None where the other trigger's own images hardly show what it learned."""
+    alike: float | None
+    """The same share of their training images: as much as that comes of characters that look alike."""
+
+    @property
+    def leaks(self) -> bool:
+        """Whether more of the other one comes along than the two have in common."""
+        return self.brought is not None and self.brought.low > max(self.alike or 0.0, 0.0)
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one line."""
+        if self.brought is None:
+            return (
+                f"'{self.asked}' against '{self.other}': what the latter learned hardly shows, so nothing can be told"
+            )
+        share = f"{self.brought.value:.0%} ({self.brought.low:.0%} to {self.brought.high:.0%})"
+        common = "" if self.alike is None else f", and the training images of both have {self.alike:.0%} in common"
+        verdict = "; it leaks" if self.leaks else ""
+        return f"'{self.asked}' brings {share} of what '{self.other}' does{common}{verdict}"
+
+
+@dataclass(frozen=True)
 class ProblemReport:
     """Training images that are trouble, by kind, and those that stand out most."""
 
@@ -147,6 +176,8 @@ class Evaluation:
     num_seeds: int
     weight_advice: WeightAdvice | None = None
     tied_words: tuple[TiedWord, ...] | None = None
+    """None where nobody asked."""
+    characters: tuple[TriggerPair, ...] | None = None
     """None where nobody asked."""
     problem_images: ProblemReport | None = None
     notes: tuple[str, ...] = ()

@@ -86,6 +86,7 @@ def result(found: Evaluation, result_label: str | None, thumbnails: Path, datase
             trade_off(found, pictures.over_points()),
             found.weight_advice,
             found.tied_words,
+            found.characters,
             found.promoted,
             pictures,
             _standing_out(found, thumbnails, datasets),
