@@ -18,7 +18,9 @@ from sdlora.errors import AdapterError
 from tests.support.adapter_files import ATTENTION, random_adapter
 
 
-def test_mix_refuses_plain_adapters_that_do_not_fit_the_base(shallow_sd1: Path, tiny_sdxl: Path, tmp_path: Path) -> None:
+def test_mix_refuses_plain_adapters_that_do_not_fit_the_base(
+    shallow_sd1: Path, tiny_sdxl: Path, tmp_path: Path
+) -> None:
     fitting = random_adapter(shallow_sd1, tmp_path / "sd1.safetensors", layers=ATTENTION)
     settings = {"adapters": [str(fitting)], "base_model": str(tiny_sdxl)}
     with pytest.raises(AdapterError, match="different families can't be put together: sd1.safetensors is for sd1"):

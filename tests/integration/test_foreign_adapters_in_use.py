@@ -232,7 +232,12 @@ def test_generate_takes_a_folder_and_a_pickle(shallow_sd1: Path, tmp_path: Path)
     for file in (folder, tmp_path / "kohya.pt", None):
         used = () if file is None else (UsedAdapter(file=str(file)),)
         request = GenerateConfig(
-            base_model=BaseModelConfig(model=str(shallow_sd1)), adapters=used, steps=1, width_px=64, height_px=64, seed=1
+            base_model=BaseModelConfig(model=str(shallow_sd1)),
+            adapters=used,
+            steps=1,
+            width_px=64,
+            height_px=64,
+            seed=1,
         )
         (image,) = generator.generate(request)
         images.append(image.image.tobytes())

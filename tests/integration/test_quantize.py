@@ -123,7 +123,9 @@ def model(path: Path, kind: Quantization) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_quantised_unet_spares_the_delicate_layers_and_counts_all_weights(kind: Quantization, shallow_sd1: Path) -> None:
+def test_a_quantised_unet_spares_the_delicate_layers_and_counts_all_weights(
+    kind: Quantization, shallow_sd1: Path
+) -> None:
     plain, bundle = model(shallow_sd1, "none"), model(shallow_sd1, kind)
     plain_layers = {name for name, layer in bundle.unet.named_modules() if type(layer) in (nn.Linear, nn.Conv2d)}
     assert plain_layers == {"conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"}
