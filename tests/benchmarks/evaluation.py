@@ -5,6 +5,8 @@
 - over-trained: six pictures, far too many steps. Copies must be flagged at the end, and an earlier checkpoint named.
 - planted, seed by seed: one caption that belongs to another picture, one picture of another kind. Both should be among
   the top 3 problem images; so far only the picture is (docs/guides/evaluate.md has the table).
+- characters: mascot and robot in one adapter, once captioned rightly, once with half of the robots under the mascot's
+  name. The mascot's trigger must leak in the second and in it alone.
 - cost: evaluating against generating the same images plainly, and problem images against the training.
 
 Half an hour on two cores with five seeds; --seeds 1 is a start.
@@ -23,6 +25,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sdlora.evaluation.findings import Interval
+from sdlora.evaluation.report import TriggerPair
+from tests.benchmarks import learning_sets
+from tests.benchmarks.learning_sets import TRIGGERS
+
+CHARACTERS = ("mascot", "robot")
 SAMPLES = Path(__file__).parents[2] / "sample_images"
 FEW = ("bell", "fish", "guitar", "rocket", "teapot", "tree")
 FOREIGN = "foreign"
@@ -35,7 +43,8 @@ def train(name: str, images: Path, trigger: str, root: Path, *settings: str) -> 
     if (run / f"{name}.safetensors").is_file():
         return run
     shutil.rmtree(run, ignore_errors=True)
-    fixed = [f"name={name}", f"images.folder={images}", f"captions.trigger={trigger}", "previews.prompts=[]"]
+    fixed = [f"name={name}", f"images.folder={images}", "previews.prompts=[]"]
+    fixed += [f"captions.trigger={trigger}"] if trigger else []
     fixed += [f"outputs.folder={root / 'runs'}", "outputs.self_test=false", "outputs.keep_checkpoints=20"]
     _sdlora(root, "train", "--preset", "demo.yaml", *(f"--set={one}" for one in (*fixed, *settings)))
     return run
@@ -66,6 +75,24 @@ def planted(root: Path, seed: int) -> tuple[Path, str]:
         (images / f"{FOREIGN}.txt").write_text("a penguin, blueprint style\n", encoding="utf-8")
     settings = (f"seed={seed}", "validation.fraction=0", "outputs.checkpoint_every=100")
     return train(f"planted-{seed}", images, "blueprint style", root, *settings), wrong.name
+
+
+def characters(root: Path, *, confused: bool) -> Path:
+    """A run of two characters; confused: every other robot is called by the mascot's name."""
+    name = "confused" if confused else "characters"
+    images = root / name
+    if not images.is_dir():
+        for kind in CHARACTERS:
+            trained, _ = learning_sets.prepare(kind, root / "sets")
+            for place, picture in enumerate(sorted(trained.glob("*.png"))):
+                text = picture.with_suffix(".txt").read_text(encoding="utf-8")
+                if confused and kind == "robot" and place % 2:
+                    text = text.replace(TRIGGERS["robot"], TRIGGERS["mascot"])
+                images.mkdir(parents=True, exist_ok=True)
+                shutil.copy(picture, images / f"{kind}-{picture.name}")
+                (images / f"{kind}-{picture.stem}.txt").write_text(text, encoding="utf-8")
+    settings = ("captions.trigger=null", "validation.fraction=0", "optimization.steps=300")
+    return train(name, images, "", root, *settings)
 
 
 def evaluate(run: Path, root: Path, *settings: str) -> tuple[dict[str, Any], float]:
@@ -117,6 +144,19 @@ def check_planted(run: Path, wrong: str, root: Path) -> None:
     print(f"{run.name}: top {TOP}: {top}; {problems['seconds']:.0f} s, {cost:.1%} of the training")
 
 
+def check_characters(root: Path) -> None:
+    """Print whether the mascot's trigger leaks where it should, and nowhere else."""
+    named = f"characters.triggers=[{', '.join(TRIGGERS[kind] for kind in CHARACTERS)}]"
+    few = ("prompts.num_plain=0", "num_seeds=1", "steps=15", "guidance=4", "problem_images.enabled=false")
+    for confused in (False, True):
+        run = characters(root, confused=confused)
+        report, _ = evaluate(run, root, "characters.enabled=true", named, *few)
+        for pair in (TriggerPair(**{**one, "brought": one["brought"] and Interval(**one["brought"])})
+                     for one in report["characters"]):  # fmt: skip
+            expected = confused and pair.asked == TRIGGERS["mascot"]
+            print(f"{run.name}: {pair.sentence}: {'as planted' if pair.leaks == expected else 'NOT as planted'}")
+
+
 def _verdict(is_found: bool) -> str:
     return "found" if is_found else "MISSED"
 
@@ -127,9 +167,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only-train", action="store_true")
+    parser.add_argument("--only-characters", action="store_true")
     given = parser.parse_args()
     root = given.folder.resolve()
     root.mkdir(parents=True, exist_ok=True)
+    if given.only_characters:
+        check_characters(root)
+        return
     over = over_trained(root)
     runs = [planted(root, seed) for seed in range(given.seeds)]
     if given.only_train:
@@ -137,6 +181,7 @@ def main() -> None:
     check_over_trained(over, root)
     for run, wrong in runs:
         check_planted(run, wrong, root)
+    check_characters(root)
 
 
 if __name__ == "__main__":
