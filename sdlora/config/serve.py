@@ -36,7 +36,7 @@ class ServeConfig(Section):
     base_model: BaseModelConfig = BaseModelConfig()
     """The model that is loaded once, for all requests."""
 
-    name: str | None = None
+    name: str | None = Field(default=None, min_length=1)
     """What requests and answers call the model; by default its folder's or file's name."""
 
     adapter_folders: tuple[Path, ...] = ()

@@ -66,8 +66,8 @@ class _Row:
 class Batches:
     """The queue in front of one loaded model.
 
-    load: makes the generator, in the thread that generates. on_batch: told the number of images and the seconds of each
-    pass.
+    load: makes the generator, in the thread that generates. on_batch: told the number of images made and the seconds of
+    each pass.
     """
 
     def __init__(
@@ -142,9 +142,12 @@ class Batches:
             began = time.monotonic()
             self._generate(rows)
             seconds = time.monotonic() - began
-            each = seconds / len(rows)
+            made = sum(row.index in row.job.images for row in rows)
+            if not made:  # given up, or none could be generated: it says nothing about how long one takes
+                continue
+            each = seconds / made
             self._seconds = each if not self._seconds else _REMEMBERED * self._seconds + (1 - _REMEMBERED) * each
-            self._on_batch(len(rows), seconds)
+            self._on_batch(made, seconds)
 
     def _next(self) -> list[_Row]:
         """The rows of the next pass, when there are enough or have waited long enough; none at the end."""

@@ -306,12 +306,19 @@ def test_the_command_serves_and_ends_with_what_was_asked(folder: Path, tmp_path:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.2)
+        long = json.dumps({"prompt": "a cat", "steps": 100}).encode()
+        head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(long)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port)) as gone:
+            gone.sendall(head.encode() + long)
+            while "asked for" not in log.read_text():
+                time.sleep(0.02)
         answers: list[int] = []
         body = json.dumps({"prompt": "a cat", "adapters": ["ink:0.8"], "steps": 10}).encode()
         asking = threading.Thread(target=lambda: answers.append(_status(f"{url}{PATH}", body)))
         asking.start()
-        while "asked for" not in log.read_text():
+        while log.read_text().count("asked for") < 2:
             time.sleep(0.02)
+        assert b'sdlora_requests_total{status="499"} 1.0' in _content(f"{url}/metrics")
         process.send_signal(signal.SIGTERM if os.name == "posix" else signal.SIGINT)
         asking.join(SECONDS)
         assert answers == [200], log.read_text()
@@ -328,6 +335,11 @@ def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def _content(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=SECONDS) as answer:
+        return bytes(answer.read())
 
 
 def _status(url: str, body: bytes | None = None) -> int:

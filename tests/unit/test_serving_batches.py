@@ -26,6 +26,7 @@ class StandIn:
 
     def __init__(self) -> None:
         self.passes: list[list[str]] = []
+        self.counted: list[int] = []
         self.may_go = threading.Event()
         self.may_go.set()
         self.has_begun = threading.Event()
@@ -56,7 +57,8 @@ def make(stand_in: StandIn) -> Iterator[Callable[..., Batches]]:
 
     def begin(**settings: Any) -> Batches:
         given: Any = stand_in
-        batches = Batches(ServeConfig.model_validate({"batch_wait_ms": 0, **settings}), lambda: given)
+        served = ServeConfig.model_validate({"batch_wait_ms": 0, **settings})
+        batches = Batches(served, lambda: given, lambda num_images, seconds: stand_in.counted.append(num_images))
         made.append(batches)
         batches.start()
         return batches
@@ -133,7 +135,9 @@ def test_what_nobody_waits_for_is_not_generated(stand_in: StandIn, make: Callabl
     after = batches.submit([row("c")])
     stand_in.may_go.set()
     assert prompts(after) == ["c"]
+    batches.stop(SECONDS)
     assert stand_in.passes == [["first"], ["c"]]
+    assert stand_in.counted == [1]
 
 
 def test_one_that_can_not_be_generated_spoils_no_other(stand_in: StandIn, make: Callable[..., Batches]) -> None:
