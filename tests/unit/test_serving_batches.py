@@ -131,8 +131,10 @@ def test_what_nobody_waits_for_is_not_generated(stand_in: StandIn, make: Callabl
     running, waiting = held(stand_in, batches), batches.submit([row("a"), row("b")])
     waiting.cancel()
     assert batches.waiting == 0
+    stand_in.has_begun.clear()
     running.cancel()  # its pass ends at the next step, though nobody lets it go on
     after = batches.submit([row("c")])
+    assert stand_in.has_begun.wait(SECONDS)
     stand_in.may_go.set()
     assert prompts(after) == ["c"]
     batches.stop(SECONDS)
