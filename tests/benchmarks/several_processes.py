@@ -6,6 +6,9 @@
                                                           again by itself, or is gone on with by hand, in turns
     python -m tests.benchmarks.several_processes bytes    what goes over the network in a step (Linux, as root: in a
                                                           network of its own, so that nothing else is counted)
+    python -m tests.benchmarks.several_processes link     two machines: the time a step takes longer over links of
+                                                          several rates, against the formula (as root: two networks with
+                                                          a cable between them whose rate `tc` holds down)
 
 Trains builtin:emoji in fp32 on the CPU, gloo between the processes. `--runs FOLDER` keeps the runs, and what is there
 already is not trained again.
@@ -14,9 +17,11 @@ already is not trained again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -41,6 +46,8 @@ SETTINGS = (
     "validation.every=10", "previews.every=0", "outputs.precision=fp32", "outputs.self_test=false",
     "outputs.folder={runs}",
 )  # fmt: skip
+RATES = (1000, 300, 100)
+"""Mb/s."""
 IMAGES = Path(__file__).parents[2] / "sample_images" / "blueprint"
 RING = 2
 """A ring passes each byte on twice, once to add up and once to hand out, but for a share of 1/N that stays."""
@@ -224,10 +231,65 @@ def over_the_network(runs: Path, steps: int) -> None:
         subprocess.run(["unshare", "--net", "sh", "-c", command], check=True, stderr=subprocess.DEVNULL)
 
 
+def over_links(runs: Path, steps: int) -> None:
+    """The table of what a link's rate adds to a step of two machines, and what the formula says."""
+    print(f"{'Mb/s':>10}{'s a step':>10}{'more than unlimited':>21}{'by the formula':>16}")
+    unlimited = None
+    for rate in (None, *RATES):
+        seconds, trainable = steps_over_a_link(runs, steps, rate)
+        unlimited = seconds if unlimited is None else unlimited
+        formula = 0.0 if rate is None else RING * (1 / 2) * 4 * trainable * 8 / (rate * 1e6)
+        print(f"{rate or 'unlimited':>10}{seconds:>10.2f}{seconds - unlimited:>21.2f}{formula:>16.2f}", flush=True)
+
+
+def steps_over_a_link(runs: Path, steps: int, rate: int | None) -> tuple[float, int]:
+    """The median seconds of a step of two processes in two networks, and the trainable parameters."""
+    places, cables = ("sdlora-a", "sdlora-b"), ("sdlora-va", "sdlora-vb")
+    shutil.rmtree(runs / "link", ignore_errors=True)
+    try:
+        for place in places:
+            run("ip", "netns", "add", place)
+        run("ip", "link", "add", cables[0], "type", "veth", "peer", "name", cables[1])
+        for number, (place, cable) in enumerate(zip(places, cables, strict=True), start=1):
+            run("ip", "link", "set", cable, "netns", place)
+            inside = ("ip", "netns", "exec", place)
+            run(*inside, "ip", "address", "add", f"10.77.0.{number}/24", "dev", cable)
+            run(*inside, "ip", "link", "set", cable, "up")
+            run(*inside, "ip", "link", "set", "lo", "up")
+            if rate is not None:
+                shape = ("root", "tbf", "rate", f"{rate}mbit", "burst", "256kb", "latency", "50ms")
+                run(*inside, "tc", "qdisc", "add", "dev", cable, *shape)
+        more = (f"optimization.steps={steps}", "name=link", "validation.fraction=0", "adapter.rank=16")
+        machines = []
+        for rank, (place, cable) in enumerate(zip(places, cables, strict=True)):
+            launch = ["ip", "netns", "exec", place, sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
+            launch += ["--nproc-per-node=1", f"--node-rank={rank}", "--master-addr=10.77.0.1", "--master-port=29500"]
+            train_it = ["-m", "sdlora", "train", *options(runs, *more, "adapter.layers=all")]
+            environment = {**os.environ, "GLOO_SOCKET_IFNAME": cable}
+            with (runs / f"{place}.txt").open("w") as log:
+                machines.append(
+                    subprocess.Popen([*launch, *train_it], env=environment, stdout=log, stderr=subprocess.STDOUT)
+                )
+        assert [machine.wait() for machine in machines] == [0, 0]
+    finally:
+        for place in places:
+            subprocess.run(["ip", "netns", "delete", place], check=False, stderr=subprocess.DEVNULL)
+    events = list(iterate_events(runs / "link" / "events.jsonl"))
+    trainable = next(event.trainable_parameters for event in events if isinstance(event, RunStarted))
+    times = [event.time for event in events if isinstance(event, StepFinished)]
+    # The first steps meet each other for the first time.
+    return statistics.median(after - before for before, after in itertools.pairwise(times[3:])), trainable
+
+
+def run(*command: str) -> None:
+    """A command of the system that must succeed."""
+    subprocess.run(command, check=True, capture_output=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("curves", "kills", "bytes", "worker"))
+    parser.add_argument("what", choices=("curves", "kills", "bytes", "link", "worker"))
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--tries", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
@@ -243,6 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kills(runs, given.tries, given.seed)
         elif given.what == "bytes":
             over_the_network(runs, given.steps)
+        elif given.what == "link":
+            over_links(runs, given.steps)
         else:
             measure_bytes(runs, int(os.environ["WORLD_SIZE"]), given.steps)
 
