@@ -35,6 +35,7 @@ NEWS_OF_A_RUN = """(text, selected) => {
   const outputs = parts.length + buttons.length + 3;
   if (!news.sent || news.asked !== wanted) return Array(outputs).fill(nothing);
   window.sdlora.run = null;
+  if (news.gone) window.sdlora.say(news.gone);
   window.sdlora.note();
   document.querySelector('#runs-details')?.removeAttribute('aria-busy');
   return [

@@ -6,6 +6,7 @@ Each test opens its tab alone, by its address, and sees that it polls without an
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,7 +260,7 @@ def test_rows_and_text_are_one_list_in_every_tab_and_window(
 # ---- runs
 
 
-def test_a_runs_view_is_of_one_run(alone: Callable[[str], Any]) -> None:
+def test_a_runs_view_is_of_one_run(alone: Callable[[str], Any], server: Any) -> None:
     held: list[Any] = []
     page = alone("runs")
     page.click("#runs-view-log-button")
@@ -299,6 +300,18 @@ def test_a_runs_view_is_of_one_run(alone: Callable[[str], Any]) -> None:
     wait_until(page, lambda: "log of broken" in value(page, "runs-log"))
     page.reload()
     wait_until(page, lambda: "broken" in page.inner_text("#runs-status"))
+
+    # Deleted elsewhere while its question is open: neither that nor any other one is deleted, and both are told.
+    page.click("#runs-list [data-run=unbegun]")
+    page.wait_for_selector("#runs-status:has-text('not begun')")
+    page.click("#runs-delete")
+    page.wait_for_selector("#runs-question:has-text('Move the run unbegun')")
+    shutil.rmtree(server.root / "runs" / "unbegun")
+    page.wait_for_selector(".toast-body:has-text('The run unbegun is not there any more.')")
+    page.click("#runs-yes")
+    page.wait_for_selector("#runs-problems:has-text('The run unbegun is not there any more.')")
+    page.wait_for_selector("#runs-yes", state="hidden")
+    assert {path.name for path in (server.root / "runs").iterdir() if path.is_dir()} >= {"done", "broken"}
     assert not page.complaints
 
 

@@ -23,7 +23,7 @@ from sdlora.generation.restore.history import History, write_zip
 from sdlora.generation.restore.image_files import save_image
 from sdlora.launch.images import ImageRequest
 from sdlora.library.prompt_tags import count_prompt_tokens
-from sdlora.library.rows import Row, add
+from sdlora.library.rows import Row, add, move, update
 from sdlora.models.found import list_models, model_named
 from sdlora.trash import move_to_trash, put_back
 from tests.support.emoji_adapters import random_adapter
@@ -91,9 +91,27 @@ def test_a_comparison_has_a_cell_for_none_each_and_together(services: Services) 
     grid = plan_grid(read_request(services, shown_for(seed=1), one_image=True), ["compare"])
     assert [cell.labels for cell in grid.cells()] == [("none",), ("ink",), ("wash",), ("together",)]
     offered = dict(offers.choices(services.active.rows))
-    assert offered["Weight of wash"] == "adapter2.weight"
+    assert offers.spell([(offered["Weight of wash"], "0, 1"), ("", ""), ("", "")], services.active.rows) == [
+        "x=adapter2.weight=0, 1"
+    ]
     swept = plan_grid(read_request(services, shown_for(), one_image=True), ["adapter2.weight=0:1.2:0.4"])
     assert [cell.config.adapters[1].weight for cell in swept.cells()] == [0.0, 0.4, 0.8, 1.2]
+
+
+def test_an_axis_of_an_adapter_stays_with_it_when_the_rows_are_moved(services: Services) -> None:
+    random_adapter(services.workspace.adapters / "wash.safetensors", 2)
+    services.scan()
+    entry = services.adapters.find("wash")
+    services.active.change(lambda rows: add(rows, entry))
+    axis = dict(offers.choices(services.active.rows))["Text encoder weight of wash"]
+    wash = services.active.rows[1].id
+    services.active.change(lambda rows: move(rows, wash, -1))
+    chosen = [(axis, "0, 1"), ("", ""), ("", "")]
+    assert dict(offers.choices(services.active.rows))["Text encoder weight of wash"] == axis
+    assert offers.spell(chosen, services.active.rows) == ["x=adapter1.text_encoder=0, 1"]
+    services.active.change(lambda rows: update(rows, wash, enabled=False))
+    with pytest.raises(ConfigError, match="X: its adapter is not in use any more, or switched off"):
+        offers.spell(chosen, services.active.rows)
 
 
 def test_axes_without_values_are_refused_with_an_example() -> None:

@@ -9,8 +9,8 @@
   problems.setAttribute("role", "alert");
   document.body.append(problems);
   const asText = (markup) => new DOMParser().parseFromString(markup.replace(/<br>/g, "\n"), "text/html").body.textContent;
-  const showProblem = (markup) => {
-    const words = asText(markup || "That did not work. Details are in the server's log.");
+  const showProblem = (markup) => window.sdlora.say(asText(markup || "That did not work. Details are in the server's log."));
+  window.sdlora.say = (words) => {
     [...problems.children].find((shown) => shown.dataset.words === words)?.remove();
     const toast = document.createElement("div");
     toast.className = "toast-body";

@@ -18,6 +18,7 @@ window.sdlora = {
     for (let tries = 0; window.sdlora.inFlight > 0 && tries < 500; tries++) await new Promise((done) => setTimeout(done, 20));
   },
   note: () => {}, // writes where one is into the address
+  say: () => {}, // has words pop up
   clocks: {}, // by tab: has Gradio show what is new
   status: () => {},
   mark: (grid, id) => grid?.querySelectorAll("[data-tile]").forEach((tile) => {

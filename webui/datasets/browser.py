@@ -16,10 +16,10 @@ from sdlora.words import count
 from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
 from webui.datasets import view
 from webui.datasets.editor import Editor, Own
-from webui.layout import problems_html, small_button, tiles_html
+from webui.layout import hidden_text, problems_html, small_button, tiles_html
 from webui.paging import page_of
 from webui.pieces import Tile, tiles
-from webui.problems import shown_in
+from webui.problems import panel, shown_in
 from webui.scripts import PRESSES
 
 TAGS_SHOWN = 60
@@ -42,6 +42,8 @@ class Browser:
             with gr.Row(elem_classes="bar"):
                 self.summary = gr.HTML("", elem_id="dataset-summary", js_on_load=PRESSES)
                 self.undo = small_button("Undo", "dataset-undo", 150, interactive=False)
+                with gr.Column(elem_classes="off-page"):
+                    self.undoes = hidden_text("dataset-undoes", "The change that Undo takes back")
             self.problems = problems_html("dataset-problems", elem_classes="bare")
             with gr.Row(elem_classes="page-columns"):
                 with gr.Column():
@@ -87,7 +89,7 @@ class Browser:
     @property
     def views(self) -> list[Any]:
         """Everything that changes with the dataset."""
-        facts = [self.column, self.summary, self.undo, self.text, self.kind, self.tags, self.tags_box]
+        facts = [self.column, self.summary, self.undo, self.undoes, self.text, self.kind, self.tags, self.tags_box]
         return [*facts, self.problems, *self._list, *self.editor.views]
 
     @property
@@ -122,7 +124,7 @@ class Browser:
         for step, turn, move in ((-1, self.page_back, editor.previous), (1, self.page_on, editor.next)):
             turn.click(handler(self._turn(step)), [*wanted, self.number], self._list, **QUICK)
             move.click(shown(self._step(step)), [*editor.written, *self.filter, self.number], looked_at, **QUICK)
-        undone = self.undo.click(shown(self._undo), [self.chosen, *self.around], self.views, **PRIVATE)
+        undone = self.undo.click(shown(self._undo), [self.chosen, self.undoes, *self.around], self.views, **PRIVATE)
         editor.mask.wire(self.views, self.refreshed, self.around)
         question = confirm("Delete {#dataset-image}? Undo brings it back.")
         deleted = editor.delete.click(
@@ -242,8 +244,12 @@ class Browser:
 
         return move
 
-    def _undo(self, name: str, *around: Any) -> dict[Any, Any]:
+    def _undo(self, name: str, undoes: str, *around: Any) -> dict[Any, Any]:
         folder = self._folder(name)
+        change = history.last_change(folder)
+        if change is None or change.batch != undoes:  # another window was at work here
+            words = "This dataset was changed elsewhere meanwhile: look at what Undo would take back, then press again."
+            return {**self.refreshed(folder, *around), self.problems: panel([words])}
         gr.Info(f"Taken back: {count(history.undo_last(folder), 'file')}.")
         return self.refreshed(folder, *around)
 
@@ -289,6 +295,7 @@ class Browser:
             self.column: gr.Column(visible=bool(items)),
             self.summary: view.summary(items, len(counts)),
             self.undo: gr.Button(change.words if change else "Nothing to undo", interactive=change is not None),
+            self.undoes: change.batch if change else "",
             self.tags: gr.CheckboxGroup(choices=choices, value=[tag for tag in chosen_tags if tag in offered]),
             self.tags_box: gr.Accordion(f"Tags ({len(counts)})"),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ class DatasetTab:
             return {self.opened: gr.skip()}
         # Gradio takes any text for such a list, so a name that was typed is looked up here.
         if name not in folders.names(self.datasets):
-            raise DataError(f"There is no dataset '{name}' any more." if name else "Choose a dataset from the list.")
+            raise DataError(f"{folders.gone(name)}." if name else "Choose a dataset from the list.")
         return self._choose(name)
 
     def _go(self, event: gr.EventData) -> dict[Any, Any]:
@@ -181,8 +182,9 @@ class DatasetTab:
         return self._choose(str(event.pressed["name"]))
 
     def _choose(self, name: str | None) -> dict[Any, Any]:
-        """Show a dataset from its first image on; another one when it is gone meanwhile."""
+        """Show a dataset from its first image on; another one, and that it is another, when it is gone meanwhile."""
         known = folders.names(self.datasets)
+        gone = escape(f"{folders.gone(name)}.") if name and name not in known else ""
         name = name if name in known else next(iter(known), None)
         self.context.state.set("dataset.chosen", name)
         folder = self.datasets / name if name else None
@@ -190,7 +192,7 @@ class DatasetTab:
         updates: dict[Any, Any] = {
             self.chosen: gr.Dropdown(choices=known, value=name),
             self.opened: name or "",
-            self.received: "",
+            self.received: gone,
             self.empty: gr.HTML(view.nothing(name), visible=not items),
             self.below: gr.Column(visible=bool(items)),
         }
@@ -242,9 +244,10 @@ class DatasetTab:
 
     def _receive(self, name: str | None, files: list[str] | None) -> dict[Any, Any]:
         known = folders.names(self.datasets)
+        if name and name not in known:  # never into another one than the page shows
+            raise DataError(f"{folders.gone(name)}, so nothing was added: choose another one and drop the files again.")
         # Pictures dropped onto an empty page need no dataset to be made first.
-        if name not in known:
-            name = next(iter(known), None) or folders.create(self.datasets, FIRST_NAME).name
+        name = name or (FIRST_NAME if FIRST_NAME in known else folders.create(self.datasets, FIRST_NAME).name)
         report = uploads.receive(self.datasets / name, [Path(file) for file in files or []])
         return {self.upload: None, **self._choose(name), self.received: view.received(report)}
 

@@ -77,11 +77,10 @@ class Generating:
         return [self.problems, self.training, self.training_words, self.pending]
 
     def wire(self) -> None:
-        """Connect the buttons."""
+        """Connect the buttons; Cancel is connected where the request that it is about is shown."""
         self.go.click(handler(self.begin), self.inputs, self.outputs, js=SETTLED, **QUICK)
         for button, wait in ((self.now, False), (self.later, True)):
             button.click(handler(self.decide(wait)), [self.pending], self.outputs, **QUICK)
-        self.cancel.click(handler(self._cancel), None, None, **QUICK)
 
     # ---- handlers
 
@@ -108,7 +107,6 @@ class Generating:
             grid = plan_grid(config, axes, self.services.run_folder(run))
         except SdloraError as error:
             return self.shown(listed(error))
-        gr.Info(f"{len(grid.cells())} images asked for.", duration=4)
         folder = self.services.run_folder(run)
         return self._submit(lambda wait: self.services.images.submit_grid(grid, run=folder, wait=wait))
 
@@ -149,11 +147,6 @@ class Generating:
             return "", gr.Row(visible=True), words, submit
         submit(False)
         return self._asked_for
-
-    def _cancel(self) -> None:
-        request = self.services.images.current()
-        if request is not None:
-            self.services.images.cancel(request.id)
 
     def _place_of(self, problem: str) -> tuple[str, str] | None:
         field = setting_of(problem, FIELDS)

@@ -63,7 +63,8 @@ class GridPanel:
 
     def _generate(self, values: dict[Any, Any]) -> tuple[Any, ...]:
         try:
-            chosen = offers.spell([(values[self.axes[name]], values[self.values[name]]) for name in _TITLES])
+            given = [(values[self.axes[name]], values[self.values[name]]) for name in _TITLES]
+            chosen = offers.spell(given, self.services.active.rows)
         except ConfigError as error:
             return panel(error.problems), gr.skip(), gr.skip(), None
         run = values[self.run] if any(f"={offers.CHECKPOINT}=" in text for text in chosen) else None

@@ -135,6 +135,7 @@ class ResultsPanel:
         outputs = [self.progress, self.queue, self.gallery, self.generating.cancel]
         seen = gr.State("")
         follow("generate", self._stamp, self._poll, [seen], [seen, *outputs])
+        self.generating.cancel.click(handler(self._cancel), [seen], None, **QUEUED)
         seen = gr.State("")
         follow("mix", self._stamp, self._poll_for_mix, [seen], [seen, shared["mix.progress"], shared["mix.sheet"]])
         for tab in ("mix", "generate"):
@@ -164,6 +165,14 @@ class ResultsPanel:
             tiles("Result", view.tiles(request, self.context.workspace.thumbnails)) if is_new else gr.skip(),
             gr.Button(visible=not request.is_over),
         ]
+
+    def _cancel(self, seen: str) -> None:
+        """Take back the request that the page shows; the next one may be under way by now."""
+        images, number = self.services.images, int(seen.partition("/")[0] or 0)
+        request = next((one for one in images.requests() if one.id == number), None)
+        if request is None or request.is_over:
+            gr.Info("This request was over already.", duration=4)
+        images.cancel(number)
 
     def _poll_for_mix(self, seen: str) -> Any:
         """How a comparison or sweep stands, beside the buttons that ask for it."""

@@ -28,6 +28,8 @@ from webui.services import Services
 
 _FIELDS = {field.name: field for field in fields(MixConfig, ("adapters",))}
 _SUFFIX = ".safetensors"
+_WHOLE = ("concat", "linear")
+"""Methods that keep everything: there is no rank to choose."""
 _DELETE = """(name) => {
   if (!name || !confirm(`Move the saved mix "${name}" to the trash?`)) throw new Error("cancelled");
   return [name];
@@ -73,18 +75,18 @@ def build_export(context: Context, library: LibraryPanel) -> None:
         cancel = gr.Button("Cancel the export", size="sm", visible=False, elem_id="mix-export-cancel")
     running = _Exports(context.services, library)
     method.input(handler(_needed), [method], [rank, energy, density], **LAST_COUNTS)
-    outputs = [status, cancel, problems]
+    seen = gr.State("")  # the export that the page shows, as its stamp
+    outputs = [status, cancel, seen, problems]
     inputs = [name, method, rank, energy, density, precision]
-    export.click(shown_problems(running.begin_mix, 3), inputs, outputs, js=SETTLED, **QUICK)
-    merge.click(shown_problems(running.begin_merge, 3), [name, base], outputs, js=SETTLED, **QUICK)
-    cancel.click(handler(running.cancel), None, [status, cancel], api_visibility="private", show_progress="hidden")
-    seen = gr.State("")
+    export.click(shown_problems(running.begin_mix, 4), inputs, outputs, js=SETTLED, **QUICK)
+    merge.click(shown_problems(running.begin_merge, 4), [name, base], outputs, js=SETTLED, **QUICK)
+    cancel.click(handler(running.cancel), [seen], [status, cancel], api_visibility="private", show_progress="hidden")
     context.follow("mix", running.stamp, running.poll, [seen, *library.asked], [seen, status, cancel, *library.shown])
 
 
 def _needed(method: str) -> tuple[Any, Any, Any]:
     """Which inputs a method has use for."""
-    truncates = method not in ("concat", "linear")
+    truncates = method not in _WHOLE
     return gr.Number(visible=truncates), gr.Number(visible=truncates), gr.Number(visible=truncates and method != "svd")
 
 
@@ -105,11 +107,18 @@ class _Exports:
         rows, folder = self.services.active.rows, self.services.workspace.adapters
         target = mixes.new_file(name or "", folder, _SUFFIX)
         family = check_family(rows, self.services.adapters)
-        values = {"method": method, "rank": None if rank is None else int(rank), "energy": energy}
-        thins = method not in ("concat", "linear", "svd")
-        settings = {**values, "density": density if thins else None, "precision": precision, "family": family}
+        # What is out of view isn't meant: a rank that was typed for another method.
+        truncates, thins = method not in _WHOLE, method not in (*_WHOLE, "svd")
+        settings = {
+            "method": method,
+            "rank": int(rank) if truncates and rank is not None else None,
+            "energy": energy if truncates else None,
+            "density": density if thins else None,
+            "precision": precision,
+            "family": family,
+        }
         self._begin(lambda: exports.start_mix(mixes.mix_config(rows, settings), target, self.services.workspace.jobs))
-        return self._shown(), gr.Button(visible=True), ""
+        return self._shown(), gr.Button(visible=True), self.stamp(), ""
 
     def begin_merge(self, name: str, base: str) -> tuple[Any, ...]:
         """Begin to bake the adapters into a copy of a model."""
@@ -120,13 +129,13 @@ class _Exports:
         check_family(rows, self.services.adapters, None if family is None else (base, family))
         adapters = mixes.mixed(rows)
         self._begin(lambda: exports.start_merge(adapters, base, target, self.services.workspace.jobs))
-        return self._shown(), gr.Button(visible=True), ""
+        return self._shown(), gr.Button(visible=True), self.stamp(), ""
 
-    def cancel(self) -> tuple[Any, ...]:
-        """End the running one."""
-        if self.job is not None:
+    def cancel(self, seen: str) -> tuple[Any, ...]:
+        """End the export that the page shows; another window may have begun one since."""
+        if self.job is not None and self.job.name == seen.rsplit(" ", 2)[0]:
             self.job.cancel()
-        return self._shown(), gr.Button(visible=False)
+        return self._shown(), gr.Button(visible=self.job is not None and self.job.state().is_active)
 
     def stamp(self) -> str:
         """Changes with the newest export's state; empty where there was none."""

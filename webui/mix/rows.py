@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -146,7 +147,7 @@ class RowsPanel:
         if words.casefold() not in text.casefold():
             text = f"{text.rstrip(' ,')}, {words}" if text.strip() else words
             self.context.state.set("generate.prompt", text)
-        gr.Info(f"The prompt holds {words}.", duration=3)
+        gr.Info(f"The prompt holds {escape(words)}.", duration=3)
         return text
 
     # ---- pieces

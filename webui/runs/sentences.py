@@ -20,6 +20,11 @@ def badge(state: RunState) -> str:
     return "not begun" if state.status == "stopped" and not has_begun(state) else state.status
 
 
+def gone(name: str) -> str:
+    """What is said where a run is asked for that was deleted, or never was."""
+    return f"The run {name} is not there any more."
+
+
 def headline(state: RunState) -> str:
     """What stands behind a run's name."""
     at = f"at step {state.step:,}" + (f" of {state.total_steps:,}" if state.total_steps else "")

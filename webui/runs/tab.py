@@ -22,8 +22,8 @@ from webui.downloads import download_button
 from webui.gradio_quirks import COMES_AND_GOES
 from webui.layout import hidden_text, html, problems_html
 from webui.news import each_second
-from webui.problems import shown_in
-from webui.runs import view
+from webui.problems import panel, shown_in
+from webui.runs import sentences, view
 from webui.runs.asking import AskedPictures
 from webui.runs.chart import ChartOptions
 from webui.runs.evaluating import EvaluateView
@@ -130,6 +130,8 @@ class RunsTab:
                     **COMES_AND_GOES,
                 )
                 self.compared = html("runs-compared", js_on_load=CHART)
+        # Below all views: that a picture can't be drawn is of as much use beside the pictures.
+        self.messages = html("runs-messages")
 
     def _lay_out_chart(self) -> None:
         remember = self.context.remember
@@ -154,7 +156,6 @@ class RunsTab:
                 None, label="To step", info="Empty: the newest.", precision=0, elem_id="runs-last", min_width=130
             )
             download_button("Download as CSV", self._csv, self.selected, "runs-csv", scale=0, min_width=160)
-        self.messages = html("runs-messages")
 
     def _lay_out_log(self) -> None:
         self.log = gr.Textbox(
@@ -205,7 +206,8 @@ class RunsTab:
         for name in ("kill", "delete"):
             self.buttons[name].click(shown_in(self.problems, self._asking(name)), self.selected, asking, **QUICK)
         self.no.click(shown_in(self.problems, self._closed), None, asking, **QUICK)
-        self.yes.click(shown_in(self.problems, self._confirmed), [self.pending, *inputs], [*asking, *told], **QUICK)
+        confirmed = shown_in(self.problems, self._confirmed)
+        self.yes.click(confirmed, [self.pending, *inputs], [*asking, *told, self.selected], **QUICK)
         self._wire_choices(inputs, told, asking)
         train = self.context.shared["train.tab"]
         self.clone.click(
@@ -218,7 +220,7 @@ class RunsTab:
 
     def _wire_choices(self, inputs: list[Any], told: list[Any], asking: list[Any]) -> None:
         """Presses inside lists and pictures, and what a page begins with."""
-        looked_at = [*told, *asking, self.evaluate.problems]
+        looked_at = [*told, *dict.fromkeys([*asking, *self._panels])]
         self.list.select(handler(self._select), inputs, looked_at, **EACH_COUNTS)
         self.queue.select(handler(self._alter_queue), inputs, told, **EACH_COUNTS)
         self.grid.select(handler(self._compare_previews), inputs, told, **EACH_COUNTS)
@@ -228,6 +230,11 @@ class RunsTab:
         self.compare_tab.select(handler(self._offer_runs), self.compare, self.compare, **QUICK)
         self.context.on_load.append((None, [], [self.selected], "() => [window.sdlora.place('runs')]"))
         self.context.when_built.append(lambda: self.outcome.wire(self.views, self.problems))
+
+    @property
+    def _panels(self) -> list[Any]:
+        """Where problems with the run in view stand."""
+        return [self.problems, self.evaluate.problems, self.asked.problems, self.going_on.problems]
 
     @property
     def _chart_inputs(self) -> list[Any]:
@@ -284,6 +291,7 @@ class RunsTab:
         news = {
             "asked": selected or "",
             "run": run.name if run else "",
+            "gone": sentences.gone(selected) if selected and (run is None or run.name != selected) else "",
             "parts": new,
             "buttons": buttons,
             "sent": json.dumps(now),
@@ -338,12 +346,15 @@ class RunsTab:
         if pending is None:
             return closed
         action, name = pending
-        handle = self._handle(name)
+        run = self.watch.snapshot(now=True).find(name)
+        if run is None:
+            return {**closed, self.problems: panel([sentences.gone(name)])}
+        handle = run.handle
         if action == "kill":
             handle.kill()
         else:
             handle.delete(self.context.workspace.trash)
-            selected = None
+            closed[self.selected] = selected = ""
         self.watch.snapshot(now=True)
         return {**closed, **self._tell(selected, *inputs)}
 
@@ -355,8 +366,9 @@ class RunsTab:
     def _select(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
         """Look at another run; a question about the last one is over."""
         name, first = str(event.pressed["run"]), (0, None)
-        closed = {**self._closed(), self.problems: "", self.evaluate.problems: "", self.preview: first}
-        return {**self._tell(name, sent, first, *chosen, is_pressed=True), **closed}
+        said_of_the_last_one = dict.fromkeys(self._panels, "")
+        told = self._tell(name, sent, first, *chosen, is_pressed=True)
+        return {**told, **self._closed(), **said_of_the_last_one, self.preview: first}
 
     def _compare_previews(
         self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any
@@ -410,9 +422,11 @@ class RunsTab:
         return support_zip(self._handle(selected), self.context.workspace.exports, with_prompts=bool(with_prompts))
 
     def _handle(self, selected: str | None) -> RunHandle:
-        run = self.made.chosen(self.watch.snapshot(), selected)
+        """The run in view. Where that is gone nothing is done, least of all to the one that is shown next."""
+        seen = self.watch.snapshot()
+        run = seen.find(selected) if selected else self.made.chosen(seen, None)
         if run is None:
-            raise RunError("There is no run yet: start one on the Train tab.")
+            raise RunError(sentences.gone(selected) if selected else "There is no run yet: start one on the Train tab.")
         return run.handle
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -13,9 +14,9 @@ from sdlora.launch import machine
 from sdlora.trash import empty_folder, size_of
 from sdlora.words import size_in_words
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
-from webui.layout import live_html, problems_html, small_button
+from webui.layout import hidden_text, live_html, problems_html, small_button
 from webui.pieces import table
-from webui.problems import shown_in
+from webui.problems import panel, shown_in
 from webui.services import FOLDERS_STATE, named_folders
 from webui.settings import view
 
@@ -93,6 +94,9 @@ class SettingsTab:
     def _lay_out_trash(self) -> None:
         gr.Markdown("### Trash")
         self.trash = live_html("settings-trash")
+        with gr.Column(elem_classes="off-page"):
+            self.counted = hidden_text("settings-trash-counted", "The trash as it was counted")
+        self.trash_problems = problems_html("settings-trash-problems", elem_classes="bare")
         self.empty = small_button("Empty the trash", "settings-empty-trash", 150, variant="stop")
 
     def _wire(self) -> None:
@@ -101,7 +105,8 @@ class SettingsTab:
         self.adapter_folders.change(
             handler(lambda lines: view.missing(named_folders(lines))), self.adapter_folders, self.missing, **LAST_COUNTS
         )
-        facts = [self.folders, self.machine, self.versions, self.cache, self.trash, self.empty]
+        trash = [self.trash, self.counted, self.empty]
+        facts = [self.folders, self.machine, self.versions, self.cache, *trash]
         tab = self.context.shared["tab.settings"]
         tab.select(handler(self._look), None, facts, **QUICK)
         # Kept by the browser: page.js sets the colours before the server is asked for anything.
@@ -117,9 +122,9 @@ class SettingsTab:
         pruned = shown_in(self.cache_problems, self._prune)
         self.prune.click(pruned, [self.keep_gib, self.keep_days], [self.cache, self.cache_problems], **PRIVATE)
         self.empty.click(
-            handler(self._empty),
-            None,
-            [self.trash, self.empty, self.folders],
+            shown_in(self.trash_problems, self._empty),
+            self.counted,
+            [*trash, self.folders, self.trash_problems],
             js=confirm("Delete {#trash-count} for good? There is no way back."),
             **PRIVATE,
         )
@@ -167,9 +172,18 @@ class SettingsTab:
 
     def _trash_facts(self, before: str = "") -> dict[Any, Any]:
         trash = self.context.workspace.trash
-        things = len(list(trash.iterdir()))
-        return {self.trash: view.trash(before, things, size_of(trash)), self.empty: gr.Button(interactive=things > 0)}
+        names = sorted(path.name for path in trash.iterdir())
+        return {
+            self.trash: view.trash(before, len(names), size_of(trash)),
+            self.counted: json.dumps(names),
+            self.empty: gr.Button(interactive=bool(names)),
+        }
 
-    def _empty(self) -> dict[Any, Any]:
+    def _empty(self, counted: str) -> dict[Any, Any]:
+        """Delete for good what the question was about, and nothing that came into the trash since."""
+        facts = self._trash_facts()
+        if facts[self.counted] != counted:
+            words = "Other things lie in the trash by now: look, then press again."
+            return {**facts, self.trash_problems: panel([words])}
         gone = empty_folder(self.context.workspace.trash)
         return {**self._trash_facts(f"Deleted {gone.files} files. "), self.folders: self._folders()}

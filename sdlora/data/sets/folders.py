@@ -34,11 +34,15 @@ def list_sources(datasets: Path) -> list[tuple[str, str]]:
     return [(name, str(datasets / name)) for name in names(datasets)] + [(name, name) for name in shipped]
 
 
+def gone(name: str) -> str:
+    """What is said where a dataset is asked for that was deleted or renamed."""
+    return f"There is no dataset called '{name}' any more"
+
+
 def folder_of(datasets: Path, name: str | None) -> Path:
     """The folder of a dataset. Raises DataError when there is none of that name."""
     if not name or name not in names(datasets):
-        gone = f"There is no dataset called '{name}' any more: choose another."
-        raise DataError(gone if name else "No dataset is chosen: make one first.")
+        raise DataError(f"{gone(name)}: choose another." if name else "No dataset is chosen: make one first.")
     return datasets / name
 
 

@@ -18,6 +18,8 @@ class LastChange:
 
     what: str
     files: int
+    batch: str
+    """Name of the folder that keeps what was before: no other change has the same."""
 
     @property
     def words(self) -> str:
@@ -32,7 +34,7 @@ def last_change(folder: Path) -> LastChange | None:
             entries = list(logged(batch / LOG))
             rules = {rule for entry in entries for rule in entry.rules}
             what = _WORDS.get(next(iter(rules)), "fix") if len(rules) == 1 else "fix"
-            return LastChange(what, len({entry.path for entry in entries}))
+            return LastChange(what, len({entry.path for entry in entries}), batch.name)
     return None
 
 

@@ -41,17 +41,18 @@ _WEIGHTS_HINT = "0:1.2:0.2 (start:end:step) or 0, 0.5, 1"
 
 
 def choices(rows: Rows) -> list[tuple[str, str]]:
-    """Label and text of every axis, those of the enabled adapters included."""
-    named = [row.name for row in rows if row.enabled]
-    offered = [NOTHING]
-    for index, name in enumerate(named, 1):
-        offered.append((f"Weight of {name}", f"adapter{index}.weight"))
-    if named:
+    """Label and name of every axis, those of the enabled adapters included.
+
+    An adapter's axes are named by its row, so that a choice stays with it when the rows are moved.
+    """
+    used = [row for row in rows if row.enabled]
+    offered = [NOTHING, *((f"Weight of {row.name}", f"row{row.id}.weight") for row in used)]
+    if used:
         offered.append(("Adapters: none, each, together", COMPARE))
     offered += _FIXED
-    for index, name in enumerate(named, 1):
-        offered.append((f"Text encoder weight of {name}", f"adapter{index}.text_encoder"))
-        offered.append((f"File in place of {name}", f"adapter{index}.file"))
+    for row in used:
+        offered.append((f"Text encoder weight of {row.name}", f"row{row.id}.text_encoder"))
+        offered.append((f"File in place of {row.name}", f"row{row.id}.file"))
     return offered
 
 
@@ -61,21 +62,28 @@ def hint(axis: str | None) -> str:
         return ""
     if axis.endswith(".file"):
         return "names from the library, or none"
-    return _WEIGHTS_HINT if axis.startswith("adapter") else _HINTS.get(axis, "")
+    return _WEIGHTS_HINT if axis.startswith("row") else _HINTS.get(axis, "")
 
 
-def spell(axes: Sequence[tuple[str | None, str | None]]) -> list[str]:
-    """The chosen axes and their values as texts, x, y and z in place. Raises ConfigError with every problem."""
+def spell(axes: Sequence[tuple[str | None, str | None]], rows: Rows = ()) -> list[str]:
+    """The chosen axes and their values as texts, x, y and z in place. Raises ConfigError with every problem.
+
+    rows: the adapters in use, which axes count by their place.
+    """
+    places = {f"row{row.id}": f"adapter{index}" for index, row in enumerate((row for row in rows if row.enabled), 1)}
     texts, problems = [], []
     for place, (axis, values) in zip("xyz", axes, strict=True):
         if not axis:
             continue
         if axis == COMPARE:
             texts.append(f"{place}={COMPARE}")
+        elif axis.startswith("row") and axis.partition(".")[0] not in places:
+            problems.append(f"{place.upper()}: its adapter is not in use any more, or switched off")
         elif not (values or "").strip():
             problems.append(f"{place.upper()}: give values, such as {hint(axis)}")
         else:
-            texts.append(f"{place}={axis}={values}")
+            adapter, dot, field = axis.partition(".")
+            texts.append(f"{place}={places.get(adapter, adapter)}{dot}{field}={values}")
     if not texts and not problems:
         problems.append("choose what the grid varies, along X at least")
     if problems:
