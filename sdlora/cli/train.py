@@ -173,12 +173,13 @@ def preview(
     ] = None,
 ) -> None:
     """Ask a running training for its previews now, or for any pictures, which come into its folder asked/."""
-    if not prompts:
-        _ask(run, "preview")
-        return
     from sdlora.launch.runs import find
 
     handle = find(run)
+    if not prompts:
+        handle.preview_now()
+        console.print(f"asked {handle.name} to preview; it answers between two steps", markup=False)
+        return
     handle.draw(prompts)
     pictures = "a picture" if len(prompts) == 1 else f"{len(prompts)} pictures"
     console.print(

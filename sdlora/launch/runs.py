@@ -130,8 +130,14 @@ class RunHandle:
         self.files.ask_for_pictures(prompts)
 
     def preview_now(self) -> None:
-        """Ask for previews after the current step."""
-        self.ask("preview")
+        """Ask for previews after the current step. Raises RunError where its settings ask for none."""
+        self._must_hear("preview")
+        if not self.wants_previews():
+            raise RunError(
+                f"{self.name} has no preview prompts, so there is nothing to generate. Ask for any picture instead: "
+                "with Draw now on the page, or sdlora preview RUN 'a fox'."
+            )
+        self.files.ask("preview")
 
     def kill(self, grace_seconds: float = KILL_GRACE_SECONDS) -> RunState:
         """End the run's process for good: asked by signal first, killed after `grace_seconds`. Takes up to twice that.

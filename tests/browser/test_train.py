@@ -117,6 +117,7 @@ def test_a_run_is_watched_stopped_resumed_and_survives_the_server(
     page.click("#runs-view-previews-button")
     page.locator("#runs-grid td img").nth(1).wait_for(timeout=TRAINING_SECONDS)
     page.wait_for_selector("#runs-pair input[type=range]")
+    pictures_asked_for(page)
 
     page.reload()
     wait_for_status(page, "running")  # the tab and the run are there again
@@ -234,6 +235,21 @@ def test_the_program_in_the_guide_trains(
     (program,) = blocks(PROJECT / "docs" / "guides" / "page.md", "python")
     exec(compile(program.replace("http://127.0.0.1:7860", server.url), "page.md", "exec"), {})
     assert "'run': 'my-fox'" in capsys.readouterr().out
+
+
+def pictures_asked_for(page: Any) -> None:
+    """Two at once, one a line: the trainer draws them between two steps. What was asked for stays in the field."""
+    asked = ["a fox at night --d 7", "snow"]
+    enter(page, "#runs-draw-prompts textarea", "\n".join([*asked, "snow --zoom 3"]))
+    page.click("#runs-draw")
+    page.wait_for_selector("#runs-draw-problems:has-text('--zoom is no option')")
+    enter(page, "#runs-draw-prompts textarea", "\n".join(asked))
+    page.click("#runs-draw")
+    page.locator("#runs-asked figure").nth(1).wait_for(timeout=TRAINING_SECONDS)
+    shown = [re.sub(r"^step [\d,]+: ", "", words) for words in page.locator("#runs-asked figcaption").all_inner_texts()]
+    assert sorted(shown) == sorted(asked)
+    assert page.locator("#runs-draw-problems .problems").count() == 0
+    assert page.input_value("#runs-draw-prompts textarea") == "\n".join(asked)
 
 
 def zoomed_and_back(page: Any) -> None:

@@ -239,6 +239,10 @@ def test_a_file_of_an_unknown_family_says_what_was_looked_for(cli, one_image: Pa
 def test_requests_go_to_the_run_and_wrong_folders_are_refused(cli, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: x", encoding="utf-8")
     ProcessRecord.of(os.getpid()).write(open_run(tmp_path)[0].process)
+    result = cli("preview", str(tmp_path))
+    assert result.code == 2
+    assert "has no preview prompts" in result.errors
+    (tmp_path / "config.yaml").write_text("name: x\npreviews: {prompts: [a fox]}", encoding="utf-8")
     for command in ("stop", "save", "preview"):
         assert f"asked {tmp_path.name} to {command}" in cli(command, str(tmp_path)).output
     assert open_run(tmp_path)[0].take_requests() == {"stop", "save", "preview"}

@@ -15,7 +15,7 @@ from sdlora.events import PictureDrawn
 from sdlora.launch.runs import RunHandle
 from sdlora.launch.watch import RunWatch
 from sdlora.processes import ProcessRecord
-from tests.support.told_runs import made, started, step, told
+from tests.support.told_runs import DEMO, made, started, step, told
 from webui.runs.parts import Choice, RunParts
 
 
@@ -76,3 +76,13 @@ def test_pictures_are_shown_newest_first_and_the_field_while_the_run_trains(run:
     assert 0 < shown.index("step 2: fox &lt;2&gt;") < shown.index("step 1: fox &lt;1&gt;")
     assert "gone" not in shown
     assert not {"draw", "draw_prompts"} & later["buttons"].make()
+
+
+def test_previews_are_asked_for_where_the_run_has_any(run: RunHandle, tmp_path: Path) -> None:
+    run.preview_now()
+    assert run.files.take_requests() == {"preview"}
+    handle = made(tmp_path / "runs", "owl", previews=DEMO.previews.model_copy(update={"prompts": ()}))
+    ProcessRecord.of(os.getpid()).write(handle.files.process)
+    with pytest.raises(RunError, match="owl has no preview prompts, so there is nothing to generate"):
+        handle.preview_now()
+    assert handle.files.take_requests() == set()

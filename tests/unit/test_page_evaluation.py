@@ -8,6 +8,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -204,3 +205,24 @@ def test_a_checkpoint_is_promoted_by_its_name_and_back(run: RunHandle, picture: 
     assert "It is the run's result" in shown_now
     jobs.promote(run, "step 20")
     assert result_label(run, found) == "step 20"
+
+
+def test_a_setting_that_stands_in_its_field_and_below_with_another_value_is_refused() -> None:
+    pytest.importorskip("gradio", reason="the page needs gradio")
+    from webui.runs.evaluating import EvaluateView
+
+    begun: list[Any] = []
+    view: Any = object.__new__(EvaluateView)
+    view.evaluations = SimpleNamespace(start=lambda *asked: begun.append(asked))
+    with pytest.raises(ConfigError) as refused:
+        view._begin("fox", "auto", 4, "num_seeds=8\nfeatures = latents")
+    assert [problem.partition(":")[0] for problem in refused.value.problems] == ["features", "num_seeds"]
+    assert "4 in its field, 8 under More settings" in refused.value.problems[1]
+    view._begin("fox", "latents", 8, "num_seeds=8\nfeatures=latents\nsteps=20")
+    view._begin("fox", "", None, "num_seeds=8")
+    view._begin("fox", "auto", 4, "")
+    assert begun == [
+        ("fox", ["num_seeds=8", "features=latents", "steps=20"], "latents"),
+        ("fox", ["num_seeds=8"], "auto"),
+        ("fox", ["num_seeds=4"], "auto"),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -19,7 +20,7 @@ class AskedPictures:
 
     def __init__(self) -> None:
         self.prompts = gr.Textbox(
-            label="Draw now", lines=1, max_lines=6, visible=False, elem_id="runs-draw-prompts",
+            label="Draw now", lines=2, max_lines=6, visible=False, elem_id="runs-draw-prompts",
             info="One picture a line, drawn after the current step; options as in preview prompts: --w 768 --am 0.7",
             placeholder="a fox at night --d 7",
         )  # fmt: skip
@@ -41,7 +42,7 @@ class AskedPictures:
             if not prompts:
                 raise ConfigError("the pictures", ["write what to draw, one picture a line"])
             run_of(shown[0]).draw(prompts)
-            gr.Info(f"Drawn after the current step: {'; '.join(prompts)}")
+            gr.Info(f"Asked for; drawn after the current step: {escape('; '.join(prompts))}")
             return tell(*shown)
 
         self.draw.click(shown_in(self.problems, ask), [self.prompts, *inputs], [*told, self.problems], **QUEUED)

@@ -9,6 +9,7 @@ import gradio as gr
 
 from sdlora import EvaluateConfig
 from sdlora.config.fields import fields
+from sdlora.errors import ConfigError
 from sdlora.launch.evaluations import Evaluations
 from sdlora.launch.runs import RunHandle
 from webui.context import QUICK, Context
@@ -84,6 +85,14 @@ class EvaluateView:
 
     def _begin(self, run: RunHandle, features: str | None, seeds: float | None, lines: str | None) -> None:
         overrides = [line.strip() for line in (lines or "").splitlines() if line.strip()]
-        if seeds is not None and not any(line.startswith("num_seeds") for line in overrides):
+        compares = (features or "auto").strip()
+        chosen = {"features": compares} | ({} if seeds is None else {"num_seeds": str(int(seeds))})
+        written = {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in overrides)}
+        twice = [name for name, value in chosen.items() if written.get(name, value) != value]
+        if twice:
+            words = "{0}: {1} in its field, {2} under More settings: write it in one place"
+            problems = [words.format(name, chosen[name], written[name]) for name in twice]
+            raise ConfigError("the evaluation", problems)
+        if seeds is not None and "num_seeds" not in written:
             overrides.append(f"num_seeds={int(seeds)}")
-        self.evaluations.start(run, overrides, (features or "auto").strip())
+        self.evaluations.start(run, overrides, compares)
