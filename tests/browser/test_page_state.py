@@ -240,6 +240,16 @@ def test_rows_and_text_are_one_list_in_every_tab_and_window(
     page.wait_for_selector("#mix-row-1 .bad:has-text('“nonsense” was not taken')")
     assert page.evaluate("document.querySelector('#mix-row-1-more').open")
 
+    page.fill("#mix-row-1-range input", "0:2:0.5")  # typed, and handed on by its own button only
+    for act, rows in (("up", ["mix-row-1", "mix-row-2"]), ("down", ["mix-row-2", "mix-row-1"])):
+        page.click(f"#mix-row-1-{act}")
+        wait_until(page, lambda rows=rows: page.evaluate(order) == rows)
+    assert page.input_value("#mix-row-1-range input") == "0:2:0.5"
+    for weight, said in (("", "attached"), ("0.5", "detached")):
+        page.fill("#mix-row-2-weight input", weight)
+        page.press("#mix-row-2-weight input", "Tab")
+        page.wait_for_selector("#mix-row-2 .bad", state=said)
+
     for weight in ("0.1", "0.2", "0.3", "0.4"):  # the answers may overtake each other
         page.fill("#mix-row-2-weight input", weight)
         page.press("#mix-row-2-weight input", "Tab")
@@ -300,7 +310,6 @@ def test_a_runs_view_is_of_one_run(alone: Callable[[str], Any], server: Any) -> 
     wait_until(page, lambda: "log of broken" in value(page, "runs-log"))
     page.reload()
     wait_until(page, lambda: "broken" in page.inner_text("#runs-status"))
-
     # Deleted elsewhere while its question is open: neither that nor any other one is deleted, and both are told.
     page.click("#runs-list [data-run=unbegun]")
     page.wait_for_selector("#runs-status:has-text('not begun')")

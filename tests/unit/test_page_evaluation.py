@@ -65,7 +65,7 @@ def test_each_state_of_an_evaluation_is_said(run: RunHandle, picture: Path, tmp_
     assert ("There is no checkpoint to evaluate" in words, "evaluate" in presses) == (True, False)
     evaluate(run, picture)
     words, found, presses = shown(tmp_path)
-    assert "in 1 min 1 s: 2 prompts with 1 seeds each, compared by latents" in words
+    assert "in 1 min 1 s: 2 prompts with 1 seed, compared by latents" in words
     for text in (
         "Take step 10",
         "likeness is the best",

@@ -47,7 +47,7 @@ def runs(tmp_path: Path) -> Any:
     tab.made = RunParts(tab.watch, evaluations, tmp_path / "thumbnails", tmp_path / "datasets")
     tab.context = SimpleNamespace(workspace=SimpleNamespace(trash=tmp_path / "trash"))
     tab.buttons, tab._numbers = {}, count(1)
-    for name in ("news", "confirm", "question", "pending", "selected", "preview", "problems"):
+    for name in ("news", "confirm", "question", "pending", "selected", "preview", "problems", "first", "last"):
         setattr(tab, name, name)
     for name in ("evaluate", "asked", "going_on"):
         setattr(tab, name, SimpleNamespace(problems=f"{name}.problems"))
@@ -95,9 +95,13 @@ def test_a_run_that_is_gone_is_named_where_another_one_is_shown_for_it(runs: Any
     assert (told_of["fox"]["gone"], told_of[None]["gone"]) == ("", "")
 
 
-def test_problems_with_one_run_do_not_stand_over_another(runs: Any) -> None:
+def test_problems_with_one_run_and_its_stretch_of_steps_do_not_stand_over_another(runs: Any) -> None:
     event: Any = SimpleNamespace(pressed={"run": "owl"})
-    answer = runs._select(event, "fox", *SHOWN)
+    looked_at = (*SHOWN[:5], 50, 80, [])
+    answer = runs._select(event, "fox", *looked_at)
+    assert (answer["first"], answer["last"]) == (0, None)
+    again = runs._select(event, "owl", *looked_at)
+    assert (again["first"], again["last"]) == (50, 80)
     panels = ("problems", "evaluate.problems", "asked.problems", "going_on.problems")
     assert [answer[panel] for panel in panels] == [""] * 4
 

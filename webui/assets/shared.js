@@ -105,8 +105,11 @@ window.sdlora.chart = (element, trigger) => {
 // Rows of adapters.
 window.sdlora.rows = (element, trigger, watch) => {
   const open = new Set();
+  const typed = new Map(); // what was typed and not handed on: rows that are drawn anew would lose it
+  const keyOf = (field) => `${field.closest('[id]').id} ${field.dataset.set ?? ''} ${field.type}`;
   const pair = (field) => field.closest('.adapter-line').querySelectorAll(`[data-set="${field.dataset.set}"]`);
   element.addEventListener('input', (event) => {
+    if (event.target.type !== 'checkbox') typed.set(keyOf(event.target), event.target.value);
     if (event.target.dataset.set) pair(event.target).forEach((field) => {
       if (field !== event.target && field.type !== 'checkbox') field.value = event.target.value;
     });
@@ -114,6 +117,9 @@ window.sdlora.rows = (element, trigger, watch) => {
   element.addEventListener('change', (event) => {
     const {row, set} = event.target.dataset;
     if (!set) return;
+    typed.delete(keyOf(event.target));
+    // What was said of the value before is over; a row isn't drawn anew for a value that is taken.
+    document.querySelectorAll(`.adapter-row[id$="-row-${row}"] .bad[data-of="${set}"]`).forEach((said) => said.remove());
     const value = event.target.type === 'checkbox' ? event.target.checked : event.target.value;
     // Requests may overtake each other on their way: of one window's values the newest is the one that counts.
     trigger('select', {pressed: {row, set, value, window: window.sdlora.window, number: ++window.sdlora.number}});
@@ -127,5 +133,10 @@ window.sdlora.rows = (element, trigger, watch) => {
     else if (row) trigger('select', {pressed: {row, act}});
   });
   element.addEventListener('toggle', (event) => open[event.target.open ? 'add' : 'delete'](event.target.id), true);
-  watch('value', () => element.querySelectorAll('details').forEach((one) => { one.open = open.has(one.id); }));
+  watch('value', () => {
+    element.querySelectorAll('details').forEach((one) => { one.open = open.has(one.id); });
+    element.querySelectorAll('input, select').forEach((field) => {
+      if (typed.has(keyOf(field))) field.value = typed.get(keyOf(field));
+    });
+  });
 };

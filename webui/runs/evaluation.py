@@ -10,7 +10,7 @@ from pathlib import Path
 from sdlora.data.thumbnails import make_thumbnails, thumbnail
 from sdlora.evaluation.report import Evaluation, Scores
 from sdlora.launch.jobs import JobProgress
-from sdlora.words import duration_in_words
+from sdlora.words import count, duration_in_words
 from webui.runs.trade_off import Picture, trade_off
 from webui.templating import macros
 
@@ -71,7 +71,8 @@ def when(found: Evaluation) -> str:
     """When and how it was made."""
     moment = time.strftime("%d %b %Y, %H:%M", time.localtime(found.finished_at))
     took = duration_in_words(sum(found.seconds.values()))
-    made = f"{len(found.prompts)} prompts with {found.num_seeds} seeds each, compared by {found.features}"
+    seeds = count(found.num_seeds, "seed") + (" each" if found.num_seeds > 1 else "")
+    made = f"{count(len(found.prompts), 'prompt')} with {seeds}, compared by {found.features}"
     return f"Evaluated on {moment} in {took}: {made}."
 
 

@@ -220,7 +220,7 @@ class RunsTab:
 
     def _wire_choices(self, inputs: list[Any], told: list[Any], asking: list[Any]) -> None:
         """Presses inside lists and pictures, and what a page begins with."""
-        looked_at = [*told, *dict.fromkeys([*asking, *self._panels])]
+        looked_at = [*told, *dict.fromkeys([*asking, *self._panels]), self.first, self.last]
         self.list.select(handler(self._select), inputs, looked_at, **EACH_COUNTS)
         self.queue.select(handler(self._alter_queue), inputs, told, **EACH_COUNTS)
         self.grid.select(handler(self._compare_previews), inputs, told, **EACH_COUNTS)
@@ -364,11 +364,14 @@ class RunsTab:
             gr.Info(f"{busy} is training: {handle.name} goes on after it.")
 
     def _select(self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any) -> Any:
-        """Look at another run; a question about the last one is over."""
-        name, first = str(event.pressed["run"]), (0, None)
+        """Look at another run; a question about the last one is over, and so is what was looked at of it."""
+        name, newest = str(event.pressed["run"]), (0, None)
+        *charted, first, last, compared = chosen
+        first, last = (first, last) if name == selected else (0, None)
         said_of_the_last_one = dict.fromkeys(self._panels, "")
-        told = self._tell(name, sent, first, *chosen, is_pressed=True)
-        return {**told, **self._closed(), **said_of_the_last_one, self.preview: first}
+        told = self._tell(name, sent, newest, *charted, first, last, compared, is_pressed=True)
+        shown = {self.preview: newest, self.first: first, self.last: last}
+        return {**told, **self._closed(), **said_of_the_last_one, **shown}
 
     def _compare_previews(
         self, event: gr.EventData, selected: str | None, sent: str, preview: Any, *chosen: Any
