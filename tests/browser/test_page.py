@@ -220,6 +220,7 @@ def edit_all_captions(page: Any, folder: Path) -> None:
     wait_for_caption(page, "zwx style, square, blue!")
     assert (folder / "shape 7.txt").read_text(encoding="utf-8") == "zwx style"
     page.click("#dataset-undo:has-text('Undo the edit of 8 files')")
+    page.wait_for_selector("#dataset-bulk-result:not(:has-text('changed'))")
     wait_for_caption(page, "square, blue!")
     assert {path.name: path.read_bytes() for path in folder.glob("*.txt")} == before
 

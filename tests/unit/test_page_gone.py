@@ -173,6 +173,23 @@ def test_undo_takes_back_the_change_that_it_names_or_none(tmp_path: Path, popped
     assert popped_up == ["Taken back: 1 file."]
 
 
+def test_after_an_undo_nothing_is_said_of_the_mask_that_was_taken_back(tmp_path: Path) -> None:
+    from webui.datasets.mask import MaskPanel
+
+    pictures(tmp_path / "cats", "a")
+    panel: Any = object.__new__(MaskPanel)
+    panel._folder = lambda name: tmp_path / name
+    panel.context = SimpleNamespace(workspace=SimpleNamespace(thumbnails=tmp_path / "thumbnails"))
+    for name in ("canvas", "painted", "said"):
+        setattr(panel, name, name)
+    open_on_a = panel._undone("cats", "a.png", {"layers": [Image.new("RGBA", (8, 8))]})
+    assert (open_on_a["said"], open_on_a["painted"]) == ("", "a.png")
+    assert open_on_a["canvas"]["value"]["layers"] == []
+    assert panel._undone("cats", "", None) == {"said": ""}
+    paint = Image.new("RGBA", (8, 8), "red")
+    assert panel._undone("cats", "a.png", {"layers": [paint]}) == {"said": ""}  # not saved yet: it stays
+
+
 # ---- images, exports, trash
 
 

@@ -117,6 +117,9 @@ class BulkPanel:
             [*self.views, *self.browser.views],
             **QUICK,
         )
+        # Undo may take back what is told here, and a preview is of the captions as they were.
+        for event in self.browser.changes_images:
+            event.then(handler(self._outdated), None, self.views, **QUICK)
 
     def opened(self) -> dict[Any, Any]:
         """Another dataset: what was planned is of no use."""

@@ -146,7 +146,7 @@ class SettingsTab:
             ("Adapters", workspace.adapters),
             ("Base models", workspace.models),
             ("Mixes", workspace.mixes),
-            ("Images", workspace.outputs),
+            ("Folders of images", workspace.outputs),
             ("Trash", workspace.trash),
         )
         rows = [(what, folder, machine.count_entries(folder)) for what, folder in known]
@@ -184,6 +184,6 @@ class SettingsTab:
         facts = self._trash_facts()
         if facts[self.counted] != counted:
             words = "Other things lie in the trash by now: look, then press again."
-            return {**facts, self.trash_problems: panel([words])}
+            return {**facts, self.folders: self._folders(), self.trash_problems: panel([words])}
         gone = empty_folder(self.context.workspace.trash)
         return {**self._trash_facts(f"Deleted {gone.files} files. "), self.folders: self._folders()}
