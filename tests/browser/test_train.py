@@ -127,6 +127,7 @@ def test_a_run_is_watched_stopped_resumed_and_survives_the_server(
 
     other = new_page(server, "/?__theme=dark#runs", viewport={"width": 390, "height": 844})
     wait_for_status(other, "running")
+    wait_until(other, lambda: other.url.endswith("/?__theme=dark#runs/small"))
     assert other.evaluate("document.documentElement.scrollWidth") <= 390
     in_view = "(id) => { const box = document.getElementById(id).getBoundingClientRect(); return box.bottom <= 844; }"
     assert other.evaluate(in_view, "runs-stop")

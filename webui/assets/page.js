@@ -125,7 +125,8 @@
     const address = addressOf(tab);
     if (location.hash === address) return;
     const isFirst = !location.hash || address.startsWith(`${location.hash}/`);
-    history[isFirst ? "replaceState" : "pushState"](null, "", address);
+    // In full: a bare #name is taken to be below the document's base, which knows no ?__theme=dark.
+    history[isFirst ? "replaceState" : "pushState"](null, "", location.pathname + location.search + address);
   };
   const until = async (holds, tries = 200) => {
     for (; !holds() && tries > 0; tries--) await new Promise((done) => setTimeout(done, 50));
