@@ -49,6 +49,8 @@ class ImageRequest:
     """Images that are generated together."""
     step: int = 0
     total_steps: int = 0
+    is_ending: bool = False
+    """Whether it was asked to end, which it does once the model is loaded or the current step done."""
     images: tuple[Path, ...] = ()
     """Finished images, in the order in which they were generated."""
     seeds: tuple[int, ...] = ()
@@ -172,6 +174,7 @@ class ImageQueue:
                 # stays.
                 assert self._worker is not None
                 self._worker.send(Cancel(id=str(number)))
+                self._change(number, is_ending=True)
                 return
             if number in self._queued:
                 self._queued.remove(number)

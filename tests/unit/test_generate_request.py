@@ -225,6 +225,14 @@ def test_thumbnails_are_small_made_once_and_never_fail(tmp_path: Path) -> None:
     assert tile("a name", tmp_path / "thumbnails") == tile("a name", tmp_path / "thumbnails")
 
 
+def test_a_request_that_was_cancelled_says_so_until_it_has_ended() -> None:
+    asked = ImageRequest(1, "a fox", "loading", 2, is_ending=True)
+    assert "Cancelling: it ends once the model is loaded" in view.progress(asked)
+    assert "Cancelling: it ends once its step is done" in view.progress(replace(asked, status="generating"))
+    over = replace(asked, status="cancelled", images=(Path("a.png"),), started_at=1.0, ended_at=2.5)
+    assert "1 image in 1.5 s, then cancelled (2 were asked for)" in view.progress(over)
+
+
 def test_requests_are_listed_from_the_second_on_and_errors_are_escaped() -> None:
     first, second = ImageRequest(1, "one", "loading", 1), ImageRequest(2, "two", "queued", 3)
     assert view.requests([first]) == ""

@@ -83,6 +83,8 @@ def test_requests_wait_for_each_other_and_can_be_taken_back(queue: ImageQueue, o
     with Image.open(request.preview) as image:
         assert image.size == (16, 8)
     queue.cancel(slow)
+    asked_to_end = queue.get(slow)
+    assert asked_to_end.is_ending or asked_to_end.is_over
     cancelled = over(queue, slow)
     assert (cancelled.status, len(cancelled.images)) == ("cancelled", 1)
     assert cancelled.images[0].is_file()

@@ -163,7 +163,7 @@ class ResultsPanel:
             view.progress(request, sum(not other.is_over for other in requests if other.id != request.id)),
             view.requests(requests),
             tiles("Result", view.tiles(request, self.context.workspace.thumbnails)) if is_new else gr.skip(),
-            gr.Button(visible=not request.is_over),
+            gr.Button(visible=not request.is_over, interactive=not request.is_ending),
         ]
 
     def _cancel(self, seen: str) -> None:
@@ -284,7 +284,7 @@ class ResultsPanel:
 def _stamp(request: ImageRequest, num_requests: int) -> str:
     """Changes when something on the page would."""
     pictures = f"{request.id}/{len(request.images)}/{request.sheet}"
-    return f"{pictures}|{request.status}/{request.step}/{request.previews_made}/{num_requests}"
+    return f"{pictures}|{request.status}/{request.is_ending}/{request.step}/{request.previews_made}/{num_requests}"
 
 
 def _pictures_part(stamp: str) -> str:

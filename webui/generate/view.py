@@ -48,7 +48,10 @@ def requests(all_of_them: Sequence[ImageRequest]) -> str:
 
 def _sentence(request: ImageRequest, waiting: int) -> str:
     done, total = len(request.images), request.num_images
-    if request.status == "generating" and request.images_at_work > 1:
+    if request.is_ending and not request.is_over:
+        step = "the model is loaded" if request.status == "loading" else "its step is done"
+        words = f"Cancelling: it ends once {step}"
+    elif request.status == "generating" and request.images_at_work > 1:
         words = f"Generating images {done + 1} to {done + request.images_at_work} of {total}"
     elif request.status == "generating":
         words = f"Generating image {done + 1} of {total}" if done < total else "Finishing"
