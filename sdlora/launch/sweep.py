@@ -105,10 +105,13 @@ class Sweep:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
+            atomic.sweep(self.folder)
+            for left in self.folder.glob("journal.log.lock*"):  # Optuna's, of a killed process; it would wait for it
+                left.unlink(missing_ok=True)
             atomic.write_text(self.folder / "sweep.yaml", _as_yaml(self.config))
             atomic.write_text(self.folder / "shared.yaml", self._shared())
             self._cut_journal()
-            study = self._study()
+            study = self._study(is_new=True)
             if not _begun(study):
                 check(first_config(self.config, self.path))
             if self.config.sampler == "grid":
@@ -136,27 +139,30 @@ class Sweep:
         finally:
             lock.release()
 
+    @property
+    def _runs(self) -> Path:
+        return self.folder / "runs"
+
     def trials(self) -> list[Trial]:
         """The trials so far, best first."""
         return _ranked(_begun(self._study()))
 
     def begun(self) -> list[Trial]:
         """The trials of former calls, in their order; nothing is written for a sweep that has not begun."""
-        begun = _begun(self._study()) if (self.folder / "journal.log").exists() else []
+        journal = self.folder / "journal.log"
+        begun = _begun(self._study()) if journal.is_file() and b"\n" in journal.read_bytes() else []
         return sorted(begun, key=lambda trial: trial.number)
 
-    def _study(self) -> optuna.Study:
+    def _study(self, *, is_new: bool = False) -> optuna.Study:
+        """Optuna's study; one that may be new is begun. Else nothing is written, as another process may be at it."""
         optuna = _optuna()
         journal = self.folder / "journal.log"
+        how = {"study_name": self.config.name, "sampler": self._sampler(0), "pruner": self._pruner()}
         try:
-            return optuna.create_study(
-                storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal))),
-                study_name=self.config.name,
-                load_if_exists=True,
-                direction="minimize",
-                sampler=self._sampler(0),
-                pruner=self._pruner(),
-            )
+            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+            if is_new:
+                return optuna.create_study(storage=storage, load_if_exists=True, direction="minimize", **how)
+            return optuna.load_study(storage=storage, **how)
         except (ValueError, KeyError, TypeError, AssertionError) as error:  # whatever Optuna's reader stumbles over
             raise RunError(
                 f"{journal} is damaged ({type(error).__name__}): move {self.folder} away and begin anew; its runs stay"
@@ -220,6 +226,8 @@ class Sweep:
             trial = optuna.trial.Trial(study, frozen._trial_id)  # there is no public way to take one up again
             folder = frozen.user_attrs.get(_RUN)
             if folder is None or not Path(folder).is_dir():  # killed before it had a run: its values are tried again
+                if (unbegun := self._runs / _run_name(frozen.number)).is_dir():
+                    atomic.discard(unbegun)
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 study.enqueue_trial({**frozen.system_attrs.get("fixed_params", {}), **frozen.params})
                 continue
@@ -254,7 +262,7 @@ class Sweep:
             study.tell(trial, state=_optuna().trial.TrialState.FAIL)
             study.enqueue_trial(fresh)
             trial, chosen = self._ask(study)
-        config = trial_config(self.config, self.path, chosen, f"trial-{trial.number:03}", self.folder / "runs")
+        config = trial_config(self.config, self.path, chosen, _run_name(trial.number), self._runs)
         handle = prepare(config)
         # On record before it begins: whoever kills the sweep here finds a run that was only prepared, and begins it.
         trial.set_user_attr(_RUN, str(handle.folder))
@@ -333,6 +341,10 @@ class Sweep:
         atomic.write_text(self.folder / "best.yaml", head + yaml.safe_dump(settings, sort_keys=False, width=110))
 
 
+def _run_name(number: int) -> str:
+    return f"trial-{number:03}"
+
+
 def _stop(running: list[_Running]) -> None:
     """Ask what runs to save and stop, and wait for it."""
     for one in running:
@@ -406,7 +418,7 @@ def _as_trial(frozen: optuna.trial.FrozenTrial) -> Trial:
         None if step is None else losses[step],
         step,
         Path(folder) if folder else None,
-        (ended - begun).total_seconds() if begun and ended else 0.0,
+        max(0.0, (ended - begun).total_seconds()) if begun and ended else 0.0,  # clocks are set back, too
         str(frozen.user_attrs.get(_REASON, "")),
     )
 

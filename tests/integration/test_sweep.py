@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,7 +234,42 @@ def test_a_journal_that_breaks_off_in_its_last_line_is_gone_on_with(tmp_path: Pa
     sweep.run()
     with (sweep.folder / "journal.log").open("ab") as file:
         file.write(b'{"op_code": 4, "wor')
+    before = (sweep.folder / "journal.log").read_bytes()
+    assert len(Sweep(path).begun()) == 3  # asked before the sweep is taken up, by the command line
+    assert (sweep.folder / "journal.log").read_bytes() == before
     assert len(Sweep(path).run()) == 3
+
+
+def test_a_sweep_killed_while_it_wrote_its_journal_is_gone_on_with_at_once(tmp_path: Path, tiny_images: Path) -> None:
+    path = written(tmp_path, tiny_images)
+    Told.cut_off = 3
+    with pytest.raises(KeyboardInterrupt):
+        Sweep(path).run()
+    Told.cut_off = None
+    (tmp_path / "sweeps" / "mine" / "journal.log.lock").symlink_to("journal.log")  # Optuna's, which it waits for
+    began = time.monotonic()
+    assert len(Sweep(path).run()) == 3
+    assert time.monotonic() - began < 10
+    assert not list((tmp_path / "sweeps" / "mine").glob("*.lock*.rename"))
+
+
+def test_a_run_that_a_kill_kept_from_beginning_is_made_anew(
+    tmp_path: Path, tiny_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, tiny_images)
+    prepare = sweeps.prepare
+
+    def killed(config: Any) -> Any:
+        prepare(config)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "prepare", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Sweep(path).run()
+    assert sorted(trial.values["adapter.rank"] for trial in Sweep(path).run()) == [2, 4, 8]
+    runs = (tmp_path / "sweeps" / "mine" / "runs").iterdir()
+    assert sorted(run.name for run in runs if run.is_dir()) == sorted(Told.begun)
 
 
 def test_failed_trainings_are_told_of_and_three_on_end_give_up(tmp_path: Path, tiny_images: Path) -> None:
