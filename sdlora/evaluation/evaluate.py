@@ -8,16 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from sdlora import atomic
 from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.given import Values, evaluate_config
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import Cache
 from sdlora.data.planning import triggers
-from sdlora.errors import ConfigError, RunError
+from sdlora.errors import ConfigError
 from sdlora.evaluation import characters, problem_images, tied_words
 from sdlora.evaluation.comparing import Comparing
 from sdlora.evaluation.features.scorer import load_scorer
@@ -29,6 +27,7 @@ from sdlora.evaluation.images import (
     plan_images,
     used_adapter,
 )
+from sdlora.evaluation.lock import locked
 from sdlora.evaluation.looking import LookedAt, Looking, Tell
 from sdlora.evaluation.loss_measures import LossMeasures
 from sdlora.evaluation.plan import EvaluatedCheckpoint, EvaluatedPrompt, choose_prompts, find_checkpoints
@@ -83,12 +82,10 @@ def evaluate(
         characters.find_characters(config.characters, [item.record for item in training.placed])
     _check(folder, train, config, checkpoints, prompts)
     stream = EventStream(list(sinks))
-    with _locked(folder):
+    with locked(folder):
         result = _Evaluating(folder, train, config, checkpoints, training, prompts, stream).go()
         result.write()
-        if promote:
-            result = promote_checkpoint(folder.path, result.recommendation.label)
-    return result
+    return promote_checkpoint(folder.path, result.recommendation.label) if promote else result
 
 
 def _check(
@@ -114,23 +111,6 @@ def _check(
                 problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError("the evaluation", list(problems))
-
-
-@contextmanager
-def _locked(folder: RunFolder) -> Iterator[None]:
-    """Inside, this process alone evaluates the run, and what a killed one left half written is gone."""
-    place = folder.evaluation
-    place.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(f"{folder.path} is being evaluated already by another process") from None
-    try:
-        atomic.sweep(place)
-        yield
-    finally:
-        lock.release()
 
 
 def _by_checkpoint(planned: Sequence[PlannedImage]) -> list[list[PlannedImage]]:

@@ -13,6 +13,7 @@ from sdlora.adapters.files.container import content_hash
 from sdlora.config.train import TrainConfig
 from sdlora.errors import RunError
 from sdlora.evaluation import report
+from sdlora.evaluation.lock import PROMOTING, locked
 from sdlora.evaluation.report import Evaluation, Scores
 from sdlora.models.headers import read_header
 from sdlora.models.identity import sha256_of
@@ -22,8 +23,6 @@ from sdlora.runs.results import adapter_files
 from sdlora.runs.state import derive
 from sdlora.training.outputs.former import FORMER, SIDE_CARS, keep_former
 from sdlora.words import as_typed
-
-_MAKING = ".promoting"
 
 
 def refuse_promotion(folder: RunFolder) -> None:
@@ -39,13 +38,20 @@ def refuse_promotion(folder: RunFolder) -> None:
 def promote(run: Path, label: str) -> Evaluation:
     """Make a checkpoint of the newest evaluation, by its label there, the run's result; the report notes it, too.
 
-    Raises RunError while the run trains, without an evaluation, and for a checkpoint whose file is gone or another.
+    Raises RunError while the run trains or is being evaluated, without an evaluation, and for a checkpoint whose file
+    is gone or another.
     """
     folder, config = open_run(run)
     refuse_promotion(folder)
-    found = report.read(folder.path)
-    if found is None:
+    if report.read(folder.path) is None:
         raise RunError(f"{folder.path} has not been evaluated: there is nothing to promote")
+    with locked(folder):
+        return _promote(folder, config, label)
+
+
+def _promote(folder: RunFolder, config: TrainConfig, label: str) -> Evaluation:
+    found = report.read(folder.path)
+    assert found is not None
     chosen = next((one for one in found.checkpoints if one.label == label), None)
     if chosen is None:
         labels = ", ".join(one.label for one in found.checkpoints)
@@ -85,8 +91,7 @@ def _put_in_place(folder: RunFolder, config: TrainConfig, chosen: Path, weight: 
         _keep(folder, chosen, result)
         return f"{result.name} is that already{_with_weight(result, weight)}"
     former = keep_former(folder, config, result)
-    making = folder.path / _MAKING
-    shutil.rmtree(making, ignore_errors=True)
+    making = folder.path / PROMOTING
     making.mkdir()
     new = making / result.name
     shutil.copyfile(chosen, new)

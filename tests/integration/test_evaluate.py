@@ -18,6 +18,7 @@ from sdlora.errors import ConfigError, ModelError, RunError
 from sdlora.evaluation import evaluate as evaluating
 from sdlora.evaluation import promotion, report
 from sdlora.evaluation.images import PlannedImage
+from sdlora.evaluation.lock import locked
 from sdlora.evaluation.plan import find_checkpoints
 from sdlora.generation.generate import Generator
 from sdlora.runs import checkpoints
@@ -286,7 +287,7 @@ def test_a_wrong_request_is_told_before_a_model_loads(run: Path, monkeypatch: py
 
 
 def test_two_evaluations_of_one_run_at_once_are_refused(run: Path) -> None:
-    with evaluating._locked(RunFolder(run)), pytest.raises(RunError, match=r"is being evaluated already"):
+    with locked(RunFolder(run)), pytest.raises(RunError, match=r"is being evaluated already"):
         sdlora.evaluate(run, QUICK)
 
 

@@ -18,6 +18,8 @@ pytest.importorskip("gradio", reason="the page needs gradio")
 
 from sdlora.adapters.files.container import content_hash
 from sdlora.errors import ConfigError, RunError
+from sdlora.evaluation.lock import locked
+from sdlora.evaluation.promotion import promote
 from sdlora.evaluation.report import read, report_file
 from sdlora.events import Progress
 from sdlora.launch import evaluations
@@ -190,6 +192,19 @@ def test_names_in_the_chart_hide_no_others_and_no_points_are_lost(run: RunHandle
     assert re.findall(r'class="name"[^>]*>(\w+)<', drawn) == ["base", "10", "11"]
     unmeasured = [replace(one, adherence_of_base=None) for one in crowd]
     assert "adherence was not measured" in trade_off(replace(found, checkpoints=tuple(unmeasured)), {})
+
+
+def test_two_that_promote_at_once_are_refused_and_what_a_killed_one_left_is_gone(run: RunHandle, picture: Path) -> None:
+    evaluate(run, picture)
+    left = run.folder / ".promoting"
+    left.mkdir()
+    with locked(run.files):
+        left.mkdir()  # by the one that is at it
+        with pytest.raises(RunError, match="is being evaluated already by another process"):
+            promote(run.folder, "step 10")
+        assert left.is_dir()
+    promote(run.folder, "step 10")
+    assert not left.exists()
 
 
 def test_a_checkpoint_is_promoted_by_its_name_and_back(run: RunHandle, picture: Path, tmp_path: Path) -> None:
