@@ -7,12 +7,14 @@ functions raise OSError as the disk does, and then leave what was there before.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +29,10 @@ TEMPORARY_SUFFIX = ".sdlora-tmp"
 _HIDDEN = re.compile(r"\.(\d+)-[0-9a-f]{8}" + re.escape(TEMPORARY_SUFFIX) + "$")
 _NAME_BYTES = 120
 """Of the final name within the hidden one: together they must stay below the 255 that file systems allow."""
+_FROM_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux' renameat2."""
+_ABANDONED_SECONDS = 60.0
+"""What was not written to for so long, by a process that isn't here, is no longer being written."""
 # A second in all: readers and virus scanners let go of a file long before.
 _WINDOWS_TRIES, _WINDOWS_WAIT_SECONDS = 20, 0.05
 
@@ -70,10 +76,7 @@ def writing(path: Path, *, parents: bool = False, durable: bool = True, large: b
         with path.open("wb") as device:
             yield device
         return
-    try:
-        target = path.resolve() if path.is_symlink() else path
-    except RuntimeError:  # links in a circle, as Python before 3.13 tells them
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+    target = _behind_link(path)
     if parents:
         target.parent.mkdir(parents=True, exist_ok=True)
     if large:
@@ -102,18 +105,22 @@ def writing(path: Path, *, parents: bool = False, durable: bool = True, large: b
 def making_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, put in place when the block ends well and thrown away when it raises; replaces `path`.
 
-    A folder can't be replaced in one go everywhere: for a moment the old one is away under a hidden name, but at no
-    time is there half of one at `path`. What was left when an earlier one was killed is removed first.
+    Where a folder can't be replaced in one go, the old one is away under a hidden name for a moment, but at no time is
+    there half of one at `path`. What was left when an earlier one was killed is removed first. A link stays one.
     """
+    path = _behind_link(path)
     _remove_dead(leftovers(path))
     temporary, old = _beside(path), _beside(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         settle(temporary)
-        if path.exists():
-            _replace(path, old)
-        _replace(temporary, path)
+        if _exchanged(temporary, path):
+            old = temporary
+        else:
+            if path.exists():
+                _replace(path, old)
+            _replace(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not path.exists():
@@ -194,14 +201,27 @@ def leftovers(path: Path) -> list[Path]:
     return [other for other in siblings if hidden.fullmatch(other.name)]
 
 
-def sweep(folder: Path) -> list[Path]:
+def sweep(folder: Path, *, shared: bool = False) -> list[Path]:
     """Remove what processes that are gone left half written in a folder and below; returns what was removed.
 
-    Only of this machine's processes: where others write, too, hold a lock on the folder.
+    Only this machine's processes can be seen: hold a lock on the folder, or say that it is `shared` with others, whose
+    files then count as left behind after a minute.
     """
     # The deepest first, so that a half-made folder is gone with what is half written in it.
     found = sorted(folder.rglob(f".*{TEMPORARY_SUFFIX}"), key=lambda path: len(path.parts), reverse=True)
-    return _remove_dead(found)
+    return _remove_dead(_abandoned(found) if shared else found)
+
+
+def sweep_names(paths: Iterable[Path]) -> list[Path]:
+    """As `sweep` of a shared folder, of those of these paths that are half-written files, for who has listed it."""
+    return _remove_dead(_abandoned(path for path in paths if path.name.endswith(TEMPORARY_SUFFIX)))
+
+
+def _abandoned(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        with suppress(OSError):  # its writer has just put it in place
+            if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                yield path
 
 
 def _remove_dead(hidden: Iterable[Path]) -> list[Path]:
@@ -233,6 +253,14 @@ def _name_path(error: BaseException, path: Path) -> None:
         error.filename = str(path)
 
 
+def _behind_link(path: Path) -> Path:
+    """What a link leads to; anything else itself. Raises OSError for links in a circle."""
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except RuntimeError:  # as Python before 3.13 tells them
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+
+
 def _hidden_start(path: Path) -> str:
     return "." + path.name.encode("utf-8", "ignore")[:_NAME_BYTES].decode("utf-8", "ignore")
 
@@ -248,6 +276,15 @@ def _replace(source: Path, target: Path) -> None:
             if not last:
                 raise
             time.sleep(_WINDOWS_WAIT_SECONDS)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two things that are there have each other's name now, in one go; Linux alone can, on most disks."""
+    if sys.platform != "linux":
+        return False
+    exchange = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = (os.fsencode(one.absolute()), os.fsencode(other.absolute()))
+    return exchange is not None and exchange(_FROM_HERE, names[0], _FROM_HERE, names[1], _EXCHANGE) == 0
 
 
 def _flush(path: Path) -> None:

@@ -18,6 +18,8 @@ def explain(error: OSError, place: Path | None = None) -> str:
     """What the system's error means: which file or disk, what is wrong, what to do. `place` if the error names none."""
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else place
     where = str(path) if path is not None else "a file"
+    if path is None and "temporary directory" in str(error.strerror):
+        return f"{error.strerror}: make room there, or name a folder that can be written to in $TMPDIR"
     match error.errno:
         case errno.ENOSPC:
             free = f", {free_bytes(path) / MIB:.1f} MiB are free" if path is not None else ""

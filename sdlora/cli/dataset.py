@@ -146,7 +146,7 @@ def sheet_command(
     from sdlora.data.sheet import draw_sheet
 
     sheet = draw_sheet(files.load(preset, overrides or ()), folders or (), columns=columns, most=most)
-    with atomic.writing(out) as file:
+    with atomic.writing(out, large=True) as file:
         sheet.save(file, "PNG")
     console.print(f"wrote {out} ({sheet.width}x{sheet.height} px)", markup=False)
 

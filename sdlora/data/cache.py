@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdlora import atomic
+from sdlora import atomic, disk
 from sdlora.errors import DataError
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ class Cache:
             if isinstance(error, PermissionError) and path.exists():
                 return plain  # Windows, while another process reads the same entry, which has the same content
             raise DataError(
-                f"can't write to the cache folder {self.folder}: {error.strerror or error}. Free some space "
-                "(sdlora cache), set images.cache_folder to another place, or images.cache=false."
+                f"can't write to the cache folder {self.folder}: {disk.explain(error, path)}. Free some space (`sdlora "
+                "cache`), set images.cache_folder to another place, or images.cache=false"
             ) from error
         return plain
 

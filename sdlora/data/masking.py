@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy
 from PIL import Image
 
+from sdlora import disk
 from sdlora.data.decoding import UnreadableImageError, load_alpha, load_rgb
 from sdlora.data.fix.changes import Change, ChangeSet
 from sdlora.data.folder_listing import MASK_ENDING, list_folder
@@ -121,7 +122,7 @@ def _apply(changes: ChangeSet, change: Change) -> None:
     try:
         changes.make(change)
     except OSError as error:
-        raise DataError(f"{change.path} can't be written: {error.strerror or error}.") from error
+        raise DataError(disk.explain(error, change.path)) from error
 
 
 def mask_from_alpha(path: Path, /) -> Image.Image | None:

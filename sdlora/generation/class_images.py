@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdlora import atomic
+from sdlora import atomic, disk
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.images import CaptionsConfig
 from sdlora.data.captions import render
@@ -59,6 +59,7 @@ def generate_class_images(
         prompt = render(prompts[number % len(prompts)], CaptionsConfig(wildcards=True), random.Random(seed))
         rows[number] = request.model_copy(update={"prompt": prompt, "seed": seed, "num_images": 1})
     resolve(next(iter(rows.values())))  # every problem is told before a model is loaded
+    atomic.sweep(folder, shared=True)
     generator = Generator(request.base_model, request.compute)
     for start in range(0, len(missing), request.batch_size):
         numbers = missing[start : start + request.batch_size]
@@ -69,8 +70,9 @@ def generate_class_images(
             try:  # the caption first: an image on the disk is complete
                 atomic.write_text(path.with_suffix(".txt"), generated.config.prompt, parents=True)
             except OSError as error:
-                raise DataError(f"{path.with_suffix('.txt')} can't be written: {error.strerror or error}.") from error
-            save_image(generated, path)
+                raise DataError(disk.explain(error, path.with_suffix(".txt"))) from error
+            if not path.exists():  # unless another process with the same call was first
+                save_image(generated, path)
         if on_progress:
             on_progress(count - len(missing) + start + len(numbers), count)
     return ClassImages(len(missing), count - len(missing))

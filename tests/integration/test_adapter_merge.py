@@ -255,3 +255,21 @@ def test_what_cannot_be_merged_is_refused(
     (tmp_path / "m.ckpt").write_bytes(b"")
     with pytest.raises(ModelError):
         merge_adapters(str(tmp_path / "m.ckpt"), mine, tmp_path / "n.safetensors")
+
+
+def test_a_model_that_another_process_wrote_meanwhile_is_not_replaced(tiny_sd1: Path, tmp_path: Path) -> None:
+    file, _ = trained(tiny_sd1, tmp_path / "tuned.safetensors")
+    target = tmp_path / "merged"
+
+    def another(done: int, total: int) -> None:
+        if done == 3:
+            target.mkdir()
+            (target / "theirs.txt").touch()
+
+    adapters = [MixedAdapter(file=str(file), weight=1.0)]
+    with pytest.raises(AdapterError, match="merged exists already; choose another name, or give --force"):
+        merge_adapters(str(tiny_sd1), adapters, target, on_progress=another)
+    assert [path.name for path in target.iterdir()] == ["theirs.txt"]
+    assert not list(tmp_path.glob(".merged*"))
+    merge_adapters(str(tiny_sd1), adapters, target, force=True)
+    assert (target / "model_index.json").is_file()

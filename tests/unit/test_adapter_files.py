@@ -403,7 +403,7 @@ def test_hashes_are_of_the_bytes_that_kohya_hashes() -> None:
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(AdapterError, match="can't be written"):
+    with pytest.raises(AdapterError, match="/file exists already, as something else"):
         write_atomically(tmp_path / "file" / "x.safetensors", b"")
 
 

@@ -181,6 +181,27 @@ def test_a_folder_that_could_not_be_filled_leaves_the_old_one(tmp_path: Path) ->
     assert _names(tmp_path / "model") == {"old.txt"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems replace no folder in one go")
+def test_a_folder_is_replaced_in_one_go_so_that_a_kill_never_finds_it_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(atomic, "_replace", lambda source, target: pytest.fail("moved away before the other came"))
+    with atomic.making_folder(tmp_path / "model") as folder:
+        (folder / "new.txt").touch()
+    assert _names(tmp_path) == {"model"}
+    assert _names(tmp_path / "model") == {"new.txt"}
+
+
+def test_a_link_to_a_folder_stays_one_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
+    with atomic.making_folder(tmp_path / "model") as folder:
+        (folder / "new.txt").touch()
+    assert (tmp_path / "model").is_symlink()
+    assert _names(tmp_path / "disk" / "model") == {"new.txt"}
+
+
 def test_a_folder_that_could_not_be_moved_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old.txt").write_text("old")
@@ -191,6 +212,7 @@ def test_a_folder_that_could_not_be_moved_leaves_the_old_one(tmp_path: Path, mon
             raise PermissionError("in use")
         replace(source, target)
 
+    monkeypatch.setattr(atomic, "_exchanged", lambda one, other: False)  # a system that can't
     monkeypatch.setattr(atomic, "_replace", refuse_the_new)
     with pytest.raises(PermissionError), atomic.making_folder(tmp_path / "model") as folder:
         (folder / "new.txt").touch()

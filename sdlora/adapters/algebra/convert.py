@@ -81,6 +81,7 @@ def convert(
         alpha = float(next(iter(modules.values())).rank)
     entries = kept_metadata(file, facts, network_facts(modules, alpha))
     data, model_hash = with_hashes(tensors, facts, entries, {**kept_spec(file), **provenance.entries(), **more})
+    refuse_overwriting(target, force)  # another process may have made it meanwhile
     write_atomically(target, data)
     return Export(target, len(data), model_hash, _warnings(file, modules, tensors, file_format, bool(more)))
 

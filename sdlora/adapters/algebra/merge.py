@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdlora import atomic
+from sdlora import atomic, disk
 from sdlora.adapters.algebra.base_weights import (
     BaseWeights,
     TensorSlice,
@@ -79,7 +79,13 @@ def merge(
     provenance = Provenance("merge", [operand_facts(operand) for operand in operands], base=base.facts()).entries()
     write = _write_folder if base.is_folder else _write_file
     rounding = _Rounding()
-    write(base, operands, vectors, target, provenance, rounding, on_progress)
+
+    def advance(done: int, total: int) -> None:
+        refuse_overwriting(target, force)  # another process may have made it meanwhile
+        if on_progress is not None:
+            on_progress(done, total)
+
+    write(base, operands, vectors, target, provenance, rounding, advance)
     notes = [*notes_of([operand.file for operand in operands]), *rounding.notes()]
     notes += base_notes(base, operands)
     averaged = sum(name.startswith(EMA_PREFIX) for name in next(iter(base.places.values())).file.names())
@@ -152,7 +158,7 @@ def _write_file(
     target: Path,
     provenance: Mapping[str, str],
     rounding: _Rounding,
-    on_progress: OnProgress | None,
+    on_progress: OnProgress,
 ) -> None:
     if target.suffix != ".safetensors":
         raise AdapterError(f"{target.name}: a single-file model becomes one file; let its name end in .safetensors")
@@ -169,7 +175,7 @@ def _write_folder(
     target: Path,
     provenance: Mapping[str, str],
     rounding: _Rounding,
-    on_progress: OnProgress | None,
+    on_progress: OnProgress,
 ) -> None:
     """The whole folder, every variant of UNet and text encoders changed; built beside the target, then put in place."""
     if target.suffix in (".safetensors", ".ckpt"):
@@ -198,7 +204,7 @@ def _write_folder(
                 changes = _changes(places, of_vectors, operands, vectors, rounding)
                 file.copy_changed(inside, changes, _metadata(file, provenance), count.one)
     except OSError as error:
-        raise AdapterError(f"{target} can't be written: {error.strerror or error}") from error
+        raise AdapterError(disk.explain(error, target)) from error
 
 
 def _left_out(folder: str, names: Sequence[str], changed_files: set[Path]) -> list[str]:
@@ -299,10 +305,9 @@ class _Rounding:
 
 
 class _Counter:
-    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
+    def __init__(self, total: int, on_progress: OnProgress) -> None:
         self._done, self._total, self._on_progress = 0, total, on_progress
 
     def one(self) -> None:
         self._done += 1
-        if self._on_progress is not None:
-            self._on_progress(self._done, self._total)
+        self._on_progress(self._done, self._total)

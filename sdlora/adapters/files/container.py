@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from sdlora import atomic
+from sdlora import atomic, disk
 from sdlora.constants import MIB
 from sdlora.errors import AdapterError, ModelError
 from sdlora.models.headers import LENGTH_BYTES, Header, file_tensor_hash, looks_like, read_header, read_pickled
@@ -140,4 +140,4 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         atomic.write_bytes(path, data, parents=True, large=True)
     except OSError as error:
-        raise AdapterError(f"{path} can't be written: {error.strerror or error}") from error
+        raise AdapterError(disk.explain(error, path)) from error

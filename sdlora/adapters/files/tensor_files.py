@@ -12,7 +12,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from sdlora import atomic
+from sdlora import atomic, disk
 from sdlora.constants import MIB
 from sdlora.errors import AdapterError, ModelError
 from sdlora.models.dtypes import WEIGHT_DTYPES
@@ -82,7 +82,7 @@ class TensorFile:
                         self._copy(source, out, self._entries[name])
                     on_tensor()
         except OSError as error:
-            raise AdapterError(f"{target} can't be written: {error.strerror or error}") from error
+            raise AdapterError(disk.explain(error, target)) from error
 
     def _read(self, stream: IO[bytes], name: str) -> Tensor:
         entry = self._entries[name]

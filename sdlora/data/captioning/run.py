@@ -21,6 +21,7 @@ from sdlora.data.folder_listing import Listing, list_folder
 from sdlora.data.images import THREADS
 from sdlora.data.scan_problems import changeable
 from sdlora.data.unread import unread_in
+from sdlora.disk import explain
 from sdlora.errors import DataError, ModelError
 from sdlora.events import EventStream
 from sdlora.processes import Heartbeat
@@ -76,7 +77,7 @@ def caption_folder(
     try:
         return _caption(folder, listing, config, captioner, events)
     except OSError as error:
-        raise DataError(f"captioning stopped: {error}. Started again it goes on from here.") from error
+        raise DataError(f"captioning stopped: {explain(error, folder)}. Started again it goes on from here") from error
 
 
 def _caption(

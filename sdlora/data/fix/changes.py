@@ -11,20 +11,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
-from sdlora import atomic
+from sdlora import atomic, disk
 from sdlora.data.scan_problems import changeable
+from sdlora.disk import changed_at
 from sdlora.errors import DataError
 from sdlora.text_files import encoded_like, read_file
 from sdlora.words import as_typed
 
 TRASH = ".sdlora-trash"
+_ABANDONED_SECONDS = 60.0
+_NAME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d)-(\d{3})")
 LOG = "log.jsonl"
 """Name of a change_set's log: one line of JSON a change, with `path` and `rules`."""
 
@@ -38,12 +44,19 @@ class Change:
     content: Callable[[], bytes] | None
     summary: str
     """What the change does, for the preview."""
+    planned_on: str | None = ""
+    """Hash of the file that it was planned on, None for none; empty where the change doesn't hang on what is there."""
 
 
 def with_text(rules: tuple[str, ...], path: Path, text: str) -> Change:
     """The change that gives a caption file this text; one that is there keeps its encoding and mark."""
     summary = f"caption: {' '.join(text.split())}"
-    return Change(rules, path, lambda: encoded_like(text, path.read_bytes() if path.is_file() else b""), summary)
+    content = partial(_encoded_as_before, text, path)
+    return Change(rules, path, content, summary, hash_of(path))
+
+
+def _encoded_as_before(text: str, path: Path) -> bytes:
+    return encoded_like(text, path.read_bytes() if path.is_file() else b"")
 
 
 @dataclass(frozen=True)
@@ -82,11 +95,12 @@ def apply(folder: Path, changes: Sequence[Change]) -> Path | None:
     for number, change in enumerate(changes):
         try:
             change_set.make(change)
-        except OSError as error:
-            raise DataError(
-                f"{change.path} can't be changed ({error.strerror or error}); {number} of {len(changes)} changes "
-                f"are done: `{as_typed('sdlora', 'dataset', 'undo', folder)}` takes them back."
-            ) from error
+        except (OSError, DataError) as error:
+            why = disk.explain(error, change.path) if isinstance(error, OSError) else error
+            if change_set.is_empty:
+                _remove_change_set(folder, change_set.path)
+            undo_them = f": `{as_typed('sdlora', 'dataset', 'undo', folder)}` takes them back" if number else ""
+            raise DataError(f"{why}. {number} of {len(changes)} changes are done{undo_them}") from error
     return change_set.path
 
 
@@ -96,7 +110,9 @@ class ChangeSet:
     def __init__(self, folder: Path, path: Path) -> None:
         """Go on with the change_set whose log and originals are in `path`, below the dataset `folder` (resolved)."""
         self.folder, self.path = folder, path
+        _sweep(folder)
         fix_last_line(path / LOG)
+        self._touched: set[Path] = set()
         self._made = sum(1 for _ in logged(path / LOG)) if (path / LOG).is_file() else 0
 
     @classmethod
@@ -105,7 +121,7 @@ class ChangeSet:
         try:
             return cls(folder, _new_change_set(folder))
         except OSError as error:
-            raise DataError(f"{folder / TRASH} can't be written: {error.strerror or error}.") from error
+            raise DataError(disk.explain(error, folder / TRASH)) from error
 
     @property
     def is_empty(self) -> bool:
@@ -114,8 +130,12 @@ class ChangeSet:
 
     def make(self, change: Change) -> None:
         """Make one change, logged before the file is touched. Raises DataError as `apply` does, and OSError."""
+        path = _target(change.path, self.folder)
+        if change.planned_on != "" and path not in self._touched and hash_of(path) != change.planned_on:
+            raise DataError(f"{path} has changed since this was planned: ask for it again")
+        self._touched.add(path)
         self._made += 1
-        _make(change, _target(change.path, self.folder), self.folder, self.path, f"{self._made:06d}")
+        _make(change, path, self.folder, self.path, f"{self._made:06d}")
 
 
 def batch_folders(folder: Path) -> list[Path]:
@@ -141,16 +161,33 @@ def undo(folder: Path) -> Undone:
         _restore(folder, change_set, entry)
     # The log first: what is left of a folder without one is nothing that could be undone a second time.
     (change_set / LOG).unlink()
-    shutil.rmtree(change_set)
-    with suppress(OSError):  # not empty: older changes are still in it
-        (folder / TRASH).rmdir()
+    _remove_change_set(folder, change_set)
     return Undone(tuple(folder / entry.path for entry in entries), change_set.name)
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left: half-written files, and copies for changes that never got as far as a log."""
+    atomic.sweep(folder, shared=True)
+    for left in batch_folders(folder):
+        if not any(left.glob("*.jsonl")) and changed_at(left) < time.time() - _ABANDONED_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove_change_set(folder: Path, change_set: Path) -> None:
+    shutil.rmtree(change_set)
+    with suppress(OSError):  # not empty: older changes are still in it
+        (folder / TRASH).rmdir()
+
+
 def _new_change_set(folder: Path) -> Path:
-    time = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%S")
-    for number in range(1, 1000):
-        change_set = folder / TRASH / f"{time}-{number:03d}"
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%S")
+    # `undo` takes the last by name: after a clock that was set back the new one must still come behind those before.
+    names = (_NAME.fullmatch(path.name) for path in batch_folders(folder))
+    newest, last = max(((match[1], int(match[2])) for match in names if match), default=("", 0))
+    first = 1 if newest < now else last + 1
+    now = max(now, newest)
+    for number in range(first, 1000):
+        change_set = folder / TRASH / f"{now}-{number:03d}"
         with suppress(FileExistsError):
             change_set.mkdir(parents=True)
             return change_set

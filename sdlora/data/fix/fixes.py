@@ -209,5 +209,9 @@ def _written(target: Path, draft: _Draft, renamed_from: Path | None) -> Iterator
     before = renamed_from.read_bytes()
     # Where nothing but the name is wrong, every byte stays, line ends included.
     content = before if draft.rules == ["caption-extension"] else encoded_like(draft.text, before)
-    yield Change(rules, renamed_from, None, f"becomes {target.name}")
-    yield Change(rules, target, lambda: content, f"caption: {' '.join(draft.text.split())}")
+    steps = [
+        Change(rules, target, lambda: content, f"caption: {' '.join(draft.text.split())}"),
+        Change(rules, renamed_from, None, f"becomes {target.name}"),
+    ]
+    # The new one first, so that a kill between the two loses no caption; but to some disks a.TXT and a.txt are one.
+    yield from reversed(steps) if renamed_from.name.lower() == target.name.lower() else steps

@@ -164,7 +164,10 @@ def _samples(
 def _begin(out: Path, files: list[Path], caption_column: str | None) -> _Marker:
     """The state to go on from. Raises DataError for a folder that this import can't be written into."""
     wanted = _Marker({str(path): path.stat().st_size for path in files}, caption_column)
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    there = list(out.iterdir()) if out.is_dir() else []
+    atomic.sweep_names(there)
+    # What a kill before the first marker left half written is nothing, either.
+    if not out.exists() or (out.is_dir() and all(path.name.startswith(f".{MARKER}.") for path in there)):
         out.mkdir(parents=True, exist_ok=True)
         atomic.write_json(out / MARKER, asdict(wanted))
         return wanted
@@ -176,6 +179,7 @@ def _begin(out: Path, files: list[Path], caption_column: str | None) -> _Marker:
         raise DataError(f"{out} holds another import, of {', '.join(known.files)}: give --out a new folder.")
     if len(known.done) == len(known.files):
         raise DataError(f"{out} holds this import already, finished.")
+    atomic.sweep(out, shared=True)
     return known
 
 

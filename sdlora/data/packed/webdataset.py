@@ -48,6 +48,8 @@ def read_shard(path: Path, file: IO[bytes]) -> Iterator[PackedSample | Unusable]
                 parts.setdefault(suffix, content.read() if content else b"")
             yield from _sample(key, parts)
     except (tarfile.TarError, OSError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's fault: read again, it may well be sound
+            raise
         yield Unusable(path.name, f"the archive is damaged behind '{key}' ({error}): the rest of it is lost")
 
 

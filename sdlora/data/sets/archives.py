@@ -17,6 +17,7 @@ from sdlora.constants import GIB, MIB
 from sdlora.data.caption_files import repeats_folder
 from sdlora.data.decoding import IMAGE_SUFFIXES
 from sdlora.data.sets.folders import clean_part
+from sdlora.disk import explain
 from sdlora.words import size_in_words
 
 _CHUNK_BYTES = MIB
@@ -167,5 +168,5 @@ def _reason(error: Exception) -> str:
         return "it has a password: unpack it first"
     with suppress(AttributeError):
         if isinstance(error, OSError) and error.strerror:
-            return f"it can't be unpacked ({error.strerror})"
+            return f"it can't be unpacked: {explain(error)}"
     return f"it is no intact zip file ({error})"

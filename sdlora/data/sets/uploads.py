@@ -80,6 +80,7 @@ def receive(folder: Path, uploads: Sequence[Path], limits: Limits | None = None)
 
 def _sweep(folder: Path) -> None:
     """Delete what killed servers left of uploads: of one that goes on, here or on another machine, something is new."""
+    atomic.sweep(folder, shared=True)
     oldest = time.time() - _FORGOTTEN_SECONDS
     for left in folder.glob(f"{_STAGING}*"):
         with suppress(OSError):

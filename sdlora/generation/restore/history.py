@@ -65,7 +65,7 @@ def write_zip(images: Sequence[Path], target: Path) -> Path:
     """All images in one zip file, not compressed again; equal names get a number. Missing ones are left out."""
     taken: set[str] = set()
     # Made for one download and never needed after a power cut, so it isn't forced to the disk.
-    writing = atomic.writing(target, parents=True, durable=False)
+    writing = atomic.writing(target, parents=True, durable=False, large=True)
     with writing as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for image in images:
             if image.is_file():

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdlora import atomic
+from sdlora import atomic, disk
 from sdlora.config.generate import ImageFilesConfig, ImageFormat
 from sdlora.constants import GIB, MIB
 from sdlora.data.decoding import UnreadableImageError, open_image
@@ -67,8 +67,9 @@ def save_image(image: GeneratedImage, path_or_folder: Path) -> Path:
         return _put(data, path_or_folder)
     data = encode_image(image.image, config.files.format, config.files.quality, settings)
     ending = f"{config.seed}{SUFFIX_OF[config.files.format]}"
-    names = [path.name for path in path_or_folder.iterdir()] if path_or_folder.is_dir() else []
-    number = max((int(match[1]) for name in names if (match := _NUMBERED.match(name))), default=-1)
+    there = list(path_or_folder.iterdir()) if path_or_folder.is_dir() else []
+    atomic.sweep_names(there)  # half a picture of a process that was killed
+    number = max((int(match[1]) for path in there if (match := _NUMBERED.match(path.name))), default=-1)
     while True:
         number += 1
         path = path_or_folder / f"{number:05d}-{ending}"
@@ -126,7 +127,7 @@ def _is_created(path: Path, data: bytes) -> bool:
     try:
         return atomic.create_file(path, data, parents=True)
     except OSError as error:
-        raise DataError(f"{path} can't be written: {error.strerror or error}") from error
+        raise DataError(disk.explain(error, path)) from error
 
 
 # ---- reading
