@@ -45,13 +45,13 @@ def _begin_again(folder: Path) -> NoReturn:
 
 
 def _campaign(root: Path, minutes: float, seed: int, only: list[str], evidence: Path | None) -> None:
-    from tests.faults import filing, serving
+    from tests.faults import commanding, filing, serving
     from tests.faults import kinds as trainings
     from tests.faults.campaign import Lab, Try
     from tests.support.tiny_models import build
 
     lab = Lab(root, build("sd1", root / "model"), _pictures(root / "images"), random.Random(seed))
-    known = (*trainings.KINDS, *serving.KINDS, *filing.KINDS)
+    known = (*trainings.KINDS, *serving.KINDS, *filing.KINDS, *commanding.KINDS)
     kinds = [kind for kind in known if not only or kind.__name__ in only]
     if not kinds:
         sys.exit(f"--only names none of {', '.join(kind.__name__ for kind in known)}")

@@ -1,7 +1,7 @@
 /* Makes the disk refuse, for tests: preloaded, it stands between a program and the C library's calls that change files.
 
    fault_arm(prefix, nth, number, sticky): from the nth changing call on paths below `prefix` on, fail with errno
-   `number`; once, or with `sticky` for ever. Below 0, `number` is a signal that ends the process instead, with the
+   `number`; once, or with `sticky` for ever. Below 0, `number` is a signal that the process gets instead, with the
    sign turned. nth 0 only counts. fault_count(): calls since it was armed. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -35,7 +35,10 @@ static int refuses(const char *path) {
     if (!armed || !is_below(path)) return 0;
     long now = __sync_add_and_fetch(&seen, 1);
     if (!nth || (sticky ? now < nth : now != nth)) return 0;
-    if (number < 0) kill(getpid(), -number);
+    if (number < 0) {  /* what is not ended by it goes on, and the call is made */
+        kill(getpid(), -number);
+        return 0;
+    }
     errno = number;
     return 1;
 }
