@@ -163,6 +163,9 @@ def create_file(path: Path, content: bytes, *, parents: bool = False) -> bool:
             if path.exists():
                 return False
             _replace(temporary, path)
+    except OSError as error:
+        _name_path(error, path)
+        raise
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from sdlora import disk
 from sdlora.errors import AdapterError, ConfigError
 
 _MODEL_SUFFIXES = (".safetensors", ".ckpt")
@@ -36,6 +38,8 @@ def require_files(
         problems.append(f"{out}: what is written is a {suffix} file; give it that ending")
     elif out is not None and out.exists() and not force:
         problems.append(f"{out} exists already; choose another name, or give --force to replace it")
+    elif out is not None and (why := disk.why_not_writable(Path(os.path.realpath(out)).parent)):
+        problems.append(f"{out}: {why}")
     if len(problems) == 1:
         raise AdapterError(problems[0])
     if problems:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdlora import disk
 from sdlora.cli.app import app, console
 from sdlora.cli.early import require_files
 from sdlora.cli.grids import (
@@ -126,6 +127,8 @@ def generate(
     source = "the command line" if request is None or request == prompt else request
     files.override(values, overrides or (), source, GenerateConfig)
     config = files.validate(values, source, GenerateConfig)
+    if problem := disk.why_not_writable(config.files.folder):
+        raise ConfigError(source, [f"files.folder: {problem}"])
     if grid or compare:
         generate_grid(config, grid, run=run, compare=compare, yes=yes)
     else:

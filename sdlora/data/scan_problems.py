@@ -13,6 +13,7 @@ from pathlib import Path
 from sdlora.config.images import CaptionsConfig
 from sdlora.config.shipped import BUILTIN_PREFIX, resolve_folder, sample_images_folder, shipped_sets
 from sdlora.data.decoding import IMAGE_SUFFIXES
+from sdlora.disk import why_not_writable
 from sdlora.errors import DataError
 
 _LISTED_AT_MOST = 100
@@ -57,6 +58,12 @@ def changeable(folder: Path) -> Path:
         raise DataError(f"{folder} comes with sdlora and is not changed: copy {shipped}, and name the copy.")
     refuse_missing_folders([folder := folder.expanduser().resolve()])
     return folder
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise DataError for a folder that nothing can be written into: before a model is loaded to write there."""
+    if problem := why_not_writable(folder):
+        raise DataError(problem)
 
 
 def refuse_empty_folder(folder: Path, files: Sequence[Path]) -> None:

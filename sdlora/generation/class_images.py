@@ -12,6 +12,7 @@ from sdlora.config.generate import GenerateConfig
 from sdlora.config.images import CaptionsConfig
 from sdlora.data.captions import render
 from sdlora.data.decoding import IMAGE_SUFFIXES
+from sdlora.data.scan_problems import refuse_unwritable
 from sdlora.errors import ConfigError, DataError
 from sdlora.generation.generate import Generator
 from sdlora.generation.request.requests import resolve
@@ -59,6 +60,7 @@ def generate_class_images(
         prompt = render(prompts[number % len(prompts)], CaptionsConfig(wildcards=True), random.Random(seed))
         rows[number] = request.model_copy(update={"prompt": prompt, "seed": seed, "num_images": 1})
     resolve(next(iter(rows.values())))  # every problem is told before a model is loaded
+    refuse_unwritable(folder)
     atomic.sweep(folder, shared=True)
     generator = Generator(request.base_model, request.compute)
     for start in range(0, len(missing), request.batch_size):

@@ -114,8 +114,10 @@ def test_who_writes_to_a_full_disk_is_told_which_and_how_much_is_free_and_nothin
     monkeypatch.setattr(atomic, "_replace", refuse)
     monkeypatch.setattr(os, "link", refuse)
     folder = tmp_path / "there"
-    with pytest.raises(SdloraError, match=rf"{folder}.*can't be written: its disk is full, [\d.]+ MiB are free"):
+    words = rf"{folder}.*can't be written: its disk is full, [\d.]+ MiB are free"
+    with pytest.raises(SdloraError, match=words) as told:
         command(folder)
+    assert atomic.TEMPORARY_SUFFIX not in str(told.value)
     assert not list(folder.rglob(f".*{atomic.TEMPORARY_SUFFIX}"))
 
 

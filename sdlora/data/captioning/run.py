@@ -19,7 +19,7 @@ from sdlora.data.captioning.wording import combine
 from sdlora.data.decoding import UNREAD_SUFFIXES, UnreadableImageError, load_rgb
 from sdlora.data.folder_listing import Listing, list_folder
 from sdlora.data.images import THREADS
-from sdlora.data.scan_problems import changeable
+from sdlora.data.scan_problems import changeable, refuse_unwritable
 from sdlora.data.unread import unread_in
 from sdlora.disk import explain
 from sdlora.errors import DataError, ModelError
@@ -71,6 +71,7 @@ def caption_folder(
     # Before the model is loaded, which may be a download of gigabytes, for nothing to do.
     if not _wanted(folder, listing, config, set())[0]:
         return Captioned(skipped=len(listing.pictures))
+    refuse_unwritable(folder)
     captioner = captioner or load_captioner(config)
     for sentence in with_captioner(config, getattr(captioner, "kind", None)):
         events.warn(sentence)
