@@ -1,38 +1,37 @@
-"""python -m sdlora, and the console script `sdlora`."""
+"""python -m sdlora, and the console script `sdlora`. Loads little before `program`, where Ctrl-C shows no traceback."""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import sys
-import tempfile
-import time
-import traceback
-from contextlib import suppress
-from pathlib import Path
 
-from sdlora import disk
 from sdlora.constants import INTERRUPTED
-from sdlora.errors import SdloraError
-from sdlora.processes import LAUNCHER_VARIABLE, TURN_VARIABLE, is_main_process, wait_for_go, without_traceback
 
 
 def program() -> None:
     """`main` as a process of its own."""
-    with without_traceback():
-        wait_for_go()
-        if TURN_VARIABLE in os.environ:
-            from sdlora.launch.jobs import wait_for_turn
+    try:
+        from sdlora.processes import TURN_VARIABLE, wait_for_go, without_traceback
 
-            wait_for_turn()
-        main()
+        with without_traceback():
+            wait_for_go()
+            if TURN_VARIABLE in os.environ:
+                from sdlora.launch.jobs import wait_for_turn
+
+                wait_for_turn()
+            main()
+    except KeyboardInterrupt:  # while that was loaded
+        sys.exit(INTERRUPTED)
 
 
 def main() -> None:
     """Run the command line; an SdloraError becomes its message and exit code, never a traceback."""
+    import logging
+
+    from sdlora import disk
     from sdlora.cli import app
     from sdlora.cli.progress import recorded_end
+    from sdlora.errors import SdloraError
 
     # Libraries warn of packages that sdlora does without; what matters to users comes as events
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -66,9 +65,11 @@ def main() -> None:
 
 def _end(message: str, exit_code: int, *, is_told: bool = False) -> None:
     """End with a message on the terminal; of processes that train together one alone shows it there."""
+    from sdlora.processes import LAUNCHER_VARIABLE, is_main_process
+
     reply = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if reply:
-        _reply(Path(reply), message)
+        _reply(reply, message)
     is_shown = is_main_process() and LAUNCHER_VARIABLE not in os.environ
     # Without a launcher that shows what others write down, each must say itself what nobody else says.
     if is_shown or not (reply or is_told or is_main_process()):
@@ -77,15 +78,24 @@ def _end(message: str, exit_code: int, *, is_told: bool = False) -> None:
     sys.exit(exit_code)
 
 
-def _reply(path: Path, message: str) -> None:
+def _reply(path: str, message: str) -> None:
     """Tell the launcher, in the form that torchrun shows in its own report."""
+    import json
+    import time
+    from contextlib import suppress
+    from pathlib import Path
+
     more = {"py_callstack": message, "timestamp": str(int(time.time()))}
     with suppress(OSError):
-        path.write_text(json.dumps({"message": {"message": message, "extraInfo": more}}), encoding="utf-8")
+        Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": more}}), encoding="utf-8")
 
 
 def _unexpected(error: Exception) -> str:
     """One line for a person, the traceback in a file for whoever fixes it."""
+    import tempfile
+    import traceback
+    from pathlib import Path
+
     words = " ".join(f"{type(error).__name__}: {error}".split())[:500]
     try:
         descriptor, path = tempfile.mkstemp(prefix="sdlora-error-", suffix=".txt")

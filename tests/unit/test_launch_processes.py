@@ -286,6 +286,20 @@ def test_a_damaged_record_is_none(tmp_path: Path, values: dict[str, object]) -> 
     assert ProcessRecord.read(tmp_path / "process.json") is None
 
 
+def test_ctrl_c_while_the_program_loads_prints_no_traceback() -> None:
+    code = (
+        "import runpy, sys\n"
+        "class Pressed:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'psutil':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed())\n"
+        "runpy.run_module('sdlora', run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (ended.returncode, ended.stderr) == (130, b"")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 def test_ctrl_c_pressed_again_and_again_prints_no_traceback() -> None:
     code = (
