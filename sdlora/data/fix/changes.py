@@ -52,7 +52,10 @@ def with_text(rules: tuple[str, ...], path: Path, text: str) -> Change:
     """The change that gives a caption file this text; one that is there keeps its encoding and mark."""
     summary = f"caption: {' '.join(text.split())}"
     content = partial(_encoded_as_before, text, path)
-    return Change(rules, path, content, summary, hash_of(path))
+    planned_on: str | None = ""
+    with suppress(OSError):  # told when the change is made
+        planned_on = hash_of(path)
+    return Change(rules, path, content, summary, planned_on)
 
 
 def _encoded_as_before(text: str, path: Path) -> bytes:
