@@ -27,6 +27,7 @@ from sdlora.data.packed.unpack import MARKER, unpack
 from sdlora.data.sets.uploads import receive
 from sdlora.errors import DataError, SdloraError
 from sdlora.generation.generated import GeneratedImage, GenerationFacts
+from sdlora.generation.grid.run import _new_folder
 from sdlora.generation.restore.image_files import save_image
 from tests.support.dataset_pictures import picture, save_captioned
 from tests.support.tiny_captioners import numbered
@@ -203,3 +204,9 @@ def test_a_disk_that_fails_while_an_import_reads_ends_it_and_it_goes_on_later(
         with pytest.raises(OSError, match="Input/output error"):
             unpack(tmp_path / "a.tar", tmp_path / "out")
     assert unpack(tmp_path / "a.tar", tmp_path / "out").images == 4
+
+
+def test_what_a_killed_grid_left_goes_with_the_next(tmp_path: Path) -> None:
+    half = left(tmp_path / "grid-0001" / "x01.png")
+    assert _new_folder(tmp_path) == tmp_path / "grid-0002"
+    assert not half.exists()

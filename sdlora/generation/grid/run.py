@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from sdlora import atomic
 from sdlora.config.generate import GenerateConfig
 from sdlora.errors import ConfigError
 from sdlora.generation.grid.axes import parse_axes
@@ -227,6 +228,8 @@ def save_grid(
 
 def _new_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("grid-*"):
+        atomic.sweep(earlier, shared=True)  # half a picture of a grid that was killed
     number = 1
     while True:
         # mkdir claims the number: of two grids that begin at once each gets its own.
