@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import warnings
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from sdlora.errors import ModelError, SdloraError
 LENGTH_BYTES = 8
 """A .safetensors file begins with its header's length, as 8 little-endian bytes."""
 _WRAPPED = ("state_dict", "model", "module", "lora", "weights")
+_ZIP = b"PK\x03\x04"
+"""An archive, as torch.save makes them since 1.6."""
+PICKLE_STARTS = (_ZIP, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""That, and bare pickles of protocol 2 to 5."""
 LONGEST_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
 
@@ -32,6 +37,10 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"7z\xbc\xaf", "a 7z archive; unpack it"),
     (b"\x1f\x8b", "a gzip archive; unpack it"),
 )
+
+
+class HarmfulError(ModelError):
+    """A pickle that holds more than plain tensors."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,8 @@ def read_header(path: Path, *, error: type[SdloraError] = ModelError, longest: i
         # Only now: a true header's length may begin like anything.
         if what := looks_like(path):
             raise error(f"{path.name} is {what}")
+        if _begins_like_pickle(path):
+            raise error(f"{path.name} is a file of PyTorch's (a pickle) under another name; rename it to end in .ckpt")
         if longest < length <= min(size - LENGTH_BYTES, LONGEST_HEADER_BYTES):
             raise error(f"{path.name}: its header is of {length:,} bytes; up to {longest:,} are read")
         raise error(f"{path.name} is damaged or not a safetensors file: its header claims {length} of {size} bytes")
@@ -100,7 +111,22 @@ def looks_like(path: Path) -> str:
         return "empty; download or copy it again"
     if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page: its download was answered with one, as where a login is needed; download it again"
-    return next((what for mark, what in _STARTS if start.startswith(mark)), "")
+    if what := next((what for mark, what in _STARTS if start.startswith(mark)), ""):
+        return what
+    if start[LENGTH_BYTES:].startswith(b"{"):
+        is_called_so = path.suffix.lower() == ".safetensors"
+        return "" if is_called_so else "a safetensors file under another name; rename it to end in .safetensors"
+    is_archive = start.startswith(_ZIP) and zipfile.is_zipfile(path) and not _is_of_torch(path)
+    return "a zip archive; unpack it" if is_archive else ""
+
+
+def _is_of_torch(archive: Path) -> bool:
+    """Whether a zip archive is one that torch.save made."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return any(name.rpartition("/")[2] == "data.pkl" for name in opened.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def header_length(path: Path) -> int:
@@ -130,7 +156,10 @@ def unpickle(path: Path, *, mmap: bool = False) -> Any:
 
 
 def read_pickled(path: Path) -> dict[str, Any]:
-    """The tensors of a .ckpt file, mapped from disk where its format allows; nothing in it is executed."""
+    """The tensors of a .ckpt file, mapped from disk where its format allows; nothing in it is executed.
+
+    Raises HarmfulError where it holds more than plain tensors, ModelError where it holds none or is damaged.
+    """
     import torch
 
     if path.is_file() and (what := looks_like(path)):
@@ -143,13 +172,18 @@ def read_pickled(path: Path) -> dict[str, Any]:
                 raise
             content = unpickle(path)
     except pickle.UnpicklingError as error:
-        raise ModelError(
+        if not _begins_like_pickle(path):
+            raise ModelError(f"{path}: is damaged or no file of PyTorch's; download or copy it again") from error
+        raise HarmfulError(
             f"{path}: holds more than plain tensors, and loading it could run code; it is not opened. "
             "Convert it to .safetensors with a tool you trust, or get that version of the model."
         ) from error
     except Exception as error:
         # In bytes that are no checkpoint torch's reader stumbles wherever it happens to be: nothing to list.
-        raise ModelError(f"{path}: can't be read as a checkpoint: {error or type(error).__name__}") from error
+        is_cut = path.is_file() and _begins_like_pickle(path, _ZIP) and not zipfile.is_zipfile(path)
+        why = "incomplete; download or copy it again" if is_cut else error or type(error).__name__
+        raise ModelError(f"{path}: can't be read as a checkpoint: {why}") from error
+    what = _other_content(content)
     # Training scripts keep the weights one level down, beside the optimizer's.
     while isinstance(content, dict) and (inner := next((i for i in _WRAPPED if isinstance(content.get(i), dict)), "")):
         content = content[inner]
@@ -164,8 +198,28 @@ def read_pickled(path: Path) -> dict[str, Any]:
         if name.endswith(".alpha") and isinstance(value, (int, float)):
             tensors[name] = torch.tensor(float(value))
     if not tensors:
-        raise ModelError(f"{path}: holds no tensors")
+        raise ModelError(f"{path}: {what or 'holds no tensors'}")
     return tensors
+
+
+def _begins_like_pickle(path: Path, *starts: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(LENGTH_BYTES).startswith(starts or PICKLE_STARTS)
+
+
+def _other_content(content: Any) -> str:
+    """What a file of PyTorch's is that has no tensors by name; empty where that isn't known."""
+    import torch
+
+    if isinstance(content, torch.Tensor):
+        return "is a single tensor without a name, which is no adapter and no model (an aesthetic embedding is one)"
+    if isinstance(content, list) and any(isinstance(one, torch.Tensor) for one in content):
+        return "is a list of tensors without names, as the first LoRA tool wrote them, which is not read"
+    if not isinstance(content, dict):
+        return ""
+    if any(isinstance(key, int) and isinstance(layers, (list, tuple)) for key, layers in content.items()):
+        return "is a hypernetwork of AUTOMATIC1111, which is not read: it has layers of its own between the model's"
+    return "is an optimizer's state and holds no weights" if "param_groups" in content else ""
 
 
 def read_tensor(path: Path, name: str) -> Any:

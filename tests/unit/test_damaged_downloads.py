@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from sdlora.adapters.files.embeddings import read_embedding
 from sdlora.adapters.files.reading import read
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.errors import SdloraError
@@ -51,3 +53,56 @@ def test_a_header_that_is_too_long_is_not_called_damage(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors", {"ss_training_comment": "x" * 17_000_000})
     with pytest.raises(SdloraError, match=r"its header is of 17,000,\d\d\d bytes; up to 16,777,216 are read"):
         read(tmp_path / "x.safetensors")
+
+
+def test_a_file_of_pytorch_under_another_name_is_told_how_to_be_called(tmp_path: Path) -> None:
+    torch.save({"emb_params": torch.ones(2, 768)}, tmp_path / "x.safetensors")
+    for reader in (read, read_embedding):
+        with pytest.raises(SdloraError, match=r"only plain tensors are read.* rename it to end in .pt"):
+            reader(tmp_path / "x.safetensors")
+    with pytest.raises(SdloraError, match=r"a pickle\) under another name; rename it to end in .ckpt"):
+        detect(BaseModelConfig(model=str(tmp_path / "x.safetensors")))
+
+
+@pytest.mark.parametrize("ending", [".pt", ".bin", ".ckpt"])
+def test_a_safetensors_file_under_another_name_is_told_how_to_be_called(tmp_path: Path, ending: str) -> None:
+    save_file({"emb_params": torch.ones(2, 768)}, tmp_path / f"x{ending}")
+    words = r"is a safetensors file under another name; rename it to end in .safetensors"
+    for reader in (read, read_embedding):
+        with pytest.raises(SdloraError, match=words):
+            reader(tmp_path / f"x{ending}")
+    if ending == ".ckpt":
+        with pytest.raises(SdloraError, match=words):
+            detect(BaseModelConfig(model=str(tmp_path / "x.ckpt")))
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".zip"])
+def test_an_archive_with_an_adapter_in_it_is_called_one(tmp_path: Path, ending: str) -> None:
+    with zipfile.ZipFile(tmp_path / f"x{ending}", "w") as archive:
+        archive.writestr("lora.safetensors", b"...")
+    with pytest.raises(SdloraError, match="is a zip archive; unpack it"):
+        read(tmp_path / f"x{ending}")
+
+
+def test_what_a_pickle_holds_instead_of_weights_is_said(tmp_path: Path) -> None:
+    linear = {"linear.0.weight": torch.ones(4, 4)}
+    contents = {
+        "a hypernetwork of AUTOMATIC1111": {768: [linear, linear], "step": 1},
+        "a list of tensors without names, as the first LoRA tool": [torch.ones(4, 2), torch.ones(2, 4)],
+        "a single tensor without a name": torch.ones(1, 768),
+        "an optimizer's state": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 1.0}]},
+    }
+    for words, content in contents.items():
+        torch.save(content, tmp_path / "x.pt")
+        with pytest.raises(SdloraError, match=f"^x.pt is {words}"):
+            read(tmp_path / "x.pt")
+
+
+def test_a_cut_or_wrong_pickle_is_not_taken_for_one_that_runs_code(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(400)}, tmp_path / "whole.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:-300])
+    with pytest.raises(SdloraError, match=r"^cut.pt can't be read as a checkpoint: incomplete; download"):
+        read(tmp_path / "cut.pt")
+    (tmp_path / "zeros.bin").write_bytes(bytes(100))
+    with pytest.raises(SdloraError, match=r"^zeros.bin is damaged or no file of PyTorch's"):
+        read(tmp_path / "zeros.bin")

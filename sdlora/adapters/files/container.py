@@ -14,15 +14,22 @@ from safetensors import SafetensorError, safe_open
 from sdlora import atomic, disk
 from sdlora.constants import MIB
 from sdlora.errors import AdapterError, ModelError
-from sdlora.models.headers import LENGTH_BYTES, Header, file_tensor_hash, looks_like, read_header, read_pickled
+from sdlora.models.headers import (
+    LENGTH_BYTES,
+    PICKLE_STARTS,
+    HarmfulError,
+    Header,
+    file_tensor_hash,
+    looks_like,
+    read_header,
+    read_pickled,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _LONGEST_HEADER_BYTES = 16 * MIB
 """Far above what any adapter needs; a longer one is an attempt to eat memory."""
-# A zip archive, as torch.save writes since 1.6, and bare pickles of protocol 2 to 5.
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _PICKLE_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 
 
@@ -65,11 +72,13 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
         raise AdapterError(f"{path.name} is {what}")
     try:
         return read_pickled(path)
-    except ModelError as error:
+    except HarmfulError as error:
         raise AdapterError(
             f"{path.name} is a pickle: opening one can run any program hidden in it, so only plain tensors are read, "
             f"and these can't be ({str(error).removeprefix(f'{path}: ')})"
         ) from error
+    except ModelError as error:
+        raise AdapterError(f"{path.name} {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def adapter_header(path: Path) -> Header:
@@ -79,12 +88,18 @@ def adapter_header(path: Path) -> Header:
     """
     if is_pickle(path):
         return Header(path, {name: tuple(tensor.shape) for name, tensor in _load_pickle(path).items()})
-    refuse_pickle(path)
+    refuse_pickle(path, "only plain tensors are read, and under its own name: rename it to end in .pt")
     return read_header(path, error=AdapterError, longest=_LONGEST_HEADER_BYTES)
 
 
-def refuse_pickle(path: Path) -> None:
-    """Raise AdapterError when a file isn't there or, by its name or first bytes, is a pickle."""
+_SAFETENSORS_ONLY = "only .safetensors files are read. Convert it with the tool that made it."
+
+
+def refuse_pickle(path: Path, instead: str = _SAFETENSORS_ONLY) -> None:
+    """Raise AdapterError when a file isn't there or, by its name or first bytes, is a pickle or a zip archive.
+
+    instead: the end of the sentence, what is read of such a file.
+    """
     if not path.is_file():
         raise AdapterError(f"{path}: there is no such file")
     try:
@@ -93,12 +108,11 @@ def refuse_pickle(path: Path) -> None:
     except OSError as error:
         raise AdapterError(f"{path} can't be opened: {error.strerror or error}") from error
     # a header of 640 bytes begins like a pickle, so what follows the length counts too
-    looks_pickled = start.startswith(_PICKLE_STARTS) and start[LENGTH_BYTES:] != b"{"
+    looks_pickled = start.startswith(PICKLE_STARTS) and start[LENGTH_BYTES:] != b"{"
+    if looks_pickled and (what := looks_like(path)):
+        raise AdapterError(f"{path.name} is {what}")
     if path.suffix.lower() in _PICKLE_SUFFIXES or looks_pickled:
-        raise AdapterError(
-            f"{path.name} is a pickle: opening one can run any program hidden in it, so only .safetensors files are "
-            "read. Convert it with the tool that made it."
-        )
+        raise AdapterError(f"{path.name} is a pickle: opening one can run any program hidden in it, so {instead}")
 
 
 def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
