@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,29 @@ def test_layers_that_have_numbers_only_are_named_as_the_first_tools(tmp_path: Pa
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(AdapterError, match="not read: the first LoRA tool's, whose layers have numbers and no names"):
         read(tmp_path / "x.safetensors")
+
+
+def peft_folder(folder: Path, **settings: object) -> Path:
+    layer = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {f"{layer}.lora_A.weight": random(4, 320), f"{layer}.lora_B.weight": random(320, 4)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, **settings}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_rank_other_than_that_of_the_settings_is_said(tmp_path: Path) -> None:
+    assert read(peft_folder(tmp_path)).notes == ()
+    assert read(peft_folder(tmp_path, r=16, rank_pattern={"to_q": 4})).notes == ()
+    (note,) = read(peft_folder(tmp_path, r=16)).notes
+    assert note.startswith("adapter_config.json says rank 16, but 1 of 1 layers have another: their scale is alpha by")
+
+
+def test_a_dora_that_lost_its_magnitudes_is_said(tmp_path: Path) -> None:
+    words = "its settings say DoRA, but no layer has a magnitude"
+    assert read(peft_folder(tmp_path, use_dora=True)).notes[0].startswith(words)
+    arguments = json.dumps({"algo": "locon", "dora_wd": "True"})
+    assert read(saved(tmp_path, lora(), ss_network_args=arguments)).notes[0].startswith(words)
+    whole = {**lora(), f"{Q}.dora_scale": torch.ones(320, 1)}
+    assert read(saved(tmp_path, whole, ss_network_args=arguments)).notes == ()
+    assert read(saved(tmp_path, lora(), ss_network_args=arguments.replace("True", "False"))).notes == ()

@@ -39,6 +39,17 @@ class PeftSettings:
     source: str
     """Where they stand, for messages; empty when there are none."""
 
+    @property
+    def use_dora(self) -> bool:
+        """Whether any part was trained as DoRA."""
+        return any(own.get("use_dora") for own in self.by_part.values())
+
+    def rank(self, part: str, path: str) -> int | None:
+        """The rank that a layer has by these settings; None where they tell none."""
+        settings = self.by_part.get(part, self.by_part.get("", _NO_SCALE))
+        rank = _by_pattern(settings.get("rank_pattern"), path, settings.get("r"))
+        return rank if isinstance(rank, int) and rank > 0 else None
+
     def scaled(self, part: str, path: str, weights: ModuleWeights) -> ModuleWeights:
         """A layer with the alpha that these settings give it; unchanged when it has one, or they tell none.
 

@@ -42,6 +42,7 @@ _MARKS = {"on_input", "scaled_oft"}
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 """The end of the name of one file of several, as transformers and PEFT write large models."""
 _RANK_STABILISED = re.compile(r'"rs_lora"\s*:\s*"?(?:true|1)\b', re.IGNORECASE)
+_DECOMPOSED = re.compile(r'"dora_wd"\s*:\s*"?(?:true|1)\b', re.IGNORECASE)
 _PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 
 
@@ -97,6 +98,7 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     # Not the hash in the metadata: tools that change tensors often leave the old one there.
     model_hash = content_hash(path)
     notes = [*found.notes, *_scale_notes(modules, keys.layout, settings), *_rank_stabilised_notes(modules, metadata)]
+    notes += [*_rank_notes(modules, keys, found, settings), *_magnitude_notes(modules, metadata, settings)]
     if part := _PART.search(path.stem):
         notes.append(
             f"it is part {int(part[1])} of {int(part[2])} of an adapter: the layers in the other parts are missing"
@@ -299,6 +301,36 @@ def _rank_stabilised_notes(modules: Mapping[str, ModuleWeights], metadata: Mappi
     return [
         f"{weaker} of {len(modules)} layers were trained with rs_lora, which such files don't hold: here, as in other"
         " tools, they are weaker by the square root of their rank than they were trained"
+    ]
+
+
+def _rank_notes(
+    modules: Mapping[str, ModuleWeights], keys: LayerKeys, found: Resolution, settings: PeftSettings
+) -> list[str]:
+    """Where the settings tell another rank than the factors have: PEFT's scale is alpha by the first, ours by these."""
+    others: dict[int, int] = {}
+    for name, own in found.names.items():
+        weights = modules.get(own)
+        if weights is not None and weights.algorithm == "lora":
+            told = settings.rank(_PARTS[name.split("_")[1]], keys.paths[name])
+            if told is not None and told != weights.rank and "alpha" not in keys.layers[name]:
+                others[told] = others.get(told, 0) + 1
+    return [
+        f"{settings.source} says rank {told}, but {number} of {len(modules)} layers have another: their scale is alpha"
+        " by their own rank"
+        for told, number in others.items()
+    ]
+
+
+def _magnitude_notes(
+    modules: Mapping[str, ModuleWeights], metadata: Mapping[str, str], settings: PeftSettings
+) -> list[str]:
+    """Where a DoRA was trained, as its settings say, but no magnitude is there."""
+    is_told = settings.use_dora or _DECOMPOSED.search(metadata.get("ss_network_args", "")) is not None
+    if not is_told or not modules or any(weights.dora_scale is not None for weights in modules.values()):
+        return []
+    return [
+        "its settings say DoRA, but no layer has a magnitude: taken without, which is another adapter if they were lost"
     ]
 
 
