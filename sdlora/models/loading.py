@@ -14,6 +14,7 @@ from sdlora.config.shipped import BUILTIN_PREFIX
 from sdlora.constants import MIB
 from sdlora.errors import ModelError
 from sdlora.models.bundle import Bundle
+from sdlora.models.completeness import check_parts, check_vae
 from sdlora.models.components import Parts
 from sdlora.models.detection import Detection, detect, file_resolution
 from sdlora.models.dtypes import DTYPES
@@ -47,6 +48,9 @@ def load(
     """
     assert change is not None or not config.adapters, "adapters.algebra.loaded_base.load_base merges them"
     detection = detect(config)
+    check_parts(config, detection.family)
+    if config.vae is not None:
+        check_vae(config.vae)
     if dtype is None:
         dtype = torch.bfloat16 if config.precision == "auto" else DTYPES[config.precision]
     notes = list(detection.notes)

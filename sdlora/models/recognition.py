@@ -29,6 +29,10 @@ _IN_CHANNELS = {
     7: "an upscaler",
     8: "an InstructPix2Pix model",
 }
+_GUIDED = (
+    "a latent consistency model, whose UNet is told the guidance: without that it would be another model. Take the "
+    "model that it was made from, in generating with an LCM adapter"
+)
 _LORA_MARKS = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".hada_w1_", ".lokr_w", ".oft_", ".dora_scale")
 _OTHER_MARKS = {
     "joint_blocks.": "Stable Diffusion 3",
@@ -41,6 +45,9 @@ _OTHER_MARKS = {
     "cap_embedder": "Lumina or Z-Image",
     "clip_txt_mapper": "Stable Cascade",
     "motion_modules": "an AnimateDiff motion module",
+    "to_k_ip.": "an IP-Adapter",
+    "conv_first.weight": "an upscaler",
+    "RDB1.conv1": "an upscaler",
     "emb_params": "a textual-inversion embedding",
     "blocks.0.cross_attn": "a video or transformer model (Wan, Sana)",
 }
@@ -74,6 +81,8 @@ def recognise_header(header: Header) -> FamilyName:
     if shape is None:
         raise ModelError(f"{header.path}: incomplete, the UNet's first layer is missing")
     refuse_input_channels(str(header.path), shape[1])
+    if f"{UNET_PREFIX}time_embed.cond_proj.weight" in names:
+        raise ModelError(f"{path}: this is {_GUIDED}")
     family = _family_of_header(header)
     if not header.has({"sd1": SD1_TEXT_PREFIX, "sd2": SD2_TEXT_PREFIX, "sdxl": SDXL_TEXT_PREFIX}[family]):
         raise ModelError(f"{path}: holds a UNet of family {family} but no text encoder; take the complete model file")
@@ -162,6 +171,8 @@ def _without_unet(header: Header) -> str:
         )
     if header.has("down_blocks.") or header.has("unet.down_blocks."):
         return "this is the UNet alone of a diffusers model; give the folder that holds unet/, vae/ and text_encoder/"
+    if header.has("input_blocks."):
+        return "this is the UNet alone, without text encoder and VAE; take the complete model file"
     if header.has("encoder.down") or header.has(VAE_PREFIX):
         return "this is a VAE, not a base model; use base_model.vae for it"
     if header.has("text_model.") or header.has("transformer.resblocks."):
@@ -179,6 +190,8 @@ def recognise_config(name: str, index: Mapping[str, Any], unet: Mapping[str, Any
     if unet is None:
         raise ModelError(f"{name}: this is a {pipeline} model, it has no UNet; {_TRAINED}")
     refuse_input_channels(name, int(unet.get("in_channels", 4)))
+    if unet.get("time_cond_proj_dim") is not None:
+        raise ModelError(f"{name}: this is {_GUIDED}")
     levels, depth = len(unet.get("block_out_channels", ())), unet.get("layers_per_block", 2)
     size_embedding = unet.get("addition_embed_type")
     if size_embedding == "text_time" and index.get("text_encoder", [None])[0] is None:

@@ -19,6 +19,7 @@ from sdlora.generation.request.prompt_choices import choose
 from sdlora.generation.request.prompt_schedule import schedule
 from sdlora.generation.request.start_images import fitting_size, start_problems
 from sdlora.library.prompt_tags import take_tags
+from sdlora.models.completeness import check_parts, check_vae
 from sdlora.models.detection import Detection, detect
 
 Answer = TypeVar("Answer")
@@ -39,7 +40,7 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
     """
     problems: list[str] = []
     if detection is None:
-        detection = _try(problems, "base_model", lambda: detect(config.base_model))
+        detection = _try(problems, "base_model", lambda: _detected(config.base_model))
     folders = {"adapter_folders": config.adapter_folders, "wildcard_folders": config.wildcard_folders}
     missing = [(name, path) for name, paths in folders.items() for path in paths if not path.expanduser().is_dir()]
     problems += [f"{name}: {path}: no such folder" for name, path in missing]
@@ -73,6 +74,15 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
     # Chosen here, once: the request that is stored in the image must repeat it.
     seed = random.randrange(_SEEDS) if config.seed == -1 else config.seed
     return config.model_copy(update={"seed": seed})
+
+
+def _detected(config: BaseModelConfig) -> Detection:
+    """What the base model is. Raises ModelError also where a part of it is missing."""
+    detection = detect(config)
+    check_parts(config, detection.family)
+    if config.vae is not None:
+        check_vae(config.vae)
+    return detection
 
 
 def single_images(config: GenerateConfig) -> list[GenerateConfig]:

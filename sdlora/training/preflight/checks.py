@@ -16,13 +16,11 @@ from sdlora.config.generate import Sampler, sampler_problem
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.data.captions import protected_tags
-from sdlora.errors import AdapterError, ConfigError, MissingPackageError, ModelError, SdloraError
+from sdlora.errors import AdapterError, ConfigError, MissingPackageError, SdloraError
 from sdlora.generation.request.prompt_schedule import schedule
+from sdlora.models.completeness import check_parts, check_vae
 from sdlora.models.detection import detect
-from sdlora.models.headers import read_header
-from sdlora.models.hub import model_file
 from sdlora.models.layout import text_encoder_layouts
-from sdlora.models.source import locate
 from sdlora.models.text import check_clip_skip
 from sdlora.text_files import UnreadableTextError
 from sdlora.training.inputs.images import RunImages, find_images
@@ -97,13 +95,8 @@ def _check_packages(config: TrainConfig) -> None:
 
 
 def _check_vae(config: TrainConfig) -> None:
-    if config.base_model.vae is None:
-        return
-    source = locate(config.base_model.vae)
-    if source.kind == "file" and source.path is not None:
-        read_header(source.path)
-    elif all(model_file(source, name, None) is None for name in ("config.json", "vae/config.json")):
-        raise ModelError(f"{config.base_model.vae}: holds no VAE: neither config.json nor vae/config.json is there")
+    if config.base_model.vae is not None:
+        check_vae(config.base_model.vae)
 
 
 def _check_previews(config: TrainConfig) -> None:
@@ -132,6 +125,7 @@ def _check_tags(config: TrainConfig) -> None:
 
 def _check_base(config: TrainConfig) -> None:
     detection = detect(config.resolved_base_model)
+    check_parts(config.base_model, detection.family)
     problems = [
         f"{setting}: {problem}"
         for setting, sampler in _preview_samplers(config)
