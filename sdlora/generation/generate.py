@@ -247,14 +247,22 @@ class Generator:
         """The embeddings of a row's folders and adapters that the texts name."""
         found: dict[str, Source] = {}
         expected: dict[str, str] = {}
+        whose: dict[str, str] = {}
+        twice: dict[str, str] = {}
         for file in (self._pool.get(used).loaded.file for used in row.adapters):
             trained = new_tokens_in(file.metadata)
             beside = embeddings_beside(file.path) if trained else {}
-            found |= {token.casefold(): path for token, path in beside.items()}
-            found |= {name.casefold(): embedding for name, embedding in file.embeddings.items()}
+            own: dict[str, Source] = {token.casefold(): path for token, path in beside.items()}
+            own |= {name.casefold(): embedding for name, embedding in file.embeddings.items()}
+            for name in own:
+                if (before := whose.setdefault(name, file.path.name)) != file.path.name:
+                    twice[name] = f"'{name}' comes with {before} and {file.path.name}: that of the last is used"
+            found |= own
             expected |= {token.casefold(): file.path.name for token in trained}
         widths = [encoder.get_input_embeddings().weight.shape[1] for encoder in self.bundle.text_encoders]
-        return choose_embeddings(texts, row.embedding_folders, found, widths, expected)
+        chosen = choose_embeddings(texts, row.embedding_folders, found, widths, expected)
+        meant = (note for name, note in twice.items() if name in chosen.names)
+        return replace(chosen, notes=(*meant, *chosen.notes))
 
     def _previewing(self, on_step: Callable[[StepPreview], None], index: int, num_images: int) -> OnStep:
         def tell(step: int, total_steps: int, clean: Callable[[], Tensor]) -> None:
@@ -288,7 +296,7 @@ class Generator:
                 ]
             said += [
                 *in_generating(row),
-                *prompt_warnings(row, chosen.names),
+                *prompt_warnings(row, (*chosen.names, *chosen.unusable)),
                 *chosen.notes,
                 *notes,
                 *([picture.warning] if picture.warning else []),

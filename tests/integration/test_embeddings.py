@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -141,9 +142,14 @@ def test_generate_uses_embeddings_by_name_and_from_a_bundle(shallow_sd1: Path, t
     adapters = (UsedAdapter(file=str(tmp_path / "lora.safetensors")),)
     (bundled,) = generator.generate(request(shallow_sd1, adapters=adapters))
     assert bundled.image.tobytes() == used.image.tobytes()
+    shutil.copy(tmp_path / "lora.safetensors", tmp_path / "other.safetensors")
+    both = (*adapters, UsedAdapter(file=str(tmp_path / "other.safetensors")))
+    (twice,) = generator.generate(request(shallow_sd1, adapters=both))
+    assert "'fox' comes with lora.safetensors and other.safetensors: that of the last is used" in twice.warnings
     save_file({"emb_params": vectors(2, width + 1)}, folder / "fox.safetensors")
     (other,) = generator.generate(request(shallow_sd1, embedding_folders=(folder,)))
     assert any("embedding fox is of width" in text and "taken as words" in text for text in other.warnings)
+    assert not any("no embedding of that name" in text for text in other.warnings)
     with pytest.raises(ConfigError, match="missing: no such folder"):
         list(generator.generate(request(shallow_sd1, embedding_folders=(tmp_path / "missing",))))
 

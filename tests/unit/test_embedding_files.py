@@ -110,3 +110,24 @@ def test_a_bundled_embedding_that_cannot_be_used_says_why() -> None:
     assert list(found) == ["fox"]
     assert unused["bundle_emb.fox.more"] == "no vectors of the embedding that it is bundled with"
     assert "can't be used, cat: clip_l [2, 3, 8] in float32 is no row" in unused["bundle_emb.cat.clip_l"]
+
+
+def test_of_two_files_with_one_name_the_one_that_is_used_is_said(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for name in ("Fox", "cat", "old/fox"):
+        save_file({"emb_params": rows(2)}, tmp_path / f"{name}.safetensors")
+    chosen = choose_embeddings(["a fox and a cat"], [tmp_path, tmp_path], {}, [8])
+    assert chosen.names == ("fox", "cat")
+    (note,) = chosen.notes
+    first, other = tmp_path / "Fox.safetensors", tmp_path / "old" / "fox.safetensors"
+    assert note == f"'fox' is {first}, the first of that name; not used: {other}"
+    assert choose_embeddings(["a cat"], [tmp_path], {}, [8]).notes == ()
+
+
+def test_an_embedding_of_an_adapter_that_a_file_of_the_same_name_replaces_is_said(tmp_path: Path) -> None:
+    save_file({"emb_params": rows(2)}, tmp_path / "fox.safetensors")
+    own, _ = bundled({"bundle_emb.fox.clip_l": rows(3)})
+    (note,) = choose_embeddings(["a fox"], [tmp_path], own, [8]).notes
+    assert note.endswith("fox.safetensors, the first of that name; not used: that of an adapter")
+    beside = {"fox": tmp_path / "fox.safetensors"}
+    assert choose_embeddings(["a fox"], [tmp_path], beside, [8]).notes == ()

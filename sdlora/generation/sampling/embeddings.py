@@ -25,6 +25,8 @@ class ChosenEmbeddings:
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """Those that are named but can't be used, so that their names are words."""
+    unusable: tuple[str, ...] = ()
+    """The names of those."""
     signature: tuple[tuple[str, ...], ...] = ()
     """Equal for embeddings that are the same."""
 
@@ -47,12 +49,17 @@ def choose_embeddings(
         raise ConfigError("embedding_folders", [f"{folder}: no such folder" for folder in missing])
     words: dict[str, list[Tensor]] = {}
     notes: list[str] = []
+    unusable: list[str] = []
     whole = "\n".join(texts)
-    sources: dict[str, Source] = {**_by_token(folders), **of_adapters, **_by_name(folders)}
+    by_name = _by_name(folders)
+    files = {name: paths[0] for name, paths in by_name.items()}
+    sources: dict[str, Source] = {**_by_token(folders), **of_adapters, **files}
     meant = _meant(sources, whole)
     for name, source in sources.items():
         if name not in meant:
             continue
+        if others := _others(name, by_name.get(name, []), of_adapters):
+            notes.append(f"'{name}' is {source}, the first of that name; not used: {first_few(others)}")
         try:
             embedding = read_embedding(source, name) if isinstance(source, Path) else source
             words[name] = embedding.for_widths(widths)
@@ -61,6 +68,7 @@ def choose_embeddings(
                 notes.append(f"{unused} not used, as no vectors of a word: {first_few(embedding.left_out)}")
         except AdapterError as error:
             notes.append(f"{error}: '{name}' is taken as words")
+            unusable.append(name)
     notes += [
         f"{adapter} was trained with the new token {token}, but its embedding lies neither beside it nor in "
         f"embedding_folders: '{token}' is taken as words"
@@ -69,7 +77,11 @@ def choose_embeddings(
     ]
     tokens = NewTokens(words)
     return ChosenEmbeddings(
-        tokens, tuple(words), tuple(notes), tuple((word, *tokens.signature(word)) for word in words)
+        tokens,
+        tuple(words),
+        tuple(notes),
+        tuple(unusable),
+        tuple((word, *tokens.signature(word)) for word in words),
     )
 
 
@@ -80,11 +92,22 @@ def _meant(names: Collection[str], text: str) -> set[str]:
     return {match[1].casefold() for match in re.finditer(pattern, text, re.IGNORECASE)} if names else set()
 
 
-def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
+def _others(name: str, files: Sequence[Path], of_adapters: Mapping[str, Source]) -> list[str]:
+    """What else has the name of the first of some files."""
+    others = [str(path) for path in files[1:]]
+    of_adapter = of_adapters.get(name)
+    if files and of_adapter is not None and of_adapter not in files:
+        others.append("that of an adapter")
+    return others
+
+
+def _by_name(folders: Sequence[Path]) -> dict[str, list[Path]]:
     """Files that may be embeddings, by name in small letters; the first of a name counts."""
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for path in _files(folders):
-        found.setdefault(path.stem.casefold(), path)
+        paths = found.setdefault(path.stem.casefold(), [])
+        if path not in paths:  # of folders that lie in each other
+            paths.append(path)
     return found
 
 
