@@ -189,7 +189,7 @@ def test_a_folder_without_an_adapter_names_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="this folder holds no adapter file"):
         read(tmp_path)
     peft_file(tmp_path / "unet")
-    with pytest.raises(AdapterError, match="no adapter file; unet in it do: name one of them"):
+    with pytest.raises(AdapterError, match="no adapter file; unet in it does: name that"):
         read(tmp_path)
 
 

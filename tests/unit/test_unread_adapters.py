@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sdlora.adapters.files.catalog import describe
-from sdlora.adapters.files.embeddings import embeddings_in
+from sdlora.adapters.files.embeddings import embeddings_in, read_embedding
 from sdlora.adapters.files.reading import read
 from sdlora.errors import AdapterError
 
@@ -111,3 +111,43 @@ def test_the_scale_beside_a_file_of_pefts_name_counts_whatever_its_layers_are_ca
     saved(tmp_path / "adapter_model.safetensors", tensors, peft_type="LORA", r=4, lora_alpha=16)
     (weights,) = read(tmp_path).modules.values()
     assert weights.scale == 4.0
+
+
+WHOLES = {
+    "a safety checker": {"concept_embeds": (17, 768), "special_care_embeds": (3, 768)},
+    "an encoder of pictures": {"vision_model.embeddings.class_embedding": (1024,), "visual_projection.weight": (8, 8)},
+    "a T2I-Adapter": {"body.0.block1.weight": (4, 4, 3, 3), "conv_in.weight": (4, 64, 3, 3)},
+    "an upscaler": {"conv_first.weight": (64, 3, 3, 3), "body.0.rdb1.conv1.weight": (32, 64, 3, 3)},
+    "a small VAE": {"0.weight": (64, 4, 3, 3), "1.conv.0.weight": (64, 64, 3, 3)},
+    "a VAE": {"first_stage_model.encoder.conv_in.weight": (4, 3, 3, 3), "first_stage_model.quant_conv.weight": (8, 8)},
+    "a text encoder": {"text_model.embeddings.token_embedding.weight": (9, 768)},
+    "a UNet": {"conv_in.weight": (320, 4, 3, 3), "down_blocks.0.resnets.0.conv1.weight": (4, 4, 3, 3)},
+}
+
+
+@pytest.mark.parametrize("what", WHOLES)
+def test_another_model_is_named_in_place_of_an_adapter_and_of_an_embedding(tmp_path: Path, what: str) -> None:
+    path = saved(tmp_path / "x.safetensors", {key: torch.ones(shape) for key, shape in WHOLES[what].items()})
+    with pytest.raises(AdapterError, match=f"^x.safetensors is no adapter but {what}"):
+        read(path)
+    assert embeddings_in(path) == []
+    with pytest.raises(AdapterError, match=f"^x.safetensors is no embedding but {what}"):
+        read_embedding(path)
+
+
+@pytest.mark.parametrize("end", ["scale_weight", "weight_scale", "weight.absmax", "weight.quant_map", "SCB"])
+def test_quantised_factors_are_named_so(tmp_path: Path, end: str) -> None:
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    scales = {f"{layer}.{factor}.{end}": torch.ones(1) for factor in ("lora_down", "lora_up")}
+    factors = {f"{layer}.lora_down.weight": torch.ones(4, 320), f"{layer}.lora_up.weight": torch.ones(320, 4)}
+    with pytest.raises(
+        AdapterError, match=r"^x.safetensors is quantised \(lora_unet_.* goes with some of its factors\)"
+    ):
+        read(saved(tmp_path / "x.safetensors", {**factors, **scales}))
+
+
+def test_the_sparse_rest_of_an_extraction_is_named(tmp_path: Path) -> None:
+    rest = {f"{LAYER}.bias_indices": torch.zeros(2, 1), f"{LAYER}.bias_values": torch.ones(1)}
+    note = read(saved(tmp_path / "x.safetensors", {**LORA, **rest})).unused_note()
+    assert note is not None
+    assert note.startswith("2 tensors are not used: 2 (the sparse rest that LyCORIS keeps beside the factors")

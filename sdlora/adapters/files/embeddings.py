@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sdlora.adapters.files.container import adapter_header, is_pickle, load_tensors
-from sdlora.adapters.files.foreign import algorithm_named
+from sdlora.adapters.files.foreign import algorithm_named, whole_of
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.adapters.files.key_names import by_layer
 from sdlora.constants import MIB
@@ -108,6 +108,8 @@ def _read(path: Path) -> list[Embedding]:
     if not words:
         if by_layer(named).layers:
             raise AdapterError(f"{path.name} is an adapter, no embedding; what is bundled with it goes by its name")
+        if whole := whole_of(named):
+            raise AdapterError(f"{path.name} is no embedding but {whole}")
         first = ", ".join(list(named)[:3]) or "no tensors"
         raise AdapterError(f"{path.name} holds no textual-inversion embedding (it holds {first})")
     used = {key for slots in words.values() for key in slots.values()}
@@ -184,7 +186,7 @@ def bundled(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Embedding], dict[s
 def _words(named: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
     """Keys by word and text encoder; none of an adapter. Names that tools have for the vectors of one word go before
     those that are words."""
-    if by_layer(named).layers:
+    if by_layer(named).layers or whole_of(named):
         return {}
     slots: dict[str, str] = {}
     for key in named:

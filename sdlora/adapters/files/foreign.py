@@ -33,6 +33,18 @@ _MODELS: tuple[tuple[str, str], ...] = (
     ),
     (r"layers[._]\d+[._](?:attention|feed_forward|adaLN)", "Lumina or Z-Image"),
 )
+# What a file is as a whole; the first that matches is told.
+_WHOLES: tuple[tuple[str, str], ...] = (
+    (r"(?:^|\.)(?:concept_embeds|special_care_embeds)$", "a safety checker"),
+    (r"(?:^|\.)vision_model\.|^visual\.", "an encoder of pictures (CLIP vision)"),
+    (r"^(?:adapter\.)?body\.\d+\.(?:resnets\.\d+\.)?block1\.", "a T2I-Adapter"),
+    (r"conv_first\.weight$|\.rdb\d\.conv|\.RDB\d\.conv|^upsample\.\d", "an upscaler"),
+    (r"^taesd|^(?:decoder\.|encoder\.)?(?:layers\.)?\d+\.conv\.0\.weight$", "a small VAE (TAESD)"),
+    (r"^position_net\.|\.fuser\.(?:attn|linear)", "GLIGEN"),
+    (r"^(?:first_stage_model\.)?(?:encoder|decoder)\.conv_in\.", "a VAE"),
+    (r"(?:^|\.)embeddings\.(?:token|position)_embedding\.", "a text encoder"),
+    (r"^conv_in\.weight$|^input_blocks\.0\.0\.weight$", "a UNet"),
+)
 # What PEFT calls the tensors of its methods beside those that are read: by their beginnings, one is enough.
 _PEFT_METHODS = {
     "adamss_": "AdaMSS",
@@ -99,10 +111,22 @@ def algorithm_named(keys: Iterable[str]) -> str | None:
     return next((what for pattern, what in _ALGORITHMS if any(re.search(pattern, key) for key in keys)), None)
 
 
+def whole_of(keys: Iterable[str]) -> str | None:
+    """The part of a model, or other model, that a file with tensors of these names is, of those that have no layers of
+    an adapter."""
+    keys = list(keys)
+    if any(key.startswith(("model.diffusion_model.", "cond_stage_model.", "conditioner.")) for key in keys):
+        return None  # a whole base model has all of them
+    return next((what for pattern, what in _WHOLES if any(re.search(pattern, key) for key in keys)), None)
+
+
 def no_adapter(keys: Iterable[str]) -> str | None:
     """What a file with tensors of these names is, that is no adapter which is read: the end of a sentence."""
     keys = list(keys)
-    if what := model_of(keys):
+    what = model_of(keys)
+    if (what is None or what.startswith("no adapter")) and (whole := whole_of(keys)):
+        return f"is no adapter but {whole}"
+    if what:
         return f"is {what}" if what.startswith("no adapter") else f"is for another model: {what}. {_READ}"
     if what := algorithm_named(keys):
         return f"is of an algorithm that is not read: {what}"
@@ -130,6 +154,8 @@ def unread_part(key: str) -> str:
     if what := model_of([key]):
         other = what.removeprefix("no adapter but ")
         return f"for another model: {what}" if other == what else f"part of {other}"
+    if key.endswith((".bias_indices", ".bias_values", ".bias_size")):
+        return "the sparse rest that LyCORIS keeps beside the factors that it extracts, which is not read"
     if key.endswith((".set_weight", ".reshape_weight")):
         return "replaces a whole weight, which is no update"
     if "modules_to_save" in key or key.endswith((".weight", ".bias")):

@@ -60,7 +60,8 @@ def _file_in(folder: Path) -> Path:
         return found[0]
     if not found:
         below = [path.parent.name for path in sorted(folder.glob("*/adapter_model.*"))]
-        hint = f"; {' and '.join(below)} in it do: name one of them" if below else ""
+        does = "does: name that" if len(below) == 1 else "do: name one of them"
+        hint = f"; {' and '.join(below)} in it {does}" if below else ""
         raise AdapterError(f"{folder}: this folder holds no adapter file{hint}")
     raise AdapterError(
         f"{folder}: this folder holds {len(found)} .safetensors files; name one, such as {found[0].name}"

@@ -57,12 +57,14 @@ _SPELLED = {
     "lora_magnitude_vector": "magnitude",
 }
 _BARE = (*LORA_FACTORS, *LOHA_FACTORS, *LOKR_FACTORS, *GLORA_FACTORS, "ia3_l", "on_input", *OFT_FACTORS)
+_PACKED = r"scale_weight|weight_scale|scale_input|weight_format|absmax|quant_map|SCB|comfy_quant"
+"""Ends of the names of tensors without which those of packed factors mean nothing."""
 _KEY = re.compile(
     r"(?P<path>.+?)\.(?:"
     # PEFT keeps the adapter's own name between factor and `weight`
     r"(?P<peft>lora_A|lora_B|lora_down|lora_up|lora_magnitude_vector|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?"
     r"|oft_R|ia3_l)"
-    r"(?:\.(?!weight$|bias$)[\w-]+)?"
+    rf"(?:\.(?!(?:weight|bias|{_PACKED})$)[\w-]+)?"
     rf"|(?P<plain>{'|'.join(re.escape(name) for name in (*_BARE, *_SPELLED, 'diff', *BESIDE))})"
     r")(?P<end>\.weight|\.bias)?"
 )
@@ -115,6 +117,12 @@ class LayerKeys:
         """The algorithm, of those not read, that has a factor more on some layer: without it that is another update."""
         named = {key: what for key in self.unused if (what := algorithm_named([key]))}
         return next((w for key, w in named.items() if any(f"{path}." in key for path in self.paths.values())), None)
+
+    @property
+    def packed(self) -> str | None:
+        """A tensor that by its name goes with factors in packed or scaled numbers."""
+        marks = re.compile(rf"\.(?:{'|'.join(map(re.escape, (*_BARE, *_SPELLED, 'diff')))})\..*\b(?:{_PACKED})$")
+        return next((key for key in self.unused if marks.search(key)), None)
 
     @property
     def strange_scale(self) -> str | None:

@@ -64,6 +64,11 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     keys = by_layer(tensors)
     if what := keys.other_algorithm:
         raise AdapterError(f"{path.name} is of an algorithm that is not read: {what}")
+    if key := keys.packed:
+        raise AdapterError(
+            f"{path.name} is quantised ({key} goes with some of its factors), which is not read: take it in fp16, bf16 "
+            "or fp32"
+        )
     if key := keys.strange_scale:
         raise AdapterError(
             f"{path.name} scales a layer by {key}, which is not understood; kohya's name for it is .alpha"
