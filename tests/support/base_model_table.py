@@ -130,6 +130,11 @@ CASES = (
         lambda path: folder(path, {**SD1_UNET, "quantization_config": {"load_in_4bit": True}}, {}),
         "refused: its UNet is quantised",
     ),
+    Case(
+        "folder, UNet with a `time_cond_proj_dim` (LCM)",
+        lambda path: folder(path, {**SD1_UNET, "time_cond_proj_dim": 256}, {}),
+        "refused: a latent consistency model",
+    ),
     Case("file that tells nothing", _file(SDXL), "sdxl, epsilon; the UNet is asked"),
     Case("file, metadata `prediction_type: epsilon`", _file(SD1, prediction_type="epsilon"), "sd1, epsilon"),
     Case("file, metadata `prediction_type: v`", _file(SDXL, prediction_type="v"), "sdxl, v_prediction"),
@@ -168,6 +173,11 @@ CASES = (
         "file, tensors `absmax` (nf4 of bitsandbytes)",
         _file({**SDXL, f"{_FIRST}.absmax": (8,)}),
         "refused: its weights are quantised",
+    ),
+    Case(
+        "file, tensor `time_embed.cond_proj.weight` (LCM)",
+        _file({**SD1, f"{UNET}time_embed.cond_proj.weight": (320, 256)}),
+        "refused: a latent consistency model",
     ),
     Case(
         "file, UNet of 8 channels (InstructPix2Pix, CosXL-Edit)",
