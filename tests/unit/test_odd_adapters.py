@@ -132,3 +132,12 @@ def test_a_dora_that_lost_its_magnitudes_is_said(tmp_path: Path) -> None:
     whole = {**lora(), f"{Q}.dora_scale": torch.ones(320, 1)}
     assert read(saved(tmp_path, whole, ss_network_args=arguments)).notes == ()
     assert read(saved(tmp_path, lora(), ss_network_args=arguments.replace("True", "False"))).notes == ()
+
+
+def test_a_layer_whose_scalar_is_0_has_no_effect(tmp_path: Path) -> None:
+    loha = {f"{K}.hada_w{n}_{ab}": random(320, 4) if ab == "a" else random(4, 768) for n in (1, 2) for ab in "ab"}
+    lokr = {f"{Q}.lokr_w1": random(16, 16), f"{Q}.lokr_w2": random(20, 20), f"{Q}.alpha": torch.tensor(4.0)}
+    for name, tensors in ((Q, lora()), (K, loha), (Q, lokr)):
+        file = read(saved(tmp_path, {**tensors, f"{name}.scalar": torch.tensor(0.0)}))
+        assert file.notes == () or name == K
+        assert float(file.modules[name].delta().abs().max()) == 0

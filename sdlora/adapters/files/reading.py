@@ -41,6 +41,8 @@ _MARKS = {"on_input", "scaled_oft"}
 """Factors that say yes or no, in whatever number type."""
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 """The end of the name of one file of several, as transformers and PEFT write large models."""
+_LAST_FACTORS = {"lora_up", "hada_w1_a", "lokr_w1", "lokr_w1_a", "a1", "b1"}
+"""The factors without which an update is nothing, one of each product that is added."""
 _RANK_STABILISED = re.compile(r'"rs_lora"\s*:\s*"?(?:true|1)\b', re.IGNORECASE)
 _DECOMPOSED = re.compile(r'"dora_wd"\s*:\s*"?(?:true|1)\b', re.IGNORECASE)
 _PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
@@ -231,6 +233,10 @@ def _times_scalar(weights: ModuleWeights, scalar: float) -> ModuleWeights:
         return replace(weights, factors={**weights.factors, "lokr_w1": first})
     if not weights.has_scale:
         raise ValueError(f"a scalar with {weights.algorithm}, which is not understood")
+    if scalar == 0:
+        # It begins at 0, so it is that of a layer that was never trained; as an alpha it would mean the rank.
+        none = {name: torch.zeros_like(tensor) for name, tensor in weights.factors.items() if name in _LAST_FACTORS}
+        return replace(weights, factors={**weights.factors, **none})
     # An alpha of 0 means the rank in files that have a scalar.
     return replace(weights, alpha=(weights.alpha or float(weights.rank)) * scalar)
 
