@@ -140,10 +140,10 @@ def test_quantised_factors_are_named_so(tmp_path: Path, end: str) -> None:
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     scales = {f"{layer}.{factor}.{end}": torch.ones(1) for factor in ("lora_down", "lora_up")}
     factors = {f"{layer}.lora_down.weight": torch.ones(4, 320), f"{layer}.lora_up.weight": torch.ones(320, 4)}
-    with pytest.raises(
-        AdapterError, match=r"^x.safetensors is quantised \(lora_unet_.* goes with some of its factors\)"
-    ):
-        read(saved(tmp_path / "x.safetensors", {**factors, **scales}))
+    path = saved(tmp_path / "x.safetensors", {**factors, **scales})
+    for reader in (read, describe):
+        with pytest.raises(AdapterError, match=r"^x.safetensors is quantised \(lora_unet_.* goes with some"):
+            reader(path)
 
 
 def test_the_sparse_rest_of_an_extraction_is_named(tmp_path: Path) -> None:
@@ -151,3 +151,21 @@ def test_the_sparse_rest_of_an_extraction_is_named(tmp_path: Path) -> None:
     note = read(saved(tmp_path / "x.safetensors", {**LORA, **rest})).unused_note()
     assert note is not None
     assert note.startswith("2 tensors are not used: 2 (the sparse rest that LyCORIS keeps beside the factors")
+
+
+@pytest.mark.parametrize(
+    ("layer", "what"),
+    [
+        ("lora_unet_double_blocks_0_img_attn_qkv", "Flux"),
+        ("lora_unet_joint_blocks_0_x_block_attn_qkv", "Stable Diffusion 3"),
+        ("transformer.single_transformer_blocks.0.attn.to_q", "Flux"),
+    ],
+)
+def test_the_text_encoder_of_another_model_is_no_adapter_by_itself(tmp_path: Path, layer: str, what: str) -> None:
+    encoder = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
+    own = {f"{encoder}.lora_down.weight": torch.ones(4, 768), f"{encoder}.lora_up.weight": torch.ones(768, 4)}
+    other = {f"{layer}.lora_down.weight": torch.ones(4, 3072), f"{layer}.lora_up.weight": torch.ones(3072, 4)}
+    for reader in (read, describe):
+        with pytest.raises(AdapterError, match=f"^x.safetensors is for another model: {what}.* of the same build"):
+            reader(saved(tmp_path / "x.safetensors", {**own, **other}))
+        assert reader(saved(tmp_path / "x.safetensors", own)) is not None

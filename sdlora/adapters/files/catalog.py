@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.adapters.files.container import adapter_header
-from sdlora.adapters.files.foreign import embedding_named, no_adapter
+from sdlora.adapters.files.foreign import embedding_named, no_adapter, shared_encoders
 from sdlora.adapters.files.key_names import ALGORITHM_NAMES, algorithm_of, by_layer
 from sdlora.adapters.files.resolution import resolve
 from sdlora.config.base_model import FamilyName
@@ -76,6 +76,8 @@ def describe(path: Path, card: Path | None = None) -> Description | None:
         return None
     if what := keys.other_algorithm:
         raise AdapterError(f"{path.name} is of an algorithm that is not read: {what}")
+    if what := keys.packed:
+        raise AdapterError(f"{path.name} {what}")
     resolution = resolve(
         {name: {factor: _Shaped(shapes[key]) for factor, key in layer.items()} for name, layer in keys.layers.items()},
         metadata,
@@ -83,6 +85,9 @@ def describe(path: Path, card: Path | None = None) -> Description | None:
     )
     if not resolution.names:
         return None
+    others = [key for name in resolution.strange for key in keys.layers[name].values()]
+    if what := shared_encoders(resolution.names, [*keys.unused, *others]):
+        raise AdapterError(f"{path.name} {what}")
     told = _read_card(card)
     factors = [factor for layer in keys.layers.values() for factor in layer]
     spec = {key.removeprefix("modelspec."): value for key, value in metadata.items() if key.startswith("modelspec.")}

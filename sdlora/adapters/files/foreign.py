@@ -133,6 +133,15 @@ def no_adapter(keys: Iterable[str]) -> str | None:
     return None
 
 
+def shared_encoders(names: Iterable[str], other_keys: Iterable[str]) -> str | None:
+    """What a file is that has only layers of text encoders (names, as kohya spells them), which its model shares with
+    Stable Diffusion, beside those of another model (keys): the end of a sentence."""
+    what = model_of(other_keys) if all(name.startswith("lora_te") for name in names) else None
+    if what is None or what.startswith("no adapter"):
+        return None
+    return f"is for another model: {what}, which has a text encoder of the same build. {_READ}"
+
+
 def embedding_named(keys: Iterable[str]) -> str | None:
     """The same of a file with an embedding."""
     words = "is an embedding (textual inversion) and has no layers: generate with it by its name in the prompt"

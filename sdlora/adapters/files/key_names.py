@@ -120,9 +120,11 @@ class LayerKeys:
 
     @property
     def packed(self) -> str | None:
-        """A tensor that by its name goes with factors in packed or scaled numbers."""
+        """What is wrong with it where a tensor goes with factors in packed or scaled numbers: the end of a sentence."""
         marks = re.compile(rf"\.(?:{'|'.join(map(re.escape, (*_BARE, *_SPELLED, 'diff')))})\..*\b(?:{_PACKED})$")
-        return next((key for key in self.unused if marks.search(key)), None)
+        key = next((key for key in self.unused if marks.search(key)), None)
+        words = "goes with some of its factors), which is not read: take it in fp16, bf16 or fp32"
+        return None if key is None else f"is quantised ({key} {words}"
 
     @property
     def strange_scale(self) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdlora.adapters.files import formulas
 from sdlora.adapters.files.container import content_hash, load_tensors
 from sdlora.adapters.files.embeddings import bundled, embeddings_in, is_bundled
-from sdlora.adapters.files.foreign import UNKNOWN_LAYER, no_adapter
+from sdlora.adapters.files.foreign import UNKNOWN_LAYER, no_adapter, shared_encoders
 from sdlora.adapters.files.hub_files import PEFT_CONFIG, local_file
 from sdlora.adapters.files.key_names import BESIDE, FACTORS, FileAlgorithm, LayerKeys, algorithm_of, by_layer
 from sdlora.adapters.files.layer_table import kinds
@@ -66,11 +66,8 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     keys = by_layer(tensors)
     if what := keys.other_algorithm:
         raise AdapterError(f"{path.name} is of an algorithm that is not read: {what}")
-    if key := keys.packed:
-        raise AdapterError(
-            f"{path.name} is quantised ({key} goes with some of its factors), which is not read: take it in fp16, bf16 "
-            "or fp32"
-        )
+    if what := keys.packed:
+        raise AdapterError(f"{path.name} {what}")
     if key := keys.strange_scale:
         raise AdapterError(
             f"{path.name} scales a layer by {key}, which is not understood; kohya's name for it is .alpha"
@@ -87,6 +84,8 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
             raise AdapterError(f"{path.name} {what}")
         _refuse_embedding(path)
         raise AdapterError(f"{path.name} {_no_adapter(tensors, keys, found, of_family)}")
+    if what := shared_encoders(found.names, left_out):
+        raise AdapterError(f"{path.name} {what}")
     settings = peft_settings(path, metadata, keys.layout)
     for name in [name for name, own in found.names.items() if _misplaced(grouped[name], own, found.family)]:
         found.names.pop(name)
