@@ -23,6 +23,7 @@ from sdlora.runs.folder import embedding_files, result_file
 from sdlora.training.optimization.optimizers import build, points_of
 from sdlora.training.optimization.parameter_groups import parameter_groups
 from sdlora.training.optimization.schedules import part_factor
+from sdlora.training.preflight.new_tokens import token_notes
 
 FOX = "adapter.new_tokens.<ohwx>=red fox"
 ALONE = (FOX, "adapter.rank=0")
@@ -241,3 +242,9 @@ def test_state_is_taken_over_and_other_tokens_are_refused(bundle: Bundle, tiny_s
 def test_a_word_without_vectors_of_its_own_is_left_alone() -> None:
     words = NewTokens({"<a>": [torch.zeros(2, 4)], "b": [torch.zeros(1, 4)]})
     assert words.words_in("x <A> embedding:b") == ["<a>", "b"]
+
+
+@pytest.mark.parametrize(("token", "is_word"), [("fox", True), ("Fox", True), ("ohwxq", False), ("<fox>", False)])
+def test_a_token_that_is_a_word_already_is_said(token: str, is_word: bool) -> None:
+    notes = [*token_notes(files.load(overrides=["images.folder=x", f"adapter.new_tokens={{{token}: red}}"]))]
+    assert [f"{token} is a word of the vocabulary already" in note for note in notes] == [True] * is_word

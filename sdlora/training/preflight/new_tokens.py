@@ -71,7 +71,14 @@ def _forms(record: ImageRecord) -> list[str]:
 
 
 def token_notes(config: TrainConfig) -> Iterator[str]:
-    """Init words that have no vector to go to."""
+    """Init words that have no vector to go to, and tokens that are words already."""
+    tokenizer = light_tokenizer(config.base_model) if config.adapter.new_tokens else None
+    for token in config.adapter.new_tokens if tokenizer is not None else ():
+        if token.isalpha() and len(token_numbers(tokenizer, token)) == 1:
+            yield (
+                f"adapter.new_tokens: {token} is a word of the vocabulary already: in captions and prompts it means "
+                f"the new token, and no longer that word; write <{token}> to keep both"
+            )
     for token, length in init_lengths(config).items() if config.adapter.new_tokens else ():
         own = config.adapter.new_tokens[token]
         if own.vectors is not None and own.vectors < length:
