@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,15 @@ from torch import Tensor
 
 Tokenize = Callable[[str], Sequence[int]]
 _STAND_IN = 0
+_SUFFIXES = r"\.safetensors|\.pt|\.bin"
+
+
+def word_pattern(words: Iterable[str]) -> re.Pattern[str]:
+    """Finds the words in a text as the group `word`: bare, or as ComfyUI writes them, `embedding:folder/word.pt`."""
+    # The longest first: of `cat` and `cat girl` a text with both words means the second.
+    listed = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    called = r"(?P<called>embedding:(?:[^\s,:()/\\]+[/\\])*)?"
+    return re.compile(rf"(?<!\w){called}(?P<word>{listed})(?(called)(?:{_SUFFIXES})?)(?!\w)", re.IGNORECASE)
 
 
 class NewTokens:
@@ -37,9 +46,7 @@ class NewTokens:
             # row numbers are negative, so that none is a token's
             self._rows[word] = [-(start + index + 1) for index in range(len(vectors[0]))]
             start += len(vectors[0])
-        # The longest first: of `cat` and `cat girl` a text with both words means the second.
-        listed = "|".join(re.escape(word) for word in sorted(words or {}, key=len, reverse=True))
-        self._pattern = re.compile(rf"(?<!\w)(?:embedding:)?({listed})(?!\w)", re.IGNORECASE)
+        self._pattern = word_pattern(words or {})
 
     def numbers(self, tokenize: Tokenize, text: str) -> list[int]:
         """A text's token numbers, with negative ones for the vectors of its new words."""
@@ -49,13 +56,13 @@ class NewTokens:
         position = 0
         for match in self._pattern.finditer(text):
             found += self._tokens(tokenize, text[position : match.start()])
-            found += self._rows[match[1].casefold()]
+            found += self._rows[match["word"].casefold()]
             position = match.end()
         return found + self._tokens(tokenize, text[position:])
 
     def words_in(self, text: str) -> list[str]:
         """The new words of a text, in small letters."""
-        return [] if self._pattern is None else [match[1].casefold() for match in self._pattern.finditer(text)]
+        return [] if self._pattern is None else [match["word"].casefold() for match in self._pattern.finditer(text)]
 
     def signature(self, text: str) -> tuple[str, ...]:
         """Equal where a text's new words are the same and have the same vectors, as they are now."""

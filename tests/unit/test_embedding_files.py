@@ -15,7 +15,9 @@ from sdlora.adapters.files.embeddings import bundled, embeddings_in, read_embedd
 from sdlora.adapters.files.reading import read
 from sdlora.cli import adapters as _commands  # noqa: F401  (registers them)
 from sdlora.cli.app import app
+from sdlora.config.generate import GenerateConfig
 from sdlora.errors import AdapterError
+from sdlora.generation.request.prompt_warnings import prompt_warnings
 from sdlora.generation.sampling.embeddings import choose_embeddings
 
 
@@ -131,3 +133,27 @@ def test_an_embedding_of_an_adapter_that_a_file_of_the_same_name_replaces_is_sai
     assert note.endswith("fox.safetensors, the first of that name; not used: that of an adapter")
     beside = {"fox": tmp_path / "fox.safetensors"}
     assert choose_embeddings(["a fox"], [tmp_path], beside, [8]).notes == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["embedding:fox.safetensors", "(embedding:sub/dir/FOX.pt:1.2)", "embedding:fox.", "embedding:sub\\fox", "fox"],
+)
+def test_comfyuis_names_of_embeddings_leave_no_words_behind(tmp_path: Path, text: str) -> None:
+    save_file({"emb_params": rows(2)}, tmp_path / "fox.safetensors")
+    chosen = choose_embeddings([text], [tmp_path], {}, [8])
+    assert (chosen.names, chosen.notes) == (("fox",), ())
+    seen: list[str] = []
+    numbers = chosen.tokens.numbers(lambda part: seen.append(part) or [7], text)
+    assert [number for number in numbers if number < 0] == [-1, -2]
+    assert not any(letter.isalpha() for part in seen for letter in part)
+    assert prompt_warnings(GenerateConfig(prompt=text), chosen.names) == []
+    assert len(prompt_warnings(GenerateConfig(prompt=text), ())) == (text != "fox")
+
+
+def test_an_ending_behind_a_bare_word_stays_words(tmp_path: Path) -> None:
+    save_file({"emb_params": rows(2)}, tmp_path / "fox.safetensors")
+    tokens = choose_embeddings(["fox.pt"], [tmp_path], {}, [8]).tokens
+    seen: list[str] = []
+    tokens.numbers(lambda part: seen.append(part) or [7], "fox.pt")
+    assert seen == [".pt"]

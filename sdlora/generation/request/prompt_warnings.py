@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection
 
 from sdlora.config.generate import GenerateConfig
+from sdlora.models.new_tokens import word_pattern
 
 _ADAPTER_TAG = re.compile(r"<(?:lora|lyco):[^>]*>?", re.IGNORECASE)
 _OTHER_TAG = re.compile(r"<(?!(?:lora|lyco|hypernet):)[a-z_]+:[^<>]*>", re.IGNORECASE)
@@ -66,8 +67,8 @@ def prompt_warnings(config: GenerateConfig, embeddings: Collection[str] = ()) ->
 
 def _without(text: str, embeddings: Collection[str]) -> str:
     """The text without the embeddings that have a meaning."""
-    known = {f"embedding:{name}" for name in embeddings}
-    return _EMBEDDING.sub(lambda match: "" if match[0].casefold() in known else match[0], text)
+    pattern = word_pattern(embeddings) if embeddings else None
+    return text if pattern is None else pattern.sub(lambda match: "" if match["called"] else match[0], text)
 
 
 def _sentences(text: str, rules: tuple[Rule, ...]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from sdlora.adapters.files.embeddings import SUFFIXES, Embedding, read_embedding, tokens_in
 from sdlora.errors import AdapterError, ConfigError
-from sdlora.models.new_tokens import NewTokens
+from sdlora.models.new_tokens import NewTokens, word_pattern
 from sdlora.words import count, first_few
 
 Source = Embedding | Path
@@ -87,9 +86,7 @@ def choose_embeddings(
 
 def _meant(names: Collection[str], text: str) -> set[str]:
     """Which of the names a text has, in small letters; as where it is encoded, the longest of those at one place."""
-    listed = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    pattern = rf"(?<!\w)(?:embedding:)?({listed})(?!\w)"
-    return {match[1].casefold() for match in re.finditer(pattern, text, re.IGNORECASE)} if names else set()
+    return {match["word"].casefold() for match in word_pattern(names).finditer(text)} if names else set()
 
 
 def _others(name: str, files: Sequence[Path], of_adapters: Mapping[str, Source]) -> list[str]:
