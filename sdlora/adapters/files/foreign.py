@@ -159,7 +159,7 @@ def unread_part(key: str) -> str:
     if what := algorithm_named([key]):
         return f"{what} is not read"
     if _EMBEDDING.search(key):
-        return "a textual-inversion embedding, which a prompt uses by its name"
+        return "a textual-inversion embedding, which a prompt uses by its name from a file of its own"
     if what := model_of([key]):
         other = what.removeprefix("no adapter but ")
         return f"for another model: {what}" if other == what else f"part of {other}"
