@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -286,8 +287,9 @@ def test_a_model_that_can_not_be_loaded_ends_the_server(
 
     monkeypatch.setattr("sdlora.generation.generate.Generator", fail)
     said: list[str] = []
-    with pytest.raises(ModelError, match="its UNet is damaged"):
-        serve(ServeConfig(port=_free_port()), said.append)
+    # In a thread of its own: an event loop that Playwright leaves in the main one takes no second beside it.
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ModelError, match="its UNet is damaged"):
+        pool.submit(serve, ServeConfig(port=_free_port()), said.append).result(SECONDS)
     assert len(said) == 1
     assert said[0].endswith("/v1 (loading)")
 
