@@ -6,7 +6,8 @@
 - planted, seed by seed: one caption that belongs to another picture, one picture of another kind. Both should be among
   the top 3 problem images; so far only the picture is (docs/guides/evaluate.md has the table).
 - characters: mascot and robot in one adapter, once captioned rightly, once with half of the robots under the mascot's
-  name. The mascot's trigger must leak in the second and in it alone.
+  name. The mascot's trigger should leak in the second and in it alone; so far nothing leaks in the first, and the
+  second is missed: whose images are whose is told by captions, so robots called mascots count as what both share.
 - cost: evaluating against generating the same images plainly, and problem images against the training.
 
 Half an hour on two cores with five seeds; --seeds 1 is a start.
