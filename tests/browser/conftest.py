@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ GUARD = Path(__file__).parent / "guard"
 BROWSERS = ("chromium-headless-shell", "chromium")
 """The first is the same engine without a browser's own windows around it: a load takes a quarter less."""
 START_SECONDS = 120
+FAILED = pytest.StashKey[bool]()
 WAIT_MILLISECONDS = 120_000
 
 
@@ -52,6 +53,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.path.is_relative_to(Path(__file__).parent):
                 item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember that a test failed."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """End the servers and windows of the file with a test that failed: its second try starts without its leftovers."""
+    module = item.getparent(pytest.Module)
+    if item.stash.get(FAILED, False) and item.get_closest_marker("flaky") and module and module.parent:
+        item.session._setupstate.teardown_exact(module.parent)
 
 
 @dataclass
