@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sdlora.config.captioning import CaptioningConfig
+from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.section import Section
 from sdlora.config.train import TrainConfig
@@ -92,6 +93,14 @@ def in_generating(config: GenerateConfig) -> Iterator[str]:
     yield from _unread(config, rules)
     if config.negative and config.guidance <= 1:
         yield f"negative has no effect with guidance={config.guidance:g}, which leaves it out"
+
+
+def in_evaluating(config: EvaluateConfig) -> Iterator[str]:
+    """The same of an evaluation: settings of what is switched off."""
+    parts = {"tied_words": config.tied_words, "characters": config.characters, "problem_images": config.problem_images}
+    for section, part in parts.items():
+        names = [f"{section}.{name}" for name in type(part).model_fields if name != "enabled"]
+        yield from _unread(config, [(name, part.enabled, f"{section}.enabled=true") for name in names])
 
 
 def in_captioning(config: CaptioningConfig) -> Iterator[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.given import Values, evaluate_config
 from sdlora.config.train import TrainConfig
+from sdlora.config.without_effect import in_evaluating
 from sdlora.data.cache import Cache
 from sdlora.data.planning import triggers
 from sdlora.errors import ConfigError
@@ -146,7 +147,7 @@ class _Evaluating:
     def go(self) -> Evaluation:
         """Everything in order; each stage's time is noted."""
         train, config = self.train, self.config
-        for note in self.training.notes:
+        for note in (*in_evaluating(config), *self.training.notes):
             self.stream.warn(note)
         with self._timed("loading"):
             # Before the base model: whether there is such a scorer is told sooner.

@@ -6,8 +6,9 @@ import pytest
 
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.config.files import load, validate
+from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
-from sdlora.config.without_effect import in_captioning, in_generating, in_training, with_captioner
+from sdlora.config.without_effect import in_captioning, in_evaluating, in_generating, in_training, with_captioner
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,24 @@ def test_defaults_are_passed_over_also_where_they_are_spelled_out() -> None:
     config = load()
     assert list(in_training(type(config).model_validate(config.model_dump()))) == []
     assert list(in_generating(GenerateConfig.model_validate(GenerateConfig().model_dump()))) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("tied_words", {"words": ["a hat"]}),
+        ("characters", {"triggers": ["fox", "owl"]}),
+        ("problem_images", {"draws": 4}),
+    ],
+)
+def test_what_an_evaluation_is_told_of_a_part_that_is_off_is_named(section: str, values: dict[str, object]) -> None:
+    (name,) = values
+    told = {
+        enabled: list(in_evaluating(EvaluateConfig.model_validate({section: {"enabled": enabled, **values}})))
+        for enabled in (False, True)
+    }
+    assert told == {False: [f"{section}.{name} has no effect without {section}.enabled=true"], True: []}
+    assert list(in_evaluating(EvaluateConfig.model_validate(EvaluateConfig().model_dump()))) == []
 
 
 def test_options_of_an_endpoint_and_of_a_model_are_told_apart() -> None:
