@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sdlora.config.captioning import CaptioningConfig
-from sdlora.config.files import load, validate
 from sdlora.config.evaluate import EvaluateConfig
+from sdlora.config.files import load, validate
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.without_effect import in_captioning, in_evaluating, in_generating, in_training, with_captioner
 
