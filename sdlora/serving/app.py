@@ -10,6 +10,7 @@ import base64
 import hmac
 import json
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
@@ -69,6 +70,9 @@ class Server:
         self._batches = batches
         self._figures = figures
         self._began = int(time.time())
+        folders = (*served.adapter_folders, *served.embedding_folders, *served.wildcard_folders)
+        written = {*map(str, folders), *(str(folder.expanduser().resolve()) for folder in folders)} - {os.curdir}
+        self._places = sorted(written, key=len, reverse=True)  # of two, one within the other, the inner one first
 
     def app(self) -> Starlette:
         """The routes."""
@@ -116,7 +120,7 @@ class Server:
         except FullError as error:
             return failure(429, str(error), retry_after=error.seconds)
         except SdloraError as error:
-            return failure(400, _in_one_line(error))
+            return failure(400, self._in_one_line(error))
         log.info("%s asked for by %r", count(len(rows), "image"), asked.user or "someone")
         done, gone = asyncio.wrap_future(future), asyncio.ensure_future(_until_gone(request))
         both: set[asyncio.Future[Any]] = {done, gone}
@@ -132,7 +136,7 @@ class Server:
             return failure(503, "the server is stopping", retry_after=10)
         if (fault := done.exception()) is not None:
             # What was wrong with the request was told above; this is a file's fault, or ours.
-            return failure(500, _in_one_line(fault))
+            return failure(500, self._in_one_line(fault))
         return await run_in_threadpool(self._answer, done.result())
 
     def _answer(self, images: Sequence[GeneratedImage]) -> Response:
@@ -147,7 +151,7 @@ class Server:
                     {
                         "b64_json": base64.b64encode(_file(image)).decode(),
                         "seed": image.config.seed,
-                        "warnings": list(image.warnings),
+                        "warnings": [self._without_places(warning) for warning in image.warnings],
                     }
                     for image in images
                 ],
@@ -172,6 +176,15 @@ class Server:
             if described is not None and described.family in (None, self._detection.family):
                 listed.append({"name": names[adapter.path], "bytes": adapter.size_bytes})
         return listed
+
+    def _in_one_line(self, error: BaseException) -> str:
+        return self._without_places("; ".join(error.problems) if isinstance(error, ConfigError) else str(error))
+
+    def _without_places(self, text: str) -> str:
+        """A message for people elsewhere, whom this machine's folders don't concern."""
+        for place in self._places:
+            text = text.replace(f"{place}{os.sep}", "").replace(place, "the server's folder")
+        return text
 
     async def _health(self, request: Request) -> Response:
         if not self._batches.is_alive:
@@ -259,6 +272,3 @@ async def _until_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
-
-def _in_one_line(error: BaseException) -> str:
-    return "; ".join(error.problems) if isinstance(error, ConfigError) else str(error)

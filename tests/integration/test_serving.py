@@ -177,7 +177,9 @@ def test_what_is_wrong_is_said_all_at_once_and_names_no_place(client: TestClient
         ({"prompt": "a", "adapters": ["/etc/passwd"]}, "no single adapter here is called '/etc/passwd'"),
         ({"prompt": "a", "adapters": ["../ink"]}, "no single adapter here is called '../ink'"),
         ({"prompt": "a", "adapters": ["broken"]}, "broken.safetensors"),
-        ({"prompt": "a <lora:nobody:1>"}, "nobody"),
+        ({"prompt": "a <lora:nobody:1>"}, "no adapter of that name is in the server's folder"),
+        ({"prompt": "a <lora:broken:1>"}, "broken.safetensors"),
+        ({"prompt": "a __nothing__"}, "nothing"),
         ({"prompt": "a", "adapters": ["ink:start=0.9,end=0.1"]}, "start 0.9 must come before end 0.1"),
         ({"prompt": "a" + " AND a" * 8}, "prompt: at most 8 prompts joined by AND here; got 9"),
         ({"prompt": "[" * 100}, "more than 50 brackets are open at once"),
@@ -187,8 +189,12 @@ def test_what_is_wrong_is_said_all_at_once_and_names_no_place(client: TestClient
         ({"prompt": "a", "sampler": "LCM", "steps": 60}, "the LCM sampler takes at most 50"),
     ],
 )
-def test_a_wrong_request_is_refused_in_words(client: TestClient, body: dict[str, Any], words: str) -> None:
-    assert words in problem(client, 400, **body)
+def test_a_wrong_request_is_refused_in_words(
+    client: TestClient, folder: Path, body: dict[str, Any], words: str
+) -> None:
+    said = problem(client, 400, **body)
+    assert words in said
+    assert str(folder) not in said
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b'"a"', b"[" * 100_000])
