@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -29,6 +30,7 @@ def mask_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Make those anew that are there; by default they stay.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make masks beside the images, NAME-masklabel.png, white where an image is trained; `undo` takes them back."""
     from sdlora.data.masking import load_mask_maker, make_masks
@@ -36,17 +38,14 @@ def mask_command(
     maker = load_mask_maker(model)
     with progress("finding subjects") as on_progress:
         masked = make_masks(folder, maker, overwrite=overwrite, on_progress=on_progress)
+    if as_json:
+        console.print_json(json.dumps(masked.as_dict()))
+        return
     for path, reason in masked.unreadable.items():
         console.print(f"left out: {path.name}: {reason}", markup=False)
     for path in masked.without[:_LISTED]:
         console.print(f"no mask: {path.name}: nothing to tell its subject by", markup=False)
-    counts = {
-        "masks made": masked.made,
-        "images left alone, which have one": masked.there,
-        "without a subject": len(masked.without),
-        "left out, since they can't be read": len(masked.unreadable),
-    }
-    console.print(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no images")
+    console.print(masked.words)
     if masked.originals is not None:
         console.print(f"{as_typed('sdlora', 'dataset', 'undo', folder)} takes them back", markup=False)
         console.print("train with them: --set images.mask=file", markup=False)

@@ -97,10 +97,14 @@ def in_generating(config: GenerateConfig) -> Iterator[str]:
 
 def in_evaluating(config: EvaluateConfig) -> Iterator[str]:
     """The same of an evaluation: settings of what is switched off."""
-    parts = {"tied_words": config.tied_words, "characters": config.characters, "problem_images": config.problem_images}
-    for section, part in parts.items():
-        names = [f"{section}.{name}" for name in type(part).model_fields if name != "enabled"]
-        yield from _unread(config, [(name, part.enabled, f"{section}.enabled=true") for name in names])
+    switched = {
+        "tied_words": config.tied_words.enabled,
+        "characters": config.characters.enabled,
+        "problem_images": config.problem_images.enabled,
+    }
+    for section, is_on in switched.items():
+        names = [f"{section}.{name}" for name in type(getattr(config, section)).model_fields if name != "enabled"]
+        yield from _unread(config, [(name, is_on, f"{section}.enabled=true") for name in names])
 
 
 def in_captioning(config: CaptioningConfig) -> Iterator[str]:

@@ -27,8 +27,11 @@ from sdlora.data.scan_problems import changeable
 from sdlora.errors import DataError, MissingPackageError, ModelError
 from sdlora.models.hub import reach
 from sdlora.models.source import is_hub_name
+from sdlora.words import count
 
 ALPHA = "alpha"
+SUGGESTED = (ALPHA, "u2net", "isnet-general-use", "isnet-anime", "birefnet-general", "silueta")
+"""The images' own transparency, and names of rembg's for all kinds of pictures."""
 _HUB_FILES = ("onnx/model.onnx", "model.onnx")
 # Means and deviations that the networks were trained with: most on ImageNet's, isnet and RMBG on plain halves.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -60,6 +63,28 @@ class Masked:
     unreadable: dict[Path, str] = field(default_factory=dict)
     originals: Path | None = None
     """Folder that `undo` works from; None when nothing was changed."""
+
+    @property
+    def words(self) -> str:
+        """How many there are of each kind."""
+        counts = (
+            (self.made, f"{count(self.made, 'mask')} made"),
+            (self.there, f"{self.there} with one before, left alone"),
+            (len(self.without), f"{len(self.without)} without a subject"),
+            (len(self.unreadable), f"{len(self.unreadable)} left out, since they can't be read"),
+        )
+        return ", ".join(words for number, words in counts if number) or "no images"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return {
+            "words": self.words,
+            "made": self.made,
+            "there": self.there,
+            "without": [str(path) for path in self.without],
+            "unreadable": {str(path): reason for path, reason in self.unreadable.items()},
+            "originals": None if self.originals is None else str(self.originals),
+        }
 
 
 def load_mask_maker(model: str) -> MaskMaker:

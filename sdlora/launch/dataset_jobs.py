@@ -13,8 +13,8 @@ from sdlora.errors import ConfigError
 from sdlora.launch.jobs import JobHandle, JobState, list_jobs, start_job
 from sdlora.launch.runs import RunHandle, list_runs
 
-Kind = Literal["caption", "check", "fix"]
-WORDS: dict[Kind, str] = {"caption": "Captioning", "check": "Checking", "fix": "Fixing"}
+Kind = Literal["caption", "mask", "check", "fix"]
+WORDS: dict[Kind, str] = {"caption": "Captioning", "mask": "Masking", "check": "Checking", "fix": "Fixing"}
 _RESOLUTION = "images.resolution"
 _SWITCHES = {"escape_brackets": ("--escape-brackets", "--plain-brackets")}
 
@@ -80,6 +80,11 @@ def caption_options(config: CaptioningConfig) -> list[str]:
             # In one word: a value that begins with a dash would be taken for an option.
             options.append(f"{spelling}={value}")
     return options
+
+
+def mask_options(model: str, *, overwrite: bool) -> list[str]:
+    """The options of `sdlora dataset mask`."""
+    return ["--json", f"--model={model}", *(["--overwrite"] if overwrite else [])]
 
 
 def check_options(resolutions: Sequence[int], trigger: str) -> list[str]:

@@ -271,4 +271,3 @@ async def _until_gone(request: Request) -> None:
     """Returns when whoever asked doesn't wait any more."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-

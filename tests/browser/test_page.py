@@ -269,6 +269,24 @@ def caption_with_a_model(page: Any, folder: Path, tagger: Path) -> None:
     wait_for_caption(page, "")
 
 
+def masks_of_transparency(page: Any, folder: Path) -> None:
+    """A job makes masks where there is something to make them of, says so, and Undo takes them away."""
+    page.fill("#dataset-masking-model input", "nobody/knows it")
+    page.press("#dataset-masking-model input", "Enter")
+    page.click("#dataset-masking-start")
+    wait_for_text(page, "#dataset-masking-progress", "mask model 'nobody/knows it' was not found")
+    page.fill("#dataset-masking-model input", "alpha")
+    page.press("#dataset-masking-model input", "Enter")
+    page.click("#dataset-masking-start")
+    wait_for_text(page, "#dataset-masking-progress", "1 mask made, 2 without a subject.")
+    wait_for_text(page, "#dataset-masking-progress", "nothing tells the subject: 0.png, 2.png.")
+    wait_for_text(page, "#dataset-summary", "1 mask")
+    assert (folder / "1-masklabel.png").is_file()
+    page.click("#dataset-undo:has-text('Undo the mask of 1 file')")
+    page.wait_for_selector("#dataset-summary:not(:has-text('1 mask'))")
+    assert not (folder / "1-masklabel.png").exists()
+
+
 @pytest.mark.timeout(900)
 def test_a_dataset_is_checked_fixed_captioned_and_deleted_only_when_confirmed(
     server: Any, new_page: Callable[..., Any], tmp_path: Path
@@ -276,7 +294,10 @@ def test_a_dataset_is_checked_fixed_captioned_and_deleted_only_when_confirmed(
     folder = server.root / "datasets" / "twice"
     folder.mkdir(parents=True)
     for number in range(3):
-        Image.effect_noise((320, 320), 80 + number).convert("RGB").save(folder / f"{number}.png")
+        picture = Image.effect_noise((320, 320), 80 + number).convert("RGB")
+        if number == 1:  # one of them has a transparent half
+            picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+        picture.save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text("a, b, a", encoding="utf-8")
     page = new_page(server)
     open_tab(page, "dataset")
@@ -293,6 +314,8 @@ def test_a_dataset_is_checked_fixed_captioned_and_deleted_only_when_confirmed(
     wait_for_text(page, "#dataset-undo", "Undo the fix of 3 files")
 
     caption_with_a_model(page, folder, build_tagger(tmp_path / "tagger"))
+
+    masks_of_transparency(page, folder)
 
     page.once("dialog", lambda dialog: dialog.dismiss())
     page.click("#dataset-delete")

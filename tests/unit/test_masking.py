@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +106,10 @@ def test_the_command_makes_masks_and_says_what_has_none(pictures: Path, cli: Cal
     outcome = cli("dataset", "mask", pictures, "--model", "alpha")
     assert outcome.code == 0
     said = " ".join((outcome.output + outcome.errors).split())
-    assert "1 masks made, 2 without a subject, 1 left out, since they can't be read" in said
+    assert "1 mask made, 2 without a subject, 1 left out, since they can't be read" in said
     assert "left out: bad.png: not a JPEG" in said
     assert "--set images.mask=file" in said
+    again = json.loads(cli("dataset", "mask", pictures, "--model", "alpha", "--json").output)
+    assert (again["words"], again["made"], again["there"], len(again["without"])) == (
+        "1 with one before, left alone, 2 without a subject, 1 left out, since they can't be read", 0, 1, 2,
+    )  # fmt: skip

@@ -182,12 +182,12 @@ def test_after_an_undo_nothing_is_said_of_the_mask_that_was_taken_back(tmp_path:
     panel.context = SimpleNamespace(workspace=SimpleNamespace(thumbnails=tmp_path / "thumbnails"))
     for name in ("canvas", "painted", "said"):
         setattr(panel, name, name)
-    open_on_a = panel._undone("cats", "a.png", {"layers": [Image.new("RGBA", (8, 8))]})
+    open_on_a = panel._changed("cats", "a.png", {"layers": [Image.new("RGBA", (8, 8))]})
     assert (open_on_a["said"], open_on_a["painted"]) == ("", "a.png")
     assert open_on_a["canvas"]["value"]["layers"] == []
-    assert panel._undone("cats", "", None) == {"said": ""}
+    assert panel._changed("cats", "", None) == {"said": ""}
     paint = Image.new("RGBA", (8, 8), "red")
-    assert panel._undone("cats", "a.png", {"layers": [paint]}) == {"said": ""}  # not saved yet: it stays
+    assert panel._changed("cats", "a.png", {"layers": [paint]}) == {"said": ""}  # not saved yet: it stays
 
 
 # ---- images, exports, trash

@@ -126,7 +126,7 @@ class Browser:
             move.click(shown(self._step(step)), [*editor.written, *self.filter, self.number], looked_at, **QUICK)
         undone = self.undo.click(shown(self._undo), [self.chosen, self.undoes, *self.around], self.views, **PRIVATE)
         editor.mask.wire(self.views, self.refreshed, self.around)
-        editor.mask.follow(undone)
+        editor.mask.follow(undone.then)
         question = confirm("Delete {#dataset-image}? Undo brings it back.")
         deleted = editor.delete.click(
             shown(self._delete), [self.chosen, *self.around], self.views, js=question, **QUICK

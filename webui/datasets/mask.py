@@ -81,13 +81,13 @@ class MaskPanel:
         value = self._value(self._item(self._folder(name), editing))
         return {self.canvas: gr.update(value=value, visible=True), self.painted: editing, self.said: ""}
 
-    def follow(self, undone: Any) -> None:
-        """Follow an Undo: what was said may not be so any more, and the picture may have another mask."""
+    def follow(self, event: Any) -> None:
+        """Follow an event such as an Undo's `then`: what was said may not be so, the picture may have another mask."""
         shown = [self.canvas, self.painted, self.said, self.problems]
         given = [self.chosen, self.painted, self.canvas]
-        undone.then(shown_in(self.problems, self._undone), given, shown, **QUICK)
+        event(shown_in(self.problems, self._changed), given, shown, **QUICK)
 
-    def _undone(self, name: str, painted: str, canvas: Any) -> dict[Any, Any]:
+    def _changed(self, name: str, painted: str, canvas: Any) -> dict[Any, Any]:
         is_painted = any(layer.getbbox() for layer in _layers(canvas))
         # Nothing to show while the panel is closed, and paint that is not saved yet stays.
         return {self.said: ""} if not painted or is_painted else self._load(name, painted)

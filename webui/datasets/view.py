@@ -156,6 +156,14 @@ def job(progress: JobProgress | None) -> str:
     return "" if progress is None else str(_HTML.job(progress.words, progress.is_active, progress.percent))
 
 
+def masked(found: Mapping[str, Any], folder: Path) -> str:
+    """What `sdlora dataset mask --json` did."""
+    without = [_below(Path(path), folder) for path in found["without"]]
+    lines = [f"No mask, as nothing tells the subject: {_listed(without)}."] if without else []
+    lines += [f"Left out: {_below(Path(path), folder)}: {reason}." for path, reason in found["unreadable"].items()]
+    return str(_HTML.masked(found["words"], lines[: _LISTED + 1]))
+
+
 @dataclass(frozen=True)
 class _Rule:
     severity: str

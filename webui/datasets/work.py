@@ -1,4 +1,5 @@
-"""Work on a dataset that goes on in the background: captions by a model, the check and its fixes; and the buckets."""
+"""Work on a dataset that goes on in the background: captions and masks by a model, the check and its fixes; and the
+buckets."""
 
 from __future__ import annotations
 
@@ -11,9 +12,18 @@ from typing import Any
 import gradio as gr
 
 from sdlora.config.captioning import CaptioningConfig
+from sdlora.data.masking import SUGGESTED
 from sdlora.data.sets import folders, shapes
 from sdlora.errors import ConfigError
-from sdlora.launch.dataset_jobs import WORDS, DatasetJobs, Kind, caption_options, check_options, checked_resolutions
+from sdlora.launch.dataset_jobs import (
+    WORDS,
+    DatasetJobs,
+    Kind,
+    caption_options,
+    check_options,
+    checked_resolutions,
+    mask_options,
+)
 from sdlora.launch.jobs import JobHandle, progress
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.datasets import view
@@ -34,8 +44,10 @@ CAPTIONERS = (
     "SmilingWolf/wd-eva02-large-tagger-v3",
 )
 _IN_VIEW = ("model", "existing", "trigger")
+WRITING: set[Kind] = {"caption", "mask", "fix"}
+"""Jobs that change the dataset."""
 _FOLLOW_SECONDS = 3.0
-"""While a model writes captions, the images and the editor follow this often."""
+"""While a model writes captions or masks, the images and the editor follow this often."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,8 @@ class WorkPanels:
         self.seen = gr.State(Seen())
         with gr.Accordion("Caption with a model", open=False, elem_id="dataset-caption-box"):
             self._lay_out_captioning()
+        with gr.Accordion("Masks by a model", open=False, elem_id="dataset-masking-box"):
+            self._lay_out_masking()
         with gr.Accordion("Health check", open=False, elem_id="dataset-check-box"):
             self._lay_out_check()
         # Every image's head is read for the chart, which takes a second for thousands: only while it is in view.
@@ -93,6 +107,25 @@ class WorkPanels:
         for name, component in self.form.components.items():
             self.context.remember(f"dataset.caption.{name}", component)
 
+    def _lay_out_masking(self) -> None:
+        with gr.Row():
+            self.mask_model = gr.Dropdown(
+                SUGGESTED, value=SUGGESTED[0], label="Model", allow_custom_value=True, elem_id="dataset-masking-model",
+                info="alpha takes the images' own transparency; u2net and the like are those that rembg downloads. An "
+                ".onnx file or a hub name will do, too.",
+            )  # fmt: skip
+            self.mask_anew = gr.Checkbox(
+                False, label="Replace masks that are there", elem_id="dataset-masking-overwrite",
+                info="Trained with images.mask=file. Undo takes all of them back.",
+            )  # fmt: skip
+        self.mask_problems = problems_html("dataset-masking-problems", elem_classes="bare")
+        with gr.Row(elem_classes="bar"):
+            self.mask = small_button("Make masks", "dataset-masking-start", 140)
+            self.cancel_mask = small_button("Cancel", "dataset-masking-cancel", 90, interactive=False)
+        self.mask_progress = live_html("dataset-masking-progress")
+        for name, component in (("model", self.mask_model), ("overwrite", self.mask_anew)):
+            self.context.remember(f"dataset.masking.{name}", component)
+
     def _lay_out_check(self) -> None:
         with gr.Row(elem_classes="bar"):
             self.trigger = gr.Textbox(
@@ -112,14 +145,20 @@ class WorkPanels:
         return [*self._job_views, self.buckets]
 
     @property
+    def _problems(self) -> list[Any]:
+        return [self.problems, self.mask_problems, self.check_problems]
+
+    @property
     def _job_views(self) -> list[Any]:
         return [
             self.seen,
-            self.problems,
-            self.check_problems,
+            *self._problems,
             self.start,
             self.stop,
             self.caption_progress,
+            self.mask,
+            self.cancel_mask,
+            self.mask_progress,
             self.check,
             self.cancel_check,
             self.check_progress,
@@ -136,6 +175,11 @@ class WorkPanels:
             shown_in(self.problems, self._start_captioning), {self.chosen, *self.form.inputs}, self._job_views, **QUICK
         )
         self.stop.click(shown_in(self.problems, self._cancel("caption")), self.chosen, self._job_views, **PRIVATE)
+        masked = [self.chosen, self.mask_model, self.mask_anew]
+        self.mask.click(shown_in(self.mask_problems, self._start_masking), masked, self._job_views, **QUICK)
+        cancel_mask = shown_in(self.mask_problems, self._cancel("mask"))
+        self.cancel_mask.click(cancel_mask, self.chosen, self._job_views, **PRIVATE)
+        editor.mask.follow(self.mask_progress.change)
         self.check.click(shown_in(self.check_problems, self._start_check), as_trained, self._job_views, **QUICK)
         cancel = shown_in(self.check_problems, self._cancel("check", "fix"))
         self.cancel_check.click(cancel, self.chosen, self._job_views, **PRIVATE)
@@ -158,7 +202,7 @@ class WorkPanels:
         """The jobs of a dataset as they stand; its buckets come after that."""
         return {
             self.buckets: "",
-            **({**self._shown(folder), self.problems: "", self.check_problems: ""} if folder else {}),
+            **({**self._shown(folder), **dict.fromkeys(self._problems, "")} if folder else {}),
         }
 
     # Handlers
@@ -172,6 +216,13 @@ class WorkPanels:
         if problems:
             return {self.problems: panel(problems, self._place_of)}
         self.jobs.start("caption", folder, caption_options(config))
+        return self._shown(folder)
+
+    def _start_masking(self, name: str, model: str, overwrite: bool) -> dict[Any, Any]:
+        folder = self._folder(name)
+        if not (model or "").strip():
+            raise ConfigError("masks", ["model: choose one; alpha takes the images' own transparency"])
+        self.jobs.start("mask", folder, mask_options(model.strip(), overwrite=overwrite))
         return self._shown(folder)
 
     def _place_of(self, problem: str) -> tuple[str, str] | None:
@@ -233,7 +284,7 @@ class WorkPanels:
         if "fix" in ended:
             self._check_again(folder, resolution, trigger)
         charted = {self.buckets: self._buckets(name, resolution, is_charted)} if "fix" in ended else {}
-        writes = ended & {"caption", "fix"} or ("caption" in now and now["caption"].is_active)
+        writes = ended & WRITING or any(kind in now and now[kind].is_active for kind in ("caption", "mask"))
         updates = self._shown(folder) | charted
         # Reading a folder's captions anew takes longer than a look at the jobs, so that is done less often.
         if not writes or not (ended or time.time() - seen.followed_at > _FOLLOW_SECONDS):
@@ -266,7 +317,7 @@ class WorkPanels:
         return standing
 
     def _shown(self, folder: Path) -> dict[Any, Any]:
-        caption, check, fix = (self.jobs.newest(kind, folder) for kind in ("caption", "check", "fix"))
+        caption, mask, check, fix = (self.jobs.newest(kind, folder) for kind in ("caption", "mask", "check", "fix"))
         fixing = fix if fix is not None and fix.state().is_active else None
         busy = bool(self.jobs.active(folder))
         checking = fixing is not None or (check is not None and check.state().is_active)
@@ -275,6 +326,9 @@ class WorkPanels:
             self.start: gr.Button(interactive=not busy),
             self.stop: gr.Button(interactive=caption is not None and caption.state().is_active),
             self.caption_progress: _progress("caption", caption),
+            self.mask: gr.Button(interactive=not busy),
+            self.cancel_mask: gr.Button(interactive=mask is not None and mask.state().is_active),
+            self.mask_progress: _masked(mask, folder),
             self.check: gr.Button(interactive=not busy),
             self.cancel_check: gr.Button(interactive=checking),
             self.check_progress: _progress("fix", fixing) if fixing else _progress("check", check),
@@ -296,6 +350,12 @@ class WorkPanels:
         at = time.strftime("%H:%M", time.localtime(state.ended_at or check.created_at))
         now = trained_resolutions(self.context.state)
         return view.report(check.result(), folder, view.judged(at, checked_resolutions(check), now))
+
+
+def _masked(handle: JobHandle | None, folder: Path) -> str:
+    """The masking's progress, then what came of it."""
+    is_done = handle is not None and handle.state().status == "finished"
+    return _progress("mask", handle) + (view.masked(handle.result(), folder) if handle and is_done else "")
 
 
 def _progress(kind: Kind, handle: JobHandle | None) -> str:
