@@ -24,7 +24,7 @@ from webui.calls import ArgumentCount
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import tab as datasets
 from webui.generate import tab as generate
-from webui.gradio_quirks import empty_numbers, slim, spare_progress, take_uploads_only
+from webui.gradio_quirks import defer_one_each, empty_numbers, slim, spare_progress, take_uploads_only
 from webui.home import tab as home
 from webui.mix import tab as mix
 from webui.runs import tab as runs
@@ -78,12 +78,15 @@ def build(workspace: Workspace, services: Services | None = None) -> gr.Blocks:
         api.add_dataset_endpoints(context)
         api.add_image_endpoints(context)
         context.scripts["names.tabs"] = json.dumps({name: label for name, label, _ in TABS})
+        context.scripts["ticks"] = json.dumps({name: len(services.news.stamps.get(name, ())) for name in clocks})
+        context.scripts["clocks.ids"] = json.dumps([clock._id for clock in clocks.values()])
         shared = (f"window.sdlora[{json.dumps(name)}] = {value};" for name, value in context.scripts.items())
         services.scripts = "".join(shared)
         line = StatusLine()
         services.news.status = lambda: line.told(services.watch.snapshot())
         _wire_memory(page, context)
         spare_progress(page)
+        defer_one_each(page)
     take_uploads_only(page)
     return page
 

@@ -70,9 +70,12 @@ class Context:
         self, tab: str, stamp: Stamp, show: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]
     ) -> None:
         """Have a tab show what is new. stamp: changes with what it shows; show: a handler, `gr.skip()` for no news."""
-        self.services.news.stamps.setdefault(tab, []).append(stamp)
+        stamps = self.services.news.stamps.setdefault(tab, [])
         options: dict[str, Any] = {**LAST_COUNTS, "concurrency_limit": None}
-        self.clocks[tab].tick(handler(show), list(inputs), list(outputs), **options)
+        # Each on an event of its own, so that none waits for another's answer (see gradio_quirks.defer_one_each).
+        tick = getattr(self.clocks[tab], f"tick_{len(stamps)}")
+        tick(handler(show), list(inputs), list(outputs), **options)
+        stamps.append(stamp)
 
     def remember(self, name: str, component: Any, show: Callable[[Any], Any] | None = None) -> Any:
         """Keep a field's value across reloads and restarts under a dotted name; returns the component.

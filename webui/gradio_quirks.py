@@ -39,6 +39,37 @@ def spare_progress(page: gr.Blocks) -> None:
             function.show_progress_on = []
 
 
+def defer_one_each(page: gr.Blocks) -> None:
+    """Leave each event of a component one handler of those that are sent again at the end; others follow it.
+
+    What came while a handler with trigger_mode=always_last was under way Gradio makes up for by repeating the whole
+    event, with all its handlers. Where another of that kind is still under way then, it repeats the first in turn:
+    three of them and a slow connection are enough for requests without end. Call it when the page stands. Raises
+    ValueError for two that can't be chained.
+    """
+    for functions in _by_event(page).values():
+        deferred = [function for function in functions if function.trigger_mode == "always_last"]
+        # What only writes, and so never fails, comes first: nothing follows a handler that failed.
+        first, *others = sorted(deferred, key=lambda function: bool(function.outputs)) or [None]
+        for function in others:
+            if len(function.targets) > 1 or function.collects_event_data:
+                raise ValueError(
+                    f"{function.name} can't follow {first.name}: it has other events, or asks for its data"
+                )
+            function.targets, function.trigger_after = [(None, "then")], first._id
+            function.trigger_only_on_success = function.trigger_only_on_failure = False
+
+
+def _by_event(page: gr.Blocks) -> dict[tuple[int | None, str], list[Any]]:
+    """The handlers of each event of each component, in the order in which they were wired."""
+    events: dict[tuple[int | None, str], list[Any]] = {}
+    for function in page.fns.values():
+        for component, name in function.targets:
+            if component is not None:
+                events.setdefault((component, name), []).append(function)
+    return events
+
+
 def take_uploads_only(page: gr.Blocks) -> None:
     """Refuse files that a request names and nobody uploaded. Call it when the page stands.
 

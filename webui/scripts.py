@@ -18,8 +18,9 @@ def goes_to(tab: str, datum: str) -> str:
     return f"window.sdlora.goes.{tab} = (name) => {{ {pending}trigger('select', {{pressed: {{{datum}: name}}}}); }};"
 
 
-CLOCK = """window.sdlora.clocks[element.closest('[id^=clock-]').id.slice(6)] = () => trigger('tick');"""
-"""Ticks for one tab, when page.js has heard that there are news for it."""
+CLOCK = """const tab = element.closest('[id^=clock-]').id.slice(6), ticks = ['tick_0', 'tick_1', 'tick_2', 'tick_3'];
+window.sdlora.clocks[tab] = () => ticks.slice(0, window.sdlora.ticks[tab]).forEach((name) => trigger(name));"""
+"""Ticks for all that follows one tab's news, when page.js has heard that there are some."""
 
 STATUS = """element.innerHTML = '<p aria-hidden="true"></p><span class="hidden-label" role="status"></span>';
 const [shown, spoken] = element.children;

@@ -37,6 +37,7 @@ def enter(page: Any, selector: str, text: str) -> None:
 def settle(page: Any) -> None:
     """Wait until all that the page has asked is answered: a press meanwhile may meet a button that is just replaced."""
     page.evaluate("() => window.sdlora.settled()")
+    page.wait_for_function("() => window.sdlora.newsInFlight === 0", polling=20)
     page.wait_for_timeout(300)
 
 

@@ -8,6 +8,7 @@ Each test has a control beside it: the same that works, so that it can't pass be
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -178,6 +179,38 @@ def test_every_poll_updates_the_inputs_of_all_events(open_bare: Callable[..., An
     gathered = open_bare(polled(gathered=True))
     wait_until(gathered, lambda: text(gathered, "heard") == str(FIELDS))
     assert busier(open_bare(polled(inputs=True)), gathered)
+
+
+def test_handlers_that_make_up_for_what_came_meanwhile_repeat_each_other_for_ever(
+    open_bare: Callable[..., Any],
+) -> None:
+    """`defer_one_each`."""
+    keys = 4
+
+    def repeats(*, mended: bool) -> tuple[int, str]:
+        calls: list[str] = []
+        chance = random.Random(0)
+
+        def late(words: str) -> str:
+            calls.append(words)
+            time.sleep(chance.uniform(0.2, 0.6))
+            return words
+
+        with bare() as page:
+            field, heard = gr.Textbox(elem_id="field"), gr.Textbox(elem_id="heard")
+            for output in (gr.Textbox(), gr.Textbox(), heard):
+                field.input(late, field, output, queue=False, trigger_mode="always_last", **QUIET)
+            end()
+            if mended:
+                quirks.defer_one_each(page)
+        window = open_bare(page)
+        window.locator("#field textarea, #field input").first.press_sequentially("a" * keys, delay=300)
+        window.wait_for_timeout(10 * A_WHILE)
+        return len(calls), text(window, "heard")
+
+    calls, last = repeats(mended=True)
+    assert (calls <= 3 * keys, last) == (True, "a" * keys)
+    assert repeats(mended=False)[0] > 8 * keys
 
 
 def test_a_number_that_begins_empty_is_shown_and_sent_as_0(open_bare: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,20 @@ def test_the_first_page_is_cheap_and_asks_no_other_machine(server: Any, first_pa
         open_tab(page, tab)
     assert page.locator("h1").count() == 1
     assert (server.look_ups, page.elsewhere, page.complaints) == ([], [], [])
+
+
+def test_no_event_has_two_handlers_that_gradio_would_repeat_for_each_other(first_page: Any) -> None:
+    """See `webui.gradio_quirks.defer_one_each`."""
+    config = first_page.evaluate("() => window.gradio_config ?? fetch('config').then((answer) => answer.json())")
+    events = Counter(
+        (component, name)
+        for event in config["dependencies"]
+        if event["trigger_mode"] == "always_last"
+        for component, name in event["targets"]
+        if component is not None
+    )
+    assert len(events) > 50
+    assert [event for event, number in events.items() if number > 1] == []
 
 
 @pytest.mark.timeout(900)

@@ -22,16 +22,19 @@
     setTimeout(() => toast.remove(), 12000);
   };
   const fetchPlainly = window.fetch;
+  const ofClocks = new RegExp(`"trigger_id":(${window.sdlora["clocks.ids"].join("|")})\\b`);
   window.fetch = async (...request) => {
     const isQuick = String(request[0]?.url ?? request[0]).includes("/gradio_api/run/");
-    if (isQuick) window.sdlora.inFlight++;
+    // What is asked for every second is counted apart: on a slow connection some of it is always under way.
+    const kind = ofClocks.test(request[1]?.body ?? "") ? "newsInFlight" : "inFlight";
+    if (isQuick) window.sdlora[kind]++;
     try {
       const answer = await fetchPlainly(...request);
       if (answer.status === 500 && isQuick)
         answer.clone().json().then((content) => showProblem(content.error), () => showProblem());
       return answer;
     } finally {
-      if (isQuick) window.sdlora.inFlight--;
+      if (isQuick) window.sdlora[kind]--;
     }
   };
 

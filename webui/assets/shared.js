@@ -11,6 +11,7 @@ window.sdlora = {
   run: null, // the run that was pressed, until its news are there
   runsPressed: 0, // how often one was
   inFlight: 0, // quick events that the server has not answered
+  newsInFlight: 0, // the same of those that fetch news
   settled: async () => { // two frames, so that what was just typed is on its way; then until all is answered
     const frame = () => new Promise((done) => requestAnimationFrame(done));
     await frame();

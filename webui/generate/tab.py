@@ -122,9 +122,10 @@ class GenerateTab:
         for button, act in ((self.random, self._random), (self.reuse, self._reuse)):
             button.click(shown_in(self.seed_problems, act), None, seeded, **QUICK)
         model = components["base_model.model"]
-        for name, counter in (("prompt", self.prompt_tokens), ("negative", self.negative_tokens)):
-            changed = [components[name].change, model.change]
-            gr.on(changed, handler(_count), [components[name], model], [counter], **LAST_COUNTS)
+        prompts = {components["prompt"]: self.prompt_tokens, components["negative"]: self.negative_tokens}
+        for prompt, counter in prompts.items():
+            prompt.change(handler(_count), [prompt, model], counter, **LAST_COUNTS)
+        model.change(handler(_count_both), [*prompts, model], list(prompts.values()), **LAST_COUNTS)
         self.context.shared["tab.generate"].select(handler(self._models), [model], [model], **QUICK)
 
     def _wire_mix(self) -> None:
@@ -204,3 +205,7 @@ def _size_of(width: float | None, height: float | None) -> str:
 
 def _count(prompt: str | None, model: str | None) -> str:
     return str(view.tokens(*count_prompt_tokens(prompt or "", model or "")))
+
+
+def _count_both(prompt: str | None, negative: str | None, model: str | None) -> tuple[str, str]:
+    return _count(prompt, model), _count(negative, model)
