@@ -24,7 +24,14 @@ from webui.calls import ArgumentCount
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import tab as datasets
 from webui.generate import tab as generate
-from webui.gradio_quirks import defer_one_each, empty_numbers, slim, spare_progress, take_uploads_only
+from webui.gradio_quirks import (
+    defer_one_each,
+    empty_numbers,
+    rest_between_looks,
+    slim,
+    spare_progress,
+    take_uploads_only,
+)
 from webui.home import tab as home
 from webui.mix import tab as mix
 from webui.runs import tab as runs
@@ -103,6 +110,7 @@ def served(
     services = Services(workspace, PageState(workspace.state))
     page = build(workspace, services)
     page.queue(default_concurrency_limit=1, max_size=64)
+    rest_between_looks(page)
     around = FastAPI(openapi_url=None)
     around.add_middleware(ArgumentCount, signatures=services.signatures)
     around.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=6)

@@ -22,6 +22,8 @@ COMES_AND_GOES: dict[str, Any] = {"allow_custom_value": True}
 """For a Dropdown whose entries come and go, as folders do: else Gradio refuses one that is gone in words nobody
 understands, before a handler can say anything about it."""
 
+_QUEUE_LOOK_SECONDS, _PROGRESS_LOOK_SECONDS = 0.02, 0.1
+
 
 def update_in_browser(**properties: Any) -> str:
     """JavaScript for one output of an event's `js`: what `gr.update` is for a handler. Gradio has no name for it."""
@@ -37,6 +39,15 @@ def spare_progress(page: gr.Blocks) -> None:
     for function in page.fns.values():
         if function.show_progress == "hidden" and function.show_progress_on is None:
             function.show_progress_on = []
+
+
+def rest_between_looks(page: gr.Blocks) -> None:
+    """Have a page's queue look for work fifty times a second, not a thousand times. Call it once the queue is set up.
+
+    Looking so often keeps a core busy for seven hundredths of the time, whether anybody has the page open or not.
+    """
+    page._queue.sleep_when_free = _QUEUE_LOOK_SECONDS
+    page._queue.progress_update_sleep_when_free = _PROGRESS_LOOK_SECONDS
 
 
 def defer_one_each(page: gr.Blocks) -> None:

@@ -8,6 +8,7 @@ Each test has a control beside it: the same that works, so that it can't pass be
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -211,6 +212,16 @@ def test_handlers_that_make_up_for_what_came_meanwhile_repeat_each_other_for_eve
     calls, last = repeats(mended=True)
     assert (calls <= 3 * keys, last) == (True, "a" * keys)
     assert repeats(mended=False)[0] > 8 * keys
+
+
+def test_a_queue_looks_for_work_a_thousand_times_a_second() -> None:
+    """`rest_between_looks`."""
+    with bare() as page:
+        end()
+    page.queue()
+    assert page._queue.sleep_when_free == (0.05 if os.name == "nt" else 0.001)
+    quirks.rest_between_looks(page)
+    assert page._queue.sleep_when_free == 0.02
 
 
 def test_a_number_that_begins_empty_is_shown_and_sent_as_0(open_bare: Callable[..., Any]) -> None:
