@@ -80,6 +80,21 @@ def test_cancelling_keeps_the_images_that_are_finished(generator: Generator) -> 
     assert [step.image_index for step in steps] == [0, 0, 0, 2, 2]
 
 
+def test_cancelling_leaves_a_pass_in_its_middle_and_the_model_as_it_was(generator: Generator) -> None:
+    request = request_of(steps=1)
+    before = [generated.image.tobytes() for generated in generator.generate(request)]
+    asked = 0
+
+    def is_cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 10
+
+    assert list(generator.generate(request, is_cancelled=is_cancelled)) == []
+    assert asked == 11
+    assert [generated.image.tobytes() for generated in generator.generate(request)] == before
+
+
 def test_a_folder_that_is_not_there_is_refused_even_where_no_tag_asks_for_it(tmp_path: Path) -> None:
     config = request_of(prompt="a cat", adapter_folders=(tmp_path / "a",), wildcard_folders=(tmp_path / "w",))
     with pytest.raises(ConfigError) as caught:

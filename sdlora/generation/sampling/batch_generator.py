@@ -6,7 +6,7 @@ Shapes: B images, C channels, H and W latent height and width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from sdlora.data.decoding import UnreadableImageError
 from sdlora.errors import DataError
 from sdlora.generation.request.start_images import StartImage, load_start
 from sdlora.generation.sampling.adapted_base import AdaptedBase, AdapterSet
+from sdlora.generation.sampling.interruption import interruptible
 from sdlora.generation.sampling.passes import Passes, Watch
 from sdlora.generation.sampling.samplers import rescale_of
 from sdlora.generation.sampling.text_conditions import ConditionsAt, RowTexts, TextConditions
@@ -122,11 +123,15 @@ class BatchGenerator:
 
         put_on = self._putting_on(sets, merge, encoded.copies)
         passes = Passes(self._bundle, rows, starts, Watch(on_step, is_cancelled, put_on))
-        latents_BCHW = passes.latents(conditions)
-        return [
-            SampledImage(passes.picture(latents_BCHW, index), bool(torch.isfinite(latents_BCHW[index]).all()))
-            for index in range(len(rows))
-        ]
+        models = (self._bundle.unet, self._bundle.vae)
+        # Compiled blocks would be compiled anew for the question; where they are worth it a pass is short.
+        is_compiled = rows[0].compute.compile
+        with nullcontext() if is_compiled else interruptible(models, is_cancelled):
+            latents_BCHW = passes.latents(conditions)
+            return [
+                SampledImage(passes.picture(latents_BCHW, index), bool(torch.isfinite(latents_BCHW[index]).all()))
+                for index in range(len(rows))
+            ]
 
     def _one_by_one(self, sets: Sequence[AdapterSet], is_guided: bool) -> bool:
         """Whether images pass the UNet one by one, so that none's last bits depend on how many are generated together.

@@ -85,7 +85,7 @@ class Hooks:
 
 
 class CancelledError(Exception):
-    """Generation was cancelled between two steps; what was finished before is kept by whoever called."""
+    """Generation was cancelled; what was finished before is kept by whoever called."""
 
 
 @torch.no_grad()
