@@ -76,5 +76,8 @@ def _host_name(host: str) -> str | None:
 def _is_same(origin: str, host: str) -> bool:
     """Whether an Origin header is the server's own; its scheme may be a proxy's https."""
     # Behind a proxy that ends TLS the page's origin says https while this server sees http.
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # no address at all, such as http://[::1
+        return False
     return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()

@@ -101,7 +101,8 @@ def test_on_an_open_address_plain_addresses_are_answered_and_foreign_names_are_n
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://evil.example", "null", "http://127.0.0.1:9999", "http://localhost:7860", "file://", "http://127.0.0.1:7860.evil.example"]
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:9999", "http://localhost:7860", "file://",
+     "http://127.0.0.1:7860.evil.example", "http://[::1", "http://[x]"]
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "DELETE"])
 def test_requests_of_other_pages_are_refused(origin: str, method: str) -> None:
