@@ -10,13 +10,13 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from sdlora.config import files, schema, without_effect
 from sdlora.config.section import Section
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
-from sdlora.words import count
+from sdlora.words import count, first_few
 
 Sampler = Literal["tpe", "random", "grid"]
 Pruner = Literal["none", "median", "hyperband"]
@@ -119,6 +119,20 @@ class SweepConfig(Section):
 
     seed: int = Field(default=0, ge=0)
     """Of the values that are chosen. The trainings' own seed is `train.seed`."""
+
+    @field_validator("vary", mode="before")
+    @classmethod
+    def _in_full_names(cls, vary: Any) -> Any:
+        """A section with settings in it, as `train` has them, would be taken for a range without ends."""
+        problems = []
+        for name, values in vary.items() if isinstance(vary, Mapping) else ():
+            if isinstance(values, Mapping) and schema.is_section(TrainConfig, str(name)):
+                inside = [f"{name}.{one}" for one in values]
+                meant = f": {first_few(inside)}" if inside else ""
+                problems.append(f"{name}: is a section; write the full name of each of its settings that varies{meant}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return vary
 
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:

@@ -89,6 +89,11 @@ def test_ranges_are_whole_where_both_ends_are(tmp_path: Path) -> None:
         ({"trials": 2, "vary": {"adapter.rank": [4]}}, "2 are more than the 1 combination there is"),
         ({"trials": 3}, "3 are more than the 2 combinations there are, so that some would be trained twice"),
         ({"vary": {"adapter.rank": {"low": 4, "high": 8, "step": 4}}, "trials": 3}, "more than the 2 combinations"),
+        (
+            {"vary": {"adapter": {"rank": [4, 8], "alpha": [1, 2]}, "optimization": {"steps": [1]}}},
+            "vary.adapter: is a section; write the full name of each of its settings that varies: adapter.alpha,"
+            " adapter.rank\n  vary.optimization: is a section",
+        ),
         ({"vary": {"adapter": [{"rank": 4}, {"rank": 8}]}}, "vary.adapter: is a section, which would be replaced"),
         ({"train": {"name": "x"}}, "train.name: every trial has its own"),
         ({"train": {"outputs": {"folder": "x"}}}, "train.outputs.folder: every trial has its own"),
