@@ -86,6 +86,27 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deep") from None
 
 
+def repeated_key(text: str | bytes) -> str | None:
+    """A key that one object of a JSON text has twice, of which the first value would be lost without a word."""
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        keys = [key for key, _ in pairs]
+        if len(keys) != len(set(keys)):
+            repeated.append(next(key for key in keys if keys.count(key) > 1))
+
+    json.loads(text, object_pairs_hook=note)
+    return repeated[0] if repeated else None
+
+
+def parse_written_json(text: str) -> Any:
+    """What a JSON text holds that people write. Raises ValueError as `parse_json`, and for a key that is set twice."""
+    content = parse_json(text)
+    if (key := repeated_key(text)) is not None:
+        raise ValueError(f"sets '{key}' twice")
+    return content
+
+
 def parse_toml(text: str) -> dict[str, Any]:
     """What a TOML text holds. Raises ValueError."""
     if sys.version_info >= (3, 11):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sdlora.config.generate import Sampler
-from sdlora.text_files import UnreadableTextError, parse_json, parse_toml, read_text
+from sdlora.text_files import UnreadableTextError, parse_toml, parse_written_json, read_text
 
 # Only before a word of letters: "a -- b" and "--5" are prompt.
 _OPTION = re.compile(r"\s--(?=[A-Za-z][\w-]*(?:[\s=]|$))")
@@ -152,7 +152,7 @@ _OPTIONS: dict[str, tuple[str, Any]] = {
 def prompts_in(text: str, suffix: str) -> list[Any]:
     """The entries of a .json or .toml prompt file as they stand there. Raises ValueError for another form."""
     if suffix == ".json":
-        content = parse_json(text)
+        content = parse_written_json(text)
         if not isinstance(content, list):
             raise ValueError(f"must hold a list of prompts, holds {type(content).__name__}")
         return content

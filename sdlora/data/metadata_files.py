@@ -20,7 +20,7 @@ from typing import Any
 
 from sdlora.constants import MIB
 from sdlora.errors import MissingPackageError
-from sdlora.text_files import parse_json, read_text
+from sdlora.text_files import parse_json, read_text, repeated_key
 from sdlora.words import count, first_few
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.json")
@@ -185,7 +185,7 @@ def _json_array_rows(text: str) -> Iterator[Row]:
     except ValueError as error:
         yield "the file", f"no JSON ({error})"
         return
-    if key := _repeated_key(text):
+    if key := repeated_key(text):
         yield "the file", ValueError(f"sets '{key}' twice")
         return
     if isinstance(content, dict):
@@ -213,23 +213,10 @@ def _json_rows(text: str) -> Iterator[Row]:
         if line.strip():
             try:
                 values = parse_json(line)
-                key = _repeated_key(line)
+                key = repeated_key(line)
                 yield f"line {number}", ValueError(f"sets '{key}' twice") if key else values
             except ValueError:
                 yield f"line {number}", line.strip()
-
-
-def _repeated_key(text: str) -> str | None:
-    """A key that one object of a JSON text has twice, of which the first value would be lost without a word."""
-    repeated: list[str] = []
-
-    def note(pairs: list[tuple[str, Any]]) -> None:
-        keys = [key for key, _ in pairs]
-        if len(keys) != len(set(keys)):
-            repeated.append(next(key for key in keys if keys.count(key) > 1))
-
-    json.loads(text, object_pairs_hook=note)
-    return repeated[0] if repeated else None
 
 
 def _csv_rows(text: str) -> Iterator[Row]:

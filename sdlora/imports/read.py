@@ -22,7 +22,7 @@ from sdlora.imports.simpletuner import from_config as from_simpletuner
 from sdlora.imports.simpletuner_data import from_backends
 from sdlora.imports.translation import Translation, reconcile
 from sdlora.models.headers import read_header
-from sdlora.text_files import parse_json, parse_toml, parse_yaml, read_text
+from sdlora.text_files import parse_toml, parse_written_json, parse_yaml, read_text
 
 _REPEATS_FOLDER = re.compile(r"\d{1,3}_.+")
 
@@ -103,7 +103,7 @@ def _translate(path: Path) -> tuple[str, Translation]:
         content = _mapping(parse_yaml(_filled(path)))
         return ("ai-toolkit", from_job(content)) if {"job", "config"} & content.keys() else _json(content, path)
     if ending == ".json":
-        return _json(parse_json(_filled(path)), path)
+        return _json(parse_written_json(_filled(path)), path)
     raise ValueError(
         f"{ending or 'a file without ending'} is not read; .json, .toml, .yaml, .safetensors and folders are"
     )
@@ -159,7 +159,7 @@ def _onetrainer(settings: Mapping[str, Any], path: Path) -> Translation:
     for name, pointer in (("concepts", "concept_file_name"), ("samples", "sample_definition_file_name")):
         own, file = settings.get(name), settings.get(pointer)
         found = _beside(path, str(file)) if own is None and file else None
-        lists[name] = parse_json(read_text(found)) if found else own or []
+        lists[name] = parse_written_json(read_text(found)) if found else own or []
         if own is None and file and not found:
             missing.append((pointer, file))
     translation = from_config(settings, lists["concepts"], lists["samples"])
@@ -181,7 +181,7 @@ def _beside(path: Path, name: str) -> Path | None:
 
 def _json_beside(path: Path, name: str) -> Any:
     found = _beside(path, name)
-    return parse_json(read_text(found)) if found else None
+    return parse_written_json(read_text(found)) if found else None
 
 
 def _text_beside(path: Path, name: str) -> str | None:

@@ -71,6 +71,7 @@ def test_prompt_files_of_sd_scripts_are_read(tmp_path: Path) -> None:
         ("a.json", '{"prompt": 1}', "must hold a list of prompts, holds dict"),
         ("a.json", '[{"prompt": "x", "lora": 1}]', "'lora' is not known"),
         ("a.json", "[", "is no valid JSON"),
+        ("a.json", '[{"prompt": "x", "prompt": "y"}]', "sets 'prompt' twice"),
         ("a.toml", "x = 1", r"must hold \[prompt\] with one \[\[prompt\.subset\]\]"),
         ("a.txt", "a --w x", "'a --w x': --w x: must be a whole number"),
     ],

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from sdlora.config.preview_prompts import parse_preview
-from sdlora.imports.read import Imported
+from sdlora.errors import ConfigError
+from sdlora.imports.read import Imported, import_settings
 from tests.support.foreign_settings import AI_TOOLKIT, KOHYA, ONETRAINER
 from tests.support.imported_settings import imported, read_back, told
 from tests.support.kohya_presets import PLAIN
@@ -282,3 +283,13 @@ def test_whole_matrices_of_lokr_are_taken_over(tmp_path: Path, full: bool) -> No
 def test_whole_matrices_are_of_lokr_alone(tmp_path: Path) -> None:
     result = imported(tmp_path, "preset.json", {**PLAIN, "LoRA_type": "LyCORIS/LoHa", "full_matrix": True})
     assert (result.config.adapter.algorithm, result.config.adapter.lokr_full) == ("loha", False)
+
+
+@pytest.mark.parametrize("name", ["preset.json", "concepts.json"])
+def test_a_setting_that_a_json_file_has_twice_is_refused(tmp_path: Path, name: str) -> None:
+    twice = '{"learning_rate": 1e-4, "learning_rate": 1e-5}'
+    (tmp_path / "concepts.json").write_text(f"[{twice}]")
+    main = {**ONETRAINER, "concept_file_name": "concepts.json"}
+    (tmp_path / "preset.json").write_text(twice if name == "preset.json" else json.dumps(main))
+    with pytest.raises(ConfigError, match="sets 'learning_rate' twice"):
+        import_settings(tmp_path / "preset.json")
