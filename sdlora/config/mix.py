@@ -163,7 +163,15 @@ def parse_adapter(text: str, kind: type[MixedAdapter] = MixedAdapter) -> MixedAd
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(text, [str(item["msg"]) for item in error.errors()]) from None
+        raise ConfigError(text, [_in_words(item) for item in error.errors()]) from None
+
+
+def _in_words(item: Any) -> str:
+    """One pydantic error without pydantic's own words around it."""
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    name = ".".join(str(part) for part in item["loc"] if part in MixedAdapter.model_fields or part in _TIMES)
+    return f"{name}: {item['msg'].replace('Input should be', 'must be')}; got {item['input']!r}"
 
 
 def spell_adapter(adapter: MixedAdapter) -> str:
