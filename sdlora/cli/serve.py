@@ -34,6 +34,12 @@ def serve(
     port: Annotated[
         int | None, typer.Option("--port", help="Port to listen on. [default: 8000]".replace("[", r"\["))
     ] = None,
+    allow_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host", help="Another name the server may be called by, such as a proxy's; may be given again."
+        ),
+    ] = None,
     key_file: Annotated[
         Path | None,
         typer.Option("--key-file", help="API keys, one a line: every request must bring one.", callback=in_home),
@@ -51,6 +57,7 @@ def serve(
         "adapter_folders": [str(folder) for folder in adapter_folders] if adapter_folders else None,
         "host": host,
         "port": port,
+        "allow_hosts": allow_hosts or None,
         "key_file": None if key_file is None else str(key_file),
     }
     values = schema.joined(values, schema.nest({name: value for name, value in given.items() if value is not None}))

@@ -11,8 +11,9 @@ import hmac
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -29,10 +30,11 @@ from sdlora.generation.restore.image_files import SavedSettings, encode_image
 from sdlora.generation.restore.infotext import to_infotext
 from sdlora.library.names import list_adapters, unique_names
 from sdlora.models.detection import Detection
-from sdlora.serving.batches import Batches, FullError
+from sdlora.serving.batches import Batches, FullError, UnexpectedError
 from sdlora.serving.figures import Figures
 from sdlora.serving.foreign import why_foreign
-from sdlora.serving.requests import read_request, single_requests
+from sdlora.serving.requests import SOURCE, read_request, single_requests
+from sdlora.text_files import repeated_key
 from sdlora.words import count
 
 log = logging.getLogger("sdlora.serving")
@@ -54,6 +56,10 @@ _KINDS = {
     429: "rate_limit_error",
 }
 _CODES = {401: "invalid_api_key", 404: "not_found", 429: "too_many_waiting", 503: "not_ready", 504: "timeout"}
+_FOLDER_SECONDS = 30
+"""When to ask again where a folder is not there, which may be on a disk that comes back."""
+_LIST, _LISTED = re.compile(r":\n\s*"), re.compile(r"\n\s*")
+"""What stands before the lines of a message with a list, and between them."""
 _GONE = 499
 """nginx's number for a client that didn't wait; it stands in the figures only."""
 
@@ -70,8 +76,9 @@ class Server:
         self._batches = batches
         self._figures = figures
         self._began = int(time.time())
-        folders = (*served.adapter_folders, *served.embedding_folders, *served.wildcard_folders)
-        written = {*map(str, folders), *(str(folder.expanduser().resolve()) for folder in folders)} - {os.curdir}
+        self._folders = (*served.adapter_folders, *served.embedding_folders, *served.wildcard_folders)
+        absolute = (str(folder.expanduser().resolve()) for folder in self._folders)
+        written = {*map(str, self._folders), *absolute} - {os.curdir}
         self._places = sorted(written, key=len, reverse=True)  # of two, one within the other, the inner one first
 
     def app(self) -> Starlette:
@@ -85,7 +92,7 @@ class Server:
                 Route("/readyz", self._ready),
                 Route("/metrics", self._metrics),
             ],
-            exception_handlers={404: _no_such_path, 405: _no_such_path},
+            exception_handlers={404: _no_such_path, 405: _no_such_path, Exception: _unexpected},
         )
 
     async def _generate(self, request: Request) -> Response:
@@ -102,15 +109,10 @@ class Server:
         if body is None:
             return failure(413, f"a request may have {_LARGEST_BODY_BYTES // 1024} KiB, and this one has more")
         try:
-            values = json.loads(body)
-        except ValueError as error:  # of undecodable bytes, too
-            return failure(400, f"the body is no JSON: {error}")
-        except RecursionError:
-            return failure(400, "the body is nested too deeply")
-        if not isinstance(values, dict):
-            return failure(400, 'the body must be a JSON object, such as {"prompt": "a fox"}')
+            asked = read_request(_object_in(body))
+        except ConfigError as error:
+            return failure(400, self._in_one_line(error))
         try:
-            asked = read_request(values)
             if asked.model not in (None, self._name):
                 return failure(404, f"the model here is {self._name}, not '{asked.model}'", "model_not_found")
             if self._batches.generator is None:
@@ -120,7 +122,7 @@ class Server:
         except FullError as error:
             return failure(429, str(error), retry_after=error.seconds)
         except SdloraError as error:
-            return failure(400, self._in_one_line(error))
+            return self._refusal(error)
         log.info("%s asked for by %r", count(len(rows), "image"), asked.user or "someone")
         done, gone = asyncio.wrap_future(future), asyncio.ensure_future(_until_gone(request))
         both: set[asyncio.Future[Any]] = {done, gone}
@@ -135,8 +137,10 @@ class Server:
         if done.cancelled():
             return failure(503, "the server is stopping", retry_after=10)
         if (fault := done.exception()) is not None:
-            # What was wrong with the request was told above; this is a file's fault, or ours.
-            return failure(500, self._in_one_line(fault))
+            # An adapter's weights are read now: one that doesn't fit or is damaged is a wrong one to name, as one whose
+            # header told so. A client would ask again for what is ours.
+            is_ours = isinstance(fault, UnexpectedError) or not isinstance(fault, SdloraError)
+            return failure(500 if is_ours else 400, self._in_one_line(fault))
         return await run_in_threadpool(self._answer, done.result())
 
     def _answer(self, images: Sequence[GeneratedImage]) -> Response:
@@ -163,7 +167,10 @@ class Server:
         return JSONResponse({"object": "list", "data": [model]})
 
     async def _adapters(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": await run_in_threadpool(self._list_adapters)})
+        try:
+            return JSONResponse({"object": "list", "data": await run_in_threadpool(self._list_adapters)})
+        except SdloraError as error:
+            return self._refusal(error)
 
     def _list_adapters(self) -> list[dict[str, object]]:
         known = list_adapters(self._served.adapter_folders)
@@ -177,8 +184,18 @@ class Server:
                 listed.append({"name": names[adapter.path], "bytes": adapter.size_bytes})
         return listed
 
+    def _refusal(self, error: SdloraError) -> Response:
+        """The answer to what can't be done, the request's fault or that of folders that are gone."""
+        if gone := [folder for folder in self._folders if not folder.is_dir()]:
+            log.error("%s: no such folder; bring it back, or start the server without it", ", ".join(map(str, gone)))
+            said = "a folder that the server was started with is not there now; whoever runs it must bring it back"
+            return failure(503, said, "folder_gone", retry_after=_FOLDER_SECONDS)
+        return failure(400, self._in_one_line(error))
+
     def _in_one_line(self, error: BaseException) -> str:
-        return self._without_places("; ".join(error.problems) if isinstance(error, ConfigError) else str(error))
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        lines = [" ".join(_LISTED.sub("; ", _LIST.sub(": ", problem)).split()) for problem in problems]
+        return self._without_places("; ".join(lines))
 
     def _without_places(self, text: str) -> str:
         """A message for people elsewhere, whom this machine's folders don't concern."""
@@ -219,7 +236,7 @@ class Guard:
         if problem := why_foreign(headers, self._knows_host):
             await failure(403, problem)(scope, receive, send)
         elif self._keys and scope["path"] not in _OPEN_PATHS and not self._has_key(headers):
-            refusal = failure(401, "this server wants an API key: send the header Authorization: Bearer KEY")
+            refusal = failure(401, _key_wanted(headers))
             refusal.headers["www-authenticate"] = "Bearer"
             await refusal(scope, receive, send)
         else:
@@ -231,6 +248,13 @@ class Guard:
         # All are compared, each in a time that tells nothing: an answer that came sooner would tell of a near one.
         right = [hmac.compare_digest(given, known) for known in self._keys]
         return kind.lower() == "bearer" and any(right)
+
+
+def _key_wanted(headers: Mapping[bytes, str]) -> str:
+    send = "send the header Authorization: Bearer KEY"
+    if b"authorization" not in headers:
+        return f"this server wants an API key: {send}"
+    return f"the API key that was sent is none of this server's: {send}, with one that whoever runs it gave you"
 
 
 def failure(status: int, message: str, code: str | None = None, *, retry_after: int | None = None) -> JSONResponse:
@@ -249,6 +273,30 @@ async def _no_such_path(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     paths = "POST /v1/images/generations, GET /v1/models, /v1/adapters, /healthz, /readyz, /metrics"
     return failure(status, f"{request.method} {request.url.path} is nothing here; there is: {paths}")
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return failure(500, "something went wrong in the server; its log says what")
+
+
+def _object_in(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is. Raises ConfigError."""
+    try:
+        values = json.loads(body)
+        repeated = repeated_key(body)
+    except UnicodeDecodeError as error:
+        raise ConfigError(SOURCE, [f"the body is no text in UTF-8 ({error.reason}); send it as plain JSON"]) from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(SOURCE, [f"the body is no JSON: {error}"]) from None
+    except ValueError:  # Python's limit to the digits of a number
+        raise ConfigError(SOURCE, ["the body holds a number of thousands of digits"]) from None
+    except RecursionError:
+        raise ConfigError(SOURCE, ["the body is nested too deeply"]) from None
+    if not isinstance(values, dict):
+        raise ConfigError(SOURCE, ['the body must be a JSON object, such as {"prompt": "a fox"}'])
+    if repeated is not None:
+        raise ConfigError(SOURCE, [f"the body sets '{repeated}' twice; leave one of them out"])
+    return values
 
 
 async def _body(request: Request) -> bytes | None:

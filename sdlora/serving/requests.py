@@ -62,8 +62,10 @@ class ImageRequest(Section):
 
 
 def read_request(body: Mapping[str, Any]) -> ImageRequest:
-    """A request's body, checked. Raises ConfigError listing every problem."""
-    return files.validate(body, SOURCE, ImageRequest)
+    """A request's body, checked; null is as left out, as OpenAI has it. Raises ConfigError listing every problem."""
+    known = ImageRequest.model_fields
+    given = {name: value for name, value in body.items() if value is not None or name not in known}
+    return files.validate(given, SOURCE, ImageRequest)
 
 
 def single_requests(request: ImageRequest, served: ServeConfig, detection: Detection) -> list[GenerateConfig]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import os
@@ -20,9 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageChops
+from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+from sdlora.cli import app
 from sdlora.config.serve import ServeConfig
 from sdlora.errors import ConfigError, ModelError
 from sdlora.generation.generate import Generator
@@ -30,7 +35,8 @@ from sdlora.models.detection import detect
 from sdlora.serving.app import Guard, Server
 from sdlora.serving.batches import Batches
 from sdlora.serving.figures import Figures
-from sdlora.serving.foreign import known_hosts
+from sdlora.serving.foreign import known_hosts, why_foreign
+from sdlora.serving.requests import ImageRequest
 from sdlora.serving.server import check, model_name, serve
 from tests.support.emoji_adapters import random_adapter
 
@@ -46,6 +52,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         random_adapter(folder / f"{name}.safetensors", seed=seed)
     (folder / "broken.safetensors").write_bytes(b"nothing")
+    # What only its weights tell, which are read when it is to be put on.
+    layer = load_file(folder / "ink.safetensors")
+    name = next(name for name in layer if name.endswith("lora_down.weight"))
+    save_file({**layer, name: torch.full_like(layer[name], torch.nan)}, folder / "nan.safetensors")
+    save_file({**layer, name: torch.ones(layer[name].shape[0], 7)}, folder / "misfit.safetensors")
     return folder
 
 
@@ -187,6 +198,12 @@ def test_what_is_wrong_is_said_all_at_once_and_names_no_place(client: TestClient
         ({"prompt": "a", "size": "large"}, "write it as 512x512"),
         ({"prompt": "a", "quality": "hd"}, "quality"),
         ({"prompt": "a", "sampler": "LCM", "steps": 60}, "the LCM sampler takes at most 50"),
+        ({"prompt": "a", "adapters": ["ink:1e999"]}, "adapters.0: weight: must be a finite number; got inf"),
+        ({"prompt": "a", "adapters": ["in\0k"]}, "adapters.0: 'in\\x00k' holds a control character"),
+        ({"prompt": None}, "prompt: field required"),
+        ({"prompt": "a", "sed": None}, "sed: unknown setting"),
+        ({"prompt": "a", "steps": 2, "size": "64x64", "adapters": ["misfit"]}, "misfit.safetensors doesn't fit"),
+        ({"prompt": "a", "steps": 2, "size": "64x64", "adapters": ["nan"]}, "nan.safetensors can't be used: lora"),
     ],
 )
 def test_a_wrong_request_is_refused_in_words(
@@ -195,6 +212,7 @@ def test_a_wrong_request_is_refused_in_words(
     said = problem(client, 400, **body)
     assert words in said
     assert str(folder) not in said
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b'"a"', b"[" * 100_000])
@@ -202,6 +220,57 @@ def test_a_body_that_is_no_json_object_is_refused(client: TestClient, content: b
     answer = client.post(PATH, content=content)
     assert answer.status_code == 400
     assert "body" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"prompt": "a", "seed": 1, "seed": 2}', "the body sets 'seed' twice; leave one of them out"),
+        (b'{"prompt": "a", "adapters": [{"name": "ink", "weight": 1, "weight": 2}]}', "the body sets 'weight' twice"),
+        (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "the body holds a number of thousands of digits"),
+        (gzip.compress(b'{"prompt": "a"}', mtime=0), "the body is no text in UTF-8"),
+    ],
+)
+def test_what_would_be_lost_from_a_body_is_refused(client: TestClient, content: bytes, words: str) -> None:
+    answer = client.post(PATH, content=content)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(words)
+
+
+def test_null_stands_for_what_is_left_out(client: TestClient) -> None:
+    nothing = dict.fromkeys(ImageRequest.model_fields.keys() - {"prompt", "seed", "size", "steps"})
+    assert ask(client, **nothing)["data"] == ask(client)["data"]
+
+
+def test_a_folder_that_went_away_is_not_the_requests_fault(
+    served: ServeConfig, batches: Batches, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = tmp_path / "loras"
+    there.mkdir()
+    gone = served.model_copy(update={"adapter_folders": (there,)})
+    client = TestClient(Server(gone, "emoji", detect(served.base_model), batches, Figures()).app())
+    assert client.get("/v1/adapters").json()["data"] == []
+    there.rmdir()
+    prompted = client.post(PATH, json={"prompt": "a <lora:ink:1>"})
+    for answer in (client.get("/v1/adapters"), client.post(PATH, json={"prompt": "a", "adapters": ["ink"]}), prompted):
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        assert "whoever runs it must bring it back" in answer.json()["error"]["message"]
+        assert str(tmp_path) not in answer.text
+    assert f"{there}: no such folder" in caplog.text
+
+
+def test_a_fault_nobody_foresaw_is_told_in_the_form_of_all_others(
+    served: ServeConfig, batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("/home/somebody")
+
+    monkeypatch.setattr("sdlora.serving.app.list_adapters", fail)
+    app = Server(served, "emoji", detect(served.base_model), batches, Figures()).app()
+    answer = TestClient(app, raise_server_exceptions=False).get("/v1/adapters")
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == "something went wrong in the server; its log says what"
 
 
 def test_a_huge_body_another_model_and_an_unknown_path_are_refused(client: TestClient) -> None:
@@ -215,7 +284,7 @@ def test_a_huge_body_another_model_and_an_unknown_path_are_refused(client: TestC
 
 def test_models_adapters_health_and_figures(client: TestClient) -> None:
     assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["builtin:emoji"]
-    assert [one["name"] for one in client.get("/v1/adapters").json()["data"]] == ["ink", "wash"]
+    assert [one["name"] for one in client.get("/v1/adapters").json()["data"]] == ["ink", "misfit", "nan", "wash"]
     assert client.get("/healthz").json() == {"status": "alive"}
     assert client.get("/readyz").json() == {"status": "ready", "model": "builtin:emoji"}
     text = client.get("/metrics").text
@@ -236,6 +305,8 @@ def test_foreign_pages_and_requests_without_a_key_are_refused(served: ServeConfi
     ):
         answer = client.get("/v1/models", headers={name: value.encode("latin-1") for name, value in headers.items()})
         assert answer.status_code == 401
+        told = answer.json()["error"]["message"]
+        assert ("none of this server's" if headers else "wants an API key") in told
         assert answer.json()["error"]["code"] == "invalid_api_key"
         assert client.get("/metrics", headers={"authorization": "Bearer no"}).status_code == 401
     right = {"authorization": f"Bearer {KEY}"}
@@ -245,6 +316,7 @@ def test_foreign_pages_and_requests_without_a_key_are_refused(served: ServeConfi
         {"sec-fetch-site": "cross-site"},
         {"host": "evil.example"},
         {"origin": "null"},
+        {"origin": "http://[::1"},
     ):
         assert client.get("/v1/models", headers={**right, **foreign}).status_code == 403
 
@@ -283,6 +355,17 @@ def test_what_can_not_be_served_is_said_at_once(tmp_path: Path) -> None:
         check(ServeConfig(host="0.0.0.0", port=18_431))
     with pytest.raises(ConfigError, match="at least 128, the model's own size"):
         check(ServeConfig.model_validate({"limits": {"side_px": 64}, "port": 18_431}))
+
+
+def test_other_names_are_allowed_as_a_refusal_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = why_foreign({b"host": "images.example.org"}, known_hosts("127.0.0.1"))
+    assert said is not None
+    assert said.endswith("start it with --allow-host images.example.org")
+    served: list[ServeConfig] = []
+    monkeypatch.setattr("sdlora.serving.server.serve", lambda config, tell: served.append(config))
+    told = CliRunner().invoke(app, ["serve", *said.split()[-2:], "--allow-host", "b.example"])
+    assert told.exit_code == 0, told.output
+    assert served[0].allow_hosts == ("images.example.org", "b.example")
 
 
 def test_a_model_that_can_not_be_loaded_ends_the_server(
