@@ -23,6 +23,7 @@ import psutil
 
 from sdlora import atomic
 from sdlora.constants import INTERRUPTED
+from sdlora.errors import ConfigError
 
 # Twelve beats to a silence: a network disk, or a machine that swaps, may well delay some.
 BEAT_SECONDS = 5.0
@@ -121,12 +122,21 @@ class ProcessRecord:
 
 def is_main_process() -> bool:
     """Whether this process, of those that a launcher started together, writes files and events."""
-    return os.environ.get("RANK", "0") == "0"
+    # A rank alone, which clusters set for other programs, makes nobody one of several. This must not raise: errors are
+    # told by whoever it names.
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
-def num_processes() -> int:
-    """How many a launcher (torchrun, accelerate, `sdlora train --processes`) started together, this one among them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def num_processes(variable: str = "WORLD_SIZE") -> int:
+    """How many a launcher (torchrun, accelerate, `sdlora train --processes`) started together, this one among them.
+
+    variable: LOCAL_WORLD_SIZE for those of this machine. Raises ConfigError where it holds no number.
+    """
+    told = os.environ.get(variable, "1")
+    if not told.isdecimal() or int(told) < 1:
+        wrong = f"{variable}={told}: a launcher sets it to its number of processes; unset it where there is none"
+        raise ConfigError("the environment", [wrong])
+    return int(told)
 
 
 def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:

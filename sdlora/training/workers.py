@@ -64,7 +64,7 @@ class Workers:
 
     def __init__(self, device: str = "auto") -> None:
         wanted = num_processes()
-        check_cards(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        check_cards(device, num_processes("LOCAL_WORLD_SIZE"))
         try:
             self._state = PartialState(cpu=device == "cpu" or (wanted > 1 and not _has_cards()), timeout=_PATIENCE)
         except RuntimeError as error:

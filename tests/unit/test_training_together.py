@@ -13,10 +13,10 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from sdlora import __main__ as command_line
-from sdlora.errors import LostProcessError, TrainingError
+from sdlora.errors import ConfigError, LostProcessError, TrainingError
 from sdlora.launch.runs import RunHandle
 from sdlora.launch.together import _in_words
-from sdlora.processes import ProcessRecord, without_launcher
+from sdlora.processes import ProcessRecord, is_main_process, num_processes, without_launcher
 from sdlora.runs import restarts
 from sdlora.runs.folder import RunFolder
 from sdlora.training.workers import check_cards
@@ -55,6 +55,7 @@ def test_an_error_that_a_process_wrote_down_is_told_in_its_words(
     reply = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(reply))
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
         command_line._end("the picture a.png can't be read", 2)
     assert capsys.readouterr().err == ""  # the launcher shows it
@@ -69,6 +70,7 @@ def test_without_a_launcher_that_shows_it_each_process_says_its_own_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
         command_line._end("no memory", TrainingError.exit_code)
     assert capsys.readouterr().err == "error: process 1: no memory\n"
@@ -113,3 +115,21 @@ def test_more_processes_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) 
         check_cards("auto", 4)
     check_cards("auto", 2)
     check_cards("cpu", 4)
+
+
+def test_a_rank_without_a_launcher_makes_nobody_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    assert is_main_process()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not is_main_process()
+
+
+@pytest.mark.parametrize("told", ["two", "0", "-1", "1.5", ""])
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "LOCAL_WORLD_SIZE"])
+def test_a_number_of_processes_that_is_none_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, variable: str, told: str
+) -> None:
+    monkeypatch.setenv(variable, told)
+    with pytest.raises(ConfigError, match=f"{variable}={told}: a launcher sets it to its number of processes"):
+        num_processes(variable)
