@@ -101,6 +101,8 @@ class Server:
             answer = await self._answer_images(request)
         except ClientDisconnect:
             answer = Response(status_code=_GONE)
+        except asyncio.CancelledError:  # the minute for what was asked is over, or Ctrl-C came a second time
+            answer = failure(503, "the server is stopping", retry_after=10)
         self._figures.count_request(answer.status_code, time.monotonic() - began)
         return answer
 

@@ -24,6 +24,7 @@ from sdlora.errors import SdloraError
 from sdlora.generation.generate import Generator
 from sdlora.generation.generated import GeneratedImage
 from sdlora.generation.request.requests import fit_together
+from sdlora.words import count
 
 log = logging.getLogger("sdlora.serving")
 
@@ -37,7 +38,8 @@ class FullError(SdloraError):
 
     def __init__(self, waiting: int, seconds: int) -> None:
         self.seconds = seconds
-        super().__init__(f"{waiting} images wait already; ask again in {seconds} seconds")
+        waits = f"{count(waiting, 'image')} {'waits' if waiting == 1 else 'wait'}"
+        super().__init__(f"{waits} already; ask again in {count(seconds, 'second')}")
 
 
 class UnexpectedError(SdloraError):

@@ -55,6 +55,7 @@ def serve(served: ServeConfig, tell: Callable[[str], None]) -> None:
     guarded = Guard(app, known_hosts(served.host, served.allow_hosts), keys)
     config = configured(guarded, served.host, served.port)
     config.timeout_graceful_shutdown = _GRACE_SECONDS
+    config.lifespan = "off"  # it has nothing to begin or end, and tells a second Ctrl-C as a traceback
     server = uvicorn.Server(config)
 
     async def run() -> None:

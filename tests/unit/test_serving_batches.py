@@ -120,7 +120,7 @@ def test_too_many_waiting_are_turned_away_with_a_time_but_one_request_is_never_t
     batches = make(limits={"waiting_images": 2})
     held(stand_in, batches)
     batches.submit([row("a"), row("b"), row("c")])
-    with pytest.raises(FullError, match="3 images wait already; ask again in 1 seconds") as full:
+    with pytest.raises(FullError, match="3 images wait already; ask again in 1 second$") as full:
         batches.submit([row("d")])
     assert full.value.seconds == 1
     assert batches.waiting == 3
