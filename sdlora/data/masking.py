@@ -30,8 +30,6 @@ from sdlora.models.source import is_hub_name
 from sdlora.words import count
 
 ALPHA = "alpha"
-SUGGESTED = (ALPHA, "u2net", "isnet-general-use", "isnet-anime", "birefnet-general", "silueta")
-"""The images' own transparency, and names of rembg's for all kinds of pictures."""
 _HUB_FILES = ("onnx/model.onnx", "model.onnx")
 # Means and deviations that the networks were trained with: most on ImageNet's, isnet and RMBG on plain halves.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

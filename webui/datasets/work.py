@@ -12,8 +12,8 @@ from typing import Any
 import gradio as gr
 
 from sdlora.config.captioning import CaptioningConfig
-from sdlora.data.masking import SUGGESTED
 from sdlora.data.sets import folders, shapes
+from sdlora.data.sets.masks import SUGGESTED
 from sdlora.errors import ConfigError
 from sdlora.launch.dataset_jobs import (
     WORDS,

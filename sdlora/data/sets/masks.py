@@ -1,4 +1,4 @@
-"""Loss masks painted by hand: `name-masklabel.png` beside an image, white where it is trained."""
+"""Loss masks, painted by hand or asked of a model: `name-masklabel.png` beside an image, white where it is trained."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from PIL import Image, ImageChops
 from sdlora.data.decoding import UnreadableImageError, open_image, oriented_size
 from sdlora.data.fix.changes import Change, apply
 from sdlora.data.folder_listing import MASK_ENDING
-from sdlora.data.masking import as_png, mask_of_paint
+from sdlora.data.masking import ALPHA, as_png, mask_of_paint
 from sdlora.data.sets.listing import Item
 from sdlora.errors import DataError
 
 Meaning = Literal["trained", "left out"]
 """What paint stands for."""
+
+SUGGESTED = (ALPHA, "u2net", "isnet-general-use", "isnet-anime", "birefnet-general", "silueta")
+"""Where masks of all pictures may come from: their own transparency, and rembg's models for all kinds of pictures."""
 
 
 def save_painted(folder: Path, item: Item, layers: Sequence[Image.Image], meaning: Meaning) -> str:
