@@ -30,7 +30,7 @@ log = logging.getLogger("sdlora.serving")
 
 Images = list[GeneratedImage]
 _REMEMBERED = 0.8
-"""Share of the past in the running mean of the seconds that an image takes."""
+"""Share of the past in the running mean of the seconds that a pixel's step takes."""
 
 
 class FullError(SdloraError):
@@ -85,7 +85,7 @@ class Batches:
         self._running: list[_Row] = []
         self._changed = threading.Condition()
         self._is_stopping = False
-        self._seconds = 0.0
+        self._seconds = 0.0  # for a pixel and a step, as of late
         self._thread = threading.Thread(target=self._work, name="sdlora-generates", daemon=True)
         self.generator: Generator | None = None
         """The loaded model; None before it is."""
@@ -128,7 +128,8 @@ class Batches:
             self._forget_cancelled()
             waiting = len(self._rows)
             if waiting and waiting + len(rows) > self._served.limits.waiting_images:
-                raise FullError(waiting, max(1, math.ceil(waiting * self._seconds)))
+                work = sum(_work(row) for row in [*self._running, *self._rows])
+                raise FullError(waiting, max(1, math.ceil(work * self._seconds)))
             self._rows += [_Row(job, index, row, now) for index, row in enumerate(rows)]
             self._changed.notify()
         return job.done
@@ -144,12 +145,12 @@ class Batches:
             began = time.monotonic()
             self._generate(rows)
             seconds = time.monotonic() - began
-            made = sum(row.index in row.job.images for row in rows)
+            made = [row for row in rows if row.index in row.job.images]
             if not made:  # given up, or none could be generated: it says nothing about how long one takes
                 continue
-            each = seconds / made
+            each = seconds / sum(_work(row) for row in made)
             self._seconds = each if not self._seconds else _REMEMBERED * self._seconds + (1 - _REMEMBERED) * each
-            self._on_batch(made, seconds)
+            self._on_batch(len(made), seconds)
 
     def _next(self) -> list[_Row]:
         """The rows of the next pass, when there are enough or have waited long enough; none at the end."""
@@ -203,3 +204,9 @@ class Batches:
             error = UnexpectedError("the image could not be generated; the server's log says why")
         with suppress(InvalidStateError):  # cancelled in this very moment
             row.job.done.set_exception(error)
+
+
+def _work(row: _Row) -> float:
+    """What an image costs, in pixels times steps."""
+    config = row.config
+    return float((config.width_px or 1) * (config.height_px or 1) * config.steps)

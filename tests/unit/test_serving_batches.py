@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -124,6 +125,23 @@ def test_too_many_waiting_are_turned_away_with_a_time_but_one_request_is_never_t
         batches.submit([row("d")])
     assert full.value.seconds == 1
     assert batches.waiting == 3
+
+
+def test_the_time_to_come_again_is_that_of_what_waits_by_its_size_and_steps(
+    stand_in: StandIn, make: Callable[..., Batches]
+) -> None:
+    batches = make(limits={"waiting_images": 1})
+    stand_in.may_go.set()
+    began = time.monotonic()
+    assert prompts(batches.submit([row("small", steps=1)])) == ["small"]
+    most = time.monotonic() - began
+    stand_in.has_begun.clear()
+    held(stand_in, batches)
+    wide = row("large", steps=100).model_copy(update={"width_px": 4096, "height_px": 4096})
+    batches.submit([wide])
+    with pytest.raises(FullError) as full:
+        batches.submit([row("d")])
+    assert 1 < full.value.seconds <= 1 + most * (100 * 64**2 + row("first").steps)
 
 
 def test_what_nobody_waits_for_is_not_generated(stand_in: StandIn, make: Callable[..., Batches]) -> None:
