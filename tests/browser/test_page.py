@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from browsing import enter, open_tab
+from browsing import enter, open_tab, settle
 from PIL import Image, ImageDraw
 
 from tests.support.tiny_captioners import build_tagger
@@ -200,7 +200,7 @@ def test_a_dataset_from_upload_to_undo_survives_reload_and_restart(server: Any, 
     filter_and_delete(page, folder)
 
     enter(page, TRIGGER, "zwx")
-    page.wait_for_timeout(300)
+    settle(page)  # it is kept
     open_tab(page, "settings")
     server.restart()
     page.reload()
