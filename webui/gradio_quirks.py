@@ -60,8 +60,9 @@ def defer_one_each(page: gr.Blocks) -> None:
     """
     for functions in _by_event(page).values():
         deferred = [function for function in functions if function.trigger_mode == "always_last"]
-        # What only writes, and so never fails, comes first: nothing follows a handler that failed.
-        first, *others = sorted(deferred, key=lambda function: bool(function.outputs)) or [None]
+        # Nothing follows a handler that failed. What shows something is wired first, and says itself what is wrong;
+        # what only writes fails on a full disk, and must keep nothing from being shown.
+        first, *others = deferred or [None]
         for function in others:
             if len(function.targets) > 1 or function.collects_event_data:
                 raise ValueError(
