@@ -52,13 +52,13 @@ def why_foreign(
         return f"this server has no name '{host}'; if it should, start it with --allow-host {name or 'NAME'}"
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
     if origin is not None and not _is_same(origin, host):
-        return f"requests from {origin} are refused; only this server's own page may use it"
+        return f"requests from {origin} are refused: pages of other sites may not use this server"
     # Older browsers say nothing about the site and programs never do; "none" is an address typed by hand.
     if site in (None, "same-origin", "none"):
         return None
     if is_page and headers.get(b"sec-fetch-mode") == "navigate" and headers.get(b"sec-fetch-dest") == "document":
         return None  # somebody followed a link to the page
-    return "requests from other sites are refused; only this server's own page may use it"
+    return "requests from other sites are refused: their pages may not use this server"
 
 
 def _host_name(host: str) -> str | None:
