@@ -87,6 +87,7 @@ class Server:
             routes=[
                 Route("/v1/images/generations", self._generate, methods=["POST"]),
                 Route("/v1/models", self._models),
+                Route("/v1/models/{name:path}", self._model),
                 Route("/v1/adapters", self._adapters),
                 Route("/healthz", self._health),
                 Route("/readyz", self._ready),
@@ -116,7 +117,7 @@ class Server:
             return failure(400, self._in_one_line(error))
         try:
             if asked.model not in (None, self._name):
-                return failure(404, f"the model here is {self._name}, not '{asked.model}'", "model_not_found")
+                return self._no_such_model(asked.model)
             if self._batches.generator is None:
                 return failure(503, "the model is still loading", retry_after=5)
             rows = await run_in_threadpool(single_requests, asked, self._served, self._detection)
@@ -165,8 +166,18 @@ class Server:
         )
 
     async def _models(self, request: Request) -> Response:
-        model = {"id": self._name, "object": "model", "created": self._began, "owned_by": "sdlora"}
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": [self._described]})
+
+    async def _model(self, request: Request) -> Response:
+        asked = request.path_params["name"]
+        return JSONResponse(self._described) if asked == self._name else self._no_such_model(asked)
+
+    @property
+    def _described(self) -> dict[str, object]:
+        return {"id": self._name, "object": "model", "created": self._began, "owned_by": "sdlora"}
+
+    def _no_such_model(self, asked: str | None) -> Response:
+        return failure(404, f"the model here is {self._name}, not '{asked}'", "model_not_found")
 
     async def _adapters(self, request: Request) -> Response:
         try:

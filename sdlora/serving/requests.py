@@ -57,6 +57,7 @@ class ImageRequest(Section):
     stream: Literal[False] = False
     background: Literal["auto", "opaque"] = "auto"
     quality: Literal["auto"] = "auto"
+    moderation: Literal["auto"] = "auto"
     user: str | None = Field(default=None, max_length=256)
     """Whoever asks; it stands in the server's log."""
 

@@ -277,6 +277,9 @@ def test_a_huge_body_another_model_and_an_unknown_path_are_refused(client: TestC
 
 def test_models_adapters_health_and_figures(client: TestClient) -> None:
     assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["builtin:emoji"]
+    assert client.get("/v1/models/builtin:emoji").json()["id"] == "builtin:emoji"
+    missing = client.get("/v1/models/dall-e/3")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
     assert [one["name"] for one in client.get("/v1/adapters").json()["data"]] == ["ink", "misfit", "nan", "wash"]
     assert client.get("/healthz").json() == {"status": "alive"}
     assert client.get("/readyz").json() == {"status": "ready", "model": "builtin:emoji"}
