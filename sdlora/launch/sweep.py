@@ -21,7 +21,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
@@ -311,8 +311,9 @@ class Sweep:
         return True
 
     def _write(self, study: optuna.Study) -> None:
-        """The table, and what belongs to the best trial."""
+        """What belongs to the best trial, then the table: what it lists is there, wherever a full disk ends this."""
         trials = _ranked(_begun(study))
+        self._write_best(trials)
         names = list(self.config.vary)
         text = io.StringIO()
         table = csv.writer(text)
@@ -323,6 +324,8 @@ class Sweep:
             where = [f"{trial.seconds:.0f}", trial.run or "", trial.reason]
             table.writerow([trial.number, trial.state, loss, trial.step or "", *values, *where])
         atomic.write_text(self.folder / "sweep.csv", text.getvalue())
+
+    def _write_best(self, trials: Sequence[Trial]) -> None:
         best = trials[0] if trials and trials[0].state == "complete" else None
         if best is None or best.run is None:
             return
