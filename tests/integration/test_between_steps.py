@@ -34,6 +34,7 @@ from sdlora.runs.folder import RunFolder
 from sdlora.runs.state import derive
 from sdlora.training.loop.interrupts import StoppedEarly
 from sdlora.training.loop.run import resume, train
+from tests.integration.test_resume import weights_hash
 from tests.support.followed_runs import Collector, run, weights
 
 
@@ -136,6 +137,29 @@ def test_what_a_stop_left_undone_at_its_step_is_done_when_the_run_goes_on(config
     resume(folder.path, [after])
     assert [event.step for event in after.of(Validated)] == [2, 4, 5]
     assert [event.step for event in after.of(PreviewReady)] == [2, 4, 5]
+
+
+def test_a_stop_at_the_last_step_changes_nothing_of_what_comes_out(configure) -> None:
+    """What is due at the end alone, too: without it the best of the steps before would be taken for the best of all."""
+    due = (
+        "validation.fraction=0.3",
+        "validation.every=2",
+        "previews.every=2",
+        "previews.steps=2",
+        "optimization.steps=3",
+    )
+    whole, undisturbed = run(configure("name=whole", "previews.prompts=[a cat]", *due))
+    folder = RunFolder(whole.folder.parent / "stopped")
+    config = configure("name=stopped", "previews.prompts=[a cat]", *due)
+    stopped, before = run(config, lambda step: folder.ask("stop") if step == 3 else None)
+    assert (stopped.outcome, stopped.step) == ("stopped", 3)
+    after = Collector()
+    resumed = resume(folder.path, [after])
+    measured = [(event.step, event.relative_loss) for event in (*before.of(Validated), *after.of(Validated))]
+    assert measured == [(event.step, event.relative_loss) for event in undisturbed.of(Validated)]
+    assert [event.step for event in after.of(PreviewReady)] == [3]
+    assert checkpoints.best_step(folder) == checkpoints.best_step(RunFolder(whole.folder)) == 3
+    assert weights_hash(resumed.adapter) == weights_hash(whole.adapter)
 
 
 def test_ctrl_c_saves_and_ends_the_run(configure) -> None:

@@ -170,33 +170,31 @@ class Running:
         step = self.trainer.progress.step
         if self._is_asked_to_stop(self._agreed(("stop",))):
             return False
-        is_missing = self.trainer.progress.validated_step < step and self._is_due(self.config.validation.every)
+        is_missing = self.trainer.progress.validated_step < step and self._is_due_here(self.config.validation.every)
         if (step == 0 or is_missing) and self._validate() and self.workers.is_main:
             self._tidy_checkpoints(improved=True)
         if self._is_asked_to_stop(self._agreed(("stop",))):
             return False
         generated = len(list(self.folder.previews(step).glob("*.png")))
-        is_missing = generated < len(self.config.previews.prompts) and self._is_due(self.config.previews.every)
+        is_missing = generated < len(self.config.previews.prompts) and self._is_due_here(self.config.previews.every)
         if step == 0 or is_missing:
             # What is left out now is generated when the run goes on.
             self._preview(until=lambda: self.interrupts.seen or (self.folder.requests / "stop").exists())
         return not self._is_asked_to_stop(self._agreed(("stop",)))
 
     def _after_step(self) -> Literal["go on", "stop"]:
-        step = self.trainer.progress.step
-        is_last = step == self.trainer.total_steps
         # Asked for before anything long is done: who wants the run to stop should not wait for previews.
         agreed = self._agreed()
         if self._is_asked_to_stop(agreed):
             return "stop"
         self._draw_asked()
         # Measured before saving, so that the checkpoint of the best step is always there to be kept.
-        improved = (is_last or self._is_due(self.config.validation.every)) and self._validate()
-        if improved or is_last or "save" in agreed:
+        improved = self._is_due_here(self.config.validation.every) and self._validate()
+        if improved or self._is_last or "save" in agreed:
             self._save()
             if self.workers.is_main:
                 self._tidy_checkpoints(improved)
-        if is_last or "preview" in agreed or self._is_due(self.config.previews.every):
+        if "preview" in agreed or self._is_due_here(self.config.previews.every):
             self._preview()
         return "go on"
 
@@ -208,6 +206,14 @@ class Running:
         waited = time.monotonic() - self._saved_at
         is_tenth = is_due("1 epoch", self.trainer.progress.step, self.trainer.total_steps / 10)
         return waited >= _LONGEST_UNSAVED_SECONDS or (is_tenth and waited >= _SHORTEST_UNSAVED_SECONDS)
+
+    @property
+    def _is_last(self) -> bool:
+        return self.trainer.progress.step == self.trainer.total_steps
+
+    def _is_due_here(self, every: int | str) -> bool:
+        """Whether something is measured or pictured at this step: at its times, and at the end."""
+        return self._is_last or self._is_due(every)
 
     def _is_due(self, every: int | str) -> bool:
         return is_due(every, self.trainer.progress.step, self.images.steps_per_epoch(self.config))
