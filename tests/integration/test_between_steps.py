@@ -63,6 +63,22 @@ def test_any_picture_is_drawn_between_two_steps_and_changes_nothing_of_the_run(c
     assert weights(asked.adapter) == weights(alone.adapter)
 
 
+def test_pictures_that_were_asked_for_too_late_are_named(configure) -> None:
+    config = configure("name=late", "previews.prompts=[a cat]", "previews.steps=2")
+    folder = RunFolder(config.outputs.folder / "late")
+
+    def ask(step: int) -> None:
+        if step == 2:
+            folder.ask("preview")
+            folder.ask_for_pictures(["a fox"])
+            folder.ask("stop")
+
+    _, collector = run(config, ask)
+    said = [event.message for event in collector.of(WarningRaised) if "asked for" in event.message]
+    assert said == ["asked for, and not drawn before the run ended: the previews, 'a fox'; ask when it goes on"]
+    assert folder.take_asked_prompts() == []
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

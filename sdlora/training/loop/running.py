@@ -51,6 +51,7 @@ from sdlora.training.outputs.facts import training_facts
 from sdlora.training.outputs.former import keep_former
 from sdlora.training.preflight.memory import is_out_of_memory, release
 from sdlora.training.workers import Workers
+from sdlora.words import first_few
 
 # For checkpoint_every=auto: short runs are not slowed down by saving, and a long one loses ten minutes at most.
 _SHORTEST_UNSAVED_SECONDS, _LONGEST_UNSAVED_SECONDS = 60.0, 600.0
@@ -95,6 +96,7 @@ class Running:
         self.started = started
         self.relative_loss: float | None = None
         self._saved_at = time.monotonic()
+        self._owes_previews = False
         self.trainer = Trainer(
             config,
             images.total_steps(config),
@@ -130,6 +132,8 @@ class Running:
                     self._save()
                 raise
         reached = trainer.progress.step
+        if self.workers.is_main:
+            self._tell_unanswered("generate them with its adapter" if outcome == "completed" else "ask when it goes on")
         adapter = self._finish() if outcome == "completed" else self._save()
         self.events.emit(
             RunFinished(
@@ -186,6 +190,7 @@ class Running:
         # Asked for before anything long is done: who wants the run to stop should not wait for previews.
         agreed = self._agreed()
         if self._is_asked_to_stop(agreed):
+            self._owes_previews = "preview" in agreed
             return "stop"
         self._draw_asked()
         # Measured before saving, so that the checkpoint of the best step is always there to be kept.
@@ -287,6 +292,12 @@ class Running:
                 self._picture(lambda: self.prepared.previews.draw(prompts, *self._to_picture), "pictures")
             except RuntimeError as error:  # a training doesn't end because of a picture that somebody asked for
                 self.events.warn(f"no more pictures are drawn of those asked for: {error}")
+
+    def _tell_unanswered(self, advice: str) -> None:
+        """Name what was asked for too late to be drawn."""
+        previews = ["the previews"] if self._owes_previews or self.folder.take_requests(("preview",)) else []
+        if asked := [*previews, *map(repr, self.folder.take_asked_prompts())]:
+            self.events.warn(f"asked for, and not drawn before the run ended: {first_few(asked)}; {advice}")
 
     @property
     def _to_picture(self) -> tuple[RunFolder, int, EventStream, AbstractContextManager[Any]]:
