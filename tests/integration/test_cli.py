@@ -107,6 +107,7 @@ def test_of_several_processes_one_shows_the_dry_run(
     cli, shallow_sd1: Path, tiny_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli(*train_on(shallow_sd1, tiny_images), "--dry-run").output == ""
 
 
