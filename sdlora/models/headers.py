@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import struct
 import warnings
 import zipfile
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ LENGTH_BYTES = 8
 _WRAPPED = ("state_dict", "model", "module", "lora", "weights")
 _ZIP = b"PK\x03\x04"
 """An archive, as torch.save makes them since 1.6."""
+_BROKEN_ARCHIVE = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, struct.error)
+"""What zipfile says of a damaged one: by some of them that it can't decode a name, or doesn't know the version."""
 PICKLE_STARTS = (_ZIP, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """That, and bare pickles of protocol 2 to 5."""
 LONGEST_HEADER_BYTES = 100_000_000
@@ -116,16 +119,23 @@ def looks_like(path: Path) -> str:
     if start[LENGTH_BYTES:].startswith(b"{"):
         is_called_so = path.suffix.lower() == ".safetensors"
         return "" if is_called_so else "a safetensors file under another name; rename it to end in .safetensors"
-    is_archive = start.startswith(_ZIP) and zipfile.is_zipfile(path) and not _is_of_torch(path)
-    return "a zip archive; unpack it" if is_archive else ""
+    return "a zip archive; unpack it" if start.startswith(_ZIP) and _is_plain_archive(path) else ""
 
 
-def _is_of_torch(archive: Path) -> bool:
-    """Whether a zip archive is one that torch.save made."""
+def _is_plain_archive(path: Path) -> bool:
+    """Whether a file is a zip archive that torch.save did not make; False for a damaged one."""
     try:
-        with zipfile.ZipFile(archive) as opened:
-            return any(name.rpartition("/")[2] == "data.pkl" for name in opened.namelist())
-    except (zipfile.BadZipFile, OSError):
+        with zipfile.ZipFile(path) as opened:
+            return all(name.rpartition("/")[2] != "data.pkl" for name in opened.namelist())
+    except _BROKEN_ARCHIVE:
+        return False
+
+
+def _has_directory(path: Path) -> bool:
+    """Whether a zip archive's directory, which stands at its end, is there and sound."""
+    try:
+        return zipfile.is_zipfile(path)
+    except _BROKEN_ARCHIVE:
         return False
 
 
@@ -180,7 +190,7 @@ def read_pickled(path: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:
         # In bytes that are no checkpoint torch's reader stumbles wherever it happens to be: nothing to list.
-        is_cut = path.is_file() and _begins_like_pickle(path, _ZIP) and not zipfile.is_zipfile(path)
+        is_cut = path.is_file() and _begins_like_pickle(path, _ZIP) and not _has_directory(path)
         why = "incomplete; download or copy it again" if is_cut else error or type(error).__name__
         raise ModelError(f"{path}: can't be read as a checkpoint: {why}") from error
     what = _other_content(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,39 @@ def test_an_archive_with_an_adapter_in_it_is_called_one(tmp_path: Path, ending: 
         archive.writestr("lora.safetensors", b"...")
     with pytest.raises(SdloraError, match="is a zip archive; unpack it"):
         read(tmp_path / f"x{ending}")
+
+
+def changed(content: bytes, mark: bytes, at: int, value: bytes) -> bytes:
+    """A zip archive with other bytes at a place of its first record of a kind."""
+    place = content.index(mark) + at
+    return content[:place] + value + content[place + len(value) :]
+
+
+@pytest.mark.parametrize(
+    ("mark", "at", "value"),
+    [
+        (b"PK\x01\x02", 6, b"\xff"),  # needs a version that doesn't exist
+        (b"PK\x01\x02", 46, b"\x80"),  # a name that is no UTF-8
+        (b"PK\x06\x07", 16, b"\x07"),  # spans several disks
+        (b"PK\x05\x06", 12, b"\0\0\0\0"),  # a directory of no length
+    ],
+    ids=["version", "name", "disks", "directory"],
+)
+def test_a_damaged_archive_of_torch_is_read_or_refused_in_words(
+    tmp_path: Path, mark: bytes, at: int, value: bytes
+) -> None:
+    path = tmp_path / "x.ckpt"
+    torch.save({"emb_params": torch.ones(1, 768)}, path)
+    content = path.read_bytes()
+    # The flag for names in UTF-8, without which any byte is a name.
+    content = changed(content, b"PK\x01\x02", 9, b"\x08") if value == b"\x80" else content
+    path.write_bytes(changed(content, mark, at, value))
+    path.with_suffix(".pt").write_bytes(path.read_bytes())
+    for reader in (read, read_embedding):
+        with suppress(SdloraError):  # torch's own reader overlooks some of it
+            reader(path.with_suffix(".pt"))
+    with pytest.raises(SdloraError, match=r"x\.ckpt"):
+        detect(BaseModelConfig(model=str(path)))
 
 
 def test_what_a_pickle_holds_instead_of_weights_is_said(tmp_path: Path) -> None:
