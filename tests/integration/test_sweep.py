@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -117,6 +118,29 @@ def test_a_grid_tries_every_combination_once_and_keeps_the_best(tmp_path: Path, 
     best = files.load(sweep.folder / "best.yaml")
     assert (best.adapter.rank, best.name) == (8, "mine")
     assert best.outputs.folder == files.load().outputs.folder
+
+
+@pytest.mark.parametrize("failing", ["mine.safetensors", "best.yaml"])
+def test_the_table_lists_no_best_whose_files_a_failing_disk_kept_from_being_there(
+    tmp_path: Path, tiny_images: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    sweep = Sweep(written(tmp_path, tiny_images))
+    with monkeypatch.context() as disk:
+        for name, target_at in (("write_text", 0), ("copy_file", 1)):
+            write = getattr(sweeps.atomic, name)
+
+            def fails(*arguments: Any, write: Any = write, at: int = target_at, **options: Any) -> None:
+                if Path(arguments[at]).name == failing:
+                    raise OSError(errno.EROFS, "Read-only file system", str(arguments[at]))
+                write(*arguments, **options)
+
+            disk.setattr(sweeps.atomic, name, fails)
+        with pytest.raises((OSError, DataError, RunError)):
+            sweep.run()
+    assert not (sweep.folder / "sweep.csv").exists()
+    Sweep(sweep.path).run()
+    assert len(table(sweep)) == 3
+    assert (sweep.folder / failing).is_file()
 
 
 def test_values_come_from_their_ranges_and_the_same_seed_tries_the_same(tmp_path: Path, tiny_images: Path) -> None:
