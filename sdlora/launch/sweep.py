@@ -38,6 +38,7 @@ from sdlora.data.batches import derive_seed
 from sdlora.errors import ConfigError, MissingPackageError, RunError, SdloraError
 from sdlora.events import Validated
 from sdlora.launch.runs import RunHandle, prepare, refuse_commands
+from sdlora.runs.state import RunStatus
 from sdlora.training.preflight.checks import check
 from sdlora.words import first_few
 
@@ -77,6 +78,8 @@ class _Running:
     offset: int = 0
     losses: dict[int, float] = field(default_factory=dict)
     """Relative, by step; those before the first step, where all trainings are alike, are not among them."""
+    resumes_once: RunStatus | None = None
+    """How it may yet end by what ended the sweep before, since it was taken up while its process still lived."""
 
     @property
     def is_pruned(self) -> bool:
@@ -233,9 +236,12 @@ class Sweep:
                 continue
             handle = RunHandle(Path(folder))
             state = handle.state()
-            if not state.is_active and state.status not in ("finished", "failed") and _PRUNED not in frozen.user_attrs:
+            one = _Running(trial, handle, losses=dict(frozen.intermediate_values))
+            if state.is_active:
+                one.resumes_once = "stopped" if state.status == "stopping" else "crashed"
+            elif state.status not in ("finished", "failed") and not one.is_pruned:
                 handle.resume()
-            running.append(_Running(trial, handle, losses=dict(frozen.intermediate_values)))
+            running.append(one)
 
     def _train(self, study: optuna.Study, running: list[_Running], tell: Callable[[Trial], None]) -> None:
         failures = 0
@@ -300,6 +306,10 @@ class Sweep:
             if news and state.status == "running" and not one.is_pruned and one.trial.should_prune():
                 one.trial.set_user_attr(_PRUNED, True)
                 one.handle.stop()
+            return False
+        if state.status == one.resumes_once and not one.is_pruned:
+            one.resumes_once = None
+            one.handle.resume()
             return False
         if state.status == "finished" and one.losses:
             study.tell(one.trial, min(one.losses.values()))

@@ -296,6 +296,28 @@ def test_a_run_that_a_kill_kept_from_beginning_is_made_anew(
     assert sorted(run.name for run in runs if run.is_dir()) == sorted(Told.begun)
 
 
+@pytest.mark.parametrize(("seen", "ended"), [("starting", "crashed"), ("stopping", "stopped")])
+def test_a_run_that_ends_with_the_sweep_before_just_after_it_is_taken_up_is_gone_on_with(
+    tmp_path: Path, tiny_images: Path, monkeypatch: pytest.MonkeyPatch, seen: str, ended: str
+) -> None:
+    path = written(tmp_path, tiny_images)
+    Told.cut_off = 0
+    with pytest.raises(KeyboardInterrupt):
+        Sweep(path).run()
+    Told.cut_off, before = None, list(Told.begun)
+    # A process whose sweep is killed lives for a moment without doing anything more.
+    dying = iter([(seen, True), (ended, False)])
+    state = Told.state
+
+    def looked_at(one: Any) -> Any:
+        status, is_active = next(dying, (None, False)) if one.folder.name == before[0] else (None, False)
+        return SimpleNamespace(status=status, is_active=is_active, last_error=None) if status else state(one)
+
+    monkeypatch.setattr(Told, "state", looked_at)
+    assert [trial.state for trial in Sweep(path).run()] == ["complete"] * 3
+    assert Told.begun.count(before[0]) == 2
+
+
 def test_failed_trainings_are_told_of_and_three_on_end_give_up(tmp_path: Path, tiny_images: Path) -> None:
     Told.ends = staticmethod(lambda config: "failed" if config.adapter.rank == 4 else "finished")
     heard: list[Trial] = []
