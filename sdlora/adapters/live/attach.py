@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sdlora.adapters.files.kohya import PARTS, Part
 from sdlora.adapters.files.metadata import prediction_note
 from sdlora.adapters.files.weights import ModuleWeights
+from sdlora.adapters.live.fused import fuse
 from sdlora.adapters.live.injection import ADAPTER_NAME, inject, take_over, trained_weights
 from sdlora.adapters.live.layers import Selection, Target, block_of, choose
 from sdlora.adapters.live.starting_point import starting_point
@@ -167,6 +168,10 @@ class Adapter:
         if not self.reads_base_weights:
             for module in self._modules.values():
                 module.layer.cast_input_dtype_enabled = False
+
+    def fuse(self) -> None:
+        """Have layers calculate base and update in one operation where that can be done: in bf16, on a processor."""
+        fuse(module.layer for module in self._modules.values())
 
     @property
     def reads_base_weights(self) -> bool:

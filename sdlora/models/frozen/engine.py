@@ -2,7 +2,7 @@
 
 plain   torch's own layers
 fast    convolutions and wide linear layers held in oneDNN's order for both directions (`packed`), at twice their bytes
-lean    no second copy: convolutions with their channels innermost
+lean    no second copy: convolutions with their channels innermost, as matrix products where images are small
 
 Both calculate attention as matrix products (`attention`), all in bf16. What an adapter is stays PEFT's: only the
 layers beneath its wrappers, and those without one, are exchanged.
@@ -20,7 +20,9 @@ from torch import nn
 
 from sdlora.config.optimization import Speed
 from sdlora.models.frozen.attention import PlainAttention
+from sdlora.models.frozen.gating import use_plain_gates
 from sdlora.models.frozen.packed import packed
+from sdlora.models.frozen.windows import use_plain_convolutions
 from sdlora.models.host import forget_mapped
 from sdlora.models.quantize import QuantizedLayer
 
@@ -39,8 +41,10 @@ def speed_up(unet: UNet2DConditionModel, speed: Speed, *, kept: Iterable[nn.Modu
     if speed == "plain":
         return
     unet.set_attn_processor(PlainAttention())
+    use_plain_gates(unet)
     if speed == "lean":
         to_channels_last(unet)
+        use_plain_convolutions(unet)
         return
     left_alone = {id(layer) for layer in kept}
     for name, layer in list(unet.named_modules()):

@@ -6,7 +6,7 @@ itself (bf16, 1,280 channels, 4 x 4: 7 ms against 2). Here it is done once: in o
 the input's gradient, which is the transposed convolution. The plain weight is let go, so a layer takes twice its bytes.
 
 Outputs and gradients are those of torch's layers (convolutions in channels_last) to the last bit, but for 1x1
-convolutions, which sum in another order. There is no gradient for the weight.
+convolutions, and with AMX gradients of strided ones, which sum in another order. There is no gradient for the weight.
 """
 
 from __future__ import annotations

@@ -101,6 +101,7 @@ def _speed_up(config: TrainConfig, images: RunImages, bundle: Bundle, adapter: A
     if chosen.speed != "plain":
         kept = adapter.base_layers() if adapter.reads_base_weights else ()
         speed_up(bundle.unet, chosen.speed, kept=kept)
+        adapter.fuse()
 
 
 def _texts(
