@@ -52,8 +52,9 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query_BHND: Tensor, key_BHMD: Tensor, value_BHMD: Tensor, scale: float) -> Tensor:
-        ctx.scale, keeps = scale, query_BHND.shape[2] * key_BHMD.shape[2] <= _MOST_KEPT
-        if not keeps or not any(ctx.needs_input_grad):
+        ctx.scale = scale
+        # By their number alone, so that activations that are made again are those that were.
+        if query_BHND.shape[2] * key_BHMD.shape[2] > _MOST_KEPT:
             mixed_BHND, sums_BHN = _fused(query_BHND, key_BHMD, value_BHMD, scale=scale)
             ctx.save_for_backward(query_BHND, key_BHMD, value_BHMD, mixed_BHND, sums_BHN)
             return mixed_BHND
@@ -64,11 +65,13 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_BHND: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, query, key, value = (each.flatten(0, 1) for each in (gradient_BHND, *ctx.saved_tensors[:3]))
-        if len(ctx.saved_tensors) == 4:
-            found = _from_kept(gradient, query, key, value, ctx.saved_tensors[3], ctx.scale)
+        # Asked for once: where activations are made again, each time anew would be.
+        query_BHND, key_BHMD, value_BHMD, *made = ctx.saved_tensors
+        gradient, query, key, value = (each.flatten(0, 1) for each in (gradient_BHND, query_BHND, key_BHMD, value_BHMD))
+        if len(made) == 1:
+            found = _from_kept(gradient, query, key, value, made[0], ctx.scale)
         else:
-            mixed, sums = (each.flatten(0, 1) for each in ctx.saved_tensors[3:])
+            mixed, sums = (each.flatten(0, 1) for each in made)
             found = _from_sums(gradient, query, key, value, mixed, sums, ctx.scale)
         return *(each.unflatten(0, gradient_BHND.shape[:2]) for each in found), None
 

@@ -20,7 +20,6 @@ from torch import nn
 
 from sdlora.config.optimization import Speed
 from sdlora.models.frozen.attention import PlainAttention
-from sdlora.models.frozen.gating import use_plain_gates
 from sdlora.models.frozen.packed import packed
 from sdlora.models.frozen.windows import use_plain_convolutions
 from sdlora.models.host import forget_mapped
@@ -41,7 +40,6 @@ def speed_up(unet: UNet2DConditionModel, speed: Speed, *, kept: Iterable[nn.Modu
     if speed == "plain":
         return
     unet.set_attn_processor(PlainAttention())
-    use_plain_gates(unet)
     if speed == "lean":
         to_channels_last(unet)
         use_plain_convolutions(unet)
