@@ -76,7 +76,8 @@ def build(
     """Write a random model as a diffusers folder, and return the folder.
 
     width: "tiny" (a few million weights, mostly the text encoders' vocabulary) or "true" (SD 1.5 in bf16 takes 2 GB).
-    shallow: attention on one level only and three layers of text encoder, which makes runs much shorter.
+    shallow: attention on one level only, or of one layer (SDXL), and three layers of text encoder, which makes runs
+    much shorter.
     """
     configs = narrow_configs(family, prediction) if width == "tiny" else shipped_configs(family, prediction)
     if shallow:
@@ -125,12 +126,18 @@ def narrow_configs(family: FamilyName, prediction: Prediction = "epsilon") -> di
 
 def _make_shallow(configs: Mapping[str, ModelConfig]) -> None:
     # What is left has the names that it has in the whole model, and every kind of layer is left.
-    first, *others = configs["unet"]["down_block_types"]
-    *_, last = configs["unet"]["up_block_types"]
-    configs["unet"]["down_block_types"] = [first, *["DownBlock2D"] * len(others)]
-    configs["unet"]["up_block_types"] = [*["UpBlock2D"] * len(others), last]
+    unet = configs["unet"]
+    if "transformer_layers_per_block" in unet:  # SDXL's, whose first level has no attention
+        unet["transformer_layers_per_block"] = [1] * len(unet["down_block_types"])
+    else:
+        first, *others = unet["down_block_types"]
+        *_, last = unet["up_block_types"]
+        unet["down_block_types"] = [first, *["DownBlock2D"] * len(others)]
+        unet["up_block_types"] = [*["UpBlock2D"] * len(others), last]
     configs["vae"]["layers_per_block"] = 1
-    configs["text_encoder"]["num_hidden_layers"] = 3
+    for part, config in configs.items():
+        if part.startswith("text_encoder"):
+            config["num_hidden_layers"] = 3
 
 
 def _make(part: str, config: ModelConfig) -> Any:
