@@ -11,9 +11,9 @@ from sdlora.constants import INTERRUPTED
 def program() -> None:
     """`main` as a process of its own."""
     try:
-        from sdlora.processes import TURN_VARIABLE, wait_for_go, without_traceback
+        from sdlora.processes import TURN_VARIABLE, seldom_collected, wait_for_go, without_traceback
 
-        with without_traceback():
+        with without_traceback(), seldom_collected():
             wait_for_go()
             if TURN_VARIABLE in os.environ:
                 from sdlora.launch.jobs import wait_for_turn

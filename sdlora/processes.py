@@ -7,6 +7,7 @@ by its id and the moment it began, since ids are given out again.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import platform
@@ -54,6 +55,21 @@ def without_traceback() -> Iterator[None]:
         sys.exit(INTERRUPTED)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # pressed again: it is gone at once, as nothing is left to save
+
+
+@contextlib.contextmanager
+def seldom_collected() -> Iterator[None]:
+    """The whole of a program that loads torch: nothing of that is garbage, so Python need not look for any there.
+
+    It would walk through all of it time and again while it grows, and once more at the end: a third of what a short
+    command takes. New things are looked through as often as ever.
+    """
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, 1000)
+    try:
+        yield
+    finally:
+        gc.freeze()
 
 
 def wait_for_go() -> None:

@@ -29,6 +29,7 @@ from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.run import Grid, save_grid
 from sdlora.generation.restore.image_files import save_image
 from sdlora.launch.image_messages import Answer, Cancel, Ended, Generate, Loading, Saved, Stepped, parse_request
+from sdlora.processes import seldom_collected
 
 if TYPE_CHECKING:
     from sdlora.generation.generate import Generator
@@ -217,4 +218,5 @@ def main(find: Callable[[GenerateConfig], Loader] = find_model) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with seldom_collected():
+        main()

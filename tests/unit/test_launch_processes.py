@@ -319,3 +319,13 @@ def test_ctrl_c_pressed_again_and_again_prints_no_traceback() -> None:
         _, errors = process.communicate(timeout=60)
         assert errors == b""
         assert process.returncode in ((130,) if presses == 1 else (130, -signal.SIGINT))
+
+
+def test_what_a_program_loads_is_not_looked_through_for_garbage() -> None:
+    code = (
+        "import gc; from sdlora.processes import seldom_collected\n"
+        "found = []; gc.callbacks.append(lambda phase, told: found.append(told['generation']))\n"
+        "with seldom_collected():\n    loaded = [[] for _ in range(300_000)]\n"
+        "print(0 in found, 2 in found, gc.get_freeze_count() > len(loaded))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True False True\n"
