@@ -33,6 +33,9 @@ def pytest_configure() -> None:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))
     if workers:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    # bitsandbytes wraps functions in torch.compile as it loads, for which torch loads a compiler that no test uses: a
+    # second of each process.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Of all that torch, diffusers and Gradio make as they load nothing is garbage, and looking for some there time and
     # again took a quarter of the suite's time.
     gc.set_threshold(50_000, 20, 50)
