@@ -263,7 +263,7 @@ class Measuring:
 
         if config != self._plain:
             return load_base(config, **arguments)
-        unchanged = {id(tokenizer): tokenizer for tokenizer in self._bundle.tokenizers}
+        unchanged = {id(part): part for part in (self._bundle.vae, *self._bundle.tokenizers)}
         return copy.deepcopy(self._bundle, unchanged)
 
     def config(self, overrides: Sequence[str]) -> TrainConfig:
