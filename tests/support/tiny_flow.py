@@ -32,7 +32,7 @@ def train_flow_base(folder: Path, images: Sequence[Path | str], *, steps: int) -
 
     images: folders, or `builtin:` and a sample set's name.
     """
-    build("sdxl", folder, prediction="flow")
+    build("sdxl", folder, prediction="flow", shallow=True)
     shutil.rmtree(folder / "vae")
     shutil.copytree(Path(sdlora.models.builtin.__file__).parent / "emoji" / "vae", folder / "vae")
     config = files.load(
