@@ -15,7 +15,7 @@ from sdlora.training.loop.run import train
 from sdlora.training.loop.running import RunResult
 
 SHARE_OF_FP16: dict[Quantization, float] = {"int8": 0.55, "nf4": 0.32, "nf4-double": 0.32}
-STEPS = 60
+STEPS = 30
 
 
 def train_on(quantization: Quantization, folder: Path) -> RunResult:
@@ -26,7 +26,7 @@ def train_on(quantization: Quantization, folder: Path) -> RunResult:
         "adapter.rank": 8,
         "optimization.steps": STEPS,
         "optimization.batch_size": 1,
-        "optimization.learning_rate": "1e-3",
+        "optimization.learning_rate": "2e-3",
         "optimization.precision": "fp32",
         "validation.fraction": 0.1,
         "validation.every": STEPS,
