@@ -26,6 +26,12 @@ WEIGHT = """() => {
   const loaded = ['navigation', 'resource'].flatMap((type) => performance.getEntriesByType(type));
   return [loaded.length, loaded.reduce((sum, each) => sum + each.transferSize, 0) / 1024];
 }"""
+OPEN_CLOSED = """(tab) => {
+  const closed = [...document.querySelectorAll(`#tab-${tab} button.label-wrap:not(.open)`)];
+  const seen = closed.filter((button) => button.getClientRects().length);
+  seen.forEach((button) => button.click());
+  return seen;
+}"""
 
 CAPTION = "#dataset-caption textarea"
 TRIGGER = "#dataset-caption-trigger :is(textarea, input)"
@@ -43,11 +49,8 @@ def violations(page: Any, *rules: str) -> list[str]:
 
 def open_all(page: Any, tab: str) -> None:
     """Open every closed section of a tab, and those inside."""
-    closed = page.locator(f"#tab-{tab} button.label-wrap:not(.open):visible")
-    while closed.count():
-        button = closed.first.element_handle()
-        button.click()
-        page.wait_for_function("(button) => button.classList.contains('open')", arg=button)
+    while (opened := page.evaluate_handle(OPEN_CLOSED, tab)).evaluate("(buttons) => buttons.length"):
+        page.wait_for_function("(buttons) => buttons.every((one) => one.classList.contains('open'))", arg=opened)
 
 
 def wait_for_text(page: Any, selector: str, text: str) -> None:
