@@ -155,7 +155,8 @@ class OptimizationConfig(Section):
     speed: Literal["auto"] | Speed = "auto"
     """How the frozen weights of the UNet are held on a processor (CPU). plain: as torch does; fast: reordered once for
     both directions instead of at every step, at up to twice their bytes; lean: what is faster without a second copy.
-    auto takes fast where it pays (bf16, a UNet of full width, memory enough), plain elsewhere, and says why."""
+    auto takes fast where it pays (bf16, a UNet of full width), lean where memory is short for that, plain elsewhere,
+    and says why."""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""

@@ -276,7 +276,7 @@ def test_auto_is_fast_where_the_unet_is_wide_and_memory_allows(monkeypatch: pyte
     assert speeds.choose_speed(config.optimization, config.base_model, unet, plan).speed == "fast"
     monkeypatch.setattr(speeds, "_MOST_MEMORY", 0)
     chosen = speeds.choose_speed(config.optimization, config.base_model, unet, plan)
-    assert chosen.speed == "plain"
+    assert chosen.speed == "lean"
     assert "fast takes about" in chosen.text
     monkeypatch.setattr(speeds, "calculates_in_bf16", lambda: False)
     chosen = speeds.choose_speed(config.optimization, config.base_model, unet, plan)

@@ -102,7 +102,9 @@ def _from_sums(
     where mean is gradient mixed'. Both subtractions are part of a matrix product: sum and mean are further columns,
     each as two numbers of bf16, since one is not exact enough.
     """
-    to_query_GND, to_key_GMD, to_value_GMD = (torch.empty_like(each) for each in (query_GND, key_GMD, value_GMD))
+    shares_shape = (*query_GND.shape[:2], key_GMD.shape[1])
+    to_key_GMD, to_value_GMD = torch.empty_like(key_GMD), torch.empty_like(value_GMD)
+    to_query_GND = torch.zeros_like(query_GND, dtype=torch.float32)  # a sum over parts
     # To the base of 2, since exp2 is faster than exp.
     in_bits = scale * math.log2(math.e)
     queries_GNE = torch.cat([query_GND * in_bits, *_in_two(-math.log2(math.e) * sums_GN, query_GND)], dim=-1)
@@ -111,13 +113,13 @@ def _from_sums(
     ones = key_GMD.new_ones(*key_GMD.shape[:2], 2)
     keys_GEM = torch.cat([key_GMD, ones], dim=-1).transpose(1, 2)
     values_GEM = torch.cat([value_GMD, ones], dim=-1).transpose(1, 2)
-    for part in _parts(len(query_GND), query_GND.shape[1] * key_GMD.shape[1]):
-        shares_GNM = torch.bmm(queries_GNE[part], keys_GEM[part]).exp2_()
-        to_value_GMD[part] = torch.bmm(shares_GNM.transpose(1, 2), gradient_GND[part])
-        to_scores_GNM = torch.bmm(gradients_GNE[part], values_GEM[part]).mul_(shares_GNM)
-        to_query_GND[part] = _scaled(to_scores_GNM, key_GMD[part], scale)
-        to_key_GMD[part] = _scaled(to_scores_GNM.transpose(1, 2), query_GND[part], scale)
-    return to_query_GND, to_key_GMD, to_value_GMD
+    for heads, some in _parts(*shares_shape):
+        shares_GNM = torch.bmm(queries_GNE[heads], keys_GEM[heads, :, some]).exp2_()
+        to_value_GMD[heads, some] = torch.bmm(shares_GNM.transpose(1, 2), gradient_GND[heads])
+        to_scores_GNM = torch.bmm(gradients_GNE[heads], values_GEM[heads, :, some]).mul_(shares_GNM)
+        to_query_GND[heads] += _scaled(to_scores_GNM, key_GMD[heads, some], scale)
+        to_key_GMD[heads, some] = _scaled(to_scores_GNM.transpose(1, 2), query_GND[heads], scale)
+    return to_query_GND.to(query_GND.dtype), to_key_GMD, to_value_GMD
 
 
 def _in_two(exact: Tensor, like: Tensor) -> Iterator[Tensor]:
@@ -127,9 +129,13 @@ def _in_two(exact: Tensor, like: Tensor) -> Iterator[Tensor]:
     yield (exact - coarse).to(like.dtype)[..., None]
 
 
-def _parts(total: int, num_scores: int) -> list[slice]:
-    at_once = max(1, _AT_ONCE // num_scores)
-    return [slice(start, start + at_once) for start in range(0, total, at_once)]
+def _parts(heads: int, positions: int, others: int) -> Iterator[tuple[slice, slice]]:
+    """Heads and positions attended to that are taken at once: several whole heads, or a part of one."""
+    heads_at_once = max(1, _AT_ONCE // (positions * others))
+    others_at_once = others if heads_at_once > 1 else max(1, _AT_ONCE // positions)
+    for first in range(0, heads, heads_at_once):
+        for start in range(0, others, others_at_once):
+            yield slice(first, first + heads_at_once), slice(start, start + others_at_once)
 
 
 def _scaled(one: Tensor, other: Tensor, scale: float) -> Tensor:

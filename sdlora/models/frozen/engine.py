@@ -4,8 +4,8 @@ plain   torch's own layers
 fast    convolutions and wide linear layers held in oneDNN's order for both directions (`packed`), at twice their bytes
 lean    no second copy: convolutions with their channels innermost, as matrix products where images are small
 
-Both calculate attention as matrix products (`attention`), all in bf16. What an adapter is stays PEFT's: only the
-layers beneath its wrappers, and those without one, are exchanged.
+Both have a faster backward pass of attention (`attention`), all in bf16. What an adapter is stays PEFT's: only the
+layers beneath its wrappers, and those without one, are exchanged; `adapters.live.fused` joins the two.
 """
 
 from __future__ import annotations

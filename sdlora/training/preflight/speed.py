@@ -20,7 +20,7 @@ moment, so that a resumed run chooses as the run did."""
 _HOW = {
     "plain": "torch's own layers",
     "fast": "frozen weights reordered once, for both directions",
-    "lean": "faster attention, no second copy of the weights",
+    "lean": "faster attention and small convolutions, no second copy of the weights",
 }
 
 
@@ -70,8 +70,8 @@ def choose_speed(
             return ChosenSpeed("plain", setting, "so narrow a UNet gains nothing")
         needed_gib, total_gib = estimate(fast.added_to(plan)).total_gib, psutil.virtual_memory().total / GIB
         if needed_gib > _MOST_MEMORY * total_gib:
-            reason = f"fast takes about {needed_gib:.1f} GiB, and this machine has {total_gib:.1f}; lean needs no more"
-            return ChosenSpeed("plain", setting, reason)
+            reason = f"fast takes about {needed_gib:.1f} GiB, and this machine has {total_gib:.1f}"
+            return ChosenSpeed("lean", setting, reason)
         return replace(fast, reason="bf16 on a processor, and memory enough")
     if setting == "plain":
         return ChosenSpeed("plain", setting, "")
