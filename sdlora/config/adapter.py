@@ -14,6 +14,9 @@ Algorithm = Literal["lora", "loha", "lokr"]
 LAYER_SETS = ("attention", "attention+ff", "all", "all+conv")
 REGEX_PREFIX = "regex:"
 LARGEST_RANK = 1024
+TOLD_BY_FILE = ("algorithm", "rank", "alpha", "conv_rank", "conv_alpha", "layers", "block_ranks", "dora", "tucker",
+                "text_encoder_layers", "lokr_factor", "lokr_decompose_both", "lokr_full")  # fmt: skip
+"""Of an adapter that training goes on from."""
 _MOST_VECTORS = 75
 """As many as a chunk of a caption has places."""
 _NO_PART_OF_A_TOKEN = re.compile(r"[\s,()\[\]{}:|\\.]|\b(?:BREAK|AND)\b")
@@ -116,6 +119,10 @@ class AdapterConfig(Section):
     start_from: str | None = None
     """Go on from this adapter file, or hf://owner/name[/file] (any common format); ranks and layers come from it, and
     the vectors of the same new_tokens in or beside it."""
+
+    def beside_file(self, algorithm: Algorithm, *, dora: bool) -> dict[str, Any]:
+        """The values that count beside a file to start from, with those that it tells: to be checked together."""
+        return {**self.model_dump(exclude={*TOLD_BY_FILE, "rslora"}), "algorithm": algorithm, "dora": dora}
 
     def scale(self, rank: int, *, is_conv: bool = False) -> float:
         """What the update of a layer of this rank is multiplied by: alpha / rank, with rslora alpha / sqrt(rank).

@@ -116,6 +116,10 @@ class TrainConfig(Section):
             problems.append(
                 f"optimization.max_weight_norm goes with adapter.algorithm=lora only, not {self.adapter.algorithm}"
             )
+        if optimization.lora_plus_ratio != 1 and self.adapter.algorithm != "lora":
+            problems.append(
+                f"optimization.lora_plus_ratio goes with adapter.algorithm=lora only, not {self.adapter.algorithm}"
+            )
         if optimization.precondition and (self.adapter.algorithm != "lora" or self.adapter.rank == 0):
             problems.append("optimization.precondition goes with layers of adapter.algorithm=lora only")
         problems += self._token_problems()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sdlora.config.adapter import TOLD_BY_FILE
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
@@ -12,10 +13,6 @@ from sdlora.config.train import TrainConfig
 
 Rule = tuple[str, bool, str]
 """A setting, whether something reads it, and what it would go with."""
-
-_TOLD_BY_FILE = ("algorithm", "rank", "alpha", "conv_rank", "conv_alpha", "layers", "block_ranks", "dora", "tucker",
-                 "text_encoder_layers", "lokr_factor", "lokr_decompose_both", "lokr_full")  # fmt: skip
-"""Of an adapter that training goes on from."""
 
 
 def in_training(config: TrainConfig) -> Iterator[str]:
@@ -75,9 +72,7 @@ def in_training(config: TrainConfig) -> Iterator[str]:
         yield "validation.fraction has no effect beside validation.folder"
     if not captions.separator and (shuffles or drops):
         yield "captions.shuffle_tags and tag_dropout have no effect with an empty captions.separator: it parts no tags"
-    if adapter.start_from is not None and (
-        told := [name for name in _TOLD_BY_FILE if name in adapter.model_fields_set]
-    ):
+    if adapter.start_from is not None and (told := [name for name in TOLD_BY_FILE if name in adapter.model_fields_set]):
         yield f"adapter.{', '.join(told)}: no effect beside adapter.start_from, whose file tells what the adapter is"
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdlora.config.files import load
-from sdlora.errors import SdloraError
+from sdlora.errors import ConfigError, SdloraError
 from sdlora.training.preflight.checks import check
 from sdlora.training.preflight.remarks import remarks
 from sdlora.training.preflight.summary import Summary, summarise
@@ -120,3 +120,30 @@ def test_nothing_is_promised_of_previews_and_validation_that_there_are_not() -> 
         "validation.every has no effect without validation.folder or fraction",
         "previews.every has no effect without previews.prompts or from_captions",
     ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("adapter.rank_dropout=0.1", "rank_dropout and module_dropout go with algorithm lora only, not loha"),
+        ("optimization.max_weight_norm=1", "max_weight_norm goes with adapter.algorithm=lora only, not loha"),
+        ("optimization.lora_plus_ratio=4", "lora_plus_ratio goes with adapter.algorithm=lora only, not loha"),
+        ("optimization.precondition=true", "precondition goes with layers of adapter.algorithm=lora only"),
+    ],
+)
+def test_what_does_not_go_with_the_algorithm_of_a_file_to_start_from_is_refused(
+    setting: str, words: str, tmp_path: Path
+) -> None:
+    factors = load_file(random_adapter(tmp_path / "lora.safetensors"))
+    loha = {}
+    for module in {key.partition(".")[0] for key in factors}:
+        down, up = (factors[f"{module}.lora_{name}.weight"].flatten(1) for name in ("down", "up"))
+        loha |= {f"{module}.hada_w{number}_a": up.clone() for number in (1, 2)}
+        loha |= {f"{module}.hada_w{number}_b": down.clone() for number in (1, 2)}
+        loha[f"{module}.alpha"] = torch.tensor(2.0)
+    file = tmp_path / "loha.safetensors"
+    save_file(loha, file, {"ss_base_model_version": "sd_v1"})
+    start = [f"adapter.start_from={file}", "adapter.text_encoder=true"]
+    check(load("demo.yaml", [*_DEMO, *start]))
+    with pytest.raises(ConfigError, match=f"loha.safetensors.*\n.*{words}"):
+        check(load("demo.yaml", [*_DEMO, *start, setting]))

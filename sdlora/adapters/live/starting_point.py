@@ -15,6 +15,7 @@ from sdlora.adapters.files.metadata import new_tokens_in
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights
 from sdlora.adapters.live.layers import Selection, Target, layer_shape
+from sdlora.config import files
 from sdlora.config.adapter import AdapterConfig
 from sdlora.config.base_model import FamilyName
 from sdlora.errors import AdapterError, ConfigError
@@ -45,7 +46,7 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
     file = read(config.start_from)
     check_fit(file, config, family)
     modules = _placed(file, models, family)
-    dora = any(weights.dora_scale is not None for weights in modules.values())
+    dora = has_dora(file)
     _check_shapes(file, modules, models, dora)
     notes = [*file.notes]
     if unused := file.unused_note():
@@ -99,6 +100,13 @@ def check_fit(file: AdapterFile, config: AdapterConfig, family: FamilyName) -> N
         holds, wanted = ("holds", "true") if in_file else ("holds no", "false")
         problem = f"start_from: {file.path.name} {holds} text-encoder layers; set adapter.text_encoder: {wanted}"
         raise ConfigError("adapter", [problem])
+    algorithm, dora = TRAINABLE[file.algorithms[0]], has_dora(file)
+    files.validate(config.beside_file(algorithm, dora=dora), f"adapter beside {file.path.name}", AdapterConfig)
+
+
+def has_dora(file: AdapterFile) -> bool:
+    """Whether any of its layers has a magnitude."""
+    return any(weights.dora_scale is not None for weights in file.modules.values())
 
 
 def _placed(

@@ -10,7 +10,10 @@ from importlib.util import find_spec
 from sdlora import disk
 from sdlora.adapters.algebra.operands import load_operands
 from sdlora.adapters.files.hub_files import local_file
+from sdlora.adapters.files.key_names import TRAINABLE
 from sdlora.adapters.files.reading import read
+from sdlora.adapters.live.starting_point import has_dora
+from sdlora.config import files
 from sdlora.config.adapter import REGEX_PREFIX
 from sdlora.config.generate import Sampler, sampler_problem
 from sdlora.config.train import TrainConfig
@@ -187,3 +190,6 @@ def _check_start(config: TrainConfig) -> None:
         read(path)
         return
     start_notes(config)
+    file = read(path)
+    told = config.adapter.beside_file(TRAINABLE[file.algorithms[0]], dora=has_dora(file))
+    files.validate({**config.model_dump(), "adapter": told}, f"beside adapter.start_from={path.name}")
