@@ -20,7 +20,7 @@ from sdlora import atomic
 from sdlora.config import files
 from sdlora.config.adapter import AdapterConfig, bare_token
 from sdlora.config.outputs import OutputsConfig
-from sdlora.config.shipped import resolve_folder
+from sdlora.config.shipped import BUILTIN_PREFIX
 from sdlora.config.train import TrainConfig
 from sdlora.disk import is_file
 from sdlora.errors import ConfigError
@@ -288,23 +288,23 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     base, captions = config.base_model, config.captions
     tags = captions.protected_tags
     tags = tags.expanduser().resolve() if isinstance(tags, Path) else tags
-    plain = () if images.folders else images.all_folders
+    plain = images.folder if isinstance(images.folder, tuple) else (images.folder,) if images.folder else ()
     return config.model_copy(
         update={
             "images": images.model_copy(
                 update={
-                    "folder": tuple(folder.resolve() for folder in plain) or None,
+                    "folder": tuple(_absolute_folder(folder) for folder in plain) or None,
                     "folders": tuple(
-                        source.model_copy(update={"folder": resolve_folder(source.folder).resolve()})
+                        source.model_copy(update={"folder": _absolute_folder(source.folder)})
                         for source in images.folders
                     ),
-                    "class_folder": images.class_folder and resolve_folder(images.class_folder).resolve(),
+                    "class_folder": images.class_folder and _absolute_folder(images.class_folder),
                     "cache_folder": images.cache_folder and images.cache_folder.resolve(),
                 }
             ),
             "adapter": adapter.model_copy(update={"start_from": adapter.start_from and _absolute(adapter.start_from)}),
             "validation": validation.model_copy(
-                update={"folder": validation.folder and resolve_folder(validation.folder).resolve()}
+                update={"folder": validation.folder and _absolute_folder(validation.folder)}
             ),
             "outputs": outputs.model_copy(update={"folder": outputs.folder.resolve()}),
             "base_model": base.model_copy(
@@ -317,6 +317,11 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
             "captions": captions.model_copy(update={"protected_tags": tags}),
         }
     )
+
+
+def _absolute_folder(folder: Path) -> Path:
+    # A sample set is found by its name on every machine, wherever sdlora lies there.
+    return folder if str(folder).startswith(BUILTIN_PREFIX) else folder.resolve()
 
 
 def _absolute(name: str) -> str:

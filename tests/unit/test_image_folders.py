@@ -12,10 +12,12 @@ from PIL import Image
 
 from sdlora.config import files
 from sdlora.config.images import CaptionsConfig, ImageFolder, ImagesConfig
+from sdlora.config.shipped import sample_images_folder
 from sdlora.data.buckets import assign
 from sdlora.data.images import ImageRecord, ScanResult, scan
 from sdlora.data.planning import tag_counts
 from sdlora.errors import ConfigError, DataError
+from sdlora.runs.folder import with_absolute_paths
 from tests.support.dataset_pictures import picture, save_captioned
 
 
@@ -197,3 +199,14 @@ def test_metadata_rows_that_contradict_each_other_are_said(tmp_path: Path) -> No
     assert [record.caption for record in found.records] == ["second"]
     assert "a.png: named by several rows, of which the last counts" in " ".join(found.notes)
     assert "metadata.jsonl is read, metadata.csv beside it not" in found.notes
+
+
+def test_a_runs_configuration_names_sample_sets_as_written_and_other_folders_by_their_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = files.load("demo.yaml", ["images.folder=[builtin:blueprint, mine]", "validation.folder=builtin:mascot"])
+    whole = with_absolute_paths(config)
+    assert whole.images.folder == (Path("builtin:blueprint"), tmp_path / "mine")
+    assert whole.validation.folder == Path("builtin:mascot")
+    assert whole.images.all_folders == (sample_images_folder() / "blueprint", tmp_path / "mine")
