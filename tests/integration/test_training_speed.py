@@ -323,6 +323,22 @@ def test_recomputed_activations_give_the_gradients_they_gave(tiny_sd1: Path, spe
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@needs_bf16
+@pytest.mark.parametrize("speed", FASTER)
+def test_a_base_in_fp32_is_calculated_in_bf16_as_autocast_has_it(tiny_sd1: Path, speed: Speed) -> None:
+    bundle, adapter = started(tiny_sd1, "convolutions and feed-forward", torch.float32)
+    speed_up(bundle.unet, speed)
+    adapter.fuse()
+    found = dict.fromkeys(layer.__class__.__name__ for _, _, layer in adapter.modules())
+    assert ("FusedLinear" in found) == (speed == "fast")  # there the layers beneath are in bf16
+    types = set[torch.dtype]()
+    for layer in adapter.base_layers():
+        layer.register_forward_hook(lambda _, __, output: types.add(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        bundle.unet(torch.randn(1, 4, 16, 16), 500, torch.randn(1, 77, bundle.unet.config.cross_attention_dim))
+    assert types <= {torch.bfloat16}
+
+
 class _Counted(TorchDispatchMode):
     """Counts the operations that calculate or copy; views cost nothing on any device."""
 

@@ -52,7 +52,8 @@ def fuse(layers: Iterable[BaseTunerLayer]) -> None:
         fused = {lora.Linear: FusedLinear, lora.Conv2d: FusedConv2d}.get(type(layer))
         base = layer.get_base_layer()
         is_known = isinstance(base, PackedLayer | PlainConvolution) or type(base) in (nn.Linear, nn.Conv2d)
-        if fused is not None and is_known and _is_undisturbed(layer):
+        # A base in fp32 is left to autocast, which takes it in bf16.
+        if fused is not None and is_known and _dtype(base) == torch.bfloat16 and _is_undisturbed(layer):
             # The module stays the same object, with its parameters, its names and its place in the model.
             layer.__class__ = fused
 

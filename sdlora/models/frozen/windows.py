@@ -28,7 +28,8 @@ class PlainConvolution(nn.Conv2d):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The same convolution as a matrix product over windows."""
-        if not self.weight.is_contiguous(memory_format=torch.channels_last):
+        # Of two number types autocast chooses one, which it does for torch's own convolution alone.
+        if inputs.dtype != self.weight.dtype or not self.weight.is_contiguous(memory_format=torch.channels_last):
             return super().forward(inputs)
         if not torch.is_grad_enabled() or not (inputs.requires_grad or self.weight.requires_grad):
             return self.output(inputs)
@@ -87,14 +88,13 @@ class _OverWindows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: PlainConvolution) -> Tensor:
-        ctx.layer, ctx.input_shape, ctx.input_dtype = layer, inputs.shape, inputs.dtype
-        return layer.output(inputs.to(layer.weight.dtype))  # autocast does not reach into an autograd.Function
+        ctx.layer, ctx.input_shape = layer, inputs.shape
+        return layer.output(inputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None]:
-        gradient_BOHW = output_gradient.to(ctx.layer.weight.dtype)
-        return ctx.layer.input_gradient(ctx.input_shape, gradient_BOHW).to(ctx.input_dtype), None
+        return ctx.layer.input_gradient(ctx.input_shape, output_gradient), None
 
 
 def use_plain_convolutions(unet: nn.Module) -> None:
