@@ -121,7 +121,7 @@ def test_beside_a_training_the_person_is_asked_first(
     tab: Any, generating: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tab.services.watch, "training", lambda: "portrait")
-    _, choice, words, pending = generating.begin(values_of(tab))
+    _, choice, words, _, pending = generating.begin(values_of(tab))
     assert choice.visible
     assert "**portrait** is training" in words
     assert tab.asked == []

@@ -33,6 +33,8 @@ class Generating:
     """Components that every handler of a Generate button needs. Lay them out with `lay_out_*`, then `wire`."""
 
     start: StartPanel
+    views: gr.Tabs
+    """Result, history, settings out of a picture; made by the panel that shows them."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -73,8 +75,8 @@ class Generating:
 
     @property
     def outputs(self) -> list[Any]:
-        """What `begin` and `begin_grid` return values for; the first is the panel of problems."""
-        return [self.problems, self.training, self.training_words, self.pending]
+        """What `begin` and `begin_grid` return values for: the panel of problems first, the pending request last."""
+        return [self.problems, self.training, self.training_words, self.views, self.pending]
 
     def wire(self) -> None:
         """Connect the buttons; Cancel is connected where the request that it is about is shown."""
@@ -122,7 +124,7 @@ class Generating:
 
     def shown(self, problems: list[str]) -> tuple[Any, ...]:
         """The outputs that list problems, close the question and forget the request it was about."""
-        return panel(problems, self._place_of), gr.Row(visible=False), "", None
+        return panel(problems, self._place_of), gr.Row(visible=False), "", gr.skip(), None
 
     def show(self, shown: dict[str, Any]) -> dict[Any, Any]:
         """Fill inputs by dotted name, and remember them."""
@@ -136,7 +138,8 @@ class Generating:
 
     @property
     def _asked_for(self) -> tuple[Any, ...]:
-        return "", gr.Row(visible=False), "", None
+        # Asked for with the history in front, it would be generated out of view.
+        return "", gr.Row(visible=False), "", gr.Tabs(selected="result"), None
 
     def _submit(self, submit: Submit) -> tuple[Any, ...]:
         """Ask for it at once; where a training is active, ask the person first."""
@@ -144,7 +147,7 @@ class Generating:
         # With requests under way or waiting the question was answered before: a new one goes behind them.
         if training is not None and not self.services.images.is_busy:
             words = f"**{training}** is training on this machine: generating now slows it and shares its memory."
-            return "", gr.Row(visible=True), words, submit
+            return "", gr.Row(visible=True), words, gr.skip(), submit
         submit(False)
         return self._asked_for
 

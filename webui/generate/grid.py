@@ -66,7 +66,7 @@ class GridPanel:
             given = [(values[self.axes[name]], values[self.values[name]]) for name in _TITLES]
             chosen = offers.spell(given, self.services.active.rows)
         except ConfigError as error:
-            return panel(error.problems), gr.skip(), gr.skip(), None
+            return panel(error.problems), gr.skip(), gr.skip(), gr.skip(), None
         run = values[self.run] if any(f"={offers.CHECKPOINT}=" in text for text in chosen) else None
         return self.generating.begin_grid(values, chosen, run=run)
 

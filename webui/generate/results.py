@@ -45,7 +45,8 @@ class ResultsPanel:
         self.context, self.services = generating.context, generating.services
         # One for all open pages, as there is one folder of images: Undo brings back what any of them deleted last.
         self._deleted: list[Deleted] = []
-        with gr.Tabs(elem_id="generate-views"):
+        generating.views = gr.Tabs(elem_id="generate-views")
+        with generating.views:
             with gr.Tab("Result", id="result", elem_id="generate-result"):
                 self.progress = gr.HTML(view.progress(None), elem_id="generate-progress")
                 self.queue = gr.HTML(elem_id="generate-queue")
