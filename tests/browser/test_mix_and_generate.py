@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.support.emoji_adapters import random_adapter
 
-GENERATED = "#generate-progress .progress-words:has-text(' in ')"
+GENERATED = "#generate-progress .progress-words:text-matches(' in [0-9.]+ s')"
 """What stands above the result of a request that is over."""
 
 
