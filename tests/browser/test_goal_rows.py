@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import enter, open_tab, wait_until
+from browsing import enter, open_tab, settle, wait_until
 from PIL import Image
 from test_mix_and_generate import remembered, tags_of, use
 
@@ -195,6 +196,32 @@ def test_what_is_generated_is_seen_and_cancel_keeps_the_finished_images(server: 
     assert unfinished.count() == 0
     assert page.is_hidden("#generate-cancel")
     assert not page.complaints
+
+
+def test_a_page_is_not_left_unasked_before_the_server_has_what_was_typed(server: Any, studio: Any) -> None:
+    page = studio
+    open_tab(page, "train")
+    asked: list[str] = []
+
+    def stay(dialog: Any) -> None:
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    page.on("dialog", stay)
+    page.route("**/gradio_api/run/**", lambda route: (time.sleep(0.7), route.fallback()))  # a slow connection
+    enter(page, "#train-name textarea", "abc")
+    page.evaluate("location.reload()")
+    page.wait_for_timeout(300)
+    assert asked == ["beforeunload"]
+    settle(page)
+    wait_until(page, lambda: (remembered(server, "train.form") or {}).get("name") == "abc")
+    page.unroute("**/gradio_api/run/**")
+    settle(page)
+    page.reload()  # all is there: no question
+    page.wait_for_selector("body[data-ready]")
+    assert page.input_value("#train-name textarea") == "abc"
+    assert len(asked) == 1
+    page.remove_listener("dialog", stay)
 
 
 def number(page: Any, name: str, value: str) -> None:

@@ -67,6 +67,15 @@
 
   // ---- End of Gradio's quirks
 
+  // What is typed is kept by the server. Until that has it, which takes a while on a slow machine, leaving asks first.
+  let unsaved = 0;
+  document.addEventListener("input", async () => {
+    unsaved++;
+    await window.sdlora.settled();
+    unsaved--;
+  }, true);
+  window.addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });
+
   const KEYS = [
     ["Ctrl + Enter", "press the main button of the open tab"],
     ["Alt + → or ↓", "next image of the dataset"],
