@@ -79,7 +79,7 @@ def save_mix(rows: Rows, name: str, folder: Path) -> Path:
 def load_mix(name: str, folder: Path, library: Scan) -> tuple[Rows, list[str]]:
     """The rows of a saved mix, and sentences on adapters that are gone. One that moved is found by its name.
 
-    Raises ConfigError when there is no such mix, or when its file is damaged.
+    Raises ConfigError when there is no such mix, when its file is damaged, or when none of its adapters is there.
     """
     if name not in list_mixes(folder):
         raise ConfigError("saved mixes", [f"there is none called '{name}'"])
@@ -96,6 +96,8 @@ def load_mix(name: str, folder: Path, library: Scan) -> tuple[Rows, list[str]]:
             notes += [f"{adapter.file} is gone, and {problem}" for problem in error.problems]
         else:
             adapters.append(adapter.model_copy(update={"file": str(entry.path)}))
+    if not adapters:
+        raise ConfigError(path.name, [*notes, "none of its adapters is there, so the rows stay as they are"])
     return from_used(adapters), notes
 
 

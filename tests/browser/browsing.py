@@ -41,6 +41,18 @@ def settle(page: Any) -> None:
     page.wait_for_timeout(300)
 
 
+def reload(page: Any) -> None:
+    """Load the page anew, whether or not it asks first since the server has not got the last keys yet."""
+
+    def leave(dialog: Any) -> None:
+        dialog.accept()
+
+    page.evaluate("() => window.sdlora.settled()")
+    page.on("dialog", leave)
+    page.reload()
+    page.remove_listener("dialog", leave)
+
+
 def toast(page: Any) -> str:
     """The text of the message that pops up next."""
     body = page.locator(".toast-body").first

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import enter, settle, wait_until
+from browsing import enter, reload, settle, wait_until
 from test_page import PHONE, WINDOW, violations
 
 from sdlora.adapters.files.container import content_hash
@@ -77,7 +77,7 @@ def test_an_evaluation_is_shown_followed_refused_and_promoted(
     page.locator("#runs-evaluate-state").filter(has_text="Generating images: 3 of 8").wait_for()
     assert not page.locator("#runs-evaluate-problems .problems").count()
     wait_until(page, lambda: page.url.endswith("#runs/dogs"))  # or the page that is loaded anew is of the other run
-    page.reload()
+    reload(page)
     page.wait_for_selector("body[data-ready]")
     settle(page)
     page.click("#runs-outcome [data-act=evaluate]")

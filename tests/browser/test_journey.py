@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import enter, open_tab, wait_until
+from browsing import enter, open_tab, reload, wait_until
 from PIL import Image
 
 from sdlora.config.shipped import sample_images_folder
@@ -72,7 +72,7 @@ def train(page: Any, server: Any) -> None:
     page.click("#train-start")
     page.wait_for_selector("#runs-status .badge.running", timeout=LONG)
     page.wait_for_selector("#runs-chart svg[role=img] .curve-smooth", timeout=LONG)
-    page.reload()
+    reload(page)
     page.wait_for_selector("#runs-status .badge.running")
     before = step(page)
     wait_until(page, lambda: step(page) > before)
@@ -182,7 +182,7 @@ def test_only_what_was_painted_over_is_generated_anew(page: Any, server: Any, tm
     page.wait_for_timeout(2500)  # and stays so over the page's polls
     assert not page.is_checked("#generate-start-on input")
 
-    page.reload()
+    reload(page)
     page.wait_for_selector("body[data-ready]")
     page.click("#generate-start button.label-wrap")
     page.wait_for_selector("#generate-start-editor canvas")

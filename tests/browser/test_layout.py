@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import enter, open_tab, settle, wait_until
+from browsing import enter, open_tab, reload, settle, wait_until
 from PIL import Image
 from test_page import violations
 
@@ -164,7 +164,7 @@ def test_one_side_follows_the_other_while_the_ratio_is_kept(page: Any) -> None:
     enter(page, "#generate-height_px input", "500")  # to whole multiples of 8
     wait_until(page, lambda: shown() == ["752", "500"])
     settle(page)  # both sides are kept
-    page.reload()
+    reload(page)
     page.wait_for_selector("body[data-ready]")
     wait_until(page, lambda: shown() == ["752", "500"])
     assert page.is_checked("#generate-lock input")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import enter, open_tab, wait_until
+from browsing import enter, open_tab, reload, wait_until
 from gradio_client import Client
 from PIL import Image
 
@@ -79,7 +79,7 @@ def test_mix_generate_restore_and_compare(page: Any, server: Any, tmp_path: Path
     wait_until(page, lambda: remembered(server, "generate.num_images") == 2)
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#generate-cancel:not([disabled])")
-    page.reload()  # a page that is loaded anew finds its request again
+    reload(page)  # a page that is loaded anew finds its request again
     page.wait_for_selector(GENERATED)
     wait_until(page, lambda: page.locator("#generate-gallery .thumbnail-item").count() == 2)
     files = sorted(server.root.glob("outputs/*/*.png"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from browsing import enter, open_tab, settle
+from browsing import enter, open_tab, reload, settle
 from PIL import Image, ImageDraw
 
 from tests.support.tiny_captioners import build_tagger
@@ -206,7 +206,7 @@ def test_a_dataset_from_upload_to_undo_survives_reload_and_restart(server: Any, 
     settle(page)  # it is kept
     open_tab(page, "settings")
     server.restart()
-    page.reload()
+    reload(page)
     page.wait_for_selector("#settings-versions table")  # the tab that was open
     assert str(server.root) in page.inner_text("#settings-folders")
     open_tab(page, "dataset")

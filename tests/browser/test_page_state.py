@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import enter, open_tab, wait_until
+from browsing import enter, open_tab, reload, wait_until
 from PIL import Image
 
 from sdlora import events
@@ -308,7 +308,7 @@ def test_a_runs_view_is_of_one_run(alone: Callable[[str], Any], server: Any) -> 
     wait_until(page, lambda: page.url.endswith("#runs/unbegun"))
     page.go_back()
     wait_until(page, lambda: "log of broken" in value(page, "runs-log"))
-    page.reload()
+    reload(page)
     wait_until(page, lambda: "broken" in page.inner_text("#runs-status"))
     # Deleted elsewhere while its question is open: neither that nor any other one is deleted, and both are told.
     page.click("#runs-list [data-run=unbegun]")
@@ -360,7 +360,7 @@ def test_two_windows_keep_their_places_and_both_captions(
     open_tab(page, "settings")
     page.go_back()
     page.wait_for_selector("#tab-dataset:visible")
-    other.reload()
+    reload(other)
     other.wait_for_selector("#tab-runs:visible")
 
     # what is said of a dataset goes with it, and one that is gone is told of in words

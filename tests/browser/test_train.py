@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import enter, open_tab, wait_until
+from browsing import enter, open_tab, reload, wait_until
 from PIL import Image
 
 from sdlora.config.files import parse_yaml
@@ -81,7 +81,7 @@ def test_problems_are_listed_and_lead_to_their_fields(page: Any) -> None:
     page.click("#train-problems li:has-text('adapter.rank') button")
     page.wait_for_function("document.activeElement.closest('#train-adapter-rank') !== null")
 
-    page.reload()  # what was typed is there again, and so are its problems
+    reload(page)  # what was typed is there again, and so are its problems
     page.get_by_text("2 problems to fix first").wait_for()
     assert page.input_value("#train-name textarea") == "no/slash"
     page.click("#train-differences button[data-reset='adapter.rank']")
@@ -119,7 +119,7 @@ def test_a_run_is_watched_stopped_resumed_and_survives_the_server(
     page.wait_for_selector("#runs-pair input[type=range]")
     pictures_asked_for(page)
 
-    page.reload()
+    reload(page)
     wait_for_status(page, "running")  # the tab and the run are there again
     wait_for_more_steps(page)
     assert page.is_disabled("#runs-delete")

@@ -230,6 +230,12 @@ def test_a_mix_finds_files_that_moved_and_names_those_that_are_gone(library: Sca
     assert note.startswith("/elsewhere/lost.safetensors is gone, and no adapter of that name is in the library")
 
 
+def test_a_mix_of_which_nothing_is_left_does_not_take_the_rows_place(library: Scan, tmp_path: Path) -> None:
+    mixes.save_mix((Row(1, "/elsewhere/lost.safetensors"),), "old", tmp_path)
+    with pytest.raises(ConfigError, match=r"lost\.safetensors is gone.*\n.*none of its adapters is there, so the rows"):
+        mixes.load_mix("old", tmp_path, library)
+
+
 def test_what_a_file_cannot_hold_is_refused(library: Scan) -> None:
     with pytest.raises(ConfigError, match="no adapter is switched on"):
         mixes.mixed(())

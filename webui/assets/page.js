@@ -71,8 +71,7 @@
   let unsaved = 0;
   document.addEventListener("input", async () => {
     unsaved++;
-    await window.sdlora.settled();
-    unsaved--;
+    try { await window.sdlora.settled(); } finally { unsaved--; }
   }, true);
   window.addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });
 

@@ -189,8 +189,10 @@ def build_saved(context: Context, in_use: RowsPanel) -> None:
         problems = problems_html("mix-saved-problems")
 
     def keep(chosen: str) -> tuple[Any, str]:
-        path = mixes.save_mix(services.active.rows, chosen or "", folder)
-        return gr.Dropdown(choices=mixes.list_mixes(folder), value=path.stem), ""
+        rows = services.active.rows
+        path = mixes.save_mix(rows, chosen or "", folder)
+        off = [f"{row.name}: switched off, so the file does not name it" for row in rows if not row.enabled]
+        return gr.Dropdown(choices=mixes.list_mixes(folder), value=path.stem), notes(off, "Saved without")
 
     def take(chosen: str | None) -> dict[Any, Any]:
         try:
