@@ -5,7 +5,7 @@
 
 A `Generator` keeps one base model loaded for many requests. Everything that can be wrong with a request is told before
 a model is loaded. The same request gives the same bytes on the same machine, and an image's own `config` repeats it
-alone.
+alone (in bf16 on a processor with AMX, and for images that shared a pass, but for rounding).
 """
 
 from __future__ import annotations

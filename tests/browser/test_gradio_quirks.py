@@ -206,12 +206,15 @@ def test_handlers_that_make_up_for_what_came_meanwhile_repeat_each_other_for_eve
                 quirks.defer_one_each(page)
         window = open_bare(page)
         window.locator("#field textarea, #field input").first.press_sequentially("a" * keys, delay=300)
-        window.wait_for_timeout(10 * A_WHILE)
+        if mended:
+            window.wait_for_timeout(10 * A_WHILE)
+        else:
+            wait_until(window, lambda: len(calls) > 8 * keys)
         return len(calls), text(window, "heard")
 
     calls, last = repeats(mended=True)
     assert (calls <= 3 * keys, last) == (True, "a" * keys)
-    assert repeats(mended=False)[0] > 8 * keys
+    repeats(mended=False)  # until there are far more
 
 
 def test_a_queue_looks_for_work_a_thousand_times_a_second() -> None:
