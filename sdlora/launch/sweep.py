@@ -22,7 +22,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -324,8 +324,7 @@ class Sweep:
         """What belongs to the best trial, then the table: what it lists is there, wherever a full disk ends this."""
         trials = _ranked(_begun(study))
         self._write_best(trials)
-        names = list(self.config.vary)
-        text = io.StringIO()
+        names, text = list(self.config.vary), io.StringIO()
         table = csv.writer(text)
         table.writerow(["trial", "state", "relative_loss", "step", *names, "seconds", "run", "reason"])
         for trial in trials:
@@ -361,11 +360,8 @@ def _run_name(number: int) -> str:
 def _stop(running: list[_Running]) -> None:
     """Ask what runs to save and stop, and wait for it."""
     for one in running:
-        if one.handle.state().is_active:
-            try:
-                one.handle.stop()
-            except SdloraError:  # it has ended meanwhile
-                continue
+        with suppress(SdloraError):  # it has ended, perhaps only just now
+            one.handle.stop()
     while any(one.handle.state().is_active for one in running):
         time.sleep(_LOOK_SECONDS)
 
