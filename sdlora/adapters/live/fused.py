@@ -117,7 +117,9 @@ class _Conv2d(torch.autograd.Function):
         up_OR = up.flatten(1).to(_dtype(base))
         outputs_BOHW = _output(base, inputs_BIHW).contiguous(memory_format=torch.channels_last)
         narrow_BRHW = conv2d(inputs_BIHW, down_RIkk, None, base.stride, base.padding, base.dilation)
-        _rows(outputs_BOHW).addmm_(_rows(narrow_BRHW), up_OR.t(), alpha=scale)
+        # As a view, or it raises: a copy's sum would be lost.
+        outputs_NO = outputs_BOHW.permute(0, 2, 3, 1).view(-1, len(up_OR))
+        outputs_NO.addmm_(_rows(narrow_BRHW), up_OR.t(), alpha=scale)
         ctx.save_for_backward(inputs_BIHW, narrow_BRHW, down_RIkk, up_OR)
         return outputs_BOHW
 
@@ -164,7 +166,7 @@ def _input_gradient(base: Any, input_shape: torch.Size, gradient: Tensor) -> Ten
 
 
 def _rows(image: Tensor) -> Tensor:
-    """[B, C, H, W] with channels innermost as [B H W, C], the same memory."""
+    """[B, C, H, W] as [B H W, C], the same memory where channels are innermost."""
     return image.permute(0, 2, 3, 1).flatten(0, 2)
 
 
