@@ -23,7 +23,8 @@ from sdlora.errors import AdapterError, ConfigError
 from sdlora.generation.generate import Generator
 from sdlora.generation.sampling.embeddings import choose_embeddings
 from sdlora.models.loading import load
-from tests.support.foreign_adapters import LAYOUTS, lora, write_foreign
+from tests.support.foreign_adapters import lora, write_foreign
+from tests.support.foreign_layouts import LAYOUTS
 
 
 def vectors(number: int, width: int, seed: int = 0) -> Tensor:

@@ -27,7 +27,8 @@ from sdlora.generation.sampling.adapted_base import AdaptedBase
 from sdlora.generation.sampling.pool import AdapterPool
 from sdlora.models.bundle import Bundle
 from sdlora.models.loading import load
-from tests.support.foreign_adapters import LAYOUTS, lora, write_foreign
+from tests.support.foreign_adapters import lora, write_foreign
+from tests.support.foreign_layouts import LAYOUTS
 from tests.support.tiny_models import save_single_file
 
 

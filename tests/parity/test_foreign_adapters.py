@@ -23,7 +23,8 @@ from sdlora.config.base_model import FamilyName
 from sdlora.errors import AdapterError
 from sdlora.models.configs import shipped_configs
 from tests.support.adapter_matrix import PAGE, algorithms_for, outcome, page
-from tests.support.foreign_adapters import LAYOUTS, lora, write_foreign
+from tests.support.foreign_adapters import lora, write_foreign
+from tests.support.foreign_layouts import LAYOUTS
 from tests.support.tiny_models import narrow_configs
 
 

@@ -17,7 +17,8 @@ from sdlora.adapters.files.reading import read
 from sdlora.adapters.hub.inspection import inspect
 from sdlora.config.mix import MixConfig, MixedAdapter
 from sdlora.errors import AdapterError
-from tests.support.foreign_adapters import LAYOUTS, Algorithm, glora, loha, lokr_full, write_foreign
+from tests.support.foreign_adapters import Algorithm, glora, loha, lokr_full, write_foreign
+from tests.support.foreign_layouts import LAYOUTS
 
 LAYOUT = LAYOUTS["kohya"]
 NAME = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"

@@ -18,7 +18,8 @@ from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.resolution import FAMILY_TITLES
 from sdlora.config.base_model import FamilyName
 from sdlora.errors import AdapterError
-from tests.support.foreign_adapters import ALGORITHMS, LAYOUTS, Algorithm, Layout, weight_of, write_foreign
+from tests.support.foreign_adapters import ALGORITHMS, Algorithm, weight_of, write_foreign
+from tests.support.foreign_layouts import LAYOUTS, Layout
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "adapter-files.md"
 TOLERANCE = 1e-6
