@@ -16,7 +16,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.disk import is_file
 from sdlora.errors import ConfigError, RunError, SdloraError
 from sdlora.events import Event
-from sdlora.file_memory import Stamp, stamp_of
+from sdlora.file_memory import Stamp, stamp_of, while_unchanged
 from sdlora.launch import queue_file
 from sdlora.launch.detached import SDLORA, end, spawn
 from sdlora.processes import ProcessRecord
@@ -73,7 +73,7 @@ class RunHandle:
 
     def config(self) -> TrainConfig:
         """The run's complete configuration. Raises ConfigError when the file is gone or was damaged."""
-        return open_run(self.folder)[1]
+        return _config(self.files.config)
 
     def command(self) -> str:
         """The command that trains the same on the command line, in a new folder beside this one."""
@@ -225,6 +225,11 @@ class RunHandle:
     def previews(self) -> list[PreviewImage]:
         """All previews generated so far, by step and prompt."""
         return preview_images(self.files, self.config().previews.prompts)
+
+
+@while_unchanged(most=64)  # a page asks each second, and the file is long
+def _config(path: Path) -> TrainConfig:
+    return open_run(path.parent)[1]
 
 
 def prepare(config: TrainConfig | Path | str, runs_folder: Path | None = None) -> RunHandle:

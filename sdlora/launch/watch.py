@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sdlora.config import files, schema
+from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.train import TrainConfig
 from sdlora.constants import MIB
 from sdlora.errors import ConfigError
@@ -19,11 +22,13 @@ from sdlora.launch.runs import RunHandle, list_runs
 from sdlora.launch.starting import Starter
 from sdlora.runs.curves import Curves
 from sdlora.runs.state import RunState
+from sdlora.text_files import UnreadableTextError, read_text
 
 FRESH_SECONDS = 0.5
 _CURVES_KEPT = 12
 _LOOK_BYTES = 8 * MIB
 """Of a run's log at one look, about 40,000 steps: less than half a second, in which all others wait."""
+_BASE_MODEL = re.compile(r"^base_model:\n(?: .*\n)+", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,11 @@ class WatchedRun:
     def name(self) -> str:
         """The folder's name."""
         return self.handle.name
+
+    @cached_property
+    def created_at(self) -> float:
+        """Seconds since the epoch when the run was made; 0 if its folder is gone."""
+        return self.handle.created_at
 
 
 def settings_that_differ(runs: Sequence[WatchedRun]) -> list[tuple[str, list[Any]]]:
@@ -53,15 +63,18 @@ def _settings_of(run: WatchedRun) -> dict[str, Any]:
 
 @while_unchanged(most=1_000)  # asked of every run each time a page opens
 def _base_model(config: Path) -> str | None:
+    """What a run trains on. Of its long configuration that section alone is read: there may be hundreds of runs."""
     try:
-        return files.load(config).base_model.model
-    except ConfigError:
+        section = _BASE_MODEL.search(read_text(config))
+        values = files.parse_yaml(section[0], str(config)) if section else files.read_yaml(config)
+        return BaseModelConfig.model_validate(values.get("base_model", {})).model
+    except (OSError, UnreadableTextError, ConfigError, ValueError):
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What the runs of a folder were doing at one moment."""
+    """What the runs of a folder were doing at one moment; equal to itself alone."""
 
     runs: tuple[WatchedRun, ...] = ()
     """Newest first."""

@@ -58,6 +58,11 @@ def _unet(*more: str, source: str, rate: str = "1e-3", layers: str = "all") -> R
     return Recipe((*fixed, *more), source)
 
 
+def _te(*more: str, source: str) -> Recipe:
+    layers = ("adapter.layers=all", "adapter.text_encoder=true", "optimization.text_encoder_learning_rate=1e-3")
+    return Recipe((*layers, "optimization.learning_rate=3e-3", *more), source)
+
+
 _FALLING = ("objective.timestep_spacing=even", "optimization.schedule=cosine", "optimization.warmup=0.1")
 RECIPES: dict[str, Recipe] = {
     **{f"diffusers-{rate}": _diffusers(rate) for rate in RATES},
@@ -99,6 +104,12 @@ RECIPES: dict[str, Recipe] = {
         "optimization.ema=0.95",
         source="thrice the rate, an average, mirrored images",
         rate="3e-3",
+    ),
+    "te-ema-3e-3": _te("optimization.ema=0.95", source="thrice the rate, an average, the text encoder at 1e-3"),
+    "flip-te-ema-3e-3": _te(
+        "images.horizontal_flip=true",
+        "optimization.ema=0.95",
+        source="thrice the rate, an average, the text encoder at 1e-3, mirrored images",
     ),
     "varied-ema-3e-3": _unet(
         "images.horizontal_flip=true",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import time
 import zipfile
@@ -310,6 +311,31 @@ def test_only_what_has_changed_is_made_anew(tmp_path: Path) -> None:
     assert "chart" in changed
     assert not changed & {"queue", "buttons", "log", "files", "messages", "pair", "compared"}
     assert all(isinstance(part.make(), object) for part in page.parts(Choice()).values())
+
+
+def test_many_pages_that_ask_for_the_same_have_it_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("webui.runs.parts.time.monotonic", lambda: clock[0])
+    page = RunParts(RunWatch(tmp_path), Evaluations(tmp_path / "jobs"), tmp_path, tmp_path)
+    made_so_far: list[str] = []
+
+    def ask(key: str) -> int:
+        return page.once(key, lambda: made_so_far.append(key) or len(made_so_far))
+
+    assert [ask("cat"), ask("cat"), ask("dog"), ask("cat")] == [1, 1, 2, 1]
+    clock[0] += 1.5  # a page that asks later gets what is so by then
+    assert [ask("cat"), ask("dog")] == [3, 4]
+    assert len(page._made) == 2
+
+
+def test_the_base_models_of_runs_are_offered_newest_first(tmp_path: Path) -> None:
+    for place, model in enumerate(("a/first", "b/second")):
+        handle = made(tmp_path, f"run-{place}", base_model=DEMO.base_model.model_copy(update={"model": model}))
+        os.utime(handle.files.config, (1_000 + place, 1_000 + place))
+    by_hand = made(tmp_path, "by-hand")
+    by_hand.files.config.write_text("{base_model: {model: c/third}}")
+    made(tmp_path, "damaged").files.config.write_text("base_model:\n  model: [\n")
+    assert RunWatch(tmp_path).base_models() == ["c/third", "b/second", "a/first"]
 
 
 def test_adapter_files_can_be_fetched(tmp_path: Path) -> None:

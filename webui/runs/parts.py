@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar, cast
 
 from sdlora.errors import ConfigError, RunError
 from sdlora.evaluation import report
@@ -18,6 +19,7 @@ from webui.runs import chart, evaluation, previews, sentences, view
 from webui.runs.chart import ChartOptions, Curve
 
 LOG_LINES = 400
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Part:
     make: Callable[[], object]
 
 
+_SHARED_SECONDS = 1.0
+"""How long what was made for one page is given to others that ask for the same: each asks once a second."""
+
+
 @dataclass
 class RunParts:
     """Makes the parts; remembers since when runs have been asked to stop. One each a server."""
@@ -50,6 +56,18 @@ class RunParts:
     datasets: Path
     """The folder of the page's datasets: images in it can be edited."""
     _asked: dict[str, float] = field(default_factory=dict)
+    _made: dict[Hashable, tuple[float, object]] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made once a second for all pages that ask with this key."""
+        now = time.monotonic()
+        moment, made = self._made.get(key, (-_SHARED_SECONDS, None))
+        if now - moment < _SHARED_SECONDS:
+            return cast(Made, made)
+        result = make()
+        others = [(each, kept) for each, kept in list(self._made.items()) if now - kept[0] < _SHARED_SECONDS]
+        self._made = {**dict(others), key: (now, result)}
+        return result
 
     def chosen(self, seen: Snapshot, name: str | None) -> WatchedRun | None:
         """The run that is looked at: the named one, else one that trains, else the newest."""
@@ -59,7 +77,8 @@ class RunParts:
         """All parts by name, for the runs as they are now."""
         seen = self.watch.snapshot()
         run = self.chosen(seen, choice.run)
-        listed, queued = view.run_list(seen, run.name if run else None), view.queue(seen)
+        shown = run.name if run else None
+        listed, queued = self.once((seen, shown), lambda: view.run_list(seen, shown)), view.queue(seen)
         compared = [found for each in choice.compared if (found := seen.find(each)) is not None]
         return {
             "list": Part(listed, lambda: listed),

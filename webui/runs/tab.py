@@ -284,7 +284,11 @@ class RunsTab:
         # Hashes of texts hold within one process: after a restart all differ, and the page is sent everything once.
         now = {name: hash(part.key) for name, part in parts.items()}
         run = self.made.chosen(self.watch.snapshot(), selected)
-        new = {name: part.make() for name, part in parts.items() if before.get(name) != now[name]}
+        new = {
+            name: self.made.once((name, part.key), part.make)
+            for name, part in parts.items()
+            if before.get(name) != now[name]
+        }
         if not new and run is not None and run.name == selected and not is_pressed:
             return {self.news: gr.skip()}
         buttons = self._press_states(new.pop("buttons")) if "buttons" in new else {}

@@ -52,7 +52,7 @@ def _facts_of_row(run: WatchedRun) -> list[str]:
     facts = [_steps(state)] if state.step or state.total_steps else []
     if state.loss is not None:
         facts.append(f"loss {state.loss:.4f}")
-    return [*facts, _moment(run.handle.created_at)]
+    return [*facts, _moment(run.created_at)]
 
 
 def _moment(seconds: float) -> str:
