@@ -39,9 +39,14 @@ def stamp_of(path: Path) -> Stamp | None:
         return None
 
 
-def is_settled(status: os.stat_result) -> bool:
-    """Whether a file changed so long ago that another change would show in its stamp: file systems round times."""
-    return time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS
+def changed_at(status: os.stat_result) -> float:
+    """When a file last changed, in seconds since the epoch."""
+    return max(status.st_mtime, status.st_ctime)
+
+
+def is_settled(changed_at: float) -> bool:
+    """Whether a change lies so far back that another one would show in a file's stamp: file systems round times."""
+    return time.time() - changed_at > _SETTLED_SECONDS
 
 
 def while_unchanged(most: int) -> Callable[[Callable[[Path], Answer]], Callable[[Path], Answer]]:
@@ -85,7 +90,7 @@ class FileMemory:
         seen = [*stamp(status), also]
         known = self._known.get(name)
         facts = known[1] if known is not None and known[0] == seen else find_out()
-        if is_settled(status):
+        if is_settled(changed_at(status)):
             self._asked[name] = [seen, facts]
         return facts
 

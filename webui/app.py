@@ -26,6 +26,7 @@ from webui.datasets import tab as datasets
 from webui.generate import tab as generate
 from webui.gradio_quirks import (
     defer_one_each,
+    describe_nothing_twice,
     empty_numbers,
     rest_between_looks,
     slim,
@@ -136,6 +137,7 @@ def served(
         footer_links=["api"],
         ssr_mode=False,
     )
+    describe_nothing_twice(page)
     slim(page.config)
     return page, Guard(around, known_hosts(host, allowed_hosts), login, has_proxy=has_proxy)
 

@@ -17,6 +17,7 @@ from sdlora.config import files
 from sdlora.config.optimization import OPTIMIZERS
 from sdlora.config.outputs import OutputsConfig
 from sdlora.config.schema import flatten
+from sdlora.config.shipped import presets_folder
 from sdlora.config.train import TrainConfig
 from sdlora.disk import is_file
 from sdlora.errors import ConfigError
@@ -89,11 +90,13 @@ def load(name: str | None) -> TrainConfig:
     """The configuration of a preset. Raises ConfigError when there is none of that name, or it is damaged."""
     if name is None or name == PLAIN:
         return TrainConfig()
-    return _load(files.find(name))
+    path = files.find(name)
+    # One's own may build on another file, which may change while this one stays as it is.
+    return _load_shipped(path) if path.parent == presets_folder() else files.load(path)
 
 
 @while_unchanged(64)
-def _load(path: Path) -> TrainConfig:
+def _load_shipped(path: Path) -> TrainConfig:
     return files.load(path)
 
 
@@ -127,7 +130,7 @@ def portable(config: TrainConfig) -> TrainConfig:
 
 def base_models(used: Sequence[str] = ()) -> list[str]:
     """Base models to offer: those used before, then those of the shipped presets."""
-    of_presets = [files.load(path).base_model.model for path in files.shipped_presets()]
+    of_presets = [_load_shipped(path).base_model.model for path in files.shipped_presets()]
     return list(dict.fromkeys([*used, *of_presets]))
 
 

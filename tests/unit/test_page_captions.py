@@ -63,7 +63,7 @@ def test_images_are_listed_by_name_with_caption_and_mask(dataset: Path, monkeypa
     ]
     assert items[2].caption == ""
     (dataset / "empty").mkdir()
-    assert listing.read(dataset / "empty") == []
+    assert listing.read(dataset / "empty") == ()
     (dataset / "below").mkdir()
     (dataset / "0.png").rename(dataset / "below" / "0.png")
     monkeypatch.chdir(dataset)

@@ -136,7 +136,7 @@ class Browser:
 
     # What the tab and its panels ask for
 
-    def opened(self, folder: Path | None, items: list[Item]) -> dict[Any, Any]:
+    def opened(self, folder: Path | None, items: Sequence[Item]) -> dict[Any, Any]:
         """A dataset from its first page and image on, without a filter."""
         return self._from_the_start(folder, items, 0)
 
@@ -267,12 +267,12 @@ class Browser:
 
     # Pieces of updates
 
-    def _found(self, name: str | None, text: str, kind: str, tags: Sequence[str]) -> list[Item]:
+    def _found(self, name: str | None, text: str, kind: str, tags: Sequence[str]) -> Sequence[Item]:
         return self._passing(listing.read(self._folder(name)), text, kind, tags)
 
-    def _passing(self, items: Sequence[Item], text: str, kind: str, tags: Sequence[str]) -> list[Item]:
+    def _passing(self, items: Sequence[Item], text: str, kind: str, tags: Sequence[str]) -> Sequence[Item]:
         wanted = as_filter(text, kind, tags)
-        return [item for item in items if wanted.passes(item)]
+        return items if wanted.is_empty else [item for item in items if wanted.passes(item)]
 
     def _from_the_start(self, folder: Path | None, items: Sequence[Item], at: int) -> dict[Any, Any]:
         name = items[at].name if items else ""

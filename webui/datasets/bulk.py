@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
 from sdlora.data.sets import folders, listing
 from sdlora.data.sets.edits import OPERATIONS, Edit, Rewritten, make_edit, plan_edit
+from sdlora.data.sets.listing import Item
 from sdlora.words import count
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import view
@@ -149,7 +151,7 @@ class BulkPanel:
         scope: str,
         *wanted: Any,
     ) -> dict[Any, Any]:
-        items = listing.read(folders.folder_of(self.context.workspace.datasets, name))
+        items: Sequence[Item] = listing.read(folders.folder_of(self.context.workspace.datasets, name))
         if scope == SCOPES[1]:
             passes = as_filter(*wanted).passes
             items = [item for item in items if passes(item)]

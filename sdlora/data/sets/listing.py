@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -88,18 +89,34 @@ class Filter:
         return not self.tags or {tag.casefold() for tag in self.tags} <= {tag.casefold() for tag in item.tags}
 
 
-def read(folder: Path) -> list[Item]:
-    """All images of a dataset in the order of their names, none for an empty one."""
-    # Asked for at every press on the page: of thousands of images only their files' times are looked at then.
-    return list(_read(folder, settled_stamp(folder)))
+class Items(tuple[Item, ...]):
+    """All images of a dataset, in the order of their names."""
+
+    @cached_property
+    def tag_counts(self) -> list[tuple[str, int]]:
+        """As the function of that name gives them."""
+        return _counted(self)
+
+
+def read(folder: Path) -> Items:
+    """All images of a dataset, none of an empty one."""
+    # Asked for at every press on the page: of thousands of images only their files' times are looked at then. Who asks
+    # while another reads waits for its answer.
+    with _reading(folder):
+        return _read(folder, settled_stamp(folder))
+
+
+@lru_cache(maxsize=64)
+def _reading(_folder: Path) -> threading.Lock:
+    return threading.Lock()
 
 
 @lru_cache(maxsize=16)
-def _read(folder: Path, _stamp: int) -> tuple[Item, ...]:
+def _read(folder: Path, _stamp: int) -> Items:
     try:
         listing = list_folder(folder)
     except DataError:
-        return ()
+        return Items()
     sources, above = CaptionFolders(folder), len(str(folder / "x")) - 1
 
     def item(path: Path) -> Item:
@@ -109,7 +126,7 @@ def _read(folder: Path, _stamp: int) -> tuple[Item, ...]:
         name = str(path)[above:].replace(os.sep, "/")
         return Item(path, name, caption or "", listing.mask_of(path), folder_name or "")
 
-    return tuple(item(path) for path in listing.pictures)
+    return Items(item(path) for path in listing.pictures)
 
 
 def position(items: Sequence[Item], name: str | None) -> int | None:
@@ -131,6 +148,10 @@ def neighbour(items: Sequence[Item], name: str, step: int) -> int:
 
 def tag_counts(items: Sequence[Item]) -> list[tuple[str, int]]:
     """Every tag and the number of captions that have it, most frequent first; case is that of the first one met."""
+    return items.tag_counts if isinstance(items, Items) else _counted(items)
+
+
+def _counted(items: Sequence[Item]) -> list[tuple[str, int]]:
     spelled: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for item in items:
