@@ -20,6 +20,7 @@ from sdlora.cli.grids import (
     generate_grid,
     picture_settings,
     run_settings,
+    with_adapter_of,
 )
 from sdlora.cli.guesses import GenerateCommand
 from sdlora.cli.progress import progress
@@ -127,6 +128,8 @@ def generate(
     source = "the command line" if request is None or request == prompt else request
     files.override(values, overrides or (), source, GenerateConfig)
     config = files.validate(values, source, GenerateConfig)
+    if run is not None:
+        config = with_adapter_of(run, config)
     if problem := disk.why_not_writable(config.files.folder):
         raise ConfigError(source, [f"files.folder: {problem}"])
     if grid or compare:

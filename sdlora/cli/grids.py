@@ -10,7 +10,9 @@ import typer
 
 from sdlora.cli.app import console, in_home
 from sdlora.cli.progress import progress
-from sdlora.config.generate import GenerateConfig
+from sdlora.config.generate import GenerateConfig, UsedAdapter
+from sdlora.errors import ConfigError
+from sdlora.words import as_typed
 
 if TYPE_CHECKING:
     from sdlora.generation.generated import StepPreview
@@ -44,7 +46,8 @@ RunOption = Annotated[
     typer.Option(
         "--run",
         metavar="RUN",
-        help="A run to take the base model and new tokens from, and the files of --grid checkpoint=...",
+        help="A run to generate with: its base model, new tokens and finished adapter, which --adapter or a tag in the "
+        "prompt takes the place of; and the files of --grid checkpoint=...",
         callback=in_home,
     ),
 ]
@@ -87,6 +90,49 @@ def run_settings(run: Path) -> dict[str, Any]:
     folder, config = open_run(run)
     settings = {"base_model": config.base_model.model_dump(mode="json", include=_FROM_TRAINING)}
     return {**settings, "embedding_folders": [str(folder.path)]} if config.adapter.new_tokens else settings
+
+
+def with_adapter_of(run: Path, config: GenerateConfig) -> GenerateConfig:
+    """The request with the run's adapter, unless it names adapters itself; prints what may be meant otherwise.
+
+    Raises ConfigError where the run has none yet.
+    """
+    from sdlora.library.prompt_tags import split_prompt
+    from sdlora.runs.folder import open_run
+    from sdlora.runs.results import adapter_files
+
+    folder, trained = open_run(run)
+    if trained.adapter.rank == 0:  # new tokens alone
+        return config
+    adapter = folder.adapter(trained.name)
+    tags = split_prompt(config.prompt)[1]
+    if config.adapters or tags:
+        named = {Path(one.file).expanduser().resolve() for one in config.adapters}
+        is_own = any(folder.path in path.parents for path in named) or any(tag.name == adapter.stem for tag in tags)
+        if not is_own:
+            words = f"only the adapters that are named are used; --adapter {as_typed(adapter)} adds the run's own"
+            console.print(f"note: {words}", markup=False)
+        return config
+    if not adapter.is_file():
+        kept = adapter_files(folder)
+        chosen = next((file for file in kept if file.is_best), kept[-1] if kept else None)
+        if chosen is None:
+            instead = f"--base {as_typed(trained.base_model.model)} generates with its base model alone"
+            raise ConfigError("the command line", [f"--run {run}: it has no adapter yet; {instead}"])
+        adapter = chosen.path
+        console.print(f"note: {folder.path.name} isn't finished: {adapter.name} is used", markup=False)
+    weight = _preferred_weight(adapter)
+    if weight != 1:
+        console.print(f"note: {adapter.name} is used at its preferred weight {weight:g}", markup=False)
+    return config.model_copy(update={"adapters": (UsedAdapter(file=str(adapter), weight=weight),)})
+
+
+def _preferred_weight(adapter: Path) -> float:
+    from sdlora.adapters.files.catalog import describe
+
+    card = adapter.with_suffix(".json")
+    described = describe(adapter, card if card.is_file() else None)
+    return 1.0 if described is None or described.preferred_weight is None else described.preferred_weight
 
 
 def generate_grid(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from sdlora.generation.generate import Generator
 from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.run import Grid, save_grid
 from sdlora.generation.restore.image_files import read_image_settings, save_image
+from tests.support.emoji_adapters import random_adapter
 
 QUICK: dict[str, Any] = {"prompt": "a cat face", "seed": 5, "steps": 2, "width_px": 64, "height_px": 64, "guidance": 3}
 
@@ -89,6 +92,39 @@ def test_a_grid_of_weights_and_checkpoints_from_the_command_line(run: Path, tmp_
     with Image.open(folder / "sheet.png") as sheet:
         assert sheet.width > 5 * 64
         assert sheet.height > 4 * 64
+
+
+def test_a_run_is_generated_with_as_it_was_trained(run: Path, tmp_path: Path, cli) -> None:
+    """The README's command: base model and adapter, unless adapters are named."""
+
+    def used(*arguments: object) -> tuple[list[tuple[str, float]], str]:
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        shared = ("--seed", "5", "--steps", "1", "--cfg", "1", "--size", "64x64", "--out", str(out))
+        code, printed = cli("generate", "--prompt", "a cat", *map(str, arguments), *shared)
+        assert code == 0, printed
+        (picture,) = out.iterdir()
+        found = read_image_settings(picture).values.get("adapters", ())
+        return [(Path(one["file"]).name, one["weight"]) for one in found], " ".join(printed.split())
+
+    own, other = run / "grid.safetensors", random_adapter(tmp_path / "other.safetensors", 1)
+    assert used("--run", run)[0] == [("grid.safetensors", 1.0)]
+    named, printed = used("--run", run, "--adapter", f"{other}:0.5")
+    assert named == [("other.safetensors", 0.5)]
+    assert f"--adapter {own} adds the run's own" in printed
+    named, printed = used("--run", run, "--adapter", f"{own}:0.5")
+    assert (named, "note:" in printed) == ([("grid.safetensors", 0.5)], False)
+    copy = tmp_path / "stopped"
+    shutil.copytree(run, copy)
+    (copy / "grid.safetensors").unlink()
+    (used_file, weight), printed = used("--run", copy)[0][0], used("--run", copy)[1]
+    assert re.fullmatch(r"grid-step_\d+\.safetensors", used_file)
+    assert (weight, "stopped isn't finished" in printed) == (1.0, True)
+    shutil.rmtree(copy / "checkpoints")
+    code, printed = cli("generate", "--prompt", "a cat", "--run", str(copy))
+    assert code == 2
+    assert "it has no adapter yet; --base builtin:emoji generates with its base model alone" in " ".join(
+        printed.split()
+    )
 
 
 def test_a_cell_generated_again_alone_from_its_file_has_the_same_pixels(
