@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdlora.config.images import CaptionsConfig, ImageFolder, ImagesConfig
@@ -25,13 +25,22 @@ class Source:
     number: int = 0
     """Its place among the folders: one that is named twice, with other settings, trains its images both ways."""
 
+    def trains_like(self, other: Source) -> bool:
+        """Whether an image in either folder is trained in the same way."""
+        return replace(self, folder=other.folder, number=other.number) == other
+
 
 def sources_of(
     images: ImagesConfig, captions: CaptionsConfig, folders: Sequence[Path] | None = None, *, is_class: bool = False
 ) -> list[Source]:
-    """The configured folders with their settings, or plain `folders` in their place (is_class: as class images)."""
+    """The configured folders with their settings, that of the class images among them; or plain `folders` instead.
+
+    is_class: these are class images.
+    """
     if folders is None:
-        named = [each.model_copy(update={"folder": each.folder.expanduser().absolute()}) for each in images.sources]
+        apart = () if images.class_folder is None else (_class_source(images.class_folder),)
+        configured_folders = (*images.sources, *apart)
+        named = [each.model_copy(update={"folder": each.folder.expanduser().absolute()}) for each in configured_folders]
         # The very same entry again would only double the repeats, which there is a setting for.
         chosen = [(number, each) for number, each in enumerate(named) if each not in named[:number]]
     else:  # a folder that the configuration names keeps its settings
@@ -51,6 +60,10 @@ def sources_of(
         )
         for number, source in chosen
     ]
+
+
+def _class_source(folder: Path) -> ImageFolder:
+    return ImageFolder(folder=resolve_folder(folder), is_class=True)
 
 
 def inner_folders(root: Path, roots: Iterable[Path]) -> list[Path]:

@@ -29,6 +29,7 @@ from sdlora.data.inspection import ImageFacts, hash_file, open_memory, recall
 from sdlora.data.mask_files import Masks
 from sdlora.data.scan_problems import (
     Gathered,
+    class_images_are_trained,
     refuse_absent_masks,
     refuse_caption_problems,
     refuse_missing_folders,
@@ -229,8 +230,15 @@ class _Finds:
     left_out: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    real_paths: dict[Path, Path] = field(default_factory=dict)
-    """Files met so far with links resolved, and in which folder: two folders that share an image give it once."""
+    sources: dict[Path, list[Source]] = field(default_factory=lambda: defaultdict(list))
+    """By files met so far, with links resolved, the folders in which they are."""
+
+    def is_new(self, path: Path, source: Source) -> bool:
+        """Whether an image is met there first: folders that share it give it once, unless they train it otherwise."""
+        others = self.sources[path.resolve()]
+        is_new = all(other.folder == source.folder or not other.trains_like(source) for other in others)
+        others.append(source)
+        return is_new
 
 
 def _refuse_two_purposes(sources: Sequence[Source]) -> None:
@@ -238,23 +246,18 @@ def _refuse_two_purposes(sources: Sequence[Source]) -> None:
     purposes: dict[Path, set[bool]] = defaultdict(set)
     for source in sources:
         purposes[source.folder].add(source.is_class)
-    both = [str(folder) for folder, purpose in purposes.items() if len(purpose) > 1]
-    if both:
-        raise DataError(
-            f"{', '.join(both)}: named twice in images.folders, as training images and as class images. Class images "
-            "show the class without your subject, so they must lie in a folder of their own."
-        )
+    if both := [folder for folder, purpose in purposes.items() if len(purpose) > 1]:
+        raise DataError(class_images_are_trained(both))
 
 
 def _scan_folder(source: Source, inner: Sequence[Path], found: _Finds) -> None:
     root, images = source.folder, source.images
     listing = list_folder(root)
-    pictures = [
-        path
-        for path in listing.pictures
-        if not any(path.is_relative_to(folder) for folder in inner)
-        and found.real_paths.setdefault(path.resolve(), root) == root
-    ]
+    own = [path for path in listing.pictures if not any(path.is_relative_to(folder) for folder in inner)]
+    pictures = [path for path in own if found.is_new(path, source)]
+    if shared := [path for path in own if path not in set(pictures)]:
+        words = count(len(shared), "image")
+        found.notes.append(f"{root}: {words} of another folder, linked here and trained once: {some(shared)}")
     found.notes += folder_notes(listing, source)
     records: list[ImageRecord] = []
     masks, animated = Masks(), []

@@ -39,6 +39,15 @@ class Gathered:
             raise DataError("\n".join(self.messages))
 
 
+def class_images_are_trained(folders: Sequence[Path]) -> str:
+    """What is said of folders that are named for both."""
+    return (
+        f"{', '.join(map(str, folders))}: named twice, as training images and as class images (images.class_folder, or "
+        "is_class in images.folders). Class images show the class without your subject, so they must lie in a folder "
+        "of their own."
+    )
+
+
 def refuse_missing_folders(folders: Sequence[Path]) -> None:
     """Raise DataError unless there is at least one folder and all of them exist."""
     if not folders:

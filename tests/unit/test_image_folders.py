@@ -152,7 +152,7 @@ def test_a_folder_that_is_named_twice_is_trained_both_ways(tmp_path: Path) -> No
     assert [(each.repeats, each.resolutions, each.source) for each in (low, high)] == [(2, (64,), 0), (3, (128,), 1)]
     (once,) = two(tmp_path, {"repeats": 2}, {"repeats": 2}).records
     assert once.repeats == 2
-    with pytest.raises(DataError, match="named twice in images.folders, as training images and as class images"):
+    with pytest.raises(DataError, match="named twice, as training images and as class images"):
         two(tmp_path, {"trigger": "ohwx"}, {"is_class": True})
 
 

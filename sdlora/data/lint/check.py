@@ -17,7 +17,8 @@ from sdlora.data.lint.duplicates import groups, near_duplicates
 from sdlora.data.lint.findings import Finding, Report, worst_first
 from sdlora.data.lint.image_rules import image_findings
 from sdlora.data.lint.samples import Dataset, Sample, gather
-from sdlora.data.scan_problems import refuse_missing_folders
+from sdlora.data.scan_problems import class_images_are_trained, refuse_missing_folders
+from sdlora.errors import DataError
 
 _OF_WHAT_IS_LEARNED = ("trigger-inconsistent", "trigger-missing", "tag-everywhere")
 """Rules for captions that class images, which hold on to what is known, are to break."""
@@ -47,14 +48,17 @@ def check(
     )
     refuse_missing_folders(roots)  # which says so where there is none
     refuse_missing_folders([*roots, *(folder for folder in (held_out, class_folder) if folder is not None)])
-    data = gather(roots, config.images, config.captions, on_progress=on_progress)
+    if class_folder in roots:
+        raise DataError(class_images_are_trained([class_folder]))
+    apart = [] if class_folder is None else [class_folder]
+    data = gather(roots, config.images, config.captions, apart=apart, on_progress=on_progress)
     findings = [*image_findings(data, config.images), *caption_findings(data, config), *_buckets(data, config)]
     findings += _duplicates(data.samples, config)
     if held_out is not None:
         findings += _leaks(data, gather([held_out], config.images, config.captions))
     num_images = len(data.samples) + len(data.broken)
     if class_folder is not None:
-        class_data = gather([class_folder], config.images, config.captions, is_class=True)
+        class_data = gather([class_folder], config.images, config.captions, is_class=True, apart=roots)
         findings += image_findings(class_data, config.images)
         findings += (one for one in caption_findings(class_data, config) if one.rule not in _OF_WHAT_IS_LEARNED)
         num_images += len(class_data.samples) + len(class_data.broken)

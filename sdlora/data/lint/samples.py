@@ -71,11 +71,13 @@ def gather(
     *,
     figures: bool = True,
     is_class: bool = False,
+    apart: Sequence[Path] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Read every picture of the folders, each file once, and measure it if `figures` are asked for.
 
-    is_class: they are class images, whose captions stay without trigger, prefix and suffix.
+    is_class: they are class images, whose captions stay without trigger, prefix and suffix. apart: other folders, which
+    may lie in these and are read for themselves.
 
     on_progress: called with how much is done and how much there is in all. Raises DataError for an empty folder.
     """
@@ -87,7 +89,7 @@ def gather(
     sources = {source.folder: source for source in sources_of(images, shared, folders, is_class=is_class)}
     for root in sources:
         listing = list_folder(root)
-        inner = inner_folders(root, sources)
+        inner = inner_folders(root, [*sources, *apart])
         pictures[root] = (
             listing,
             [

@@ -10,11 +10,11 @@ from sdlora.config.train import DEFAULT_EPOCHS, TrainConfig
 from sdlora.data.batches import derive_seed
 from sdlora.data.buckets import BucketedImage, assign
 from sdlora.data.focus import focus_of
-from sdlora.data.images import ImageRecord, ScanResult, scan
+from sdlora.data.images import ImageRecord, ScanResult, Skipped, scan
 from sdlora.data.planning import DataPlan, plan
 from sdlora.data.scan_problems import Gathered
 from sdlora.errors import ConfigError, DataError
-from sdlora.words import as_typed
+from sdlora.words import as_typed, count, first_few
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,29 @@ def find_images(config: TrainConfig) -> RunImages:
     images = config.images
     if not images.sources:
         raise ConfigError("images.folder", ["no image folder is set: use --set images.folder=FOLDER"])
-    problems, found, class_images = Gathered(), ScanResult(), ScanResult()
+    problems, found = Gathered(), ScanResult()
     held_out_scan, held_out = ScanResult(), None
+    has_class_folder = False
     with problems.go_on():
-        found = scan(images, config.captions)
+        has_class_folder = _has_class_folder(images.class_folder)
+    with problems.go_on():
+        scanned = images if has_class_folder else images.model_copy(update={"class_folder": None})
+        found = _without_trained_class_images(scan(scanned, config.captions))
     if config.validation.folder is not None:
         with problems.go_on():
             held_out_scan = scan(images, config.captions, folders=[config.validation.folder])
             held_out = held_out_scan.records
-    if images.class_folder is not None:
-        with problems.go_on():
-            _refuse_missing_class_images(images.class_folder)
-            class_images = scan(images, config.captions, folders=[images.class_folder], is_class=True)
     problems.refuse()
-    trained, held_out = _hold_out(found.records, held_out, config)
-    if not trained:
+    own = [record for record in found.records if not record.is_class]
+    if not own:
         raise DataError(
-            f"all {len(found.records)} training images are held out too, so none is left to train on: give "
+            f"all {len(found.records)} images are class images, so there is none of your subject to train: add its "
+            "folder to images.folders without is_class"
+        )
+    trained, held_out = _hold_out(found.records, held_out, config)
+    if all(record.is_class for record in trained):
+        raise DataError(
+            f"all {len(own)} training images are held out too, so none is left to train on: give "
             "validation.folder other images, or set validation.fraction=0"
         )
     if images.crop_focus == "face" and all(focus_of(record) is None for record in trained):
@@ -73,16 +79,6 @@ def find_images(config: TrainConfig) -> RunImages:
             f"images.crop_focus=face is set, but none of the names of the {len(trained)} images tells where its face "
             "is. Let them end in its centre and size in pixels, as in cat_512_300_200_220.png (sd-scripts' "
             "detect_face_rotate writes such names), or set images.crop_focus=centre"
-        )
-    if images.class_folder is not None:
-        trained += class_images.records
-        found = ScanResult(
-            found.records + class_images.records,
-            found.skipped + class_images.skipped,
-            found.files_seen + class_images.files_seen,
-            found.left_out + class_images.left_out,
-            found.notes + class_images.notes,
-            found.warnings + class_images.warnings,
         )
     found = replace(found, warnings=[*found.warnings, *held_out_scan.warnings])
     if config.objective.prior_preservation == "base_prediction":
@@ -115,8 +111,25 @@ def _refuse_priors_that_are_trained(records: list[ImageRecord], prompt: str) -> 
     )
 
 
-def _refuse_missing_class_images(folder: Path) -> None:
-    """Raise DataError when there are none, with the command that generates them."""
+def _without_trained_class_images(found: ScanResult) -> ScanResult:
+    """The same without class images that are trained too: held to the base, they would undo what is learned of them."""
+    own = {record.content_hash for record in found.records if not record.is_class}
+    twice = [record for record in found.records if record.is_class and record.content_hash in own]
+    if not twice:
+        return found
+    words = f"{count(len(twice), 'class image')} left out, as the same pictures are trained"
+    return replace(
+        found,
+        records=[record for record in found.records if record not in twice],
+        skipped=[*found.skipped, *(Skipped(record.path, "a class image that is trained, too") for record in twice)],
+        warnings=[*found.warnings, f"{words}: {first_few([record.path.name for record in twice])}"],
+    )
+
+
+def _has_class_folder(folder: Path | None) -> bool:
+    """Whether there are class images in a folder. Raises DataError, with the command that generates them, for none."""
+    if folder is None:
+        return False
     folder = resolve_folder(folder).expanduser()
     if not (folder.is_dir() and any(folder.iterdir())):
         raise DataError(
@@ -125,6 +138,7 @@ def _refuse_missing_class_images(folder: Path) -> None:
             ' "a photo of a dog" --count 200 (with the same --preset and --set), the prompt being what your subject is'
             " one of."
         )
+    return True
 
 
 def _hold_out(
@@ -132,7 +146,8 @@ def _hold_out(
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
     """Split off the validation images: a folder's, or the share whose content's hash is lowest under the run's seed.
 
-    held_out: the validation folder's. Copies of one image stay on one side.
+    held_out: the validation folder's. Copies of one image stay on one side. Class images are all trained: how they are
+    predicted tells nothing of what is learned.
     """
     validation = config.validation
     if held_out is not None:
@@ -140,17 +155,17 @@ def _hold_out(
         return [record for record in records if record.content_hash not in inside], held_out
     if validation.fraction == 0:
         return list(records), []
-    count = max(1, round(validation.fraction * len(records)))
-    if count >= len(records):
+    own = [record for record in records if not record.is_class]
+    hashes = {record.content_hash for record in own}
+    number = max(1, round(validation.fraction * len(own)))
+    if number >= len(hashes):
         raise DataError(
-            f"validation.fraction={validation.fraction} would hold out all {len(records)} images; "
+            f"validation.fraction={validation.fraction} would hold out all {len(own)} images; "
             "add images, or set validation.fraction=0"
         )
     # By a hash and not by shuffling: adding images moves few others over, and renaming moves none.
-    ranked = sorted(
-        {record.content_hash for record in records}, key=lambda each: derive_seed(config.seed, "held out", each)
-    )
-    chosen = set(ranked[:count])
+    ranked = sorted(hashes, key=lambda each: derive_seed(config.seed, "held out", each))
+    chosen = set(ranked[:number])
     return (
         [record for record in records if record.content_hash not in chosen],
         [record for record in records if record.content_hash in chosen],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sdlora.config.train import DEFAULT_EPOCHS, TrainConfig
 from sdlora.data.caption_files import repeats_folder
 from sdlora.data.folder_listing import list_folder
+from sdlora.data.image_sources import inner_folders, sources_of
 from sdlora.errors import DataError
 
 
@@ -44,25 +45,31 @@ def _epochs_in_words(steps: int, epochs: float, is_rounded: bool) -> str:
 
 def count_steps(config: TrainConfig) -> StepCount | None:
     """The numbers of a configuration whose image folders can be listed, else None."""
-    images = samples = 0
-    for folder in config.images.all_folders:
-        root = folder.expanduser().absolute()
+    # By whether they are class images, of which none is held out.
+    images, samples = {False: 0, True: 0}, {False: 0, True: 0}
+    sources = sources_of(config.images, config.captions)
+    for source in sources:
+        root, inner = source.folder, inner_folders(source.folder, [other.folder for other in sources])
         try:
             pictures = list_folder(root).pictures
         except (DataError, OSError):
             return None
-        images += len(pictures)
         for picture in pictures:
-            repeats = repeats_folder(picture.parent, root)
-            samples += config.images.repeats if repeats is None else repeats[0]
-    if not samples:
+            if any(picture.is_relative_to(folder) for folder in inner):
+                continue
+            named = repeats_folder(picture.parent, root)
+            repeats = source.images.repeats if named is None else named[0]
+            repeats = repeats if source.repeats is None else source.repeats
+            images[source.is_class] += 1
+            samples[source.is_class] += repeats * len(source.resolutions or config.images.resolutions)
+    if not samples[False]:
         return None
     fraction = config.validation.fraction if config.validation.folder is None else 0.0
     # The same rounding as where images are really held out, or the page's sum would be one off the run's.
-    held_out = max(1, round(fraction * images)) if fraction else 0
-    resolutions = len(config.images.resolutions)
-    samples = max(1, round(samples * (images - held_out) / images)) * resolutions
-    return _sum(config, images, held_out, samples, resolutions)
+    held_out = max(1, round(fraction * images[False])) if fraction else 0
+    trained = max(1, round(samples[False] * (images[False] - held_out) / images[False]))
+    total = trained + samples[True]
+    return _sum(config, sum(images.values()), held_out, total, len(config.images.resolutions))
 
 
 def _sum(config: TrainConfig, images: int, held_out: int, samples: int, resolutions: int) -> StepCount:
