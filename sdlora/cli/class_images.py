@@ -38,7 +38,9 @@ def class_images_command(
     negative: Annotated[str, typer.Option("--negative", help="What not to generate.")] = "",
     steps: Annotated[int, typer.Option("--steps", min=1, max=500, help="Sampling steps.")] = 25,
     guidance: Annotated[float, typer.Option("--cfg", min=0, max=50, help="Classifier-free guidance scale.")] = 7.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first image; the others count up.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the first image; the others count up.")
+    ] = 0,
     batch: Annotated[int, typer.Option("--batch", min=1, max=64, help="Images generated at once.")] = 4,
 ) -> None:
     """Generate class images with the base model of a run; run again, only what is missing."""

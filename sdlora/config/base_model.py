@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -26,7 +27,12 @@ class MergedAdapter(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        return {"file": value} if isinstance(value, str) else value
+        """As the command line spells it: ink.safetensors:0.8."""
+        if not isinstance(value, str):
+            return value
+        file, _, behind = value.rpartition(":")
+        is_weight = file and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", behind)
+        return {"file": file, "weight": float(behind)} if is_weight else {"file": value}
 
 
 class BaseModelConfig(Section):
@@ -64,8 +70,8 @@ class BaseModelConfig(Section):
     """What is taken off the VAE's latents before they are scaled, where the VAE's config doesn't say."""
 
     adapters: tuple[MergedAdapter, ...] = ()
-    """Adapters merged into the model, in memory, before anything else happens: a list of files, or of
-    {file: style.safetensors, weight: 0.8}. What is trained then builds on them and wants them beside it later."""
+    """Adapters merged into the model, in memory, before anything else happens: a list of files,
+    with weights as style.safetensors:0.8. What is trained then builds on them and wants them beside it later."""
 
     precision: Literal["auto"] | Precision = "auto"
     """Number type of the frozen weights; auto takes optimization.precision."""

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from sdlora.config.generate import ComputeConfig, Sampler
 from sdlora.config.section import Section
-from sdlora.constants import LATENT_FACTOR
+from sdlora.constants import LARGEST_EDGE_PX, LATENT_FACTOR
 
 
 class EvaluatedPromptsConfig(Section):
@@ -119,10 +119,10 @@ class EvaluateConfig(Section):
     guidance: float = Field(default=7.0, ge=0.0, le=50.0)
     """Classifier-free guidance scale (CFG)."""
 
-    width_px: int | None = Field(default=None, ge=64, le=8192, multiple_of=LATENT_FACTOR)
+    width_px: int | None = Field(default=None, ge=64, le=LARGEST_EDGE_PX, multiple_of=LATENT_FACTOR)
     """Width; by default the run's first training resolution."""
 
-    height_px: int | None = Field(default=None, ge=64, le=8192, multiple_of=LATENT_FACTOR)
+    height_px: int | None = Field(default=None, ge=64, le=LARGEST_EDGE_PX, multiple_of=LATENT_FACTOR)
     """Height; by default the run's first training resolution."""
 
     batch_size: int = Field(default=4, ge=1, le=64)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from sdlora.config.base_model import BaseModelConfig, Precision, Prediction
 from sdlora.config.mix import MixedAdapter
 from sdlora.config.section import Section
-from sdlora.constants import LATENT_FACTOR
+from sdlora.constants import LARGEST_EDGE_PX, LATENT_FACTOR
 
 Sampler = Literal[
     "DPM++ 2M Karras",
@@ -160,10 +160,10 @@ class GenerateConfig(Section):
     seed: int = Field(default=-1, ge=-1, lt=2**32)
     """Seed of the first image, the others count up; -1 picks one."""
 
-    width_px: int | None = Field(default=None, ge=64, le=8192, multiple_of=LATENT_FACTOR)
+    width_px: int | None = Field(default=None, ge=64, le=LARGEST_EDGE_PX, multiple_of=LATENT_FACTOR)
     """Width; by default the model's own."""
 
-    height_px: int | None = Field(default=None, ge=64, le=8192, multiple_of=LATENT_FACTOR)
+    height_px: int | None = Field(default=None, ge=64, le=LARGEST_EDGE_PX, multiple_of=LATENT_FACTOR)
     """Height; by default the model's own."""
 
     num_images: int = Field(default=1, ge=1, le=10_000)

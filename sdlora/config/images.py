@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from sdlora.config.section import Section
 from sdlora.config.shipped import resolve_folder
-from sdlora.constants import LATENT_FACTOR
+from sdlora.constants import LARGEST_EDGE_PX, LATENT_FACTOR
 
 MaskSource = Literal["none", "alpha", "file"]
 CropFocus = Literal["centre", "face", "mask"]
@@ -179,10 +179,10 @@ class ImagesConfig(Section):
     bucket_step: int = Field(default=64, ge=LATENT_FACTOR, multiple_of=LATENT_FACTOR)
     """Bucket edges are multiples of this."""
 
-    bucket_min: int | None = Field(default=None, ge=32)
+    bucket_min: int | None = Field(default=None, ge=32, le=LARGEST_EDGE_PX)
     """Shortest bucket edge in pixels; by default half the resolution."""
 
-    bucket_max: int | None = Field(default=None, ge=32)
+    bucket_max: int | None = Field(default=None, ge=32, le=LARGEST_EDGE_PX)
     """Longest bucket edge in pixels; by default twice the resolution."""
 
     upscale: bool = True
@@ -283,8 +283,10 @@ class ImagesConfig(Section):
 
 
 def _check_resolutions(images: ImagesConfig) -> None:
-    if not images.resolutions or any(edge < 64 or edge % LATENT_FACTOR for edge in images.resolutions):
-        raise ValueError(f"resolution: every value must be a multiple of 8, at least 64; got {images.resolution}")
+    edges = images.resolutions
+    if not edges or any(not 64 <= edge <= LARGEST_EDGE_PX or edge % LATENT_FACTOR for edge in edges):
+        wanted = f"every value must be a multiple of 8 from 64 to {LARGEST_EDGE_PX}"
+        raise ValueError(f"resolution: {wanted}; got {images.resolution}")
     if len(set(images.resolutions)) < len(images.resolutions):
         raise ValueError(f"resolution: an edge is named twice; got {list(images.resolutions)}")
     if not images.buckets:

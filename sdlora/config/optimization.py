@@ -161,7 +161,7 @@ class OptimizationConfig(Section):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     """CPU threads for torch; by default torch's own choice."""
 
     @property

@@ -15,7 +15,7 @@ from sdlora.config.interval import Interval, IntervalOrAuto
 from sdlora.config.mix import MixedAdapter
 from sdlora.config.preview_prompts import PreviewPrompt, parse_preview, read_preview_file
 from sdlora.config.section import Section
-from sdlora.constants import LATENT_FACTOR
+from sdlora.constants import LARGEST_EDGE_PX, LATENT_FACTOR
 
 
 class ValidationConfig(Section):
@@ -67,16 +67,16 @@ class PreviewsConfig(Section):
     guidance: float = Field(default=7.0, ge=0, le=30)
     """Classifier-free guidance scale."""
 
-    width_px: int | None = Field(default=None, ge=64, multiple_of=LATENT_FACTOR)
+    width_px: int | None = Field(default=None, ge=64, le=LARGEST_EDGE_PX, multiple_of=LATENT_FACTOR)
     """Width; by default the first training resolution."""
 
-    height_px: int | None = Field(default=None, ge=64, multiple_of=LATENT_FACTOR)
+    height_px: int | None = Field(default=None, ge=64, le=LARGEST_EDGE_PX, multiple_of=LATENT_FACTOR)
     """Height; by default the first training resolution."""
 
     sampler: Sampler = "DPM++ 2M"
     """Sampler, by the names that other tools use."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the first prompt; the others count up."""
 
     @property

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sdlora.config.generate import Sampler
+from sdlora.constants import LARGEST_EDGE_PX
 from sdlora.text_files import UnreadableTextError, parse_toml, parse_written_json, read_text
 
 # Only before a word of letters: "a -- b" and "--5" are prompt.
@@ -139,8 +140,8 @@ def _sampler(text: str) -> Sampler:
 
 _OPTIONS: dict[str, tuple[str, Any]] = {
     "n": ("negative", str),
-    "w": ("width_px", _whole(64, 8192, 8)),
-    "h": ("height_px", _whole(64, 8192, 8)),
+    "w": ("width_px", _whole(64, LARGEST_EDGE_PX, 8)),
+    "h": ("height_px", _whole(64, LARGEST_EDGE_PX, 8)),
     "d": ("seed", _whole(0, 2**32 - 1)),
     "l": ("guidance", _number(0, 50)),
     "s": ("steps", _whole(1, 200)),

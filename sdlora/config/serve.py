@@ -10,6 +10,7 @@ from pydantic import Field
 from sdlora.config.base_model import BaseModelConfig
 from sdlora.config.generate import ComputeConfig
 from sdlora.config.section import Section
+from sdlora.constants import LARGEST_EDGE_PX
 
 
 class ServedLimitsConfig(Section):
@@ -19,7 +20,7 @@ class ServedLimitsConfig(Section):
     steps: int = Field(default=100, ge=1, le=500)
     """Most sampling steps of one request."""
 
-    side_px: int = Field(default=2048, ge=64, le=8192)
+    side_px: int = Field(default=2048, ge=64, le=LARGEST_EDGE_PX)
     """Longest side of an image."""
 
     waiting_images: int = Field(default=64, ge=1, le=100_000)

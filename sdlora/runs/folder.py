@@ -14,17 +14,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from sdlora import atomic
 from sdlora.config import files
 from sdlora.config.adapter import AdapterConfig, bare_token
+from sdlora.config.base_model import MergedAdapter
+from sdlora.config.mix import MixedAdapter
 from sdlora.config.outputs import OutputsConfig
 from sdlora.config.shipped import BUILTIN_PREFIX
 from sdlora.config.train import TrainConfig
 from sdlora.disk import is_file
 from sdlora.errors import ConfigError
 
+Named = TypeVar("Named", MergedAdapter, MixedAdapter)
 Request = Literal["stop", "save", "preview"]
 _ACCEPT = "accept_changes"
 _PICTURES = "pictures"
@@ -285,9 +288,9 @@ def open_run(path: Path) -> tuple[RunFolder, TrainConfig]:
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The same configuration, independent of the folder it was started from."""
     images, adapter, validation, outputs = config.images, config.adapter, config.validation, config.outputs
-    base, captions = config.base_model, config.captions
+    base, captions, previews = config.base_model, config.captions, config.previews
     tags = captions.protected_tags
-    tags = tags.expanduser().resolve() if isinstance(tags, Path) else tags
+    tags = tags.expanduser().absolute() if isinstance(tags, Path) else tags
     plain = images.folder if isinstance(images.folder, tuple) else (images.folder,) if images.folder else ()
     return config.model_copy(
         update={
@@ -311,23 +314,30 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
                 update={
                     "model": _absolute(base.model),
                     "vae": base.vae and _absolute(base.vae),
-                    "adapters": tuple(one.model_copy(update={"file": _absolute(one.file)}) for one in base.adapters),
+                    "adapters": _absolute_files(base.adapters),
                 }
             ),
             "captions": captions.model_copy(update={"protected_tags": tags}),
+            "previews": previews.model_copy(update={"adapters": _absolute_files(previews.adapters)}),
         }
     )
 
 
 def _absolute_folder(folder: Path) -> Path:
-    # A sample set is found by its name on every machine, wherever sdlora lies there.
-    return folder if str(folder).startswith(BUILTIN_PREFIX) else folder.resolve()
+    # A sample set is found by its name on every machine, wherever sdlora lies there. Links stay: `10_cat` tells repeats
+    # and a caption, whatever the folder is called that it leads to.
+    return folder if str(folder).startswith(BUILTIN_PREFIX) else folder.expanduser().absolute()
+
+
+def _absolute_files(adapters: Sequence[Named]) -> tuple[Named, ...]:
+    return tuple(one.model_copy(update={"file": _absolute(one.file)}) for one in adapters)
 
 
 def _absolute(name: str) -> str:
     path = Path(name).expanduser()
-    # A name on the hub or of a built-in model is no path, and stays as it is.
-    return str(path.resolve()) if path.exists() else name
+    # A name on the hub or of a built-in model is no path, and stays as it is. So do links: the hub's cache keeps files
+    # without their endings, which tell what they are.
+    return str(path.absolute()) if path.exists() else name
 
 
 def _environment() -> dict[str, object]:

@@ -97,6 +97,16 @@ def test_more_steps_continue_as_if_they_had_been_asked_for_at_once(configure) ->
     assert kept == [2, 3]
 
 
+def test_fewer_steps_than_are_done_end_an_unfinished_run_as_it_is_and_that_is_said(configure) -> None:
+    run = train(configure())
+    for path in run.folder.glob("*.safetensors"):  # as if it had been killed before its end
+        path.unlink()
+    heard = Heard()
+    resumed = resume(run.folder, [heard], overrides=["optimization.steps=1"])
+    assert (resumed.outcome, resumed.step) == ("completed", 2)
+    assert heard.has("2 steps are done, more than the 1 that are asked for: the run ends with what it has learned")
+
+
 def test_another_rate_schedule_and_decay_win_over_the_checkpoint(configure, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train(configure())
     groups: list[dict[str, Any]] = []

@@ -121,7 +121,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         files.load(path)
     assert caught.value.problems == [
-        "images.resolution: every value must be a multiple of 8, at least 64; got 100",
+        "images.resolution: every value must be a multiple of 8 from 64 to 8192; got 100",
         "adapter.rnak: unknown setting; did you mean 'rank'?",
         "optimization.batch_size: must be a whole number; got 'x'",
         "imags: unknown setting; did you mean 'images'?",
@@ -264,3 +264,30 @@ def test_rslora_divides_alpha_by_the_root_of_the_rank() -> None:
 def test_frozen_weights_take_the_training_precision_unless_told_otherwise() -> None:
     assert files.load(overrides=["optimization.precision=fp32"]).resolved_base_model.precision == "fp32"
     assert files.load(overrides=["base_model.precision=fp32"]).resolved_base_model.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("text", "file", "weight"),
+    [
+        ("ink.safetensors", "ink.safetensors", 1.0),
+        ("ink.safetensors:0.8", "ink.safetensors", 0.8),
+        ("ink.safetensors:-1e-1", "ink.safetensors", -0.1),
+        ("C:/ink.safetensors", "C:/ink.safetensors", 1.0),
+        ("hf://owner/ink", "hf://owner/ink", 1.0),
+        ("ink:nan", "ink:nan", 1.0),
+    ],
+)
+def test_an_adapter_in_the_base_is_written_as_anywhere_else(text: str, file: str, weight: float) -> None:
+    (merged,) = files.load(overrides=[f"base_model.adapters=['{text}']"]).base_model.adapters
+    assert (merged.file, merged.weight) == (file, weight)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["images.resolution", "images.bucket_min", "images.bucket_max", "previews.width_px", "previews.height_px",
+     "previews.seed", "optimization.threads"],
+)  # fmt: skip
+def test_a_number_that_no_machine_can_work_with_is_refused(name: str) -> None:
+    """Each ended in an overflow in the middle of a run, or in a list of buckets without end."""
+    with pytest.raises(ConfigError, match=name.partition(".")[2]):
+        files.load(overrides=[f"{name}=99999999999999999999968"])

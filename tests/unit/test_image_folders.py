@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,6 +15,7 @@ from PIL import Image
 from sdlora.config import files
 from sdlora.config.images import CaptionsConfig, ImageFolder, ImagesConfig
 from sdlora.config.shipped import sample_images_folder
+from sdlora.config.train import TrainConfig
 from sdlora.data.buckets import assign
 from sdlora.data.images import ImageRecord, ScanResult, scan
 from sdlora.data.planning import tag_counts
@@ -210,3 +213,53 @@ def test_a_runs_configuration_names_sample_sets_as_written_and_other_folders_by_
     assert whole.images.folder == (Path("builtin:blueprint"), tmp_path / "mine")
     assert whole.validation.folder == Path("builtin:mascot")
     assert whole.images.all_folders == (sample_images_folder() / "blueprint", tmp_path / "mine")
+
+
+def test_a_runs_configuration_holds_no_path_that_depends_on_where_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every path there is; a link keeps its name, which tells repeats, a caption, or what kind of file it is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "10_cat").symlink_to("elsewhere")
+    (tmp_path / "blob").write_bytes(b"x")
+    (tmp_path / "model.safetensors").symlink_to("blob")
+    (tmp_path / "tags.txt").write_text("cat")
+    file, folder = "model.safetensors", "10_cat"
+    values = {
+        "base_model": {"model": file, "vae": file, "adapters": [f"{file}:0.5"]},
+        "images": {"folder": folder, "class_folder": folder, "cache_folder": folder},
+        "captions": {"protected_tags": Path("tags.txt")},
+        "adapter": {"start_from": file},
+        "validation": {"folder": folder},
+        "previews": {"adapters": [f"{file}:0.5"]},
+        "outputs": {"folder": folder},
+        "objective": {"prior_preservation": "class_images"},
+    }
+    listed = {**values, "images": {"folders": [{"folder": folder}], "class_folder": folder}}
+    for given in (values, listed):
+        kept = with_absolute_paths(files.validate(given, "test")).model_dump(mode="json")
+        texts = [text for text in _texts(kept) if any(name in text for name in (file, folder, "elsewhere", "tags.txt"))]
+        assert len(texts) > 8
+        assert [text for text in texts if not Path(text).is_absolute()] == []
+        assert kept["base_model"]["model"] == str(tmp_path / file)
+        assert str(tmp_path / folder) in texts
+    # Whoever adds a setting that names a file adds it above.
+    paths = sorted(name for section in TrainConfig.model_fields for name in _path_settings(section))
+    known = ["captions.protected_tags", "images.cache_folder", "images.class_folder", "images.folder", "images.folders"]
+    assert paths == [*known, "outputs.folder", "previews.file", "validation.folder"]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
+
+
+def _path_settings(section: str) -> Iterator[str]:
+    annotation = TrainConfig.model_fields[section].annotation
+    for name, setting in getattr(annotation, "model_fields", {}).items():
+        if "Path" in str(setting.annotation) or "ImageFolder" in str(setting.annotation):
+            yield f"{section}.{name}"

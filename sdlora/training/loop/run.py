@@ -184,6 +184,10 @@ def _taken_up(
     previewed = with_captions(config, images.trained)
     if previewed != config:  # a run that was only prepared so far, as the page and the queue do
         run_folder.write_config(folder, previewed)
+    total_steps = images.total_steps(config)
+    if found is not None and found[0].step > total_steps:
+        told = f"{found[0].step} steps are done, more than the {total_steps} that are asked for"
+        events.warn(f"{told}: the run ends with what it has learned, and no step is taken back")
     # Another optimizer can't make sense of these moments; without them the new one begins with its own.
     if found is not None and any(one.name == "optimization.optimizer" for one in changed):
         found[1].pop("optimizer")

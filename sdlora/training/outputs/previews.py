@@ -165,7 +165,7 @@ def planned(config: TrainConfig, prompts: Sequence[PreviewPrompt] | None = None)
             height_px=either(own.height_px, previews.height_px or edge),
             # Each prompt keeps its seed over the whole run, so that
             # what differs between two steps is the adapter's doing.
-            seed=either(own.seed, previews.seed + index),
+            seed=either(own.seed, (previews.seed + index) % 2**32),
             steps=either(own.steps, previews.steps),
             guidance=either(own.guidance, previews.guidance),
             sampler=either(own.sampler, previews.sampler),
