@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 
 from sdlora import disk
+from sdlora.config import files
 from sdlora.config.train import TrainConfig
 from sdlora.constants import MIB
 from sdlora.training.preflight.memory import (
@@ -147,7 +149,7 @@ def test_errors_that_say_that_memory_ran_out_are_known(error: Exception, is_one:
 
 
 def test_a_run_that_the_disk_has_no_room_for_is_told_with_the_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    plan = DiskPlan.of(TrainConfig(), trained_parameters=2**20)
+    plan = DiskPlan.of(TrainConfig(), 2**20, 1000, 10.0)
     assert plan.adapter_bytes == 2 * MIB
     assert plan.checkpoint_bytes == (2 + 4 + 8) * MIB
     assert plan.total_bytes == (2 + 4 * 14) * MIB
@@ -158,3 +160,20 @@ def test_a_run_that_the_disk_has_no_room_for_is_told_with_the_sizes(tmp_path: Pa
     monkeypatch.setattr(disk, "free_bytes", lambda path: 58 * MIB)
     assert plan.problem(tmp_path) is None
     assert "encoded images take up to 59 MiB" in str(plan.problem(tmp_path, 59 * MIB, tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "validation", "kept"),
+    [
+        ({}, {}, 3),
+        ({}, {"fraction": 0.1}, 4),
+        ({"keep_checkpoints": 10**9, "checkpoint_every": 25}, {}, 13),
+        ({"keep_checkpoints": 10**9}, {}, 300),
+        ({"keep_every": 100}, {}, 6),
+        ({"keep_every": "2 epochs", "checkpoint_every": 10}, {}, 18),
+        ({"checkpoint_every": 0}, {"fraction": 0.1}, 1),
+    ],
+)
+def test_no_more_checkpoints_are_counted_than_stay(outputs: Any, validation: Any, kept: int) -> None:
+    config = files.validate({"outputs": outputs, "validation": validation}, "test")
+    assert DiskPlan.of(config, 2**20, 300, 10.0).kept_checkpoints == kept

@@ -248,7 +248,9 @@ def _run(
                 events.notice(in_words(config.optimization, workers.count))
             prepared = prepare(config, images, events, workers)
             # Once more after the dry run: only now are the text encoder's and LoKr's values counted, not estimated.
-            if problem := DiskPlan.of(config, prepared.adapter.trainable_parameters).problem(config.outputs.folder):
+            length = images.total_steps(config), images.steps_per_epoch(config)
+            room = DiskPlan.of(config, prepared.adapter.trainable_parameters, *length)
+            if problem := room.problem(config.outputs.folder):
                 raise ConfigError("this run", [problem])
         run = Running(config, folder, images, prepared, events, workers, interrupts, started)
         if state is not None:

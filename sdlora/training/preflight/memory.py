@@ -16,6 +16,7 @@ from diffusers import UNet2DConditionModel
 
 from sdlora import disk
 from sdlora.config.base_model import Precision
+from sdlora.config.interval import length
 from sdlora.config.train import TrainConfig
 from sdlora.constants import GIB, LATENT_FACTOR, MIB
 from sdlora.models.dtypes import DTYPES
@@ -207,14 +208,14 @@ class DiskPlan:
     kept_checkpoints: int
 
     @classmethod
-    def of(cls, config: TrainConfig, trained_parameters: int) -> DiskPlan:
-        """From the settings and the number of trained values."""
+    def of(cls, config: TrainConfig, trained_parameters: int, total_steps: int, steps_per_epoch: float) -> DiskPlan:
+        """From the settings, the number of trained values and the run's length."""
         optimization = config.optimization
         # A checkpoint holds the weights that are trained and, with ema, their average, both in fp32.
         weights = 8 if optimization.ema else 4
         adapter = trained_parameters * DTYPES[config.outputs.precision].itemsize
         state = trained_parameters * (weights + _STATE_BYTES.get(optimization.optimizer, _OTHER_STATE_BYTES))
-        return cls(adapter, adapter + int(state), config.outputs.keep_checkpoints)
+        return cls(adapter, adapter + int(state), _kept_checkpoints(config, total_steps, steps_per_epoch))
 
     @property
     def total_bytes(self) -> int:
@@ -238,6 +239,20 @@ class DiskPlan:
             f"takes {self.checkpoint_bytes / MIB:,.0f}, but the disk of {folder} has {free / MIB:,.0f} MiB free. Make "
             "room, choose a folder on another disk, or keep fewer (outputs.keep_checkpoints)"
         )
+
+
+def _kept_checkpoints(config: TrainConfig, total_steps: int, steps_per_epoch: float) -> int:
+    """Those that stay at most: the newest, the best, and those kept for good; never more than are made."""
+    outputs, validation = config.outputs, config.validation
+
+    def made(every: int | str) -> int:
+        steps = length(every, steps_per_epoch)
+        return int(total_steps / steps) if steps else 0
+
+    best = int(validation.folder is not None or validation.fraction > 0)
+    kept = outputs.keep_checkpoints + best + made(outputs.keep_every)
+    # `auto` goes by the clock as well, so there may be one at every step.
+    return min(kept, total_steps if outputs.checkpoint_every == "auto" else made(outputs.checkpoint_every) + 1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -188,7 +188,7 @@ def summarise(config: TrainConfig | Values | Path | str, processes: int = 1) -> 
     )
     speed = choose_speed(config.optimization, config.base_model, unet, plan)
     memory = estimate(speed.added_to(plan))
-    room = DiskPlan.of(config, trainable)
+    room = DiskPlan.of(config, trainable, images.total_steps(config), images.steps_per_epoch(config))
     # With flips an image is cached twice, as a mirrored latent is not the latent of the mirrored image.
     flips = 2 if config.images.horizontal_flip else 1
     pixels = sum(item.placement.bucket.width_px * item.placement.bucket.height_px for item in images.placed)
