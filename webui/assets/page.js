@@ -73,7 +73,26 @@
     unsaved++;
     try { await window.sdlora.settled(); } finally { unsaved--; }
   }, true);
-  window.addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });
+  // Neither does it have what counts only once it is entered or applied.
+  let atFirst = "";
+  document.addEventListener("focusin", (event) => { atFirst = event.target.value; }, true);
+  document.addEventListener("change", (event) => { if (event.target === document.activeElement) atFirst = event.target.value; }, true);
+  const isEntered = () => !document.activeElement.matches?.("[data-row], #mix-tags textarea") || document.activeElement.value === atFirst;
+  const textOf = (place) => document.querySelector(`${place} textarea, ${place} input`)?.value.trim();
+  const APPLIED = {
+    "#train-yaml": (text) => text === textOf("#train-yaml-base"),
+    "#runs-go-on-settings": (text) => !text,
+  };
+  const drafts = new Set(); // what is written there stays while its tab or section is closed, but is not to be seen then
+  const isApplied = () => {
+    for (const [place, holds] of Object.entries(APPLIED)) {
+      const text = textOf(place);
+      if (text !== undefined) drafts[holds(text) ? "delete" : "add"](place);
+    }
+    return !drafts.size;
+  };
+  setInterval(isApplied, 1000);
+  window.addEventListener("beforeunload", (event) => { if (unsaved || !isEntered() || !isApplied()) event.preventDefault(); });
 
   const KEYS = [
     ["Ctrl + Enter", "press the main button of the open tab"],
@@ -118,10 +137,12 @@
   const tabButton = (tab) => document.getElementById(`tab-${tab}-button`)
     ?? [...document.querySelectorAll("#tabs > .tab-wrapper .overflow-dropdown button")].find((button) => button.textContent.trim() === TABS[tab]);
   window.sdlora.open = (tab) => tabButton(tab)?.click();
-  const kept = JSON.parse(localStorage.getItem("sdlora.places") || "{}");
+  // Addresses are typed by people, and the storage is shared with whatever else this machine serves: neither may be trusted.
+  const otherwise = (instead, read) => { try { return read() ?? instead; } catch { return instead; } };
+  const kept = otherwise({}, () => JSON.parse(localStorage.getItem("sdlora.places")));
   const inAddress = () => {
-    const [tab, ...name] = location.hash.slice(1).split("/");
-    return { tab: tab in TABS ? tab : "", name: decodeURIComponent(name.join("/")) };
+    const [tab, ...rest] = location.hash.slice(1).split("/"), name = rest.join("/");
+    return { tab: tab in TABS ? tab : "", name: otherwise(name, () => decodeURIComponent(name)) };
   };
   window.sdlora.place = (tab) => (inAddress().tab === tab && inAddress().name) || kept[tab] || "";
   const addressOf = (tab) => `#${tab}${NAMES[tab] && kept[tab] ? `/${encodeURIComponent(kept[tab])}` : ""}`;
@@ -194,6 +215,28 @@
   setInterval(() => { if (quiet < QUIET_LOOKS || ++beats % 3 === 0) look(); }, EACH_MS);
   document.addEventListener("visibilitychange", look);
   document.addEventListener("pointerdown", () => { quiet = 0; }, true);
+
+  // A number field can show what is no number ("30-"), and sends nothing then. When it is left, or something is pressed, it
+  // is emptied, and that is said; the press has to be made again, as it would have meant something else.
+  let emptiedAt = -Infinity;
+  const emptyNoNumbers = () => {
+    const wrong = [...document.querySelectorAll("input[type=number]")].filter((field) => field.validity.badInput);
+    for (const field of wrong) {
+      field.value = "";
+      field.dispatchEvent(new Event("input", { bubbles: true }));
+      const label = field.closest(".block")?.querySelector("[data-testid=block-info]")?.textContent.trim() || "A field";
+      window.sdlora.say(`${label}: what was typed is no number, so the field was emptied.`);
+      emptiedAt = performance.now();
+    }
+  };
+  document.addEventListener("focusout", emptyNoNumbers, true);
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest?.("#tabs button:not([role=tab])")) return;
+    emptyNoNumbers();
+    if (performance.now() - emptiedAt > 1000) return;
+    event.stopImmediatePropagation();
+    event.preventDefault();
+  }, true);
 
   // Each press is answered at once, by the browser: the button waits visibly until the server has answered.
   document.addEventListener("click", async (event) => {

@@ -44,7 +44,9 @@ class GridPanel:
             self.go = gr.Button("Generate grid", elem_id="generate-grid-go")
             self.problems = problems_html("generate-grid-problems")
         for name, component in self.values.items():
+            self.context.remember(f"generate.grid.{name}", self.axes[name], self._axis)
             self.context.remember(f"generate.grid.{name}.values", component)
+        self.context.on_load.append((self._hints, [self.run, *self.axes.values()], self._hinted, None))
 
     def wire(self) -> None:
         """Connect the inputs."""
@@ -52,10 +54,8 @@ class GridPanel:
         self.context.shared["tab.generate"].select(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
         # The axes name adapters by their place, so every change of the rows changes what is offered.
         self.generating.rows.html["generate"].change(handler(self._offer), axis_inputs, axis_inputs, **QUICK)
-        for name, component in self.axes.items():
-            component.input(
-                handler(self._hint), [component, self.run, *axis_inputs], [self.values[name], self.run], **LAST_COUNTS
-            )  # fmt: skip
+        for component in axis_inputs:
+            component.input(handler(self._hints), [self.run, *axis_inputs], self._hinted, **LAST_COUNTS)
         inputs = {*self.generating.inputs, *axis_inputs, *self.values.values(), self.run}
         self.go.click(
             handler(self._generate), inputs, [self.problems, *self.generating.outputs[1:]], js=SETTLED, **QUICK
@@ -70,15 +70,23 @@ class GridPanel:
         run = values[self.run] if any(f"={offers.CHECKPOINT}=" in text for text in chosen) else None
         return self.generating.begin_grid(values, chosen, run=run)
 
-    def _offer(self, *chosen: str | None) -> list[Any]:
-        offered = offers.choices(self.services.active.rows)
-        known = {value for _, value in offered}
-        return [gr.Dropdown(choices=offered, value=axis if axis in known else "") for axis in chosen]
+    @property
+    def _hinted(self) -> list[Any]:
+        return [self.run, *self.values.values()]
 
-    def _hint(self, axis: str | None, run: str | None, *chosen: str | None) -> tuple[Any, Any]:
+    def _axis(self, axis: str | None) -> Any:
+        """An axis's list as it is now, with what is chosen there if that is still offered."""
+        offered = offers.choices(self.services.active.rows)
+        return gr.Dropdown(choices=offered, value=axis if axis in {value for _, value in offered} else "")
+
+    def _offer(self, *chosen: str | None) -> list[Any]:
+        return [self._axis(axis) for axis in chosen]
+
+    def _hints(self, run: str | None, *chosen: str | None) -> list[Any]:
+        """What is to be written for each axis, and the list of runs where one is asked for."""
         needs_run = offers.CHECKPOINT in chosen
         runs = [run.name for run in self.services.watch.snapshot().runs] if needs_run else []
-        return (
-            gr.Textbox(placeholder=offers.hint(axis), interactive=axis != offers.COMPARE),
+        return [
             gr.Dropdown(choices=runs, value=run if run in runs else next(iter(runs), None), visible=needs_run),
-        )
+            *(gr.Textbox(placeholder=offers.hint(axis), interactive=axis != offers.COMPARE) for axis in chosen),
+        ]

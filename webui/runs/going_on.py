@@ -8,8 +8,8 @@ import gradio as gr
 
 from sdlora.errors import ConfigError
 from sdlora.runs import changes
-from webui.context import QUICK, Context
-from webui.layout import problems_html
+from webui.context import EACH_COUNTS, PRIVATE, QUICK, Context, handler
+from webui.layout import hidden_text, problems_html
 from webui.problems import shown_problems
 
 
@@ -30,9 +30,23 @@ class GoingOn:
             )  # fmt: skip
             self.go = gr.Button("Continue", elem_id="runs-go-on-go", size="sm")
             self.problems = problems_html("runs-go-on-problems")
+        with gr.Column(elem_classes="off-page"):
+            self.of = hidden_text("runs-go-on-of", "The run that the settings are for")
+        self.typed = gr.State({})  # by run, what was written for another one than is in view
+        self.settings.input(None, selected, self.of, js="(run) => [run]", **PRIVATE)
         outputs = [self.settings, self.accept, self.problems]
         inputs = [selected, self.settings, self.accept]
         self.go.click(shown_problems(self._go, len(outputs)), inputs, outputs, **QUICK)
+
+    def follow(self, runs: gr.HTML) -> None:
+        """Keep what was written to the run that it was written for. runs: the list in which one is pressed."""
+        inputs = [self.of, self.settings, self.typed]
+        runs.select(handler(self._turn), inputs, [self.of, self.settings, self.accept, self.typed], **EACH_COUNTS)
+
+    def _turn(self, event: gr.EventData, of: str, lines: str, typed: dict[str, str] | None) -> tuple[Any, ...]:
+        pressed = str(event.pressed["run"])
+        typed = {**(typed or {}), of: lines or ""}
+        return pressed, typed.get(pressed, ""), False, typed
 
     def _go(self, selected: str, lines: str, accept: bool) -> tuple[Any, ...]:
         overrides = [line.strip() for line in (lines or "").splitlines() if line.strip()]

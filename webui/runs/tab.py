@@ -222,6 +222,7 @@ class RunsTab:
         """Presses inside lists and pictures, and what a page begins with."""
         looked_at = [*told, *dict.fromkeys([*asking, *self._panels]), self.first, self.last]
         self.list.select(handler(self._select), inputs, looked_at, **EACH_COUNTS)
+        self.going_on.follow(self.list)
         self.queue.select(handler(self._alter_queue), inputs, told, **EACH_COUNTS)
         self.grid.select(handler(self._compare_previews), inputs, told, **EACH_COUNTS)
         for chart in (self.chart, self.compared):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,16 +300,21 @@ class TrainTab:
         """Another preset: at once where nothing is lost, else after a question. The same one again is no choice."""
         if sheet.preset in (None, "", sheet.standing):
             return {self.preset: sheet.standing}
-        lost = changed_settings(self.form.fields, self._preset_shown(sheet.standing), sheet.settings)
+        changed = changed_settings(self.form.fields, self._preset_shown(sheet.standing), sheet.settings)
+        lost = [field.label for field in changed] + (["YAML that isn't applied"] if sheet.has_other_yaml else [])
         if not lost:
             return self._use_preset(sheet, sheet.preset)
-        question = view.ask_for_preset(presets.title(sheet.preset), sheet.preset, [field.label for field in lost])
+        question = view.ask_for_preset(presets.title(sheet.preset), sheet.preset, lost)
         return {self.preset: sheet.standing, self.aside: question}
 
     def _answered(self, sheet: Sheet, before: Sheet | None) -> dict[Any, Any]:
         """The answer to that question, or Undo of what filled the form last."""
         if sheet.pressed.get("act") == "undo" and before is not None:
-            return self._show(before.settings, before.standing)
+            shown = self._show(before.settings, before.standing)
+            if not before.has_other_yaml:
+                return shown
+            kept = {self.yaml.text: before.yaml, self.yaml.base: before.yaml_base}
+            return {**shown, **self._report(replace(before, preset=before.standing)), **kept}
         if sheet.pressed.get("act") == "use-preset":
             return self._use_preset(sheet, sheet.pressed["preset"])
         return {self.aside: ""}
@@ -333,7 +339,8 @@ class TrainTab:
 
     def _reset_one(self, sheet: Sheet) -> dict[Any, Any]:
         name = sheet.pressed["reset"]
-        return self._show({**sheet.settings, name: self._preset_shown(sheet.standing)[name]}, sheet.standing)
+        settings = {**sheet.settings, name: self._preset_shown(sheet.standing)[name]}
+        return self._show(settings, sheet.standing, instead_of=sheet if sheet.has_other_yaml else None)
 
     def _import(self, uploaded: str, asked: str) -> dict[Any, Any]:
         """A file in place of the form's settings."""
@@ -396,14 +403,18 @@ class TrainTab:
 
     def _fill_instead(self, config: TrainConfig, sheet: Sheet) -> dict[Any, Any]:
         """A configuration in place of what the form shows, compared with the same preset."""
-        return self._show(self.form.show(config), sheet.standing, instead_of=sheet)
+        return self._show(self.form.show(config), sheet.standing, instead_of=sheet.agreeing())
 
     def _show(self, settings: Mapping[str, Any], preset: str, instead_of: Sheet | None = None) -> dict[Any, Any]:
         """Fill the form and say what follows from it. instead_of: what Undo brings back, if that is something else."""
-        undoable = (
-            instead_of is not None
-            and instead_of.differs(self.form.fields, settings, preset)
-            and bool(changed_settings(self.form.fields, self._preset_shown(instead_of.standing), instead_of.settings))
+        undoable = instead_of is not None and (
+            instead_of.has_other_yaml
+            or (
+                instead_of.differs(self.form.fields, settings, preset)
+                and bool(
+                    changed_settings(self.form.fields, self._preset_shown(instead_of.standing), instead_of.settings)
+                )
+            )
         )
         return {
             self.preset: preset,
