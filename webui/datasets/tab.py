@@ -56,10 +56,10 @@ class DatasetTab:
                 )  # fmt: skip
                 self._lay_out_buttons()
             with gr.Column():
+                # Of any type: what isn't taken is told of in words, where Gradio would only say "Invalid file type".
                 self.upload = gr.File(
                     label="Drop images, captions (.txt) or zip files here",
                     file_count="multiple",
-                    file_types=list(uploads.ACCEPTED),
                     elem_id="dataset-upload",
                     height=146,
                 )

@@ -32,7 +32,6 @@ from sdlora.data.sets.folders import is_image_name, plain_stem
 from sdlora.disk import explain, is_file
 from sdlora.text_files import read_file
 
-ACCEPTED = (*IMAGE_SUFFIXES, ".txt", ".zip", *(Path(name).suffix for name in METADATA_FILES))
 MAX_CAPTION_BYTES = MIB
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """What no other file of an upload would fare better with."""
