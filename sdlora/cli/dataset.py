@@ -216,6 +216,8 @@ def import_command(
         _make_or_show(captions_for, planned.changes, apply_changes=True)
         for name in planned.unknown:
             console.print(f"no image: {name}", markup=False)
+        for name, why in planned.unclear.items():
+            console.print(f"unclear, so not taken over: {name}: {why}", markup=False)
         if planned.kept:
             files = f"{count(len(planned.kept), 'image')} with another caption in a .txt file, which stays"
             console.print(f"{files}: {some(planned.kept)}", markup=False)
