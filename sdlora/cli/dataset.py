@@ -21,7 +21,7 @@ from sdlora.cli.progress import progress
 from sdlora.cli.train import PresetOption, SetOption
 from sdlora.config import files
 from sdlora.errors import ConfigError
-from sdlora.words import as_typed
+from sdlora.words import as_typed, wrong_ending
 
 if TYPE_CHECKING:
     from sdlora.data.fix.changes import Change
@@ -191,6 +191,8 @@ def import_command(
         return
     if caption_column is not None:
         raise ConfigError("the command line", [f"--caption-column is for .parquet files, and {source} is none"])
+    if out is not None and (wrong := wrong_ending(out, ".yaml", ".yml")):
+        raise ConfigError("the command line", [wrong])
     imported = import_settings(source)
     if out is None:
         console.print(imported.as_yaml(), markup=False)
