@@ -95,7 +95,7 @@ def unpack(
     result = Unpacked()
     # The first speaks for all: the files of one set have one schema.
     for path in [path for path in files if path.suffix == PARQUET_SUFFIX][:1]:
-        result.notes += check_columns(path, caption_column)
+        check_columns(path, caption_column)
     marker = _begin(out, files, caption_column)
     sizes, total = list(marker.files.values()), sum(marker.files.values())
 
@@ -121,6 +121,8 @@ def _unpack_file(
     path: Path, folder: Path, caption_column: str | None, result: Unpacked, advance: Callable[[int], None]
 ) -> None:
     folder.mkdir(exist_ok=True)
+    if path.suffix == PARQUET_SUFFIX:
+        result.notes += [note for note in check_columns(path, caption_column) if note not in result.notes]
     stems: set[str] = set()
     for sample in _samples(path, caption_column, result, advance):
         if isinstance(sample, PackedSample):
