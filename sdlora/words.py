@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from sdlora.constants import GIB, MIB
 
@@ -38,6 +39,18 @@ def duration_in_words(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (f"{hours} h " if hours else "") + (f"{minutes} min " if minutes or hours else "") + f"{rest} s"
+
+
+def wrong_ending(path: Path, suffix: str, *others: str) -> str | None:
+    """What to say of a new file's name that doesn't end in `suffix`, without which nobody knows what it is.
+
+    others: endings that mean the same.
+    """
+    if path.suffix.lower() in (suffix, *others):
+        return None
+    # "ink-v1.5" has no ending that is to go.
+    right = path.stem if path.suffix[1:].isalpha() else path.name
+    return f"{path}: what is written is a {suffix} file; give it that ending: {right}{suffix}"
 
 
 def as_typed(*arguments: object) -> str:

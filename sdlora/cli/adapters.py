@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sdlora.adapters.files.embeddings import Embedding
     from sdlora.adapters.files.writing import Export
 
+_SUFFIX = ".safetensors"
+
 AdaptersArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -155,7 +157,8 @@ def mix(
     }
     values |= {name: value for name, value in given.items() if value is not None}
     settings = files.validate(values, str(config or "the command line"), MixConfig)
-    require_files([adapter.file for adapter in settings.adapters], [settings.base_model], out=out, force=force)
+    named = [adapter.file for adapter in settings.adapters]
+    require_files(named, [settings.base_model], out=out, suffix=_SUFFIX, force=force)
     # After the check: a wrong setting is told at once, without the seconds that loading torch takes.
     from sdlora.adapters.algebra.making import mix_adapters
 
@@ -173,7 +176,8 @@ def merge(
 ) -> None:
     """Bake adapters into a base model: a folder becomes a folder, a single file a single file."""
     weighted = [parse_adapter(text) for text in adapters or ()]
-    require_files([adapter.file for adapter in weighted], [base], out=out, force=force)
+    suffix = _SUFFIX if Path(base).is_file() else None  # a folder of diffusers becomes a folder
+    require_files([adapter.file for adapter in weighted], [base], out=out, suffix=suffix, force=force)
     from sdlora.adapters.algebra.making import merge_adapters
 
     with progress("merging") as on_progress:
@@ -202,7 +206,7 @@ def extract(
 ) -> None:
     """Make an adapter of the difference of two models."""
     _check_size(rank, energy, 32)
-    require_files([], [tuned, base], out=out, force=force)
+    require_files([], [tuned, base], out=out, suffix=_SUFFIX, force=force)
     from sdlora.adapters.algebra.extract import Ranks
     from sdlora.adapters.algebra.making import extract_adapter
 
@@ -227,7 +231,7 @@ def resize(
 ) -> None:
     """Cut an adapter to a smaller rank, or to what keeps a share of every layer's energy."""
     _check_size(rank, energy, None)
-    require_files([file], out=out, force=force)
+    require_files([file], out=out, suffix=_SUFFIX, force=force)
     from sdlora.adapters.algebra.making import resize_adapter
 
     with progress("resizing") as on_progress:
@@ -254,7 +258,7 @@ def convert(
     force: ForceOption = False,
 ) -> None:
     """Write an adapter in kohya's or diffusers' layout; the effective weights stay the same to the last bit."""
-    require_files([file], out=out, force=force)
+    require_files([file], out=out, suffix=_SUFFIX, force=force)
     from sdlora.adapters.algebra.convert import convert as convert_file
 
     _show_export(convert_file(file, out, to, precision=precision, family=family, force=force))

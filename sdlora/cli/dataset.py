@@ -21,7 +21,7 @@ from sdlora.cli.progress import progress
 from sdlora.cli.train import PresetOption, SetOption
 from sdlora.config import files
 from sdlora.errors import ConfigError
-from sdlora.words import as_typed
+from sdlora.words import as_typed, wrong_ending
 
 if TYPE_CHECKING:
     from sdlora.data.fix.changes import Change
@@ -191,6 +191,8 @@ def import_command(
         return
     if caption_column is not None:
         raise ConfigError("the command line", [f"--caption-column is for .parquet files, and {source} is none"])
+    if out is not None and (wrong := wrong_ending(out, ".yaml", ".yml")):
+        raise ConfigError("the command line", [wrong])
     imported = import_settings(source)
     if out is None:
         console.print(imported.as_yaml(), markup=False)
@@ -216,6 +218,8 @@ def import_command(
         _make_or_show(captions_for, planned.changes, apply_changes=True)
         for name in planned.unknown:
             console.print(f"no image: {name}", markup=False)
+        for name, why in planned.unclear.items():
+            console.print(f"unclear, so not taken over: {name}: {why}", markup=False)
         if planned.kept:
             files = f"{count(len(planned.kept), 'image')} with another caption in a .txt file, which stays"
             console.print(f"{files}: {some(planned.kept)}", markup=False)
@@ -223,6 +227,7 @@ def import_command(
 
 def _unpack(source: Path, out: Path | None, caption_column: str | None) -> None:
     from sdlora.data.packed.unpack import unpack
+    from sdlora.words import count
 
     if out is None:
         raise ConfigError("the command line", [f"{source} is unpacked into a folder of images: name it with --out"])
@@ -232,13 +237,24 @@ def _unpack(source: Path, out: Path | None, caption_column: str | None) -> None:
         console.print(f"left out: {sample.name}: {sample.reason}", markup=False)
     if result.num_unusable > _CHANGES_SHOWN:
         console.print(f"and {result.num_unusable - _CHANGES_SHOWN} more")
+    for sentence in result.notes:
+        console.print(f"note: {sentence}", markup=False)
+    if result.with_others.number:
+        console.print(
+            f"note: {count(result.with_others.number, 'image')} with several captions, of which the first of .txt, "
+            f".caption, .json and of text, caption, prompt is taken: {result.with_others}",
+            markup=False,
+        )
+    for reason, files_of_it in result.unused.items():
+        console.print(f"not used: {count(files_of_it.number, 'file')}, {reason}: {files_of_it}", markup=False)
     counts = {
         "images unpacked": result.images,
         "unpacked before the interruption": result.before,
         "without a caption": result.uncaptioned,
         "left out": result.num_unusable,
+        "files not used": sum(files_of_it.number for files_of_it in result.unused.values()),
     }
-    console.print(", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no images in it")
+    console.print(", ".join(f"{number} {what}" for what, number in counts.items() if number) or "no images in it")
     console.print(f"train on them with --set {as_typed(f'images.folder={out}')}", markup=False)
 
 

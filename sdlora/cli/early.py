@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sdlora import disk
 from sdlora.errors import AdapterError, ConfigError
+from sdlora.words import wrong_ending
 
 _MODEL_SUFFIXES = (".safetensors", ".ckpt")
 
@@ -34,8 +35,8 @@ def require_files(
         # A hub name looks like a folder's, so only what can be nothing but a file is judged here.
         if name is not None and name.endswith(_MODEL_SUFFIXES) and not Path(name).expanduser().exists():
             problems.append(f"{name}: no such file")
-    if out is not None and suffix is not None and out.suffix.lower() != suffix:
-        problems.append(f"{out}: what is written is a {suffix} file; give it that ending")
+    if out is not None and suffix is not None and (wrong := wrong_ending(out, suffix)):
+        problems.append(wrong)
     elif out is not None and out.exists() and not force:
         problems.append(f"{out} exists already; choose another name, or give --force to replace it")
     elif out is not None and (why := disk.why_not_writable(Path(os.path.realpath(out)).parent)):

@@ -17,7 +17,7 @@ from sdlora.cli.guesses import SettingsCommand
 from sdlora.cli.help import Commands
 from sdlora.cli.train import PresetOption, SetOption
 from sdlora.errors import ConfigError
-from sdlora.words import as_typed
+from sdlora.words import as_typed, wrong_ending
 
 if TYPE_CHECKING:
     from sdlora.launch.runs import RunHandle
@@ -62,6 +62,8 @@ def compare(
     """Put runs side by side: figures and settings here, with curves and previews on a page that can be sent around."""
     from sdlora.launch.comparison import compare as compare_runs
 
+    if wrong := wrong_ending(out, ".html"):
+        raise ConfigError("--out", [wrong])
     if out.exists() and not force:
         raise ConfigError("--out", [f"{out} exists already; choose another name, or give --force to replace it"])
     if not out.absolute().parent.is_dir():

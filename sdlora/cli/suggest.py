@@ -11,7 +11,7 @@ import typer
 
 from sdlora.cli.app import app, console, in_home
 from sdlora.config.presets import Subject
-from sdlora.words import as_typed
+from sdlora.words import as_typed, wrong_ending
 
 
 @app.command()
@@ -43,6 +43,8 @@ def suggest(
     from sdlora.training.preflight.suggestion import suggest as suggest_settings
 
     problems = []
+    if output is not None and (wrong := wrong_ending(output, ".yaml", ".yml")):
+        problems.append(f"--output: {wrong}")
     if output is not None and output.exists() and not force:
         problems.append(f"--output: {output} is there already: take another name, or --force replaces it")
     if output is not None and not output.parent.is_dir():

@@ -45,7 +45,8 @@ class CaptionsConfig(Section):
     """Chance to train an image with an empty caption."""
 
     wildcards: bool = False
-    """Pick one of several caption lines, and one of {red|green} alternatives, each time."""
+    """Pick one of several caption lines, and of {red|green} one, each time; {3::red|green} and {2$$red|green|blue} mean
+    the same as in prompts."""
 
     weights: bool = False
     """Honour (word:1.2) and [word] weights in captions; off reads brackets as text, as in the tag `saber (fate)`."""

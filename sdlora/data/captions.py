@@ -9,10 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from sdlora.config.images import CaptionsConfig
+from sdlora.data.choices import BRACES, Choice, parse_choice
 from sdlora.text_files import read_text
 
-# Without braces inside, so that the innermost alternatives are picked first.
-_ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 _OPENING, _CLOSING = "([", ")]"
 _DANGLING = re.compile(r"(?:^|\s+)(?:(?:of|by|with|from|in|on|as|and|the|an?|called|named)\s*)+$", re.IGNORECASE)
 """Words that lead to a trigger and mean nothing at the end of a tag."""
@@ -21,9 +20,9 @@ _DANGLING = re.compile(r"(?:^|\s+)(?:(?:of|by|with|from|in|on|as|and|the|an?|cal
 def render(caption: str, config: CaptionsConfig, generator: random.Random) -> str:
     """The caption as trained this time.
 
-    In this order: caption dropout gives ""; one line and one of each {red|green} is picked (without `wildcards`,
-    lines are joined by the separator and braces stay text); the trigger is put in front unless the caption has it
-    as a whole word; tags are dropped and shuffled, except the first `keep_tags`, or, where the caption has a
+    In this order: caption dropout gives ""; one line is picked and each {red|green} settled, see `choices` (without
+    `wildcards`, lines are joined by the separator and braces stay text); the trigger is put in front unless the caption
+    has it as a whole word; tags are dropped and shuffled, except the first `keep_tags`, or, where the caption has a
     `keep_separator`, those before the first and behind the second one; group separators become separators; prefix and
     suffix go around, never dropped. A configured trigger is shuffled when no tag is kept, but never dropped.
     Draws from `generator` only for what is switched on: without any of it the result is fixed.
@@ -196,27 +195,38 @@ def _tags_in_file(path: Path) -> frozenset[str]:
 
 
 def _pick_alternatives(text: str, generator: random.Random) -> str:
-    while match := _ALTERNATIVES.search(text):
-        choice = generator.choice(match[1].split("|")).strip()
-        text = text[: match.start()] + choice + text[match.end() :]
+    while found := _first_choice(text):
+        before, choice, after = found
+        # A plain choice takes one number of the generator, as ever: a run that goes on repeats its captions.
+        picked = generator.choice(choice.options) if choice.is_plain else choice.draw(generator)
+        text = before + picked + after
     return " ".join(text.split())
 
 
 def _count_alternatives(text: str) -> int:
     """An upper bound: nested alternatives count as if all were side by side."""
     count = 1
-    while match := _ALTERNATIVES.search(text):
-        count *= len(match[1].split("|"))
-        text = text[: match.start()] + text[match.end() :]
+    while found := _first_choice(text):
+        before, choice, after = found
+        count *= choice.num_texts
+        text = before + after
     return count
 
 
 def _all_alternatives(text: str) -> list[str]:
-    match = _ALTERNATIVES.search(text)
-    if not match:
+    found = _first_choice(text)
+    if not found:
         return [" ".join(text.split())]
-    before, after = text[: match.start()], text[match.end() :]
-    return [full for choice in match[1].split("|") for full in _all_alternatives(before + choice.strip() + after)]
+    before, choice, after = found
+    return [full for picked in choice.texts() for full in _all_alternatives(before + picked + after)]
+
+
+def _first_choice(text: str) -> tuple[str, Choice, str] | None:
+    """The first choice without another one inside, with the text before and behind it."""
+    for match in BRACES.finditer(text):
+        if choice := parse_choice(match[1]):
+            return text[: match.start()], choice, text[match.end() :]
+    return None
 
 
 def _is_balanced(text: str) -> bool:

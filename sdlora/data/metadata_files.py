@@ -73,6 +73,13 @@ def caption_of(values: Mapping[str, Any]) -> str | None:
     return found
 
 
+def has_several(values: Mapping[str, Any]) -> bool:
+    """Whether a row has another caption than the one that `caption_of` gives, in another column or in its list."""
+    found = (values.get(column) for column in CAPTION_COLUMNS)
+    texts = [text for value in found for text in (value if isinstance(value, list) else [value])]
+    return len({text.strip() for text in texts if isinstance(text, str) and text.strip()}) > 1
+
+
 def _captions_in(values: Mapping[str, Any]) -> set[str]:
     """The different captions of a row, empty ones left out."""
     return {text for value in _in_caption_columns(values) if (text := value.strip())}

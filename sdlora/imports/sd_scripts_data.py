@@ -203,7 +203,10 @@ def from_metadata(entries: Mapping[str, Any]) -> Translation:
     """sd-scripts' metadata JSON: image to {caption, tags}; both are joined, as in training there."""
     result = Translation()
     for image, entry in entries.items():
-        parts = [str(entry[key]).strip() for key in ("caption", "tags") if entry.get(key)]
+        captions, tags = (one if isinstance(one, list) else [one] for one in (entry.get("caption"), entry.get("tags")))
+        if len(captions) > 1:
+            result.lose(f"{image}: caption", captions[1:], "of a list of captions the first is taken")
+        parts = [str(part).strip() for part in (*captions[:1], *tags) if part]
         result.captions[image] = ", ".join(part for part in parts if part)
         result.lose_rest(entry, {"caption", "tags", "train_resolution"}, f"{image}: ")
     return result

@@ -237,7 +237,7 @@ def test_what_cannot_be_merged_is_refused(
     mine = [MixedAdapter(file=str(adapter))]
     with pytest.raises(AdapterError, match=r"a.safetensors is for sd1, sdxl.safetensors is sdxl"):
         merge_adapters(str(tiny_files["sdxl"]), mine, tmp_path / "m.safetensors")
-    with pytest.raises(AdapterError, match="let its name end in .safetensors"):
+    with pytest.raises(AdapterError, match="a .safetensors file; give it that ending: m.safetensors"):
         merge_adapters(str(tiny_files["sd1"]), mine, tmp_path / "m")
     with pytest.raises(AdapterError, match="exists already; choose another name, or give --force"):
         merge_adapters(str(tiny_files["sd1"]), mine, tiny_files["sd1"])

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sdlora.adapters.algebra.blocks import block_label, block_names, block_weights
-from sdlora.adapters.algebra.making import merge_adapters, mix_adapters, resize_adapter
+from sdlora.adapters.algebra.convert import convert
+from sdlora.adapters.algebra.making import extract_adapter, merge_adapters, mix_adapters, resize_adapter
 from sdlora.adapters.files.reading import read
 from sdlora.cli.early import require_files
 from sdlora.config.files import validate
@@ -319,6 +320,26 @@ def test_a_folder_model_is_not_merged_into_what_is_called_a_file(tmp_path: Path)
     file = random_adapter(tmp_path / "a.safetensors")
     with pytest.raises(AdapterError, match="a model that is a folder becomes a folder; leave the ending out"):
         merge_adapters("builtin:emoji", [MixedAdapter(file=str(file))], tmp_path / "merged.safetensors")
+
+
+@pytest.mark.parametrize("name", ["mm", "pic.png", "new.pt", "ink-v1.5"])
+def test_an_adapter_is_written_under_no_name_that_tells_something_else(tmp_path: Path, name: str) -> None:
+    file, out = str(random_adapter(tmp_path / "a.safetensors")), tmp_path / name
+    right = {"mm": "mm", "pic.png": "pic", "new.pt": "new", "ink-v1.5": "ink-v1.5"}[name]
+    told = rf"is a .safetensors file; give it that ending: {right}\.safetensors"
+    nothing = str(tmp_path / "nothing.safetensors")  # told before a file is read
+    for make in (
+        lambda: mix_adapters(MixConfig(adapters=[MixedAdapter(file=nothing)]), out),
+        lambda: resize_adapter(nothing, out, rank=2),
+        lambda: convert(nothing, out, "diffusers", force=True),
+        lambda: extract_adapter(nothing, nothing, out),
+        lambda: require_files([file], out=out, suffix=".safetensors"),
+    ):
+        with pytest.raises(AdapterError, match=told):
+            make()
+    with pytest.raises(AdapterError, match="leave the ending out of its name: merged"):
+        merge_adapters("builtin:emoji", [MixedAdapter(file=file)], tmp_path / "merged.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 
@@ -75,6 +76,22 @@ def test_nested_alternatives_and_single_braces() -> None:
     }
 
 
+def test_wildcards_mean_the_same_as_in_prompts() -> None:
+    counts = often("a {3::red|green} ball, {2$$a|b|c}", wildcards=True)
+    pairs = ("a, b", "b, a", "a, c", "c, a", "b, c", "c, b")
+    assert set(counts) == {f"a {colour} ball, {two}" for colour in ("red", "green") for two in pairs}
+    red = sum(number for text, number in counts.items() if "red" in text) / sum(counts.values())
+    assert 0.65 < red < 0.85
+    assert set(often("{0-1$$ and $$a|0::b} {k}", wildcards=True)) == {"a {k}", "{k}"}
+
+
+def test_plain_alternatives_are_picked_as_they_ever_were() -> None:
+    settings = CaptionsConfig(wildcards=True, shuffle_tags=True, tag_dropout=0.2, dropout=0.05)
+    caption = "a {red|green|} {cat|{tiny|huge } dog}, on a {mat|{b}}, c, d\nother {x | y}, { z }"
+    texts = "\n".join(render(caption, settings, random.Random(seed)) for seed in range(2000))
+    assert hashlib.sha256(texts.encode()).hexdigest().startswith("03e8190f6c2f")
+
+
 def test_an_empty_caption_survives_wildcards() -> None:
     assert once("", wildcards=True) == ""
 
@@ -145,7 +162,7 @@ def test_the_same_generator_gives_the_same_caption() -> None:
     ],
 )
 def test_variants_are_exactly_what_render_can_give(settings: dict[str, object]) -> None:
-    caption = "{a|b|} {c|{d|e}}\nf\ng"
+    caption = "{a|b|} {c|{d|e}}\nf\ng {1-2$$ and $$3::h|i|0::k}"
     config = CaptionsConfig(**settings)
     listed = variants(caption, config)
     assert listed is not None
@@ -156,7 +173,8 @@ def test_variants_are_exactly_what_render_can_give(settings: dict[str, object]) 
 def test_endless_variants_are_not_listed() -> None:
     assert variants("a, b", CaptionsConfig(shuffle_tags=True)) is None
     assert variants("a, b", CaptionsConfig(tag_dropout=0.1)) is None
-    assert variants("{a|b}" * 30, CaptionsConfig(wildcards=True)) is None
+    for many in ("{a|b}" * 30, "{0-5000$$" + "|".join(map(str, range(5000))) + "}"):
+        assert variants(many, CaptionsConfig(wildcards=True)) is None
 
 
 def test_brackets_are_text_unless_weights_are_asked_for() -> None:

@@ -203,3 +203,46 @@ def test_images_are_found_by_path_or_name(tmp_path: Path, name: str) -> None:
     image = save_captioned(picture(2), tmp_path / "sub" / "2.png", None)
     planned = plan_captions(tmp_path, {name: "a cap"})
     assert ([change.path for change in planned.changes], planned.unknown) == ([image.with_suffix(".txt")], [])
+
+
+def numbered_pictures(folder: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        save_captioned(picture(number), folder / name, None)
+    return folder
+
+
+def planned_texts(folder: Path, captions: dict[str, str]) -> tuple[dict[str, str], list[str], dict[str, str]]:
+    planned = plan_captions(folder, captions)
+    texts = {
+        change.path.relative_to(folder).as_posix(): change.content().decode()
+        for change in planned.changes
+        if change.content is not None
+    }
+    return texts, sorted(planned.unknown), planned.unclear
+
+
+def test_captions_from_another_machine_go_to_the_folder_that_their_paths_end_in(tmp_path: Path) -> None:
+    folder = numbered_pictures(tmp_path, "cats/p0.png", "dogs/p0.png", "dogs/p1.png")
+    rows = {"/old/disk/cats/p0.png": "a cat", r"D:\old\dogs\p0.png": "a dog", "/old/disk/birds/p1.png": "a dog, too"}
+    texts, unknown, unclear = planned_texts(folder, rows)
+    assert texts == {"cats/p0.txt": "a cat", "dogs/p0.txt": "a dog", "dogs/p1.txt": "a dog, too"}
+    assert (unknown, unclear) == ([], {})
+
+
+def test_a_row_of_a_folder_that_is_not_there_takes_no_other_folders_picture(tmp_path: Path) -> None:
+    folder = numbered_pictures(tmp_path, "dogs/p0.png", "dogs/p1.png", "cats/p1.png")
+    rows = {"dogs/p0": "a dog", "birds/p0": "a bird", "fish/p1": "a fish"}
+    assert planned_texts(folder, rows) == ({"dogs/p0.txt": "a dog"}, ["birds/p0", "fish/p1"], {})
+
+
+def test_a_name_that_fits_two_pictures_and_two_rows_of_one_picture_are_told(tmp_path: Path, run) -> None:
+    folder = numbered_pictures(tmp_path / "set", "cats/p0.png", "dogs/p0.png", "dogs/p1.png", "p2.png", "p2.jpg")
+    rows = {"p0.png": "?", "/a/dogs/p1.png": "a dog", "/b/dogs/p1.png": "a bird", "/a/p2.png": "one", "/b/p2": "one"}
+    texts, unknown, unclear = planned_texts(folder, rows)
+    assert (texts, unknown) == ({"p2.txt": "one"}, ["/b/p2"])
+    assert unclear["p0.png"] == "fits cats/p0.png, dogs/p0.png alike"
+    assert unclear["/a/dogs/p1.png"] == unclear["/b/dogs/p1.png"] == "2 rows with different captions mean dogs/p1.png"
+    (tmp_path / "meta.json").write_text(json.dumps({name: {"caption": text} for name, text in rows.items()}))
+    _, output, _ = run("import", tmp_path / "meta.json", "--captions-for", folder)
+    assert "unclear, so not taken over: p0.png: fits cats/p0.png, dogs/p0.png alike" in " ".join(output.split())
+    assert not list(folder.glob("*/p0.txt"))

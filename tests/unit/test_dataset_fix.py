@@ -260,3 +260,30 @@ def test_a_file_that_cannot_be_written_says_how_far_it_came(faulty: Path) -> Non
         apply(faulty, planned)
     undo(faulty)
     assert caption(faulty / "good0.txt") == "zeta, subject 0, wooden table"
+
+
+def test_a_copy_that_goes_leaves_the_caption_and_mask_that_it_shares_with_the_image_that_stays(tmp_path: Path) -> None:
+    save_captioned(picture(1), tmp_path / "cat.png", "a cat")
+    Image.new("L", (32, 32), 255).save(tmp_path / "cat-masklabel.png")
+    for copy in ("cat.jpg", "other.png"):
+        (tmp_path / copy).write_bytes((tmp_path / "cat.png").read_bytes())
+    (tmp_path / "other.txt").write_text("another", encoding="utf-8")
+    Image.new("L", (32, 32), 255).save(tmp_path / "other-masklabel.png")
+    config = files.load(None, ["images.mask=file", "images.cache=false"])
+    before = fingerprint(tmp_path)
+    apply(tmp_path, plan_fixes(tmp_path, ["exact-duplicate"], config))
+    left = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert left in ({"cat.txt", "cat-masklabel.png", name} for name in ("cat.png", "cat.jpg"))
+    undo(tmp_path)
+    assert fingerprint(tmp_path) == before
+
+
+def test_a_copys_caption_goes_with_the_endings_that_are_asked_for_and_no_other_file_does(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_captioned(picture(1), tmp_path / f"{name}.png", None)
+        for ending in (".caption", ".short", ".txt"):
+            (tmp_path / f"{name}{ending}").write_text(f"{name}, {ending}", encoding="utf-8")
+    settings = ["captions.extension=.caption", "captions.alternatives={.short: 0.5}", "images.cache=false"]
+    apply(tmp_path, plan_fixes(tmp_path, ["exact-duplicate"], files.load(None, settings)))
+    left = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert left == {"a.png", "a.caption", "a.short", "a.txt", "b.txt"}

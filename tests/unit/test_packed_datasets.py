@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import signal
@@ -24,24 +23,7 @@ from sdlora.data.packed.samples import file_stem
 from sdlora.data.packed.unpack import MARKER, packed_files, unpack
 from sdlora.errors import DataError, MissingPackageError
 from tests.support.dataset_pictures import fingerprint, picture, save_captioned
-
-
-def image_bytes(seed: int, kind: str = "JPEG") -> bytes:
-    content = io.BytesIO()
-    picture(seed, (96, 96)).save(content, kind)
-    return content.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes | tarfile.TarInfo], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as archive:
-        for name, content in members.items():
-            if isinstance(content, tarfile.TarInfo):
-                archive.addfile(content)
-                continue
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
+from tests.support.packed_files import captions, image_bytes, write_tar
 
 
 def shard(first: int, count: int = 4) -> dict[str, bytes | tarfile.TarInfo]:
@@ -62,10 +44,6 @@ def write_parquet(path: Path, rows: list[dict[str, object]]) -> Path:
     schema = pyarrow.schema([("image", image), ("text", pyarrow.string()), ("width", pyarrow.int64())])
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path, row_group_size=3)
     return path
-
-
-def captions(folder: Path) -> dict[str, str]:
-    return {path.stem: path.read_text(encoding="utf-8") for path in folder.rglob("*.txt")}
 
 
 def trained(folder: Path) -> dict[str, str | None]:
@@ -105,6 +83,13 @@ def test_captions_come_from_json_too_and_compressed_shards_are_read(tmp_path: Pa
     assert (result.images, result.uncaptioned) == (3, 2)
     assert captions(tmp_path / "out") == {"a_cat": "a cat"}
     assert (tmp_path / "out/00000-10_set/a_dog.jpg").is_file(), "no folder that reads as ten repeats"
+    assert {why: str(names) for why, names in result.unused.items()} == {
+        "no JSON": "a/boat.json",
+        "neither an image nor a caption by its ending": "a/dog.cls",
+        "a further part of a sample that has an image": "a/dog.seg.png",
+        "a caption without an image of its name": "b/words.txt",
+    }
+    assert str(result.with_others) == "a/cat"
 
 
 def test_nothing_in_an_archive_reaches_outside_the_folder(tmp_path: Path) -> None:
@@ -118,6 +103,7 @@ def test_nothing_in_an_archive_reaches_outside_the_folder(tmp_path: Path) -> Non
         "..\\windows\\con.jpg": image_bytes(3),
         "link.jpg": link,
         "zero.jpg": device,
+        "._mac.jpg": b"Mac OS X",
         "script.jpg": b"#!/bin/sh",
         "page.html": b"<script>",
         "same.jpg": image_bytes(4),
@@ -139,6 +125,11 @@ def test_nothing_in_an_archive_reaches_outside_the_folder(tmp_path: Path) -> Non
     assert [(each.name, each.reason) for each in result.unusable] == [
         ("script", "not a JPEG, PNG, WebP, AVIF, BMP or GIF image")
     ]
+    assert {why: str(names) for why, names in result.unused.items()} == {
+        "a link or a device, not a file": "link.jpg, zero.jpg",
+        "hidden": "._mac.jpg",
+        "neither an image nor a caption by its ending": "page.html",
+    }
 
 
 @pytest.mark.parametrize(("name", "stem"), [("con", "_con"), ("..", "_"), ("a b/ü.x", "a_b_ü_x"), ("LPT1", "_LPT1")])
@@ -294,6 +285,29 @@ def test_the_column_of_captions_can_be_named_and_a_missing_one_is_told_first(tmp
     (tmp_path / "c.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match=r"c\.parquet can't be read: not a parquet file"):
         unpack(tmp_path / "c.parquet", tmp_path / "other")
+
+
+def test_of_several_columns_the_usual_one_is_taken_and_the_others_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {
+        "control": [image_bytes(1), image_bytes(2)],
+        "Image": [image_bytes(3), image_bytes(4)],
+        "prompt": ["make it red", "a lamp"],
+        "text": ["a cat", ""],
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert run(tmp_path / "a.parquet", "--out", tmp_path / "out", monkeypatch=monkeypatch) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "images are taken from the column Image, not from control" in output
+    assert "captions are taken from the column text; where it is empty, from prompt" in output
+    assert "1 image with several captions" in output
+    assert captions(tmp_path / "out") == {"00000000": "a cat", "00000001": "a lamp"}
+    (image, _) = sorted((tmp_path / "out").rglob("*.jpg"))
+    assert image.read_bytes() == image_bytes(3)
+    result = unpack(tmp_path / "a.parquet", tmp_path / "other", caption_column="prompt")
+    assert captions(tmp_path / "other") == {"00000000": "make it red", "00000001": "a lamp"}
+    assert result.with_others.number == 0
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,14 @@ def test_a_deleted_image_goes_with_caption_and_mask_and_comes_back(dataset: Path
     assert fingerprint(dataset) == before
 
 
+def test_a_deleted_image_leaves_the_caption_and_mask_of_another_one_of_its_name(dataset: Path) -> None:
+    picture(7).save(dataset / "1.jpg")
+    history.delete_image(dataset, listing.read(dataset)[1])
+    assert {path.name for path in dataset.glob("1*")} == {"1.png", "1.txt", "1-masklabel.png"}
+    history.delete_image(dataset, listing.read(dataset)[1])
+    assert not list(dataset.glob("1*"))
+
+
 def test_thumbnails_are_upright_small_and_made_once(tmp_path: Path) -> None:
     lying = picture(1, (800, 400))
     exif = Image.Exif()

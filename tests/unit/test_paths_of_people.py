@@ -49,8 +49,14 @@ def test_a_picture_or_caption_of_a_dataset_is_not_written_over(home: Path, cli: 
     assert "exists already; choose another name, or give --force to replace it" in " ".join(told.errors.split())
     told = cli("dataset", "sheet", str(home), "--out", str(home / "a.txt"))
     assert "what is written is a .png file; give it that ending" in " ".join(told.errors.split())
-    told = cli("dataset", "check", str(home), "--html", str(home / "a.txt"))
-    assert "what is written is a .html file" in " ".join(told.errors.split())
+    for command, right in (
+        (("dataset", "check", str(home), "--html"), "a.html"),
+        (("compare", str(home), str(home), "--out"), "a.html"),
+        (("suggest", str(home), "--for", "style", "--output"), "a.yaml"),
+        (("dataset", "import", str(home / "settings.json"), "--out"), "a.yaml"),
+    ):
+        told = cli(*command, str(home / "a.txt"))
+        assert (told.code, f"give it that ending: {right}" in " ".join(told.errors.split())) == (2, True)
     assert (home / "a.png").read_bytes() == before
     assert sorted(path.name for path in home.iterdir()) == ["a.png"]
 

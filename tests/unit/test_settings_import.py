@@ -203,11 +203,12 @@ def test_metadata_gives_captions(tmp_path: Path) -> None:
     entries = {
         "a": {"caption": "a cat", "tags": "red, small", "train_resolution": [512, 512]},
         "b.png": {"tags": "dog"},
+        "c": {"caption": ["a lamp", "a light"], "tags": ["bright", "red"]},
     }
     result = imported(tmp_path, "meta.json", entries)
-    assert result.captions == {"a": "a cat, red, small", "b.png": "dog"}
+    assert result.captions == {"a": "a cat, red, small", "b.png": "dog", "c": "a lamp, bright, red"}
     assert result.config.images.folder == tmp_path
-    assert result.lost == ()
+    assert result.lost == ("c: caption=['a light']: of a list of captions the first is taken",)
 
 
 def test_a_folder_of_repeat_folders_is_taken_as_it_is(tmp_path: Path) -> None:

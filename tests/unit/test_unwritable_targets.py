@@ -37,7 +37,8 @@ def test_a_command_whose_result_has_no_place_says_so_at_once(
     (tmp_path / "a.safetensors").write_bytes(b"")
     (tmp_path / "file").touch()
     words = [word.format(adapter=tmp_path / "a.safetensors") for word in command]
-    result = cli(*words, tmp_path / "file" / "result")
+    is_file = command[0] in ("mix", "resize", "convert", "extract")
+    result = cli(*words, tmp_path / "file" / ("result.safetensors" if is_file else "result"))
     assert result.code == 2
     assert f"{tmp_path / 'file'} is a file, not a folder" in result.errors
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdlora.adapters.algebra.derived import Provenance, derived_facts, input_facts, kept_metadata, kept_spec
 from sdlora.adapters.algebra.operands import common_family, with_family
-from sdlora.adapters.files.container import refuse_overwriting, write_atomically
+from sdlora.adapters.files.container import refuse_target, write_atomically
 from sdlora.adapters.files.embedding_writing import bundled_again
 from sdlora.adapters.files.key_names import Format
 from sdlora.adapters.files.kohya import PARTS, TEXT_MODEL, Part, module_path
@@ -63,7 +63,7 @@ def convert(
     Raises AdapterError: the file can't be read, `target` exists and not `force`, diffusers' layout can't hold it.
     """
     target = Path(target)
-    refuse_overwriting(target, force)
+    refuse_target(target, force)
     file = read(source, family)
     file = with_family(file, common_family([file], family))
     modules = {name: _cast(weights, precision) for name, weights in file.modules.items()}
@@ -81,7 +81,7 @@ def convert(
         alpha = float(next(iter(modules.values())).rank)
     entries = kept_metadata(file, facts, network_facts(modules, alpha))
     data, model_hash = with_hashes(tensors, facts, entries, {**kept_spec(file), **provenance.entries(), **more})
-    refuse_overwriting(target, force)  # another process may have made it meanwhile
+    refuse_target(target, force)  # another process may have made it meanwhile
     write_atomically(target, data)
     return Export(target, len(data), model_hash, _warnings(file, modules, tensors, file_format, bool(more)))
 

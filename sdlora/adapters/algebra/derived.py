@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sdlora.adapters.algebra.operands import Operand
-from sdlora.adapters.files.container import refuse_overwriting, write_atomically
+from sdlora.adapters.files.container import refuse_target, write_atomically
 from sdlora.adapters.files.metadata import (
     NetworkFacts,
     TrainingFacts,
@@ -110,7 +110,7 @@ def write_made(
 
     Raises AdapterError: the file exists and not `force`, a value is too large for fp16, the disk.
     """
-    refuse_overwriting(path, force)
+    refuse_target(path, force)
     tensors, network = named_tensors(made.modules, DTYPES[precision])
     tensors |= vector_tensors(made.vectors, facts.family, DTYPES[precision])
     entries = derived_metadata(facts, network) if kept is None else kept_metadata(kept, facts, network)

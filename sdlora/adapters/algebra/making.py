@@ -11,11 +11,11 @@ import torch
 from sdlora.adapters.algebra.base_weights import BaseWeights, open_base
 from sdlora.adapters.algebra.derived import Provenance, derived_facts, input_facts, operand_facts, write_made
 from sdlora.adapters.algebra.extract import Ranks, extract
-from sdlora.adapters.algebra.merge import Merged, base_notes, check_fits, merge
+from sdlora.adapters.algebra.merge import Merged, base_notes, check_fits, merge, refuse_place
 from sdlora.adapters.algebra.mix import Mixed, OnProgress, mix
 from sdlora.adapters.algebra.operands import ASKED_BY_PERSON, Operand, common_family, load_operands, with_family
 from sdlora.adapters.algebra.resize import resize
-from sdlora.adapters.files.container import refuse_overwriting
+from sdlora.adapters.files.container import refuse_overwriting, refuse_target
 from sdlora.adapters.files.metadata import TrainingFacts
 from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile
@@ -46,7 +46,7 @@ def mix_adapters(
     Raises AdapterError and ConfigError as that does, and when `target` exists and not `force`.
     """
     config, target = mix_config(config), Path(target)
-    refuse_overwriting(target, force)
+    refuse_target(target, force)
     base = None if config.base_model is None else open_base(config.base_model)
     operands = _fitting_operands(config, base)
     result = mix(operands, config, base.weight if base else None, on_progress)
@@ -103,6 +103,7 @@ def merge_adapters(
     wanted = [parse_adapter(one) if isinstance(one, str) else one for one in adapters]
     refuse_overwriting(target, force)
     model = open_base(base)
+    refuse_place(model, target, force)
     operands = load_operands(wanted, model.family, model.path.name)
     return merge(model, operands, target, force=force, on_progress=on_progress)
 
@@ -122,7 +123,7 @@ def extract_adapter(
     For example `extract_adapter("tuned.safetensors", "sd15.safetensors", "tuned-lora.safetensors")`.
     """
     tuned, base, target = str(tuned), str(base), Path(target)
-    refuse_overwriting(target, force)
+    refuse_target(target, force)
     ranks = ranks or Ranks()
     tuned_model, base_model = open_base(tuned), open_base(base)
     result = extract(tuned_model, base_model, ranks, on_progress=on_progress)
@@ -151,7 +152,7 @@ def resize_adapter(
     For example `resize_adapter("ink.safetensors", "ink-8.safetensors", rank=8)`.
     """
     target = Path(target)
-    refuse_overwriting(target, force)
+    refuse_target(target, force)
     file = read(source, family)
     file = with_family(file, common_family([file], family))
     result = resize(file, rank=rank, energy=energy, on_progress=on_progress)

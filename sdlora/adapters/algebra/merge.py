@@ -25,7 +25,7 @@ from sdlora.adapters.algebra.base_weights import (
 from sdlora.adapters.algebra.derived import Provenance, operand_facts
 from sdlora.adapters.algebra.mix import OnProgress
 from sdlora.adapters.algebra.operands import Operand, layer_update, notes_of, summed_vectors, told
-from sdlora.adapters.files.container import refuse_overwriting
+from sdlora.adapters.files.container import refuse_overwriting, refuse_target
 from sdlora.adapters.files.metadata import prediction_note
 from sdlora.adapters.files.tensor_files import TensorFile
 from sdlora.adapters.files.weights import VectorUpdate
@@ -66,10 +66,7 @@ def merge(
     metadata tell where the file comes from.
     Raises AdapterError: `target` exists and not `force`, families or shapes don't fit, no layer fits, the disk.
     """
-    refuse_overwriting(target, force)
-    # Before the long work: writing over the very weights that are being read would spoil both.
-    if target.resolve() == base.path.resolve():
-        raise AdapterError(f"{target} is the base model itself; write to another place")
+    refuse_place(base, target, force)
     check_fits(base, operands)
     names = list(dict.fromkeys(name for operand in operands for name in operand.file.layer_names))
     vectors = summed_vectors(operands)
@@ -97,6 +94,19 @@ def merge(
     if lost:
         notes.append(f"the model has not {len(lost)} biases and norms of the adapters: {', '.join(lost[:3])}")
     return Merged(target, tuple(placed), tuple(name for name in names if name not in placed), tuple(notes))
+
+
+def refuse_place(base: BaseWeights, target: Path, force: bool) -> None:
+    """Raise AdapterError where the merged model can't go: named as what it isn't, taken, the base itself."""
+    if not base.is_folder:
+        refuse_target(target, force)
+    elif target.suffix.lower() in (".safetensors", *_PICKLED):
+        words = "a model that is a folder becomes a folder; leave the ending out of its name"
+        raise AdapterError(f"{target.name}: {words}: {target.stem}")
+    refuse_overwriting(target, force)
+    # Writing over the very weights that are being read would spoil both.
+    if target.resolve() == base.path.resolve():
+        raise AdapterError(f"{target} is the base model itself; write to another place")
 
 
 def _has_place(base: BaseWeights, operands: Sequence[Operand], name: str) -> bool:
@@ -160,8 +170,6 @@ def _write_file(
     rounding: _Rounding,
     on_progress: OnProgress,
 ) -> None:
-    if target.suffix != ".safetensors":
-        raise AdapterError(f"{target.name}: a single-file model becomes one file; let its name end in .safetensors")
     file = next(iter(base.places.values())).file
     count = _Counter(len(file.names()), on_progress)
     changes = _changes(base.places, base.vectors, operands, vectors, rounding)
@@ -178,10 +186,6 @@ def _write_folder(
     on_progress: OnProgress,
 ) -> None:
     """The whole folder, every variant of UNet and text encoders changed; built beside the target, then put in place."""
-    if target.suffix in (".safetensors", ".ckpt"):
-        raise AdapterError(
-            f"{target.name}: a model that is a folder becomes a folder; leave the ending out of its name"
-        )
     files = [(part, TensorFile(path)) for part, path in weight_files(base.path)]
     count = _Counter(sum(len(file.names()) for _, file in files), on_progress)
     changed_files = {file.path for _, file in files}

@@ -24,6 +24,7 @@ from sdlora.models.headers import (
     read_header,
     read_pickled,
 )
+from sdlora.words import wrong_ending
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,6 +142,13 @@ def tensor_hash(data: bytes) -> str:
 def legacy_hash(data: bytes) -> str:
     """kohya's sshs_legacy_hash: 8 hex of sha256 over bytes 0x100000 to 0x110000 (of nothing in smaller files)."""
     return hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
+
+
+def refuse_target(path: Path, force: bool, suffix: str = ".safetensors") -> None:
+    """Raise AdapterError for a new file whose name hasn't the ending, or whose place is taken; ask before long work."""
+    if wrong := wrong_ending(path, suffix):
+        raise AdapterError(wrong)
+    refuse_overwriting(path, force)
 
 
 def refuse_overwriting(path: Path, force: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sdlora.adapters.files.container import refuse_overwriting, write_atomically
+from sdlora.adapters.files.container import refuse_target, write_atomically
 
 _BAR_HEIGHT_PX, _GAP_PX, _MARGIN_PX = 18, 8, 24
 _LABEL_WIDTH_PX, _BAR_WIDTH_PX, _VALUE_WIDTH_PX = 70, 520, 110
@@ -40,7 +40,7 @@ def draw_bars(bars: Sequence[tuple[str, float]], title: str) -> Image.Image:
 
 def save_chart(bars: Sequence[tuple[str, float]], title: str, path: Path, *, force: bool = False) -> None:
     """Write the chart as PNG. Raises AdapterError when the file exists and not `force`, or can't be written."""
-    refuse_overwriting(path, force)
+    refuse_target(path, force, ".png")
     content = BytesIO()
     draw_bars(bars, title).save(content, "PNG")
     write_atomically(path, content.getvalue())

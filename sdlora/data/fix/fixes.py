@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from sdlora.config.images import CaptionsConfig
 from sdlora.config.train import TrainConfig
 from sdlora.data.captions import has_trigger, joint
+from sdlora.data.companions import companions
 from sdlora.data.decoding import UNREAD_SUFFIXES, is_animated, open_image
 from sdlora.data.fix.changes import Change, with_text
 from sdlora.data.images import ImageRecord
@@ -58,9 +59,10 @@ def plan_fixes(folder: Path, rules: Sequence[str], config: TrainConfig, *, encod
         changes += [Change(("unreadable",), path, None, f"to the trash: {data.broken[path]}") for path in broken]
         removed.update(broken)
     if "exact-duplicate" in rules:
-        for keep, *copies in exact_duplicates(data.records):
-            changes += _without_copies(keep, copies)
-            removed.update(copy.path for copy in copies)
+        copied = exact_duplicates(data.records)
+        removed.update(copy.path for _, *copies in copied for copy in copies)
+        for keep, *copies in copied:
+            changes += _without_copies(keep, copies, removed)
     kept = [record for record in data.records if record.path not in removed]
     changes += [change for record in kept for change in _pixel_changes(record.path, rules)]
     changes += _caption_changes(data, kept, rules, config.captions, encoding)
@@ -79,11 +81,9 @@ def _refuse_bad_requests(rules: Sequence[str], config: TrainConfig, encoding: st
         raise ConfigError("the fix", problems)
 
 
-def _without_copies(keep: ImageRecord, copies: Iterable[ImageRecord]) -> Iterator[Change]:
+def _without_copies(keep: ImageRecord, copies: Iterable[ImageRecord], leaving: Collection[Path]) -> Iterator[Change]:
     for copy in copies:
-        path = copy.path
-        beside = [path.with_suffix(".txt"), copy.mask_path]
-        for each in (path, *(other for other in beside if other is not None and other.is_file())):
+        for each in (copy.path, *companions(copy.path, leaving, copy.captions)):
             yield Change(("exact-duplicate",), each, None, f"to the trash: a copy of {keep.path.name} stays")
 
 

@@ -10,11 +10,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdlora.constants import MIB
-from sdlora.data.metadata_files import CAPTION_COLUMNS, caption_of, open_parquet
+from sdlora.data.metadata_files import CAPTION_COLUMNS, caption_of, has_several, open_parquet
 from sdlora.data.packed.samples import LARGEST_BYTES, PackedSample, Unusable
 from sdlora.errors import DataError
 
 PARQUET_SUFFIX = ".parquet"
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "image_bytes")
+"""Where images are looked for, the first one winning; then in the first column that holds any."""
+_LAST = len(IMAGE_COLUMNS)
 # A row holds a whole image, so eight of them may be some hundred megabytes.
 _ROWS_AT_ONCE = 8
 
@@ -26,25 +29,26 @@ def read_parquet(
 
     on_share: called with how much of the file is read, 0 to 1. Raises what `check_columns` does.
     """
-    file, image_column, captions = _open(path, caption_column)
+    file, image_column, captions, _ = _open(path, caption_column)
     row = 0
     for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[image_column, *captions]):
         for values in batch.to_pylist():
-            yield _sample(f"{row:08d}", values[image_column], values[captions[0]] if captions else None)
+            yield _sample(f"{row:08d}", values[image_column], [values[name] for name in captions])
             row += 1
         on_share(row / file.metadata.num_rows)
 
 
-def check_columns(path: Path, caption_column: str | None) -> None:
-    """Raise DataError when a parquet file has no image column or no such caption column, or can't be read.
+def check_columns(path: Path, caption_column: str | None) -> list[str]:
+    """A sentence where one of several columns is taken, naming the others, for images and for captions.
 
-    caption_column: by default the first of text, caption, prompt; "" takes no captions. Raises MissingPackageError
+    caption_column: by default the first of text, caption, prompt that says something; "" takes no captions. Raises
+    DataError when a parquet file has no image column or no such caption column, or can't be read, MissingPackageError
     without pyarrow.
     """
-    _open(path, caption_column)
+    return _open(path, caption_column)[3]
 
 
-def _open(path: Path, caption_column: str | None) -> tuple[Any, str, Sequence[str]]:
+def _open(path: Path, caption_column: str | None) -> tuple[Any, str, Sequence[str], list[str]]:
     try:
         file = open_parquet(path)
     except OSError as error:
@@ -52,16 +56,21 @@ def _open(path: Path, caption_column: str | None) -> tuple[Any, str, Sequence[st
     return file, *_columns(path, file.schema_arrow, caption_column)
 
 
-def _columns(path: Path, schema: Any, caption_column: str | None) -> tuple[str, Sequence[str]]:
-    """The image column, and the caption column or none."""
+def _columns(path: Path, schema: Any, caption_column: str | None) -> tuple[str, Sequence[str], list[str]]:
+    """The image column, the caption columns, and what is to be said of others."""
     import pyarrow
 
     names = list(schema.names)
     images = [field.name for field in schema if _holds_images(field.type, pyarrow)]
     if not images:
         raise DataError(f"{path} has no column of images (bytes, or a struct with bytes): it has {', '.join(names)}.")
+    # By its name before its place: beside the images may stand what they are controlled by, or their masks.
+    image = min(images, key=lambda name: IMAGE_COLUMNS.index(name.lower()) if name.lower() in IMAGE_COLUMNS else _LAST)
+    notes = []
+    if others := [name for name in images if name != image]:
+        notes.append(f"images are taken from the column {image}, not from {', '.join(others)}")
     if caption_column == "":
-        return images[0], []
+        return image, [], notes
     wanted = (caption_column,) if caption_column else CAPTION_COLUMNS
     captions = [name for name in wanted if name in names]
     if not captions:
@@ -69,7 +78,11 @@ def _columns(path: Path, schema: Any, caption_column: str | None) -> tuple[str, 
             f"{path} has no column called {' or '.join(wanted)}: it has {', '.join(names)}. Name the one with captions "
             'with --caption-column, or give --caption-column "" for none.'
         )
-    return images[0], captions[:1]
+    if len(captions) > 1:
+        notes.append(
+            f"captions are taken from the column {captions[0]}; where it is empty, from {', '.join(captions[1:])}"
+        )
+    return image, captions, notes
 
 
 def _holds_images(kind: Any, pyarrow: Any) -> bool:
@@ -79,7 +92,7 @@ def _holds_images(kind: Any, pyarrow: Any) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-def _sample(row: str, image: Any, text: Any) -> PackedSample | Unusable:
+def _sample(row: str, image: Any, texts: Sequence[Any]) -> PackedSample | Unusable:
     content, name = image, row
     if isinstance(image, dict):
         content = image.get("bytes")
@@ -89,4 +102,5 @@ def _sample(row: str, image: Any, text: Any) -> PackedSample | Unusable:
         return Unusable(name, "the file holds no bytes of the image, only its name")
     if len(content) > LARGEST_BYTES:
         return Unusable(name, f"the image has {len(content) / MIB:.0f} MiB")
-    return PackedSample(name, content, (caption_of({"text": text}) or "").strip() or None)
+    named = dict(zip(CAPTION_COLUMNS, texts, strict=False))  # one that was asked for stands at the first's place
+    return PackedSample(name, content, (caption_of(named) or "").strip() or None, has_several(named))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sdlora.constants import MIB
 
@@ -11,6 +11,7 @@ LARGEST_BYTES = 256 * MIB
 """Larger images are left out: a packed file may come from anywhere."""
 
 _LONGEST_NAME = 100
+_NAMES_TOLD = 5
 # Names of devices on Windows, which no file there can have, whatever its ending.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -22,6 +23,8 @@ class PackedSample:
     name: str
     image: bytes
     caption: str | None
+    has_others: bool = False
+    """Whether the packed file has another caption for it that says something else."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,24 @@ class Unusable:
 
     name: str
     reason: str
+
+
+@dataclass
+class Named:
+    """How many there are, and the names of the first ones."""
+
+    number: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        """Count one more."""
+        self.number += 1
+        if len(self.names) < _NAMES_TOLD:
+            self.names.append(name)
+
+    def __str__(self) -> str:
+        more = f" and {self.number - len(self.names)} more" if self.number > len(self.names) else ""
+        return ", ".join(self.names) + more
 
 
 def file_stem(name: str) -> str:

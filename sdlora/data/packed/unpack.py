@@ -3,8 +3,8 @@
     OUT/00000-<name of the first file>/<sample>.jpg, .txt
     OUT/.sdlora-import.json                           what comes from where, and how far it has come
 
-Training reads folders, so a packed set is unpacked once. Memory holds a few samples and the names of one packed file,
-whatever the size of the set.
+Training reads folders, so a packed set is unpacked once. Memory holds a few samples, and the names and captions of one
+packed file, whatever the size of the set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sdlora.constants import MIB
 from sdlora.data.decoding import UnreadableImageError, suffix_of
 from sdlora.data.metadata_files import METADATA_FILES
 from sdlora.data.packed.parquet import PARQUET_SUFFIX, check_columns, read_parquet
-from sdlora.data.packed.samples import PackedSample, Unusable, file_stem
+from sdlora.data.packed.samples import Named, PackedSample, Unusable, file_stem
 from sdlora.data.packed.webdataset import TAR_SUFFIXES, read_shard
 from sdlora.errors import DataError
 
@@ -42,6 +42,12 @@ class Unpacked:
     num_unusable: int = 0
     unusable: list[Unusable] = field(default_factory=list)
     """The first of those that can't be used."""
+    unused: dict[str, Named] = field(default_factory=dict)
+    """Files beside the samples that are not used, by the reason."""
+    with_others: Named = field(default_factory=Named)
+    """Images that have another caption, which is not taken."""
+    notes: list[str] = field(default_factory=list)
+    """Which of several columns are taken."""
 
 
 @dataclass
@@ -86,11 +92,11 @@ def unpack(
     if missing or not files:
         what = f"lacks {', '.join(missing)}" if missing else f"holds no {', '.join(_SUFFIXES)} files"
         raise DataError(f"{source} {what}.")
+    result = Unpacked()
     # The first speaks for all: the files of one set have one schema.
     for path in [path for path in files if path.suffix == PARQUET_SUFFIX][:1]:
         check_columns(path, caption_column)
     marker = _begin(out, files, caption_column)
-    result = Unpacked()
     sizes, total = list(marker.files.values()), sum(marker.files.values())
 
     for index, path in enumerate(files):
@@ -115,8 +121,10 @@ def _unpack_file(
     path: Path, folder: Path, caption_column: str | None, result: Unpacked, advance: Callable[[int], None]
 ) -> None:
     folder.mkdir(exist_ok=True)
+    if path.suffix == PARQUET_SUFFIX:
+        result.notes += [note for note in check_columns(path, caption_column) if note not in result.notes]
     stems: set[str] = set()
-    for sample in _samples(path, caption_column, advance):
+    for sample in _samples(path, caption_column, result, advance):
         if isinstance(sample, PackedSample):
             try:
                 suffix = suffix_of(sample.image)
@@ -131,6 +139,8 @@ def _unpack_file(
         stem = next(name for name in atomic.numbered(file_stem(sample.name)) if name.lower() not in stems)
         stems.add(stem.lower())
         result.uncaptioned += sample.caption is None
+        if sample.has_others:
+            result.with_others.add(sample.name)
         if _holds(folder / f"{stem}{suffix}", sample.image):
             result.before += 1
             continue
@@ -149,14 +159,14 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 def _samples(
-    path: Path, caption_column: str | None, advance: Callable[[int], None]
+    path: Path, caption_column: str | None, result: Unpacked, advance: Callable[[int], None]
 ) -> Iterator[PackedSample | Unusable]:
     if path.suffix == PARQUET_SUFFIX:
         size = path.stat().st_size
         yield from read_parquet(path, caption_column, lambda share: advance(int(share * size)))
         return
     with path.open("rb") as file:
-        for sample in read_shard(path, file):
+        for sample in read_shard(path, file, lambda name, why: result.unused.setdefault(why, Named()).add(name)):
             yield sample
             advance(file.tell())
 

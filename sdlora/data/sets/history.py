@@ -6,8 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdlora.data.companions import companions
 from sdlora.data.fix.changes import LOG, Change, apply, batch_folders, logged, undo
-from sdlora.data.sets.listing import Item
+from sdlora.data.sets.listing import CAPTIONS, Item
 
 _WORDS = {"edit": "edit", "upload": "upload of captions", "delete": "deletion", "caption": "captioning", "mask": "mask"}
 
@@ -44,6 +45,6 @@ def undo_last(folder: Path) -> int:
 
 
 def delete_image(folder: Path, item: Item) -> None:
-    """Take an image out with its caption and mask, kept for Undo."""
-    files = [item.path, item.path.with_suffix(".txt"), *([item.mask] if item.mask else [])]
+    """Take an image out with its caption and mask, if no other image has its name, kept for Undo."""
+    files = [item.path, *companions(item.path, [item.path], CAPTIONS)]
     apply(folder, [Change(("delete",), path, None, "deleted") for path in files if path.is_file()])

@@ -1,7 +1,5 @@
-"""Prompts with a choice in them, settled by an image's seed: the grammar of the Dynamic Prompts extension.
+"""Prompts with a choice in them, settled by an image's seed: choices in braces (`sdlora.data.choices`), and files.
 
-    {red|green}           one of them                  {3::red|green}      red three times as often
-    {2$$red|green|blue}   two of them, "red, blue"     {1-2$$ and $$a|b}   one or two, joined by " and "
     __colour__            a line of colour.txt         __animals/*__       a line of any file in animals
 
 Choices nest, also in lines of files. The same seed always gives the same text.
@@ -15,12 +13,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdlora.data.choices import BRACES, parse_choice
 from sdlora.errors import ConfigError
 from sdlora.text_files import UnreadableTextError, read_text
 
-_CHOICE = re.compile(r"\{([^{}]*)\}")
-_COUNT = re.compile(r"(\d+)(?:-(\d+))?\$\$(?:(.*?)\$\$)?(.*)", re.DOTALL)
-_CHANCE = re.compile(r"\s*(\d+\.?\d*|\.\d+)::(.*)", re.DOTALL)
 _WILDCARD = re.compile(r"__([\w./*-]+?)__")
 _MOST_ROUNDS = 50
 """Files that name each other would never end."""
@@ -28,7 +24,7 @@ _MOST_ROUNDS = 50
 
 def has_choices(prompt: str) -> bool:
     """Whether a prompt leaves something to the seed."""
-    return bool(_WILDCARD.search(prompt)) or any(_is_choice(match[1]) for match in _CHOICE.finditer(prompt))
+    return bool(_WILDCARD.search(prompt)) or any(parse_choice(match[1]) for match in BRACES.finditer(prompt))
 
 
 def choose(prompt: str, seed: int, folders: Sequence[Path] = ()) -> str:
@@ -52,43 +48,17 @@ def _settle(prompt: str, generator: random.Random) -> str:
     kept: list[str] = []
 
     def replace(match: re.Match[str]) -> str:
-        if _is_choice(match[1]):
-            return _picked(match[1], generator)
+        if choice := parse_choice(match[1]):
+            return choice.draw(generator)
         kept.append(match[0])
         return f"\0{len(kept) - 1}\0"  # out of the way of the brackets around it
 
     # The pattern takes no braces inside, so each round settles the innermost level.
-    while (settled := _CHOICE.sub(replace, prompt)) != prompt:
+    while (settled := BRACES.sub(replace, prompt)) != prompt:
         prompt = settled
     while (restored := re.sub(r"\0(\d+)\0", lambda match: kept[int(match[1])], prompt)) != prompt:
         prompt = restored
     return prompt
-
-
-def _is_choice(inside: str) -> bool:
-    return "|" in inside or _COUNT.fullmatch(inside) is not None
-
-
-def _picked(inside: str, generator: random.Random) -> str:
-    low = high = 1
-    joint = ", "
-    if match := _COUNT.fullmatch(inside):
-        low, high = int(match[1]), int(match[2] or match[1])
-        joint = match[3] if match[3] is not None else joint
-        inside = match[4]
-    options, chances = [], []
-    for option in inside.split("|"):
-        weighted = _CHANCE.fullmatch(option)
-        options.append((weighted[2] if weighted else option).strip())
-        chances.append(float(weighted[1]) if weighted else 1.0)
-    picked: list[str] = []
-    for _ in range(min(generator.randint(min(low, high), max(low, high)), len(options))):
-        if not any(chances):
-            break
-        index = generator.choices(range(len(options)), chances)[0]
-        picked.append(options[index])
-        chances[index] = 0.0
-    return joint.join(picked)
 
 
 def _line_of(name: str, generator: random.Random, folders: Sequence[Path]) -> str:
