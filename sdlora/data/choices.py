@@ -72,6 +72,11 @@ class Choice:
         return self.joint.join(picked)
 
 
+def has_choice(text: str) -> bool:
+    """Whether there is a choice in it."""
+    return any(parse_choice(match[1]) for match in BRACES.finditer(text))
+
+
 def parse_choice(inside: str) -> Choice | None:
     """The choice that stands between braces; None for anything else, which is text."""
     low = high = 1

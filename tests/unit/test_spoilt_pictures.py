@@ -111,3 +111,17 @@ def test_tag_settings_that_no_caption_follows_are_said(tmp_path: Path, settings:
     assert any(words in text for text in said(tmp_path, "note", *clear, *settings))
     (tmp_path / "a.txt").write_text(", ".join(["red", "hat", "sun", "nope", *map(str, range(60))]), encoding="utf-8")
     assert not any(words in text for text in said(tmp_path, "note", *clear, *settings))
+
+
+def test_what_only_prompts_would_settle_in_a_caption_is_told(tmp_path: Path) -> None:
+    for name, text in {
+        "a": "a {red|green} hat",
+        "b": "a {2$$x|y} hat",
+        "c": "{1} __init__ed",
+        "d": "a __colour__ hat",
+    }.items():
+        save(tmp_path / f"{name}.png").with_suffix(".txt").write_text(text, encoding="utf-8")
+    choices = "2 captions with a choice such as {red|green}, trained as it stands: a.png, b.png"
+    wildcards = "1 caption with a wildcard such as __colour__, trained as it stands: d.png"
+    for settings, told in ((), [choices, wildcards]), (("captions.wildcards=true",), [wildcards]):
+        assert [text.split(". ")[0] for text in said(tmp_path, "note", *settings) if "as it stands" in text] == told

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sdlora.config.train import TrainConfig
 from sdlora.config.without_effect import is_written
 from sdlora.data.captions import all_tags, loose_tags, protected_tags
+from sdlora.data.choices import has_choice
 from sdlora.data.images import ImageRecord
 from sdlora.training.inputs.images import RunImages
 from sdlora.words import count, first_few
@@ -15,6 +17,7 @@ from sdlora.words import count, first_few
 _ENLARGED = 4.0
 """Beyond this an image is all blur; the check of a dataset tells of less."""
 _LEAST_KEPT = 1 / 3
+_WILDCARD_FILE = re.compile(r"(?<!\w)__[A-Za-z][\w/*-]*?__(?!\w)")
 
 
 def spoilt_pictures(images: RunImages) -> Iterator[str]:
@@ -43,10 +46,26 @@ def idle_settings(config: TrainConfig, images: RunImages) -> Iterator[str]:
             f"images.repeats={config.images.repeats} has no effect: the folders' names (10_name) or images.folders "
             "give the repeats of every image"
         )
+    yield from _prompts_grammar(records)
     # With wildcards a caption differs each time, and so do its tags.
     if not config.captions.wildcards:
         yield from _idle_order(records)
         yield from _idle_protection(config, records)
+
+
+def _prompts_grammar(records: list[ImageRecord]) -> Iterator[str]:
+    """Captions with what prompts settle and these settings, or training, leave as text."""
+
+    def having(found: Callable[[str], bool], wildcards: bool | None = None) -> list[str]:
+        asked = [one for one in records if wildcards in (None, one.captions.wildcards)]
+        return [one.path.name for one in asked if any(found(text) for text in _texts(one))]
+
+    if choices := having(has_choice, wildcards=False):
+        words = f"{count(len(choices), 'caption')} with a choice such as {{red|green}}, trained as it stands"
+        yield f"{words}: {first_few(choices)}. captions.wildcards=true settles one each time"
+    if files := having(lambda text: _WILDCARD_FILE.search(text) is not None):
+        words = f"{count(len(files), 'caption')} with a wildcard such as __colour__, trained as it stands"
+        yield f"{words}: {first_few(files)}. Files of wildcards are read in prompts only"
 
 
 def _idle_order(records: list[ImageRecord]) -> Iterator[str]:
