@@ -388,7 +388,10 @@ def _mention_unfinished(config: TrainConfig) -> None:
         if state.status not in ("stopped", "failed", "crashed") or not state.step:
             continue
         with suppress(ConfigError):  # a damaged one is no candidate
-            if run.config() == wanted:
+            begun = run.config()
+            if wanted.previews.from_captions and not wanted.previews.prompts:  # it has taken them by now
+                begun = begun.model_copy(update={"previews": begun.previews.model_copy(update={"prompts": ()})})
+            if begun == wanted:
                 where = f"{_shown(run.folder)} is the same run, {state.status} at step {state.step}"
                 command = as_typed("sdlora", "resume", _shown(run.folder))
                 console.print(f"{where}: {command} goes on with it. This one begins anew beside it.", markup=False)

@@ -42,7 +42,7 @@ _NOTES = {
     "optimization.batch_size": "an epoch has other batches, so the count of epochs jumps",
     "optimization.accumulation": "a step is made of another number of batches from here on",
     "validation.folder": "validation is measured on other images, so its curve breaks",
-    "validation.fraction": "other images are held out, some trained on before: validation flatters from here on",
+    "validation.fraction": "images that are held out now and were trained on before let validation flatter",
     "validation.timesteps": "validation is measured otherwise, so its curve breaks",
 }
 """What a change means beyond itself."""

@@ -10,6 +10,13 @@ from sdlora.data.images import ImageRecord
 from sdlora.models.prompts import literal
 
 
+def without_taken(config: TrainConfig) -> TrainConfig:
+    """The configuration without the wish for captions as prompts, where there are some: a run has taken them already."""
+    if not (config.previews.prompts and config.previews.from_captions):
+        return config
+    return config.model_copy(update={"previews": config.previews.model_copy(update={"from_captions": 0})})
+
+
 def with_captions(config: TrainConfig, records: Sequence[ImageRecord]) -> TrainConfig:
     """The configuration with training captions as prompts, where it has none of its own and asks for some.
 

@@ -17,6 +17,7 @@ from sdlora.models.host import tune_malloc
 from sdlora.training.inputs.examples import BatchSource
 from sdlora.training.inputs.images import RunImages
 from sdlora.training.inputs.latents import LatentSource
+from sdlora.training.inputs.preview_prompts import without_taken
 from sdlora.training.inputs.texts import TextSource
 from sdlora.training.loss.loss_function import LossFunction
 from sdlora.training.optimization.precision import PrecisionContext
@@ -44,7 +45,7 @@ def prepare(config: TrainConfig, images: RunImages, events: EventStream, workers
     """Load the base model, attach the adapter, encode what can be encoded beforehand."""
     if config.optimization.threads:
         torch.set_num_threads(config.optimization.threads)
-    for label, text in remarks(config, images):
+    for label, text in remarks(without_taken(config), images):
         if label == "warning":
             events.warn(text)
         else:

@@ -122,6 +122,7 @@ class Running:
             )
         )
         self._recall_best()
+        self._forget_other_best()
         outcome: Outcome = "stopped"
         if self._ready_to_train():
             try:
@@ -165,6 +166,22 @@ class Running:
             progress.best_step = noted  # state of an older version
         elif progress.best_step != noted and self.workers.is_main:
             checkpoints.name_best(self.folder, progress.best_step, progress.best_relative_loss)
+
+    def _forget_other_best(self) -> None:
+        """Choose the best step anew where validation measures something else than before the run was gone on with."""
+        progress, validation = self.trainer.progress, self.prepared.validation
+        identity = "" if validation is None else validation.identity
+        # A state of an older version doesn't say what was measured.
+        if progress.measured == identity or (not progress.measured and progress.best_step is None):
+            return
+        if progress.best_step is not None and (progress.measured or validation is None):
+            why = "nothing is held out any more" if validation is None else "validation measures otherwise than before"
+            self.events.notice(f"{why}: step {progress.best_step} is not the best any more")
+            progress.best_relative_loss, progress.best_step = math.inf, None
+            if self.workers.is_main:
+                checkpoints.name_best(self.folder, None, math.inf)
+        if progress.measured:
+            progress.base_loss = math.nan
 
     def _ready_to_train(self) -> bool:
         """Evaluate the base model, or do what the stop that this run goes on from left undone.
@@ -258,9 +275,9 @@ class Running:
         validation, progress = self.prepared.validation, self.trainer.progress
         if validation is None:
             return False
-        progress.validated_step = progress.step
+        progress.validated_step, progress.measured = progress.step, validation.identity
         # The base never changes: measured once and carried on by the checkpoints.
-        if progress.step == 0:
+        if math.isnan(progress.base_loss):
             progress.base_loss = validation.base_loss()
         if progress.step == 0 and self.config.adapter.start_from is None:
             loss = progress.base_loss  # a new adapter changes nothing until its first step

@@ -54,7 +54,9 @@ class TrainerProgress:
     best_step: int | None = None
     """Step of that loss."""
     base_loss: float = math.nan
-    """The base model's own validation loss, measured once."""
+    """The base model's own validation loss, measured once for the images that are held out."""
+    measured: str = ""
+    """What validation measured last, see `Validation.identity`; empty before the first time."""
     validated_step: int = -1
     """Step of the last validation."""
 

@@ -5,13 +5,17 @@ Shapes: B batch, C latent channels, H and W latent height and width.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from sdlora.adapters.live.attach import Adapter
+from sdlora.config.optimization import SCHEDULE_FREE
 from sdlora.config.train import TrainConfig
 from sdlora.data.batches import derive_seed, sample_generator, sample_random
 from sdlora.data.buckets import BucketedImage
@@ -40,6 +44,17 @@ class Validation:
     def caption(self, placed: BucketedImage) -> str:
         """The caption of a held-out image: with trigger, nothing dropped, shuffled or picked by chance."""
         return placed.record.plain_caption()
+
+    @cached_property
+    def identity(self) -> str:
+        """Changes with all that makes losses of before and after a change of settings mean different things."""
+        optimization = self.config.optimization
+        images = [
+            (item.record.content_hash, item.resolution, self.caption(item), str(item.placement)) for item in self.placed
+        ]
+        weights = bool(optimization.ema), optimization.optimizer in SCHEDULE_FREE
+        told = [sorted(images), self.config.validation.timesteps, self.config.seed, weights]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     def base_loss(self) -> float:
         """The mean loss of the base model without the adapter."""
