@@ -115,6 +115,10 @@ def pictures(folder: Path, *names: str) -> None:
         Image.new("RGB", (96, 96), "teal").save(folder / f"{name}.png")
 
 
+NOTHING_TYPED = ("", "", {}, "1")
+"""What an empty editor hands in."""
+
+
 @pytest.fixture
 def datasets(tmp_path: Path) -> Any:
     """The tab over two datasets, whose parts show nothing."""
@@ -125,7 +129,7 @@ def datasets(tmp_path: Path) -> Any:
     tab: Any = object.__new__(DatasetTab)
     tab.datasets = tmp_path / "datasets"
     tab.context = SimpleNamespace(state=SimpleNamespace(set=lambda *_: None))
-    silent = SimpleNamespace(opened=lambda *_: {})
+    silent = SimpleNamespace(opened=lambda *_: {}, editor=SimpleNamespace(keep=lambda typed: None))
     tab.browser = tab.bulk = tab.work = silent
     for name in ("chosen", "opened", "received", "empty", "below", "delete", "rename", "train", "upload"):
         setattr(tab, name, name)
@@ -135,15 +139,15 @@ def datasets(tmp_path: Path) -> Any:
 def test_pictures_for_a_dataset_that_is_gone_come_into_no_other_one(datasets: Any, tmp_path: Path) -> None:
     pictures(tmp_path, "new")
     with pytest.raises(DataError, match="There is no dataset called 'foxes' any more, so nothing was added"):
-        datasets._receive("foxes", [str(tmp_path / "new.png")])
+        datasets._receive(*NOTHING_TYPED, "foxes", [str(tmp_path / "new.png")])
     assert [len(list(folder.iterdir())) for folder in sorted(datasets.datasets.iterdir())] == [1, 2]
-    datasets._receive(None, [str(tmp_path / "new.png")])  # a page that shows none
+    datasets._receive(*NOTHING_TYPED, None, [str(tmp_path / "new.png")])  # a page that shows none
     assert len(list((datasets.datasets / "my images").glob("*.png"))) == 1
 
 
 def test_a_dataset_that_is_gone_is_named_where_another_one_is_shown_for_it(datasets: Any) -> None:
     event: Any = SimpleNamespace(pressed={"name": "<foxes>"})
-    answer = datasets._go(event)
+    answer = datasets._go(event, *NOTHING_TYPED)
     assert answer["opened"] == "cats"
     assert answer["received"] == "There is no dataset called &#x27;&lt;foxes&gt;&#x27; any more."
     assert datasets._choose("dogs")["received"] == ""
@@ -182,12 +186,12 @@ def test_after_an_undo_nothing_is_said_of_the_mask_that_was_taken_back(tmp_path:
     panel.context = SimpleNamespace(workspace=SimpleNamespace(thumbnails=tmp_path / "thumbnails"))
     for name in ("canvas", "painted", "said"):
         setattr(panel, name, name)
-    open_on_a = panel._changed("cats", "a.png", {"layers": [Image.new("RGBA", (8, 8))]})
-    assert (open_on_a["said"], open_on_a["painted"]) == ("", "a.png")
+    open_on_a = panel._changed("cats/a.png", {"layers": [Image.new("RGBA", (8, 8))]})
+    assert (open_on_a["said"], open_on_a["painted"]) == ("", "cats/a.png")
     assert open_on_a["canvas"]["value"]["layers"] == []
-    assert panel._changed("cats", "", None) == {"said": ""}
+    assert panel._changed("", None) == {"said": ""}
     paint = Image.new("RGBA", (8, 8), "red")
-    assert panel._changed("cats", "a.png", {"layers": [paint]}) == {"said": ""}  # not saved yet: it stays
+    assert panel._changed("cats/a.png", {"layers": [paint]}) == {"said": ""}  # not saved yet: it stays
 
 
 # ---- images, exports, trash

@@ -28,6 +28,18 @@ window.sdlora = {
   }),
 };
 
+// Has an image's tile say what the words about its caption do, where that was just saved.
+window.sdlora.saved = (words) => {
+  const saved = words.querySelector('[data-of]');
+  if (!saved) return;
+  for (const tile of document.querySelectorAll('#dataset-gallery [data-tile]')) {
+    if (tile.dataset.tile !== saved.dataset.of) continue;
+    const line = tile.querySelector('.small') ?? tile.appendChild(document.createElement('span'));
+    line.className = saved.dataset.wrong === 'true' ? 'small bad' : 'small';
+    line.textContent = saved.dataset.line;
+  }
+};
+
 // Hands the data of a pressed button to its component's select handler, as event.pressed.
 window.sdlora.presses = (element, trigger) => {
   element.addEventListener('click', (event) => {
