@@ -29,6 +29,7 @@ class Sent:
     values: list[Any]
     event: Any
     told: Any = None
+    is_failed: bool = False
 
     def arrive(self) -> Sent:
         """The server's part."""
@@ -37,6 +38,7 @@ class Sent:
             self.told = self.function.fn(*values)
         except gr.Error as error:
             self.window.said.append(str(error.message))
+            self.is_failed = True
         return self
 
     def answer(self) -> None:
@@ -47,7 +49,7 @@ class Sent:
             if not isinstance(told, dict) or "__type__" in told:
                 told = dict(zip(outputs, told if len(outputs) > 1 else [told], strict=True)) if outputs else {}
             self.window.show(told)
-        for function in self.window.page.fns.values():
+        for function in self.window.page.fns.values() if not self.is_failed else ():  # nothing follows what failed
             if function.trigger_after == self.function._id and function.fn is not None:
                 self.window.send_by(function, self.event).arrive().answer()
 

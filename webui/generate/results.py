@@ -15,7 +15,7 @@ from sdlora.generation.restore.history import HistoryImage, write_zip
 from sdlora.generation.restore.image_files import read_image_text
 from sdlora.generation.restore.repeat import restore_image
 from sdlora.launch.images import ImageRequest
-from sdlora.library.rows import from_used
+from sdlora.library.rows import from_used, only_taggable
 from sdlora.trash import Deleted, move_to_trash, put_back
 from sdlora.words import count
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, handler
@@ -241,8 +241,9 @@ class ResultsPanel:
         told = restore_image(path, services.adapter_folders, services.models(), with_seed=with_seed)
         everything = generating.form.show(told.config)
         updates = generating.show({name: everything[name] for name in told.names if name in everything})
-        updates |= generating.use_rows(from_used(told.adapters))
-        updates[self.notes] = notes(told.notes, "Not taken over from the picture") or notes(
+        rows, others = only_taggable(from_used(told.adapters), services.adapters)
+        updates |= generating.use_rows(rows)
+        updates[self.notes] = notes([*told.notes, *others], "Not taken over from the picture") or notes(
             ["Everything was taken over."], path.name
         )
         return updates | generating.start.use(told.start_image)

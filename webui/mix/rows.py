@@ -14,7 +14,7 @@ import gradio as gr
 
 from sdlora.errors import AdapterError, ConfigError
 from sdlora.library import rows as rows_of
-from sdlora.library.rows import BLOCK_PRESETS, Rows, to_tags
+from sdlora.library.rows import BLOCK_PRESETS, Rows, has_tag, to_tags
 from webui.context import EACH_COUNTS, QUEUED, QUICK, Context, handler
 from webui.layout import html
 from webui.mix import view
@@ -156,7 +156,8 @@ class RowsPanel:
         return {self.tags: to_tags(rows, self.services.adapters), self.revision: revision}
 
     def _html(self, tab: str, rows: Rows, refused: Refused | None) -> str:
-        found = [(row, self.services.adapters.by_path(row.file)) for row in rows]
+        library = self.services.adapters
+        found = [(row, library.by_path(row.file), row.enabled and not has_tag(row, library)) for row in rows]
         return view.rows(found, tab, refused, tuple(BLOCK_PRESETS), SWEEP)
 
 
