@@ -16,7 +16,7 @@ from sdlora.words import count
 from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
 from webui.datasets import view
 from webui.datasets.editor import Editor
-from webui.datasets.typed import NUMBERED, Typed
+from webui.datasets.typed import NUMBERED, Typed, place_of
 from webui.layout import hidden_text, problems_html, small_button, tiles_html
 from webui.paging import page_of
 from webui.pieces import Tile, tiles
@@ -231,7 +231,7 @@ class Browser:
     def _undo(self, name: str, undoes: str, *around: Any) -> dict[Any, Any]:
         folder = self._folder(name)
         change = history.last_change(folder)
-        if change is None or change.batch != undoes:  # another window was at work here
+        if change is None or place_of(folder, change.batch) != undoes:  # another window was at work here
             words = "This dataset was changed elsewhere meanwhile: look at what Undo would take back, then press again."
             return {**self.refreshed(folder, *around), self.problems: panel([words])}
         gr.Info(f"Taken back: {count(history.undo_last(folder), 'file')}.")
@@ -297,7 +297,7 @@ class Browser:
             self.column: gr.Column(visible=bool(items)),
             self.summary: view.summary(items, len(counts)),
             self.undo: gr.Button(change.words if change else "Nothing to undo", interactive=change is not None),
-            self.undoes: change.batch if change else "",
+            self.undoes: place_of(folder, change.batch) if folder and change else "",
             self.tags: gr.CheckboxGroup(choices=choices, value=[tag for tag in chosen_tags if tag in offered]),
             self.tags_box: gr.Accordion(f"Tags ({len(counts)})"),
         }

@@ -267,7 +267,8 @@ class DatasetTab:
     def _delete(self, name: str) -> dict[Any, Any]:
         folder = folders.folder_of(self.datasets, name)
         self._refuse_while_used(folder)
-        move_to_trash([folder], self.context.workspace.trash)
+        if not move_to_trash([folder], self.context.workspace.trash):  # deleted elsewhere just now
+            raise DataError(f"{folders.gone(name)}.")
         gr.Info(f"{name} is in the trash folder now.")
         return self._choose(None)
 
