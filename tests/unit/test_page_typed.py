@@ -157,6 +157,19 @@ def test_of_two_texts_that_overtake_each_other_the_one_typed_later_stays(dataset
     assert page["dataset-editing"] == "one/b.png"
 
 
+def test_a_text_that_comes_after_its_image_was_read_anew_is_left_out(datasets: Path, window: Any) -> None:
+    page, other = window(), window()
+    other.type("dataset-caption", "theirs")
+    page["dataset-caption"] = "mi"
+    (late,) = page.send("dataset-caption", "input")
+    page.type("dataset-caption", "mine")
+    page.do("dataset-tokens", "select", act="mine")
+    late.arrive().answer()
+    assert "changed elsewhere" not in page["dataset-tokens"]
+    page.type("dataset-caption", "mine too")
+    assert caption(datasets, "one/a.png") == "mine too"
+
+
 def test_a_press_on_its_way_reaches_no_image_of_another_dataset(datasets: Path, window: Any) -> None:
     page = window()
     press(page, "b.png")
@@ -288,6 +301,14 @@ def test_a_caption_that_is_asked_about_stays_in_its_box(datasets: Path, asked: A
     assert caption(datasets, "one/a.png") == "mine, long"
     asked.type("dataset-chosen", "two")
     assert asked["dataset-editing"] == "two/a.png"
+
+
+def test_of_two_presses_that_overtake_each_other_none_leaves(datasets: Path, asked: Any) -> None:
+    asked["dataset-chosen"] = "two"
+    (first, *_), (second, *_) = (asked.send("dataset-chosen", "input") for _ in range(2))  # as a list of Gradio's does
+    second.arrive().answer()
+    first.arrive().answer()
+    assert (asked["dataset-editing"], asked["dataset-caption"]) == ("one/a.png", "mine, long")
 
 
 def test_a_filter_writes_what_was_typed_last_before_it_turns_to_another_image(datasets: Path, window: Any) -> None:

@@ -156,10 +156,10 @@ class Editor:
         """Write the caption; where somebody else has changed it, return their text instead."""
         # One at a time: the next save, a key later, must know this text as this page's own.
         with self._saving:
-            if typed.is_overtaken:
-                return None
             folder = self._folder(typed.dataset)
             image = folder / typed.image
+            if typed.is_overtaken:
+                return listing.caption_of(image, folder) if typed.last.is_refused else None
             theirs = listing.save_caption(image, folder, typed.caption, {typed.last.caption})
             if theirs is None:
                 typed.wrote(typed.caption)
@@ -206,8 +206,8 @@ class Editor:
             listing.write_caption(image, caption)
         else:
             caption = listing.caption_of(image, folder)
-        typed.own.pop(typed.place, None)
         read = self._read(typed.place, caption)
+        Typed.of(read, caption, typed.own, str(typed.number)).wrote(caption)
         return {self.caption: caption, self.tokens: self._saved(folder, typed.image, caption), self.loaded: read}
 
     def _saved(self, folder: Path, image: str, caption: str) -> str:

@@ -73,7 +73,9 @@ class Typed:
     @property
     def is_overtaken(self) -> bool:
         """Whether what was typed later has come before."""
-        return 0 < self.number < self.last.number
+        written = self.own.get(self.place)
+        is_read_since = written is not None and written.reading > self.read.reading
+        return is_read_since or 0 < self.number < self.last.number
 
     def wrote(self, caption: str, *, is_refused: bool = False) -> None:
         """Note what is on the disk by this page's doing."""
