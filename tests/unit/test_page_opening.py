@@ -156,3 +156,17 @@ def test_whatever_fails_as_a_page_opens_is_told_and_the_rest_is_there(
     assert page.said == []  # which would mean that nothing follows
     assert "<the disk> hums" in page["load-problem"]
     assert page["generate-prompt"] == "a fox"
+
+
+def test_a_press_in_a_row_that_is_another_adapters_by_now_does_nothing(root: Path, opened: Callable[..., Any]) -> None:
+    random_adapter(root / "adapters" / "wash.safetensors", 3)
+    page = opened(mix__rows=[asdict(row(root, "wash"))])
+    gone = {"row": "1", "file": row(root, "ink").file}  # the first row, until another window took it out
+    page.do("mix-rows", "select", **gone, act="remove")
+    page.do("mix-rows", "select", **gone, set="weight", value="0.2", window="w", number=1)
+    assert page.said == ["This adapter is not in use any more."] * 2
+    page.do("mix-rows", "sweep", **gone, span="0:1:0.5")
+    assert "this adapter is not in use any more" in page["mix-problems"]
+    assert page["mix-tags"] == "<lora:wash:1>"
+    page.do("mix-rows", "select", row="1", file=row(root, "wash").file, act="remove")
+    assert remembered(root) == []
