@@ -21,7 +21,7 @@ from sdlora.serving import connections
 from sdlora.serving.foreign import known_hosts
 from webui import api, theme
 from webui.calls import ArgumentCount
-from webui.context import LAST_COUNTS, QUICK, Context, handler
+from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, handler, loading
 from webui.datasets import tab as datasets
 from webui.generate import tab as generate
 from webui.gradio_quirks import (
@@ -34,6 +34,7 @@ from webui.gradio_quirks import (
     take_uploads_only,
 )
 from webui.home import tab as home
+from webui.layout import hidden_text
 from webui.mix import tab as mix
 from webui.runs import tab as runs
 from webui.runs.view import StatusLine
@@ -56,6 +57,8 @@ TABS = (
 )
 FIRST_TAB = "dataset"
 """What a first visit begins with; where a browser has been before, its visits begin at home."""
+log = logging.getLogger("webui")
+
 # None is a value that a field can be left with, so "never set" needs a value of its own.
 _NEVER_SET = object()
 
@@ -201,23 +204,32 @@ def _wire_memory(page: gr.Blocks, context: Context) -> None:
     """Write remembered fields when a person changes them (not when a handler does); fill them when a page opens."""
 
     numbers = empty_numbers(page)
+    with gr.Column(elem_classes="off-page"):
+        problem = hidden_text("load-problem", "What went wrong as the page opened")
 
     def restore() -> dict[Any, Any]:
         updates: dict[Any, Any] = {**numbers}
         for name, component in context.remembered.items():
             value = context.state.get(name, _NEVER_SET)
             if value is not _NEVER_SET:
-                show = context.shown_as.get(name)
-                updates[component] = show(value) if show else value
+                try:
+                    if (show := context.shown_as.get(name)) is None:
+                        component.postprocess(value)
+                    updates[component] = show(value) if show else value
+                except Exception:  # one that another version kept, or a person wrote: the others are shown all the same
+                    log.exception("%s is not shown as it was kept", name)
         return updates
 
     shown = dict.fromkeys([*numbers, *context.remembered.values()])
-    filled = page.load(handler(restore), None, list(shown), **QUICK)
+    filled = page.load(loading(restore, list(shown), problem), None, [*shown, problem], **QUICK)
     ready = READY % (len(context.on_load) + 1)
     filled.then(None, None, None, js=ready, api_visibility="private")
     for function, inputs, outputs, script in context.on_load:
-        loaded = filled.then(handler(function) if function else None, inputs, outputs, js=script, **QUICK)
+        act = loading(function, outputs, problem) if function else None
+        told = [*outputs, problem] if function else outputs
+        loaded = filled.then(act, inputs, told, js=script, **QUICK)
         loaded.then(None, None, None, js=ready, api_visibility="private")
+    problem.change(None, problem, None, js="(words) => { window.sdlora.say(words); return []; }", **PRIVATE)
     for name, component in context.remembered.items():
 
         def write(value: Any, name: str = name) -> None:

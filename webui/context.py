@@ -117,6 +117,26 @@ def handler(function: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
+def loading(function: Callable[..., Any], outputs: Sequence[Any], problem: gr.Textbox) -> Callable[..., Any]:
+    """Wrap a handler of a page that opens for its outputs and, as one more at the end, `problem`.
+
+    What goes wrong is told there: nothing follows a handler that failed, and the page would never be ready.
+    """
+    act = handler(function)
+
+    @functools.wraps(function)
+    def loaded(*arguments: Any) -> Any:
+        try:
+            told = act(*arguments)
+        except gr.Error as error:
+            return {problem: html.unescape(error.message.replace("<br>", "\n"))}
+        if isinstance(told, dict) and "__type__" not in told:
+            return {problem: gr.skip(), **told}
+        return (told, gr.skip()) if len(outputs) == 1 else (*told, gr.skip())
+
+    return loaded
+
+
 def confirm(question: str) -> str:
     """JavaScript for an event's `js`: asks first; dismissed, the handler is not called.
 

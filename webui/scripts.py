@@ -61,20 +61,21 @@ MARKS = """watch('value', () => {
 });"""
 """For the words about the image in the editor: marks its tile, and shows the editor where a press asked for it."""
 
-SAVED = (
-    PRESSES
-    + """watch('value', () => {
-  const saved = element.querySelector('[data-of]');
-  if (!saved) return;
-  for (const tile of document.querySelectorAll('#dataset-gallery [data-tile]')) {
-    if (tile.dataset.tile !== saved.dataset.of) continue;
-    const line = tile.querySelector('.small') ?? tile.appendChild(document.createElement('span'));
-    line.className = saved.dataset.wrong === 'true' ? 'small bad' : 'small';
-    line.textContent = saved.dataset.line;
-  }
-});"""
-)
+SAVED = PRESSES + "watch('value', () => window.sdlora.saved(element));"
 """For the words about a caption: where it was just saved, its image's tile says so, too."""
+
+WRITTEN = """(text, editing) => {
+  const nothing = {__type__: 'update'}, {of, tokens, summary} = JSON.parse(text || '{}');
+  const datasetOf = (place) => (place ?? '').split('/')[0];
+  if (!of || datasetOf(of) !== datasetOf(editing)) return [nothing, nothing];
+  if (of === editing) return [tokens ?? nothing, summary ?? nothing];
+  const told = document.createElement('div');
+  told.innerHTML = tokens ?? '';
+  window.sdlora.saved(told);
+  return [nothing, summary ?? nothing];
+}"""
+"""Puts what is told of a caption that was written below its box, or at its tile alone where the page has turned to
+another image meanwhile; nowhere where it shows another dataset."""
 
 ASKED = "{asked: window.sdlora.%s(), pressed: window.sdlora.pressed}"
 """For `gradio_quirks.collect`: the number of the newest event that fills the form (`ask` begins one, `asked` tells it),

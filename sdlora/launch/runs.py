@@ -206,8 +206,10 @@ class RunHandle:
         if state.is_active:
             raise RunError(f"{self.name} is {state.status}: stop it before you delete it.")
         self._leave_queue()
-        (deleted,) = move_to_trash([self.folder], trash or self.folder.parent / TRASH)
-        return deleted.trashed
+        deleted = move_to_trash([self.folder], trash or self.folder.parent / TRASH)
+        if not deleted:  # elsewhere just now
+            raise RunError(f"The run {self.name} is not there any more.")
+        return deleted[0].trashed
 
     def adapter_files(self) -> list[RunAdapterFile]:
         """All adapter files of the run, those of checkpoints by step, the finished one last."""

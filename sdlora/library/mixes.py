@@ -15,7 +15,7 @@ from sdlora.config.mix import MixConfig, MixedAdapter, parse_adapter
 from sdlora.config.train import LONGEST_NAME_BYTES, is_device_name
 from sdlora.disk import changed_at, is_file
 from sdlora.errors import ConfigError
-from sdlora.library.rows import Rows, from_used, used
+from sdlora.library.rows import Rows, from_used, only_taggable, used
 from sdlora.library.scan import Scan
 
 _SUFFIX = ".yaml"
@@ -77,9 +77,10 @@ def save_mix(rows: Rows, name: str, folder: Path) -> Path:
 
 
 def load_mix(name: str, folder: Path, library: Scan) -> tuple[Rows, list[str]]:
-    """The rows of a saved mix, and sentences on adapters that are gone. One that moved is found by its name.
+    """The rows of a saved mix, and sentences on adapters that are gone or have a name that no tag can hold.
 
-    Raises ConfigError when there is no such mix, when its file is damaged, or when none of its adapters is there.
+    One that moved is found by its name. Raises ConfigError when there is no such mix, when its file is damaged, or when
+    none of its adapters is there.
     """
     if name not in list_mixes(folder):
         raise ConfigError("saved mixes", [f"there is none called '{name}'"])
@@ -96,9 +97,11 @@ def load_mix(name: str, folder: Path, library: Scan) -> tuple[Rows, list[str]]:
             notes += [f"{adapter.file} is gone, and {problem}" for problem in error.problems]
         else:
             adapters.append(adapter.model_copy(update={"file": str(entry.path)}))
-    if not adapters:
+    rows, others = only_taggable(from_used(adapters), library)
+    notes += others
+    if not rows:
         raise ConfigError(path.name, [*notes, "none of its adapters is there, so the rows stay as they are"])
-    return from_used(adapters), notes
+    return rows, notes
 
 
 def _is_there(file: str) -> bool:

@@ -159,12 +159,17 @@ def take_tags(config: GenerateConfig, find: Callable[[str], Path] | None = None)
     return config.model_copy(update={"prompt": prompt, "adapters": (*config.adapters, *adapters)})
 
 
+def can_be_tagged(name: str) -> bool:
+    """Whether the grammar has a place for an adapter's name."""
+    return bool(name.strip()) and not any(letter in name for letter in _FORBIDDEN_IN_NAMES)
+
+
 def write_tag(name: str, text_encoder: float = 1.0, unet: float | None = None) -> str:
     """The tag as it stands in a prompt; unet is as strong as the text encoder unless given.
 
     Raises ConfigError for a name that the grammar has no place for.
     """
-    if not name.strip() or any(letter in name for letter in _FORBIDDEN_IN_NAMES):
+    if not can_be_tagged(name):
         raise ConfigError(
             f"adapter '{name}'", ["a name in a prompt can't be empty or hold any of : < > =; rename the file"]
         )

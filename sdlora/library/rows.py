@@ -15,11 +15,14 @@ from sdlora.config.base_model import FamilyName
 from sdlora.config.generate import UsedAdapter
 from sdlora.config.mix import MixedAdapter
 from sdlora.errors import AdapterError, ConfigError
-from sdlora.library.prompt_tags import split_prompt, write_tag
+from sdlora.library.prompt_tags import can_be_tagged, split_prompt, write_tag
 from sdlora.library.scan import LibraryEntry, Scan
 
 BLOCK_PRESETS = NAMED_WEIGHTS
 """Names that block weights may be given by."""
+
+
+UNTAGGABLE = "a name in a prompt can't be empty or hold any of : < > =; rename the file"
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,14 @@ Rows = tuple[Row, ...]
 
 
 def add(rows: Rows, entry: LibraryEntry) -> Rows:
-    """With a row for the adapter at its preferred weight. Raises AdapterError when it is there already."""
+    """With a row for the adapter at its preferred weight.
+
+    Raises AdapterError when it is there already, or has a name that the text has no place for.
+    """
     if any(Path(row.file) == entry.path for row in rows):
         raise AdapterError(f"{entry.name} is in the list already; change its weight there")
+    if not can_be_tagged(entry.tag):
+        raise AdapterError(f"{entry.tag}: {UNTAGGABLE}")
     weight = entry.about.preferred_weight
     return (*rows, Row(_next_id(rows), str(entry.path), weight=1.0 if weight is None else weight))
 
@@ -124,6 +132,12 @@ def from_used(adapters: Sequence[MixedAdapter], before: Rows = ()) -> Rows:
     return rows
 
 
+def only_taggable(rows: Rows, library: Scan) -> tuple[Rows, list[str]]:
+    """The rows that the text has a place for, and sentences on the others."""
+    others = [row for row in rows if not has_tag(row, library)]
+    return tuple(row for row in rows if row not in others), [f"{row.name}: {UNTAGGABLE}" for row in others]
+
+
 def used(rows: Rows) -> tuple[UsedAdapter, ...]:
     """The enabled rows as settings. Raises ConfigError listing everything that is wrong with them."""
     found, problems = [], []
@@ -164,19 +178,29 @@ def check_family(rows: Rows, library: Scan, base: tuple[str, FamilyName] | None 
 
 
 def to_tags(rows: Rows, library: Scan) -> str:
-    """The enabled rows as `<lora:name:te:unet>` tags; blocks, start and end have no place in them."""
+    """The enabled rows as `<lora:name:te:unet>` tags; blocks, start and end have no place in them.
+
+    Rows without a place in the text (see `has_tag`) are left out.
+    """
     tags = []
     for row in rows:
-        if row.enabled:
+        if row.enabled and has_tag(row, library):
             text_encoder = row.weight if row.text_encoder is None else row.text_encoder
             tags.append(write_tag(_tag_name(row, library), text_encoder, row.weight))
     return " ".join(tags)
 
 
+def has_tag(row: Row, library: Scan) -> bool:
+    """Whether the text has a place for a row: not where its file was given such a name since, or an older version
+    took it."""
+    return can_be_tagged(_tag_name(row, library))
+
+
 def apply_tags(rows: Rows, text: str, library: Scan) -> Rows:
     """The rows as the tags want them: weights and order set, new adapters added, those without a tag switched off.
 
-    Raises ConfigError listing what can't be read, isn't in the library, or stands there twice.
+    Rows that can't have a tag stay as they are. Raises ConfigError listing what can't be read, isn't in the library, or
+    stands there twice.
     """
     rest, tags = split_prompt(text)
     problems = [f"'{rest}' is no <lora:name:weight>"] if rest.strip(" ,") else []
@@ -199,7 +223,10 @@ def apply_tags(rows: Rows, text: str, library: Scan) -> Rows:
         raise ConfigError("the tags", problems)
     in_order = iter(wanted.values())
     # Rows with a tag come in the tags' order, in the places that such rows had; the others keep theirs.
-    return tuple(next(in_order) if row.id in wanted else replace(row, enabled=False) for row in after)
+    return tuple(
+        next(in_order) if row.id in wanted else replace(row, enabled=row.enabled and not has_tag(row, library))
+        for row in after
+    )
 
 
 def _meant(name: str, rows: Sequence[Row], library: Scan) -> Row:
@@ -232,5 +259,17 @@ def rows_from_plain(values: Any) -> Rows:
     rows = []
     for value in values if isinstance(values, list) else []:
         if isinstance(value, dict) and set(value) <= names and {"id", "file"} <= set(value):
-            rows.append(Row(**value))
+            row = Row(**value)
+            if _fits(row):
+                rows.append(row)
     return tuple(rows)
+
+
+def _fits(row: Row) -> bool:
+    numbers = [row.weight, row.start, row.end, *([] if row.text_encoder is None else [row.text_encoder])]
+    return (
+        isinstance(row.id, int)
+        and isinstance(row.file, str)
+        and isinstance(row.blocks, str)
+        and all(isinstance(number, int | float) for number in numbers)
+    )

@@ -18,6 +18,7 @@ from sdlora.errors import AdapterError
 from sdlora.file_memory import FileMemory
 from sdlora.library.listing import SUFFIX, ListedFile, list_files
 from sdlora.library.names import resolve, unique_names
+from sdlora.library.prompt_tags import can_be_tagged
 
 # Goes up when more is read of a file, so that all are described anew.
 _FORMAT = 2
@@ -132,11 +133,14 @@ class Library:
 def add_file(source: Path, name: str, folder: Path) -> Path:
     """Copy an adapter file into the library; returns its place. The same file again is not copied twice.
 
-    name: its file name; taken names get -2, -3. Raises AdapterError: a pickle, damaged, no adapter.
+    name: its file name; taken names get -2, -3. Raises AdapterError: a pickle, damaged, no adapter, a name
+    that `<lora:...>` has no place for.
     """
     refuse_pickle(source)
     if Path(name).suffix.lower() != SUFFIX:
         raise AdapterError(f"{name} is no .safetensors file; adapters of other kinds are not read")
+    if not can_be_tagged(Path(name).stem):
+        raise AdapterError(f"{name}: a name in a prompt can't hold any of : < > =; rename the file")
     require_adapter(source)
     folder.mkdir(parents=True, exist_ok=True)
     for free in atomic.numbered(Path(name).stem):

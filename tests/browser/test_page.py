@@ -352,3 +352,65 @@ def test_a_dataset_is_checked_fixed_captioned_and_deleted_only_when_confirmed(
     page.click("#settings-empty-trash")
     wait_for_text(page, "#settings-trash", "0 deleted items")
     assert not list((server.root / "trash").iterdir())
+
+
+def test_what_is_typed_stays_with_its_dataset_and_is_not_left_without_a_question(
+    server: Any, page: Any, new_page: Callable[..., Any]
+) -> None:
+    for name in ("first", "second"):
+        folder = server.root / "datasets" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (64, 64), "teal").save(folder / "a.png")
+    caption = server.root / "datasets" / "first" / "a.txt"
+    page.goto(f"{server.url}/#dataset/first")
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    settle(page)
+
+    def choose(name: str) -> None:
+        page.click("#dataset-chosen input")
+        page.locator("[role=option]", has_text=name).click()
+
+    held: list[Any] = []  # a slow connection: the next keys come before the first is answered, then another dataset
+    is_slow = [True]
+    page.route("**/gradio_api/run/**", lambda route: held.append(route) if is_slow else route.continue_())
+    page.click("#dataset-caption textarea")
+    page.keyboard.type("k")
+    page.wait_for_timeout(200)
+    page.keyboard.type("eep these words")
+    choose("second")
+    page.wait_for_timeout(300)
+    is_slow.clear()
+    for route in held:
+        route.continue_()
+    wait_for_content(page, caption, "keep these words")
+    page.wait_for_function("document.querySelector('#dataset-editing :is(textarea, input)').value === 'second/a.png'")
+    settle(page)
+    assert "Saved" not in page.inner_text("#dataset-tokens")
+    assert not (server.root / "datasets" / "second" / "a.txt").exists()
+
+    choose("first")
+    wait_for_caption(page, "keep these words")
+    other = new_page(server, "/#dataset/first")
+    enter(other, "#dataset-caption textarea", "theirs")
+    wait_for_content(page, caption, "theirs")
+    enter(page, "#dataset-caption textarea", "mine")
+    page.wait_for_selector("#dataset-tokens:has-text('changed elsewhere')")
+    settle(page)
+    choose("second")
+    page.wait_for_selector("#dataset-name-problems:has-text('a.png has two captions')")
+    enter(page, "#dataset-find input", "a")
+    settle(page)
+    assert page.input_value("#dataset-caption textarea") == "mine"
+    asked: list[str] = []
+    page.once("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    page.evaluate("location.reload()")
+    page.wait_for_timeout(1000)
+    assert asked == ["beforeunload"]
+    page.click("#dataset-tokens [data-act=mine]")
+    wait_for_content(page, caption, "mine")
+    settle(page)
+    reload(page)
+    page.wait_for_selector("body[data-ready]")
+    wait_for_caption(page, "mine")
+    assert not page.complaints

@@ -408,7 +408,8 @@ def test_a_mask_is_painted_over_the_picture_and_paint_is_never_lost(alone: Calla
 
     def under_the_brush(name: str) -> None:
         page.wait_for_function(
-            "(name) => document.querySelector('#dataset-painted :is(textarea, input)')?.value === name", arg=name
+            "(place) => document.querySelector('#dataset-painted :is(textarea, input)')?.value === place",
+            arg=f"painted/{name}",
         )
         page.wait_for_selector("#dataset-mask-canvas canvas")
         page.wait_for_timeout(1500)  # the editor takes the picture a while after it is there

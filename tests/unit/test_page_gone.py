@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +117,10 @@ def pictures(folder: Path, *names: str) -> None:
         Image.new("RGB", (96, 96), "teal").save(folder / f"{name}.png")
 
 
+NOTHING_TYPED = ("", "", {}, "1")
+"""What an empty editor hands in."""
+
+
 @pytest.fixture
 def datasets(tmp_path: Path) -> Any:
     """The tab over two datasets, whose parts show nothing."""
@@ -124,8 +130,9 @@ def datasets(tmp_path: Path) -> Any:
     pictures(tmp_path / "datasets" / "dogs", "a", "b")
     tab: Any = object.__new__(DatasetTab)
     tab.datasets = tmp_path / "datasets"
-    tab.context = SimpleNamespace(state=SimpleNamespace(set=lambda *_: None))
-    silent = SimpleNamespace(opened=lambda *_: {})
+    workspace = SimpleNamespace(trash=tmp_path / "trash")
+    tab.context = SimpleNamespace(state=SimpleNamespace(set=lambda *_: None), workspace=workspace)
+    silent = SimpleNamespace(opened=lambda *_: {}, editor=SimpleNamespace(keep=lambda typed: None))
     tab.browser = tab.bulk = tab.work = silent
     for name in ("chosen", "opened", "received", "empty", "below", "delete", "rename", "train", "upload"):
         setattr(tab, name, name)
@@ -135,15 +142,15 @@ def datasets(tmp_path: Path) -> Any:
 def test_pictures_for_a_dataset_that_is_gone_come_into_no_other_one(datasets: Any, tmp_path: Path) -> None:
     pictures(tmp_path, "new")
     with pytest.raises(DataError, match="There is no dataset called 'foxes' any more, so nothing was added"):
-        datasets._receive("foxes", [str(tmp_path / "new.png")])
+        datasets._receive(*NOTHING_TYPED, "foxes", [str(tmp_path / "new.png")])
     assert [len(list(folder.iterdir())) for folder in sorted(datasets.datasets.iterdir())] == [1, 2]
-    datasets._receive(None, [str(tmp_path / "new.png")])  # a page that shows none
+    datasets._receive(*NOTHING_TYPED, None, [str(tmp_path / "new.png")])  # a page that shows none
     assert len(list((datasets.datasets / "my images").glob("*.png"))) == 1
 
 
 def test_a_dataset_that_is_gone_is_named_where_another_one_is_shown_for_it(datasets: Any) -> None:
     event: Any = SimpleNamespace(pressed={"name": "<foxes>"})
-    answer = datasets._go(event)
+    answer = datasets._go(event, *NOTHING_TYPED)
     assert answer["opened"] == "cats"
     assert answer["received"] == "There is no dataset called &#x27;&lt;foxes&gt;&#x27; any more."
     assert datasets._choose("dogs")["received"] == ""
@@ -163,12 +170,12 @@ def test_undo_takes_back_the_change_that_it_names_or_none(tmp_path: Path, popped
     change = history.last_change(folder)
     assert change is not None
     history.delete_image(folder, listing.read(folder)[0])  # in another window
-    assert "changed elsewhere" in browser._undo("cats", change.batch)["problems"]
+    assert "changed elsewhere" in browser._undo("cats", f"cats/{change.batch}")["problems"]
     assert [item.name for item in listing.read(folder)] == ["c.png"]
     newest = history.last_change(folder)
     assert newest is not None
     assert newest.batch != change.batch
-    assert "problems" not in browser._undo("cats", newest.batch)
+    assert "problems" not in browser._undo("cats", f"cats/{newest.batch}")
     assert [item.name for item in listing.read(folder)] == ["b.png", "c.png"]
     assert popped_up == ["Taken back: 1 file."]
 
@@ -182,15 +189,80 @@ def test_after_an_undo_nothing_is_said_of_the_mask_that_was_taken_back(tmp_path:
     panel.context = SimpleNamespace(workspace=SimpleNamespace(thumbnails=tmp_path / "thumbnails"))
     for name in ("canvas", "painted", "said"):
         setattr(panel, name, name)
-    open_on_a = panel._changed("cats", "a.png", {"layers": [Image.new("RGBA", (8, 8))]})
-    assert (open_on_a["said"], open_on_a["painted"]) == ("", "a.png")
+    open_on_a = panel._changed("cats/a.png", {"layers": [Image.new("RGBA", (8, 8))]})
+    assert (open_on_a["said"], open_on_a["painted"]) == ("", "cats/a.png")
     assert open_on_a["canvas"]["value"]["layers"] == []
-    assert panel._changed("cats", "", None) == {"said": ""}
+    assert panel._changed("", None) == {"said": ""}
     paint = Image.new("RGBA", (8, 8), "red")
-    assert panel._changed("cats", "a.png", {"layers": [paint]}) == {"said": ""}  # not saved yet: it stays
+    assert panel._changed("cats/a.png", {"layers": [paint]}) == {"said": ""}  # not saved yet: it stays
 
 
 # ---- images, exports, trash
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Any:
+    """The panel of generated pictures, which lists none."""
+    from webui.generate.results import ResultsPanel
+    from webui.workspace import Workspace
+
+    pictures(tmp_path / "outputs", "a", "b")
+    panel: Any = object.__new__(ResultsPanel)
+    panel._deleted, panel._deleting = [], threading.Lock()
+    panel.context = SimpleNamespace(workspace=Workspace(tmp_path))
+    panel._listed = lambda text, number: {}
+    for name in ("selected", "picture", "text", "notes", "selected_panel", "undo", "problems"):
+        setattr(panel, name, name)
+    return panel
+
+
+def test_a_picture_that_another_window_deleted_is_not_deleted_again_and_its_undo_stays(
+    results: Any, tmp_path: Path, popped_up: Notes
+) -> None:
+    picture = tmp_path / "outputs" / "a.png"
+    assert results._delete(str(picture), "", 1)["undo"].visible
+    assert popped_up == ["a.png is in the trash."]
+    again = results._delete(str(picture), "", 1)  # in the other window
+    assert "a.png is not among the images any more" in again["problems"]
+    assert (again["undo"].visible, again["selected"], popped_up) == (True, "", ["a.png is in the trash."])
+    assert "problems" not in results._undo("", 1)
+    assert picture.is_file()
+    assert "Nothing came back" in results._undo("", 1)["problems"]
+    results._delete(str(picture), "", 1)
+    shutil.rmtree(tmp_path / "trash")
+    assert "Nothing came back" in results._undo("", 1)["problems"]
+
+
+def test_what_was_deleted_elsewhere_just_now_is_told_of_by_every_delete(runs: Any, datasets: Any) -> None:
+    run = runs._handle("owl")
+    shutil.rmtree(run.folder)
+    with pytest.raises(RunError, match="The run owl is not there any more"):
+        run.delete(runs.context.workspace.trash)
+    folder = datasets.datasets / "cats"
+    item = listing.read(folder)[0]
+    item.path.unlink()
+    with pytest.raises(DataError, match="a.png is not in the dataset any more"):
+        history.delete_image(folder, item)
+    assert history.last_change(folder) is None
+    datasets._refuse_while_used = shutil.rmtree
+    with pytest.raises(DataError, match="There is no dataset called 'cats' any more"):
+        datasets._delete("cats")
+
+
+def test_a_saved_mix_that_was_deleted_elsewhere_is_told_of(tmp_path: Path) -> None:
+    gr = pytest.importorskip("gradio")
+    from webui.mix.export import build_saved
+    from webui.workspace import Workspace
+
+    context: Any = SimpleNamespace(
+        services=SimpleNamespace(workspace=Workspace(tmp_path)), workspace=Workspace(tmp_path)
+    )
+    in_use: Any = SimpleNamespace(outputs=[], shown=dict)
+    with gr.Blocks() as page:
+        build_saved(context, in_use)
+    drop = next(each.fn for each in page.fns.values() if getattr(each.fn, "__name__", "") == "drop")
+    told = {shown.elem_id: to for shown, to in drop("both").items()}
+    assert "there is no saved mix called &#39;both&#39; any more" in told["mix-saved-problems"]
 
 
 def test_cancel_takes_back_the_request_that_is_shown(popped_up: Notes) -> None:

@@ -92,7 +92,11 @@
     return !drafts.size;
   };
   setInterval(isApplied, 1000);
-  window.addEventListener("beforeunload", (event) => { if (unsaved || !isEntered() || !isApplied()) event.preventDefault(); });
+  // A caption of which is asked whose it is to be is nowhere else, either.
+  const isAsked = () => document.querySelector("[data-unsaved]") !== null;
+  window.addEventListener("beforeunload", (event) => {
+    if (unsaved || !isEntered() || !isApplied() || isAsked()) event.preventDefault();
+  });
 
   const KEYS = [
     ["Ctrl + Enter", "press the main button of the open tab"],

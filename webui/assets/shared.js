@@ -28,6 +28,18 @@ window.sdlora = {
   }),
 };
 
+// Has an image's tile say what the words about its caption do, where that was just saved.
+window.sdlora.saved = (words) => {
+  const saved = words.querySelector('[data-of]');
+  if (!saved) return;
+  for (const tile of document.querySelectorAll('#dataset-gallery [data-tile]')) {
+    if (tile.dataset.tile !== saved.dataset.of) continue;
+    const line = tile.querySelector('.small') ?? tile.appendChild(document.createElement('span'));
+    line.className = saved.dataset.wrong === 'true' ? 'small bad' : 'small';
+    line.textContent = saved.dataset.line;
+  }
+};
+
 // Hands the data of a pressed button to its component's select handler, as event.pressed.
 window.sdlora.presses = (element, trigger) => {
   element.addEventListener('click', (event) => {
@@ -108,6 +120,8 @@ window.sdlora.rows = (element, trigger, watch) => {
   const open = new Set();
   const typed = new Map(); // what was typed and not handed on: rows that are drawn anew would lose it
   const keyOf = (field) => `${field.closest('[id]').id} ${field.dataset.set ?? ''} ${field.type}`;
+  // Numbers of rows are given anew to others, so the file says which of them was pressed.
+  const fileOf = (pressed) => pressed.closest('.adapter-row')?.dataset.file;
   const pair = (field) => field.closest('.adapter-line').querySelectorAll(`[data-set="${field.dataset.set}"]`);
   element.addEventListener('input', (event) => {
     if (event.target.type !== 'checkbox') typed.set(keyOf(event.target), event.target.value);
@@ -123,15 +137,15 @@ window.sdlora.rows = (element, trigger, watch) => {
     document.querySelectorAll(`.adapter-row[id$="-row-${row}"] .bad[data-of="${set}"]`).forEach((said) => said.remove());
     const value = event.target.type === 'checkbox' ? event.target.checked : event.target.value;
     // Requests may overtake each other on their way: of one window's values the newest is the one that counts.
-    trigger('select', {pressed: {row, set, value, window: window.sdlora.window, number: ++window.sdlora.number}});
+    trigger('select', {pressed: {row, file: fileOf(event.target), set, value, window: window.sdlora.window, number: ++window.sdlora.number}});
   });
   element.addEventListener('click', (event) => {
     const pressed = event.target.closest('button');
     if (!pressed) return;
     const {words, sweep, row, act} = pressed.dataset;
     if (words) trigger('words', {pressed: {words}});
-    else if (sweep) trigger('sweep', {pressed: {row: sweep, span: pressed.parentElement.querySelector('input').value}});
-    else if (row) trigger('select', {pressed: {row, act}});
+    else if (sweep) trigger('sweep', {pressed: {row: sweep, file: fileOf(pressed), span: pressed.parentElement.querySelector('input').value}});
+    else if (row) trigger('select', {pressed: {row, file: fileOf(pressed), act}});
   });
   element.addEventListener('toggle', (event) => open[event.target.open ? 'add' : 'delete'](event.target.id), true);
   watch('value', () => {

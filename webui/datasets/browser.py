@@ -15,7 +15,8 @@ from sdlora.errors import DataError
 from sdlora.words import count
 from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUICK, Context, confirm, handler
 from webui.datasets import view
-from webui.datasets.editor import Editor, Own
+from webui.datasets.editor import Editor
+from webui.datasets.typed import NUMBERED, Typed, place_of
 from webui.layout import hidden_text, problems_html, small_button, tiles_html
 from webui.paging import page_of
 from webui.pieces import Tile, tiles
@@ -103,8 +104,8 @@ class Browser:
 
     @property
     def around(self) -> list[Any]:
-        """The inputs of `refreshed`, without the folder: filter, page and image."""
-        return [*self.filter, self.number, self.editor.editing]
+        """The inputs of `refreshed`, without the folder: what is in the editor, filter and page."""
+        return [*self.editor.written, *self.filter, self.number]
 
     def _wire(self) -> None:
         editor, looked_at = self.editor, [*self._list, *self.editor.views, self.problems]
@@ -112,18 +113,19 @@ class Browser:
         def shown(act: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, Any]]:
             return shown_in(self.problems, act)
 
-        wanted = [self.chosen, *self.filter]
+        filtered = [*editor.written, self.chosen, *self.filter]
+        numbered: dict[str, Any] = {"js": NUMBERED}
         for trigger in (self.text.input, self.kind.input, self.tags.input):
-            trigger(shown(self._filtered), [*wanted, self.applied], looked_at, **LAST_COUNTS)
-        self.nothing.select(shown(self._unfiltered), self.chosen, self.views, **QUICK)
-        self.summary.select(
-            shown(self._only), self.chosen, [self.kind, self.text, self.tags, *looked_at], **EACH_COUNTS
-        )
+            trigger(shown(self._filtered), [*filtered, self.applied], looked_at, **numbered, **LAST_COUNTS)
+        begun = [*editor.written, self.chosen]
+        self.nothing.select(shown(self._unfiltered), begun, self.views, **numbered, **QUICK)
+        outputs = [self.kind, self.text, self.tags, *looked_at]
+        self.summary.select(shown(self._only), begun, outputs, **numbered, **EACH_COUNTS)
         turned = [*editor.views, self.problems]
-        self.gallery.select(shown(self._select), [*editor.written, *self.filter], turned, **EACH_COUNTS)
+        self.gallery.select(shown(self._select), filtered, turned, **numbered, **EACH_COUNTS)
         for step, turn, move in ((-1, self.page_back, editor.previous), (1, self.page_on, editor.next)):
-            turn.click(handler(self._turn(step)), [*wanted, self.number], self._list, **QUICK)
-            move.click(shown(self._step(step)), [*editor.written, *self.filter, self.number], looked_at, **QUICK)
+            turn.click(handler(self._turn(step)), [self.chosen, *self.filter, self.number], self._list, **QUICK)
+            move.click(shown(self._step(step)), [*filtered, self.number], looked_at, **numbered, **QUICK)
         undone = self.undo.click(shown(self._undo), [self.chosen, self.undoes, *self.around], self.views, **PRIVATE)
         editor.mask.wire(self.views, self.refreshed, self.around)
         editor.mask.follow(undone.then)
@@ -148,127 +150,126 @@ class Browser:
             raise DataError(f"{name} is not in the dataset any more.")
         return self._from_the_start(folder, items, at)
 
-    def refreshed(
-        self, folder: Path, text: str, kind: str, tags: list[str], number: int, editing: str
-    ) -> dict[Any, Any]:
-        """The same page and image after the files have changed."""
-        found = self._passing(listing.read(folder), text, kind, tags)
-        updates = self.relabelled(folder, text, kind, tags, number, editing)
-        return updates | self.editor.edit(found, listing.position(found, editing) or 0)
-
-    def relabelled(
-        self, folder: Path, text: str, kind: str, tags: list[str], number: int, editing: str
-    ) -> dict[Any, Any]:
-        """The same page after captions have changed, the editor left alone."""
-        items = listing.read(folder)
-        return self._facts(folder, items, tags) | self._page(self._passing(items, text, kind, tags), number, editing)
+    def refreshed(self, folder: Path, *around: Any) -> dict[Any, Any]:
+        """The same page and image after the files have changed; a text that is not saved yet stays in its box."""
+        *written, text, kind, tags, number = around
+        typed, items = Typed.of(*written), listing.read(folder)
+        image = typed.image_in(folder)
+        updates, at = self._anew(folder, image, text, kind, tags, number), listing.position(items, image)
+        if at is None or not typed.is_unsaved:
+            return updates
+        return self.editor.staying(updates) | {self.editor.picture: self.editor.drawn(items[at])}
 
     # Handlers
 
     def _folder(self, name: str | None) -> Path:
         return folders.folder_of(self.context.workspace.datasets, name)
 
-    def _unfiltered(self, name: str) -> dict[Any, Any]:
+    def _unfiltered(self, *given: Any) -> dict[Any, Any]:
+        *written, name = given
         folder = self._folder(name)
-        return self.opened(folder, listing.read(folder))
+        theirs = self.editor.keep(Typed.of(*written))
+        updates = self.opened(folder, listing.read(folder))
+        return updates if theirs is None else self.editor.staying(updates, theirs)
 
-    def _filtered(
-        self, name: str, text: str, kind: str, tags: list[str], applied: tuple[str, Filter] | None
-    ) -> dict[Any, Any]:
+    def _filtered(self, *given: Any) -> dict[Any, Any]:
         """The images of another filter from the first on. A list that was opened and left is no other filter."""
-        if (name, as_filter(text, kind, tags)) == applied:
+        *written, name, text, kind, tags, applied = given
+        wanted = as_filter(text, kind, tags)
+        if (name, wanted) == applied:
             return {self.applied: gr.skip()}
-        found = self._found(name, text, kind, tags)
+        theirs = self.editor.keep(Typed.of(*written))
+        folder = self._folder(name)
+        found = self._passing(listing.read(folder), text, kind, tags)
         listed = self._page(found, 1, found[0].name if found else None)
-        return listed | self.editor.edit(found, 0) | {self.applied: (name, as_filter(text, kind, tags))}
+        updates = listed | self.editor.edit(folder, found, 0) | {self.applied: (name, wanted)}
+        return updates if theirs is None else self.editor.staying(updates, theirs)
 
-    def _only(self, name: str, event: gr.EventData) -> dict[Any, Any]:
+    def _only(self, event: gr.EventData, *given: Any) -> dict[Any, Any]:
         """The images that a count of the summary is about."""
         kind = event.pressed["kind"]
-        return {self.kind: kind, self.text: "", self.tags: [], **self._filtered(name, "", kind, [], None)}
+        return {self.kind: kind, self.text: "", self.tags: [], **self._filtered(*given, "", kind, [], None)}
 
     def _turn(self, step: int) -> Callable[..., dict[Any, Any]]:
         def turn(name: str, text: str, kind: str, tags: list[str], number: int) -> dict[Any, Any]:
-            return self._page(self._found(name, text, kind, tags), number + step, None)
+            found = self._passing(listing.read(self._folder(name)), text, kind, tags)
+            return self._page(found, number + step, None)
 
         return turn
 
-    def _select(
-        self,
-        name: str,
-        editing: str,
-        caption: str,
-        loaded: str,
-        own: Own,
-        text: str,
-        kind: str,
-        tags: list[str],
-        event: gr.EventData,
-    ) -> dict[Any, Any]:
-        if (theirs := self.editor.keep(name, editing, caption, loaded, own)) is not None:
+    def _select(self, event: gr.EventData, *given: Any) -> dict[Any, Any]:
+        *written, name, text, kind, tags = given
+        if (theirs := self.editor.keep(Typed.of(*written))) is not None:
             return self.editor.asking(theirs)
-        wanted = str(event.pressed["tile"])
-        found = self._found(name, text, kind, tags)
-        at = listing.position(found, wanted)
-        if at is None:  # its caption was changed so that the filter no longer lets it pass
-            found = listing.read(self._folder(name))
-            at = listing.position(found, wanted)
-        if at is None:
+        folder, wanted = self._folder(name), str(event.pressed["tile"])
+        items = listing.read(folder)
+        if listing.position(items, wanted) is None:
             raise DataError(f"{wanted} is not in the dataset any more.")
-        return self.editor.edit(found, at)
+        return self._edited(folder, items, self._passing(items, text, kind, tags), wanted)
 
     def _step(self, step: int) -> Callable[..., dict[Any, Any]]:
-        def move(
-            name: str,
-            editing: str,
-            caption: str,
-            loaded: str,
-            own: Own,
-            text: str,
-            kind: str,
-            tags: list[str],
-            number: int,
-        ) -> dict[Any, Any]:
-            if (theirs := self.editor.keep(name, editing, caption, loaded, own)) is not None:
+        def move(*given: Any) -> dict[Any, Any]:
+            *written, name, text, kind, tags, number = given
+            typed = Typed.of(*written)
+            if (theirs := self.editor.keep(typed)) is not None:
                 return self.editor.asking(theirs)
-            found = self._found(name, text, kind, tags)
+            folder = self._folder(name)
+            found = self._passing(listing.read(folder), text, kind, tags)
             if not found:
-                return self._page(found, 1, None) | self.editor.edit(found, 0)
-            at = listing.neighbour(found, editing, step)
+                return self._page(found, 1, None) | self.editor.edit(folder, found, 0)
+            at = listing.neighbour(found, typed.image_in(folder), step)
             # The tiles of this page stand already: only the editor moves on.
             page = page_of(found, None, IMAGES_A_PAGE, at).number
             if page == number:
                 moved: dict[Any, Any] = {self.number: number}
             else:
                 moved = self._page(found, page, found[at].name)
-            return moved | self.editor.edit(found, at)
+            return moved | self.editor.edit(folder, found, at)
 
         return move
 
     def _undo(self, name: str, undoes: str, *around: Any) -> dict[Any, Any]:
         folder = self._folder(name)
         change = history.last_change(folder)
-        if change is None or change.batch != undoes:  # another window was at work here
+        if change is None or place_of(folder, change.batch) != undoes:  # another window was at work here
             words = "This dataset was changed elsewhere meanwhile: look at what Undo would take back, then press again."
             return {**self.refreshed(folder, *around), self.problems: panel([words])}
         gr.Info(f"Taken back: {count(history.undo_last(folder), 'file')}.")
         return self.refreshed(folder, *around)
 
-    def _delete(self, name: str, text: str, kind: str, tags: list[str], number: int, editing: str) -> dict[Any, Any]:
-        folder = self._folder(name)
-        before = self._found(name, text, kind, tags)
-        at = listing.position(before, editing)
+    def _delete(self, name: str, *around: Any) -> dict[Any, Any]:
+        """The image in the editor, whether or not the filter lets it pass, out of the dataset that it is in."""
+        *written, text, kind, tags, number = around
+        typed = Typed.of(*written)
+        folder = self._folder(typed.dataset or name)
+        items = listing.read(folder)
+        at = listing.position(items, typed.image)
         if at is None:
-            raise DataError("No image is chosen.")
+            raise DataError(f"{typed.image} is not in the dataset any more." if typed.image else "No image is chosen.")
+        found = self._passing(items, text, kind, tags)
         # The image after the deleted one takes its place in the editor, at the end of the list the one before.
-        following = before[at + 1 : at + 2] or before[at - 1 : at]
-        history.delete_image(folder, before[at])
-        return self.refreshed(folder, text, kind, tags, number, following[0].name if following else "")
+        after = found[listing.neighbour(found, typed.image, 1)].name if found else ""
+        if after in ("", typed.image):
+            after = found[listing.neighbour(found, typed.image, -1)].name if found else ""
+        history.delete_image(folder, items[at])
+        if folder.name != name:  # another dataset is about to be shown
+            return {self.problems: ""}
+        return self._anew(folder, after, text, kind, tags, number)
 
     # Pieces of updates
 
-    def _found(self, name: str | None, text: str, kind: str, tags: Sequence[str]) -> Sequence[Item]:
-        return self._passing(listing.read(self._folder(name)), text, kind, tags)
+    def _anew(self, folder: Path, image: str, text: str, kind: str, tags: list[str], number: int) -> dict[Any, Any]:
+        items = listing.read(folder)
+        found = self._passing(items, text, kind, tags)
+        updates = self._facts(folder, items, tags) | self._page(found, number, image)
+        return updates | self._edited(folder, items, found, image)
+
+    def _edited(self, folder: Path, items: Sequence[Item], found: Sequence[Item], name: str) -> dict[Any, Any]:
+        """An image in the editor, also one that the filter doesn't let pass any more; the first where it is gone."""
+        among = found
+        if listing.position(found, name) is None and listing.position(items, name) is not None:
+            among = items
+        return self.editor.edit(folder, among, listing.position(among, name) or 0)
 
     def _passing(self, items: Sequence[Item], text: str, kind: str, tags: Sequence[str]) -> Sequence[Item]:
         wanted = as_filter(text, kind, tags)
@@ -284,7 +285,7 @@ class Browser:
             self.applied: (folder.name if folder else None, Filter()),
             **self._facts(folder, items, ()),
             **listed,
-            **self.editor.edit(items, at),
+            **self.editor.edit(folder, items, at),
         }
 
     def _facts(self, folder: Path | None, items: Sequence[Item], chosen_tags: Sequence[str]) -> dict[Any, Any]:
@@ -296,7 +297,7 @@ class Browser:
             self.column: gr.Column(visible=bool(items)),
             self.summary: view.summary(items, len(counts)),
             self.undo: gr.Button(change.words if change else "Nothing to undo", interactive=change is not None),
-            self.undoes: change.batch if change else "",
+            self.undoes: place_of(folder, change.batch) if folder and change else "",
             self.tags: gr.CheckboxGroup(choices=choices, value=[tag for tag in chosen_tags if tag in offered]),
             self.tags_box: gr.Accordion(f"Tags ({len(counts)})"),
         }

@@ -10,6 +10,7 @@ import gradio as gr
 from sdlora.data.sets import folders, listing
 from sdlora.data.sets.edits import OPERATIONS, Edit, Rewritten, make_edit, plan_edit
 from sdlora.data.sets.listing import Item
+from sdlora.errors import DataError
 from sdlora.words import count
 from webui.context import LAST_COUNTS, QUICK, Context, handler
 from webui.datasets import view
@@ -19,6 +20,9 @@ from webui.layout import hidden_text, problems_html, small_button
 from webui.problems import shown_in
 
 _SAME = update_in_browser()
+Planned = tuple[str, list[Rewritten]]
+"""The dataset that a preview is of, and what it showed."""
+NOTHING: Planned = ("", [])
 SCOPES = ("all images", "images that pass the filter")
 _AS_JSON = "(...values) => [JSON.stringify(values)]"
 _OUTDATED = f"""(...values) => JSON.stringify(values.slice(0, -1)) === values.at(-1) ? [{_SAME}, {_SAME}]
@@ -34,7 +38,7 @@ class BulkPanel:
         self.context = context
         self.chosen = chosen
         self.browser = browser
-        self.planned = gr.State([])
+        self.planned = gr.State(NOTHING)
         with gr.Column(elem_classes="off-page"):
             self.planned_for = hidden_text("dataset-bulk-planned-for", "What the preview is for")
         with gr.Accordion("Edit many captions", open=False, elem_id="dataset-bulk-box"):
@@ -128,7 +132,12 @@ class BulkPanel:
         return self._outdated()
 
     def _outdated(self) -> dict[Any, Any]:
-        return {self.planned: [], self.apply: gr.Button("Apply", interactive=False), self.result: "", self.problems: ""}
+        return {
+            self.planned: NOTHING,
+            self.apply: gr.Button("Apply", interactive=False),
+            self.result: "",
+            self.problems: "",
+        }
 
     def _shape(self, operation: str) -> dict[Any, Any]:
         """Only the fields that this operation reads."""
@@ -158,12 +167,15 @@ class BulkPanel:
         planned = plan_edit(items, Edit(operation, text or "", replacement or "", is_regex, match_case))
         words = f"Apply to {count(len(planned), 'caption')}"
         return {
-            self.planned: planned,
+            self.planned: (name, planned),
             self.apply: gr.Button(words if planned else "Apply", interactive=bool(planned)),
             self.result: view.edit_preview(planned, len(items)),
         }
 
-    def _apply(self, name: str, planned: list[Rewritten], *around: Any) -> dict[Any, Any]:
+    def _apply(self, name: str, planned: Planned, *around: Any) -> dict[Any, Any]:
         folder = folders.folder_of(self.context.workspace.datasets, name)
-        made = count(make_edit(folder, planned), "caption")
+        previewed, edits = planned
+        if edits and previewed != name:  # chosen since, and not shown yet
+            raise DataError(f"This was previewed for {previewed}, and {name} is chosen now: preview again.")
+        made = count(make_edit(folder, edits), "caption")
         return {**self._outdated(), self.result: view.edited(made), **self.browser.refreshed(folder, *around)}

@@ -21,7 +21,10 @@ _MEANINGS = [("is trained", "trained"), ("is left out", "left out")]
 
 
 class MaskPanel:
-    """Made inside the image editor's layout. Paint that is not saved yet is saved when another image comes."""
+    """Made inside the image editor's layout. Paint that is not saved yet is saved when another image comes.
+
+    `painted` names dataset and image (see `typed`): another dataset may be chosen by then, with an image of that name.
+    """
 
     def __init__(self, context: Context, chosen: gr.Dropdown, editing: gr.Textbox) -> None:
         self.context = context
@@ -32,7 +35,7 @@ class MaskPanel:
     def _lay_out(self) -> None:
         with gr.Accordion("Mask", open=False, elem_id="dataset-mask-box") as self.box:
             with gr.Column(elem_classes="off-page"):
-                self.painted = hidden_text("dataset-painted", "Image under the brush")
+                self.painted = hidden_text("dataset-painted", "Dataset and image under the brush")
             self.canvas = gr.ImageEditor(
                 label="Paint over a part of the image",
                 type="pil",
@@ -57,69 +60,78 @@ class MaskPanel:
     def wire(self, views: list[Any], refreshed: Any, around: list[Any]) -> None:
         """Connect everything. views, refreshed, around: the browser's, for what a changed mask changes elsewhere."""
         shown = [self.canvas, self.painted, self.said, self.problems]
-        given = [self.chosen, self.painted, self.canvas, self.meaning]
-        self.box.expand(shown_in(self.problems, self._load), [self.chosen, self.editing], shown, **QUICK)
+        given = [self.painted, self.canvas, self.meaning]
+        self.box.expand(shown_in(self.problems, self._load), self.editing, shown, **QUICK)
         self.box.collapse(shown_in(self.problems, self._leave), given, shown, **QUICK)
         self.editing.change(shown_in(self.problems, self._turn), [*given, self.editing], shown, **QUICK)
 
         def saved(act: Any) -> Any:
-            def acted(name: str, painted: str, canvas: Any, meaning: Any, *around: Any) -> dict[Any, Any]:
-                folder = self._folder(name)
-                words = act(folder, self._item(folder, painted), canvas, meaning)
-                item = self._item(folder, painted)
-                return {**refreshed(folder, *around), self.canvas: self._value(item), self.said: escape(words)}
+            def acted(painted: str, canvas: Any, meaning: Any, name: str, *around: Any) -> dict[Any, Any]:
+                folder, item = self._item(painted)
+                words = act(folder, item, canvas, meaning)
+                # Another dataset that is chosen by then is about to be shown, with all that belongs to it.
+                shown = refreshed(folder, *around) if folder.name == name else {}
+                return {**shown, self.canvas: self._value(self._item(painted)[1]), self.said: escape(words)}
 
             return acted
 
         for button, act in ((self.save, _save), (self.remove, _remove)):
             outputs = [*views, self.canvas, self.said, self.problems]
-            button.click(shown_in(self.problems, saved(act)), [*given, *around], outputs, **QUICK)
+            button.click(shown_in(self.problems, saved(act)), [*given, self.chosen, *around], outputs, **QUICK)
 
-    def _load(self, name: str, editing: str) -> dict[Any, Any]:
+    def _load(self, editing: str) -> dict[Any, Any]:
         if not editing:
             return {self.canvas: None, self.painted: "", self.said: ""}
-        value = self._value(self._item(self._folder(name), editing))
+        value = self._value(self._item(editing)[1])
         return {self.canvas: gr.update(value=value, visible=True), self.painted: editing, self.said: ""}
 
     def follow(self, event: Any) -> None:
         """Follow an event such as an Undo's `then`: what was said may not be so, the picture may have another mask."""
         shown = [self.canvas, self.painted, self.said, self.problems]
-        given = [self.chosen, self.painted, self.canvas]
-        event(shown_in(self.problems, self._changed), given, shown, **QUICK)
+        event(shown_in(self.problems, self._changed), [self.painted, self.canvas], shown, **QUICK)
 
-    def _changed(self, name: str, painted: str, canvas: Any) -> dict[Any, Any]:
-        is_painted = any(layer.getbbox() for layer in _layers(canvas))
+    def renamed(self, old: str, new: str, painted: str) -> dict[Any, Any]:
+        """Have what is painted follow its dataset to another name."""
+        dataset, _, image = painted.partition("/")
+        return {self.painted: f"{new}/{image}"} if dataset == old else {}
+
+    def _changed(self, painted: str, canvas: Any) -> dict[Any, Any]:
         # Nothing to show while the panel is closed, and paint that is not saved yet stays.
-        return {self.said: ""} if not painted or is_painted else self._load(name, painted)
+        return {self.said: ""} if not painted or _is_painted(canvas) else self._load(painted)
 
-    def _leave(self, name: str, painted: str, canvas: Any, meaning: Any) -> dict[Any, Any]:
+    def _leave(self, painted: str, canvas: Any, meaning: Any) -> dict[Any, Any]:
         """The panel is closed."""
-        return {self.canvas: None, self.painted: "", self.said: self._keep(name, painted, canvas, meaning)}
+        return {self.canvas: None, self.painted: "", self.said: self._keep(painted, canvas, meaning)}
 
-    def _turn(self, name: str, painted: str, canvas: Any, meaning: Any, editing: str) -> dict[Any, Any]:
+    def _turn(self, painted: str, canvas: Any, meaning: Any, editing: str) -> dict[Any, Any]:
         """Another image is in the editor; nothing to do while the panel is closed."""
         if not painted or painted == editing:
             return {self.said: gr.skip()}
-        kept = self._keep(name, painted, canvas, meaning)
-        return {**self._load(name, editing), self.said: kept}
+        kept = self._keep(painted, canvas, meaning)
+        return {**self._load(editing), self.said: kept}
 
-    def _keep(self, name: str, painted: str, canvas: Any, meaning: Any) -> str:
-        """Save paint that nobody saved; returns what is said of it."""
-        folder = self._folder(name)
-        item = next((one for one in listing.read(folder) if one.name == painted), None)
-        if item is None or not any(layer.getbbox() for layer in _layers(canvas)):
+    def _keep(self, painted: str, canvas: Any, meaning: Any) -> str:
+        """Save paint that nobody saved, for what it was painted over; returns what is said of it."""
+        if not painted or not _is_painted(canvas):
             return ""
+        try:
+            folder, item = self._item(painted)
+        except DataError as error:
+            return escape(f"{error} What was painted over it was not saved.")
         return escape(_save(folder, item, canvas, meaning))
 
     def _value(self, item: Item) -> dict[str, Any]:
         picture = str(large_picture(item.path, item.mask, self.context.workspace.thumbnails))
         return {"background": picture, "layers": [], "composite": picture}
 
-    def _item(self, folder: Path, name: str) -> Item:
+    def _item(self, place: str) -> tuple[Path, Item]:
+        """Dataset and image."""
+        dataset, _, name = place.partition("/")
+        folder = self._folder(dataset)
         item = next((one for one in listing.read(folder) if one.name == name), None)
         if item is None:
             raise DataError(f"{name or 'The image'} is not in the dataset any more.")
-        return item
+        return folder, item
 
     def _folder(self, name: str | None) -> Path:
         return folders.folder_of(self.context.workspace.datasets, name)
@@ -127,6 +139,10 @@ class MaskPanel:
 
 def _layers(canvas: Any) -> list[Any]:
     return list(canvas.get("layers") or ()) if isinstance(canvas, dict) else []
+
+
+def _is_painted(canvas: Any) -> bool:
+    return any(layer.getbbox() for layer in _layers(canvas))
 
 
 def _save(folder: Path, item: Item, canvas: Any, meaning: masks.Meaning) -> str:

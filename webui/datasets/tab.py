@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from webui.context import EACH_COUNTS, LAST_COUNTS, PRIVATE, QUEUED, QUICK, Cont
 from webui.datasets import view
 from webui.datasets.browser import Browser
 from webui.datasets.bulk import BulkPanel
+from webui.datasets.typed import NUMBERED, Typed
 from webui.datasets.work import WorkPanels
 from webui.gradio_quirks import COMES_AND_GOES
 from webui.layout import hidden_text, html, live_html, problems_html, small_button
-from webui.problems import shown_in
+from webui.problems import panel, shown_in
 from webui.scripts import NEXT_ASKED, PRESSES, focus, goes_to
 
 FIRST_NAME = "my images"
@@ -116,7 +118,10 @@ class DatasetTab:
         def shown(act: Any) -> Any:
             return shown_in(self.name_problems, act)
 
-        other = self.chosen.input(shown(self._choose_other), [self.chosen, self.opened], told, **LAST_COUNTS)
+        written = self.browser.editor.written
+        numbered: dict[str, Any] = {"js": NUMBERED}
+        chosen = [*written, self.chosen, self.opened]
+        other = self.chosen.input(shown(self._choose_other), chosen, told, **numbered, **LAST_COUNTS)
         self.new.click(handler(self._ask_new), None, named, **QUICK).then(None, None, None, js=focus("dataset-name"))
         self.rename.click(shown(self._ask_rename), self.chosen, named, **QUICK).then(
             None, None, None, js=focus("dataset-name")
@@ -124,7 +129,9 @@ class DatasetTab:
         closed = [self.naming, self.name_problems]
         self.cancel_naming.click(lambda: (gr.Row(visible=False), ""), None, closed, **QUICK)
         asked = [self.create.click, self.give_name.click, self.name.submit]
-        named_so = gr.on(asked, shown(self._name), [self.renamed, self.name], [self.naming, *told], **QUICK)
+        painted = self.browser.editor.mask.painted
+        naming = [*written, painted, self.renamed, self.name]
+        named_so = gr.on(asked, shown(self._name), naming, [self.naming, painted, *told], **numbered, **QUICK)
         deleted = self.delete.click(
             shown(self._delete),
             self.chosen,
@@ -134,12 +141,13 @@ class DatasetTab:
         )
         received = self.upload.upload(
             shown(self._receive),
-            [self.chosen, self.upload],
+            [*written, self.chosen, self.upload],
             [self.upload, *told],
+            js=NUMBERED,
             api_visibility="private",
             show_progress_on=[self.received],
         )
-        gone = self.address.select(handler(self._go), None, self.views, **EACH_COUNTS)
+        gone = self.address.select(shown(self._go), written, told, **numbered, **EACH_COUNTS)
         for event in (other, named_so, deleted, received, gone):
             self.work.chart_on(event.then)
         self.context.shared["tab.dataset"].select(handler(self._offer), None, self.chosen, **QUICK)
@@ -168,18 +176,30 @@ class DatasetTab:
         """The datasets as they are now, without changing what is chosen."""
         return gr.Dropdown(choices=folders.names(self.datasets))
 
-    def _choose_other(self, name: str | None, opened: str) -> dict[Any, Any]:
+    def _choose_other(self, *given: Any) -> dict[Any, Any]:
         """Another dataset. A list that was opened and left is no choice; a name that is none is told of."""
+        *written, name, opened = given
         if name == opened:
             return {self.opened: gr.skip()}
         # Gradio takes any text for such a list, so a name that was typed is looked up here.
         if name not in folders.names(self.datasets):
             raise DataError(f"{folders.gone(name)}." if name else "Choose a dataset from the list.")
+        if (stays := self._asked(Typed.of(*written))) is not None:
+            return {**stays, self.chosen: opened}
         return self._choose(name)
 
-    def _go(self, event: gr.EventData) -> dict[Any, Any]:
+    def _go(self, event: gr.EventData, *written: Any) -> dict[Any, Any]:
         """The dataset that the page's address names."""
-        return self._choose(str(event.pressed["name"]))
+        stays = self._asked(Typed.of(*written))
+        return self._choose(str(event.pressed["name"])) if stays is None else stays
+
+    def _asked(self, typed: Typed) -> dict[Any, Any] | None:
+        """Before another dataset comes: keep what was typed last, or ask whose caption an image is to have."""
+        theirs = self.browser.editor.keep(typed)
+        if theirs is None:
+            return None
+        words = f"{typed.image} has two captions: say below its box which of them to save, then go on."
+        return {**self.browser.editor.asking(theirs), self.name_problems: panel([words])}
 
     def _choose(self, name: str | None) -> dict[Any, Any]:
         """Show a dataset from its first image on; another one, and that it is another, when it is gone meanwhile."""
@@ -200,8 +220,14 @@ class DatasetTab:
         updates[self.train] = gr.Button(interactive=bool(items))
         return updates | self.browser.opened(folder, items) | self.bulk.opened() | self.work.opened(folder)
 
-    def with_image(self, name: str, image: str) -> dict[Any, Any]:
-        """A dataset with one of its images in the editor, as updates of `views`. Raises DataError when it is gone."""
+    def with_image(self, written: Sequence[Any], name: str, image: str) -> dict[Any, Any]:
+        """A dataset with one of its images in the editor, as updates of `views`. Raises DataError when it is gone.
+
+        written: values of the editor's, of an event with `js=NUMBERED`. What stays since it is asked whose it is to be
+        is shown instead.
+        """
+        if (theirs := self.browser.editor.keep(Typed.of(*written))) is not None:
+            return self.browser.editor.asking(theirs)
         folder = folders.folder_of(self.datasets, name)
         return {**self._choose(folder.name), **self.browser.shown_image(folder, image)}
 
@@ -226,30 +252,39 @@ class DatasetTab:
             self.name_problems: "",
         }
 
-    def _name(self, old: str, name: str) -> dict[Any, Any]:
+    def _name(self, *given: Any) -> dict[Any, Any]:
         """Make a dataset of this name, or give it to the one that was to be renamed."""
-        if old:
-            self._refuse_while_used(folders.folder_of(self.datasets, old))
-            folder = folders.rename(self.datasets, old, name)
-        else:
-            folder = folders.create(self.datasets, name)
-        return {self.naming: gr.Row(visible=False), **self._choose(folder.name)}
+        *written, painted, old, name = given
+        if (stays := self._asked(Typed.of(*written))) is not None:
+            return stays
+        if not old:
+            return {self.naming: gr.Row(visible=False), **self._choose(folders.create(self.datasets, name).name)}
+        self._refuse_while_used(folders.folder_of(self.datasets, old))
+        folder = folders.rename(self.datasets, old, name)
+        follows = self.browser.editor.mask.renamed(old, folder.name, painted)
+        return {self.naming: gr.Row(visible=False), **follows, **self._choose(folder.name)}
 
     def _delete(self, name: str) -> dict[Any, Any]:
         folder = folders.folder_of(self.datasets, name)
         self._refuse_while_used(folder)
-        move_to_trash([folder], self.context.workspace.trash)
+        if not move_to_trash([folder], self.context.workspace.trash):  # deleted elsewhere just now
+            raise DataError(f"{folders.gone(name)}.")
         gr.Info(f"{name} is in the trash folder now.")
         return self._choose(None)
 
-    def _receive(self, name: str | None, files: list[str] | None) -> dict[Any, Any]:
+    def _receive(self, *given: Any) -> dict[Any, Any]:
+        *written, name, files = given
         known = folders.names(self.datasets)
         if name and name not in known:  # never into another one than the page shows
             raise DataError(f"{folders.gone(name)}, so nothing was added: choose another one and drop the files again.")
         # Pictures dropped onto an empty page need no dataset to be made first.
         name = name or (FIRST_NAME if FIRST_NAME in known else folders.create(self.datasets, FIRST_NAME).name)
         report = uploads.receive(self.datasets / name, [Path(file) for file in files or []])
-        return {self.upload: None, **self._choose(name), self.received: view.received(report)}
+        theirs = self.browser.editor.keep(Typed.of(*written))
+        shown = self._choose(name)
+        if theirs is not None:
+            shown = self.browser.editor.staying(shown, theirs)
+        return {self.upload: None, **shown, self.received: view.received(report)}
 
     def _act(self, name: str | None, event: gr.EventData) -> dict[Any, Any]:
         """A button of the empty state."""

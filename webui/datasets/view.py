@@ -191,7 +191,7 @@ def _pixels(edges: Sequence[int]) -> str:
 def report(found: Mapping[str, Any] | None, folder: Path, judged: str = "") -> str:
     """What `sdlora dataset check --json` found, one block a rule; found None: it was not checked yet.
 
-    judged: when, and by what. Buttons carry a fix's name in data-fix, a file's in data-image.
+    judged: when, and by what. Buttons carry a fix's name in data-fix, a file's in data-image, the dataset's in data-of.
     """
     if found is None:
         return str(_HTML.unchecked())
@@ -200,7 +200,7 @@ def report(found: Mapping[str, Any] | None, folder: Path, judged: str = "") -> s
         rules[finding["rule"]].append(finding)
     counts = ", ".join(count(number, severity) for severity, number in found["counts"].items() if number)
     shown = [_rule(name, findings, folder) for name, findings in rules.items()]
-    return str(_HTML.report(judged, found["images"], counts or "nothing to fix", shown))
+    return str(_HTML.report(folder.name, judged, found["images"], counts or "nothing to fix", shown))
 
 
 def _rule(name: str, findings: Sequence[Mapping[str, Any]], folder: Path) -> _Rule:

@@ -14,7 +14,7 @@ import gradio as gr
 from sdlora.config.captioning import CaptioningConfig
 from sdlora.data.sets import folders, shapes
 from sdlora.data.sets.masks import SUGGESTED
-from sdlora.errors import ConfigError
+from sdlora.errors import ConfigError, DataError
 from sdlora.launch.dataset_jobs import (
     WORDS,
     DatasetJobs,
@@ -28,7 +28,7 @@ from sdlora.launch.jobs import JobHandle, progress
 from webui.context import LAST_COUNTS, PRIVATE, QUICK, Context, handler
 from webui.datasets import view
 from webui.datasets.browser import Browser
-from webui.datasets.editor import Own
+from webui.datasets.typed import NUMBERED, Typed
 from webui.form import Form
 from webui.layout import live_html, problems_html, small_button
 from webui.problems import panel, shown_in
@@ -183,8 +183,9 @@ class WorkPanels:
         self.check.click(shown_in(self.check_problems, self._start_check), as_trained, self._job_views, **QUICK)
         cancel = shown_in(self.check_problems, self._cancel("check", "fix"))
         self.cancel_check.click(cancel, self.chosen, self._job_views, **PRIVATE)
-        self.report.select(shown_in(self.check_problems, self._act), as_trained, looked_at, **QUICK)
-        inputs = [*as_trained, self.seen, self.is_charted, editor.caption, editor.loaded, editor.own]
+        acted = shown_in(self.check_problems, self._act)
+        self.report.select(acted, [*editor.written, *as_trained], looked_at, js=NUMBERED, **QUICK)
+        inputs = [*as_trained, self.seen, self.is_charted]
         self.context.follow(
             "dataset", self.jobs.stamp, self._poll, [*inputs, *self.browser.around], [*looked_at, self.buckets]
         )
@@ -253,11 +254,16 @@ class WorkPanels:
 
         return cancel
 
-    def _act(self, name: str, resolution: int, trigger: str, event: gr.EventData) -> dict[Any, Any]:
+    def _act(self, event: gr.EventData, *given: Any) -> dict[Any, Any]:
         """A button of the report: fix a rule, or show an image."""
+        *written, name, resolution, trigger = given
         folder, data = self._folder(name), event.pressed
+        if data["of"] != name:  # chosen since, and not shown yet
+            raise DataError(f"That is of {data['of']}, and {name} is chosen now.")
         if "image" in data:
-            return self.browser.shown_image(folder, data["image"])
+            theirs = self.browser.editor.keep(Typed.of(*written))
+            editor = self.browser.editor
+            return self.browser.shown_image(folder, data["image"]) if theirs is None else editor.asking(theirs)
         options = ["--rules", data["fix"], "--apply", *check_options(self._trained_at(resolution), trigger or "")]
         self.jobs.start("fix", folder, options)
         return self._shown(folder)
@@ -269,9 +275,6 @@ class WorkPanels:
         trigger: str,
         seen: Seen,
         is_charted: bool,
-        caption: str,
-        loaded: str,
-        own: Own,
         *around: Any,
     ) -> Any:
         """Follow the jobs; says only what is new, and shows the captions that have come meanwhile."""
@@ -289,9 +292,7 @@ class WorkPanels:
         # Reading a folder's captions anew takes longer than a look at the jobs, so that is done less often.
         if not writes or not (ended or time.time() - seen.followed_at > _FOLLOW_SECONDS):
             return updates | {self.seen: Seen(now, seen.followed_at)}
-        is_typing = self.browser.editor.is_typed(around[-1], caption, loaded, own)  # then the box is left alone
-        follow = self.browser.relabelled if is_typing else self.browser.refreshed
-        return {**updates, **follow(folder, *around), self.seen: Seen(now, time.time())}
+        return {**updates, **self.browser.refreshed(folder, *around), self.seen: Seen(now, time.time())}
 
     def _check_again(self, folder: Path, resolution: int, trigger: str) -> None:
         """Once a fix is done the report is out of date. Whichever page sees it first begins a new one."""

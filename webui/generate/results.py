@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from sdlora.generation.restore.history import HistoryImage, write_zip
 from sdlora.generation.restore.image_files import read_image_text
 from sdlora.generation.restore.repeat import restore_image
 from sdlora.launch.images import ImageRequest
-from sdlora.library.rows import from_used
+from sdlora.library.rows import from_used, only_taggable
 from sdlora.trash import Deleted, move_to_trash, put_back
 from sdlora.words import count
 from webui.context import EACH_COUNTS, LAST_COUNTS, QUEUED, QUICK, handler
@@ -25,7 +26,7 @@ from webui.generate.generating import Generating
 from webui.layout import hidden_text, problems_html, tiles_html
 from webui.paging import Page, page_of
 from webui.pieces import Tile, empty, found, notes, picture, tiles
-from webui.problems import shown_in
+from webui.problems import panel, shown_in
 
 PAGE_IMAGES = 48
 _CAPTION = 60
@@ -45,6 +46,7 @@ class ResultsPanel:
         self.context, self.services = generating.context, generating.services
         # One for all open pages, as there is one folder of images: Undo brings back what any of them deleted last.
         self._deleted: list[Deleted] = []
+        self._deleting = threading.Lock()
         generating.views = gr.Tabs(elem_id="generate-views")
         with generating.views:
             with gr.Tab("Result", id="result", elem_id="generate-result"):
@@ -127,7 +129,7 @@ class ResultsPanel:
         self.delete.click(
             shown(self._delete), [self.selected, *asked], [*chosen, self.undo, *listed], js=_DELETE, **QUEUED
         )
-        self.undo.click(handler(self._undo), asked, [self.undo, *listed], **QUICK)
+        self.undo.click(shown(self._undo), asked, [self.undo, self.problems, *listed], **QUICK)
 
     def _wire_poll(self) -> None:
         """What is being generated, each second and when a page opens; kept in the server, so that a reload finds it."""
@@ -241,8 +243,9 @@ class ResultsPanel:
         told = restore_image(path, services.adapter_folders, services.models(), with_seed=with_seed)
         everything = generating.form.show(told.config)
         updates = generating.show({name: everything[name] for name in told.names if name in everything})
-        updates |= generating.use_rows(from_used(told.adapters))
-        updates[self.notes] = notes(told.notes, "Not taken over from the picture") or notes(
+        rows, others = only_taggable(from_used(told.adapters), services.adapters)
+        updates |= generating.use_rows(rows)
+        updates[self.notes] = notes([*told.notes, *others], "Not taken over from the picture") or notes(
             ["Everything was taken over."], path.name
         )
         return updates | generating.start.use(told.start_image)
@@ -259,20 +262,33 @@ class ResultsPanel:
         # The path comes from the browser: `outputs/../x` lies elsewhere.
         if chosen is None or not chosen.resolve().is_relative_to(self.context.workspace.outputs.resolve()):
             raise DataError("Only images of this workspace's outputs can be deleted.")
-        self._deleted = move_to_trash([chosen], self.context.workspace.trash)
-        gr.Info(f"{chosen.name} is in the trash.", duration=4)
-        listed = (self.history, self.found, self.page, self.zip)
-        return {
+        updates: dict[Any, Any] = {
             **dict.fromkeys((self.selected, self.picture, self.text, self.notes), ""),
             self.selected_panel: gr.Column(visible=False),
-            self.undo: gr.Button(visible=bool(self._deleted)),
-            **dict(zip(listed, self._show_history(text, number), strict=True)),
         }
+        with self._deleting:
+            # Deleted elsewhere before: what can be taken back is that deletion still.
+            if deleted := move_to_trash([chosen], self.context.workspace.trash):
+                self._deleted = deleted
+                gr.Info(f"{chosen.name} is in the trash.", duration=4)
+            else:
+                updates[self.problems] = panel([f"{chosen.name} is not among the images any more."])
+            updates[self.undo] = gr.Button(visible=bool(self._deleted))
+        return updates | self._listed(text, number)
 
-    def _undo(self, text: str, number: float) -> tuple[Any, ...]:
-        put_back(self._deleted)
-        self._deleted = []
-        return gr.Button(visible=False), *self._show_history(text, number)
+    def _undo(self, text: str, number: float) -> dict[Any, Any]:
+        with self._deleting:
+            came_back = put_back(self._deleted)
+            self._deleted = []
+        updates = {self.undo: gr.Button(visible=False), **self._listed(text, number)}
+        if came_back:
+            return updates
+        words = "Nothing came back: it was taken back already, or the trash was emptied since."
+        return {**updates, self.problems: panel([words])}
+
+    def _listed(self, text: str, number: float) -> dict[Any, Any]:
+        listed = (self.history, self.found, self.page, self.zip)
+        return dict(zip(listed, self._show_history(text, number), strict=True))
 
     def _zip(self, text: str) -> Path:
         images = [image.path for image in self.services.history.images(text or "")]

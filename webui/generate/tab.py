@@ -14,6 +14,7 @@ from webui.generate.generating import PREFIX, Generating
 from webui.generate.grid import GridPanel
 from webui.generate.results import ResultsPanel
 from webui.layout import problems_html, small_button
+from webui.mix.rows import is_of
 from webui.problems import shown_in
 from webui.scripts import SETTLED
 
@@ -151,6 +152,8 @@ class GenerateTab:
         row_id, span = int(event.pressed["row"]), str(event.pressed["span"])
         # Axes count the adapters of the request, which are the rows that are switched on.
         rows = [row for row in self.services.active.rows if row.enabled]
+        if not is_of(self.services.active.rows, event.pressed):
+            return self._for_mix(self.generating.shown(["this adapter is not in use any more"]))
         index = next((index for index, row in enumerate(rows, 1) if row.id == row_id), None)
         if index is None:
             return self._for_mix(

@@ -204,11 +204,12 @@ def build_saved(context: Context, in_use: RowsPanel) -> None:
         services.active.change(lambda _: rows)
         return {**in_use.shown(), problems: notes(missing, "Not everything could be loaded")}
 
-    def drop(chosen: str | None) -> Any:
-        if chosen in mixes.list_mixes(folder):  # a name from the browser leads nowhere else
-            move_to_trash([folder / f"{chosen}.yaml"], services.workspace.trash)
-        return gr.Dropdown(choices=mixes.list_mixes(folder), value=None)
+    def drop(chosen: str | None) -> dict[Any, Any]:
+        is_there = chosen in mixes.list_mixes(folder)  # a name from the browser leads nowhere else
+        deleted = move_to_trash([folder / f"{chosen}.yaml"], services.workspace.trash) if is_there else []
+        said = "" if deleted else panel([f"there is no saved mix called '{chosen}' any more"])
+        return {saved: gr.Dropdown(choices=mixes.list_mixes(folder), value=None), problems: said}
 
     save.click(shown_problems(keep, 2), [name], [saved, problems], **QUICK)
     load.click(handler(take), saved, [*in_use.outputs, problems], **QUICK)
-    delete.click(handler(drop), [saved], [saved], js=_DELETE, **QUICK)
+    delete.click(handler(drop), [saved], [saved, problems], js=_DELETE, **QUICK)

@@ -14,7 +14,7 @@ import gradio as gr
 
 from sdlora.errors import AdapterError, ConfigError
 from sdlora.library import rows as rows_of
-from sdlora.library.rows import BLOCK_PRESETS, Rows, to_tags
+from sdlora.library.rows import BLOCK_PRESETS, Rows, has_tag, to_tags
 from webui.context import EACH_COUNTS, QUEUED, QUICK, Context, handler
 from webui.layout import html
 from webui.mix import view
@@ -93,6 +93,8 @@ class RowsPanel:
             """One change of one row. Where only a value changes, the rows it was made in are left as they stand."""
             pressed = event.pressed
             row_id, name = int(pressed["row"]), pressed.get("set")
+            if not is_of(self.services.active.rows, pressed):
+                raise AdapterError("This adapter is not in use any more.")
             if name is None:
                 self.services.active.change(lambda rows: _rearranged(rows, row_id, pressed["act"]))
                 return self.shown()
@@ -156,8 +158,15 @@ class RowsPanel:
         return {self.tags: to_tags(rows, self.services.adapters), self.revision: revision}
 
     def _html(self, tab: str, rows: Rows, refused: Refused | None) -> str:
-        found = [(row, self.services.adapters.by_path(row.file)) for row in rows]
+        library = self.services.adapters
+        found = [(row, library.by_path(row.file), row.enabled and not has_tag(row, library)) for row in rows]
         return view.rows(found, tab, refused, tuple(BLOCK_PRESETS), SWEEP)
+
+
+def is_of(rows: Rows, pressed: Any) -> bool:
+    """Whether the row that was pressed is still that adapter's: another window may have put others in its place."""
+    file = pressed.get("file")
+    return file is None or any((row.id, row.file) == (int(pressed["row"]), file) for row in rows)
 
 
 def _rearranged(rows: Rows, row_id: int, act: str) -> Rows:

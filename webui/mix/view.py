@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sdlora.launch.jobs import JobState
-from sdlora.library.rows import Row
+from sdlora.library.rows import UNTAGGABLE, Row
 from sdlora.library.scan import LibraryEntry
 from sdlora.words import count
 from webui.pieces import notes
@@ -28,10 +28,20 @@ def card(entry: LibraryEntry | None) -> str:
 
 
 def rows(
-    found: Sequence[tuple[Row, LibraryEntry | None]], tab: str, refused: object, presets: Sequence[str], sweep: str
+    found: Sequence[tuple[Row, LibraryEntry | None, bool]],
+    tab: str,
+    refused: object,
+    presets: Sequence[str],
+    sweep: str,
 ) -> str:
-    """The adapters in use, in Mix with everything that can be set. refused: what was typed and not taken."""
-    shown = [(row, "file is gone" if entry is None else summary(entry), _words(entry)) for row, entry in found]
+    """The adapters in use, each with whether the text leaves it out; in Mix with everything that can be set.
+
+    refused: what was typed and not taken.
+    """
+    shown = [
+        (row, "file is gone" if entry is None else summary(entry), _words(entry), UNTAGGABLE if is_left_out else "")
+        for row, entry, is_left_out in found
+    ]
     return str(_HTML.rows(tab, shown, refused, presets, sweep))
 
 

@@ -13,6 +13,7 @@ from sdlora.errors import ConfigError
 from sdlora.launch.evaluations import Evaluations
 from sdlora.launch.runs import RunHandle
 from webui.context import QUICK, Context
+from webui.datasets.typed import NUMBERED
 from webui.gradio_quirks import COMES_AND_GOES
 from webui.layout import html, live_html, problems_html, small_button
 from webui.problems import shown_in
@@ -59,6 +60,7 @@ class EvaluateView:
     ) -> None:
         """tell: gives the updates of `told` from `inputs`, of which the first is the run's name; run_of: its handle."""
         dataset = self.context.shared["dataset.tab"]
+        editor = dataset.browser.editor
 
         def begin(features: str | None, seeds: float | None, lines: str | None, *shown: Any) -> dict[Any, Any]:
             self._begin(run_of(shown[0]), features, seeds, lines)
@@ -68,11 +70,12 @@ class EvaluateView:
             self.evaluations.cancel(run_of(shown[0]))
             return tell(*shown)
 
-        def pressed(event: gr.EventData, *shown: Any) -> dict[Any, Any]:
+        def pressed(event: gr.EventData, *given: Any) -> dict[Any, Any]:
             """Edit the caption of an image that stands out, or promote a checkpoint."""
+            written, shown = given[: len(editor.written)], given[len(editor.written) :]
             if "image" in event.pressed:
                 name, image = str(event.pressed["of"]), str(event.pressed["image"])
-                return {**dataset.with_image(name, image), self.context.tabs: self.context.go_to("dataset")}
+                return {**dataset.with_image(written, name, image), self.context.tabs: self.context.go_to("dataset")}
             self.evaluations.promote(run_of(shown[0]), str(event.pressed["checkpoint"]))
             return tell(*shown)
 
@@ -81,7 +84,8 @@ class EvaluateView:
         self.start.click(shown_in(self.problems, begin), given, outputs, **QUICK)
         self.cancel.click(shown_in(self.problems, cancel), list(inputs), outputs, **QUICK)
         outputs += [*dataset.views, self.context.tabs]
-        self.result.select(shown_in(self.problems, pressed), list(inputs), outputs, **QUICK)
+        given = [*editor.written, *inputs]
+        self.result.select(shown_in(self.problems, pressed), given, outputs, js=NUMBERED, **QUICK)
 
     def _begin(self, run: RunHandle, features: str | None, seeds: float | None, lines: str | None) -> None:
         overrides = [line.strip() for line in (lines or "").splitlines() if line.strip()]

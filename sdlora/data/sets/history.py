@@ -9,6 +9,7 @@ from pathlib import Path
 from sdlora.data.companions import companions
 from sdlora.data.fix.changes import LOG, Change, apply, batch_folders, logged, undo
 from sdlora.data.sets.listing import CAPTIONS, Item
+from sdlora.errors import DataError
 
 _WORDS = {"edit": "edit", "upload": "upload of captions", "delete": "deletion", "caption": "captioning", "mask": "mask"}
 
@@ -45,6 +46,11 @@ def undo_last(folder: Path) -> int:
 
 
 def delete_image(folder: Path, item: Item) -> None:
-    """Take an image out with its caption and mask, if no other image has its name, kept for Undo."""
+    """Take an image out with its caption and mask, if no other image has its name, kept for Undo.
+
+    Raises DataError when it is gone.
+    """
+    if not item.path.is_file():
+        raise DataError(f"{item.name} is not in the dataset any more.")
     files = [item.path, *companions(item.path, [item.path], CAPTIONS)]
     apply(folder, [Change(("delete",), path, None, "deleted") for path in files if path.is_file()])
