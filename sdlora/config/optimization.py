@@ -120,7 +120,8 @@ class OptimizationConfig(Section):
     """Share of the learning rate at which linear, polynomial, rex, wsd and (each cycle of) cosine end."""
 
     schedule_decay: float = Field(default=0.2, gt=0, le=1)
-    """wsd (warm-up, stable, decay): share of all steps, the last, in which the rate falls (Hagele et al. 2024)."""
+    """wsd (warm-up, stable, decay): share of the steps behind the warm-up, the last, in which the rate falls (Hagele et
+    al. 2024)."""
 
     schedule_timescale: float | None = Field(default=None, gt=0)
     """inverse_sqrt: steps after which the rate is down to 0.7; by default the warm-up's, or 10,000 without one."""

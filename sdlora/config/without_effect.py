@@ -66,6 +66,8 @@ def in_training(config: TrainConfig) -> Iterator[str]:
     yield from _unread(config, rules)
     if isinstance(images.folder, tuple) and len(set(images.folder)) < len(images.folder):
         yield "images.folder: a folder named twice is read once; images.folders with repeats lets its images count more"
+    if captions.dropout == 1:
+        yield "captions.dropout=1 trains every image with an empty caption: captions and trigger have no effect"
     if previews.prompts and previews.from_captions:
         yield "previews.from_captions has no effect beside previews.prompts"
     if validation.folder is not None and validation.fraction:

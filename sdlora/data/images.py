@@ -35,6 +35,7 @@ from sdlora.data.scan_problems import (
     refuse_missing_folders,
     refuse_unreadable,
     refuse_zero_repeats,
+    without_mask,
 )
 from sdlora.data.unread import (
     look_beside,
@@ -198,6 +199,8 @@ def scan(
         if not any(record.has_mask for record in records):
             with problems.go_on():
                 refuse_absent_masks(len(records), kind, found.mask_hints)
+        elif without := [record.path for record in records if not record.has_mask]:
+            found.warnings.append(f"{without_mask(len(without), kind)}: {some(without)}")
     problems.refuse()
     return ScanResult(found.records, found.skipped, files_seen, found.left_out, found.notes, found.warnings)
 

@@ -15,6 +15,7 @@ from sdlora.config.shipped import BUILTIN_PREFIX, resolve_folder, sample_images_
 from sdlora.data.decoding import IMAGE_SUFFIXES
 from sdlora.disk import why_not_writable
 from sdlora.errors import DataError
+from sdlora.words import count
 
 _LISTED_AT_MOST = 100
 
@@ -151,6 +152,12 @@ def refuse_zero_repeats(folder: Path) -> None:
         f"the name of {folder} asks for 0 repeats, so its images would never be trained. "
         "Rename it, or move it out of images.folder."
     )
+
+
+def without_mask(num_images: int, source: str) -> str:
+    """What is said of images without a mask beside others that have one."""
+    missing = "a transparent part" if source == "alpha" else "a NAME-masklabel.png"
+    return f"{count(num_images, 'image')} without {missing} (images.mask={source}), trained whole"
 
 
 def refuse_absent_masks(num_images: int, source: str, hints: Sequence[str]) -> None:

@@ -107,6 +107,43 @@ def test_fewer_steps_than_are_done_end_an_unfinished_run_as_it_is_and_that_is_sa
     assert heard.has("2 steps are done, more than the 1 that are asked for: the run ends with what it has learned")
 
 
+def test_validation_that_begins_or_changes_with_a_resume_is_measured_anew(configure) -> None:
+    """The base model's loss and the best step belong to the images that they were measured on."""
+    heard = Heard()
+
+    def validated(run: Any) -> list[dict[str, Any]]:
+        told = [json.loads(line) for line in (run.folder / "events.jsonl").read_text().splitlines()]
+        return [event for event in told if event["kind"] == "validated"]
+
+    run = train(configure("optimization.steps=1"))
+    run = resume(run.folder, overrides=["optimization.steps=2", "validation.fraction=0.2", "validation.every=1"])
+    *_, first = validated(run)
+    assert first["relative_loss"] == pytest.approx(first["loss"] / first["base_loss"])
+    assert checkpoints.best_step(RunFolder(run.folder)) in (1, 2)
+    same = resume(run.folder, overrides=["optimization.steps=3"])
+    assert validated(same)[-1]["base_loss"] == first["base_loss"]
+    checkpoints.name_best(RunFolder(run.folder), 2, 0.1)
+    other = resume(run.folder, [heard], overrides=["optimization.steps=4", "validation.fraction=0.5"])
+    last = validated(other)[-1]
+    assert last["base_loss"] != first["base_loss"]
+    assert last["relative_loss"] == pytest.approx(last["loss"] / last["base_loss"])
+    assert checkpoints.best_step(RunFolder(run.folder)) in (None, 4)
+    without = resume(run.folder, [heard], overrides=["optimization.steps=5", "validation.fraction=0"])
+    assert checkpoints.best_step(RunFolder(run.folder)) is None
+    (newest,) = (without.folder / "checkpoints" / "step_000005").glob("*.safetensors")
+    finished, kept = load_file(without.adapter), load_file(newest)
+    assert all(torch.equal(finished[name], kept[name]) for name in kept)
+
+
+def test_prompts_taken_from_captions_are_not_called_a_contradiction(configure, tmp_path: Path) -> None:
+    heard = Heard()
+    config = configure("previews.from_captions=1", "previews.steps=1", "optimization.steps=1")
+    run = train(config, [heard])
+    resume(run.folder, [heard], overrides=["optimization.steps=2"])
+    assert len(files.load(run.folder / "config.yaml").previews.prompts) == 1
+    assert not heard.has("from_captions has no effect")
+
+
 def test_another_rate_schedule_and_decay_win_over_the_checkpoint(configure, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train(configure())
     groups: list[dict[str, Any]] = []

@@ -310,6 +310,10 @@ def test_a_token_goes_on_from_the_embedding_of_the_adapter_that_a_run_starts_fro
     train(configure(start, "adapter.new_tokens={}", "captions.trigger=zz"), [seen])
     told = " ".join(str(event) for event in seen.events)
     assert "my-lora.safetensors brings the new token <ohwx>, which stays behind" in told
+    with pytest.raises(ConfigError, match="<ohwx> was trained with 3 vectors, here it has 2: set vectors"):
+        summarise(configure(start, "adapter.new_tokens.<ohwx>={init: red fox, vectors: 2}"))
+    with pytest.raises(ConfigError, match="<ohwx> stands in no trained caption"):
+        summarise(configure(start, "captions.dropout=1"))
 
 
 def test_a_token_that_no_caption_calls_up_is_refused_before_anything_is_loaded(configure: Configure) -> None:

@@ -60,7 +60,7 @@ DEFECTS: dict[str, set[str]] = {
     "without-effect": set(),  # a setting, told in the message
 }
 
-UNSEEN = {"trigger-inconsistent", "caption-brackets", "mask-shape", "mask-empty"}
+UNSEEN = {"trigger-inconsistent", "caption-brackets", "mask-missing", "mask-shape", "mask-empty"}
 """Rules that other settings than a trigger alone bring out."""
 
 
@@ -142,8 +142,9 @@ def test_each_defect_is_found_and_named_and_what_can_be_mended_is_undone(faulty:
     with_weights = configured(faulty, "captions.weights=true")
     for other in (with_trigger, with_weights, configured(faulty, "images.mask=file")):
         found |= {rule: names for rule, names in named(check(other, [folder])).items() if rule not in found}
+    assert {"good0.png", "good4.png"} & found.pop("mask-missing") == {"good0.png"}  # and every other one
     assert found == DEFECTS
-    assert set(DEFECTS) == set(RULES)
+    assert {*DEFECTS, "mask-missing"} == set(RULES)
 
     apply(folder, plan_fixes(folder, FIXABLE, with_trigger))
     left = named(check(with_trigger, [folder]))

@@ -125,3 +125,13 @@ def test_what_only_prompts_would_settle_in_a_caption_is_told(tmp_path: Path) -> 
     wildcards = "1 caption with a wildcard such as __colour__, trained as it stands: d.png"
     for settings, told in ((), [choices, wildcards]), (("captions.wildcards=true",), [wildcards]):
         assert [text.split(". ")[0] for text in said(tmp_path, "note", *settings) if "as it stands" in text] == told
+
+
+def test_pictures_without_a_mask_beside_others_with_one_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        save(tmp_path / f"{name}.png")
+    save(tmp_path / "b-masklabel.png", mode="L")
+    words = "2 images without a NAME-masklabel.png (images.mask=file), trained whole"
+    assert said(tmp_path, "warning", "images.mask=file") == [f"{words}: a.png, c.png"]
+    assert checked(tmp_path, "images.mask=file")["mask-missing"] == words
+    assert "mask-missing" not in checked(tmp_path)

@@ -53,10 +53,7 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
         notes.append(f"{file.path.name}: {unused}")
     if file.vectors:
         notes.append(f"{file.path.name}: the updates of {len(file.vectors)} biases and norms are not trained, but lost")
-    embeddings = {
-        **{token.casefold(): read_embedding(path) for token, path in embeddings_beside(file.path).items()},
-        **{token.casefold(): embedding for token, embedding in file.embeddings.items()},
-    }
+    embeddings = embeddings_of(file)
     wanted = {token.casefold() for token in config.new_tokens}
     notes += [
         f"{file.path.name} brings the new token {token}, which stays behind: adapter.new_tokens does not name it"
@@ -75,6 +72,14 @@ def starting_point(models: Mapping[Part, nn.Module], config: AdapterConfig, fami
         file.path.name,
         file.metadata,
     )
+
+
+def embeddings_of(file: AdapterFile) -> dict[str, Embedding]:
+    """The new tokens in an adapter's file and beside it, in small letters."""
+    return {
+        **{token.casefold(): read_embedding(path) for token, path in embeddings_beside(file.path).items()},
+        **{token.casefold(): embedding for token, embedding in file.embeddings.items()},
+    }
 
 
 def check_fit(file: AdapterFile, config: AdapterConfig, family: FamilyName) -> None:

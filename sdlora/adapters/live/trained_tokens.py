@@ -17,6 +17,7 @@ from sdlora.errors import AdapterError
 from sdlora.models.bundle import Bundle
 from sdlora.models.new_tokens import NewTokens
 from sdlora.models.prompts import token_numbers
+from sdlora.words import count
 
 _NOISE = 0.1
 """Of vectors that start alike, as a share of their own spread: by gradients alone they would stay alike."""
@@ -89,11 +90,16 @@ def start_tokens(
 def _taken_over(token: str, embedding: Embedding, rows: list[Tensor]) -> list[Tensor]:
     found = embedding.for_widths([row_RD.shape[1] for row_RD in rows])
     if len(found[0]) != len(rows[0]):
-        raise AdapterError(
-            f"adapter.start_from: {token} was trained with {len(found[0])} vectors, here it has {len(rows[0])}: set "
-            f"vectors of adapter.new_tokens to {len(found[0])}"
-        )
+        raise AdapterError(f"adapter.start_from: {other_length(token, len(found[0]), len(rows[0]))}")
     return found
+
+
+def other_length(token: str, trained: int, wanted: int) -> str:
+    """What is said of a token that is to go on with another number of vectors than it was trained with."""
+    return (
+        f"{token} was trained with {count(trained, 'vector')}, here it has {wanted}: set vectors of adapter.new_tokens "
+        f"to {trained}"
+    )
 
 
 def _start_rows(table: Tensor, numbers: list[int], wanted: int | None, generator: torch.Generator) -> Tensor:

@@ -22,6 +22,7 @@ RULES: dict[str, Severity] = {
     "caption-unread": "warning",
     "caption-orphan": "warning",
     "misnamed-mask": "warning",
+    "mask-missing": "warning",
     "mask-shape": "warning",
     "mask-empty": "warning",
     "upscaled": "warning",

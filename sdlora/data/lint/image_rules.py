@@ -10,6 +10,7 @@ from sdlora.data.buckets import BucketedImage, assign
 from sdlora.data.decoding import UNREAD_SUFFIXES
 from sdlora.data.lint.findings import Finding
 from sdlora.data.lint.samples import Dataset, Sample
+from sdlora.data.scan_problems import without_mask
 from sdlora.data.unread import mask_sentence
 
 _ENLARGED = 1.05
@@ -39,11 +40,20 @@ def image_findings(data: Dataset, images: ImagesConfig) -> Iterator[Finding]:
         yield Finding("read-otherwise", note)
     for rule, sentence, files in data.masks.oddities():
         yield Finding(rule, sentence, files)
+    yield from _missing_masks(data)
     if data.misnamed_masks:
         message = f"{mask_sentence(data.misnamed_masks)}; as it is, each is trained as an image"
         yield Finding("misnamed-mask", message, tuple(data.misnamed_masks))
     yield from _sizes(data, images)
     yield from _looks(data, images)
+
+
+def _missing_masks(data: Dataset) -> Iterator[Finding]:
+    for kind in ("file", "alpha"):
+        asked = [record for record in data.records if record.mask == kind and not record.is_class]
+        without = tuple(record.path for record in asked if not record.has_mask)
+        if 0 < len(without) < len(asked):
+            yield Finding("mask-missing", without_mask(len(without), kind), without)
 
 
 def _sizes(data: Dataset, images: ImagesConfig) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from sdlora.models.prompts import literal
 
 
 def without_taken(config: TrainConfig) -> TrainConfig:
-    """The configuration without the wish for captions as prompts, where there are some: a run has taken them already."""
+    """The configuration without the wish for captions as prompts, where there are prompts: a run has taken them."""
     if not (config.previews.prompts and config.previews.from_captions):
         return config
     return config.model_copy(update={"previews": config.previews.model_copy(update={"from_captions": 0})})

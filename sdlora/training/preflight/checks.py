@@ -12,7 +12,9 @@ from sdlora.adapters.algebra.operands import load_operands
 from sdlora.adapters.files.hub_files import local_file
 from sdlora.adapters.files.key_names import TRAINABLE
 from sdlora.adapters.files.reading import read
-from sdlora.adapters.live.starting_point import has_dora
+from sdlora.adapters.files.weights import AdapterFile
+from sdlora.adapters.live.starting_point import embeddings_of, has_dora
+from sdlora.adapters.live.trained_tokens import other_length
 from sdlora.config import files
 from sdlora.config.adapter import REGEX_PREFIX
 from sdlora.config.generate import Sampler, sampler_problem
@@ -30,7 +32,7 @@ from sdlora.training.inputs.images import RunImages, find_images
 from sdlora.training.optimization import optimizers
 from sdlora.training.optimization.parameter_groups import check_blocks
 from sdlora.training.preflight.counting import Layouts, base_notes, chosen_layers, start_notes
-from sdlora.training.preflight.new_tokens import check_tokens
+from sdlora.training.preflight.new_tokens import check_tokens, vector_counts
 from sdlora.training.workers import check_device
 
 
@@ -193,3 +195,16 @@ def _check_start(config: TrainConfig) -> None:
     file = read(path)
     told = config.adapter.beside_file(TRAINABLE[file.algorithms[0]], dora=has_dora(file))
     files.validate({**config.model_dump(), "adapter": told}, f"beside adapter.start_from={path.name}")
+    _check_token_lengths(config, file)
+
+
+def _check_token_lengths(config: TrainConfig, file: AdapterFile) -> None:
+    trained = embeddings_of(file) if config.adapter.new_tokens else {}
+    problems = [
+        other_length(token, length, wanted)
+        for token, wanted in (vector_counts(config) if trained else {}).items()
+        if (embedding := trained.get(token.casefold())) is not None
+        and (length := len(next(iter(embedding.vectors.values())))) != wanted
+    ]
+    if problems:
+        raise ConfigError("adapter.start_from", problems)

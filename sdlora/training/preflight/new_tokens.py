@@ -52,6 +52,7 @@ def check_tokens(config: TrainConfig, images: RunImages) -> None:
     found = {
         word
         for record in images.trained
+        if record.captions.dropout < 1
         for text in record.trained_captions() or _forms(record)
         for word in words.words_in(text)
     }
