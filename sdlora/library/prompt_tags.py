@@ -159,6 +159,10 @@ def take_tags(config: GenerateConfig, find: Callable[[str], Path] | None = None)
     return config.model_copy(update={"prompt": prompt, "adapters": (*config.adapters, *adapters)})
 
 
+UNTAGGABLE = "a name in a prompt can't be empty or hold any of : < > =; rename the file"
+"""What is said of an adapter's name that no tag can hold."""
+
+
 def can_be_tagged(name: str) -> bool:
     """Whether the grammar has a place for an adapter's name."""
     return bool(name.strip()) and not any(letter in name for letter in _FORBIDDEN_IN_NAMES)
@@ -170,9 +174,7 @@ def write_tag(name: str, text_encoder: float = 1.0, unet: float | None = None) -
     Raises ConfigError for a name that the grammar has no place for.
     """
     if not can_be_tagged(name):
-        raise ConfigError(
-            f"adapter '{name}'", ["a name in a prompt can't be empty or hold any of : < > =; rename the file"]
-        )
+        raise ConfigError(f"adapter '{name}'", [UNTAGGABLE])
     weights = [text_encoder] if unet is None or unet == text_encoder else [text_encoder, unet]
     return f"<lora:{name}:{':'.join(plain_number(weight) for weight in weights)}>"
 

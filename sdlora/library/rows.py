@@ -15,14 +15,11 @@ from sdlora.config.base_model import FamilyName
 from sdlora.config.generate import UsedAdapter
 from sdlora.config.mix import MixedAdapter
 from sdlora.errors import AdapterError, ConfigError
-from sdlora.library.prompt_tags import can_be_tagged, split_prompt, write_tag
+from sdlora.library.prompt_tags import UNTAGGABLE, can_be_tagged, split_prompt, write_tag
 from sdlora.library.scan import LibraryEntry, Scan
 
 BLOCK_PRESETS = NAMED_WEIGHTS
 """Names that block weights may be given by."""
-
-
-UNTAGGABLE = "a name in a prompt can't be empty or hold any of : < > =; rename the file"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sdlora.errors import AdapterError
 from sdlora.file_memory import FileMemory
 from sdlora.library.listing import SUFFIX, ListedFile, list_files
 from sdlora.library.names import resolve, unique_names
-from sdlora.library.prompt_tags import can_be_tagged
+from sdlora.library.prompt_tags import UNTAGGABLE, can_be_tagged
 
 # Goes up when more is read of a file, so that all are described anew.
 _FORMAT = 2
@@ -140,7 +140,7 @@ def add_file(source: Path, name: str, folder: Path) -> Path:
     if Path(name).suffix.lower() != SUFFIX:
         raise AdapterError(f"{name} is no .safetensors file; adapters of other kinds are not read")
     if not can_be_tagged(Path(name).stem):
-        raise AdapterError(f"{name}: a name in a prompt can't hold any of : < > =; rename the file")
+        raise AdapterError(f"{name}: {UNTAGGABLE}")
     require_adapter(source)
     folder.mkdir(parents=True, exist_ok=True)
     for free in atomic.numbered(Path(name).stem):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sdlora.launch.jobs import JobState
-from sdlora.library.rows import UNTAGGABLE, Row
+from sdlora.library.prompt_tags import UNTAGGABLE
+from sdlora.library.rows import Row
 from sdlora.library.scan import LibraryEntry
 from sdlora.words import count
 from webui.pieces import notes
