@@ -220,7 +220,7 @@ def test_masks_that_were_there_before_can_be_switched_on(configure, images: Path
     run = train(configure())
     heard = Heard()
     resume(run.folder, [heard], overrides=["optimization.steps=3", "images.mask=file"])
-    assert heard.has("since the run began 1 mask was changed: 3.png")
+    assert heard.has("since the run began 1 mask was switched on: 3.png")
     # Accepted from elsewhere, as the page does, while no flag is given.
     (images / "4.txt").write_text("another caption")
     RunFolder(run.folder).accept_changes()

@@ -20,6 +20,7 @@ def test_masks_that_a_setting_begins_or_ceases_to_use_are_no_changed_files() -> 
     without = {"a.png": ["1", "cat", ""], "b.png": ["2", "dog", ""]}
     masked = {"a.png": ["1", "cat", "m"], "b.png": ["2", "dog", ""]}
     other = {"a.png": ["1", "cat", "n"], "b.png": ["2", "dog", ""]}
-    for before, now, by_setting in ((without, masked, True), (masked, without, True), (masked, other, False)):
+    ways = ((without, masked, "switched on"), (masked, without, "switched off"), (masked, other, "changed"))
+    for before, now, how in ways:
         (found,) = differences(before, now)
-        assert (found.sentence, found.by_setting) == ("1 mask was changed: a.png", by_setting)
+        assert (found.sentence, found.by_setting) == (f"1 mask was {how}: a.png", how != "changed")

@@ -75,14 +75,16 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[Difference]:
         moved = {before[path][0] for path in before.keys() - both}
         elsewhere = {now[path][0] for path in now.keys() - both}
         # Masks count only while a setting asks for them: then all have none before, or all now.
-        masks_by_setting = any(all(not hashes[2] for hashes in every.values()) for every in (before, now))
+        had, has = (any(hashes[2] for hashes in every.values()) for every in (before, now))
+        masks_by_setting = not (had and has)
+        what_of_masks = "changed" if had and has else "switched on" if has else "switched off"
         for noun, change, names in (
             ("image", "gone", {path for path in before.keys() - both if before[path][0] not in elsewhere}),
             ("image", "new", {path for path in now.keys() - both if now[path][0] not in moved}),
             ("image", "moved or renamed", {path for path in now.keys() - both if now[path][0] in moved}),
             ("image", "changed", {path for path in both if before[path][0] != now[path][0]}),
             ("caption", "changed", {path for path, old in pairs.items() if before[old][1] != now[path][1]}),
-            ("mask", "changed", {path for path, old in pairs.items() if before[old][2] != now[path][2]}),
+            ("mask", what_of_masks, {path for path, old in pairs.items() if before[old][2] != now[path][2]}),
         ):
             if names:
                 shown = tuple(sorted(Path(name).name for name in names))
