@@ -109,8 +109,8 @@ def suggest(
     pictures' size and the memory. memory_gib: what the card has, if that is to be kept to.
     trigger: the word for the subject; without it the tag with which nearly all captions begin.
     Raises DataError for pictures that can't be used, ModelError for a base that can't, ConfigError for a subject that
-    there is no preset for, values of the wrong kind, pictures without a caption or trigger, or memory that nothing makes
-    it fit into.
+    there is no preset for, values of the wrong kind, pictures without a caption or trigger, or memory that nothing
+    makes it fit into.
     """
     given = {"folder": folder, "subject": subject, "base": base, "memory_gib": memory_gib, "trigger": trigger}
     asked = files.validate(given, "suggest", Suggest)
