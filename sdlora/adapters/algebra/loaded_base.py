@@ -36,7 +36,8 @@ def load_base(
     config: also the model's name, folder or file alone, as in `load_model("builtin:emoji")`.
     Raises AdapterError when one can't be read, is of another family or doesn't fit, beside what `load` raises.
     """
-    config, device = base_model_config(config), _usable(device)
+    config = base_model_config(config)
+    _refuse_device(device)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise ConfigError("load_model", [f"dtype: must be one of torch, such as torch.float16; got {dtype!r}"])
     if not config.adapters:
@@ -51,10 +52,10 @@ def load_base(
     return bundle
 
 
-def _usable(device: torch.device | str) -> torch.device:
-    """The device itself. Raises ConfigError for one that isn't there: torch tells that in errors of many kinds."""
+def _refuse_device(device: torch.device | str) -> None:
+    """Raise ConfigError for a device that isn't there: torch tells that in errors of many kinds."""
     try:
-        return torch.empty(0, device=device).device
+        torch.empty(0, device=device)
     except (AssertionError, RuntimeError, TypeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError("load_model", [f"device: {device!r} can't be used here: {reason}"]) from None
