@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from sdlora.errors import ConfigError
 
 
 class _Event(BaseModel):
@@ -152,6 +155,16 @@ class EventSink(Protocol):
 
     def close(self) -> None:
         """Flush and let go of resources."""
+
+
+def checked_sinks(sinks: Sequence[EventSink]) -> tuple[EventSink, ...]:
+    """The sinks that a caller handed in. Raises ConfigError for what is no list of sinks, before a run begins."""
+    listed = tuple(sinks) if isinstance(sinks, Iterable) else None
+    if listed is None or not all(callable(getattr(each, name, None)) for each in listed for name in ("emit", "close")):
+        raise ConfigError(
+            "sinks", [f"must be a list of objects with emit and close, such as [MySink()]; got {sinks!r}"]
+        )
+    return listed
 
 
 def parse_event(line: str | bytes) -> Event:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from sdlora.cli.guesses import WholeCommand
 from sdlora.cli.progress import progress
 from sdlora.config import files
 from sdlora.config.base_model import FamilyName, Precision
+from sdlora.config.calls import ExtractAdapter, Layout, ResizeAdapter
 from sdlora.config.mix import MixConfig, MixMethod, parse_adapter
 from sdlora.constants import MIB
 from sdlora.errors import ConfigError
@@ -205,12 +206,13 @@ def extract(
     force: ForceOption = False,
 ) -> None:
     """Make an adapter of the difference of two models."""
-    _check_size(rank, energy, 32)
+    given = {"tuned": tuned, "base": base, "target": out, "rank": rank, "conv_rank": conv_rank, "energy": energy}
+    files.validate(given, "the command line", ExtractAdapter)
     require_files([], [tuned, base], out=out, suffix=_SUFFIX, force=force)
     from sdlora.adapters.algebra.extract import Ranks
     from sdlora.adapters.algebra.making import extract_adapter
 
-    ranks = Ranks(None if energy else rank or 32, conv_rank, energy)
+    ranks = Ranks(rank or Ranks.rank, conv_rank, energy)
     with progress("extracting") as on_progress:
         made = extract_adapter(
             tuned, base, out, ranks, precision=precision or "fp16", force=force, on_progress=on_progress
@@ -230,7 +232,8 @@ def resize(
     force: ForceOption = False,
 ) -> None:
     """Cut an adapter to a smaller rank, or to what keeps a share of every layer's energy."""
-    _check_size(rank, energy, None)
+    given = {"source": file, "target": out, "rank": rank, "energy": energy}
+    files.validate(given, "the command line", ResizeAdapter)
     require_files([file], out=out, suffix=_SUFFIX, force=force)
     from sdlora.adapters.algebra.making import resize_adapter
 
@@ -252,7 +255,7 @@ def resize(
 def convert(
     file: FileArgument,
     out: OutOption,
-    to: Annotated[Literal["kohya", "diffusers"], typer.Option("--to", help="The layout to write.")],
+    to: Annotated[Layout, typer.Option("--to", help="The layout to write.")],
     precision: PrecisionOption = None,
     family: FamilyOption = None,
     force: ForceOption = False,
@@ -299,18 +302,6 @@ def push(
         console.print("files: README.md, " + ", ".join(publication.files), markup=False)
     else:
         console.print(upload(publication, private=private), markup=False)
-
-
-def _check_size(rank: int | None, energy: float | None, default_rank: int | None) -> None:
-    problems = []
-    if rank is not None and energy is not None:
-        problems.append("--rank and --energy exclude each other")
-    if rank is None and energy is None and default_rank is None:
-        problems.append("give --rank or --energy")
-    if energy is not None and not 0 < energy <= 1:
-        problems.append(f"--energy is a share above 0 and up to 1, not {energy}")
-    if problems:
-        raise ConfigError("the command line", problems)
 
 
 def _show_made(made: Made, *, errors: bool) -> None:

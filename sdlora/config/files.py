@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -189,7 +189,8 @@ def override(
     """
     problems: list[str] = []
     given: list[tuple[str, str, Any]] = []
-    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+    is_list = isinstance(overrides, Iterable) and not isinstance(overrides, str | Mapping)
+    if not is_list or not all(isinstance(text, str) for text in overrides):
         raise ConfigError(source, ["overrides must be a list of texts, such as ['optimization.steps=100']"])
     for text in overrides:
         try:

@@ -85,6 +85,9 @@ class CaptionsConfig(Section):
         for name, text in (("keep_separator", self.keep_separator), ("group_separator", self.group_separator)):
             if text is not None and (not text.strip() or text.strip() == self.separator.strip()):
                 problems.append(f"{name}: must be text other than the separator '{self.separator}'; got '{text}'")
+        if self.keep_separator and self.group_separator and self.keep_separator.strip() in self.group_separator:
+            # Captions are parted by the first before the second is looked for.
+            problems.append(f"group_separator: holds keep_separator '{self.keep_separator}', so it would tie nothing")
         if problems:
             raise ValueError("\n".join(problems))
         return self

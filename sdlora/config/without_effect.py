@@ -68,6 +68,10 @@ def in_training(config: TrainConfig) -> Iterator[str]:
         yield "images.folder: a folder named twice is read once; images.folders with repeats lets its images count more"
     if captions.dropout == 1:
         yield "captions.dropout=1 trains every image with an empty caption: captions and trigger have no effect"
+    for number, source in enumerate(folders):
+        # Emptied ones say nothing that class images would not do anyway.
+        if source.is_class and (told := [name for name in ("trigger", "prefix", "suffix") if getattr(source, name)]):
+            yield f"images.folders.{number}.{', '.join(told)}: no effect beside is_class, whose images go without"
     if previews.prompts and previews.from_captions:
         yield "previews.from_captions has no effect beside previews.prompts"
     if validation.folder is not None and validation.fraction:

@@ -146,7 +146,8 @@ def _texts(rows: Iterable[Row]) -> tuple[ImageTexts, list[str], list[str]]:
             weight = None
         elif (weight := _positive(weight)) is None:
             problems.append(f"{where}: loss_weight must be a number above 0, up to 100; got {values['loss_weight']!r}")
-            continue
+            if caption is None:
+                continue  # with one the row still counts, or its image would be told of as one without a caption
         if isinstance(file_name, str) and (caption is not None or weight is not None):
             # Rows made on Windows have backslashes, and "./a.png" is a.png.
             name = posixpath.normpath(file_name.replace("\\", "/"))

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sdlora.config.calls import Evaluate
 from sdlora.config.evaluate import EvaluateConfig
+from sdlora.config.files import validate
 from sdlora.config.given import Values, evaluate_config
 from sdlora.config.train import TrainConfig
 from sdlora.config.without_effect import in_evaluating
@@ -46,7 +48,7 @@ from sdlora.evaluation.report import (
 )
 from sdlora.evaluation.scores import standardised
 from sdlora.evaluation.training_images import TrainingImages, find_training_images
-from sdlora.events import EventSink, EventStream
+from sdlora.events import EventSink, EventStream, checked_sinks
 from sdlora.generation.generate import Generator
 from sdlora.generation.request.requests import resolve
 from sdlora.runs.folder import RunFolder, open_run
@@ -70,8 +72,11 @@ def evaluate(
     every problem, RunError for a run without checkpoints or one that is being evaluated, DataError, ModelError,
     AdapterError.
     """
+    sinks = checked_sinks(sinks)
+    asked = validate({"run": run, "promote": promote}, "evaluate", Evaluate)
+    promote = asked.promote
     config = evaluate_config(config)
-    folder, train = open_run(Path(run))
+    folder, train = open_run(asked.run)
     if promote:
         refuse_promotion(folder)
     checkpoints = find_checkpoints(folder, train, config.checkpoints)

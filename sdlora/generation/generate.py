@@ -25,6 +25,8 @@ from sdlora.adapters.algebra.operands import idle_parts
 from sdlora.adapters.files.embeddings import embeddings_beside
 from sdlora.adapters.files.metadata import new_tokens_in
 from sdlora.config.base_model import BaseModelConfig
+from sdlora.config.calls import KeptAdapters
+from sdlora.config.files import validate
 from sdlora.config.generate import ComputeConfig, GenerateConfig, UsedAdapter
 from sdlora.config.given import Values, base_model_config, compute_config, generate_config
 from sdlora.config.without_effect import in_generating
@@ -87,6 +89,7 @@ class Generator:
         *,
         pool_bytes: int | None = None,
     ) -> None:
+        pool_bytes = validate({"pool_bytes": pool_bytes}, "Generator", KeptAdapters).pool_bytes
         base_model = base_model_config(base_model)
         self.compute = compute_config(compute)
         self.detection = detect(base_model)

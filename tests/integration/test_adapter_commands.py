@@ -97,10 +97,10 @@ def test_merge_extract_and_resize_go_round(cli, two: tuple[Path, Path], shallow_
     result = cli("resize", two[0], "--rank", "2", "--out", tmp_path / "small.safetensors")
     assert "2 layers of rank 2" in result.output, result.errors
     assert "relative error" in result.output
-    assert "give --rank or --energy" in cli("resize", two[0], "--out", tmp_path / "y.safetensors").errors
+    assert "give a rank or an energy" in cli("resize", two[0], "--out", tmp_path / "y.safetensors").errors
     both = cli("resize", two[0], "--rank", "2", "--energy", "1.5", "--out", tmp_path / "y.safetensors")
-    assert "--rank and --energy exclude each other" in both.errors
-    assert "--energy is a share above 0 and up to 1, not 1.5" in both.errors
+    assert "rank and energy exclude each other" in both.errors
+    assert "energy: is a share above 0 and up to 1, not 1.5" in both.errors
 
 
 def test_convert_writes_the_other_layout_and_diffusers_declares_what_it_must(

@@ -231,3 +231,9 @@ def test_protected_tags_are_never_dropped(tmp_path) -> None:
 )
 def test_a_trigger_is_taken_out_with_what_it_leaves_dangling(text: str, expected: str) -> None:
     assert without_trigger(text, CaptionsConfig(trigger="ohwx")) == expected
+
+
+@pytest.mark.parametrize("group", ["|||", " ||| ", ";|||"])
+def test_a_group_separator_that_holds_the_other_one_is_refused(group: str) -> None:
+    with pytest.raises(ValueError, match=r"group_separator: holds keep_separator '\|\|\|', so it would tie nothing"):
+        CaptionsConfig(keep_separator="|||", group_separator=group)

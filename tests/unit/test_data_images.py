@@ -285,6 +285,14 @@ def test_metadata_gives_captions_and_a_text_file_beside_the_image_wins(tmp_path:
     }
 
 
+def test_a_row_with_a_wrong_loss_weight_still_gives_its_caption(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x", "loss_weight": 0}\n')
+    with pytest.raises(DataError, match="loss_weight must be a number above 0, up to 100; got 0") as caught:
+        scan_folder(tmp_path, CaptionsConfig())
+    assert "no caption" not in str(caught.value)
+
+
 def test_a_broken_metadata_line_is_named_by_its_number(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n{"file_name": oops}\n')

@@ -259,6 +259,64 @@ def test_a_missing_checkpoint_names_those_that_are_there(run: Path) -> None:
         grid("checkpoint=100,400,last", run=run)
 
 
+# ---- axes that overrule each other
+
+
+@pytest.mark.parametrize(
+    ("specs", "what"),
+    [
+        (("size=64x64,128x128", "width_px=96,128"), "width_px is varied by two axes"),
+        (("height_px=64,128", "size=64x64,128x128"), "height_px is varied by two axes"),
+        (("checkpoint=all", "adapter.file=a,none"), "adapter1.file is varied by two axes"),
+        (("adapter.file=none,a", "adapter1.file=a"), "adapter1.file is varied by two axes"),
+        (("adapter.file=none,a", "compare"), "adapter1.file is varied by two axes"),
+        (("checkpoint=all", "compare"), "adapter1.file is varied by two axes"),
+        (("weight=0,1", "adapter.unet=0,1"), "adapter1.unet is varied by two axes"),
+        (("adapter.text_encoder=0,1", "adapter1.weight=0,1"), "adapter1.text_encoder is varied by two axes"),
+        (("steps=1,2", "steps=3"), "steps is varied by two axes"),
+        (("replace=fox,owl", "replace=owl,cat"), "'owl' in the prompts is varied by two axes"),
+        (("replace=a fox,a cat", "replace=fox,owl"), "'fox' in the prompts is varied by two axes"),
+    ],
+)
+def test_axes_that_change_the_same_are_refused_by_their_names(
+    specs: tuple[str, str], what: str, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError) as caught:
+        grid(*specs, run=run, prompt="a fox", adapters=(INK,), adapter_folders=(tmp_path,))
+    assert caught.value.problems == [f"{' and '.join(specs)}: {what}, of which one would overrule the other"]
+
+
+def test_an_adapter_that_may_go_leaves_no_other_under_its_number(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    with pytest.raises(
+        ConfigError, match=r"adapter1.file=none,a and adapter2.weight=0,1: adapter2\.\w+.* varied by two"
+    ):
+        grid("adapter1.file=none,a", "adapter2.weight=0,1", adapters=(INK, FUR, INK), adapter_folders=(tmp_path,))
+
+
+def test_texts_are_replaced_in_the_prompts_of_another_axis_whichever_comes_first() -> None:
+    for specs in (("replace=fox,owl", "prompt=a fox,a red fox"), ("y=prompt=a fox,a red fox", "x=replace=fox,owl")):
+        made = grid(*specs, prompt="a fox")
+        assert [cell.config.prompt for cell in made.cells()] == ["a fox", "a owl", "a red fox", "a red owl"]
+    with pytest.raises(ConfigError, match="replace: 'fox' is not in the prompts"):
+        grid("replace=fox,owl", "prompt=a fox,a cat", prompt="a fox")
+
+
+def test_the_weight_of_an_adapter_is_not_varied_beside_its_unets() -> None:
+    with pytest.raises(
+        ConfigError, match="adapter.weight has no effect on the UNet beside its unet weight; vary adapter"
+    ):
+        grid("weight=0,1", adapters=(INK.model_copy(update={"unet": 0.5}),))
+
+
+def test_what_goes_together_still_does() -> None:
+    assert len(grid("compare", "adapter2.weight=0,1", adapters=(INK, FUR)).cells()) == 8
+    assert len(grid("adapter1.weight=0,1", "adapter2.weight=0,1", adapters=(INK, FUR)).cells()) == 4
+    assert len(grid("adapter.unet=0,1", "adapter.text_encoder=0,1", adapters=(INK,)).cells()) == 4
+    assert len(grid("replace=fox,owl", "replace=red,blue", prompt="a red fox").cells()) == 4
+
+
 # ---- order
 
 

@@ -16,6 +16,7 @@ from sdlora.config import files
 from sdlora.config.images import CaptionsConfig, ImageFolder, ImagesConfig
 from sdlora.config.shipped import sample_images_folder
 from sdlora.config.train import TrainConfig
+from sdlora.config.without_effect import in_training
 from sdlora.data.buckets import assign
 from sdlora.data.images import ImageRecord, ScanResult, scan
 from sdlora.data.planning import tag_counts
@@ -66,6 +67,19 @@ def test_every_folder_has_its_own_settings_and_takes_the_rest_from_the_run(tmp_p
 def test_a_folder_in_both_forms_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"images\.folders: images\.folder is set too; put all into images\.folders"):
         files.load(None, ["images.folder=a", "images.folders=[{folder: b}]"])
+
+
+def test_a_trigger_of_class_images_is_told_to_have_no_effect() -> None:
+    classes = {"folder": "b", "is_class": True, "trigger": "ohwx", "suffix": "photo"}
+    told = "images.folders.1.trigger, suffix: no effect beside is_class, whose images go without"
+    assert told in in_training(with_folders({"folder": "a"}, classes))
+    emptied = with_folders({"folder": "a"}, {"folder": "b", "is_class": True, "trigger": ""})
+    assert not any("is_class" in one for one in in_training(emptied))
+
+
+def with_folders(*folders: dict[str, Any]) -> TrainConfig:
+    values = {"images": {"folders": folders}, "objective": {"prior_preservation": "class_images"}}
+    return files.validate(values, "the test")
 
 
 def test_an_unknown_setting_of_a_folder_is_named(tmp_path: Path) -> None:

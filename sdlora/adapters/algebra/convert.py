@@ -35,6 +35,8 @@ from sdlora.adapters.files.writing import (
     with_hashes,
 )
 from sdlora.config.base_model import FamilyName, Precision
+from sdlora.config.calls import ConvertAdapter
+from sdlora.config.files import validate
 from sdlora.errors import AdapterError
 from sdlora.models.dtypes import DTYPES
 
@@ -60,11 +62,15 @@ def convert(
     precision: another number type for the factors (rounds them); by default every tensor keeps its own. family: of
     files that don't tell. Training settings in the metadata are kept.
     For example `convert_adapter("ink.safetensors", "ink-diffusers.safetensors", "diffusers")`.
-    Raises AdapterError: the file can't be read, `target` exists and not `force`, diffusers' layout can't hold it.
+    Raises AdapterError: the file can't be read, `target` exists and not `force`, diffusers' layout can't hold it;
+    ConfigError listing every problem of what is asked for.
     """
-    target = Path(target)
+    given = {"source": source, "target": target, "file_format": file_format, "precision": precision}
+    asked = validate({**given, "family": family, "force": force}, "convert_adapter", ConvertAdapter)
+    target, file_format, precision = asked.target, asked.file_format, asked.precision
+    family, force = asked.family, asked.force
     refuse_target(target, force)
-    file = read(source, family)
+    file = read(asked.source, family)
     file = with_family(file, common_family([file], family))
     modules = {name: _cast(weights, precision) for name, weights in file.modules.items()}
     facts = derived_facts(target, [file], common_family([file]))

@@ -17,7 +17,7 @@ from sdlora.adapters.files.weights import AdapterFile
 from sdlora.config.base_model import BaseModelConfig, FamilyName
 from sdlora.config.given import Values, base_model_config
 from sdlora.config.mix import MixedAdapter
-from sdlora.errors import AdapterError
+from sdlora.errors import AdapterError, ConfigError
 from sdlora.models.bundle import Bundle
 from sdlora.models.loading import load
 
@@ -37,6 +37,9 @@ def load_base(
     Raises AdapterError when one can't be read, is of another family or doesn't fit, beside what `load` raises.
     """
     config = base_model_config(config)
+    _refuse_device(device)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ConfigError("load_model", [f"dtype: must be one of torch, such as torch.float16; got {dtype!r}"])
     if not config.adapters:
         return load(config, device=device, dtype=dtype)
     merged: list[AdapterFile] = []
@@ -47,6 +50,15 @@ def load_base(
     )
     bundle.notes.extend(note for note in notes if note)
     return bundle
+
+
+def _refuse_device(device: torch.device | str) -> None:
+    """Raise ConfigError for a device that isn't there: torch tells that in errors of many kinds."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError("load_model", [f"device: {device!r} can't be used here: {reason}"]) from None
 
 
 def read_base_adapters(config: BaseModelConfig, family: FamilyName) -> list[Operand]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,8 +21,10 @@ from sdlora.adapters.files.reading import read
 from sdlora.adapters.files.weights import AdapterFile
 from sdlora.adapters.files.writing import Export
 from sdlora.config.base_model import BaseModelConfig, FamilyName, Precision
+from sdlora.config.calls import ExtractAdapter, MergeAdapters, ResizeAdapter, WrittenFile
+from sdlora.config.files import validate
 from sdlora.config.given import Values, mix_config
-from sdlora.config.mix import MixConfig, MixedAdapter, parse_adapter
+from sdlora.config.mix import MixConfig, MixedAdapter
 from sdlora.errors import AdapterError
 from sdlora.models.detection import detect
 from sdlora.models.dtypes import DTYPES
@@ -45,7 +47,9 @@ def mix_adapters(
     config: also values, as in `mix_adapters({"adapters": ["ink.safetensors:0.8"]}, "new.safetensors")`.
     Raises AdapterError and ConfigError as that does, and when `target` exists and not `force`.
     """
-    config, target = mix_config(config), Path(target)
+    config = mix_config(config)
+    written = validate({"target": target, "force": force}, "mix_adapters", WrittenFile)
+    target, force = written.target, written.force
     refuse_target(target, force)
     base = None if config.base_model is None else open_base(config.base_model)
     operands = _fitting_operands(config, base)
@@ -88,23 +92,24 @@ def open_fitting_base(model: str, files: Sequence[AdapterFile]) -> tuple[BaseWei
 
 def merge_adapters(
     base: Path | str,
-    adapters: Sequence[MixedAdapter | str],
+    adapters: Sequence[MixedAdapter | Path | str] | MixedAdapter | Path | str,
     target: Path | str,
     *,
     force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Merged:
-    """Bake adapters into a base model, see `merge.merge`. Raises what that and `open_base` raise.
+    """Bake adapters into a base model, see `merge.merge`. Raises what that and `open_base` raise, and ConfigError.
 
-    adapters: also as the command line spells them:
+    adapters: one or several, also as the command line spells them:
     `merge_adapters("sd15.safetensors", ["ink.safetensors:0.8"], "new.safetensors")`.
     """
-    base, target = str(base), Path(target)
-    wanted = [parse_adapter(one) if isinstance(one, str) else one for one in adapters]
+    given = {"base": base, "adapters": adapters, "target": target, "force": force}
+    asked = validate(given, "merge_adapters", MergeAdapters)
+    target, force = asked.target, asked.force
     refuse_overwriting(target, force)
-    model = open_base(base)
+    model = open_base(asked.base)
     refuse_place(model, target, force)
-    operands = load_operands(wanted, model.family, model.path.name)
+    operands = load_operands(asked.adapters, model.family, model.path.name)
     return merge(model, operands, target, force=force, on_progress=on_progress)
 
 
@@ -112,7 +117,7 @@ def extract_adapter(
     tuned: Path | str,
     base: Path | str,
     target: Path | str,
-    ranks: Ranks | None = None,
+    ranks: Ranks | int | None = None,
     *,
     precision: Precision = "fp16",
     force: bool = False,
@@ -120,11 +125,19 @@ def extract_adapter(
 ) -> Made:
     """The difference of two models as a new adapter file, see `sdlora.adapters.algebra.extract.extract`.
 
-    For example `extract_adapter("tuned.safetensors", "sd15.safetensors", "tuned-lora.safetensors")`.
+    ranks: one for all layers, or `Ranks` with that of convolutions or an energy; by default 32.
+    For example `extract_adapter("tuned.safetensors", "sd15.safetensors", "tuned-lora.safetensors", 8)`.
+    Raises ConfigError listing every problem, beside what that raises.
     """
-    tuned, base, target = str(tuned), str(base), Path(target)
+    sizes = asdict(ranks) if isinstance(ranks, Ranks) else {"rank": ranks}
+    if sizes.get("energy") is not None and sizes["rank"] == Ranks.rank:
+        sizes["rank"] = None  # the default, which nobody asked for
+    given = {"tuned": tuned, "base": base, "target": target, "precision": precision, "force": force}
+    asked = validate({**given, **sizes}, "extract_adapter", ExtractAdapter)
+    tuned, base, target, precision, force = asked.tuned, asked.base, asked.target, asked.precision, asked.force
     refuse_target(target, force)
-    ranks = ranks or Ranks()
+    by_rank = Ranks.rank if asked.rank is None else asked.rank
+    ranks = Ranks(by_rank if asked.energy is None else None, asked.conv_rank, asked.energy)
     tuned_model, base_model = open_base(tuned), open_base(base)
     result = extract(tuned_model, base_model, ranks, on_progress=on_progress)
     detection = detect(BaseModelConfig(model=tuned))
@@ -150,16 +163,19 @@ def resize_adapter(
     """An adapter of another rank as a new file, see `resize.resize`; precision: by default its own.
 
     For example `resize_adapter("ink.safetensors", "ink-8.safetensors", rank=8)`.
+    Raises ConfigError listing every problem, such as rank and energy together, beside what that raises.
     """
-    target = Path(target)
+    given = {"source": source, "target": target, "rank": rank, "energy": energy, "precision": precision}
+    asked = validate({**given, "family": family, "force": force}, "resize_adapter", ResizeAdapter)
+    target, rank, energy, family, force = asked.target, asked.rank, asked.energy, asked.family, asked.force
     refuse_target(target, force)
-    file = read(source, family)
+    file = read(asked.source, family)
     file = with_family(file, common_family([file], family))
     result = resize(file, rank=rank, energy=energy, on_progress=on_progress)
     settings = {"rank": rank} if rank is not None else {"energy": energy}
     provenance = Provenance("resize", [input_facts(file)], settings, result.relative_error)
     facts = derived_facts(target, [file], result.family)
-    own = precision or precision_of(file)
+    own = asked.precision or precision_of(file)
     return Made(result, write_made(target, result, facts, provenance, precision=own, force=force, kept=file))
 
 

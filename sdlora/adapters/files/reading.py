@@ -22,6 +22,8 @@ from sdlora.adapters.files.peft_settings import PeftSettings, peft_settings, ref
 from sdlora.adapters.files.resolution import FAMILY_TITLES, Resolution, resolve
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights, VectorUpdate
 from sdlora.config.base_model import FamilyName
+from sdlora.config.calls import ReadAdapter
+from sdlora.config.files import validate
 from sdlora.errors import AdapterError
 
 _NEEDED: dict[FileAlgorithm, tuple[tuple[str, ...], ...]] = {
@@ -54,9 +56,11 @@ def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:
     path: a file, a folder as PEFT saves it, or hf://owner/name[/file] on the hub. family: overrules what it tells.
 
     Raises AdapterError, listing what is wrong: damaged, no adapter in it or one for another model, factors missing or
-    of shapes that don't fit each other, a DoRA magnitude that isn't understood, non-finite values.
+    of shapes that don't fit each other, a DoRA magnitude that isn't understood, non-finite values; ConfigError for what
+    is no path or no family.
     """
-    path = local_file(path)
+    asked = validate({"file": path, "family": family}, "read_adapter", ReadAdapter)
+    path, family = local_file(asked.file), asked.family
     try:
         tensors, metadata = load_tensors(path)
     except AdapterError:

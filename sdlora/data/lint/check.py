@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sdlora.config import without_effect
+from sdlora.config.calls import CheckDataset
+from sdlora.config.files import validate
 from sdlora.config.given import Values, train_config
 from sdlora.config.shipped import resolve_folder
 from sdlora.config.train import TrainConfig
@@ -26,7 +28,7 @@ _OF_WHAT_IS_LEARNED = ("trigger-inconsistent", "trigger-missing", "tag-everywher
 
 def check(
     config: TrainConfig | Values | Path | str,
-    folders: Sequence[Path | str] = (),
+    folders: Sequence[Path | str] | Path | str = (),
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -39,8 +41,9 @@ def check(
     on_progress: called with how much of the folders is read and how much there is.
     Raises DataError for a folder that doesn't exist or has no images.
     """
+    folders = validate({"folders": folders}, "check_dataset", CheckDataset).folders or ()
     config = train_config(config)
-    named = (resolve_folder(Path(folder)) for folder in (folders or config.images.all_folders))
+    named = (resolve_folder(folder) for folder in (folders or config.images.all_folders))
     roots = tuple(folder.expanduser().absolute() for folder in named)
     held_out, class_folder = (
         None if folder is None else resolve_folder(folder).expanduser().absolute()

@@ -16,13 +16,17 @@ from sdlora.library.prompt_tags import take_tags
 from sdlora.runs.folder import open_run
 from sdlora.runs.results import adapter_files
 
+_WEIGHTS = ("weight", "unet", "text_encoder", "text_encoder_2")
+"""What `weight` stands for where the others aren't given."""
+
 
 def adapter_axis(spec: str, name: str, match: re.Match[str], raw: str, config: GenerateConfig) -> Axis:
     """`adapter.weight=...`, `adapter2.file=...`; match: the adapter's number, if any, and its setting."""
     number = int(match[1]) if match[1] else None
     values = split_values(raw)
     if match[2] == "file":
-        return Axis(spec, name, FILE, tuple(_adapter_file(value, number, config) for value in values))
+        files_in_place = tuple(_adapter_file(value, number, config) for value in values)
+        return Axis(spec, name, FILE, files_in_place, _changed_by_file(number or 1, "none" in values, config))
     if match[2] not in UsedAdapter.model_fields:
         near = difflib.get_close_matches(match[2], UsedAdapter.model_fields, n=1, cutoff=0.5)
         raise ValueError(f"unknown setting of an adapter{f'; did you mean adapter.{near[0]}?' if near else ''}")
@@ -32,17 +36,28 @@ def adapter_axis(spec: str, name: str, match: re.Match[str], raw: str, config: G
     def setter(value: str) -> Callable[[GenerateConfig], GenerateConfig]:
         def apply(config: GenerateConfig) -> GenerateConfig:
             adapter = _chosen(config, number)
-            if match[2] == "weight" and adapter.unet is not None and adapter.text_encoder is not None:
+            if match[2] == "weight" and adapter.unet is not None:
+                both = " and text_encoder weights" if adapter.text_encoder is not None else " weight"
+                less = "effect" if adapter.text_encoder is not None else "effect on the UNet"
                 raise ConfigError(
-                    "the grid",
-                    ["adapter.weight has no effect beside its unet and text_encoder weights; vary adapter.unet"],
+                    "the grid", [f"adapter.weight has no {less} beside its unet{both}; vary adapter.unet"]
                 )
             changed = files.validate({**adapter.model_dump(), match[2]: value}, name, UsedAdapter)
             return _with_adapter(config, adapter, changed)
 
         return apply
 
-    return Axis(spec, name, SETTING, tuple(AxisValue(value, setter(value)) for value in values))
+    set_values = tuple(AxisValue(value, setter(value)) for value in values)
+    fields = _WEIGHTS if match[2] == "weight" else (match[2],)
+    return Axis(spec, name, SETTING, set_values, frozenset(f"adapter{number or 1}.{field}" for field in fields))
+
+
+def _changed_by_file(number: int, may_go: bool, config: GenerateConfig) -> frozenset[str]:
+    """The file; with one that may go, all of those behind it, which would then be counted otherwise."""
+    behind = range(number + 1, len(config.adapters) + 1) if may_go else ()
+    of_others = (f"adapter{one}.{field}" for one in behind for field in UsedAdapter.model_fields)
+    own = (f"adapter{number}.{field}" for field in UsedAdapter.model_fields if may_go and behind)
+    return frozenset({f"adapter{number}.file", *own, *of_others})
 
 
 def _chosen(config: GenerateConfig, number: int | None) -> UsedAdapter:
@@ -108,7 +123,7 @@ def checkpoint_axis(spec: str, raw: str, files_by_step: Mapping[str, Path] | Non
         there = ", ".join(files_by_step) or "none"
         raise ValueError(f"the run has no checkpoint {', '.join(missing)}; there is: {there}")
     found = tuple(AxisValue(value, _file_change(files_by_step[value], None)) for value in values)
-    return Axis(spec, "training step", FILE, found)
+    return Axis(spec, "training step", FILE, found, frozenset({"adapter1.file"}))
 
 
 def compare_axis(spec: str, config: GenerateConfig) -> Axis:
@@ -120,8 +135,8 @@ def compare_axis(spec: str, config: GenerateConfig) -> Axis:
 
     def keep(indices: Sequence[int]) -> Callable[[GenerateConfig], GenerateConfig]:
         def apply(config: GenerateConfig) -> GenerateConfig:
-            if len(config.adapters) != count:
-                raise ConfigError("the grid", ["compare: another axis changes how many adapters there are"])
+            if [one.file for one in config.adapters] != [one.file for one in adapters]:
+                raise ConfigError("the grid", ["compare: another axis changes which adapters there are"])
             return config.model_copy(update={"adapters": tuple(config.adapters[index] for index in indices)})
 
         return apply
@@ -130,4 +145,5 @@ def compare_axis(spec: str, config: GenerateConfig) -> Axis:
     values += [AxisValue(Path(adapters[index].file).stem, keep([index])) for index in range(count)]
     if count > 1:
         values.append(AxisValue("together", keep(range(count))))
-    return Axis(spec, "adapters", CHOICE, tuple(values))
+    named = frozenset(f"adapter{number}.file" for number in range(1, count + 1))  # which its labels name
+    return Axis(spec, "adapters", CHOICE, tuple(values), named)

@@ -5,7 +5,8 @@ adapter.<setting>=...     of the one adapter (weight, unet, text_encoder, start,
                           the second
 adapter.file=a,b,none     other adapters in its place
 checkpoint=100,200,final  the same with the files of a run; also `all`
-replace=cat,dog,bird      the first text in the prompts, as it is and with the others in its place
+replace=cat,dog,bird      the first text in the prompts (those of a prompt axis, too), as it is and with the others in
+                          its place
 size=512x512,640x448      width and height
 compare                   no adapter, each alone, all together
 """
@@ -13,6 +14,7 @@ compare                   no adapter, each alone, all together
 from __future__ import annotations
 
 import difflib
+import itertools
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +24,7 @@ from sdlora.config import files, schema
 from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import ConfigError
 from sdlora.generation.grid.adapters import adapter_axis, checkpoint_axis, checkpoint_files, compare_axis
-from sdlora.generation.grid.values import SETTING, TEXT, Axis, AxisValue, expand_numbers, split_values
+from sdlora.generation.grid.values import REPLACEMENT, SETTING, TEXT, Axis, AxisValue, expand_numbers, split_values
 
 COMPARE = "compare"
 _SHORT_NAMES = {
@@ -57,13 +59,10 @@ def parse_axes(specs: Sequence[str], config: GenerateConfig, run: Path | None = 
         except (ConfigError, ValueError) as error:
             several = error.problems if isinstance(error, ConfigError) else [str(error)]
             problems += [f"{spec}: {problem}" for problem in several]
-    varied: dict[str, list[str]] = {}
-    for axis in placed.values():
-        varied.setdefault(axis.title, []).append(axis.spec)
     problems += [
-        f"{' and '.join(specs)}: {name} is varied by two axes, of which one would overrule the other"
-        for name, specs in varied.items()
-        if len(specs) > 1
+        f"{one.spec} and {other.spec}: {what} varied by two axes, of which one would overrule the other"
+        for one, other in itertools.combinations(placed.values(), 2)
+        if (what := one.overruled_by(other)) is not None
     ]
     if problems:
         raise ConfigError("the grid", problems)
@@ -95,7 +94,8 @@ def parse_axis(spec: str, config: GenerateConfig, checkpoints: Mapping[str, Path
     if name == "replace":
         return _replacements(spec, raw)
     if name == "size":
-        return Axis(spec, "size", SETTING, tuple(_size(value) for value in split_values(raw)))
+        sizes = tuple(_size(value) for value in split_values(raw))
+        return Axis(spec, "size", SETTING, sizes, frozenset({"width_px", "height_px"}))
     if match := _ADAPTER.fullmatch(name):
         return adapter_axis(spec, name, match, raw, config)
     setting = _setting(name)
@@ -106,7 +106,8 @@ def parse_axis(spec: str, config: GenerateConfig, checkpoints: Mapping[str, Path
         # Drawn when the axis is read, so that all cells of a column have the same seed.
         values = [str(random.randrange(2**32)) if value == "-1" else value for value in values]
     stage = TEXT if name in ("prompt", "negative") else SETTING
-    return Axis(spec, name, stage, tuple(AxisValue(value, _setter(name, value)) for value in values))
+    changed = tuple(AxisValue(value, _setter(name, value)) for value in values)
+    return Axis(spec, name, stage, changed, frozenset({name}))
 
 
 # ---- settings of the request
@@ -160,4 +161,4 @@ def _replacements(spec: str, raw: str) -> Axis:
         return apply
 
     values = tuple(AxisValue(new, swap(new)) for new in (searched, *others))
-    return Axis(spec, f"in place of {searched}", TEXT, values)
+    return Axis(spec, f"in place of {searched}", REPLACEMENT, values, frozenset(), (searched, *others))

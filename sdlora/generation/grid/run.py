@@ -25,7 +25,7 @@ from sdlora.config.generate import GenerateConfig
 from sdlora.errors import ConfigError
 from sdlora.generation.grid.axes import parse_axes
 from sdlora.generation.grid.contact_sheet import GridPosition, SheetAxis, draw_contact_sheet
-from sdlora.generation.grid.values import FILE, TEXT, Axis, AxisValue
+from sdlora.generation.grid.values import FILE, Axis, AxisValue
 from sdlora.generation.restore.image_files import SUFFIX_OF, save_image, save_sheet
 from sdlora.library.names import find_adapter
 from sdlora.library.prompt_tags import take_tags
@@ -245,7 +245,7 @@ def _vary(
 ) -> GenerateConfig:
     """The request with one value of every axis; what its prompt names becomes adapters once the prompt is final."""
     in_order = sorted(chosen, key=lambda item: item[0].stage)
-    for _, value in (item for item in in_order if item[0].stage == TEXT):
+    for _, value in (item for item in in_order if item[0].stage < FILE):
         config = value.apply(config)
     config = take_tags(config, find)
     for _, value in (item for item in in_order if item[0].stage >= FILE):

@@ -9,9 +9,9 @@ from decimal import Decimal, InvalidOperation
 
 from sdlora.config.generate import GenerateConfig
 
-TEXT, FILE, SETTING, CHOICE = range(4)
-"""The order in which the axes change a request: prompts (then their tags become adapters), files, settings, and which
-adapters are used at all."""
+TEXT, REPLACEMENT, FILE, SETTING, CHOICE = range(5)
+"""The order in which the axes change a request: prompts, texts in them (then their tags become adapters), files,
+settings, and which adapters are used at all."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,27 @@ class AxisValue:
 
 @dataclass(frozen=True)
 class Axis:
-    """What is varied. `spec` is the text it was read from, `stage` when its change is made."""
+    """What is varied. `spec` is the text it was read from, `stage` when its change is made.
+
+    changes: the settings that are other ones with its values, by which two axes that can't go together are found.
+    """
 
     spec: str
     title: str
     stage: int
     values: tuple[AxisValue, ...]
+    changes: frozenset[str]
+    replaced: tuple[str, ...] = ()
+    """What is looked for in the prompts, and what takes its place."""
+
+    def overruled_by(self, other: Axis) -> str | None:
+        """What both axes change, in words; None where they go together."""
+        if shared := self.changes & other.changes:
+            return f"{' and '.join(sorted(shared))} {'is' if len(shared) == 1 else 'are'}"
+        for searched, texts in ((self.replaced[:1], other.replaced), (other.replaced[:1], self.replaced)):
+            if found := next((one for one in searched if any(one in text for text in texts)), None):
+                return f"'{found}' in the prompts is"
+        return None
 
 
 _MOST_VALUES = 10_000

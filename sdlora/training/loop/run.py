@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from sdlora import atomic, disk
+from sdlora.config.calls import Resume
+from sdlora.config.files import validate
 from sdlora.config.given import Values, train_config
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError, LostProcessError, OutOfMemoryError, RunError, SdloraError, TrainingError
@@ -22,6 +24,7 @@ from sdlora.events import (
     RunFinished,
     RunStarted,
     StepFinished,
+    checked_sinks,
 )
 from sdlora.processes import is_main_process
 from sdlora.runs import changes, checkpoints, restarts
@@ -92,6 +95,7 @@ def train(config: TrainConfig | Values | Path | str, sinks: Sequence[EventSink] 
     Raises the SdloraError of what is wrong, with every problem at once, and StoppedEarly (a KeyboardInterrupt) when it
     is stopped before the first step.
     """
+    sinks = checked_sinks(sinks)
     config = train_config(config)
     workers = Workers(config.optimization.device)
     if begun := workers.share(restarts.begun(config.outputs.folder) if workers.is_main else None):
@@ -124,7 +128,9 @@ def resume(
     Raises RunError when the run is complete, when another process trains it, and when images changed; ConfigError for
     a setting that can't change any more.
     """
-    path = Path(path)
+    sinks = checked_sinks(sinks)
+    asked = validate({"run": path, "accept_changes": accept_changes}, "resume", Resume)
+    path, accept_changes = asked.run, asked.accept_changes
     folder = run_folder.find(path)
     config, changed = changes.planned(path, overrides)
     _refuse_complete(path, folder, config)

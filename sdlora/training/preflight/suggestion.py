@@ -13,6 +13,7 @@ import yaml
 
 from sdlora.config import files, schema
 from sdlora.config.base_model import BaseModelConfig, FamilyName
+from sdlora.config.calls import Suggest
 from sdlora.config.images import CaptionsConfig, ImagesConfig
 from sdlora.config.presets import Subject
 from sdlora.config.shipped import BUILTIN_PREFIX, presets_folder, resolve_folder
@@ -97,7 +98,7 @@ def suggest(
     folder: Path | str,
     subject: Subject,
     *,
-    base: str | None = None,
+    base: Path | str | None = None,
     memory_gib: float | None = None,
     trigger: str | None = None,
 ) -> Suggestion:
@@ -108,9 +109,12 @@ def suggest(
     pictures' size and the memory. memory_gib: what the card has, if that is to be kept to.
     trigger: the word for the subject; without it the tag with which nearly all captions begin.
     Raises DataError for pictures that can't be used, ModelError for a base that can't, ConfigError for a subject that
-    there is no preset for, pictures without a caption or trigger, or memory that nothing makes it fit into.
+    there is no preset for, values of the wrong kind, pictures without a caption or trigger, or memory that nothing
+    makes it fit into.
     """
-    folder = Path(folder).expanduser()
+    given = {"folder": folder, "subject": subject, "base": base, "memory_gib": memory_gib, "trigger": trigger}
+    asked = files.validate(given, "suggest", Suggest)
+    folder, base, memory_gib = asked.folder, asked.base, asked.memory_gib
     refuse_missing_folders([resolve_folder(folder).expanduser()])
     told, trigger = told_by_dataset(resolve_folder(folder)), " ".join((trigger or "").split()) or None
     scanned = scan(ImagesConfig(folder=folder), CaptionsConfig(default=""))

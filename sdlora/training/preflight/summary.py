@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdlora import disk
+from sdlora.config.calls import Summarise
+from sdlora.config.files import validate
 from sdlora.config.given import Values, train_config
 from sdlora.config.images import ImageFolder
 from sdlora.config.train import TrainConfig
@@ -176,6 +178,7 @@ def summarise(config: TrainConfig | Values | Path | str, processes: int = 1) -> 
 
     config: as for `train`, for example `summarise("demo.yaml")`. processes: how many are to train together.
     """
+    processes = validate({"processes": processes}, "summarise", Summarise).processes
     config = train_config(config)
     check_shares(config.optimization, processes)
     check_cards(config.optimization.device, processes)
