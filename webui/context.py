@@ -130,7 +130,8 @@ def loading(function: Callable[..., Any], outputs: Sequence[Any], problem: gr.Te
             told = act(*arguments)
         except gr.Error as error:
             return {problem: html.unescape(error.message.replace("<br>", "\n"))}
-        if isinstance(told, dict) and "__type__" not in told:
+        # By component, as handlers answer; the value of one output, such as a painted picture's, may be a dict, too.
+        if isinstance(told, dict) and all(isinstance(key, gr.blocks.Block) for key in told):
             return {problem: gr.skip(), **told}
         return (told, gr.skip()) if len(outputs) == 1 else (*told, gr.skip())
 

@@ -158,6 +158,30 @@ def test_whatever_fails_as_a_page_opens_is_told_and_the_rest_is_there(
     assert page["generate-prompt"] == "a fox"
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"background": "a.png", "layers": []}, [{"background": "a.png", "layers": []}, None]),  # an editor's value
+        ({"__type__": "update", "value": 1}, [{"__type__": "update", "value": 1}, None]),
+        ({}, {}),
+    ],
+)
+def test_whatever_a_handler_of_an_opening_page_answers_reaches_its_output(answer: Any, told: Any) -> None:
+    import gradio as gr
+
+    from webui.context import loading
+
+    with gr.Blocks():
+        output, problem = gr.ImageEditor(), gr.Textbox()
+    given = loading(lambda: answer, [output], problem)()
+    nothing = gr.skip()
+    if isinstance(told, list):
+        assert list(given) == [told[0], nothing]
+    else:
+        assert given == {problem: nothing}
+    assert loading(lambda: {output: "a.png"}, [output], problem)() == {problem: nothing, output: "a.png"}
+
+
 def test_a_press_in_a_row_that_is_another_adapters_by_now_does_nothing(root: Path, opened: Callable[..., Any]) -> None:
     random_adapter(root / "adapters" / "wash.safetensors", 3)
     page = opened(mix__rows=[asdict(row(root, "wash"))])
