@@ -28,12 +28,9 @@ def thumbnail(image: Path, folder: Path, edge_px: int = EDGE_PX) -> Path:
 
     A file that is no readable image gets a tile that says so: one bad file must not hide a gallery.
     """
-    try:
-        seen = stamp(image.stat())
-    except OSError:
+    target = _place(image, folder, edge_px)
+    if target is None:
         return tile(f"{image.name} is gone", folder, edge_px)
-    key = f"{image.resolve()}|{seen}|{edge_px}"
-    target = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.webp"
     if target.is_file():
         return target
     try:
@@ -50,8 +47,22 @@ def thumbnail(image: Path, folder: Path, edge_px: int = EDGE_PX) -> Path:
 
 def make_thumbnails(images: Sequence[Path], folder: Path) -> list[Path]:
     """The thumbnails of many images, made side by side."""
+    places = [_place(image, folder) for image in images]
+    made = [place for place in places if place is not None and place.is_file()]
+    if len(made) == len(images):  # as of a page that is shown again: threads would take longer than all else here
+        return made
     with ThreadPoolExecutor(THREADS) as threads:
         return list(threads.map(lambda image: thumbnail(image, folder), images))
+
+
+def _place(image: Path, folder: Path, edge_px: int = EDGE_PX) -> Path | None:
+    """Where the thumbnail of an image as it is now lies once it is made; None when the image is gone."""
+    try:
+        seen = stamp(image.stat())
+    except OSError:
+        return None
+    key = f"{image.resolve()}|{seen}|{edge_px}"
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.webp"
 
 
 def large_picture(image: Path, mask: Path | None, folder: Path) -> Path:

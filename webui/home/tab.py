@@ -39,15 +39,7 @@ def build(context: Context) -> None:
         """Changed last first."""
         known = [context.workspace.datasets / name for name in folders.names(context.workspace.datasets)]
         newest = sorted(known, key=changed_at, reverse=True)[:_DATASETS]
-        return [
-            Link(
-                folder.name,
-                _first_picture(folder, thumbnails),
-                folder.name,
-                count(folders.count_images(folder), "image"),
-            )
-            for folder in newest
-        ]
+        return [_dataset(folder, thumbnails) for folder in newest]
 
     def pictures() -> list[Link]:
         """Generated last first."""
@@ -69,7 +61,8 @@ def build(context: Context) -> None:
     context.shared["tab.home"].select(handler(show), None, overview, **QUICK)
 
 
-def _first_picture(folder: Path, thumbnails: Path) -> Path:
-    """Of a dataset; a tile with its name when it has none."""
-    names = sorted(path.name for path in folder.iterdir() if folders.is_image_name(path.name))
-    return thumbnail(folder / names[0], thumbnails) if names else tile(folder.name, thumbnails)
+def _dataset(folder: Path, thumbnails: Path) -> Link:
+    """With its first picture; a tile with its name when it has none."""
+    pictures = folders.pictures(folder)
+    shown = thumbnail(pictures[0], thumbnails) if pictures else tile(folder.name, thumbnails)
+    return Link(folder.name, shown, folder.name, count(len(pictures), "image"))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from sdlora import atomic
 from sdlora.config.shipped import BUILTIN_PREFIX, sample_images_folder
 from sdlora.data.decoding import IMAGE_SUFFIXES, UNREAD_SUFFIXES
-from sdlora.data.folder_listing import MASK_ENDING, list_folder
+from sdlora.data.folder_listing import MASK_ENDING, list_folder, settled_stamp
 from sdlora.errors import ConfigError, DataError
 
 MAX_NAME = 80
@@ -80,12 +82,22 @@ def stamps(datasets: Path) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(found))
 
 
+def pictures(folder: Path) -> Sequence[Path]:
+    """The images of a dataset by name, unopened; none of an empty one."""
+    return _pictures(folder, settled_stamp(folder))
+
+
+@lru_cache(maxsize=16)
+def _pictures(folder: Path, _stamp: int) -> Sequence[Path]:
+    try:
+        return list_folder(folder).pictures
+    except DataError:
+        return ()
+
+
 def count_images(folder: Path) -> int:
     """How many images there are, unopened; 0 for an empty dataset."""
-    try:
-        return len(list_folder(folder).pictures)
-    except DataError:
-        return 0
+    return len(pictures(folder))
 
 
 def is_image_name(name: str) -> bool:
