@@ -15,10 +15,14 @@ def companions(image: Path, leaving: Collection[Path], captions: CaptionsConfig)
 
     cat.png and cat.jpg share cat.txt and cat-masklabel.png: both stay as long as one of the two does.
     """
-    pictures = [path for path in image.parent.iterdir() if path.suffix.lower() in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES)]
-    stem = image.with_suffix("")
-    if any(path.with_suffix("") == stem and path not in leaving for path in pictures):
+    if any(path not in leaving for path in images_of_that_name(image)):
         return []
     texts = [image.with_suffix(ending) for ending in (captions.extension, *captions.alternatives)]
-    masks = [path for path in pictures if path.with_suffix("") == stem.with_name(stem.name + MASK_ENDING)]
-    return [path for path in (*texts, *sorted(masks)) if path.is_file()]
+    masks = images_of_that_name(image.with_stem(image.stem + MASK_ENDING), itself=True)
+    return [path for path in (*texts, *masks) if path.is_file()]
+
+
+def images_of_that_name(image: Path, *, itself: bool = False) -> Sequence[Path]:
+    """Images beside this one whose names differ from its in the ending alone, by name; with `itself` it counts, too."""
+    beside = (path for path in image.parent.iterdir() if path.suffix.lower() in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES))
+    return sorted(path for path in beside if path.stem == image.stem and (itself or path != image))

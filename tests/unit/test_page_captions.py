@@ -170,7 +170,8 @@ def test_the_preview_shows_twenty_and_escapes_what_captions_hold(tmp_path: Path)
     assert "<script>" not in shown
 
 
-def test_a_deleted_image_goes_with_caption_and_mask_and_comes_back(dataset: Path) -> None:
+def test_a_deleted_image_goes_with_captions_and_mask_and_comes_back(dataset: Path) -> None:
+    (dataset / "1.caption").write_text("for another tool")
     before = fingerprint(dataset)
     history.delete_image(dataset, listing.read(dataset)[1])
     assert not list(dataset.glob("1*"))

@@ -74,3 +74,13 @@ def test_nothing_painted_or_all_left_out_is_refused(folder: Path) -> None:
     (folder / "fox.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="can't be read, so it gets no mask"):
         masks.save_painted(folder, item, painted((100, 50), (0, 0, 9, 9)), "trained")
+
+
+def test_of_a_mask_that_two_images_share_both_are_told(folder: Path) -> None:
+    Image.new("RGB", (200, 100), "teal").save(folder / "fox.jpg")
+    Image.new("RGB", (200, 100), "teal").save(folder / "foxes.png")
+    item = listing.read(folder)[1]
+    assert item.name == "fox.png"
+    words = masks.save_painted(folder, item, painted((100, 50), (0, 0, 25, 50)), "trained")
+    assert words.endswith("is file. The same goes for fox.jpg: it shares the mask.")
+    assert masks.remove_mask(folder, listing.read(folder)[0]).endswith("goes for fox.png: it shares the mask.")

@@ -6,9 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdlora.config.images import CaptionsConfig
 from sdlora.data.companions import companions
 from sdlora.data.fix.changes import LOG, Change, apply, batch_folders, logged, undo
-from sdlora.data.sets.listing import CAPTIONS, Item
+from sdlora.data.sets.listing import Item
+from sdlora.data.unread import CAPTION_SUFFIXES
 from sdlora.errors import DataError
 
 _WORDS = {"edit": "edit", "upload": "upload of captions", "delete": "deletion", "caption": "captioning", "mask": "mask"}
@@ -46,11 +48,14 @@ def undo_last(folder: Path) -> int:
 
 
 def delete_image(folder: Path, item: Item) -> None:
-    """Take an image out with its caption and mask, if no other image has its name, kept for Undo.
+    """Take an image out with its captions and mask, if no other image has its name, kept for Undo.
 
-    Raises DataError when it is gone.
+    Captions by any ending go: which of them a run reads is said in its settings alone. Raises DataError when the image
+    is gone.
     """
     if not item.path.is_file():
         raise DataError(f"{item.name} is not in the dataset any more.")
-    files = [item.path, *companions(item.path, [item.path], CAPTIONS)]
-    apply(folder, [Change(("delete",), path, None, "deleted") for path in files if path.is_file()])
+    files: dict[Path, None] = {item.path: None}
+    for ending in CAPTION_SUFFIXES:
+        files |= dict.fromkeys(companions(item.path, [item.path], CaptionsConfig(extension=ending)))
+    apply(folder, [Change(("delete",), path, None, "deleted") for path in files])

@@ -9,6 +9,7 @@ from typing import Literal
 
 from PIL import Image, ImageChops
 
+from sdlora.data.companions import images_of_that_name
 from sdlora.data.decoding import UnreadableImageError, open_image, oriented_size
 from sdlora.data.fix.changes import Change, apply
 from sdlora.data.folder_listing import MASK_ENDING
@@ -48,7 +49,7 @@ def save_painted(folder: Path, item: Item, layers: Sequence[Image.Image], meanin
     if item.mask is not None and item.mask != target:
         changes.append(Change(("mask",), item.mask, None, "the mask before"))
     apply(folder, changes)
-    return f"Saved: {share:.0%} of {item.name} is trained, once images.mask on Train is file."
+    return f"Saved: {share:.0%} of {item.name} is trained, once images.mask on Train is file.{_shared(item)}"
 
 
 def remove_mask(folder: Path, item: Item) -> str:
@@ -56,4 +57,10 @@ def remove_mask(folder: Path, item: Item) -> str:
     if item.mask is None:
         raise DataError(f"{item.name} has no mask file.")
     apply(folder, [Change(("mask",), item.mask, None, "the mask is removed")])
-    return f"Removed: all of {item.name} is trained."
+    return f"Removed: all of {item.name} is trained.{_shared(item)}"
+
+
+def _shared(item: Item) -> str:
+    """Of the images whose name differs in its ending alone, for which the same mask counts: a sentence, or nothing."""
+    others = images_of_that_name(item.path)
+    return f" The same goes for {', '.join(each.name for each in others)}: it shares the mask." if others else ""
