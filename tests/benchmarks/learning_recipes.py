@@ -64,6 +64,8 @@ def _te(*more: str, source: str) -> Recipe:
 
 
 _FALLING = ("objective.timestep_spacing=even", "optimization.schedule=cosine", "optimization.warmup=0.1")
+_MIRRORED = ("images.horizontal_flip=true", "optimization.ema=0.95")
+_CUBIC = ("optimization.schedule=polynomial", "optimization.schedule_power=3")
 RECIPES: dict[str, Recipe] = {
     **{f"diffusers-{rate}": _diffusers(rate) for rate in RATES},
     **{f"sd-scripts-{rate}": _kohya(rate) for rate in RATES},
@@ -111,6 +113,17 @@ RECIPES: dict[str, Recipe] = {
         "optimization.ema=0.95",
         source="thrice the rate, an average, the text encoder at 1e-3, mirrored images",
     ),
+    "unet-cubic-3e-3": _unet(*_MIRRORED, *_CUBIC, source="the same without the text encoder", rate="3e-3"),
+    "te-cubic-3e-3": _te(
+        *_MIRRORED,
+        *_CUBIC,
+        source="thrice the rate, falling as (1 - t)^3, an average, the text encoder at 1e-3, mirrored images",
+    ),
+    "te-cubic-3e-3-dropout": _te(*_MIRRORED, *_CUBIC, "adapter.dropout=0.1", source="the same, inputs dropped"),
+    "te-cubic-3e-3-decay": _te(
+        *_MIRRORED, *_CUBIC, "optimization.weight_decay=1", source="the same, decayed towards the base"
+    ),
+    "te-cubic-3e-3-captions": _te(*_MIRRORED, *_CUBIC, "captions.dropout=0.1", source="the same, captions dropped"),
     "varied-ema-3e-3": _unet(
         "images.horizontal_flip=true",
         "images.crop_jitter=0.1",
