@@ -55,6 +55,10 @@ class PreviewsConfig(Section):
     """Other adapters that the previews are generated with, too, such as a style beside the character that is trained:
     `style.safetensors:0.6`, or file, weight, unet, text_encoder and blocks as in a mix."""
 
+    base_model: str | None = None
+    """Generate the previews with this model of the same family instead of the one that is trained, such as the
+    fine-tune that the adapter is for. It is loaded anew for each set of previews, beside the other one."""
+
     negative: str = ""
     """Negative prompt."""
 

@@ -55,6 +55,15 @@ class TrainConfig(Section):
             return self.base_model
         return self.base_model.model_copy(update={"precision": self.optimization.precision})
 
+    @property
+    def preview_base_model(self) -> BaseModelConfig:
+        """The model that previews are generated with; `previews.base_model` is read and held as the trained one is."""
+        base, other = self.resolved_base_model, self.previews.base_model
+        if other is None:
+            return base
+        held = {name: getattr(base, name) for name in ("precision", "quantization", "clip_skip")}
+        return BaseModelConfig(model=other, **held)
+
     @model_validator(mode="before")
     @classmethod
     def _single_token_is_trigger(cls, values: Any) -> Any:

@@ -59,7 +59,7 @@ def in_training(config: TrainConfig) -> Iterator[str]:
         ("validation.timesteps", is_validated, "validation.folder or fraction"),
         *(
             (f"previews.{name}", has_previews, "previews.prompts or from_captions")
-            for name in ("adapters", "every", "negative", "steps", "sampler", "seed")
+            for name in ("adapters", "base_model", "every", "negative", "steps", "sampler", "seed")
         ),
         ("outputs.wandb_project", config.outputs.wandb, "outputs.wandb=true"),
     ]

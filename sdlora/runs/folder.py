@@ -318,7 +318,12 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
                 }
             ),
             "captions": captions.model_copy(update={"protected_tags": tags}),
-            "previews": previews.model_copy(update={"adapters": _absolute_files(previews.adapters)}),
+            "previews": previews.model_copy(
+                update={
+                    "adapters": _absolute_files(previews.adapters),
+                    "base_model": previews.base_model and _absolute(previews.base_model),
+                }
+            ),
         }
     )
 

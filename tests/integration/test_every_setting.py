@@ -212,6 +212,7 @@ ELSEWHERE = {
     "validation.every": "integration/test_training.py",
     "validation.timesteps": "integration/test_every_setting.py",
     "previews.adapters": "integration/test_preview_adapters.py",
+    "previews.base_model": "integration/test_preview_base_model.py",
     "previews.every": "integration/test_training.py",
     "outputs.folder": "integration/test_training.py",
     "outputs.format": "integration/test_adapter_export.py",

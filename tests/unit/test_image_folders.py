@@ -246,7 +246,7 @@ def test_a_runs_configuration_holds_no_path_that_depends_on_where_it_was_started
         "captions": {"protected_tags": Path("tags.txt")},
         "adapter": {"start_from": file},
         "validation": {"folder": folder},
-        "previews": {"adapters": [f"{file}:0.5"]},
+        "previews": {"adapters": [f"{file}:0.5"], "base_model": file},
         "outputs": {"folder": folder},
         "objective": {"prior_preservation": "class_images"},
     }

@@ -301,7 +301,7 @@ class Running:
         return is_best
 
     def _preview(self, until: Callable[[], bool] = lambda: False) -> None:
-        self._picture(lambda: self.prepared.previews.generate(*self._to_picture, until), "previews")
+        self._picture(lambda: self.prepared.previews.generate(*self._to_picture, self._export, until), "previews")
 
     def _draw_asked(self) -> None:
         if self.workers.is_main and (prompts := self.folder.take_asked_prompts()):
@@ -326,14 +326,14 @@ class Running:
         try:
             with self.trainer.evaluating():
                 generate()
-            return
         # A training of hours must not end because its pictures need more memory than its steps.
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            advice = "leave out previews.base_model, or " if self.config.previews.base_model else ""
+            told = f"no {what}, they need more memory than there is: {advice}lower previews.width_px"
+            self.events.warn(f"step {self.trainer.progress.step}: {told}")
         release(self.workers.device)
-        step = self.trainer.progress.step
-        self.events.warn(f"step {step}: no {what}, they need more memory than there is: lower previews.width_px")
 
     def _save(self) -> Path:
         """Write a checkpoint; returns the adapter file in it."""

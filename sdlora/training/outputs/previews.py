@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from sdlora import atomic
+from sdlora.adapters.algebra.loaded_base import load_base
 from sdlora.adapters.live.attach import Adapter
 from sdlora.config.generate import UsedAdapter, sampler_problem
 from sdlora.config.preview_prompts import PreviewPrompt, parse_preview
@@ -19,6 +21,7 @@ from sdlora.config.train import TrainConfig
 from sdlora.errors import SdloraError
 from sdlora.events import EventStream, PictureDrawn, PreviewReady
 from sdlora.generation.sampling.adapted_base import AdaptedBase
+from sdlora.generation.sampling.embeddings import choose_embeddings
 from sdlora.generation.sampling.pool import AdapterPool
 from sdlora.generation.sampling.sample import SampleRequest, sample
 from sdlora.models.bundle import Bundle
@@ -28,6 +31,8 @@ from sdlora.runs.folder import RunFolder
 _AT_ONCE = 4
 
 Value = TypeVar("Value")
+Export = Callable[[Path], tuple[list[Path], tuple[str, ...]]]
+"""Writes what is trained to a file of this name; returns the files, the one that stands for all first, and warnings."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class Preview:
 
     request: SampleRequest
     adapter_weight: float = 1.0
+
+
+Drawn = Callable[[Sequence[Preview], Sequence[int]], dict[int, Image.Image]]
+"""Generates the previews at these places as one batch; returns their images by place."""
 
 
 class Previews:
@@ -66,21 +75,30 @@ class Previews:
         step: int,
         events: EventStream,
         autocast: AbstractContextManager[Any],
+        export: Export,
         until: Callable[[], bool] = lambda: False,
     ) -> None:
         """Generate all previews and save them as PNG files, in the order of the prompts.
 
-        until: asked between the pictures; once it is true there are none at all.
+        until: asked between the pictures; once it is true there are none at all. Of a `previews.base_model` that can't
+        be read any more is told instead.
         """
         wanted = planned(self._config)
-        images: dict[int, Image.Image] = {}
-        with self._ready(autocast):
-            for batch in _batches(wanted):
-                if until():
-                    return
-                images |= self._drawn(wanted, batch)
-                events.progress("generating previews", len(images), len(wanted))
         if not wanted:
+            return
+        images: dict[int, Image.Image] = {}
+        is_other = self._config.previews.base_model is not None
+        try:
+            with self._elsewhere(export, wanted, autocast) if is_other else self._ready(autocast) as drawn:
+                for batch in _batches(wanted):
+                    if until():
+                        return
+                    images |= drawn(wanted, batch)
+                    events.progress("generating previews", len(images), len(wanted))
+        except (SdloraError, OSError) as error:  # a training of hours must not end because another model's file went
+            if not is_other:
+                raise
+            events.warn(f"step {step}: no previews on previews.base_model: {error}")
             return
         target = folder.previews(step)
         target.mkdir(parents=True, exist_ok=True)
@@ -128,13 +146,39 @@ class Previews:
         return path
 
     @contextmanager
-    def _ready(self, autocast: AbstractContextManager[Any]) -> Iterator[None]:
+    def _ready(self, autocast: AbstractContextManager[Any]) -> Iterator[Drawn]:
+        """With the model that is trained, as it is."""
         with autocast, without_gradients(self._bundle.unet, self._bundle.device):
             self._base.use_for_all(self._others)
             try:
-                yield
+                yield self._drawn
             finally:
                 self._base.clear()
+
+    @contextmanager
+    def _elsewhere(
+        self, export: Export, wanted: Sequence[Preview], autocast: AbstractContextManager[Any]
+    ) -> Iterator[Drawn]:
+        """With `previews.base_model`, and the adapter in the file that others would get of it now."""
+        device, others = self._bundle.device, self._config.previews.adapters
+        with tempfile.TemporaryDirectory() as scratch:
+            (file, *_), _ = export(Path(scratch) / f"{self._config.name}.safetensors")
+            bundle = load_base(self._config.preview_base_model, device=device)
+            base = AdaptedBase(bundle)
+            pool = AdapterPool(base, sys.maxsize, bundle.schedule.prediction)
+            beside = tuple(pool.get(UsedAdapter(**dict(other))) for other in others)
+            widths = [encoder.get_input_embeddings().weight.shape[1] for encoder in bundle.text_encoders]
+            texts = [text for one in wanted for text in (one.request.prompt, one.request.negative)]
+            bundle.new_tokens = choose_embeddings(texts, [Path(scratch)], {}, widths).tokens
+
+            def drawn(wanted: Sequence[Preview], places: Sequence[int]) -> dict[int, Image.Image]:
+                weight = wanted[places[0]].adapter_weight
+                own = (pool.get(UsedAdapter(file=str(file), weight=weight)),) if self._config.adapter.rank else ()
+                base.use_for_all((*own, *beside))
+                return dict(zip(places, sample(bundle, [wanted[place].request for place in places]), strict=True))
+
+            with autocast, without_gradients(bundle.unet, device):
+                yield drawn
 
     def _drawn(self, wanted: Sequence[Preview], places: Sequence[int]) -> dict[int, Image.Image]:
         """The pictures at these places, which are generated as one batch."""

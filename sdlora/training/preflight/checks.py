@@ -24,7 +24,7 @@ from sdlora.data.captions import protected_tags
 from sdlora.errors import AdapterError, ConfigError, MissingPackageError, SdloraError
 from sdlora.generation.request.prompt_schedule import schedule
 from sdlora.models.completeness import check_parts, check_vae
-from sdlora.models.detection import detect
+from sdlora.models.detection import Detection, detect
 from sdlora.models.layout import text_encoder_layouts
 from sdlora.models.text import check_clip_skip
 from sdlora.text_files import UnreadableTextError
@@ -131,10 +131,11 @@ def _check_tags(config: TrainConfig) -> None:
 def _check_base(config: TrainConfig) -> None:
     detection = detect(config.resolved_base_model)
     check_parts(config.base_model, detection.family)
+    pictured = _detect_preview_base(config, detection)
     problems = [
         f"{setting}: {problem}"
         for setting, sampler in _preview_samplers(config)
-        if (problem := sampler_problem(sampler, detection.prediction))
+        if (problem := sampler_problem(sampler, pictured.prediction))
     ]
     if config.images.inpaint_mask != "strokes" and not detection.is_inpainting:
         problems.append(
@@ -151,6 +152,24 @@ def _check_base(config: TrainConfig) -> None:
         load_operands(config.previews.adapters, detection.family, "base_model.model")
     except SdloraError as error:
         raise ConfigError("previews.adapters", [str(error)]) from None
+
+
+def _detect_preview_base(config: TrainConfig, trained: Detection) -> Detection:
+    """What the previews are generated with. Raises ConfigError for a model that is missing or of another family."""
+    name = config.previews.base_model
+    if name is None:
+        return trained
+    try:
+        found = detect(config.preview_base_model)
+        check_parts(config.preview_base_model, found.family)
+    except SdloraError as error:
+        raise ConfigError("previews.base_model", [str(error)]) from None
+    if found.family != trained.family:
+        problem = (
+            f"{name} is of family {found.family}, {config.base_model.model} of {trained.family}: no adapter fits both"
+        )
+        raise ConfigError("previews.base_model", [problem])
+    return found
 
 
 def _check_layers(config: TrainConfig) -> None:

@@ -23,7 +23,9 @@ def missing_paths(config: TrainConfig, no_folder: str = "choose a dataset") -> l
     named = {"images.class_folder": config.images.class_folder, "validation.folder": config.validation.folder}
     folders = [*(("images.folder", path) for path in config.images.all_folders), *named.items()]
     problems += [text for name, path in folders if path is not None and (text := _folder_problem(name, path))]
-    for name, model in (("base_model.model", config.base_model.model), ("base_model.vae", config.base_model.vae)):
+    models = {"base_model.model": config.base_model.model, "base_model.vae": config.base_model.vae}
+    models["previews.base_model"] = config.previews.base_model
+    for name, model in models.items():
         try:
             if model is not None:
                 locate(model)

@@ -135,7 +135,9 @@ class Summary:
             )
         if prompts := with_captions(self.config, self.images.trained).previews.prompts:
             others = [f"{Path(one.file).name} at {one.weight:g}" for one in self.config.previews.adapters]
-            yield "previews", "; ".join(prompts) + (f"; with {', '.join(others)}" if others else "")
+            model = self.config.previews.base_model
+            on = f"; on {model}, loaded each time beside the model that is trained" if model else ""
+            yield "previews", "; ".join(prompts) + (f"; with {', '.join(others)}" if others else "") + on
         each = " in each process" if self.processes > 1 else ""
         yield "memory", f"about {self.memory.total_gib:.1f} GiB{each} for the training steps (an estimate)"
         yield "speed", self.speed.text
