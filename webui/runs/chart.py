@@ -21,6 +21,8 @@ _READOUT_POINTS = 120
 NO_LOSS = "These runs have no losses to show."
 _CLIPPED_SHARE = 0.995
 """Losses above this share of all are left out of the scale: one spike must not flatten the curve."""
+_FLAT = 1e-6
+"""Share of the highest value below which differences are rounding."""
 _SMALLEST = 1e-8
 _RATE_HEIGHT = 0.94
 """Of the height of the chart, for the highest learning rate."""
@@ -164,8 +166,9 @@ class _Scale:
         high, last = max(_SMALLEST, *shown), max(options.first_step + 1.0, float(last_step))
         if options.log_scale:
             return cls(options.first_step, last, low * 0.9, high * 1.1, True)
-        # A flat curve has no height of its own: a share of its value, or of one, stands in.
-        margin = 0.06 * (high - low or high or 1.0)
+        # A flat curve has no height of its own, but for rounding: a share of its value, or of one, stands in.
+        height = high - low if high - low > _FLAT * high else 0.0
+        margin = 0.06 * (height or high or 1.0)
         return cls(options.first_step, last, max(0.0, low - margin), high + margin, False)
 
     def x(self, step: float) -> float:
@@ -186,11 +189,15 @@ class _Scale:
 
     def row_ticks(self) -> list[tuple[float, str]]:
         rows = log_ticks(self.low, self.high) if self.is_log else ticks(self.low, self.high)
-        return [(self.y(value), f"{value:.4g}") for value in rows]
+        texts = [f"{value:.4g}" for value in rows]
+        if len({*texts}) < len(texts):  # close to each other: as many digits as tell them apart
+            digits = math.ceil(-math.log10(rows[1] - rows[0]) - 1e-9)
+            texts = [f"{value:.{digits}f}" for value in rows]
+        return [(self.y(value), text) for value, text in zip(rows, texts, strict=True)]
 
     def column_ticks(self) -> list[tuple[float, str]]:
         columns = [value for value in ticks(self.first_step, self.last_step, 8) if value == int(value)]
-        return [(self.x(value), f"{value:g}") for value in columns]
+        return [(self.x(value), f"{value:.0f}") for value in columns]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -204,9 +211,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between two values."""
+    """1, 2 and 5 times powers of ten between two values; where hardly one lies there, evenly spaced ones."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [factor * 10.0**power for power in powers for factor in (1, 2, 5) if low <= factor * 10.0**power <= high]
+    found = [factor * 10.0**power for power in powers for factor in (1, 2, 5) if low <= factor * 10.0**power <= high]
+    return found if len(found) > 2 else ticks(low, high)
 
 
 def _lines(
