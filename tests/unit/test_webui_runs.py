@@ -142,6 +142,10 @@ def test_numbers_on_the_axis_differ_and_there_are_some(low: float, high: float, 
     assert [text for _, text in scale.column_ticks()][-1] == "2000000"
 
 
+def test_percentages_on_an_axis_differ_too() -> None:
+    assert chart.tick_texts([97.2, 97.4, 97.6], "%") == ["97.2%", "97.4%", "97.6%"]
+
+
 def test_rounding_is_no_height_of_a_curve() -> None:
     points = [(0.0, 0.1), (1.0, 0.1 + 1e-16)]
     scale = chart._Scale.around([points], [], chart.ChartOptions(), 1)

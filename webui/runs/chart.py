@@ -189,11 +189,7 @@ class _Scale:
 
     def row_ticks(self) -> list[tuple[float, str]]:
         rows = log_ticks(self.low, self.high) if self.is_log else ticks(self.low, self.high)
-        texts = [f"{value:.4g}" for value in rows]
-        if len({*texts}) < len(texts):  # close to each other: as many digits as tell them apart
-            digits = math.ceil(-math.log10(rows[1] - rows[0]) - 1e-9)
-            texts = [f"{value:.{digits}f}" for value in rows]
-        return [(self.y(value), text) for value, text in zip(rows, texts, strict=True)]
+        return [(self.y(value), text) for value, text in zip(rows, tick_texts(rows), strict=True)]
 
     def column_ticks(self) -> list[tuple[float, str]]:
         columns = [value for value in ticks(self.first_step, self.last_step, 8) if value == int(value)]
@@ -208,6 +204,15 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     # A hair more than the division gives: rounding must not lose a tick that lies exactly on an end.
     first = math.ceil(low / step - 1e-9)
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def tick_texts(values: Sequence[float], unit: str = "") -> list[str]:
+    """Numbers of an axis with as many digits as tell them apart."""
+    texts = [f"{value:.4g}" for value in values]
+    if len({*texts}) < len(texts):
+        digits = max(0, math.ceil(-math.log10(values[1] - values[0]) - 1e-9))
+        texts = [f"{value:.{digits}f}" for value in values]
+    return [text + unit for text in texts]
 
 
 def log_ticks(low: float, high: float) -> list[float]:

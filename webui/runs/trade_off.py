@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdlora.evaluation.report import Evaluation, Scores
-from webui.runs.chart import Box, ticks
+from webui.runs.chart import Box, tick_texts, ticks
 from webui.templating import macros
 
 _HTML = macros("evaluation.html")
@@ -80,6 +80,7 @@ def trade_off(found: Evaluation, pictures: Mapping[str, Picture]) -> str:
         )
         for one in measured
     ]
+    columns, rows = ticks(across.low, across.high, 6), ticks(up.low, up.high, 5)
     trained = [point for point, one in zip(points, measured, strict=True) if one is not found.base]
     return str(
         _HTML.trade_off(
@@ -87,8 +88,8 @@ def trade_off(found: Evaluation, pictures: Mapping[str, Picture]) -> str:
                 box=_BOX,
                 words="; ".join(_in_words(one) for one in measured),
                 points=_named(points),
-                columns=[(across.place(value), f"{value:.4g}") for value in ticks(across.low, across.high, 6)],
-                rows=[(up.place(value), f"{value:.0%}") for value in ticks(up.low, up.high, 5)],
+                columns=list(zip(map(across.place, columns), tick_texts(columns), strict=True)),
+                rows=list(zip(map(up.place, rows), tick_texts([100 * value for value in rows], "%"), strict=True)),
                 line=" ".join(f"{point.x},{point.y}" for point in trained),
             )
         )
