@@ -53,6 +53,21 @@ def reload(page: Any) -> None:
     page.remove_listener("dialog", leave)
 
 
+def stays_when_asked(page: Any) -> bool:
+    """Begin to load the page anew, and stay if it asks; returns whether it did."""
+    asked: list[str] = []
+
+    def stay(dialog: Any) -> None:
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    page.on("dialog", stay)
+    page.evaluate("location.reload()")
+    page.wait_for_timeout(500)
+    page.remove_listener("dialog", stay)
+    return asked == ["beforeunload"]
+
+
 def toast(page: Any) -> str:
     """The text of the message that pops up next."""
     body = page.locator(".toast-body").first

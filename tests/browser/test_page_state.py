@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import enter, open_tab, reload, wait_until
+from browsing import enter, open_tab, reload, settle, stays_when_asked, wait_until
 from PIL import Image
 
 from sdlora import events
@@ -429,8 +429,15 @@ def test_a_mask_is_painted_over_the_picture_and_paint_is_never_lost(alone: Calla
     page.click("#dataset-mask-save")
     page.get_by_text("Nothing is painted over a.png").wait_for()
     paint()
+    assert stays_when_asked(page)
     page.click("#dataset-mask-save")
     page.locator("#dataset-mask-said").filter(has_text="of a.png is trained").wait_for()
+    settle(page)
+    assert not stays_when_asked(page)
+    page.wait_for_selector("body[data-ready]")
+    if page.get_attribute("#dataset-mask-box button.label-wrap", "aria-expanded") != "true":
+        page.click("#dataset-mask-box button.label-wrap")
+    under_the_brush("a.png")
     with Image.open(folder / "a-masklabel.png") as mask:
         assert mask.size == (300, 300)
         assert (mask.getpixel((150, 150)), mask.getpixel((2, 2))) == (255, 0)

@@ -94,8 +94,20 @@
   setInterval(isApplied, 1000);
   // A caption of which is asked whose it is to be is nowhere else, either.
   const isAsked = () => document.querySelector("[data-unsaved]") !== null;
+  // Nor is paint over an image, until it is saved by its button or when another image comes.
+  let paintedOver = "", isSent = false;
+  document.addEventListener("pointerdown", (event) => {
+    if (event.target.closest?.("#dataset-mask-canvas canvas")) [paintedOver, isSent] = [textOf("#dataset-painted"), false];
+  }, true);
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.("#dataset-mask-save, #dataset-mask-remove")) isSent = true;
+  }, true);
+  const isPainted = () => {
+    const isTaken = isSent && !window.sdlora.inFlight && !document.querySelector("#dataset-mask-problems")?.textContent.trim();
+    return paintedOver && textOf("#dataset-painted") === paintedOver && !isTaken;
+  };
   window.addEventListener("beforeunload", (event) => {
-    if (unsaved || !isEntered() || !isApplied() || isAsked()) event.preventDefault();
+    if (unsaved || !isEntered() || !isApplied() || isAsked() || isPainted()) event.preventDefault();
   });
 
   const KEYS = [
