@@ -6,7 +6,6 @@ Legend: N images, K draws, M captions tried.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,33 +42,17 @@ def outlying(values_N: Tensor) -> Tensor:
     return (values_N - centre) / spread
 
 
-@dataclass(frozen=True)
-class Swapped:
-    """How an image's own caption does against those of others."""
+def misfits(losses_NMK: Tensor) -> Tensor:
+    """misfit_NM: how badly each caption fits each image, in deviations, mean over the draws; below 0 it fits well.
 
-    fit: float
-    """How far its loss lies below those with other captions, in their standard deviations, mean over the draws."""
-    best_other: int
-    """Place of the caption, among those tried, that fits best."""
-    gain: float
-    """Share of the loss that this caption takes off, against the image's own."""
-
-
-def swapped(own_K: Tensor, others_MK: Tensor) -> Swapped:
-    """Compare one image's losses under its own caption with those under M others, draw by draw."""
-    spread_K = others_MK.std(dim=0, unbiased=False).clamp(min=1e-9)
-    gains_M = ((own_K - others_MK) / own_K).mean(dim=1)
-    best = int(gains_M.argmax())
-    return Swapped(float(((others_MK.mean(dim=0) - own_K) / spread_K).mean()), best, float(gains_M[best]))
-
-
-def doubt(fits: Sequence[Tensor]) -> Tensor:
-    """doubt_N: how little the captions fit by several models together. fits: fit_N of each.
-
-    The base knows what things are called and may not know them in this style; a young adapter knows the style, and has
-    not learned wrong captions by heart yet. A caption that neither finds fitting is wrong more likely.
+    What an image costs under any caption is taken off, and what a caption costs on any image: a plain picture has less
+    loss than a busy one, a long caption more than a short one, whether or not they belong together.
     """
-    return -torch.stack(list(fits)).mean(dim=0)
+    rest_NMK = losses_NMK - losses_NMK.mean(dim=1, keepdim=True)
+    # The median: the images that a caption belongs to are to stand out.
+    rest_NMK = rest_NMK - rest_NMK.median(dim=0, keepdim=True).values
+    spread_K = rest_NMK.std(dim=(0, 1), unbiased=False).clamp(min=1e-9)
+    return (rest_NMK / spread_K).mean(dim=2)
 
 
 def likeness_to_others(features_ND: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdlora.evaluation import problem_images
+from sdlora.evaluation import loss_measures, problem_images
 
 NAMES = ["a.png", "b.png", "c.png", "d.png"]
 
@@ -32,27 +32,39 @@ def test_what_stands_out_is_measured_by_the_spread_of_the_others() -> None:
     assert int(problem_images.outlying(torch.tensor([1.0, 1.0, 1.0, 2.0])).argmax()) == 3
 
 
-def test_a_caption_that_fits_better_is_named_with_its_gain() -> None:
-    own, others = torch.tensor([1.0, 2.0]), torch.tensor([[1.1, 2.2], [0.5, 1.2]])
+def test_a_caption_fits_by_what_is_left_of_image_and_caption() -> None:
+    image_N, caption_M = torch.arange(9.0), torch.arange(9.0).flip(0) ** 2
+    losses_NM = image_N[:, None] + caption_M  # busy images and long captions cost more, whatever belongs together
+    for image, caption in enumerate((1, 1, 2, 3, 4, 5, 6, 7, 8)):  # the first image has another one's caption
+        losses_NM[image, caption] -= 0.1
+    by_draw = torch.stack([losses_NM, 10 * losses_NM], dim=-1)
 
-    found = problem_images.swapped(own, others)
+    found = problem_images.misfits(by_draw)
 
-    assert found.best_other == 1
-    assert found.gain == pytest.approx((0.5 + 0.4) / 2)
-    # Its losses lie 0.2 and 0.3 above the others' mean; those lie 0.3 and 0.5 from theirs.
-    assert found.fit == pytest.approx((-0.2 / 0.3 - 0.3 / 0.5) / 2)
+    assert [int(row.argmin()) for row in found] == [1, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert int(found.diagonal().argmax()) == 0
+
+
+def test_captions_are_tried_in_groups_of_even_size_and_doubted_by_all_models() -> None:
+    captions = ["a cat", "a cat", *(f"thing {number}" for number in range(9))]
+    groups = loss_measures._Swaps.plan(captions, 4, 0).groups
+    assert sorted(len(group) for group in groups) == [3, 4, 4]
+    assert sorted(place for group in groups for place in group) == list(range(11))
+    assert groups == loss_measures._Swaps.plan(captions, 4, 0).groups
+
+    swaps = loss_measures._Swaps.plan(captions, 12, 0)
+    right = {**dict(enumerate(captions)), 5: "thing 6"}
+    losses_JK = torch.tensor([[0.5 if text == right[place] else 1.0] for place, text in swaps.jobs])
+    doubts, sentences = swaps.judged([losses_JK, losses_JK])
+    assert int(doubts.argmax()) == 5
+    assert sentences[5].startswith("'thing 6' fits better than its caption 'thing 3', by ")
+    assert sentences[6].startswith("its caption 'thing 4' fits best of 10, by ")
 
 
 def test_likeness_to_the_others_leaves_the_image_itself_out() -> None:
     features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
 
     assert problem_images.likeness_to_others(features).tolist() == pytest.approx([0.5, 0.5, 0.0])
-
-
-def test_a_caption_is_doubtful_that_neither_model_finds_fitting() -> None:
-    by_base, by_adapter = torch.tensor([0.0, 0.0, 0.2]), torch.tensor([0.0, 5.0, 5.0])
-
-    assert problem_images.doubt([by_base, by_adapter]).argsort(descending=True).tolist() == [0, 1, 2]
 
 
 def test_images_are_ranked_by_kind_and_clear_causes_named_before_what_only_shows() -> None:
