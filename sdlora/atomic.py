@@ -46,8 +46,12 @@ def write_bytes(
 
 
 def write_text(path: Path, text: str, *, parents: bool = False, durable: bool = True) -> None:
-    """Write a UTF-8 file, line ends as they are in `text`."""
-    write_bytes(path, text.encode("utf-8"), parents=parents, durable=durable)
+    """Write a UTF-8 file, line ends as they are in `text`.
+
+    What no file can hold, the bytes of a name that isn't UTF-8, stands in it as Python shows it: a report is written
+    whatever the files are called that it speaks of.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), parents=parents, durable=durable)
 
 
 def write_json(path: Path, value: object, *, indent: int | None = None, parents: bool = False) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
 
 from sdlora.constants import MIB
 
@@ -251,3 +253,11 @@ def _likely_encoding(content: bytes) -> str:
     except UnicodeDecodeError:
         pass
     return "Windows-1252"
+
+
+def model_as_json(model: BaseModel, *, exclude: set[str] | None = None, indent: int | None = None) -> str:
+    """A model's fields as JSON, in plain ASCII where one of them names a file whose name is no valid Unicode."""
+    try:
+        return model.model_dump_json(exclude=exclude, indent=indent)
+    except PydanticSerializationError:
+        return json.dumps(model.model_dump(mode="json", exclude=exclude), indent=indent)

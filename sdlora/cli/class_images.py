@@ -16,6 +16,7 @@ from sdlora.config import files
 from sdlora.config.generate import ComputeConfig, GenerateConfig
 from sdlora.errors import ConfigError
 from sdlora.words import as_typed
+from sdlora.words import count as count_of
 
 
 @dataset_app.command("class-images", cls=SettingsCommand)
@@ -66,5 +67,11 @@ def class_images_command(
         result = generate_class_images(request, prompts or (), count, folder, on_progress=on_progress)
     before = f", {result.there} were there" if result.there else ""
     console.print(f"{result.generated} class images generated{before}", markup=False)
+    if result.others:
+        console.print(
+            f"note: {count_of(len(result.others), 'image')} there, first {result.others[0]}, would be generated with "
+            "other settings now, and stay as they are: delete them, or name another folder",
+            markup=False,
+        )
     settings = as_typed("--set", "objective.prior_preservation=class_images", "--set", f"images.class_folder={folder}")
     console.print(f"train with them: {settings}", markup=False)

@@ -30,6 +30,7 @@ from sdlora.constants import INTERRUPTED, MIB
 from sdlora.errors import ConfigError
 from sdlora.processes import LAUNCHER_VARIABLE, is_main_process, num_processes
 from sdlora.runs.restarts import is_under_launcher
+from sdlora.text_files import model_as_json
 from sdlora.words import as_typed
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ def _print_dry_run(preset: str | None, overrides: Sequence[str], processes: int)
         from sdlora.training.preflight.summary import dry_run as find_out
 
         found = find_out(config, processes)
-    typer.echo(found.model_dump_json(indent=2))
+    typer.echo(model_as_json(found, indent=2))
     if found.problems:
         raise typer.Exit(1)
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from sdlora import text_files
 from sdlora.config import schema
+from sdlora.config.section import NO_TEXT, is_text
 from sdlora.config.shipped import presets_folder
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
@@ -196,7 +197,7 @@ def override(
         try:
             given += [(text, name, value) for name, value in _read_override(text, kind)]
         except ValueError as error:
-            problems.append(f"--set {text if _is_text(text) else ascii(text)}: {error}")
+            problems.append(f"--set {text if is_text(text) else ascii(text)}: {error}")
     without_rivals(values, [name for _, name, _ in given])
     for text, name, value in given:
         try:
@@ -272,8 +273,8 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 def _read_override(text: str, kind: type[BaseModel]) -> list[tuple[str, Any]]:
     """The settings in one `section.name=value`, several where the value is a section's. Raises ValueError."""
-    if not _is_text(text):
-        raise ValueError("is no valid text; your terminal may not send UTF-8")
+    if not is_text(text):
+        raise ValueError(NO_TEXT)
     name, equals, raw = text.partition("=")
     name = name.strip()
     if not equals or not name:
@@ -285,14 +286,6 @@ def _read_override(text: str, kind: type[BaseModel]) -> list[tuple[str, Any]]:
     if not settings:
         raise ValueError("sets nothing")
     return settings
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes of a command line that were no text in the terminal's encoding
-        return False
-    return True
 
 
 def _in_words(item: Any, location: str, kind: type[BaseModel]) -> list[str]:

@@ -158,7 +158,7 @@ def by_name(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by their dotted names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        found |= by_name(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        found |= by_name(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
 
 

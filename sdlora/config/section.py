@@ -53,6 +53,22 @@ class Section(BaseModel):
             )
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_broken_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what is no text: bytes of a command line that aren't UTF-8, which no tokenizer takes and no file.
+
+        A path may hold them, as the name of a folder on Linux may: whoever opens it says what is wrong with it.
+        """
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if info.field_name in _PLACES or holds_path(annotation) or not _takes(annotation, str):
+            return value
+        held = (*value, *value.values()) if isinstance(value, Mapping) else value
+        texts = [each for each in (held if isinstance(held, list | tuple) else (held,)) if isinstance(each, str)]
+        if not all(is_text(each) for each in texts):
+            raise ValueError(NO_TEXT)
+        return value
+
     @field_validator("*", mode="after")
     @classmethod
     def _from_home(cls, value: Any) -> Any:
@@ -60,6 +76,19 @@ class Section(BaseModel):
         if isinstance(value, tuple):
             return tuple(from_home(each) for each in value) if any(isinstance(each, Path) for each in value) else value
         return from_home(value)
+
+
+NO_TEXT = "is no valid text: your terminal may not send UTF-8, or a file's name is in another encoding (rename it)"
+"""What is said of text that `is_text` refuses."""
+
+
+def is_text(text: str) -> bool:
+    """Whether a text can be written down: no bytes in it that were no text in the terminal's encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def from_home(path: Any) -> Any:
@@ -76,7 +105,9 @@ def from_home(path: Any) -> Any:
     return path
 
 
-_NAMES = ("model", "vae", "start_from", "file", "name")
+_PLACES = ("model", "vae", "start_from", "file")
+"""Settings that are text and may be the path of a file."""
+_NAMES = (*_PLACES, "name")
 """Settings that are text and may name a file."""
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdlora import atomic, disk
+from sdlora.config.files import validate
 from sdlora.config.generate import GenerateConfig
 from sdlora.config.images import CaptionsConfig
+from sdlora.config.section import NO_TEXT, is_text
 from sdlora.data.captions import render
 from sdlora.data.decoding import IMAGE_SUFFIXES
 from sdlora.data.scan_problems import refuse_unwritable
-from sdlora.errors import ConfigError, DataError
+from sdlora.errors import ConfigError, DataError, SdloraError
 from sdlora.generation.generate import Generator
+from sdlora.generation.request.prompt_choices import has_choices
 from sdlora.generation.request.requests import resolve
-from sdlora.generation.restore.image_files import SUFFIX_OF, save_image
+from sdlora.generation.restore.image_files import SUFFIX_OF, read_image_settings, save_image
+from sdlora.library.prompt_tags import holds_tag
 
 _SEEDS = 2**32
 
@@ -27,6 +31,8 @@ class ClassImages:
 
     generated: int
     there: int
+    others: tuple[str, ...] = ()
+    """Names of those there that this call would have generated with other settings, and in which ones they differ."""
 
 
 def generate_class_images(
@@ -45,21 +51,22 @@ def generate_class_images(
     """
     if not [prompt for prompt in prompts if prompt.strip()]:
         raise ConfigError("the request", ["prompt is missing: say what the subject is one of, as a photo of a dog"])
+    if not all(is_text(prompt) for prompt in prompts):
+        raise ConfigError("the request", [f"prompt {NO_TEXT}"])
     folder = folder.expanduser()
-    missing = [
-        number
-        for number in range(count)
-        if not any((folder / f"{_stem(number)}{suffix}").is_file() for suffix in IMAGE_SUFFIXES)
-    ]
-    if not missing:
-        return ClassImages(0, count)
+    places = {number: [folder / f"{_stem(number)}{suffix}" for suffix in IMAGE_SUFFIXES] for number in range(count)}
+    there = {number: path for number, paths in places.items() for path in paths if path.is_file()}
+    missing = [number for number in places if number not in there]
     rows: dict[int, GenerateConfig] = {}
-    for number in missing:
+    for number in places:
         # By its number, so that an interrupted call goes on with the very images it would have generated.
         seed = (max(request.seed, 0) + number) % _SEEDS
         prompt = render(prompts[number % len(prompts)], CaptionsConfig(wildcards=True), random.Random(seed))
         rows[number] = request.model_copy(update={"prompt": prompt, "seed": seed, "num_images": 1})
-    resolve(next(iter(rows.values())))  # every problem is told before a model is loaded
+    others = tuple(_others(there, rows))
+    if not missing:
+        return ClassImages(0, count, others)
+    resolve(rows[missing[0]])  # every problem is told before a model is loaded
     refuse_unwritable(folder)
     atomic.sweep(folder, shared=True)
     generator = Generator(request.base_model, request.compute)
@@ -77,7 +84,29 @@ def generate_class_images(
                 save_image(generated, path)
         if on_progress:
             on_progress(count - len(missing) + start + len(numbers), count)
-    return ClassImages(len(missing), count - len(missing))
+    return ClassImages(len(missing), count - len(missing), others)
+
+
+_COMPARED = ("base_model", "prompt", "negative", "seed", "steps", "guidance", "width_px", "height_px")
+
+
+def _others(there: Mapping[int, Path], rows: Mapping[int, GenerateConfig]) -> Iterator[str]:
+    """Those of the images there that tell other settings than they would be generated with now."""
+    for number, path in sorted(there.items()):
+        try:
+            told = read_image_settings(path)
+            found = validate(told.values, path.name, GenerateConfig) if told.by_sdlora else None
+        except SdloraError:
+            continue  # somebody's own picture
+        if found is None:
+            continue
+        row = rows[number]
+        # A request as it came out has no tags and wildcards left, and sizes where none were given.
+        left = {name for name in ("width_px", "height_px") if getattr(row, name) is None}
+        left |= {"prompt"} if holds_tag(row.prompt) or has_choices(row.prompt) else set()
+        differing = [name for name in _COMPARED if name not in left and getattr(found, name) != getattr(row, name)]
+        if differing:
+            yield f"{path.name} ({', '.join(differing)})"
 
 
 def _stem(number: int) -> str:

@@ -11,7 +11,7 @@ alone (in bf16 on a processor with AMX, and for images that shared a pass, but f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
@@ -130,9 +130,7 @@ class Generator:
 
     def fits(self, config: GenerateConfig) -> bool:
         """Whether a request is for the model that is loaded, on this device and in this precision."""
-        loaded_for = ("device", "precision", "compile")
-        same = all(getattr(config.compute, name) == getattr(self.compute, name) for name in loaded_for)
-        return same and same_base(config.base_model, self.bundle.config)
+        return not self._other_than_loaded(config)
 
     def generate(
         self,
@@ -147,7 +145,9 @@ class Generator:
         """
         if not isinstance(config, GenerateConfig):  # what it doesn't say is as it was loaded
             values = {"prompt": config} if isinstance(config, str) else config
-            config = generate_config({"base_model": self.bundle.config, "compute": self.compute, **values})
+            if isinstance(values, Mapping):
+                values = {"base_model": self.bundle.config, "compute": self.compute, **values}
+            config = generate_config(values)
         return self._generate(single_images(self._resolved(config)), on_step, is_cancelled)
 
     def generate_rows(
@@ -200,11 +200,21 @@ class Generator:
         finally:
             self._adapted.clear()
 
+    def _other_than_loaded(self, config: GenerateConfig) -> list[str]:
+        """The settings of a request that another model or device would have to be loaded for."""
+        loaded_for = ("device", "precision", "compile")
+        other = [name for name in loaded_for if getattr(config.compute, name) != getattr(self.compute, name)]
+        base = [] if same_base(config.base_model, self.bundle.config) else ["base_model"]
+        return base + [f"compute.{name}" for name in other]
+
     def _resolved(self, config: GenerateConfig) -> GenerateConfig:
         if not self.fits(config):
             raise ConfigError(
                 "the request",
-                [f"it is for {config.base_model.model} and other compute settings; {self.bundle.source} is loaded"],
+                [
+                    f"{name}: differs from what {self.bundle.source} was loaded with; make another Generator for it"
+                    for name in self._other_than_loaded(config)
+                ],
             )
         return resolve(config, self.detection)
 

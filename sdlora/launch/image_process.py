@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from sdlora.launch.detached import CREATION_FLAGS, OWN_SESSION
 from sdlora.launch.image_messages import Answer, Request, parse_answer
 from sdlora.runs.event_log import last_words, text_tail
+from sdlora.text_files import model_as_json
 
 WORKER = (sys.executable, "-m", "sdlora.launch.image_worker")
 END_SECONDS = 5.0
@@ -56,7 +57,7 @@ class WorkerProcess:
         """Hand over a request, or take one back."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(request.model_dump_json().encode() + b"\n")
+            self._process.stdin.write(model_as_json(request).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:  # it is gone: the thread that listens to it finds out too, and tells
             return

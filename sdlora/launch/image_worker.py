@@ -30,6 +30,7 @@ from sdlora.generation.grid.run import Grid, save_grid
 from sdlora.generation.restore.image_files import save_image
 from sdlora.launch.image_messages import Answer, Cancel, Ended, Generate, Loading, Saved, Stepped, parse_request
 from sdlora.processes import seldom_collected
+from sdlora.text_files import model_as_json
 
 if TYPE_CHECKING:
     from sdlora.generation.generate import Generator
@@ -205,7 +206,7 @@ def main(find: Callable[[GenerateConfig], Loader] = find_model) -> None:
     os.dup2(2, 1)
 
     def answer(message: Answer) -> None:
-        answers.write(message.model_dump_json() + "\n")
+        answers.write(model_as_json(message) + "\n")
 
     server = ImageServer(answer, find)
 

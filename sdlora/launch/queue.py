@@ -136,7 +136,7 @@ def advance(runs_folder: Path) -> list[RunHandle]:
 
 def _record_failure(handle: RunHandle, error: str) -> None:
     """Into the run's own log and events, where those look who ask why it stands still."""
-    with suppress(OSError), handle.files.log.open("a", encoding="utf-8") as log:
+    with suppress(OSError), handle.files.log.open("a", encoding="utf-8", errors="backslashreplace") as log:
         log.write(f"error: {error}\n")
     with suppress(OSError):
         sink = JsonlSink(handle.files.events)

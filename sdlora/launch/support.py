@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -56,22 +58,21 @@ def support_zip(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{handle.name}-support.zip"
+    configs = {"config.yaml": handle.files.config}
+    configs |= {f"config.history/{former.name}": former for former in sorted(handle.files.history.glob("*.yaml"))}
+    hide = _hider(() if with_prompts else _written(handle, configs.values()))
     files = {
-        "config.yaml": _config(handle.files.config, with_prompts),
-        **{
-            f"config.history/{former.name}": _config(former, with_prompts)
-            for former in sorted(handle.files.history.glob("*.yaml"))
-        },
+        **{name: _config(former, hide, with_prompts) for name, former in configs.items()},
         "environment.json": _text(handle.files.environment),
-        "state.json": json.dumps(asdict(handle.state()), indent=2),
+        "state.json": hide(json.dumps(asdict(handle.state()), indent=2)),
         "files.txt": "\n".join(_listing(handle.folder)),
-        "events.jsonl": _events(handle, with_prompts),
-        "log.txt": handle.log_tail(_LOG_LINES),
+        "events.jsonl": hide(_events(handle, with_prompts)),
+        "log.txt": hide(handle.log_tail(_LOG_LINES)),
         **(more or {}),
     }
     with atomic.writing(path, large=True) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in files.items():
-            archive.writestr(name, redacted(text))
+            archive.writestr(name, redacted(text).encode("utf-8", "backslashreplace"))
     return path
 
 
@@ -95,17 +96,77 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _config(path: Path, with_prompts: bool) -> str:
-    text = _text(path)
-    if with_prompts:
-        return text
+def _written(handle: RunHandle, configs: Iterable[Path]) -> set[str]:
+    """Every caption, prompt and trigger that the run's settings and events name.
+
+    Advice, warnings and the log repeat them in sentences of their own, so that each must be known to be taken out.
+    """
+    texts: set[str] = set()
+    for path in configs:
+        values = _values(path) or {}
+        texts |= {text for section in ("captions", "previews") for text in _texts(values.get(section), _WRITTEN)}
+        texts |= set(_texts((values.get("images") or {}).get("folders"), _WRITTEN))
+        tokens = (values.get("adapter") or {}).get("new_tokens") or {}
+        texts |= {*tokens, *_texts(tokens, ("init",))}
+    for line in _text(handle.files.events).splitlines():
+        with suppress(ValueError):
+            texts |= set(_texts(json.loads(line), ("prompts", "prompt")))
+    return texts
+
+
+_WRITTEN = ("default", "trigger", "prefix", "suffix", "protected_tags", "prompts", "negative")
+"""Settings that hold what somebody wrote for a model to read."""
+
+
+def _texts(value: object, names: Sequence[str], *, is_told: bool = False) -> Iterator[str]:
+    """The texts at these names, however deep they lie."""
+    if isinstance(value, Mapping):
+        for name, held in value.items():
+            yield from _texts(held, names, is_told=is_told or name in names)
+    elif isinstance(value, list):
+        for held in value:
+            yield from _texts(held, names, is_told=is_told)
+    elif is_told and isinstance(value, str):
+        yield value
+
+
+def _hider(texts: Collection[str]) -> Callable[[str], str]:
+    """What takes these texts out of another, also as JSON spells them; those of a single sign would take too much."""
+    spelled = {
+        form for text in texts for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+    }
+    longest_first = sorted((form for form in spelled if len(form.strip()) > 1), key=len, reverse=True)
+    if not longest_first:
+        return lambda text: text
+    pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, longest_first)) + r")(?!\w)")
+    return lambda text: pattern.sub("(taken out)", text)
+
+
+def _values(path: Path) -> dict[str, Any] | None:
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.safe_load(_text(path)) or {}
     except yaml.YAMLError:
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _config(path: Path, hide: Callable[[str], str], with_prompts: bool) -> str:
+    if with_prompts:
+        return _text(path)
+    values = _values(path)
+    if values is None:
         return ""  # damaged: nobody can tell what it holds
     values.get("previews", {}).update(prompts=[], negative="")
     values.get("captions", {}).update(default=None, trigger=None, prefix="", suffix="")
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_hidden(values, hide), sort_keys=False, allow_unicode=True)
+
+
+def _hidden(value: Any, hide: Callable[[str], str]) -> Any:
+    if isinstance(value, dict):
+        return {_hidden(name, hide): _hidden(held, hide) for name, held in value.items()}
+    if isinstance(value, list):
+        return [_hidden(held, hide) for held in value]
+    return hide(value) if isinstance(value, str) else value
 
 
 def _events(handle: RunHandle, with_prompts: bool) -> str:
@@ -121,6 +182,6 @@ def _without_prompts(line: str) -> str:
         values = json.loads(line)
     except ValueError:
         return ""  # cut off by a crash: nobody can tell what it holds
-    if isinstance(values, dict) and "prompts" in values:
-        values["prompts"] = []
+    if isinstance(values, dict):
+        values |= {name: empty for name, empty in (("prompts", []), ("prompt", "")) if name in values}
     return json.dumps(values)

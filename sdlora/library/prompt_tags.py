@@ -51,6 +51,11 @@ class AdapterTag:
         return UsedAdapter(file=str(file), weight=self.unet, text_encoder=text_encoder, blocks=blocks)
 
 
+def holds_tag(text: str) -> bool:
+    """Whether a text names an adapter as a prompt would, be it rightly or not."""
+    return _TAG.search(text) is not None
+
+
 def split_prompt(prompt: str) -> tuple[str, tuple[AdapterTag, ...]]:
     """The prompt without its tags, and the tags in their order.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from sdlora.config.section import is_text
 from sdlora.constants import MIB
 from sdlora.errors import ModelError, SdloraError
 
@@ -67,6 +68,8 @@ def read_header(path: Path, *, error: type[SdloraError] = ModelError, longest: i
     """
     if path.suffix.lower() in (".ckpt", ".pt"):
         return Header(path, {name: tuple(tensor.shape) for name, tensor in read_pickled(path).items()})
+    if not is_text(str(path)):
+        raise error(f"{path.name} can't be opened: its path isn't UTF-8, as safetensors wants it: rename it")
     try:
         size = path.stat().st_size
         length = header_length(path)

@@ -145,10 +145,20 @@ def _adapters(
     known = list_adapters(folders)
     for number, one in enumerate(asked):
         try:
-            used = parse_adapter(one, UsedAdapter) if isinstance(one, str) else _from_settings(one)
+            used = _from_text(one, known) if isinstance(one, str) else _from_settings(one)
             yield used.model_copy(update={"file": str(named(used.file, known).path)})
         except ConfigError as error:
             problems += [f"adapters.{number}: {problem}" for problem in error.problems]
+
+
+def _from_text(text: str, known: Sequence[FoundAdapter]) -> UsedAdapter:
+    """`ink:0.8`; a name that is listed with a colon in it is the name, unless what stands before it is one, too."""
+    names = set(unique_names(known).values())
+    spelled = [name for name in names if ":" in name and f"{text}:".startswith(f"{name}:")]
+    if not spelled or text.partition(":")[0] in names:
+        return parse_adapter(text, UsedAdapter)
+    name = max(spelled, key=len)
+    return parse_adapter(f"named{text.removeprefix(name)}", UsedAdapter).model_copy(update={"file": name})
 
 
 def _from_settings(settings: Mapping[str, Any]) -> UsedAdapter:

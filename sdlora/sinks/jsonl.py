@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sdlora.events import Event
+from sdlora.text_files import model_as_json
 
 EVENTS_VARIABLE = "SDLORA_EVENTS"
 """Environment variable that names a file for the events of a command."""
@@ -34,7 +35,7 @@ class JsonlSink:
             self.close()
             self._file = self._path.open("a", encoding="utf-8", buffering=1)
         try:
-            self._file.write(event.model_dump_json() + "\n")
+            self._file.write(model_as_json(event) + "\n")
         except OSError as error:
             error.filename = str(self._path)
             raise

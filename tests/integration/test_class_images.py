@@ -86,7 +86,13 @@ def test_class_images_are_drawn_gone_on_with_and_trained_without_the_trigger(
     }
     assert len(again) == 8
     assert run(*options, "--count", "4", monkeypatch=monkeypatch) == 0
-    assert "0 class images generated, 4 were there" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "0 class images generated, 4 were there" in output
+    assert "other settings" not in output
+    others = [*options[: -len(prompts) - 6], "--prompt", "a {red|green|blue} dog", "--prompt", "a car"]
+    assert run(*others, "--steps", "3", "--cfg", "1", "--count", "4", monkeypatch=monkeypatch) == 0
+    output = capsys.readouterr().out.replace("\n", " ")
+    assert "note: 4 images there, first class-000000.png (steps), would be generated with other settings now" in output
 
     assert _captions_of_an_epoch(config) >= {"a cat"}
     assert train(config).step == 1

@@ -137,10 +137,16 @@ def test_a_request_for_another_model_is_refused(generator: Generator, shallow_sd
     other = request_of(base_model={"model": str(shallow_sd1)})
     assert not generator.fits(other)
     assert generator.fits(request_of(base_model={"clip_skip": 2}))
-    with pytest.raises(
-        ConfigError, match=r"it is for .*sd1-shallow and other compute settings; builtin:emoji is loaded"
-    ):
+    with pytest.raises(ConfigError, match=r"1 problem:\n  base_model: differs from what builtin:emoji was loaded with"):
         generator.generate(other)
+    with pytest.raises(ConfigError, match=r"(?s)problem.*compute.precision: differs from what builtin:emoji"):
+        generator.generate({"prompt": "a fox", "compute": {"precision": "fp16"}})
+
+
+@pytest.mark.parametrize("given", [None, 5, [{"prompt": "a fox"}]])
+def test_what_is_no_request_at_all_is_told_in_words(generator: Generator, given: Any) -> None:
+    with pytest.raises(ConfigError, match="must be settings by name"):
+        generator.generate(given)
 
 
 def test_a_thousand_switches_leave_every_base_weight_as_it_was(tmp_path: Path) -> None:

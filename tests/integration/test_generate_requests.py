@@ -96,10 +96,11 @@ def test_cancelling_leaves_a_pass_in_its_middle_and_the_model_as_it_was(generato
 
 
 def test_a_folder_that_is_not_there_is_refused_even_where_no_tag_asks_for_it(tmp_path: Path) -> None:
-    config = request_of(prompt="a cat", adapter_folders=(tmp_path / "a",), wildcard_folders=(tmp_path / "w",))
+    kinds = ("adapter", "embedding", "wildcard")
+    config = request_of(prompt="a cat", **{f"{name}_folders": (tmp_path / name[0],) for name in kinds})
     with pytest.raises(ConfigError) as caught:
         generate(config)
-    told = [f"{name}_folders: {tmp_path / name[0]}: no such folder" for name in ("adapter", "wildcard")]
+    told = [f"{name}_folders: {tmp_path / name[0]}: no such folder" for name in kinds]
     assert caught.value.problems == told
 
 

@@ -29,7 +29,7 @@ from sdlora.serving.app import Guard, Server
 from sdlora.serving.batches import Batches
 from sdlora.serving.figures import Figures
 from sdlora.serving.foreign import known_hosts, why_foreign
-from sdlora.serving.requests import ImageRequest
+from sdlora.serving.requests import ImageRequest, read_request, single_requests
 from sdlora.serving.server import check, model_name, serve
 from tests.support.emoji_adapters import random_adapter
 
@@ -274,6 +274,17 @@ def test_a_huge_body_another_model_and_an_unknown_path_are_refused(client: TestC
     assert missing.status_code == 404
     assert "GET /v1/chat/completions is nothing here" in missing.json()["error"]["message"]
     assert client.get(PATH).status_code == 405
+
+
+def test_an_adapter_whose_name_holds_a_colon_goes_by_the_name_that_is_listed(
+    served: ServeConfig, tmp_path: Path
+) -> None:
+    random_adapter(tmp_path / "ink:0.5.safetensors", seed=1)
+    here = served.model_copy(update={"adapter_folders": (tmp_path,)})
+    asked = read_request({"prompt": "a fox", "adapters": ["ink:0.5", "ink:0.5:0.7"]})
+    first, second = single_requests(asked, here, detect(here.base_model))[0].adapters
+    assert (Path(first.file).name, first.weight) == ("ink:0.5.safetensors", 1)
+    assert (Path(second.file).name, second.weight) == ("ink:0.5.safetensors", 0.7)
 
 
 def test_models_adapters_health_and_figures(client: TestClient) -> None:

@@ -90,6 +90,12 @@ def test_a_wildcard_without_a_file_and_files_in_a_circle_are_refused(tmp_path: P
         choose("__a__", 0, [tmp_path])
 
 
+def test_an_adapter_named_in_a_wildcard_file_is_refused_not_left_as_words(tmp_path: Path) -> None:
+    (tmp_path / "look.txt").write_text("ink\n<lora:ink:0.8> ink\n")
+    with pytest.raises(ConfigError, match=r"__look__: '<lora:ink:0.8> ink': an adapter can't be chosen by the seed"):
+        choose("a fox, __look__", 0, [tmp_path])
+
+
 def test_every_image_settles_its_own_choices_and_repeats_them() -> None:
     config = GenerateConfig(prompt="{red|green|blue|gold} fox, {novel}", seed=3, num_images=8)
     rows = single_images(config)

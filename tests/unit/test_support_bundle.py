@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -51,3 +52,28 @@ def test_secrets_are_taken_out_and_nothing_else(text: str, left: str | None) -> 
 )
 def test_passwords_on_a_command_line_are_taken_out(text: str) -> None:
     assert "SECRET" not in redacted(text)
+
+
+def test_prompts_captions_and_triggers_are_taken_out_wherever_they_are_repeated(tmp_path: Path) -> None:
+    values = {
+        "images": {"folders": [{"folder": "cats", "trigger": "zorblax cat", "default": "a \u201esecret\u201c pose"}]},
+        "captions": {"protected_tags": ["mysterious"]},
+        "adapter": {"new_tokens": {"<quux>": {"init": "red fox"}}},
+        "previews": {"prompts": ["an owl, zorblax cat"]},
+    }
+    run = prepare(TrainConfig.model_validate(values), tmp_path)
+    events = [
+        {"kind": "picture_drawn", "step": 1, "path": "a.png", "prompt": "what I alone asked for"},
+        {"kind": "notice", "message": "advice: previews.prompts: none holds the trigger 'zorblax cat'"},
+    ]
+    run.files.events.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    run.files.log.write_text("step 1: drew 'what I alone asked for': a.png\nmysterious <quux>\n", encoding="utf-8")
+
+    def content(*, with_prompts: bool) -> str:
+        with zipfile.ZipFile(support_zip(run, tmp_path / "out", with_prompts=with_prompts)) as bundle:
+            return "\n".join(bundle.read(name).decode() for name in bundle.namelist())
+
+    written = ("zorblax cat", "secret", "mysterious", "<quux>", "red fox", "an owl", "what I alone asked for")
+    assert [text for text in written if text in content(with_prompts=False)] == []
+    assert [text for text in written if text not in content(with_prompts=True)] == []
+    assert "step 1: drew '(taken out)': a.png" in content(with_prompts=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from sdlora.config.section import NO_TEXT, is_text
 from sdlora.data.caption_files import CaptionFolders
 from sdlora.data.fix.changes import Change, with_text
 from sdlora.data.folder_listing import list_folder
@@ -21,6 +22,8 @@ def plan_edit(folder: Path, pattern: str, replacement: str, *, ignore_case: bool
     metadata.jsonl or a folder's name gets a .txt file of its own. Captions that can't be read are left alone.
     Raises ConfigError for a wrong pattern, DataError for a folder without images.
     """
+    if not is_text(pattern + replacement):
+        raise ConfigError("the edit", [f"pattern or replacement {NO_TEXT}"])
     try:
         search = re.compile(pattern, re.MULTILINE | (re.IGNORECASE if ignore_case else 0))
         search.sub(replacement, "")

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from sdlora.config import files, schema
 from sdlora.config.generate import GenerateConfig, UsedAdapter
+from sdlora.config.section import NO_TEXT, is_text
 from sdlora.errors import ConfigError
 from sdlora.generation.grid.adapters import adapter_axis, checkpoint_axis, checkpoint_files, compare_axis
 from sdlora.generation.grid.values import REPLACEMENT, SETTING, TEXT, Axis, AxisValue, expand_numbers, split_values
@@ -150,6 +151,8 @@ def _replacements(spec: str, raw: str) -> Axis:
     searched, *others = split_values(raw)
     if not others:
         raise ValueError("give the text to replace and at least one other, replace=cat,dog")
+    if not is_text(raw):
+        raise ValueError(NO_TEXT)
 
     def swap(new: str) -> Callable[[GenerateConfig], GenerateConfig]:
         def apply(config: GenerateConfig) -> GenerateConfig:

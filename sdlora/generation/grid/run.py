@@ -29,6 +29,7 @@ from sdlora.generation.grid.values import FILE, Axis, AxisValue
 from sdlora.generation.restore.image_files import SUFFIX_OF, save_image, save_sheet
 from sdlora.library.names import find_adapter
 from sdlora.library.prompt_tags import take_tags
+from sdlora.text_files import model_as_json
 
 if TYPE_CHECKING:
     from sdlora.generation.generate import Generator
@@ -115,7 +116,7 @@ class Grid:
         """
         batches: list[tuple[Cell, ...]] = []
         for group in _grouped(self._cells, _base_key):
-            for alike in _grouped(group, lambda config: config.model_dump_json(exclude=_DIFFER_IN_A_BATCH)):
+            for alike in _grouped(group, lambda config: model_as_json(config, exclude=_DIFFER_IN_A_BATCH)):
                 ordered = [cell for same in _grouped(alike, _adapters_key) for cell in same]
                 size = ordered[0].config.batch_size
                 batches += [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
@@ -162,7 +163,7 @@ class Grid:
 
         problems: dict[str, None] = {}
         # One cell of each kind: 400 cells that differ in seeds alone need no 400 looks at the same files.
-        for alike in _grouped(self._cells, lambda config: config.model_dump_json(exclude=_CANNOT_FAIL)):
+        for alike in _grouped(self._cells, lambda config: model_as_json(config, exclude=_CANNOT_FAIL)):
             try:
                 resolve(alike[0].config)
             except ConfigError as error:
@@ -312,8 +313,8 @@ def _grouped(cells: Sequence[Cell], key: Callable[[GenerateConfig], str]) -> lis
 
 def _base_key(config: GenerateConfig) -> str:
     """Equal for requests that one loaded model serves; clip_skip only chooses a layer of it."""
-    return f"{config.base_model.model_dump_json(exclude={'clip_skip'})} {config.compute.model_dump_json()}"
+    return f"{model_as_json(config.base_model, exclude={'clip_skip'})} {model_as_json(config.compute)}"
 
 
 def _adapters_key(config: GenerateConfig) -> str:
-    return " ".join(adapter.model_dump_json() for adapter in config.adapters)
+    return " ".join(model_as_json(adapter) for adapter in config.adapters)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sdlora.data.choices import BRACES, parse_choice
 from sdlora.errors import ConfigError
+from sdlora.library.prompt_tags import holds_tag
 from sdlora.text_files import UnreadableTextError, read_text
 
 _WILDCARD = re.compile(r"__([\w./*-]+?)__")
@@ -81,4 +82,7 @@ def _line_of(name: str, generator: random.Random, folders: Sequence[Path]) -> st
         lines += [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not lines:
         raise ConfigError("the prompt", [f"__{name}__: {found[0]} has no lines"])
+    if tagged := next((line for line in lines if holds_tag(line)), None):
+        problem = f"__{name}__: '{tagged}': an adapter can't be chosen by the seed; write its tag into the prompt"
+        raise ConfigError("the prompt", [problem])
     return generator.choice(lines)

@@ -41,8 +41,8 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
     problems: list[str] = []
     if detection is None:
         detection = _try(problems, "base_model", lambda: _detected(config.base_model))
-    folders = {"adapter_folders": config.adapter_folders, "wildcard_folders": config.wildcard_folders}
-    missing = [(name, path) for name, paths in folders.items() for path in paths if not path.expanduser().is_dir()]
+    kinds = ("adapter_folders", "embedding_folders", "wildcard_folders")
+    missing = [(name, path) for name in kinds for path in getattr(config, name) if not path.expanduser().is_dir()]
     problems += [f"{name}: {path}: no such folder" for name, path in missing]
     if not missing:
         config = _try(problems, "prompt", lambda: take_tags(config)) or config

@@ -273,7 +273,7 @@ def _recorded(config: TrainConfig, folder: RunFolder, sinks: Sequence[EventSink]
     if not is_main_process():
         yield EventStream([])
         return
-    with locked(folder), folder.log.open("a", encoding="utf-8") as log:
+    with locked(folder), folder.log.open("a", encoding="utf-8", errors="backslashreplace") as log:
         last = _LastStep(folder)
         log_sink = TerminalSink(Console(file=log, highlight=False, soft_wrap=True, emoji=False))
         own: list[EventSink] = [JsonlSink(folder.events), log_sink, last]

@@ -18,6 +18,7 @@ from sdlora.adapters.live.trained_tokens import other_length
 from sdlora.config import files
 from sdlora.config.adapter import REGEX_PREFIX
 from sdlora.config.generate import Sampler, sampler_problem
+from sdlora.config.section import is_text
 from sdlora.config.train import TrainConfig
 from sdlora.data.cache import default_cache_folder
 from sdlora.data.captions import protected_tags
@@ -82,6 +83,10 @@ def _check_folders(config: TrainConfig) -> None:
         for setting, folder in named.items()
         if folder is not None and (reason := disk.why_not_writable(folder))
     ]
+    if not is_text(str(config.outputs.folder.resolve())):
+        problems.append(
+            "outputs.folder: its path isn't UTF-8, as safetensors wants it: rename the folder, or set another"
+        )
     if problems:
         raise ConfigError("this run", problems)
 
