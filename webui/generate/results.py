@@ -245,7 +245,8 @@ class ResultsPanel:
         updates = generating.show({name: everything[name] for name in told.names if name in everything})
         rows, others = only_taggable(from_used(told.adapters), services.adapters)
         updates |= generating.use_rows(rows)
-        updates[self.notes] = notes([*told.notes, *others], "Not taken over from the picture") or notes(
+        differs = dict.fromkeys([*told.notes, *others])  # one file may be used twice
+        updates[self.notes] = notes(list(differs), "Other than in the picture") or notes(
             ["Everything was taken over."], path.name
         )
         return updates | generating.start.use(told.start_image)
@@ -253,6 +254,8 @@ class ResultsPanel:
     def _send(self, path: str | None) -> dict[Any, Any]:
         if not path:
             raise DataError("Choose a picture first.")
+        if not Path(path).is_file():
+            raise DataError(f"{Path(path).name} is not among the images any more.")
         gr.Info("It is the start image now. Paint over it to generate only a part anew.", duration=5)
         start = self.generating.start
         return {**start.use(Path(path)), start.panel: gr.Accordion(open=True)}
