@@ -255,3 +255,16 @@ def test_a_typed_name_of_an_adapter_is_added_or_said_to_be_nobodys(context: Any)
     assert [row.name for row in context.services.active.rows] == ["wash"]
     with pytest.raises(ConfigError, match="no adapter of that name is in the library; near it: wash"):
         panel._add("wish")
+
+
+def test_requests_that_the_server_never_got_to_are_told_by_the_next_one(tab: Any, context: Any) -> None:
+    from webui.generate import view
+
+    begun = ImageRequest(1, "a fox", "generating", 12, images=(Path("1.png"), Path("2.png")))
+    waits, done = ImageRequest(2, "a castle", "queued", 1), ImageRequest(3, "an owl", "finished", 1)
+    context.services.images.requests = lambda: [begun, waits, done]
+    tab.results._keep_unfinished()
+    kept = context.services.state.get("generate.unfinished")
+    assert kept == ["a fox: 2 of 12 were generated", "a castle: 0 of 1 were generated"]
+    assert "ended before these were done" in view.lost(kept)
+    assert [view.lost(odd) for odd in ([], None, {"a": 1}, "x")] == [""] * 4

@@ -30,6 +30,7 @@ from webui.problems import panel, shown_in
 
 PAGE_IMAGES = 48
 _CAPTION = 60
+_UNFINISHED = "generate.unfinished"
 _DELETE = """(path, ...rest) => {
   const name = (path || "").split(/[\\\\/]/).pop();
   if (!path || !confirm(`Move ${name} to the trash?`)) throw new Error("cancelled");
@@ -50,7 +51,8 @@ class ResultsPanel:
         generating.views = gr.Tabs(elem_id="generate-views")
         with generating.views:
             with gr.Tab("Result", id="result", elem_id="generate-result"):
-                self.progress = gr.HTML(view.progress(None), elem_id="generate-progress")
+                left = view.lost(self.services.state.get(_UNFINISHED))
+                self.progress = gr.HTML(left or view.progress(None), elem_id="generate-progress")
                 self.queue = gr.HTML(elem_id="generate-queue")
                 self.gallery = tiles_html("generate-gallery")
             with gr.Tab("History", id="history", elem_id="generate-history-tab") as self.history_tab:
@@ -145,6 +147,11 @@ class ResultsPanel:
             follow(tab, lambda: self.services.active.now()[1], rows.follow, [rows.revision], rows.outputs)
         # Whatever tab is in view, even if it shows no images, a training gets the worker's memory back.
         self.services.news.always.append(lambda: self.services.images.yield_to_training())
+        self.services.news.always.append(self._keep_unfinished)
+
+    def _keep_unfinished(self) -> None:
+        """Requests live as long as the server: the next one tells of those that it never got to."""
+        self.services.state.set(_UNFINISHED, view.unfinished(self.services.images.requests()))
 
     def _stamp(self) -> str:
         """Changes when something that is shown of requests would."""
