@@ -257,6 +257,8 @@ def add_image_endpoints(context: Context) -> None:
         adapters: as for mix, with an empty list none; those in use on the page don't count. settings: any of a
         request by dotted name, such as {"steps": 20, "seed": 1, "num_images": 2, "base_model.model": "builtin:emoji"}.
         """
+        if "prompt" in settings:
+            raise ConfigError("the request", ["prompt: is an argument of its own; leave it out of settings"])
         config = read_request(
             services,
             {**fields.show_all(GenerateConfig(), FIELDS), **_as_shown(settings), "prompt": prompt},

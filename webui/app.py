@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import logging
 import signal
@@ -32,6 +33,7 @@ from webui.gradio_quirks import (
     slim,
     spare_progress,
     take_uploads_only,
+    typed_into,
 )
 from webui.home import tab as home
 from webui.layout import hidden_text
@@ -90,16 +92,24 @@ def build(workspace: Workspace, services: Services | None = None) -> gr.Blocks:
         api.add_image_endpoints(context)
         context.scripts["names.tabs"] = json.dumps({name: label for name, label, _ in TABS})
         context.scripts["ticks"] = json.dumps({name: len(services.news.stamps.get(name, ())) for name in clocks})
-        context.scripts["clocks.ids"] = json.dumps([clock._id for clock in clocks.values()])
-        shared = (f"window.sdlora[{json.dumps(name)}] = {value};" for name, value in context.scripts.items())
-        services.scripts = "".join(shared)
+        clock_ids = [clock._id for clock in clocks.values()]
         line = StatusLine()
         services.news.status = lambda: line.told(services.watch.snapshot())
         _wire_memory(page, context)
         spare_progress(page)
         defer_one_each(page)
+        context.scripts["clocks.ids"] = json.dumps(clock_ids)
+        context.scripts["typed.ids"] = json.dumps(typed_into(page, clock_ids))
+        services.scripts, services.news.page = _scripts(context.scripts)
     take_uploads_only(page)
     return page
+
+
+def _scripts(values: dict[str, str]) -> tuple[str, str]:
+    """The values that scripts share, as one script, and what tells a page with these from one with others."""
+    build = hashlib.sha256("".join(f"{name}={value};" for name, value in values.items()).encode()).hexdigest()[:16]
+    shared = {**values, "build": json.dumps(build)}
+    return "".join(f"window.sdlora[{json.dumps(name)}] = {value};" for name, value in shared.items()), build
 
 
 def served(

@@ -1,7 +1,7 @@
 """Where Gradio behaves otherwise than the page needs, and what is done about it. Nothing else reaches into Gradio.
 
 Each entry says what Gradio 6.31 does. `tests/browser/test_gradio_quirks.py` shows that on bare pages, one test a quirk,
-and fails once a newer Gradio behaves: then the entry, and what it is used for, can go. Four more are mended in the
+and fails once a newer Gradio behaves: then the entry, and what it is used for, can go. Five more are mended in the
 browser, in the first section of `assets/page.js`.
 
 One rule follows from what can't be mended: a handler with queue=False must not call `gr.Info`, nor change a `gr.State`
@@ -11,7 +11,7 @@ that others wait for: neither is told of. So `webui.context` has options for que
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,6 +97,22 @@ def defer_one_each(page: gr.Blocks) -> None:
                 )
             function.targets, function.trigger_after = [(None, "then")], first._id
             function.trigger_only_on_success = function.trigger_only_on_failure = False
+
+
+def typed_into(page: gr.Blocks, clocks: Collection[int]) -> list[int]:
+    """The handlers that are sent what a person types or chooses, and those that follow them at once.
+
+    Gradio forgets a request that the server's end met, and then loads the page anew: what was typed would be gone.
+    page.js holds requests of these until the server is back. clocks: components whose events only ask for news.
+    """
+    typed: set[int] = set()
+    for function in page.fns.values():  # in the order in which they were wired: what follows comes later
+        events = [(component, name) for component, name in function.targets if component is not None]
+        is_other = any(component in clocks or name in ("click", "load") for component, name in events)
+        begins = bool(events) and not is_other and function.trigger_mode == "always_last"
+        if begins or (not events and not function.queue and function.trigger_after in typed):
+            typed.add(function._id)
+    return sorted(typed)
 
 
 def _by_event(page: gr.Blocks) -> dict[tuple[int | None, str], list[Any]]:

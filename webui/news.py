@@ -32,6 +32,8 @@ class News:
     stamps: dict[str, list[Stamp]] = field(default_factory=dict)
     always: list[Callable[[], object]] = field(default_factory=list)
     """What is to be seen to as long as any page is open."""
+    page: str = ""
+    """Tells this server's page from another version's, whose handlers have other numbers."""
 
     def now(self, tab: str) -> dict[str, Any]:
         """The header's line and the tab's stamp; what fails is logged, and counts as unchanged."""
@@ -41,7 +43,7 @@ class News:
         told = self._safely(self.status) or Told()
         # Hashes of texts hold within one process only: after a restart open pages see another stamp and fetch
         # everything.
-        return {"status": told, "stamp": str(hash(tuple(stamps)))}
+        return {"status": told, "stamp": str(hash(tuple(stamps))), "page": self.page}
 
     def _safely(self, act: Callable[[], object]) -> object:
         try:

@@ -143,7 +143,8 @@ def generate_grid(
     from sdlora.generation.grid.run import MOST_CELLS, Grid, save_grid
 
     specs = [*(axes or ()), *([COMPARE] if compare else [])]
-    grid = Grid(config, parse_axes(specs, config, run), most_cells=_MOST_CELLS_IF_ASKED if yes else MOST_CELLS)
+    limits = {"most_cells": _MOST_CELLS_IF_ASKED} if yes else {"most_cells": MOST_CELLS, "for_more": ", or say --yes"}
+    grid = Grid(config, parse_axes(specs, config, run), **limits)
     warnings: dict[str, None] = {}
     with progress("generating the grid") as advance:
 

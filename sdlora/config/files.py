@@ -224,11 +224,17 @@ def validate(values: Mapping[str, Any], source: str, kind: type[BaseModel] = Tra
         return kind.model_validate(dict(values))
     except ValidationError as error:
         # A union reports one error a branch; the first one of each setting says what is wrong, the rest would repeat
-        # it.
+        # it: all but what may stand in place of a word such as auto.
         by_setting: dict[str, list[str]] = {}
+        words_only: dict[str, Any] = {}
         for item in error.errors():
             location = ".".join(str(part) for part in item["loc"] if not _is_union_branch(part))
-            by_setting.setdefault(location, _in_words(item, location, kind))
+            if (word := words_only.pop(location, None)) is not None:
+                by_setting[location] = _or_the_word(by_setting[location], _in_words(item, location, kind), word)
+            elif location not in by_setting:
+                by_setting[location] = _in_words(item, location, kind)
+                if item["type"] == "literal_error":
+                    words_only[location] = item
         problems = [problem for several in by_setting.values() for problem in several]
         raise ConfigError(source, problems) from None
 
@@ -308,6 +314,14 @@ def _in_words(item: Any, location: str, kind: type[BaseModel]) -> list[str]:
     return [f"{location}: {message[0].lower()}{message[1:]}; got {shown}"]
 
 
+def _or_the_word(wants_word: list[str], wants_other: list[str], word: Any) -> list[str]:
+    """What a setting must be that takes a word or something else, such as `auto` or a number."""
+    before, wanted, rest = wants_other[0].partition(": must ")
+    if len(wants_other) > 1 or not wanted:
+        return wants_word
+    return [f"{before}: must be {word['ctx']['expected']} or {rest.removeprefix('be ')}"]
+
+
 _PLAIN_WORDS = {
     "tuple_type": "must be a list, such as [one, two]",
     "list_type": "must be a list, such as [one, two]",
@@ -319,6 +333,7 @@ _PLAIN_WORDS = {
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
     "float_type": "must be a number, with a point and no comma",
     "float_parsing": "must be a number, with a point and no comma",
     "path_type": "must be a path; quotes make text of a number",

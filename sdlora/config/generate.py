@@ -134,16 +134,16 @@ class GenerateConfig(Section):
 
     prompt: str = ""
     """What to generate. Takes (weights:1.2), [less], BREAK, <lora:name:weight>, [from:to:0.5] and [one|other] by step,
-    `a AND b :0.8`, and {red|green} or __file__ settled by the seed."""
+    `a AND b :0.8`, and {red|green} or `__file__` settled by the seed."""
 
     negative: str = ""
     """What not to generate."""
 
     choices: bool = True
-    """Settle {red|green} and __file__ in prompts by each image's seed; off leaves them as text."""
+    """Settle {red|green} and `__file__` in prompts by each image's seed; off leaves them as text."""
 
     wildcard_folders: tuple[Path, ...] = ()
-    """Folders with the text files behind __file__, one choice a line."""
+    """Folders with the text files behind `__file__`, one choice a line."""
 
     sampler: Sampler = "DPM++ 2M Karras"
     """Sampler, by the names that other tools use."""

@@ -47,7 +47,7 @@ class ServeConfig(Section):
     """Folders with textual-inversion embeddings for prompts."""
 
     wildcard_folders: tuple[Path, ...] = ()
-    """Folders with the text files behind __file__ in prompts, one choice a line."""
+    """Folders with the text files behind `__file__` in prompts, one choice a line."""
 
     host: str = "127.0.0.1"
     """Address to listen on; one that others reach needs key_file."""

@@ -61,12 +61,17 @@ def submit(config: TrainConfig | Path | str, runs_folder: Path | None = None) ->
 
 
 def enqueue(handle: RunHandle, position: int | None = None) -> None:
-    """Put a run that isn't running into the queue, last or at a position from 0. Call `advance` to start it."""
+    """Put a run that isn't running into the queue, last or at a position from 0. Call `advance` to start it.
+
+    Without a position one that waits already keeps its place: to ask twice is no wish to wait longer.
+    """
     state = handle.state()
     if not handle.can_begin(state):
         raise RunError(f"{handle.name} is {state.status}: there is nothing to queue.")
 
     def alter(order: QueueOrder) -> QueueOrder:
+        if position is None and handle.name in order.names:
+            return order
         names = list(order.without(handle.name).names)
         names.insert(len(names) if position is None else position, handle.name)
         return replace(order, names=tuple(names))

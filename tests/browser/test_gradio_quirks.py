@@ -132,6 +132,25 @@ def test_a_list_that_is_left_by_tab_stays_open(open_bare: Callable[..., Any]) ->
     assert window.locator("ul[role=listbox]:visible").count() == 0
 
 
+def test_what_could_not_be_sent_is_lost_and_the_page_loaded_anew(open_bare: Callable[..., Any]) -> None:
+    """page.js, quirk 5."""
+    got: list[str] = []
+    with bare() as page:
+        field = gr.Textbox(elem_id="field")
+        field.input(got.append, field, None, queue=False, trigger_mode="always_last", **QUIET)
+        end()
+    window = open_bare(page)
+    window.locator("#field textarea").press_sequentially("sent")
+    wait_until(window, lambda: got[-1:] == ["sent"])
+    window.evaluate("() => { window.isOld = true; }")
+    window.route("**/gradio_api/run/**", lambda route: route.abort())
+    window.locator("#field textarea").press_sequentially(" and lost")
+    window.wait_for_function("() => !window.isOld")
+    window.wait_for_selector("#there")
+    assert text(window, "field") == ""
+    assert got[-1] == "sent"
+
+
 def polled(*, inputs: bool = False, gathered: bool = False, outputs: bool = False, spare: bool = True) -> Any:
     """A page that writes one field five times a second, beside many that were inputs or outputs of an event."""
     with bare() as page:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from sdlora.config import files, schema
+from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.generate import GenerateConfig
+from sdlora.config.mix import MixConfig
+from sdlora.config.serve import ServeConfig
 from sdlora.config.train import TrainConfig
 from sdlora.errors import ConfigError
 
@@ -81,3 +85,10 @@ def test_joined_values_keep_what_the_others_do_not_say() -> None:
         "name": "fox",
     }
     assert below["adapter"] == {"rank": 4, "alpha": 2}
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, GenerateConfig, ServeConfig, EvaluateConfig, MixConfig])
+def test_no_description_loses_its_signs_where_it_is_shown_as_markdown(kind: type) -> None:
+    for each in schema.settings(kind):
+        plain = re.sub(r"`[^`]*`", "", each.description)
+        assert not re.search(r"__|\*\S[^*]*\*|(?<!\w)_\w+_(?!\w)", plain), f"{each.name}: put code between backticks"

@@ -88,7 +88,7 @@ def test_quotes_keep_commas_together() -> None:
         ("size=512", "'512' is no size; write 512x512"),
         ("replace=cat", "give the text to replace and at least one other, replace=cat,dog"),
         ("checkpoint=100", "say whose checkpoints: --run runs/NAME"),
-        ("compare", "there is no adapter to compare; give some with --adapter or in the prompt"),
+        ("compare", "there is no adapter to compare; give some, or write them into the prompt"),
         ("adapter.file=nothere.safetensors", "'nothere.safetensors': there is no such file"),
     ],
 )
@@ -121,10 +121,12 @@ def test_all_problems_of_all_axes_are_listed_before_anything_is_generated(tmp_pa
 
 
 def test_more_than_four_hundred_cells_are_asked_for_explicitly() -> None:
-    with pytest.raises(ConfigError, match="21 x 20 = 420 cells, more than 400; take fewer values, or say --yes"):
+    with pytest.raises(ConfigError, match="21 x 20 = 420 cells, more than 400; take fewer values$"):
         grid("seed=0:20:1", "steps=1:20:1")
     config = GenerateConfig(seed=1)
     axes = parse_axes(["seed=0:20:1", "steps=1:20:1"], config)
+    with pytest.raises(ConfigError, match="take fewer values, or say --yes$"):  # the page has no --yes
+        Grid(config, axes, for_more=", or say --yes")
     assert len(Grid(config, axes, most_cells=10_000).cells()) == 420
 
 
@@ -168,7 +170,7 @@ def test_prompts_are_searched_and_replaced_in_both() -> None:
 
 
 def test_sizes_and_prompts_are_axes_too() -> None:
-    made = grid("size=64x128,128x64", "prompt=a cat,a dog")
+    made = grid("size=64x128,128 x 64", "prompt=a cat,a dog")  # with spaces, as the page lists sizes
     assert [(cell.config.width_px, cell.config.height_px, cell.config.prompt) for cell in made.cells()] == [
         (64, 128, "a cat"),
         (128, 64, "a cat"),

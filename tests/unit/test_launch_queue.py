@@ -79,6 +79,17 @@ def test_one_run_trains_at_a_time_and_the_others_follow_in_order(
     assert [run.state().status for run in waiting] == ["crashed", "starting", "queued"]
 
 
+def test_a_run_that_is_queued_twice_keeps_its_place(new_run: Callable[..., RunHandle], folder: Path) -> None:
+    for name in ("a", "b", "c"):
+        queue.enqueue(new_run(name))
+    queue.advance(folder)
+    b = next(run for run in list_runs(folder) if run.name == "b")
+    assert RunWatch(folder).resume(b) == "a"
+    assert names(queue.read(folder).waiting) == ["b", "c"]
+    queue.enqueue(b, 1)  # a place that is asked for counts
+    assert names(queue.read(folder).waiting) == ["c", "b"]
+
+
 def test_a_run_begun_elsewhere_counts_as_busy(new_run: Callable[..., RunHandle], folder: Path) -> None:
     other, waiting = new_run("other"), new_run("waiting")
     other.resume()

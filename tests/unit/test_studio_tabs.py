@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sdlora.config.generate import GenerateConfig, UsedAdapter
-from sdlora.errors import AdapterError, DataError
+from sdlora.errors import AdapterError, ConfigError, DataError
 from sdlora.generation.restore.image_files import save_image
 from sdlora.launch.images import ImageRequest
 from tests.support.emoji_adapters import random_adapter
@@ -76,6 +76,7 @@ def values_of(tab: Any, **shown: Any) -> dict[Any, Any]:
     values = {component: everything[name] for name, component in tab.form.components.items()}
     return {
         **values,
+        **dict.fromkeys(tab.generating.axes, ""),
         tab.generating.start.is_on: False,
         tab.generating.start.editor: None,
         tab.context.shared["mix.prompt"]: "",
@@ -96,6 +97,14 @@ def test_a_request_is_handed_on_or_its_problems_shown(tab: Any, generating: Any)
     shown = generating.begin(values_of(tab, steps=0, seed=-7))[0]
     assert "2 problems to fix first" in shown
     assert 'data-field="generate-steps"' in shown
+    assert len(tab.asked) == 1
+
+
+def test_generate_says_that_it_leaves_the_axes_of_the_grid_out(tab: Any, generating: Any) -> None:
+    values = {**values_of(tab, prompt="a fox"), generating.axes[1]: "steps"}
+    shown = generating.begin(values)[0]
+    assert "Without the X/Y/Z grid" in shown
+    assert "Generate grid, below its axes" in shown
     assert len(tab.asked) == 1
 
 
@@ -216,3 +225,46 @@ def test_the_library_panel_shows_searches_and_refuses(context: Any, tmp_path: Pa
 def test_the_grid_offers_axes_without_adapters_too(context: Any) -> None:
     offered = dict(context.shared["generate.tab"].grid.axes["x"].choices)
     assert offered["Training step of a run"] == "checkpoint"
+
+
+def test_an_upload_that_is_not_added_under_its_name_says_so(
+    context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("gradio.Info", lambda words, **_: said.append(words))
+    panel = panel_of(context)
+    other, same = (tmp_path / place / "ink.safetensors" for place in ("one", "two"))
+    for path in (other, same):
+        path.parent.mkdir()
+    random_adapter(other, 7)
+    same.write_bytes((context.workspace.adapters / "ink.safetensors").read_bytes())
+    random_adapter(tmp_path / "chalk.safetensors", 8)
+    panel._upload([str(other), str(tmp_path / "chalk.safetensors"), str(same)], "", "", 1, None)
+    assert said == [
+        "1 added to the library.<br>ink.safetensors was added as ink-2: another file has its name."
+        "<br>ink.safetensors is in the library already."
+    ]
+
+
+def test_a_typed_name_of_an_adapter_is_added_or_said_to_be_nobodys(context: Any) -> None:
+    panel = panel_of(context)
+    context.services.scan()
+    panel.rows = context.shared["generate.tab"].generating.rows
+    context.services.active.change(lambda _: ())
+    panel._add("wash")
+    assert [row.name for row in context.services.active.rows] == ["wash"]
+    with pytest.raises(ConfigError, match="no adapter of that name is in the library; near it: wash"):
+        panel._add("wish")
+
+
+def test_requests_that_the_server_never_got_to_are_told_by_the_next_one(tab: Any, context: Any) -> None:
+    from webui.generate import view
+
+    begun = ImageRequest(1, "a fox", "generating", 12, images=(Path("1.png"), Path("2.png")))
+    waits, done = ImageRequest(2, "a castle", "queued", 1), ImageRequest(3, "an owl", "finished", 1)
+    context.services.images.requests = lambda: [begun, waits, done]
+    tab.results._keep_unfinished()
+    kept = context.services.state.get("generate.unfinished")
+    assert kept == ["a fox: 2 of 12 were generated", "a castle: 0 of 1 were generated"]
+    assert "ended before these were done" in view.lost(kept)
+    assert [view.lost(odd) for odd in ([], None, {"a": 1}, "x")] == [""] * 4

@@ -139,3 +139,12 @@ def test_half_characters_and_names_of_no_run_are_refused(workspace: Workspace) -
     checked = api._checked(lambda text: text.encode(), "mix")
     with pytest.raises(gr.Error, match="is half a character"):
         checked("\udfff")
+
+
+def test_a_prompt_that_is_given_twice_is_refused(workspace: Workspace) -> None:
+    services = Services(workspace, PageState(workspace.state))
+    with gr.Blocks() as page:
+        api.add_image_endpoints(Context(services, page, gr.Tabs(), {}))
+    generate = next(function.fn for function in page.fns.values() if function.api_name == "generate")
+    with pytest.raises(gr.Error, match="prompt: is an argument of its own; leave it out of settings"):
+        generate("a fox", [], {"prompt": "a castle"})

@@ -23,19 +23,55 @@
   };
   const fetchPlainly = window.fetch;
   const ofClocks = new RegExp(`"trigger_id":(${window.sdlora["clocks.ids"].join("|")})\\b`);
-  window.fetch = async (...request) => {
-    const isQuick = String(request[0]?.url ?? request[0]).includes("/gradio_api/run/");
-    // What is asked for every second is counted apart: on a slow connection some of it is always under way.
-    const kind = ofClocks.test(request[1]?.body ?? "") ? "newsInFlight" : "inFlight";
-    if (isQuick) window.sdlora[kind]++;
+  // Quirk 5. Once a request could not be sent, Gradio 6.31 sends nothing more and loads the page anew when the server is
+  // back: what was typed meanwhile is gone. So what is typed is held until then, and of a press Gradio hears that it failed.
+  const ofTyping = new RegExp(`"fn_index":(${window.sdlora["typed.ids"].join("|")})\\b`);
+  const AWAY = [502, 503, 504]; // a proxy's words for it
+  const GONE = "The server can't be reached. What you type stays here and is saved once it is back: leave this page open.";
+  const LOST = "The server can't be reached: what you pressed was not done. Press again once it is back.";
+  const OTHER = "The server came back changed, or asks for a login: what you typed since is not saved. Copy it, then load the page anew.";
+  let held = 0, returning = null;
+  const back = () => returning ??= (async () => {
+    for (;; await new Promise((done) => setTimeout(done, 1000))) {
+      const answer = await fetchPlainly("news/home").catch(() => null);
+      if (!answer || AWAY.includes(answer.status)) continue;
+      if (answer.ok && (await answer.json().catch(() => ({}))).page === window.sdlora.build) break;
+      window.sdlora.say(OTHER);
+      await new Promise(() => {}); // the handlers have other numbers now: what is held must not reach them
+    }
+    returning = null;
+  })();
+  const hold = async (request) => {
+    held++;
+    window.sdlora.say(GONE);
     try {
-      const answer = await fetchPlainly(...request);
-      if (answer.status === 500 && isQuick)
+      for (;;) {
+        await back();
+        const answer = await fetchPlainly(...request).catch(() => null);
+        if (answer && !AWAY.includes(answer.status)) return answer;
+      }
+    } finally { held--; }
+  };
+  const send = async (request, body) => {
+    const answer = await fetchPlainly(...request).catch(() => null);
+    if (answer && !AWAY.includes(answer.status)) return answer;
+    if (ofTyping.test(body)) return hold(request);
+    const error = /"event_data":\{"value"/.test(body) ? GONE : LOST; // the former is a tab that was opened: it is open
+    return new Response(JSON.stringify({ error }), { status: 500, headers: { "Content-Type": "application/json" } });
+  };
+  window.fetch = async (...request) => {
+    const address = String(request[0]?.url ?? request[0]), body = String(request[1]?.body ?? "");
+    const isQuick = address.includes("/gradio_api/run/");
+    if (!isQuick) return address.includes("/gradio_api/queue/join") ? send(request, body) : fetchPlainly(...request);
+    // What is asked for every second is counted apart: on a slow connection some of it is always under way.
+    const isNews = ofClocks.test(body), kind = isNews ? "newsInFlight" : "inFlight";
+    window.sdlora[kind]++;
+    try {
+      const answer = await send(request, body);
+      if (answer.status === 500 && !(isNews && !answer.url))
         answer.clone().json().then((content) => showProblem(content.error), () => showProblem());
       return answer;
-    } finally {
-      if (isQuick) window.sdlora[kind]--;
-    }
+    } finally { window.sdlora[kind]--; }
   };
 
   // Quirk 2. Gradio 6.31 sends a Textbox's `input` event at key presses alone: what is deleted, pasted, dropped,
@@ -107,7 +143,7 @@
     return paintedOver && textOf("#dataset-painted") === paintedOver && !isTaken;
   };
   window.addEventListener("beforeunload", (event) => {
-    if (unsaved || !isEntered() || !isApplied() || isAsked() || isPainted()) event.preventDefault();
+    if (unsaved || held || !isEntered() || !isApplied() || isAsked() || isPainted()) event.preventDefault();
   });
 
   const KEYS = [
@@ -211,21 +247,35 @@
   // and then without any, should an answer have been lost.
   const EACH_MS = 1000, ANYWAY = 20, QUIET_LOOKS = 5; // after so many looks without news only every third
   const heard = {};
-  let looks = 0, quiet = 0, isLooking = false;
+  let looks = 0, quiet = 0, isLooking = false, isAway = false;
+  // Another process knows nothing of this window: once all is saved the page is loaded anew, which asks about drafts.
+  const meetAgain = async () => {
+    const { app_id } = await (await fetchPlainly("gradio_api/app_id")).json();
+    const isNew = app_id !== window.gradio_config.app_id;
+    if (isNew && (held || unsaved || window.sdlora.inFlight)) return;
+    isAway = false;
+    if (isNew) location.reload();
+  };
   const look = async () => {
     noteThePlace();
     const tab = openTab();
     if (document.hidden || isLooking || !document.body.dataset.ready || !tab) return;
     isLooking = true;
     try {
-      const answer = await fetchPlainly(`news/${tab}`);
+      const answer = await fetchPlainly(`news/${tab}`).catch(() => null);
+      if (!answer || AWAY.includes(answer.status)) {
+        isAway = true;
+        window.sdlora.status({ words: GONE, spoken: GONE });
+        return;
+      }
       if (!answer.ok) return;
       const { status, stamp } = await answer.json();
       window.sdlora.status(status);
+      if (isAway) await meetAgain();
       quiet = heard[tab] === stamp ? quiet + 1 : 0;
       if (quiet === 0 || ++looks % ANYWAY === 0) window.sdlora.clocks[tab]?.();
       heard[tab] = stamp;
-    } catch { /* the server is away: the next look may find it */ } finally { isLooking = false; }
+    } catch { /* an answer that was cut off: the next look may have more luck */ } finally { isLooking = false; }
   };
   let beats = 0;
   setInterval(() => { if (quiet < QUIET_LOOKS || ++beats % 3 === 0) look(); }, EACH_MS);

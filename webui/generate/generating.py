@@ -21,6 +21,7 @@ from webui.generate.request import FIELDS, LEFT_OUT, read_request
 from webui.generate.start import StartPanel
 from webui.layout import problems_html, small_button
 from webui.mix.rows import RowsPanel
+from webui.pieces import notes
 from webui.problems import listed, panel
 from webui.scripts import SETTLED
 
@@ -42,6 +43,8 @@ class Generating:
         self.rows = RowsPanel.of(context)
         # The request that the question is about, as the function that would hand it in; it stays on the server.
         self.pending = gr.State(None)
+        self.axes: list[gr.Dropdown] = []
+        """The grid's, which Generate leaves out; made by the panel of the grid."""
         self.form = Form(
             GenerateConfig, PREFIX, leave_out=LEFT_OUT, suggestions={"base_model.model": self.services.models()}
         )
@@ -71,7 +74,8 @@ class Generating:
     @property
     def inputs(self) -> set[Any]:
         """What a handler that generates takes, as a dict."""
-        return {*self.form.inputs, self.start.is_on, self.start.editor, self.context.shared["mix.prompt"]}
+        of_mix = self.context.shared["mix.prompt"]
+        return {*self.form.inputs, *self.axes, self.start.is_on, self.start.editor, of_mix}
 
     @property
     def outputs(self) -> list[Any]:
@@ -92,7 +96,10 @@ class Generating:
             config = read_request(self.services, self.form.shown(values), start=self.start.read(values))
         except SdloraError as error:
             return self.shown(listed(error))
-        return self._submit(lambda wait: self.services.images.submit(config, wait=wait))
+        told, *others = self._submit(lambda wait: self.services.images.submit(config, wait=wait))
+        if any(values[axis] for axis in self.axes):
+            told = notes(["Generate grid, below its axes, generates with them."], "Without the X/Y/Z grid")
+        return told, *others
 
     def begin_grid(
         self, values: dict[Any, Any], axes: list[str], *, run: str | None = None, prompt: str = ""

@@ -43,6 +43,7 @@ class GridPanel:
             )  # fmt: skip
             self.go = gr.Button("Generate grid", elem_id="generate-grid-go")
             self.problems = problems_html("generate-grid-problems")
+        generating.axes = list(self.axes.values())
         for name, component in self.values.items():
             self.context.remember(f"generate.grid.{name}", self.axes[name], self._axis)
             self.context.remember(f"generate.grid.{name}.values", component)

@@ -30,6 +30,7 @@ from webui.problems import panel, shown_in
 
 PAGE_IMAGES = 48
 _CAPTION = 60
+_UNFINISHED = "generate.unfinished"
 _DELETE = """(path, ...rest) => {
   const name = (path || "").split(/[\\\\/]/).pop();
   if (!path || !confirm(`Move ${name} to the trash?`)) throw new Error("cancelled");
@@ -50,7 +51,8 @@ class ResultsPanel:
         generating.views = gr.Tabs(elem_id="generate-views")
         with generating.views:
             with gr.Tab("Result", id="result", elem_id="generate-result"):
-                self.progress = gr.HTML(view.progress(None), elem_id="generate-progress")
+                left = view.lost(self.services.state.get(_UNFINISHED))
+                self.progress = gr.HTML(left or view.progress(None), elem_id="generate-progress")
                 self.queue = gr.HTML(elem_id="generate-queue")
                 self.gallery = tiles_html("generate-gallery")
             with gr.Tab("History", id="history", elem_id="generate-history-tab") as self.history_tab:
@@ -145,6 +147,11 @@ class ResultsPanel:
             follow(tab, lambda: self.services.active.now()[1], rows.follow, [rows.revision], rows.outputs)
         # Whatever tab is in view, even if it shows no images, a training gets the worker's memory back.
         self.services.news.always.append(lambda: self.services.images.yield_to_training())
+        self.services.news.always.append(self._keep_unfinished)
+
+    def _keep_unfinished(self) -> None:
+        """Requests live as long as the server: the next one tells of those that it never got to."""
+        self.services.state.set(_UNFINISHED, view.unfinished(self.services.images.requests()))
 
     def _stamp(self) -> str:
         """Changes when something that is shown of requests would."""
@@ -245,7 +252,8 @@ class ResultsPanel:
         updates = generating.show({name: everything[name] for name in told.names if name in everything})
         rows, others = only_taggable(from_used(told.adapters), services.adapters)
         updates |= generating.use_rows(rows)
-        updates[self.notes] = notes([*told.notes, *others], "Not taken over from the picture") or notes(
+        differs = dict.fromkeys([*told.notes, *others])  # one file may be used twice
+        updates[self.notes] = notes(list(differs), "Other than in the picture") or notes(
             ["Everything was taken over."], path.name
         )
         return updates | generating.start.use(told.start_image)
@@ -253,6 +261,8 @@ class ResultsPanel:
     def _send(self, path: str | None) -> dict[Any, Any]:
         if not path:
             raise DataError("Choose a picture first.")
+        if not Path(path).is_file():
+            raise DataError(f"{Path(path).name} is not among the images any more.")
         gr.Info("It is the start image now. Paint over it to generate only a part anew.", duration=5)
         start = self.generating.start
         return {**start.use(Path(path)), start.panel: gr.Accordion(open=True)}

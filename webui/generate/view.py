@@ -9,7 +9,7 @@ from pathlib import Path
 from sdlora.data.thumbnails import thumbnail
 from sdlora.launch.images import ImageRequest
 from sdlora.words import count
-from webui.pieces import Tile, empty
+from webui.pieces import Tile, empty, notes
 from webui.templating import macros
 
 _HTML = macros("generate.html")
@@ -32,7 +32,7 @@ tokens = _HTML.tokens
 def progress(request: ImageRequest | None, waiting: int = 0) -> str:
     """How far a request is: a sentence for screen readers too, a bar, the unfinished picture."""
     if request is None:
-        return str(empty("Nothing generated yet. Write a prompt and press Generate."))
+        return str(empty("Write a prompt and press Generate. What was generated before is in History."))
     return str(_HTML.progress(request, _sentence(request, waiting), _preview(request.preview)))
 
 
@@ -44,6 +44,21 @@ def requests(all_of_them: Sequence[ImageRequest]) -> str:
         if not one.is_over
     ]
     return str(_HTML.requests(rows))
+
+
+def unfinished(all_of_them: Sequence[ImageRequest]) -> list[str]:
+    """What there is to tell of the requests that are not over, should the server end now."""
+    return [
+        f"{_short(one.title)}: {len(one.images)} of {one.num_images} were generated"
+        for one in all_of_them
+        if not one.is_over
+    ]
+
+
+def lost(kept: object) -> str:
+    """What a server that begins tells of what `unfinished` told the one before, as it was kept; empty for nothing."""
+    told = [str(one) for one in kept] if isinstance(kept, list) else []
+    return notes(told, "The page's server ended before these were done: ask for them again") if told else ""
 
 
 def _sentence(request: ImageRequest, waiting: int) -> str:

@@ -12,7 +12,7 @@ from sdlora.errors import AdapterError, SdloraError
 from sdlora.library.rows import add
 from sdlora.library.scan import LibraryEntry, add_file
 from sdlora.words import count
-from webui.context import EACH_COUNTS, LAST_COUNTS, QUICK, Context, handler
+from webui.context import EACH_COUNTS, LAST_COUNTS, QUICK, Context, as_message, handler
 from webui.gradio_quirks import COMES_AND_GOES
 from webui.layout import html, problems_html, tiles_html
 from webui.mix import view
@@ -135,24 +135,35 @@ class LibraryPanel:
         return {self.card: view.card(self.services.adapters.by_path(path) if path else None)}
 
     def _add(self, path: str | None) -> dict[Any, Any]:
-        entry = self.services.adapters.by_path(path) if path else None
-        if entry is None:
+        if not path:
             raise AdapterError("Choose an adapter first: press its picture, or type its name.")
+        # What is typed is a name, and may be nobody's or several files'.
+        entry = self.services.adapters.by_path(path) or self.services.adapters.find(path)
         self.services.active.change(lambda rows: add(rows, entry))
         return {self.card: view.card(entry), **self.rows.shown()}
 
     def _upload(
         self, paths: list[str] | None, text: str, family: str, page: int, chosen: str | None
     ) -> tuple[Any, ...]:
-        refused, added = [], []
-        for path in paths or []:
+        refused, added, folder = [], [], self.context.workspace.adapters
+        for path in map(Path, paths or []):
+            there = {file.name for file in folder.glob("*.safetensors")}
             try:
-                added.append(add_file(Path(path), Path(path).name, self.context.workspace.adapters))
+                added.append(_added_words(path.name, add_file(path, path.name, folder).name, there))
             except (SdloraError, OSError) as error:
                 refused.append(str(error))
         if added:
-            gr.Info(f"{len(added)} added to the library.", duration=4)
+            plain = sum(not words for words in added)
+            told = [f"{plain} added to the library."] if plain else []
+            gr.Info(as_message("\n".join([*told, *filter(None, added)])), duration=4 if len(told) == 1 else 10)
         return None, panel(refused), *self.look_again(text, family, page, chosen)
+
+
+def _added_words(name: str, kept: str, there: set[str]) -> str:
+    """What is to be said of an upload; nothing where it was added under its name."""
+    if kept in there:
+        return f"{name} is in the library already" + (f", as {kept}." if kept != name else ".")
+    return f"{name} was added as {Path(kept).stem}: another file has its name." if kept != name else ""
 
 
 def _found_words(number: int, all_of_them: int, is_filtered: str) -> str:

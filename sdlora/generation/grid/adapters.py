@@ -63,7 +63,7 @@ def _changed_by_file(number: int, may_go: bool, config: GenerateConfig) -> froze
 def _chosen(config: GenerateConfig, number: int | None) -> UsedAdapter:
     adapters = config.adapters
     if not adapters:
-        raise ConfigError("the grid", ["there is no adapter to vary; give one with --adapter, or a checkpoint axis"])
+        raise ConfigError("the grid", ["there is no adapter to vary; give one, or a checkpoint axis"])
     if number is None and len(adapters) == 1:
         return adapters[0]
     if number is None or not 1 <= number <= len(adapters):
@@ -131,7 +131,7 @@ def compare_axis(spec: str, config: GenerateConfig) -> Axis:
     adapters = take_tags(config).adapters
     count = len(adapters)
     if count == 0:
-        raise ValueError("there is no adapter to compare; give some with --adapter or in the prompt")
+        raise ValueError("there is no adapter to compare; give some, or write them into the prompt")
 
     def keep(indices: Sequence[int]) -> Callable[[GenerateConfig], GenerateConfig]:
         def apply(config: GenerateConfig) -> GenerateConfig:

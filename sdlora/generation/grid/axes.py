@@ -137,7 +137,8 @@ def _setter(name: str, value: str) -> Callable[[GenerateConfig], GenerateConfig]
 
 
 def _size(value: str) -> AxisValue:
-    width, _, height = value.lower().partition("x")
+    # With spaces, too: so the page writes sizes in its own list.
+    width, _, height = (part.strip() for part in value.lower().partition("x"))
     if not (width.isdecimal() and height.isdecimal()):
         raise ValueError(f"'{value}' is no size; write 512x512")
 

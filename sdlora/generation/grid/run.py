@@ -67,10 +67,12 @@ class Grid:
     """All combinations of the axes' values, applied to one request.
 
     Every cell has the same seed unless an axis varies it. Raises ConfigError listing every problem: settings that don't
-    fit together, more than `most_cells` cells.
+    fit together, more than `most_cells` cells. for_more: what that error says of how to have more, where one can.
     """
 
-    def __init__(self, config: GenerateConfig, axes: Sequence[Axis], *, most_cells: int = MOST_CELLS) -> None:
+    def __init__(
+        self, config: GenerateConfig, axes: Sequence[Axis], *, most_cells: int = MOST_CELLS, for_more: str = ""
+    ) -> None:
         self.axes = tuple(axes)
         # One seed for all cells, chosen here: else each batch would choose its own and nothing could be compared.
         self.config = config.model_copy(update={"seed": random.randrange(2**32) if config.seed == -1 else config.seed})
@@ -84,7 +86,7 @@ class Grid:
             problems.append(f"num_images={config.num_images}: a grid generates one image a cell; vary the seed instead")
         if total > most_cells:
             sizes = " x ".join(str(len(axis.values)) for axis in self.axes)
-            problems.append(f"{sizes} = {total:,} cells, more than {most_cells}; take fewer values, or say --yes")
+            problems.append(f"{sizes} = {total:,} cells, more than {most_cells}; take fewer values{for_more}")
         if problems:
             raise ConfigError("the grid", problems)
         self._cells = self._build()
