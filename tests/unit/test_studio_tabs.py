@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from sdlora.config.generate import GenerateConfig, UsedAdapter
 from sdlora.errors import AdapterError, ConfigError, DataError
 from sdlora.generation.restore.image_files import save_image
 from sdlora.launch.images import ImageRequest
+from sdlora.processes import start_mark
 from tests.support.emoji_adapters import random_adapter
 
 gr = pytest.importorskip("gradio", reason="the page needs gradio")
@@ -265,6 +267,14 @@ def test_requests_that_the_server_never_got_to_are_told_by_the_next_one(tab: Any
     context.services.images.requests = lambda: [begun, waits, done]
     tab.results._keep_unfinished()
     kept = context.services.state.get("generate.unfinished")
-    assert kept == ["a fox: 2 of 12 were generated", "a castle: 0 of 1 were generated"]
+    assert kept["told"] == ["a fox: 2 of 12 were generated", "a castle: 0 of 1 were generated"]
     assert "ended before these were done" in view.lost(kept)
-    assert [view.lost(odd) for odd in ([], None, {"a": 1}, "x")] == [""] * 4
+    assert [view.lost(odd) for odd in ([], None, {"a": 1}, "x", {"process": 1, "began": 2, "told": 3})] == [""] * 5
+
+    # One that still runs beside this one has not ended, and what it told stays.
+    others = {**kept, "process": os.getppid(), "began": start_mark(os.getppid())}
+    context.services.state.set("generate.unfinished", others)
+    assert view.lost(others) == ""
+    context.services.images.requests = lambda: []
+    tab.results._keep_unfinished()
+    assert context.services.state.get("generate.unfinished") == others

@@ -151,7 +151,8 @@ class ResultsPanel:
 
     def _keep_unfinished(self) -> None:
         """Requests live as long as the server: the next one tells of those that it never got to."""
-        self.services.state.set(_UNFINISHED, view.unfinished(self.services.images.requests()))
+        if not view.is_anothers(self.services.state.get(_UNFINISHED)):
+            self.services.state.set(_UNFINISHED, view.unfinished(self.services.images.requests()))
 
     def _stamp(self) -> str:
         """Changes when something that is shown of requests would."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sdlora.data.thumbnails import thumbnail
 from sdlora.launch.images import ImageRequest
+from sdlora.processes import start_mark
 from sdlora.words import count
 from webui.pieces import Tile, empty, notes
 from webui.templating import macros
@@ -46,18 +49,31 @@ def requests(all_of_them: Sequence[ImageRequest]) -> str:
     return str(_HTML.requests(rows))
 
 
-def unfinished(all_of_them: Sequence[ImageRequest]) -> list[str]:
-    """What there is to tell of the requests that are not over, should the server end now."""
-    return [
+def unfinished(all_of_them: Sequence[ImageRequest]) -> dict[str, Any] | None:
+    """What there is to tell of the requests that are not over, should the server end now; None for nothing."""
+    told = [
         f"{_short(one.title)}: {len(one.images)} of {one.num_images} were generated"
         for one in all_of_them
         if not one.is_over
     ]
+    return {"process": os.getpid(), "began": start_mark(os.getpid()), "told": told} if told else None
+
+
+def is_anothers(kept: object) -> bool:
+    """Whether what is kept was told by another server, and that still runs."""
+    match kept:
+        case {"process": int(process), "began": str(began)}:
+            return process != os.getpid() and start_mark(process) == began
+    return False
 
 
 def lost(kept: object) -> str:
-    """What a server that begins tells of what `unfinished` told the one before, as it was kept; empty for nothing."""
-    told = [str(one) for one in kept] if isinstance(kept, list) else []
+    """What a server that begins tells of what `unfinished` told the one before, as it was kept; empty for nothing.
+
+    Nothing of one that still runs, with a studio that two servers share.
+    """
+    told = [] if is_anothers(kept) or not isinstance(kept, dict) else kept.get("told")
+    told = [str(one) for one in told] if isinstance(told, list) else []
     return notes(told, "The page's server ended before these were done: ask for them again") if told else ""
 
 
