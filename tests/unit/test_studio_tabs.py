@@ -275,6 +275,6 @@ def test_requests_that_the_server_never_got_to_are_told_by_the_next_one(tab: Any
     others = {**kept, "process": os.getppid(), "began": start_mark(os.getppid())}
     context.services.state.set("generate.unfinished", others)
     assert view.lost(others) == ""
-    context.services.images.requests = lambda: []
+    context.services.images.requests = list
     tab.results._keep_unfinished()
     assert context.services.state.get("generate.unfinished") == others
