@@ -103,7 +103,7 @@ class Looking:
     def _gains(self, rows: Sequence[PlannedImage], hashes: Sequence[str], tell: Tell) -> Tensor:
         """gain_N: how much better the base model predicts each image with its bare prompt than with another one."""
         bundle = self._generator.bundle
-        steps = timesteps(_DRAWS, len(bundle.schedule), *_RANGE)
+        steps = timesteps(_DRAWS, len(bundle.schedule), _RANGE)
         about: dict[str, str | int] = {
             "kind": "prompt gain",
             "base": bundle.identity,

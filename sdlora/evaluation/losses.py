@@ -21,7 +21,7 @@ from sdlora.models.inpainting import blank_conditions, is_inpainting
 from sdlora.models.size_conditions import SizeConditions
 from sdlora.training.loss.diffusion import add_noise, target
 
-_FIRST, LAST = 0.05, 0.95
+WHOLE = (0.05, 0.95)
 """Share of the schedule that the timesteps are spread over: at its ends the loss says little of an image."""
 
 
@@ -34,8 +34,9 @@ class MeasuredImage:
     size_conditions: SizeConditions
 
 
-def timesteps(draws: int, total: int, first: float = _FIRST, last: float = LAST) -> list[int]:
+def timesteps(draws: int, total: int, between: tuple[float, float] = WHOLE) -> list[int]:
     """So many timesteps, evenly spread over that part of a schedule of `total` steps."""
+    first, last = between
     if draws == 1:
         return [round((first + last) / 2 * (total - 1))]
     return [round((first + (last - first) * draw / (draws - 1)) * (total - 1)) for draw in range(draws)]

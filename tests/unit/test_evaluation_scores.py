@@ -102,6 +102,6 @@ def test_a_prompts_gain_is_the_share_of_the_error_that_it_explains_and_never_bel
 
 
 def test_timesteps_are_spread_evenly_and_leave_the_ends_out() -> None:
-    assert timesteps(3, 1001, 0.2, 0.6) == [200, 400, 600]
-    assert timesteps(1, 1001, 0.2, 0.6) == [400]
+    assert timesteps(3, 1001, (0.2, 0.6)) == [200, 400, 600]
+    assert timesteps(1, 1001, (0.2, 0.6)) == [400]
     assert 0 < timesteps(8, 1000)[0] < timesteps(8, 1000)[-1] < 999
