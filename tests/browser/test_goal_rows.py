@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,14 +207,18 @@ def test_a_page_is_not_left_unasked_before_the_server_has_what_was_typed(server:
         dialog.dismiss()
 
     page.on("dialog", stay)
-    page.route("**/gradio_api/run/**", lambda route: (time.sleep(0.7), route.fallback()))  # a slow connection
+    under_way: list[Any] = []
+    # A slow connection: they arrive once they are let go.
+    page.route("**/gradio_api/run/**", lambda route: under_way.append(route))
     enter(page, "#train-name textarea", "abc")
     page.evaluate("location.reload()")
-    page.wait_for_timeout(300)
+    wait_until(page, lambda: bool(asked))
     assert asked == ["beforeunload"]
+    for request in under_way:
+        request.continue_()
+    page.unroute("**/gradio_api/run/**")
     settle(page)
     wait_until(page, lambda: (remembered(server, "train.form") or {}).get("name") == "abc")
-    page.unroute("**/gradio_api/run/**")
     settle(page)
     page.reload()  # all is there: no question
     page.wait_for_selector("body[data-ready]")
