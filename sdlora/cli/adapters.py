@@ -15,7 +15,7 @@ from sdlora.cli.progress import progress
 from sdlora.config import files
 from sdlora.config.base_model import FamilyName, Precision
 from sdlora.config.calls import ExtractAdapter, Layout, ResizeAdapter
-from sdlora.config.mix import MixConfig, MixMethod, parse_adapter
+from sdlora.config.mix import MixConfig, MixedAdapter, MixMethod, parse_adapters
 from sdlora.constants import MIB
 from sdlora.errors import ConfigError
 from sdlora.runs.folder import run_meant
@@ -69,7 +69,7 @@ def inspect(
     from sdlora.adapters.algebra.analysis import analyse
     from sdlora.adapters.algebra.comparison import compare
     from sdlora.adapters.files.embeddings import embeddings_in
-    from sdlora.adapters.files.reading import read
+    from sdlora.adapters.files.reading import read_all
     from sdlora.adapters.hub.chart import save_chart
     from sdlora.adapters.hub.inspection import inspect as describe
 
@@ -80,7 +80,7 @@ def inspect(
             raise ConfigError("the command line", [f"--chart: {file} is an embedding, which has no blocks to draw"])
         _show_embeddings(embeddings, base, as_json=as_json)
         return
-    adapters = [read(name, family) for name in (file, other) if name is not None]
+    adapters = read_all([name for name in (file, other) if name is not None], family)
     base_weight = None
     if base is not None:
         from sdlora.adapters.algebra.making import open_fitting_base
@@ -145,7 +145,11 @@ def mix(
     """Mix adapters into one: the exact weighted sum of their updates, or an approximation with its error."""
     values = files.read_yaml(config) if config else {}
     if adapters:
-        values["adapters"] = [parse_adapter(text).model_dump() for text in adapters]
+        given_adapters = [adapter.model_dump() for adapter in parse_adapters(adapters, MixedAdapter)]
+        if values.get("adapters"):
+            words = f"note: the adapters that {config} names are not mixed: those given here take their place"
+            console.print(words, markup=False)
+        values["adapters"] = given_adapters
     given = {
         "method": method,
         "rank": rank,
@@ -176,7 +180,7 @@ def merge(
     force: ForceOption = False,
 ) -> None:
     """Bake adapters into a base model: a folder becomes a folder, a single file a single file."""
-    weighted = [parse_adapter(text) for text in adapters or ()]
+    weighted = parse_adapters(adapters or (), MixedAdapter)
     suffix = _SUFFIX if Path(base).is_file() else None  # a folder of diffusers becomes a folder
     require_files([adapter.file for adapter in weighted], [base], out=out, suffix=suffix, force=force)
     from sdlora.adapters.algebra.making import merge_adapters

@@ -67,6 +67,8 @@ def class_images_command(
         result = generate_class_images(request, prompts or (), count, folder, on_progress=on_progress)
     before = f", {result.there} were there" if result.there else ""
     console.print(f"{result.generated} class images generated{before}", markup=False)
+    if (total := result.generated + result.there) > count:
+        console.print(f"note: that is {total}, more than the {count} asked for; all of them are trained", markup=False)
     if result.others:
         console.print(
             f"note: {count_of(len(result.others), 'image')} there, first {result.others[0]}, would be generated with "

@@ -20,7 +20,7 @@ from sdlora.cli.help import Commands
 from sdlora.cli.progress import progress
 from sdlora.cli.train import PresetOption, SetOption
 from sdlora.config import files
-from sdlora.errors import ConfigError
+from sdlora.errors import ConfigError, DataError
 from sdlora.words import as_typed, wrong_ending
 
 if TYPE_CHECKING:
@@ -226,11 +226,14 @@ def import_command(
 
 
 def _unpack(source: Path, out: Path | None, caption_column: str | None) -> None:
-    from sdlora.data.packed.unpack import unpack
+    from sdlora.data.packed.unpack import packed_files, unpack
     from sdlora.words import count
 
     if out is None:
         raise ConfigError("the command line", [f"{source} is unpacked into a folder of images: name it with --out"])
+    if caption_column is not None and not any(path.suffix == ".parquet" for path in packed_files(source)):
+        words = "--caption-column has no effect: captions in tar files stand in files beside the images"
+        raise ConfigError("the command line", [words])
     with progress("unpacking (MiB)") as on_progress:
         result = unpack(source, out, caption_column=caption_column, on_progress=on_progress)
     for sample in result.unusable[:_CHANGES_SHOWN]:
@@ -255,6 +258,8 @@ def _unpack(source: Path, out: Path | None, caption_column: str | None) -> None:
         "files not used": sum(files_of_it.number for files_of_it in result.unused.values()),
     }
     console.print(", ".join(f"{number} {what}" for what, number in counts.items() if number) or "no images in it")
+    if not result.images + result.before:
+        raise DataError(f"{source} holds no image that can be used; nothing is in {out}")
     console.print(f"train on them with --set {as_typed(f'images.folder={out}')}", markup=False)
 
 

@@ -27,7 +27,7 @@ from sdlora.cli.progress import progress
 from sdlora.cli.train import SetOption
 from sdlora.config import files, schema
 from sdlora.config.generate import GenerateConfig, Sampler, UsedAdapter
-from sdlora.config.mix import parse_adapter
+from sdlora.config.mix import parse_adapters
 from sdlora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def generate(
     width_px, height_px = (None, None) if size is None else _size(size)
     given = {
         "base_model.model": base,
-        "adapters": [parse_adapter(text, UsedAdapter).model_dump() for text in adapters] if adapters else None,
+        "adapters": [one.model_dump() for one in parse_adapters(adapters, UsedAdapter)] if adapters else None,
         "adapter_folders": [str(folder) for folder in folders] or None,
         "embedding_folders": [*(str(folder) for folder in embedding_folders), *folders_of_run]
         if embedding_folders

@@ -227,6 +227,7 @@ def validate(values: Mapping[str, Any], source: str, kind: type[BaseModel] = Tra
         # it: all but what may stand in place of a word such as auto.
         by_setting: dict[str, list[str]] = {}
         words_only: dict[str, Any] = {}
+        lists: set[str] = set()
         for item in error.errors():
             location = ".".join(str(part) for part in item["loc"] if not _is_union_branch(part))
             if (word := words_only.pop(location, None)) is not None:
@@ -235,6 +236,17 @@ def validate(values: Mapping[str, Any], source: str, kind: type[BaseModel] = Tra
                 by_setting[location] = _in_words(item, location, kind)
                 if item["type"] == "literal_error":
                     words_only[location] = item
+            elif item["type"] in ("tuple_type", "list_type"):
+                lists.add(location)
+            outer, _, place = location.rpartition(".")
+            # A list was given, where one number may stand, too: what is wrong is one of its values.
+            if place.isdecimal() and by_setting.get(outer, [""])[0].startswith(f"{outer}: {_WHOLE_NUMBER}; got"):
+                del by_setting[outer]
+        for location in lists:
+            by_setting[location] = [
+                text.replace(f": {_WHOLE_NUMBER};", f": {_WHOLE_NUMBER} or a list of them, such as [512, 768];")
+                for text in by_setting[location]
+            ]
         problems = [problem for several in by_setting.values() for problem in several]
         raise ConfigError(source, problems) from None
 
@@ -322,6 +334,7 @@ def _or_the_word(wants_word: list[str], wants_other: list[str], word: Any) -> li
     return [f"{before}: must be {word['ctx']['expected']} or {rest.removeprefix('be ')}"]
 
 
+_WHOLE_NUMBER = "must be a whole number"
 _PLAIN_WORDS = {
     "tuple_type": "must be a list, such as [one, two]",
     "list_type": "must be a list, such as [one, two]",
@@ -330,9 +343,9 @@ _PLAIN_WORDS = {
     "string_type": "must be text; quotes make text of a number or a word like true",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
+    "int_type": _WHOLE_NUMBER,
+    "int_parsing": _WHOLE_NUMBER,
+    "int_from_float": _WHOLE_NUMBER,
     "int_parsing_size": "must be a whole number of fewer digits",
     "float_type": "must be a number, with a point and no comma",
     "float_parsing": "must be a number, with a point and no comma",

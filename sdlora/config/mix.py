@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any, Literal, TypeVar, overload
 
@@ -164,6 +165,23 @@ def parse_adapter(text: str, kind: type[MixedAdapter] = MixedAdapter) -> MixedAd
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(text, [_in_words(item) for item in error.errors()]) from None
+
+
+def parse_adapters(texts: Sequence[str], kind: type[AnyAdapter]) -> list[AnyAdapter]:
+    """Several of them. Raises ConfigError that lists the problems of all."""
+    parsed: list[AnyAdapter] = []
+    errors: list[ConfigError] = []
+    for text in texts:
+        try:
+            parsed.append(parse_adapter(text, kind))
+        except ConfigError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        told = [f"{error.source}: {problem}" for error in errors for problem in error.problems]
+        raise ConfigError("the command line", list(dict.fromkeys(told)))
+    return parsed
 
 
 def _in_words(item: Any) -> str:

@@ -79,8 +79,10 @@ def evaluate(
     folder, train = open_run(asked.run)
     if promote:
         refuse_promotion(folder)
-    checkpoints = find_checkpoints(folder, train, config.checkpoints)
+    notes: list[str] = []
+    checkpoints = find_checkpoints(folder, train, config.checkpoints, notes)
     training = find_training_images(folder, train)
+    training = replace(training, notes=(*notes, *training.notes))
     prompts = choose_prompts(config, train.captions, training.records)
     if config.tied_words.enabled and not triggers(training.records):
         raise ConfigError("the evaluation", ["tied_words: the run has no trigger that words could be tied to"])

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Literal
 
 from sdlora.adapters.files.container import content_hash
+from sdlora.adapters.files.reading import read
 from sdlora.config.evaluate import EvaluateConfig
 from sdlora.config.images import CaptionsConfig
 from sdlora.config.train import TrainConfig
 from sdlora.data.captions import has_trigger, without_trigger
 from sdlora.data.images import ImageRecord
 from sdlora.data.planning import triggers
-from sdlora.errors import ConfigError, RunError
+from sdlora.errors import AdapterError, ConfigError, RunError
 from sdlora.models.prompts import literal
 from sdlora.runs.folder import RunFolder
 from sdlora.runs.results import adapter_files
+from sdlora.training.outputs.checkpoint_state import adapter_damage
 from sdlora.words import as_typed
 
 PromptKind = Literal["known", "new", "plain"]
@@ -61,20 +63,35 @@ class EvaluatedPrompt:
     bare: str
 
 
-def find_checkpoints(folder: RunFolder, config: TrainConfig, steps: Sequence[int] = ()) -> list[EvaluatedCheckpoint]:
+def find_checkpoints(
+    folder: RunFolder, config: TrainConfig, steps: Sequence[int] = (), notes: list[str] | None = None
+) -> list[EvaluatedCheckpoint]:
     """The adapter files of a run, oldest first; those of `steps` alone, if given.
 
-    The result is left out where it is the same as a checkpoint's file. Raises RunError when there is none, ConfigError
-    for steps without one.
+    The result is left out where it is the same as a checkpoint's file, and so is what is damaged, with a sentence in
+    `notes`. Raises RunError when there is none or none is sound, ConfigError for steps without one.
     """
     if config.adapter.rank == 0:
         raise RunError(f"{folder.path}: this run trains new tokens alone; only adapters can be evaluated")
     found: list[EvaluatedCheckpoint] = []
+    damaged: dict[int | None, str] = {}
     for file in adapter_files(folder):
-        if file.step is not None or file.path == folder.adapter(config.name):
+        if file.step is None and file.path != folder.adapter(config.name):
+            continue
+        if steps and file.step is not None and file.step not in steps:
+            found.append(EvaluatedCheckpoint(file.step, file.path, content=""))
+        elif why := _damage(file.path):
+            damaged[file.step] = f"{'the result' if file.step is None else f'step {file.step}'} is damaged: {why}"
+        else:
             found.append(EvaluatedCheckpoint(file.step, file.path, content_hash(file.path)))
     known = {one.content for one in found if one.step is not None}
     found = [one for one in found if one.step is not None or one.content not in known]
+    if damaged and not found:
+        raise RunError("\n".join([f"{folder.path}: nothing is left to evaluate", *damaged.values()]))
+    if asked := [damaged[step] for step in steps if step in damaged]:
+        raise ConfigError("the evaluation", [f"checkpoints: {why}" for why in asked])
+    if notes is not None:
+        notes += [f"{why}; it is left out" for why in damaged.values()]
     if not found:
         raise RunError(
             f"{folder.path}: there is no checkpoint yet to evaluate; `{as_typed('sdlora', 'save', folder.path)}` asks"
@@ -85,6 +102,17 @@ def find_checkpoints(folder: RunFolder, config: TrainConfig, steps: Sequence[int
         absent = ", ".join(map(str, missing))
         raise ConfigError("the evaluation", [f"checkpoints: the run has none at step {absent}; there is: {there}"])
     return [one for one in found if not steps or one.step in steps]
+
+
+def _damage(path: Path) -> str:
+    """Why an adapter file can't be evaluated; "" for a sound one."""
+    if damage := adapter_damage(path):
+        return damage
+    try:
+        read(path)
+    except AdapterError as error:
+        return str(error)
+    return ""
 
 
 def choose_prompts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ class ClassImages:
 
     generated: int
     there: int
+    """Also those beyond the number asked for: all in the folder are trained."""
     others: tuple[str, ...] = ()
     """Names of those there that this call would have generated with other settings, and in which ones they differ."""
 
@@ -64,8 +66,9 @@ def generate_class_images(
         prompt = render(prompts[number % len(prompts)], CaptionsConfig(wildcards=True), random.Random(seed))
         rows[number] = request.model_copy(update={"prompt": prompt, "seed": seed, "num_images": 1})
     others = tuple(_others(there, rows))
+    num_there = len(there) + _num_beyond(folder, count)
     if not missing:
-        return ClassImages(0, count, others)
+        return ClassImages(0, num_there, others)
     resolve(rows[missing[0]])  # every problem is told before a model is loaded
     refuse_unwritable(folder)
     atomic.sweep(folder, shared=True)
@@ -84,7 +87,13 @@ def generate_class_images(
                 save_image(generated, path)
         if on_progress:
             on_progress(count - len(missing) + start + len(numbers), count)
-    return ClassImages(len(missing), count - len(missing), others)
+    return ClassImages(len(missing), num_there, others)
+
+
+def _num_beyond(folder: Path, count: int) -> int:
+    """How many images of an earlier call there are beyond those that are asked for."""
+    names = {path.stem for path in folder.glob("class-*") if path.suffix.lower() in IMAGE_SUFFIXES}
+    return sum(int(match[1]) >= count for name in names if (match := re.fullmatch(r"class-(\d{6,})", name)))
 
 
 _COMPARED = ("base_model", "prompt", "negative", "seed", "steps", "guidance", "width_px", "height_px")

@@ -49,15 +49,21 @@ def copy_log(handle: RunHandle, folder: Path) -> Path:
 
 
 def support_zip(
-    handle: RunHandle, folder: Path, *, with_prompts: bool = False, more: Mapping[str, str] | None = None
+    handle: RunHandle,
+    folder: Path,
+    *,
+    with_prompts: bool = False,
+    more: Mapping[str, str] | None = None,
+    replace: bool = False,
 ) -> Path:
     """Configuration, environment, state, the ends of event log and log, for someone who is asked for help.
 
     Never images, keys or passwords. with_prompts: also captions and prompts where configuration and events hold them.
-    more: further files, by name with their text.
+    more: further files, by name with their text. replace: an earlier one of its name; else this one gets a number.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{handle.name}-support.zip"
+    paths = (folder / f"{name}.zip" for name in atomic.numbered(f"{handle.name}-support"))
+    path = next(one for one in paths if replace or not one.exists())
     configs = {"config.yaml": handle.files.config}
     configs |= {f"config.history/{former.name}": former for former in sorted(handle.files.history.glob("*.yaml"))}
     hide = _hider(() if with_prompts else _written(handle, configs.values()))

@@ -61,6 +61,14 @@ def split_prompt(prompt: str) -> tuple[str, tuple[AdapterTag, ...]]:
 
     Raises ConfigError that lists every tag that can't be read.
     """
+    rest, tags, problems = _tags_of(prompt)
+    if problems:
+        raise ConfigError("the prompt", problems)
+    return rest, tags
+
+
+def _tags_of(prompt: str) -> tuple[str, tuple[AdapterTag, ...], list[str]]:
+    """The prompt without its tags, those that can be read, and what is wrong with the others."""
     tags: list[AdapterTag] = []
     problems: list[str] = []
     for match in _TAG.finditer(prompt):
@@ -77,9 +85,7 @@ def split_prompt(prompt: str) -> tuple[str, tuple[AdapterTag, ...]]:
         f"{match[0]}: an adapter can't be chosen by the seed; write it outside the braces"
         for match in _IN_CHOICE.finditer(prompt)
     ]
-    if problems:
-        raise ConfigError("the prompt", problems)
-    return (_TAG.sub("", prompt).strip(), tuple(tags)) if tags else (prompt, ())
+    return (_TAG.sub("", prompt).strip() if tags else prompt), tuple(tags), problems
 
 
 def _read_tag(match: re.Match[str]) -> AdapterTag | str:
@@ -148,20 +154,27 @@ def take_tags(config: GenerateConfig, find: Callable[[str], Path] | None = None)
     find: gives a name's file; by default it is searched in the request's adapter folders.
     Raises ConfigError for tags that can't be read and for names that aren't found, all at once.
     """
-    prompt, tags = split_prompt(config.prompt)
+    config, problems = take_readable_tags(config, find)
+    if problems:
+        raise ConfigError("the prompt", problems)
+    return config
+
+
+def take_readable_tags(
+    config: GenerateConfig, find: Callable[[str], Path] | None = None
+) -> tuple[GenerateConfig, list[str]]:
+    """As `take_tags`, of the tags that can be read and are found; and what is wrong with the others."""
+    prompt, tags, problems = _tags_of(config.prompt)
     if not tags:
-        return config
+        return config, problems
     adapters: list[UsedAdapter] = []
-    problems: list[str] = []
     for tag in tags:
         try:
             file = find(tag.name) if find else find_adapter(tag.name, config.adapter_folders)
             adapters.append(tag.as_adapter(file))
         except ConfigError as error:
             problems += [f"{tag.text}: {problem}" for problem in error.problems]
-    if problems:
-        raise ConfigError("the prompt", problems)
-    return config.model_copy(update={"prompt": prompt, "adapters": (*config.adapters, *adapters)})
+    return config.model_copy(update={"prompt": prompt, "adapters": (*config.adapters, *adapters)}), problems
 
 
 UNTAGGABLE = "a name in a prompt can't be empty or hold any of : < > =; rename the file"

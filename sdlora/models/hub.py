@@ -83,6 +83,7 @@ def explained(name: str, revision: str | None) -> Iterator[None]:
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -107,3 +108,5 @@ def explained(name: str, revision: str | None) -> Iterator[None]:
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         raise ModelError(f"hub model '{name}': {error}") from error
+    except OfflineModeIsEnabled as error:
+        raise ModelError(f"'{name}': the hub isn't asked while HF_HUB_OFFLINE is set: unset it") from error

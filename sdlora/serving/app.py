@@ -33,7 +33,7 @@ from sdlora.models.detection import Detection
 from sdlora.serving.batches import Batches, FullError, UnexpectedError
 from sdlora.serving.figures import Figures
 from sdlora.serving.foreign import why_foreign
-from sdlora.serving.requests import SOURCE, read_request, single_requests
+from sdlora.serving.requests import SOURCE, ImageRequest, read_request, single_requests
 from sdlora.text_files import repeated_key
 from sdlora.words import count
 
@@ -117,7 +117,7 @@ class Server:
             return failure(400, self._in_one_line(error))
         try:
             if asked.model not in (None, self._name):
-                return self._no_such_model(asked.model)
+                return await run_in_threadpool(self._no_such_model, asked.model, asked)
             if self._batches.generator is None:
                 return failure(503, "the model is still loading", retry_after=5)
             rows = await run_in_threadpool(single_requests, asked, self._served, self._detection)
@@ -176,8 +176,15 @@ class Server:
     def _described(self) -> dict[str, object]:
         return {"id": self._name, "object": "model", "created": self._began, "owned_by": "sdlora"}
 
-    def _no_such_model(self, asked: str | None) -> Response:
-        return failure(404, f"the model here is {self._name}, not '{asked}'", "model_not_found")
+    def _no_such_model(self, name: str | None, asked: ImageRequest | None = None) -> Response:
+        """The answer to a name that is no model's here, with whatever else is wrong with the request."""
+        said = f"the model here is {self._name}, not '{name}'"
+        if asked is not None:
+            try:
+                single_requests(asked, self._served, self._detection)
+            except SdloraError as error:
+                said = f"{said}; {self._in_one_line(error)}"
+        return failure(404, said, "model_not_found")
 
     async def _adapters(self, request: Request) -> Response:
         try:

@@ -87,36 +87,38 @@ def single_requests(request: ImageRequest, served: ServeConfig, detection: Detec
         problems.append("output_compression: no effect on png; ask for output_format jpeg or webp")
     width_px, height_px = _size(request.size, limits.side_px, problems)
     adapters = list(_adapters(request.adapters, served.adapter_folders, problems))
-    if problems:
-        raise ConfigError(SOURCE, problems)
     given = {"guidance": request.guidance, "sampler": request.sampler}
     written = {"format": request.output_format, "quality": request.output_compression}
-    config = files.validate(
-        {
-            "base_model": served.base_model,
-            "compute": served.compute,
-            "adapter_folders": served.adapter_folders,
-            "embedding_folders": served.embedding_folders,
-            "wildcard_folders": served.wildcard_folders,
-            "prompt": request.prompt,
-            "negative": request.negative,
-            "adapters": adapters,
-            "num_images": request.n,
-            "seed": request.seed,
-            "steps": steps,
-            "width_px": width_px,
-            "height_px": height_px,
-            "batch_size": served.batch_size,
-            "files": {name: value for name, value in written.items() if value is not None},
-            **{name: value for name, value in given.items() if value is not None},
-        },
-        SOURCE,
-        GenerateConfig,
-    )
-    rows = single_images(resolve(config, detection))
+    values = {
+        "base_model": served.base_model,
+        "compute": served.compute,
+        "adapter_folders": served.adapter_folders,
+        "embedding_folders": served.embedding_folders,
+        "wildcard_folders": served.wildcard_folders,
+        "prompt": request.prompt,
+        "negative": request.negative,
+        "adapters": adapters,
+        # What is over a limit is told already: the rest of the request is looked at without it.
+        "num_images": min(request.n, limits.images),
+        "seed": request.seed,
+        "steps": min(steps, limits.steps),
+        "width_px": width_px,
+        "height_px": height_px,
+        "batch_size": served.batch_size,
+        "files": {} if problems else {name: value for name, value in written.items() if value is not None},
+        **{name: value for name, value in given.items() if value is not None},
+    }
+    rows: list[GenerateConfig] = []
+    try:
+        rows = single_images(resolve(files.validate(values, SOURCE, GenerateConfig), detection))
+    except ConfigError as error:
+        problems += error.problems
     # Each of them is a pass of its own through the UNet, at every step.
-    if (joined := max(schedule(row.prompt, row.steps).num_prompts for row in rows)) > _MOST_JOINED:
-        raise ConfigError(SOURCE, [f"prompt: at most {_MOST_JOINED} prompts joined by AND here; got {joined}"])
+    joined = max((schedule(row.prompt, row.steps).num_prompts for row in rows), default=0)
+    if joined > _MOST_JOINED:
+        problems.append(f"prompt: at most {_MOST_JOINED} prompts joined by AND here; got {joined}")
+    if problems:
+        raise ConfigError(SOURCE, list(dict.fromkeys(problems)))
     return rows
 
 
@@ -131,7 +133,7 @@ def _size(text: str, side_px: int, problems: list[str]) -> tuple[int | None, int
     for name, value in (("width", width_px), ("height", height_px)):
         if not 64 <= value <= side_px or value % LATENT_FACTOR:
             problems.append(f"size: the {name} must be a multiple of {LATENT_FACTOR} from 64 to {side_px}; got {value}")
-    return width_px, height_px
+    return (None, None) if any(problem.startswith("size:") for problem in problems) else (width_px, height_px)
 
 
 def _adapters(

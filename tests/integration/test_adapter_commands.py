@@ -76,6 +76,22 @@ def test_mix_takes_weights_on_the_command_line_or_from_a_file(cli, two: tuple[Pa
     assert "method svd needs a rank or an energy" in wrong.errors
 
 
+def test_adapters_that_take_the_place_of_a_files_and_all_that_are_damaged_are_told(
+    cli, two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config = tmp_path / "mix.yaml"
+    config.write_text(f"adapters: ['{two[0]}']", encoding="utf-8")
+    result = cli("mix", two[1], "--config", config, "--out", tmp_path / "m.safetensors")
+    assert result.code == 0, result.errors
+    assert "not mixed: those given here take their place" in " ".join(result.output.split())
+    for file in two:
+        file.write_bytes(file.read_bytes()[:-8])
+    for command in (("mix", *two, "--out", tmp_path / "n.safetensors"), ("inspect", *two)):
+        errors = cli(*command).errors
+        assert "a.safetensors is damaged" in errors
+        assert "b.safetensors is damaged" in errors
+
+
 def test_merge_extract_and_resize_go_round(cli, two: tuple[Path, Path], shallow_sd1: Path, tmp_path: Path) -> None:
     result = cli("merge", f"{two[0]}:2", "--base", shallow_sd1, "--out", tmp_path / "merged")
     assert "2 layers changed" in result.output, result.errors

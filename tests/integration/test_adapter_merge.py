@@ -271,5 +271,20 @@ def test_a_model_that_another_process_wrote_meanwhile_is_not_replaced(tiny_sd1: 
         merge_adapters(str(tiny_sd1), adapters, target, on_progress=another)
     assert [path.name for path in target.iterdir()] == ["theirs.txt"]
     assert not list(tmp_path.glob(".merged*"))
+    with pytest.raises(AdapterError, match=r"other things than a model \(theirs.txt\), which would be lost"):
+        merge_adapters(str(tiny_sd1), adapters, target, force=True)
+    (target / "theirs.txt").unlink()
     merge_adapters(str(tiny_sd1), adapters, target, force=True)
     assert (target / "model_index.json").is_file()
+    merge_adapters(str(tiny_sd1), adapters, target, force=True)
+    (target / "mine.txt").touch()
+    with pytest.raises(AdapterError, match=r"\(mine.txt\), which would be lost"):
+        merge_adapters(str(tiny_sd1), adapters, target, force=True)
+    assert (target / "mine.txt").is_file()
+
+
+def test_adapters_of_weight_0_are_not_merged_as_if_they_changed_anything(tiny_sd1: Path, tmp_path: Path) -> None:
+    file, _ = trained(tiny_sd1, tmp_path / "tuned.safetensors")
+    with pytest.raises(AdapterError, match="every weight is 0: the model would stay as it is"):
+        merge_adapters(str(tiny_sd1), f"{file}:0", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

@@ -89,6 +89,10 @@ def test_class_images_are_drawn_gone_on_with_and_trained_without_the_trigger(
     output = capsys.readouterr().out
     assert "0 class images generated, 4 were there" in output
     assert "other settings" not in output
+    assert run(*options, "--count", "1", monkeypatch=monkeypatch) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "0 class images generated, 4 were there" in output
+    assert "note: that is 4, more than the 1 asked for; all of them are trained" in output
     others = [*options[: -len(prompts) - 6], "--prompt", "a {red|green|blue} dog", "--prompt", "a car"]
     assert run(*others, "--steps", "3", "--cfg", "1", "--count", "4", monkeypatch=monkeypatch) == 0
     output = capsys.readouterr().out.replace("\n", " ")

@@ -169,6 +169,24 @@ def test_other_settings_have_images_of_their_own_and_a_damaged_one_is_generated_
     assert pictures(run).keys() > before.keys()
 
 
+def test_a_damaged_checkpoint_is_left_out_and_named(run: Path) -> None:
+    folder, config = open_run(run)
+    first, last = find_checkpoints(folder, config)
+    content = bytearray(first.path.read_bytes())
+    content[-1] ^= 1  # one bit: a number like any other
+    first.path.write_bytes(content)
+    notes: list[str] = []
+    assert find_checkpoints(folder, config, notes=notes) == [last]
+    assert notes == ["step 1 is damaged: it differs from what was written; it is left out"]
+    assert find_checkpoints(folder, config, [2]) == [last]
+    with pytest.raises(ConfigError, match="checkpoints: step 1 is damaged: it differs from what was written"):
+        find_checkpoints(folder, config, [1, 2])
+    for one in (first.path, last.path, folder.adapter(config.name)):
+        one.write_bytes(b"torn")
+    with pytest.raises(RunError, match="nothing is left to evaluate\n.*step 1 is damaged"):
+        find_checkpoints(folder, config)
+
+
 def test_the_recommended_checkpoint_becomes_the_result_and_the_former_is_kept(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,6 +168,20 @@ def test_what_is_wrong_is_said_all_at_once_and_names_no_place(client: TestClient
     ):
         assert words in said
     assert str(folder) not in said
+    asked = {"prompt": "a <lora:ink:much> <lora:nowhere:1>", "n": 99, "adapters": ["inc"]}
+    for status, more, also in (
+        (400, {}, "n: at most 4"),
+        (404, {"model": "dall-e-3"}, "the model here is builtin:emoji, not 'dall-e-3'"),
+    ):
+        said = problem(client, status, **asked, **more)
+        for words in (
+            also,
+            "adapters.0: no single adapter",
+            "'much' is not a number",
+            "<lora:nowhere:1>",
+            "n: at most",
+        ):
+            assert words in said
     said = problem(client, 400, promt="a", guidance="much", response_format="url", sampler="Eulr", stream=True)
     for words in ("prompt", "promt", "guidance", "b64_json", "Eulr", "stream"):
         assert words in said

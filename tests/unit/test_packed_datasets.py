@@ -381,6 +381,24 @@ def test_the_command_unpacks_and_tells_how_to_train(
     assert '"stage":"unpacking (MiB)"' in events.read_text()
 
 
+def test_what_holds_no_image_is_no_dataset_and_columns_that_do_nothing_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "a.tar", {"bad.jpg": b"no"})
+    assert run(tmp_path / "a.tar", "--out", tmp_path / "b", "--caption-column", "x", monkeypatch=monkeypatch) == 2
+    assert "--caption-column has no effect" in capsys.readouterr().err
+    assert run(tmp_path / "a.tar", "--out", tmp_path / "out", monkeypatch=monkeypatch) == 2
+    said = capsys.readouterr()
+    assert "a.tar holds no image that can be used" in said.err.replace("\n", " ")
+    assert "train on them" not in said.out
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"image": [image_bytes(1)], "text": [7]})
+    parquet.write_table(table, tmp_path / "labels.parquet")
+    assert run(tmp_path / "labels.parquet", "--out", tmp_path / "labels", monkeypatch=monkeypatch) == 0
+    assert "captions are text, which the column text (int64) has not" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_an_image_folder_needs_no_unpacking(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

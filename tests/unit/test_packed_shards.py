@@ -88,3 +88,18 @@ def test_thousands_of_files_of_one_name_take_no_time_and_are_told(tmp_path: Path
         "a second image of its sample": 2950,
         "a caption without an image of its name": 3000,
     }
+
+
+def test_a_shard_that_was_cut_off_between_two_files_is_told(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "whole.tar", {"a.jpg": image_bytes(1), "b.jpg": image_bytes(2)})
+    assert unpack(whole, tmp_path / "sound").num_unusable == 0
+    with tarfile.open(whole) as archive:
+        start = archive.getmember("b.jpg").offset
+    for name, length in (("at", start), ("within", start + 100)):
+        path = tmp_path / f"{name}.tar"
+        path.write_bytes(whole.read_bytes()[:length])
+        result = unpack(path, tmp_path / name)
+        assert result.images == 1
+        assert [one.reason for one in result.unusable] == [
+            "the archive ends behind 'a' without its end mark: it may be cut off"
+        ]

@@ -427,7 +427,8 @@ class RunsTab:
         return copy_log(handle, self.context.workspace.exports)
 
     def _support(self, selected: str | None, with_prompts: bool) -> Path:
-        return support_zip(self._handle(selected), self.context.workspace.exports, with_prompts=bool(with_prompts))
+        handle, folder = self._handle(selected), self.context.workspace.exports
+        return support_zip(handle, folder, with_prompts=bool(with_prompts), replace=True)
 
     def _handle(self, selected: str | None) -> RunHandle:
         """The run in view. Where that is gone nothing is done, least of all to the one that is shown next."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,10 +70,14 @@ def merge(
     refuse_place(base, target, force)
     check_fits(base, operands)
     names = list(dict.fromkeys(name for operand in operands for name in operand.file.layer_names))
+    if not any(operand.weight_of(name) for operand in operands for name in operand.file.layer_names):
+        raise AdapterError("every weight is 0: the model would stay as it is")
     vectors = summed_vectors(operands)
     wanted = [(name, kind) for name, vector in vectors.items() for kind in _kinds(vector)]
     lost = [f"{name} ({kind})" for name, kind in wanted if (name, kind) not in base.vectors]
     placed = [name for name in names if _has_place(base, operands, name)]
+    # A layer whose weights are all 0 stays as it is.
+    moved = {name for operand in operands for name in operand.file.layer_names if operand.weight_of(name)}
     provenance = Provenance("merge", [operand_facts(operand) for operand in operands], base=base.facts()).entries()
     write = _write_folder if base.is_folder else _write_file
     rounding = _Rounding()
@@ -93,7 +98,8 @@ def merge(
         )
     if lost:
         notes.append(f"the model has not {len(lost)} biases and norms of the adapters: {', '.join(lost[:3])}")
-    return Merged(target, tuple(placed), tuple(name for name in names if name not in placed), tuple(notes))
+    changed = tuple(name for name in placed if name in moved)
+    return Merged(target, changed, tuple(name for name in names if name not in placed), tuple(notes))
 
 
 def refuse_place(base: BaseWeights, target: Path, force: bool) -> None:
@@ -107,6 +113,24 @@ def refuse_place(base: BaseWeights, target: Path, force: bool) -> None:
     # Writing over the very weights that are being read would spoil both.
     if target.resolve() == base.path.resolve():
         raise AdapterError(f"{target} is the base model itself; write to another place")
+    if base.is_folder and (others := _not_of_a_model(target, base.path)):
+        raise AdapterError(
+            f"{target} holds other things than a model ({', '.join(others[:3])}), which would be lost; --force "
+            "replaces models only: name another folder"
+        )
+
+
+def _not_of_a_model(target: Path, base: Path) -> list[str]:
+    """What lies in a folder beside what a merge writes there: what the base has, and what the model there names."""
+    if not target.is_dir():
+        return []
+    index = target / "model_index.json"
+    try:
+        parts = set(json.loads(index.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        parts = set()
+    known = {index.name, *parts, *(path.name for path in base.iterdir())} if parts else set()
+    return sorted(path.name for path in target.iterdir() if path.name not in known)
 
 
 def _has_place(base: BaseWeights, operands: Sequence[Operand], name: str) -> bool:

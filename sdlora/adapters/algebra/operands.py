@@ -12,7 +12,7 @@ from torch import Tensor
 from sdlora.adapters.algebra.blocks import block_label, block_weights
 from sdlora.adapters.algebra.low_rank import LowRank, from_matrix, from_weights
 from sdlora.adapters.files.kohya import canonical, from_ldm
-from sdlora.adapters.files.reading import read
+from sdlora.adapters.files.reading import read_all
 from sdlora.adapters.files.weights import AdapterFile, ModuleWeights, VectorUpdate
 from sdlora.config.base_model import FamilyName
 from sdlora.config.mix import MixedAdapter
@@ -59,7 +59,7 @@ def load_operands(
     (block weights that don't fit).
     """
     # a family that a person gives overrules what the files tell; that of a base model doesn't
-    files = [read(adapter.file, family if asked_by == ASKED_BY_PERSON else None) for adapter in adapters]
+    files = read_all([adapter.file for adapter in adapters], family if asked_by == ASKED_BY_PERSON else None)
     common = common_family(files, family, asked_by)
     return [weighted(with_family(file, common), adapter, common) for file, adapter in zip(files, adapters, strict=True)]
 

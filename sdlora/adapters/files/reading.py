@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -48,6 +48,22 @@ _LAST_FACTORS = {"lora_up", "hada_w1_a", "lokr_w1", "lokr_w1_a", "a1", "b1"}
 _RANK_STABILISED = re.compile(r'"rs_lora"\s*:\s*"?(?:true|1)\b', re.IGNORECASE)
 _DECOMPOSED = re.compile(r'"dora_wd"\s*:\s*"?(?:true|1)\b', re.IGNORECASE)
 _PARTS = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
+
+
+def read_all(paths: Sequence[Path | str], family: FamilyName | None = None) -> list[AdapterFile]:
+    """Several adapter files, see `read`; the problems of all that can't be used are told at once."""
+    files: list[AdapterFile] = []
+    problems: list[AdapterError] = []
+    for path in paths:
+        try:
+            files.append(read(path, family))
+        except AdapterError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise AdapterError("\n".join(dict.fromkeys(map(str, problems))))
+    return files
 
 
 def read(path: Path | str, family: FamilyName | None = None) -> AdapterFile:

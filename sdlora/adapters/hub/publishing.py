@@ -18,7 +18,7 @@ from sdlora.adapters.files.weights import AdapterFile
 from sdlora.adapters.hub.inspection import inspect
 from sdlora.config.base_model import FamilyName
 from sdlora.config.shipped import BUILTIN_PREFIX
-from sdlora.errors import AdapterError
+from sdlora.errors import AdapterError, ModelError
 from sdlora.models.hub import explained
 from sdlora.runs.folder import RunFolder
 from sdlora.runs.results import adapter_files, embedding_files, preview_images
@@ -40,6 +40,7 @@ _PIPELINES: dict[FamilyName, str] = {
     "sdxl": "StableDiffusionXLPipeline",
 }
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _PICTURES = 8
 
 
@@ -63,6 +64,7 @@ def prepare(
     take; no adapter there, or several; a file that can't be read or doesn't tell its family.
     """
     _check_name(repository)
+    _check_license(license_name)
     path = _adapter_in(source)
     file = read(path)
     if file.family is None:
@@ -89,11 +91,25 @@ def _check_name(repository: str) -> None:
 
     try:
         validate_repo_id(repository)
+        if "/" not in repository:
+            raise HFValidationError("no owner")
     except HFValidationError:
         raise AdapterError(
             f"'{repository}' is no name of a repository on the hub: it is OWNER/NAME, of letters, digits, '-', '_' and"
             " '.', with at most 96 characters"
         ) from None
+
+
+def _check_license(name: str | None) -> None:
+    """Raise AdapterError for what the hub's cards don't take as a licence."""
+    if name is None or _LICENSE.fullmatch(name):
+        return
+    meant = re.sub(r"\s+", "-", name.strip()).lower()
+    hint = f"; did you mean {meant}?" if _LICENSE.fullmatch(meant) else ""
+    raise AdapterError(
+        f"--license {name!r}: the hub names licences by short names such as mit, cc0-1.0, creativeml-openrail-m or "
+        f"other{hint}"
+    )
 
 
 def model_card(
@@ -152,10 +168,16 @@ def push(publication: Publication, *, private: bool = False) -> str:
     operations = [CommitOperationAdd(name, str(path)) for name, path in publication.files.items()]
     operations.append(CommitOperationAdd("README.md", publication.card.encode()))
     api = HfApi()
-    with explained(publication.repository, None):
-        address = api.create_repo(publication.repository, private=private, exist_ok=True)
-        # One commit for all files, so that nobody finds an adapter without its card.
-        api.create_commit(publication.repository, operations, commit_message="Upload adapter with sdlora")
+    try:
+        with explained(publication.repository, None):
+            address = api.create_repo(publication.repository, private=private, exist_ok=True)
+            # One commit for all files, so that nobody finds an adapter without its card.
+            api.create_commit(publication.repository, operations, commit_message="Upload adapter with sdlora")
+    except Exception as error:
+        # No network shows as an OSError without a file, or as one of httpx's own.
+        if not (isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith("httpx")):
+            raise
+        raise ModelError(f"'{publication.repository}': the hub can't be reached ({error}): try again later") from error
     return str(address)
 
 

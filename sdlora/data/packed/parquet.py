@@ -78,11 +78,21 @@ def _columns(path: Path, schema: Any, caption_column: str | None) -> tuple[str, 
             f"{path} has no column called {' or '.join(wanted)}: it has {', '.join(names)}. Name the one with captions "
             'with --caption-column, or give --caption-column "" for none.'
         )
+    if no_text := [f"{name} ({schema.field(name).type})" for name in captions if _is_no_text(schema.field(name).type)]:
+        notes.append(f"captions are text, which the column {', '.join(no_text)} has not: it is not used")
     if len(captions) > 1:
         notes.append(
             f"captions are taken from the column {captions[0]}; where it is empty, from {', '.join(captions[1:])}"
         )
     return image, captions, notes
+
+
+def _is_no_text(kind: Any) -> bool:
+    """Whether nothing in a column of this type can be a caption: numbers, dates, true and false."""
+    import pyarrow
+
+    types = pyarrow.types
+    return bool(types.is_primitive(kind) or types.is_boolean(kind))
 
 
 def _holds_images(kind: Any, pyarrow: Any) -> bool:

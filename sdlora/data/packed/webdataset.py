@@ -119,6 +119,8 @@ def read_shard(path: Path, file: IO[bytes], on_unused: OnUnused) -> Iterator[Pac
                     content = archive.extractfile(member)
                     texts = contents.texts_of(part.key, part.place)
                     yield _sample(part.key, content.read() if content else b"", texts)
+        if path.suffix == ".tar" and _is_cut_off(file, path.stat().st_size):
+            yield Unusable(path.name, f"the archive ends behind '{last}' without its end mark: it may be cut off")
     except (tarfile.TarError, OSError, EOFError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk's fault: read again, it may well be sound
             raise
@@ -154,6 +156,18 @@ def _look(file: IO[bytes], on_unused: OnUnused) -> _Contents:
         if isinstance(error, OSError) and error.errno:
             raise
     return contents
+
+
+def _is_cut_off(file: IO[bytes], size: int) -> bool:
+    """Whether a tar lacks the two empty blocks at its end, which a copy that was broken off does.
+
+    Python's reader takes an end within a header, or at one, for the end of the archive.
+    """
+    file.seek(0)
+    if file.read(2) == b"\x1f\x8b":  # gzip under a tar's name has checksums of its own
+        return False
+    file.seek(max(size - 2 * tarfile.BLOCKSIZE, 0))
+    return any(file.read(2 * tarfile.BLOCKSIZE))
 
 
 def _parts(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, _Part | None]]:

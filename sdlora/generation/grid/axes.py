@@ -36,6 +36,7 @@ _SHORT_NAMES = {
     "base": "base_model.model",
     "strength": "start.strength",
 }
+_SIZE = re.compile(r"\d+\s*[xX]\s*\d+")
 _SPECIAL = ("adapter.file", "checkpoint", "replace", "size", COMPARE)
 _FIXED = ("version", "adapters", "adapter_folders", "num_images", "batch_size")
 _ADAPTER = re.compile(r"adapter(\d*)\.(\w+)")
@@ -95,7 +96,10 @@ def parse_axis(spec: str, config: GenerateConfig, checkpoints: Mapping[str, Path
     if name == "replace":
         return _replacements(spec, raw)
     if name == "size":
-        sizes = tuple(_size(value) for value in split_values(raw))
+        asked = split_values(raw)
+        if wrong := [value for value in asked if not _SIZE.fullmatch(value.strip())]:
+            raise ConfigError(spec, [f"'{value}' is no size; write 512x512" for value in wrong])
+        sizes = tuple(_size(value) for value in asked)
         return Axis(spec, "size", SETTING, sizes, frozenset({"width_px", "height_px"}))
     if match := _ADAPTER.fullmatch(name):
         return adapter_axis(spec, name, match, raw, config)
@@ -139,8 +143,6 @@ def _setter(name: str, value: str) -> Callable[[GenerateConfig], GenerateConfig]
 def _size(value: str) -> AxisValue:
     # With spaces, too: so the page writes sizes in its own list.
     width, _, height = (part.strip() for part in value.lower().partition("x"))
-    if not (width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"'{value}' is no size; write 512x512")
 
     def apply(config: GenerateConfig) -> GenerateConfig:
         return _setter("height_px", height)(_setter("width_px", width)(config))

@@ -68,8 +68,14 @@ def expand_numbers(values: list[str]) -> list[str]:
     Counted in decimals, so that 0:1:0.1 has eleven values, and 0.3 is 0.3.
     """
     expanded: list[str] = []
+    problems: list[str] = []
     for value in values:
-        expanded += _expand(value) if ":" in value else [value]
+        try:
+            expanded += _expand(value) if ":" in value else [value]
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
     return expanded
 
 

@@ -19,6 +19,11 @@ from sdlora.library.prompt_tags import holds_tag
 from sdlora.text_files import UnreadableTextError, read_text
 
 _WILDCARD = re.compile(r"__([\w./*-]+?)__")
+_ODD_COUNT = re.compile(r"\{\s*(?:\d+\s+|\d*\s*-\s*\d*\s*)\$\$")
+"""A count that isn't one: {2-$$, {-2$$, {2 $$."""
+_COUNTED = re.compile(r"\{\d+(?:-\d+)?\$\$")
+_CONTROL = re.compile(r"[\x01-\x08\x0e-\x19\x1b-\x1f\x7f]")
+"""Without the end mark of DOS files, 1a."""
 _MOST_ROUNDS = 50
 """Files that name each other would never end."""
 
@@ -31,8 +36,13 @@ def has_choices(prompt: str) -> bool:
 def choose(prompt: str, seed: int, folders: Sequence[Path] = ()) -> str:
     """The prompt with every choice made by the seed. folders: where wildcard files (`name.txt`) lie.
 
-    Raises ConfigError for a wildcard without a file, for one that can't be read, and for files in a circle.
+    Raises ConfigError for a wildcard without a file, for one that can't be read, for files in a circle, and for braces
+    that take more than there is in them.
     """
+    odd = [match[0] for match in _ODD_COUNT.finditer(prompt) if not _COUNTED.match(match[0])]
+    if odd:
+        problems = [f"'{text}' is no count: write {{2$$red|green|blue}} or {{1-2$$red|green|blue}}" for text in odd]
+        raise ConfigError("the prompt", problems)
     if not has_choices(prompt):
         return prompt
     generator = random.Random(seed)
@@ -47,9 +57,12 @@ def choose(prompt: str, seed: int, folders: Sequence[Path] = ()) -> str:
 def _settle(prompt: str, generator: random.Random) -> str:
     """Choices from the inside out; braces around anything else stay text."""
     kept: list[str] = []
+    too_few: list[str] = []
 
     def replace(match: re.Match[str]) -> str:
         if choice := parse_choice(match[1]):
+            if choice.low > (there := len(choice.options)):
+                too_few.append(f"{match[0]}: takes {choice.low} of {there}; put a | between them, or take fewer")
             return choice.draw(generator)
         kept.append(match[0])
         return f"\0{len(kept) - 1}\0"  # out of the way of the brackets around it
@@ -57,6 +70,8 @@ def _settle(prompt: str, generator: random.Random) -> str:
     # The pattern takes no braces inside, so each round settles the innermost level.
     while (settled := BRACES.sub(replace, prompt)) != prompt:
         prompt = settled
+    if too_few:
+        raise ConfigError("the prompt", too_few)
     while (restored := re.sub(r"\0(\d+)\0", lambda match: kept[int(match[1])], prompt)) != prompt:
         prompt = restored
     return prompt
@@ -77,8 +92,13 @@ def _line_of(name: str, generator: random.Random, folders: Sequence[Path]) -> st
     for path in found:
         try:
             text = read_text(path)
-        except (OSError, UnreadableTextError) as error:
+        except OSError as error:
+            reason = "it is a folder, not a text file" if path.is_dir() else error.strerror or error
+            raise ConfigError("the prompt", [f"__{name}__: {path} can't be read: {reason}"]) from None
+        except UnreadableTextError as error:
             raise ConfigError("the prompt", [f"__{name}__: {path} {error}"]) from None
+        if _CONTROL.search(text):
+            raise ConfigError("the prompt", [f"__{name}__: {path} is no text: it holds control characters"])
         lines += [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not lines:
         raise ConfigError("the prompt", [f"__{name}__: {found[0]} has no lines"])

@@ -22,6 +22,7 @@ _INVOKE_WEIGHT = re.compile(r"(?:\)|\w)(?:\+{1,4}|-{2,4})(?=[\s,)]|$)")
 _INVOKE_CALL = re.compile(r"\)\.(?:and|blend|swap)\(")
 _CHOICE = re.compile(r"\{[^{}]*[|$][^{}]*\}|__[\w./*-]+?__")
 _AND = re.compile(r"\bAND\b")
+_AND_WEIGHT = re.compile(r"(?:\s:\s*|:\s*(?=[\d.,]+\s*$))([^\s:()\[\]]+)\s*$")
 
 Rule = tuple[re.Pattern[str], Callable[[str], str]]
 
@@ -55,14 +56,30 @@ _IN_PREVIEWS: tuple[Rule, ...] = (
 
 def preview_warnings(prompt: str) -> list[str]:
     """The same of a prompt that is generated while training, or of its negative."""
-    return _sentences(prompt, (*_IN_BOTH, *_IN_PREVIEWS))
+    return _sentences(prompt, (*_IN_BOTH, *_IN_PREVIEWS)) + _joined_warnings(prompt)
 
 
 def prompt_warnings(config: GenerateConfig, embeddings: Collection[str] = ()) -> list[str]:
     """A sentence for each such thing in the prompt and the negative prompt. embeddings: names that are loaded."""
     prompt, negative = (_without(text, embeddings) for text in (config.prompt, config.negative))
     found = [f"prompt: {sentence}" for sentence in _sentences(prompt, _IN_BOTH)]
+    found += [f"prompt: {sentence}" for sentence in _joined_warnings(prompt)]
     return found + [f"negative prompt: {text}" for text in _sentences(negative, (*_IN_BOTH, *_IN_NEGATIVE))]
+
+
+def _joined_warnings(prompt: str) -> list[str]:
+    """What is said of prompts joined by AND: those without a word, and weights that are none."""
+    pieces = _AND.split(prompt)
+    if len(pieces) == 1:
+        return []
+    found = ["AND has nothing on one side: an empty prompt is joined"] if not all(map(str.strip, pieces)) else []
+    ends = [match for piece in pieces if (match := _AND_WEIGHT.search(piece))]
+    found += [
+        f"'{match[0].strip()}' is no weight of a prompt joined by AND, so it is words: write a cat AND a dog :1.2"
+        for match in ends
+        if not re.fullmatch(_WEIGHT, match[1])
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _without(text: str, embeddings: Collection[str]) -> str:

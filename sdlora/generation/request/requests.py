@@ -18,7 +18,7 @@ from sdlora.generation.request.compute import choose_device
 from sdlora.generation.request.prompt_choices import choose
 from sdlora.generation.request.prompt_schedule import schedule
 from sdlora.generation.request.start_images import fitting_size, start_problems
-from sdlora.library.prompt_tags import take_tags
+from sdlora.library.prompt_tags import take_readable_tags
 from sdlora.models.completeness import check_parts, check_vae
 from sdlora.models.detection import Detection, detect
 
@@ -45,7 +45,8 @@ def resolve(config: GenerateConfig, detection: Detection | None = None) -> Gener
     missing = [(name, path) for name in kinds for path in getattr(config, name) if not path.expanduser().is_dir()]
     problems += [f"{name}: {path}: no such folder" for name, path in missing]
     if not missing:
-        config = _try(problems, "prompt", lambda: take_tags(config)) or config
+        config, wrong_tags = take_readable_tags(config)
+        problems += wrong_tags
         # With any seed: this only asks whether all wildcards can be read.
         _try(problems, "prompt", lambda: _chosen(config, 0))
     for text in (config.prompt, config.negative):

@@ -52,6 +52,15 @@ def load(checkpoint: Checkpoint, *, with_checksums: bool = False) -> dict[str, A
     return state
 
 
+def adapter_damage(file: Path) -> str:
+    """What is wrong with a checkpoint's adapter file by its checksum; "" for a sound one, and where none was taken."""
+    try:
+        kept = json.loads((file.parent / _CHECKSUMS).read_text(encoding="utf-8")).get(file.name)
+    except (OSError, ValueError, AttributeError):
+        return ""  # what it says otherwise is still to be read
+    return "" if kept in (None, _checksum(file)) else "it differs from what was written"
+
+
 def newest_sound(folder: RunFolder, tell: Callable[[str], None]) -> tuple[Checkpoint, dict[str, Any]] | None:
     """The newest checkpoint that can be read, with its state; each damaged one before it is told of.
 
