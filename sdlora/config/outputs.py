@@ -91,6 +91,8 @@ class PreviewsConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> PreviewsConfig:
         problems = ["file: previews.prompts is set too; use one of them"] if self.file and self.prompts else []
+        if self.base_model is not None and not self.base_model.strip():
+            problems.append("base_model: is empty; name a folder, a file or a hub name, or leave it out")
         for number, line in enumerate(self.prompts):
             try:
                 parse_preview(line)

@@ -92,6 +92,11 @@ def test_what_cant_be_used_is_refused_before_a_model_is_loaded(
             summarise(config_of(shallow_sd1, tiny_images, tmp_path, other))
 
 
+def test_an_empty_name_is_refused_by_its_setting() -> None:
+    with pytest.raises(ConfigError, match="previews.base_model: is empty"):
+        files.validate({"previews": {"base_model": " "}}, "test")
+
+
 def test_the_dry_run_names_it(shallow_sd1: Path, finetuned: Path, tiny_images: Path, tmp_path: Path) -> None:
     lines = dict(summarise(config_of(shallow_sd1, tiny_images, tmp_path, finetuned)).lines())
     assert lines["previews"] == f"{PROMPT}; on {finetuned}, loaded each time beside the model that is trained"
